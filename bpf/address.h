@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* 16-byte addresses in network order; IPv4 travels as ::ffff:a.b.c.d so that maps need one key shape. */
+#ifndef SIDESTEP_ADDRESS_H
+#define SIDESTEP_ADDRESS_H
+
+#define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_TCP 6
+
+#define LOOPBACK4 0x7f000001 /* 127.0.0.1, host order */
+#define INBOUND_SOURCE4 0x7f000006 /* 127.0.0.6: where Istio's inbound clusters and probes dial from (::6 in IPv6) */
+
+#define swap16(x) __builtin_bswap16(x)
+#define swap32(x) __builtin_bswap32(x)
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "sidestep is built for little-endian machines (x86-64, arm64)"
+#endif
+#define MAPPED_WORD swap32(0x0000ffff)
+
+static __always_inline struct address address_of_ip4(__be32 ip4)
+{
+    struct address a = {.word = {0, 0, MAPPED_WORD, ip4}};
+    return a;
+}
+
+/* Reads a context field exactly as written: the verifier refuses reads merged into a wider one. */
+#define FIELD(lvalue) (*(volatile __typeof__(lvalue) *)&(lvalue))
+
+/*
+ * The address of a packet or socket of either family. All fields are read before the choice: reads in two branches get
+ * merged into one through a moved context pointer, which the verifier refuses. The other family's fields read as zero.
+ */
+static __always_inline struct address address_of_family(__u32 family, __be32 ip4, __be32 a, __be32 b, __be32 c, __be32 d)
+{
+    struct address ip6 = {.word = {a, b, c, d}};
+
+    return family == AF_INET ? address_of_ip4(ip4) : ip6;
+}
+
+static __always_inline bool is_mapped(const struct address *a)
+{
+    return a->word[0] == 0 && a->word[1] == 0 && a->word[2] == MAPPED_WORD;
+}
+
+static __always_inline bool is_zero(const struct address *a)
+{
+    return !(a->word[0] | a->word[1] | a->word[2] | a->word[3]);
+}
+
+/* 127/8 or ::1; the unspecified address counts, the kernel connects it to itself. */
+static __always_inline bool is_loopback(const struct address *a)
+{
+    if (is_mapped(a))
+        return a->word[3] == 0 || (a->word[3] & swap32(0xff000000)) == swap32(0x7f000000);
+    return a->word[0] == 0 && a->word[1] == 0 && a->word[2] == 0 && (a->word[3] & ~swap32(1)) == 0;
+}
+
+/* exactly 127.0.0.1 or ::1, or the unspecified address */
+static __always_inline bool is_first_loopback(const struct address *a)
+{
+    if (is_mapped(a))
+        return a->word[3] == 0 || a->word[3] == swap32(LOOPBACK4);
+    return is_loopback(a);
+}
+
+static __always_inline bool is_inbound_source(const struct address *a)
+{
+    if (is_mapped(a))
+        return a->word[3] == swap32(INBOUND_SOURCE4);
+    return a->word[0] == 0 && a->word[1] == 0 && a->word[2] == 0 && a->word[3] == swap32(6);
+}
+
+#endif

@@ -1,0 +1,25 @@
+"""The root of every error a user of sidestep can meet, and those of the kernel half.
+
+Each message is one sentence that names the thing, its value, and what would be right;
+the command line and the CNI server print it as it stands.
+"""
+
+
+class SidestepError(Exception):
+    """Anything sidestep refuses or fails at, with a message meant for the operator."""
+
+
+class CompileFailed(SidestepError):
+    """The BPF programs did not compile or the kernel's verifier refused them."""
+
+
+class KernelRefused(SidestepError):
+    """A bpf(2), setns(2) or socket call failed; the message names the call and the errno."""
+
+
+class NotAttached(SidestepError):
+    """The pins that `sidestep attach` makes are not there, or belong to another layout."""
+
+
+class TableFull(SidestepError):
+    """A BPF map has reached its size; the message names the map and its limit."""

@@ -1,0 +1,57 @@
+"""What this machine offers: where cgroup2 and bpffs are mounted, and where the programs should be attached."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from bpf.errors import KernelRefused
+
+# kubelet's cgroup, by driver: cgroupfs, systemd; a cgroupRoot puts it one level down
+_KUBEPODS = ("kubepods", "kubepods.slice", "*/kubepods", "*/kubepods.slice")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of mountinfo."""
+
+    path: Path
+    filesystem: str
+
+
+def mounts() -> list[Mount]:
+    """Every mount of this process's namespace (/proc/self/mountinfo, proc(5)), in mount order."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split(" ")
+        kind = fields[fields.index("-") + 1]
+        found.append(Mount(Path(fields[4].encode().decode("unicode_escape")), kind))
+    return found
+
+
+def cgroup2_root() -> Path:
+    """Where cgroup2 is mounted: /sys/fs/cgroup, or /sys/fs/cgroup/unified on hybrid hosts. Raises KernelRefused."""
+    for mount in mounts():
+        if mount.filesystem == "cgroup2":
+            return mount.path
+    raise KernelRefused("cgroup2 is not mounted; mount it: mount -t cgroup2 none /sys/fs/cgroup/unified")
+
+
+def attach_point() -> Path:
+    """The cgroup to attach at: kubelet's when cgroup2 has one, else the root.
+
+    Programs of a child cgroup run before the root's, so below kubepods we see a Service address before a socket
+    load-balancer attached at the root rewrites it, and host daemons pay nothing.
+    """
+    root = cgroup2_root()
+    for pattern in _KUBEPODS:
+        for found in sorted(root.glob(pattern)):
+            if found.is_dir():
+                return found
+    return root
+
+
+def require_bpffs(path: Path) -> None:
+    """Raise KernelRefused unless `path` is a mounted bpffs, the only place pins can be."""
+    real = Path(os.path.realpath(path))
+    if not any(mount.path == real and mount.filesystem == "bpf" for mount in mounts()):
+        raise KernelRefused(f"{path} is no bpffs; mount one: mount -t bpf bpf {path}")

@@ -1,0 +1,190 @@
+"""ctypes mirror of maps.h, in its order; tests/unit/test_layout.py compares the two field by field.
+
+Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d. Names ending in _be are network order, the rest host
+order. A pod is named by its network namespace's cookie.
+"""
+
+import ctypes
+import socket
+from enum import IntEnum, IntFlag
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+U8, U16, U32, U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
+
+OUTBOUND_PORT = 15001
+INBOUND_PORT = 15006
+
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+class PodFlags(IntFlag):
+    """struct pod, flags."""
+
+    IPV6 = 1 << 0
+    OUTBOUND_ALL = 1 << 1
+    INBOUND_ALL = 1 << 2
+    PORT_RULES = 1 << 3
+    NETWORKS = 1 << 4
+    LOOPBACK_INCLUDED = 1 << 5
+
+
+class PortRule(IntFlag):
+    """Values of port_rules."""
+
+    EXCLUDE_OUTBOUND = 1 << 0
+    INCLUDE_OUTBOUND = 1 << 1
+    EXCLUDE_INBOUND = 1 << 2
+    INCLUDE_INBOUND = 1 << 3
+
+
+class NetworkVerdict(IntEnum):
+    """Values of networks."""
+
+    EXCLUDED = 1
+    INCLUDED = 2
+
+
+class Address(ctypes.Structure):
+    """An address of either family, 16 bytes in network order; hashable by its bytes."""
+
+    _fields_ = [("bytes", U8 * 16)]
+
+    @classmethod
+    def of(cls, ip: IPv4Address | IPv6Address | None) -> "Address":
+        """The map form of `ip`; None is all zero, which the programs read as "none"."""
+        if ip is None:
+            return cls()
+        return cls.from_buffer_copy(_MAPPED + ip.packed if ip.version == 4 else ip.packed)
+
+    def ip(self) -> IPv4Address | IPv6Address:
+        """The address as Python's; mapped ones come back as IPv4."""
+        raw = bytes(self.bytes)
+        return IPv4Address(raw[12:]) if raw[:12] == _MAPPED else IPv6Address(raw)
+
+
+class Pod(ctypes.Structure):
+    """One mesh pod: its policy's constants, then who it is."""
+
+    _fields_ = [
+        ("flags", U32),
+        ("proxy_uid", U32),
+        ("proxy_gid", U32),
+        ("addresses", U32),
+        ("port_rules", U32),
+        ("networks", U32),
+        ("source4", Address),
+        ("source6", Address),
+        ("uid", ctypes.c_char * 64),
+        ("name", ctypes.c_char * 256),
+        ("namespace", ctypes.c_char * 64),
+        ("container_id", ctypes.c_char * 136),
+        ("network", ctypes.c_char * 128),
+        ("ifname", ctypes.c_char * 16),
+    ]
+
+
+class Cookie(ctypes.Structure):
+    """Key of pods."""
+
+    _fields_ = [("cookie", U64)]
+
+
+class PortKey(ctypes.Structure):
+    """Key of port_rules."""
+
+    _fields_ = [("cookie", U64), ("port", U16), ("zero16", U16), ("zero32", U32)]
+
+
+class NetworkKey(ctypes.Structure):
+    """Key of networks: 64 bits of cookie, 32 of family, then the prefix."""
+
+    _pack_ = 1
+    _fields_ = [("prefixlen", U32), ("cookie", U64), ("family", U32), ("address", Address)]
+
+    @classmethod
+    def of(cls, cookie: int, network: IPv4Network | IPv6Network) -> "NetworkKey":
+        """The key of a prefix of one pod."""
+        family, mapped_bits = (socket.AF_INET, 96) if network.version == 4 else (socket.AF_INET6, 0)
+        bits = 64 + 32 + mapped_bits + network.prefixlen
+        return cls(bits, cookie, family, Address.of(network.network_address))
+
+
+class Owner(ctypes.Structure):
+    """Whose address it is."""
+
+    _fields_ = [("cookie", U64), ("ifindex", U32), ("zero32", U32)]
+
+
+class ListenerKey(ctypes.Structure):
+    """Key of listeners."""
+
+    _fields_ = [("cookie", U64), ("port", U16), ("slot", U16), ("zero32", U32)]
+
+
+class HandshakeKey(ctypes.Structure):
+    """Key of handshakes."""
+
+    _fields_ = [
+        ("cookie", U64),
+        ("client", Address),
+        ("server", Address),
+        ("client_port", U16),
+        ("server_port", U16),
+        ("zero32", U32),
+    ]
+
+
+class Destination(ctypes.Structure):
+    """An original destination."""
+
+    _fields_ = [("address", Address), ("port_be", U16), ("family", U16), ("zero32", U32)]
+
+
+class SocketState(ctypes.Structure):
+    """What a socket carries; user space never reads it."""
+
+    _fields_ = [("original", Destination), ("flags", U32), ("zero32", U32)]
+
+
+class Build(ctypes.Structure):
+    """What is attached and where."""
+
+    _fields_ = [("sources", U8 * 32), ("cgroup", ctypes.c_char * 256)]
+
+
+class Word(ctypes.Structure):
+    """A plain 32-bit key or value."""
+
+    _fields_ = [("word", U32)]
+
+
+class Quad(ctypes.Structure):
+    """A plain 64-bit value."""
+
+    _fields_ = [("quad", U64)]
+
+
+# name → (key, value), the tables user space opens; maps.h says who writes which
+TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
+    "pods": (Cookie, Pod),
+    "addresses": (Address, Owner),
+    "port_rules": (PortKey, Word),
+    "networks": (NetworkKey, Word),
+    "listeners": (ListenerKey, Quad),
+    "handshakes": (HandshakeKey, Destination),
+    "build": (Word, Build),
+}
+
+# the struct of maps.h each mirror stands for; the layout test walks this
+MIRRORS: dict[str, type[ctypes.Structure]] = {
+    "address": Address,
+    "pod": Pod,
+    "port_key": PortKey,
+    "network_key": NetworkKey,
+    "owner": Owner,
+    "listener_key": ListenerKey,
+    "handshake_key": HandshakeKey,
+    "destination": Destination,
+    "socket_state": SocketState,
+    "build": Build,
+}

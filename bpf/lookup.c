@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * sk_lookup, one link per pod netns: inbound steering.
+ *
+ * Runs for packets that no connected socket takes, which is to say SYNs. SK_PASS without an assigned socket lets the
+ * kernel look up as usual; captured but nobody listening is SK_DROP, for which the client gets a RST: never fall
+ * through to the application. The accepted socket's local address is the original destination; there is no NAT.
+ *
+ * This program type has neither netns cookie nor socket storage: the pod is found by its own address, which is the
+ * packet's destination. ingress_ifindex does not tell self-calls apart (it names the NIC), the source address does.
+ */
+
+static __always_inline struct address packet_local(struct bpf_sk_lookup *ctx)
+{
+    return address_of_family(ctx->family, FIELD(ctx->local_ip4), FIELD(ctx->local_ip6[0]), FIELD(ctx->local_ip6[1]),
+                             FIELD(ctx->local_ip6[2]), FIELD(ctx->local_ip6[3]));
+}
+
+static __always_inline struct address packet_remote(struct bpf_sk_lookup *ctx)
+{
+    return address_of_family(ctx->family, FIELD(ctx->remote_ip4), FIELD(ctx->remote_ip6[0]), FIELD(ctx->remote_ip6[1]),
+                             FIELD(ctx->remote_ip6[2]), FIELD(ctx->remote_ip6[3]));
+}
+
+/* Any live listener of the pod's proxy; one of another family than the packet's refuses the assignment. */
+static __always_inline int steer_to_proxy(struct bpf_sk_lookup *ctx, __u64 cookie)
+{
+    struct listener_key key = {.cookie = cookie, .port = INBOUND_PORT};
+    struct bpf_sock *sk;
+    int refused;
+
+    for (int slot = 0; slot < LISTENER_SLOTS; slot++) {
+        key.slot = slot;
+        sk = (struct bpf_sock *)listeners.lookup(&key);
+        if (!sk)
+            continue;
+        refused = bpf_sk_assign(ctx, sk, 0);
+        bpf_sk_release(sk);
+        if (!refused)
+            return SK_PASS;
+    }
+    return SK_DROP;
+}
+
+int ss_sk_lookup(struct bpf_sk_lookup *ctx)
+{
+    struct address local, remote;
+    struct owner *owner;
+    struct pod *pod;
+    __u64 cookie;
+
+    if (ctx->protocol != IPPROTO_TCP)
+        return SK_PASS;
+    local = packet_local(ctx);
+    remote = packet_remote(ctx);
+    if (is_loopback(&local) || is_loopback(&remote) || is_inbound_source(&remote))
+        return SK_PASS;
+    owner = addresses.lookup(&local);
+    if (!owner)
+        return SK_PASS;
+    cookie = owner->cookie;
+    pod = pods.lookup(&cookie);
+    if (!pod || (ctx->family == AF_INET6 && !(pod->flags & POD_IPV6)))
+        return SK_PASS;
+    if (is_own_address(cookie, &remote))
+        return SK_PASS;
+    if (decide_inbound(pod->flags, ctx->local_port, rules_of_port(pod, cookie, ctx->local_port)) == VERDICT_PASS)
+        return SK_PASS;
+    return steer_to_proxy(ctx, cookie);
+}

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * cgroup/getsockopt: answers SO_ORIGINAL_DST (SOL_IP) and IP6T_SO_ORIGINAL_DST (SOL_IPV6), which is how the proxy and
+ * istio-validation learn where a connection was meant to go.
+ *
+ * Runs after the kernel's own getsockopt and on every getsockopt below the cgroup, so everything else returns at once.
+ * A connected socket of an enrolled pod that was not redirected is answered with its own local address, as conntrack
+ * does; Envoy's black-hole chains rely on it. Returns 1: the value in retval stands.
+ */
+
+#define SOL_IP 0
+#define SOL_IPV6 41
+#define ORIGINAL_DST 80 /* SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST (uapi/linux/netfilter_ipv4.h, ipv6) */
+#define OPTLEN_MAX 4096 /* the kernel hands us at most a page; Documentation/bpf/prog_cgroup_sockopt.rst */
+#define TCP_CLOSE 7
+#define TCP_LISTEN 10
+
+struct sockaddr4 {
+    __u16 family;
+    __be16 port_be;
+    __be32 ip4;
+    __u64 zero;
+};
+
+struct sockaddr6 {
+    __u16 family;
+    __be16 port_be;
+    __be32 flowinfo;
+    struct address address;
+    __u32 scope;
+};
+
+static __always_inline void local_destination(struct bpf_sock *sk, struct destination *to)
+{
+    if (sk->family == AF_INET) {
+        to->address = address_of_ip4(sk->src_ip4);
+    } else {
+        to->address.word[0] = sk->src_ip6[0];
+        to->address.word[1] = sk->src_ip6[1];
+        to->address.word[2] = sk->src_ip6[2];
+        to->address.word[3] = sk->src_ip6[3];
+    }
+    to->port_be = swap16(sk->src_port);
+    to->family = is_mapped(&to->address) ? AF_INET : AF_INET6;
+}
+
+/* The two context fields lie side by side; volatile keeps the compiler from storing both at once, which is refused. */
+static __always_inline void answer(struct bpf_sockopt *ctx, __u32 length)
+{
+    *(volatile __s32 *)&ctx->optlen = length;
+    *(volatile __s32 *)&ctx->retval = 0;
+}
+
+static __always_inline int answer4(struct bpf_sockopt *ctx, const struct destination *to)
+{
+    struct sockaddr4 *out = ctx->optval;
+
+    if ((void *)(out + 1) > ctx->optval_end || to->family != AF_INET)
+        return ALLOW;
+    out->family = AF_INET;
+    out->port_be = to->port_be;
+    out->ip4 = to->address.word[3];
+    out->zero = 0;
+    answer(ctx, sizeof(*out));
+    return ALLOW;
+}
+
+static __always_inline int answer6(struct bpf_sockopt *ctx, const struct destination *to)
+{
+    struct sockaddr6 *out = ctx->optval;
+
+    if ((void *)(out + 1) > ctx->optval_end || to->family != AF_INET6)
+        return ALLOW;
+    out->family = AF_INET6;
+    out->port_be = to->port_be;
+    out->flowinfo = 0;
+    out->address = to->address;
+    out->scope = 0;
+    answer(ctx, sizeof(*out));
+    return ALLOW;
+}
+
+int ss_getsockopt(struct bpf_sockopt *ctx)
+{
+    struct destination to = {};
+    struct socket_state *state;
+    struct bpf_sock *sk;
+    __u64 cookie;
+
+    if (ctx->optname != ORIGINAL_DST || (ctx->level != SOL_IP && ctx->level != SOL_IPV6)) {
+        /* Kernels before 6.5 fail a getsockopt longer than a page with EFAULT unless a program says 0: hands off. */
+        if (ctx->optlen > OPTLEN_MAX)
+            ctx->optlen = 0;
+        return ALLOW;
+    }
+    cookie = bpf_get_netns_cookie(ctx);
+    sk = ctx->sk;
+    if (!sk || !pods.lookup(&cookie))
+        return ALLOW;
+    if (sk->protocol != IPPROTO_TCP || sk->state == TCP_CLOSE || sk->state == TCP_LISTEN)
+        return ALLOW;
+
+    state = sockets.sk_storage_get(sk, 0, 0);
+    if (state && state->flags & (SOCKET_ACCEPTED | SOCKET_CAPTURED))
+        to = state->original;
+    else
+        local_destination(sk, &to);
+    return ctx->level == SOL_IP ? answer4(ctx, &to) : answer6(ctx, &to);
+}

@@ -1,0 +1,149 @@
+"""libbpf through ctypes: the bpf(2) calls the rest of this folder is made of.
+
+BCC knows neither links nor pins of every kind, and keeps a compiler resident; libbpf.so.1 is a few hundred kilobytes.
+Every function raises KernelRefused with the call, its object and errno's text; a few take the errnos the caller expects.
+"""
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+from bpf.errors import KernelRefused
+
+_LIBBPF = ctypes.CDLL("libbpf.so.1", use_errno=True)
+_LIBBPF.bpf_obj_get.argtypes = [ctypes.c_char_p]
+_LIBBPF.bpf_obj_pin.argtypes = [ctypes.c_int, ctypes.c_char_p]
+_LIBBPF.bpf_map_lookup_elem.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+_LIBBPF.bpf_map_update_elem.argtypes = [
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_uint64,
+]
+_LIBBPF.bpf_map_delete_elem.argtypes = [ctypes.c_int, ctypes.c_void_p]
+_LIBBPF.bpf_map_get_next_key.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+_LIBBPF.bpf_map_lookup_batch.argtypes = [ctypes.c_int] + [ctypes.c_void_p] * 6
+_LIBBPF.bpf_link_create.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+_LIBBPF.bpf_link_update.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+_LIBBPF.bpf_obj_get_info_by_fd.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+
+BPF_ANY = 0  # uapi/linux/bpf.h: create or replace
+
+
+class MapInfo(ctypes.Structure):
+    """The head of struct bpf_map_info (uapi/linux/bpf.h)."""
+
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("key_size", ctypes.c_uint32),
+        ("value_size", ctypes.c_uint32),
+        ("max_entries", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+        ("name", ctypes.c_char * 16),
+    ]
+
+
+class LinkInfo(ctypes.Structure):
+    """The head of struct bpf_link_info; for a netns link `target` is the namespace's inode, 0 once it is gone."""
+
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("target", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
+        ("room", ctypes.c_uint8 * 64),
+    ]
+
+
+def refused(call: str, subject: object, number: int) -> KernelRefused:
+    """The error for a failed call; `number` is a positive errno."""
+    hint = {
+        errno.EPERM: "; run as root with CAP_BPF and CAP_NET_ADMIN",
+        errno.EBUSY: "; another program is attached there exclusively",
+    }.get(number, "")
+    error = KernelRefused(f"{call}({subject}): {os.strerror(number)}{hint}")
+    error.errno = number  # type: ignore[attr-defined]
+    return error
+
+
+def _checked(call: str, subject: object, result: int) -> int:
+    if result < 0:
+        raise refused(call, subject, ctypes.get_errno() or -result)
+    return result
+
+
+def open_pin(path: Path) -> int:
+    """A file descriptor of the pinned map, program or link at `path`; the caller closes it."""
+    return _checked("bpf_obj_get", path, _LIBBPF.bpf_obj_get(os.fsencode(path)))
+
+
+def pin(fd: int, path: Path) -> None:
+    """Pin the object behind `fd` at `path`, which must be on a bpffs and free."""
+    _checked("bpf_obj_pin", path, _LIBBPF.bpf_obj_pin(fd, os.fsencode(path)))
+
+
+def create_link(program_fd: int, target_fd: int, attach_type: int, subject: object) -> int:
+    """Attach a program to a cgroup or network namespace (multi-attach, never exclusive); returns the link's fd."""
+    made = _LIBBPF.bpf_link_create(program_fd, target_fd, attach_type, None)
+    return _checked("bpf_link_create", subject, made)
+
+
+def update_link(link_fd: int, program_fd: int, subject: object) -> None:
+    """Swap the program of a link in place: no packet or call sees a moment without one."""
+    _checked("bpf_link_update", subject, _LIBBPF.bpf_link_update(link_fd, program_fd, None))
+
+
+def link_info(link_fd: int) -> LinkInfo:
+    """What a link is and where it is attached."""
+    info = LinkInfo()
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    result = _LIBBPF.bpf_obj_get_info_by_fd(link_fd, ctypes.byref(info), ctypes.byref(size))
+    _checked("bpf_obj_get_info_by_fd", "link", result)
+    return info
+
+
+def map_info(map_fd: int) -> MapInfo:
+    """Type, key, value and table size of a map."""
+    info = MapInfo()
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    result = _LIBBPF.bpf_obj_get_info_by_fd(map_fd, ctypes.byref(info), ctypes.byref(size))
+    _checked("bpf_obj_get_info_by_fd", "map", result)
+    return info
+
+
+def map_lookup(map_fd: int, key: ctypes.Structure, value: ctypes.Structure) -> bool:
+    """Read the entry of `key` into `value`; False when there is none."""
+    result = _LIBBPF.bpf_map_lookup_elem(map_fd, ctypes.byref(key), ctypes.byref(value))
+    if result < 0 and ctypes.get_errno() == errno.ENOENT:
+        return False
+    _checked("bpf_map_lookup_elem", map_fd, result)
+    return True
+
+
+def map_update(map_fd: int, key: ctypes.Structure, value: ctypes.Structure) -> int:
+    """Create or replace an entry. Returns 0 or the errno, of which callers know E2BIG (full) and ENOMEM."""
+    result = _LIBBPF.bpf_map_update_elem(map_fd, ctypes.byref(key), ctypes.byref(value), BPF_ANY)
+    return (ctypes.get_errno() or -result) if result < 0 else 0
+
+
+def map_delete(map_fd: int, key: ctypes.Structure) -> bool:
+    """Remove an entry; False when there was none."""
+    result = _LIBBPF.bpf_map_delete_elem(map_fd, ctypes.byref(key))
+    if result < 0 and ctypes.get_errno() == errno.ENOENT:
+        return False
+    _checked("bpf_map_delete_elem", map_fd, result)
+    return True
+
+
+def map_next_key(map_fd: int, key: ctypes.Structure | None, found: ctypes.Structure) -> bool:
+    """Step to the key after `key` (None: the first); False at the end."""
+    start = None if key is None else ctypes.byref(key)
+    result = _LIBBPF.bpf_map_get_next_key(map_fd, start, ctypes.byref(found))
+    if result < 0 and ctypes.get_errno() == errno.ENOENT:
+        return False
+    _checked("bpf_map_get_next_key", map_fd, result)
+    return True

@@ -1,0 +1,111 @@
+"""Typed views of the pinned maps. One Tables object per process; safe to use from many threads, each call is one syscall.
+
+A full map raises TableFull with its name and limit. Scans read keys in batches and skip entries that vanish meanwhile.
+"""
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+from bpf import syscalls
+from bpf.errors import TableFull
+from bpf.layout import (
+    TABLES,
+    Address,
+    Cookie,
+    Destination,
+    HandshakeKey,
+    ListenerKey,
+    NetworkKey,
+    Owner,
+    Pod,
+    PortKey,
+    Quad,
+    Word,
+)
+from bpf.links import Pins
+
+Key = TypeVar("Key", bound=ctypes.Structure)
+Value = TypeVar("Value", bound=ctypes.Structure)
+
+
+class Table(Generic[Key, Value]):
+    """One pinned map."""
+
+    def __init__(self, pins: Pins, name: str) -> None:
+        self.name = name
+        self._fd = pins.open_map(name)
+        self._key, self._value = TABLES[name]
+
+    def close(self) -> None:
+        """Close the descriptor; the pin stays."""
+        os.close(self._fd)
+
+    def get(self, key: Key) -> Value | None:
+        """The entry of `key`, or None."""
+        value = self._value()
+        return value if syscalls.map_lookup(self._fd, key, value) else None  # type: ignore[return-value]
+
+    def put(self, key: Key, value: Value) -> None:
+        """Create or replace. Raises TableFull when there is no room."""
+        number = syscalls.map_update(self._fd, key, value)
+        if number in (errno.E2BIG, errno.ENOSPC):
+            limit = syscalls.map_info(self._fd).max_entries
+            raise TableFull(
+                f"BPF map {self.name} is full at {limit} entries; fewer pods or rules on this node"
+            )
+        if number:
+            raise syscalls.refused("bpf_map_update_elem", self.name, number)
+
+    def remove(self, key: Key) -> bool:
+        """Delete; False when there was none."""
+        return syscalls.map_delete(self._fd, key)
+
+    def keys(self) -> Iterator[Key]:
+        """Every key, in no order; an entry added or removed meanwhile may or may not appear."""
+        current: ctypes.Structure | None = None
+        while True:
+            following = self._key()
+            if not syscalls.map_next_key(self._fd, current, following):
+                return
+            yield following  # type: ignore[misc]
+            current = following
+
+    def items(self) -> Iterator[tuple[Key, Value]]:
+        """Every entry that still exists when it is read."""
+        for key in self.keys():
+            value = self.get(key)
+            if value is not None:
+                yield key, value
+
+
+class Tables:
+    """All the maps user space touches."""
+
+    def __init__(self, pins: Pins) -> None:
+        self.pods: Table[Cookie, Pod] = Table(pins, "pods")
+        self.addresses: Table[Address, Owner] = Table(pins, "addresses")
+        self.port_rules: Table[PortKey, Word] = Table(pins, "port_rules")
+        self.networks: Table[NetworkKey, Word] = Table(pins, "networks")
+        self.listeners: Table[ListenerKey, Quad] = Table(pins, "listeners")
+        self.handshakes: Table[HandshakeKey, Destination] = Table(pins, "handshakes")
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        for table in (
+            self.pods,
+            self.addresses,
+            self.port_rules,
+            self.networks,
+            self.listeners,
+            self.handshakes,
+        ):
+            table.close()
+
+    def __enter__(self) -> "Tables":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
