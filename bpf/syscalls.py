@@ -1,7 +1,7 @@
 """libbpf through ctypes: the bpf(2) calls the rest of this folder is made of.
 
-BCC knows neither links nor pins of every kind, and keeps a compiler resident; libbpf.so.1 is a few hundred kilobytes.
-Every function raises KernelRefused with the call, its object and errno's text; a few take the errnos the caller expects.
+BCC knows neither links nor pins of every kind, and keeps a compiler resident; libbpf.so.1 is small.
+Every function raises KernelRefused with the call, its object and errno's text.
 """
 
 import ctypes
@@ -63,6 +63,7 @@ def refused(call: str, subject: object, number: int) -> KernelRefused:
     """The error for a failed call; `number` is a positive errno."""
     hint = {
         errno.EPERM: "; run as root with CAP_BPF and CAP_NET_ADMIN",
+        errno.EBADF: "; give a cgroup2 directory",
         errno.EBUSY: "; another program is attached there exclusively",
     }.get(number, "")
     error = KernelRefused(f"{call}({subject}): {os.strerror(number)}{hint}")

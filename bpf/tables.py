@@ -1,4 +1,6 @@
-"""Typed views of the pinned maps. One Tables object per process; safe to use from many threads, each call is one syscall.
+"""Typed views of the pinned maps. One Tables object per process.
+
+Safe to use from many threads: each call is one syscall.
 
 A full map raises TableFull with its name and limit. Scans read keys in batches and skip entries that vanish meanwhile.
 """
@@ -25,7 +27,7 @@ from bpf.layout import (
     Quad,
     Word,
 )
-from bpf.links import Pins
+from bpf.pins import Pins
 
 Key = TypeVar("Key", bound=ctypes.Structure)
 Value = TypeVar("Value", bound=ctypes.Structure)
@@ -53,9 +55,7 @@ class Table(Generic[Key, Value]):
         number = syscalls.map_update(self._fd, key, value)
         if number in (errno.E2BIG, errno.ENOSPC):
             limit = syscalls.map_info(self._fd).max_entries
-            raise TableFull(
-                f"BPF map {self.name} is full at {limit} entries; fewer pods or rules on this node"
-            )
+            raise TableFull(f"BPF map {self.name} is full at {limit} entries; fewer pods or rules on this node")
         if number:
             raise syscalls.refused("bpf_map_update_elem", self.name, number)
 
@@ -63,7 +63,7 @@ class Table(Generic[Key, Value]):
         """Delete; False when there was none."""
         return syscalls.map_delete(self._fd, key)
 
-    def keys(self) -> Iterator[Key]:
+    def every_key(self) -> Iterator[Key]:
         """Every key, in no order; an entry added or removed meanwhile may or may not appear."""
         current: ctypes.Structure | None = None
         while True:
@@ -73,9 +73,9 @@ class Table(Generic[Key, Value]):
             yield following  # type: ignore[misc]
             current = following
 
-    def items(self) -> Iterator[tuple[Key, Value]]:
+    def every(self) -> Iterator[tuple[Key, Value]]:
         """Every entry that still exists when it is read."""
-        for key in self.keys():
+        for key in self.every_key():
             value = self.get(key)
             if value is not None:
                 yield key, value

@@ -1,0 +1,68 @@
+# sidestep. `make demo` and `make test` do their own set-up on a fresh Debian 12, as root.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON := .venv/bin/python
+SHIM := build/sidestep-cni
+DEBIAN := python3-venv python3-bpfcc libbpf1 gcc libc6-dev libjansson-dev \
+          containernetworking-plugins iproute2 util-linux curl iptables
+# Two cores: unit, datapath and node tests each make a lab of their own, so they run side by side.
+WORKERS ?= 2
+
+help:
+	@echo 'make demo [KEEP=1]  a small mesh on this machine, and who got each connection'
+	@echo 'make test           every test, with lint and types'
+	@echo 'make lint           ruff, mypy --strict, import-linter'
+	@echo 'make bench-cni      a whole ADD through the shim beside iptables-restore, interleaved'
+	@echo 'make bench-agent    how long a cold start, a warm start and a swap of the programs take'
+	@echo 'make shim           build/sidestep-cni, static'
+	@echo 'make clean          remove what make made; labs of dead owners with it'
+
+setup: .venv/.installed
+
+# One line a step; the packages' own chatter goes to build/setup.log, which is shown when a step fails.
+.venv/.installed: pyproject.toml Makefile
+	@mkdir -p build
+	@missing=$$(dpkg-query -W -f='$${Package} $${Status}\n' $(DEBIAN) 2>/dev/null \
+	    | awk '/ok installed/ {print $$1}' | sort | comm -13 - <(printf '%s\n' $(DEBIAN) | sort)); \
+	if [ -n "$$missing" ]; then \
+	    echo "setup: installing Debian packages:" $$missing; \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; } \
+	        > build/setup.log 2>&1 < /dev/null || { tail -20 build/setup.log; exit 1; }; \
+	fi
+	@echo 'setup: making .venv from the distribution'"'"'s python3'
+	@/usr/bin/python3 -m venv --system-site-packages .venv > build/setup.log 2>&1 || { tail -20 build/setup.log; exit 1; }
+	@echo 'setup: installing Python packages'
+	@{ $(PYTHON) -m pip install -q --upgrade 'pip>=25.1' && \
+	   $(PYTHON) -m pip install -q --group run --group test --group lint; } \
+	    > build/setup.log 2>&1 || { tail -20 build/setup.log; exit 1; }
+	@touch $@
+
+shim: setup
+	@$(MAKE) --no-print-directory -C cni/shim
+
+demo: setup shim
+	@$(PYTHON) -m tests.lab.demo $(if $(KEEP),--keep)
+
+test: setup shim lint
+	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/unit tests/datapath tests/node
+
+lint: setup
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+	@.venv/bin/lint-imports --no-cache | tail -3
+
+bench-cni: setup shim
+	@$(PYTHON) -m tests.bench.cni
+
+bench-agent: setup
+	@$(PYTHON) -m tests.bench.agent
+
+clean:
+	@if [ -x $(PYTHON) ]; then $(PYTHON) -m tests.lab.clean; fi
+	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: help setup shim demo test lint bench-cni bench-agent clean

@@ -1,0 +1,162 @@
+"""Attaching the programs: from nothing, not at all when nothing has changed, or in place when the sources have.
+
+Everything is made in a directory of its own and renamed when complete, so a crash leaves either nothing or all of it.
+"""
+
+import ctypes
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from enum import StrEnum
+from pathlib import Path
+
+from bpf import syscalls
+from bpf.compiler import CGROUP_HOOKS, HOOKS, NETNS_HOOK, compile_and_pin, sources_digest
+from bpf.errors import KernelRefused
+from bpf.kernel import require_bpffs
+from bpf.layout import TABLES, Build, Word
+from bpf.pins import Descriptor, Pins
+
+
+class Outcome(StrEnum):
+    """What an attach had to do."""
+
+    UNCHANGED = "unchanged"
+    ATTACHED = "attached"
+    SWAPPED = "swapped"
+
+
+def attach(pins: Pins, cgroup: Path) -> Outcome:
+    """Make the programs of this source tree the attached ones, doing as little as possible.
+
+    Same sources and cgroup as last time: nothing is compiled or attached. Other sources: the new programs replace the
+    old on their existing links, maps and live connections stay. Raises CompileFailed, KernelRefused, NotAttached.
+    """
+    require_bpffs(pins.bpffs)
+    with _exclusively(pins.bpffs):
+        _clear_leftovers(pins)
+        if not pins.root.exists():
+            _attach_fresh(pins, cgroup)
+            return Outcome.ATTACHED
+        if _recorded(pins) == (sources_digest(), str(cgroup)) and is_complete(pins):
+            return Outcome.UNCHANGED
+        _swap(pins, cgroup)
+        return Outcome.SWAPPED
+
+
+def detach(pins: Pins) -> bool:
+    """Remove every link, program and map of ours; False when there was nothing. Live connections go on."""
+    require_bpffs(pins.bpffs)
+    with _exclusively(pins.bpffs):
+        if not pins.top.exists():
+            return False
+        # links first: a capture that stops must stop as a whole before its tables go
+        for directory in (pins.netns, pins.links):
+            shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(pins.top)
+        return True
+
+
+def is_complete(pins: Pins) -> bool:
+    """Whether every program and global link is pinned."""
+    return all((pins.links / hook.name).exists() for hook in CGROUP_HOOKS) and all(
+        (pins.programs / hook.name).exists() for hook in HOOKS
+    )
+
+
+@contextmanager
+def _exclusively(bpffs: Path) -> Iterator[None]:
+    """One attach or detach at a time on this bpffs; the lock goes with the process."""
+    with Descriptor(os.open(bpffs, os.O_RDONLY | os.O_DIRECTORY)) as directory:
+        fcntl.flock(directory.fd, fcntl.LOCK_EX)
+        yield
+
+
+def _clear_leftovers(pins: Pins) -> None:
+    for leftover in pins.top.glob("new-*") if pins.top.exists() else ():
+        shutil.rmtree(leftover)
+
+
+def _attach_fresh(pins: Pins, cgroup: Path) -> None:
+    fresh = pins.top / f"new-{os.getpid()}"
+    for name in ("maps", "programs", "links", "netns"):
+        (fresh / name).mkdir(parents=True, mode=0o700)
+    try:
+        compile_and_pin(fresh / "maps", fresh / "programs")
+        _link_cgroup(fresh / "programs", fresh / "links", cgroup)
+        _record(fresh / "maps", cgroup)
+        fresh.rename(pins.root)
+    except BaseException:
+        shutil.rmtree(fresh)
+        raise
+
+
+def _swap(pins: Pins, cgroup: Path) -> None:
+    for name in TABLES:  # a table of another shape must not meet the new programs
+        os.close(pins.open_map(name))
+    fresh = pins.top / f"new-{os.getpid()}"
+    fresh.mkdir(mode=0o700)
+    try:
+        compile_and_pin(pins.maps, fresh)
+        moved = _recorded(pins)[1] != str(cgroup)
+        for hook in CGROUP_HOOKS:
+            _relink(fresh / hook.name, pins.links / hook.name, hook.attach_type, cgroup, moved)
+        with Descriptor(syscalls.open_pin(fresh / NETNS_HOOK.name)) as steering:
+            for path in pins.netns.iterdir():
+                with Descriptor(syscalls.open_pin(path)) as link, suppress(KernelRefused):
+                    # refused only for a namespace that is gone, whose link is dead anyway
+                    syscalls.update_link(link.fd, steering.fd, path)
+        for hook in HOOKS:
+            (fresh / hook.name).rename(pins.programs / hook.name)
+        for stale in {p.name for p in pins.links.iterdir()} - {h.name for h in CGROUP_HOOKS}:
+            (pins.links / stale).unlink()
+        _record(pins.maps, cgroup)
+    finally:
+        shutil.rmtree(fresh)
+
+
+def _relink(program: Path, pinned: Path, attach_type: int, cgroup: Path, moved: bool) -> None:
+    """Point an existing link at the new program, or make one where there is none or the cgroup has changed."""
+    with Descriptor(syscalls.open_pin(program)) as new:
+        if pinned.exists() and not moved:
+            with Descriptor(syscalls.open_pin(pinned)) as link:
+                syscalls.update_link(link.fd, new.fd, pinned)
+            return
+        made = _create_cgroup_link(new.fd, cgroup, attach_type)
+        with Descriptor(made) as link:
+            replacement = program.with_name(f"{program.name}-link")
+            syscalls.pin(link.fd, replacement)
+            replacement.rename(pinned)
+
+
+def _link_cgroup(programs: Path, links: Path, cgroup: Path) -> None:
+    for hook in CGROUP_HOOKS:
+        with Descriptor(syscalls.open_pin(programs / hook.name)) as program:
+            made = _create_cgroup_link(program.fd, cgroup, hook.attach_type)
+            with Descriptor(made) as link:
+                syscalls.pin(link.fd, links / hook.name)
+
+
+def _create_cgroup_link(program_fd: int, cgroup: Path, attach_type: int) -> int:
+    try:
+        directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise KernelRefused(f"cgroup {cgroup}: {error.strerror}; give a cgroup2 directory") from error
+    with Descriptor(directory):
+        return syscalls.create_link(program_fd, directory, attach_type, cgroup)
+
+
+def _record(maps: Path, cgroup: Path) -> None:
+    build = Build((ctypes.c_uint8 * 32)(*sources_digest()), str(cgroup).encode())
+    with Descriptor(syscalls.open_pin(maps / "build")) as table:
+        if number := syscalls.map_update(table.fd, Word(0), build):
+            raise syscalls.refused("bpf_map_update_elem", "build", number)
+
+
+def _recorded(pins: Pins) -> tuple[bytes, str]:
+    build = Build()
+    with Descriptor(pins.open_map("build")) as table:
+        syscalls.map_lookup(table.fd, Word(0), build)
+    return bytes(build.sources), build.cgroup.decode()

@@ -1,0 +1,218 @@
+"""Istio's annotations → CapturePolicy. Every default, syntax and refusal is in this module.
+
+An absent annotation takes its default; a present one counts as it stands, and "" is the empty
+list. A value that Istio refuses fails the Pod here too, and so do the few that pass Istio's own
+check and then fail in iptables-restore.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
+from typing import Literal, cast
+
+from pydantic import BaseModel, ConfigDict, InstanceOf
+
+from cni.errors import InvalidAnnotation
+from cni.pod import PROXY_CONTAINER, Container, Pod, parse_bool
+
+INTERCEPTION_MODE = "sidecar.istio.io/interceptionMode"
+INCLUDE_OUTBOUND_RANGES = "traffic.sidecar.istio.io/includeOutboundIPRanges"
+EXCLUDE_OUTBOUND_RANGES = "traffic.sidecar.istio.io/excludeOutboundIPRanges"
+INCLUDE_OUTBOUND_PORTS = "traffic.sidecar.istio.io/includeOutboundPorts"
+EXCLUDE_OUTBOUND_PORTS = "traffic.sidecar.istio.io/excludeOutboundPorts"
+INCLUDE_INBOUND_PORTS = "traffic.sidecar.istio.io/includeInboundPorts"
+EXCLUDE_INBOUND_PORTS = "traffic.sidecar.istio.io/excludeInboundPorts"
+EXCLUDE_INTERFACES = "traffic.sidecar.istio.io/excludeInterfaces"
+REROUTE_INTERFACES = "istio.io/reroute-virtual-interfaces"
+KUBEVIRT_INTERFACES = "traffic.sidecar.istio.io/kubevirtInterfaces"
+
+DNS_CAPTURE = "ISTIO_META_DNS_CAPTURE"
+DUAL_STACK = "ISTIO_DUAL_STACK"
+INVALID_DROP = "INVALID_DROP"
+
+# user and group of istio-proxy unless its container says otherwise
+PROXY_ID = 1337
+# status (pilot-agent), health and telemetry (Envoy): kubelet and Prometheus always get through
+ALWAYS_EXCLUDED_INBOUND = frozenset((15020, 15021, 15090))
+
+_ALL = "*"
+_DEFAULTS = {
+    INTERCEPTION_MODE: "REDIRECT",
+    INCLUDE_OUTBOUND_RANGES: _ALL,
+    EXCLUDE_OUTBOUND_RANGES: "",
+    INCLUDE_OUTBOUND_PORTS: "",
+    EXCLUDE_OUTBOUND_PORTS: "15020",
+    INCLUDE_INBOUND_PORTS: _ALL,
+    EXCLUDE_INBOUND_PORTS: "15020",
+    EXCLUDE_INTERFACES: "",
+    REROUTE_INTERFACES: "",
+    KUBEVIRT_INTERFACES: "",
+}
+
+# what Go's strings.TrimSpace removes; str.strip() alone would take 0x1c to 0x1f too
+_SPACE = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006"
+    "\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
+# no leading zeros: Istio's own check passes 080, iptables-restore does not
+_PORT = re.compile(r"0|[1-9][0-9]{0,4}")
+_MAX_PORT = 65535
+# the shape of a prefix; keeps out netmasks, zones and spaces, which ipaddress would take
+_RANGE = re.compile(r"[0-9A-Fa-f:.]+/(?:[0-9]|[1-9][0-9]{1,2})")
+# IFNAMSIZ less the NUL
+_INTERFACE = re.compile(r"[a-zA-Z][a-zA-Z0-9_.\-]{0,14}")
+_LONGEST_QUOTE = 80
+
+Mode = Literal["REDIRECT", "TPROXY"]
+Network = IPv4Network | IPv6Network
+
+
+class CapturePolicy(BaseModel):
+    """What to capture for one Pod. Built without arguments: that of a Pod without annotations."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mode: Mode = "REDIRECT"
+    outbound_all: bool = True
+    include_outbound: tuple[InstanceOf[Network], ...] = ()
+    exclude_outbound: tuple[InstanceOf[Network], ...] = ()
+    include_outbound_ports: frozenset[int] = frozenset()
+    exclude_outbound_ports: frozenset[int] = frozenset((15020,))
+    inbound_all: bool = True
+    include_inbound_ports: frozenset[int] = frozenset()
+    exclude_inbound_ports: frozenset[int] = ALWAYS_EXCLUDED_INBOUND
+    exclude_interfaces: tuple[str, ...] = ()
+    reroute_interfaces: tuple[str, ...] = ()
+    proxy_uid: int = PROXY_ID
+    proxy_gid: int = PROXY_ID
+    dns_capture: bool = False
+    dual_stack: bool = False
+    invalid_drop: bool = False
+    loopback_included: bool = False
+
+
+def policy_of(pod: Pod) -> CapturePolicy:
+    """The policy that a Pod's annotations and its proxy container ask for.
+
+    Raises InvalidAnnotation for a value that Istio refuses, and for what this version cannot do.
+    An environment value that is no boolean counts as false, as in Istio.
+    """
+    values = _DEFAULTS | pod.annotations
+    proxy = pod.proxy or Container(name="")
+    outbound_all = values[INCLUDE_OUTBOUND_RANGES] == _ALL
+    inbound_all = values[INCLUDE_INBOUND_PORTS] == _ALL
+    included = [] if outbound_all else _ranges(values, INCLUDE_OUTBOUND_RANGES)
+    excluded = _ranges(values, EXCLUDE_OUTBOUND_RANGES)
+    # the older name is not even looked at once the newer one is there
+    reroute = REROUTE_INTERFACES if REROUTE_INTERFACES in pod.annotations else KUBEVIRT_INTERFACES
+
+    policy = CapturePolicy(
+        mode=_mode(values),
+        outbound_all=outbound_all,
+        include_outbound=tuple(each.network for each in included),
+        exclude_outbound=tuple(each.network for each in excluded),
+        include_outbound_ports=_ports(values, INCLUDE_OUTBOUND_PORTS),
+        exclude_outbound_ports=_ports(values, EXCLUDE_OUTBOUND_PORTS),
+        inbound_all=inbound_all,
+        include_inbound_ports=frozenset() if inbound_all else _ports(values, INCLUDE_INBOUND_PORTS),
+        exclude_inbound_ports=_ports(values, EXCLUDE_INBOUND_PORTS) | ALWAYS_EXCLUDED_INBOUND,
+        exclude_interfaces=_interfaces(values, EXCLUDE_INTERFACES),
+        reroute_interfaces=_interfaces(values, reroute),
+        # 0 means "not set", as in Istio: a proxy that runs as root is known by its group
+        proxy_uid=proxy.security_context.run_as_user or PROXY_ID,
+        proxy_gid=proxy.security_context.run_as_group or PROXY_ID,
+        dns_capture=parse_bool(proxy.env_value(DNS_CAPTURE)) or False,
+        dual_stack=parse_bool(proxy.env_value(DUAL_STACK)) or False,
+        invalid_drop=parse_bool(proxy.env_value(INVALID_DROP)) or False,
+        loopback_included=any(_is_loopback(each.ip) for each in included),
+    )
+    refuse_unsupported(policy)
+    return policy
+
+
+def refuse_unsupported(policy: CapturePolicy) -> None:
+    """Fail a Pod that asks for what Istio can do and this version cannot.
+
+    To capture it half would be worse. A row goes when its feature comes. Raises InvalidAnnotation.
+    """
+    reroute = f"{REROUTE_INTERFACES} (or its older name {KUBEVIRT_INTERFACES})"
+    rows = (
+        (policy.mode == "TPROXY", f"{INTERCEPTION_MODE}: TPROXY", "set it to REDIRECT"),
+        (policy.exclude_interfaces, EXCLUDE_INTERFACES, "leave it empty"),
+        (policy.reroute_interfaces, reroute, "leave it empty"),
+        (policy.dns_capture, f"{PROXY_CONTAINER}'s {DNS_CAPTURE}: true", "set it to false"),
+    )
+    for asked_for, what, instead in rows:
+        if asked_for:
+            raise InvalidAnnotation(f"{what} is not supported by this version of sidestep; remove it or {instead}")
+
+
+def _mode(values: Mapping[str, str]) -> Mode:
+    mode = values[INTERCEPTION_MODE]
+    if mode not in ("REDIRECT", "TPROXY"):
+        raise _invalid(INTERCEPTION_MODE, mode, "an interception mode", "give REDIRECT")
+    return cast(Mode, mode)
+
+
+def _ports(values: Mapping[str, str], key: str) -> frozenset[int]:
+    text = values[key].strip(_SPACE)
+    return frozenset(_port(key, each.strip(_SPACE)) for each in _elements(text))
+
+
+def _port(key: str, text: str) -> int:
+    if not _PORT.fullmatch(text) or int(text) > _MAX_PORT:
+        raise _invalid(key, text, "a port", "give ports 0–65535 separated by commas")
+    return int(text)
+
+
+def _ranges(values: Mapping[str, str], key: str) -> list[IPv4Interface | IPv6Interface]:
+    """Prefixes with the address they were written with: whether that is loopback counts."""
+    return [_range(key, each) for each in _elements(values[key])]
+
+
+def _range(key: str, text: str) -> IPv4Interface | IPv6Interface:
+    try:
+        if _RANGE.fullmatch(text):
+            return IPv6Interface(text) if ":" in text else IPv4Interface(text)
+    except ValueError:
+        pass
+    advice = "give prefixes such as 10.0.0.0/8 separated by commas without spaces"
+    raise _invalid(key, text, "an IP range", advice)
+
+
+def _interfaces(values: Mapping[str, str], key: str) -> tuple[str, ...]:
+    return tuple(_interface(key, each.strip(_SPACE)) for each in _elements(values[key]))
+
+
+def _interface(key: str, text: str) -> str:
+    if not _INTERFACE.fullmatch(text):
+        advice = "give names of 1–15 letters, digits, _ . - that start with a letter"
+        raise _invalid(key, text, "an interface name", advice)
+    return text
+
+
+def _elements(text: str) -> list[str]:
+    return text.split(",") if text else []
+
+
+def _is_loopback(address: IPv4Address | IPv6Address) -> bool:
+    """As Go's netip does, which looks through IPv4-mapped addresses; Python does so from 3.13 on."""
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        return address.ipv4_mapped.is_loopback
+    return address.is_loopback
+
+
+def _invalid(key: str, text: str, what: str, advice: str) -> InvalidAnnotation:
+    shown = text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
+    quoted = json.dumps(shown, ensure_ascii=False)
+    if _DEFAULTS[key] == _ALL:
+        advice += f', or "{_ALL}" alone'
+    return InvalidAnnotation(f"{key}: {quoted} is not {what}; {advice}")

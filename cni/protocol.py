@@ -1,0 +1,138 @@
+"""What shim and agent say to each other, and what a CNI runtime gets to read.
+
+One message each way over a unix stream socket: four bytes of length in network order, then a JSON object. The pod's
+network namespace travels beside the first bytes as a file descriptor, so the agent needs no host mount to see it.
+"""
+
+import json
+import socket
+import struct
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cni.errors import CniError, Code, InvalidRequest
+
+SOCKET_NAME = "cni.sock"
+# the shim takes 1 MiB of configuration; escaped again as JSON it may grow to six times that
+MAX_MESSAGE = 8 << 20
+_LENGTH = struct.Struct("!I")
+NEWEST_VERSION = "1.1.0"
+
+
+class NetworkConfig(BaseModel):
+    """The plugin's object of the conf list, as the runtime hands it over on stdin."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    cni_version: str = Field(alias="cniVersion")
+    name: str
+    type: str
+    prev_result: dict[str, Any] | None = Field(default=None, alias="prevResult")
+    valid_attachments: list[dict[str, str]] | None = Field(default=None, alias="cni.dev/valid-attachments")
+
+
+class Request(BaseModel):
+    """One CNI invocation as the shim passes it on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1]
+    command: Literal["ADD", "DEL", "CHECK", "STATUS", "GC"]
+    container_id: str
+    ifname: str
+    netns: str
+    args: str
+    config: NetworkConfig
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What a chained plugin that adds nothing prints: the previous result, unchanged."""
+        return self.config.prev_result or {"cniVersion": self.config.cni_version}
+
+
+class PodArgs(BaseModel):
+    """The Kubernetes part of CNI_ARGS; empty when the runtime is not kubelet's."""
+
+    model_config = ConfigDict(frozen=True)
+
+    namespace: str = ""
+    name: str = ""
+    uid: str = ""
+
+
+def pod_args(text: str) -> PodArgs:
+    """Parse CNI_ARGS ("K8S_POD_NAME=a;K8S_POD_NAMESPACE=b;…", any order). Raises InvalidRequest."""
+    known = {"K8S_POD_NAME", "K8S_POD_NAMESPACE", "K8S_POD_UID", "K8S_POD_INFRA_CONTAINER_ID"}
+    pairs: dict[str, str] = {}
+    for pair in filter(None, text.split(";")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise InvalidRequest(f'CNI_ARGS: "{pair}" is not KEY=VALUE', code=Code.INVALID_ENVIRONMENT)
+        pairs[key] = value
+    unknown = sorted(set(pairs) - known - {"IgnoreUnknown"})
+    if unknown and pairs.get("IgnoreUnknown", "").lower() not in ("1", "true", "t"):
+        raise InvalidRequest(
+            f"CNI_ARGS: unknown keys {', '.join(unknown)}; give IgnoreUnknown=1 to allow them",
+            code=Code.INVALID_ENVIRONMENT,
+        )
+    return PodArgs(
+        namespace=pairs.get("K8S_POD_NAMESPACE", ""),
+        name=pairs.get("K8S_POD_NAME", ""),
+        uid=pairs.get("K8S_POD_UID", ""),
+    )
+
+
+def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """One whole message and the descriptors that came with it, which the caller closes.
+
+    Raises InvalidRequest for a message that is too long or ends early, TimeoutError when the peer dawdles.
+    """
+    data, descriptors, _, _ = socket.recv_fds(connection, 65536, 1)
+    try:
+        length = None
+        buffer = bytearray(data)
+        while length is None or len(buffer) < length + _LENGTH.size:
+            if length is None and len(buffer) >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(buffer)
+                if not 0 < length <= MAX_MESSAGE:
+                    raise InvalidRequest(f"message of {length} bytes; 1 to {MAX_MESSAGE} are possible")
+                continue
+            chunk = connection.recv(65536)
+            if not chunk:
+                raise InvalidRequest(f"the message ended after {len(buffer)} bytes")
+            buffer += chunk
+    except BaseException:
+        for descriptor in descriptors:
+            socket.close(descriptor)
+        raise
+    return bytes(buffer[_LENGTH.size : _LENGTH.size + length]), descriptors
+
+
+def decode(message: bytes) -> Request:
+    """The request in a message. Raises InvalidRequest naming the field that is wrong."""
+    try:
+        return Request.model_validate_json(message)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "message"
+        raise InvalidRequest(f"{where}: {first['msg']}", code=Code.DECODE_FAILURE) from error
+
+
+def encode(answer: dict[str, Any]) -> bytes:
+    """An answer as it goes over the wire."""
+    body = json.dumps(answer, ensure_ascii=False).encode()
+    return _LENGTH.pack(len(body)) + body
+
+
+def success(output: dict[str, Any] | None) -> dict[str, Any]:
+    """The answer that makes the shim print `output` (nothing for None) and exit 0."""
+    return {"exit": 0, "output": output}
+
+
+def failure(error: CniError, cni_version: str = NEWEST_VERSION) -> dict[str, Any]:
+    """The answer that makes the shim print a CNI error object and exit 1."""
+    output: dict[str, Any] = {"cniVersion": cni_version, "code": int(error.code), "msg": str(error)}
+    if error.details:
+        output["details"] = error.details
+    return {"exit": 1, "output": output}

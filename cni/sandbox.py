@@ -1,0 +1,142 @@
+"""A pod's network namespace, seen from inside: cookie, addresses, interfaces.
+
+The kernel lets a thread, not only a process, enter a namespace. Every visit is a thread of its own that ends inside:
+there is no way back that could fail and leave a worker in the wrong pod.
+"""
+
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TypeVar
+
+from pyroute2 import IPRoute, NetlinkError
+
+from cni.errors import SandboxInvalid
+
+IpAddress = IPv4Address | IPv6Address
+T = TypeVar("T")
+
+_CLONE_NEWNET = 0x40000000  # uapi/linux/sched.h
+_NS_GET_NSTYPE = 0xB703  # uapi/linux/nsfs.h
+_SO_NETNS_COOKIE = 71  # uapi/asm-generic/socket.h, Linux 5.14
+_EEXIST = 17
+_LOOPBACK_INDEX = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+# where Istio's inbound clusters and probes dial from in IPv6; 127.0.0.6 needs no address, ::6 does
+INBOUND_SOURCE6 = IPv6Address("::6")
+
+
+@dataclass(frozen=True)
+class InterfaceAddress:
+    """An address and the interface index it is on."""
+
+    ip: IpAddress
+    ifindex: int
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """What capture needs to know of a pod's namespace. `addresses` is in the kernel's order, loopback left out."""
+
+    cookie: int
+    addresses: tuple[InterfaceAddress, ...]
+
+    def routable(self, version: int) -> IpAddress | None:
+        """The first address of a family (4 or 6) that is not link-local: what the pod is known by."""
+        for address in self.addresses:
+            if address.ip.version == version and not address.ip.is_link_local:
+                return address.ip
+        return None
+
+    def captures_ipv6(self, dual_stack: bool) -> bool:
+        """Whether Istio would capture IPv6 here: always if it is the first family, else only with ISTIO_DUAL_STACK."""
+        if self.routable(6) is None:
+            return False
+        return dual_stack or self.routable(4) is None
+
+
+def require_netns(fd: int) -> None:
+    """Raise SandboxInvalid unless `fd` is a network namespace."""
+    try:
+        kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
+    except OSError as error:
+        raise SandboxInvalid(f"the descriptor passed as CNI_NETNS is no namespace: {error.strerror}") from error
+    if kind != _CLONE_NEWNET:
+        raise SandboxInvalid("the descriptor passed as CNI_NETNS is a namespace, but not a network namespace")
+
+
+def read_sandbox(netns_fd: int) -> Sandbox:
+    """Cookie and addresses of the namespace behind `netns_fd`. Raises SandboxInvalid when it can't be used.
+
+    The cookie is the kernel's name for the namespace (SO_NETNS_COOKIE): unsigned 64-bit, host order, never reused
+    until reboot, and the key of every per-pod map.
+    """
+    require_netns(netns_fd)
+    sandbox = _visit(netns_fd, lambda: Sandbox(own_cookie(), _addresses()))
+    if sandbox.routable(4) is None and sandbox.routable(6) is None:
+        raise SandboxInvalid(
+            "no valid local IP address found in CNI_NETNS; sidestep-cni must come after the plugin that gives the pod "
+            "its address"
+        )
+    return sandbox
+
+
+def add_inbound_source(netns_fd: int) -> None:
+    """Put ::6/128 on the pod's loopback, as Istio does: Envoy's inbound clusters bind it. Harmless when repeated."""
+
+    def add() -> None:
+        with IPRoute() as route:
+            try:
+                route.addr("add", index=_LOOPBACK_INDEX, address=str(INBOUND_SOURCE6), prefixlen=128)
+            except NetlinkError as error:
+                if error.code != _EEXIST:
+                    raise SandboxInvalid(f"cannot add {INBOUND_SOURCE6}/128 to the pod's lo: {error}") from error
+
+    _visit(netns_fd, add)
+
+
+def own_cookie() -> int:
+    """The cookie of the calling thread's own network namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        raw = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+    return int(struct.unpack("=Q", raw)[0])
+
+
+def _addresses() -> tuple[InterfaceAddress, ...]:
+    found = []
+    with IPRoute() as route:
+        for message in route.get_addr():
+            ip = ip_address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
+            # ::6 is on every mesh pod's lo: the programs know it, and an address has one owner
+            if not ip.is_loopback and ip != INBOUND_SOURCE6:
+                found.append(InterfaceAddress(ip, message["index"]))
+    return tuple(found)
+
+
+def _visit(netns_fd: int, work: Callable[[], T]) -> T:
+    """Run `work` in a thread inside the namespace and hand back its result or exception."""
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def inside() -> None:
+        try:
+            if _LIBC.setns(netns_fd, _CLONE_NEWNET) != 0:
+                reason = os.strerror(ctypes.get_errno())
+                raise SandboxInvalid(f"cannot enter the network namespace passed as CNI_NETNS: {reason}")
+            outcome.append(work())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=inside, name="sandbox")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]

@@ -1,0 +1,1 @@
+"""One node's life: the agent, where its Pods come from, and the `sidestep` command."""

@@ -1,0 +1,146 @@
+"""Where Pods come from: here, a directory of ordinary Pod manifests, for nodes without an API server."""
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import yaml
+from pydantic import ValidationError
+
+from cni.errors import PodNotFound
+from cni.pod import Pod
+
+SUFFIXES = (".yaml", ".yml", ".json")
+
+# libyaml's is ten times as fast, but not part of every PyYAML
+_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# what tells a changed file without reading it; ctime, since a chmod may make it readable
+Stamp = tuple[int, int, int, int]
+_GONE: Stamp = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What a file had in it when it was last read."""
+
+    stamp: Stamp
+    pods: tuple[Pod, ...] = ()
+    problem: str = ""
+
+
+class PodDirectory:
+    """Pods from the *.yaml, *.yml and *.json of one directory: `kind: Pod`, or a `kind: List` of them.
+
+    Every find looks at the directory and reads again what has changed, so a manifest may come, change and go at any
+    time. A file that cannot be read or understood counts as empty and is logged, once a change. Safe to use from many
+    threads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._log = structlog.get_logger()
+        self._lock = threading.Lock()
+        self._manifests: dict[str, _Manifest] = {}
+        self._pods: dict[tuple[str, str], list[Pod]] = {}
+
+    def find(self, namespace: str, name: str, uid: str | None) -> Pod:
+        """The Pod of that name; a UID counts where both the caller and the manifest have one.
+
+        Raises PodNotFound, which names the files that could not be read: the Pod may be in one of them.
+        """
+        with self._lock:
+            try:
+                self._refresh()
+            except OSError as error:
+                raise PodNotFound(
+                    f"Pod {namespace}/{name} cannot be looked up: {self.path}: {error.strerror}"
+                ) from error
+            candidates = self._pods.get((namespace, name), [])
+            broken = [file for file, manifest in self._manifests.items() if manifest.problem]
+
+        for pod in candidates:
+            if uid is None or pod.uid is None or pod.uid == uid:
+                return pod
+        raise PodNotFound(self._not_found(namespace, name, uid, candidates, broken))
+
+    def _refresh(self) -> None:
+        stamps = dict(sorted(self._stamps()))
+        changed = {
+            file: self._read(file, stamp)
+            for file, stamp in stamps.items()
+            if file not in self._manifests or self._manifests[file].stamp != stamp
+        }
+        if not changed and len(stamps) == len(self._manifests):
+            return
+        known = self._manifests | changed
+        self._manifests = {file: known[file] for file in stamps}
+        self._pods = {}
+        for manifest in self._manifests.values():
+            for pod in manifest.pods:
+                self._pods.setdefault((pod.namespace, pod.name), []).append(pod)
+
+    def _stamps(self) -> Iterator[tuple[str, Stamp]]:
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                if entry.name.endswith(SUFFIXES):
+                    yield entry.name, _stamp(entry)
+
+    def _read(self, file: str, stamp: Stamp) -> _Manifest:
+        try:
+            return _Manifest(stamp, pods=tuple(_pods_in(self.path / file)))
+        except Exception as error:  # PyYAML raises all sorts; one bad file must not hide the others
+            problem = _sentence(error)
+        self._log.warning("pod manifest ignored", file=str(self.path / file), problem=problem)
+        return _Manifest(stamp, problem=problem)
+
+    def _not_found(self, namespace: str, name: str, uid: str | None, others: list[Pod], broken: list[str]) -> str:
+        message = f"no Pod {namespace}/{name} in {self.path}"
+        if others:
+            found = ", ".join(str(pod.uid) for pod in others)
+            message += f" has UID {uid}; the one there has {found}"
+        if broken:
+            message += f"; not readable: {', '.join(broken)}"
+        return message
+
+
+def _stamp(entry: os.DirEntry[str]) -> Stamp:
+    try:
+        status = entry.stat()
+    except OSError:  # a dangling link, or deleted meanwhile: reading will tell
+        return _GONE
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+
+
+def _pods_in(path: Path) -> Iterator[Pod]:
+    text = path.read_text(encoding="utf-8")
+    documents = [json.loads(text)] if path.suffix == ".json" else yaml.load_all(text, _YamlLoader)
+    for document in documents:
+        if document is not None:  # an empty document between two ---
+            yield from _pods_of(document)
+
+
+def _pods_of(document: Any) -> Iterator[Pod]:
+    if not isinstance(document, dict):
+        raise ValueError(f"a {type(document).__name__} is not a Kubernetes object")
+    if document.get("kind") == "Pod":
+        yield Pod.model_validate(document)
+    elif document.get("kind") == "List":
+        for item in document.get("items") or ():
+            yield from _pods_of(item)
+
+
+def _sentence(error: Exception) -> str:
+    """What is wrong, in one line."""
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{_place(each['loc'])}: {each['msg']}" for each in error.errors())
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, location))
