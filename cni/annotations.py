@@ -18,7 +18,7 @@ from ipaddress import (
 )
 from typing import Literal, cast
 
-from pydantic import BaseModel, ConfigDict, InstanceOf
+from pydantic import BaseModel, ConfigDict
 
 from cni.errors import InvalidAnnotation
 from cni.pod import PROXY_CONTAINER, Container, Pod, parse_bool
@@ -82,8 +82,8 @@ class CapturePolicy(BaseModel):
 
     mode: Mode = "REDIRECT"
     outbound_all: bool = True
-    include_outbound: tuple[InstanceOf[Network], ...] = ()
-    exclude_outbound: tuple[InstanceOf[Network], ...] = ()
+    include_outbound: tuple[Network, ...] = ()
+    exclude_outbound: tuple[Network, ...] = ()
     include_outbound_ports: frozenset[int] = frozenset()
     exclude_outbound_ports: frozenset[int] = frozenset((15020,))
     inbound_all: bool = True

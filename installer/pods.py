@@ -96,7 +96,7 @@ class PodDirectory:
             return _Manifest(stamp, pods=tuple(_pods_in(self.path / file)))
         except Exception as error:  # PyYAML raises all sorts; one bad file must not hide the others
             problem = _sentence(error)
-        self._log.warning("pod manifest ignored", file=str(self.path / file), problem=problem)
+        self._log.warning("manifest.ignored", file=str(self.path / file), problem=problem)
         return _Manifest(stamp, problem=problem)
 
     def _not_found(self, namespace: str, name: str, uid: str | None, others: list[Pod], broken: list[str]) -> str:

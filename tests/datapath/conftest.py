@@ -1,0 +1,191 @@
+"""Two namespaces joined by a cable, one of them a mesh pod; real programs, attached at a cgroup of their own."""
+
+import json
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpf.attachment import attach, detach
+from bpf.kernel import cgroup2_root
+from bpf.pins import Pins
+from bpf.tables import Tables
+from cni.annotations import CapturePolicy
+from cni.enroll import Enrolments
+from cni.entries import Entries, Identity, entries_of
+from cni.sandbox import Sandbox, add_inbound_source, read_sandbox
+from tests.lab.inside import popen
+
+STANDIN = Path(__file__).with_name("standin.py")
+PROXY, APP = 1337, 1000
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Attached programs and their maps."""
+
+    pins: Pins
+    cgroup: Path
+    tables: Tables
+    enrolments: Enrolments
+
+    def entries(self) -> dict[str, int]:
+        """How full every table is."""
+        tables = vars(self.tables)
+        return {name: sum(1 for _ in table.every_key()) for name, table in tables.items()} | {
+            "links": len(list(self.pins.netns.iterdir()))
+        }
+
+
+@dataclass
+class Namespace:
+    """One end of the cable."""
+
+    path: Path
+    cgroup: Path | None
+    ip4: IPv4Address
+    ip6: IPv6Address
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def serve(self, name: str, *ports: str, uid: int = APP) -> subprocess.Popen[str]:
+        """A stand-in that listens; returns once it does."""
+        return self.start(_standin("serve", name, *ports), uid)
+
+    def start(self, argv: list[str], uid: int) -> subprocess.Popen[str]:
+        """A process that lives as long as the test; returns once it has said "ready"."""
+        process = self._popen(argv, uid, stdin=subprocess.PIPE)
+        self.started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    def dial(self, host: object, port: int, source: str = "", source_port: int = 0, uid: int = APP) -> dict[str, Any]:
+        """Connect as `uid` and tell what both ends saw."""
+        process = self._popen(_standin("dial", str(host), str(port), source, str(source_port)), uid)
+        seen: dict[str, Any] = json.loads(process.communicate(timeout=10)[0])
+        return seen
+
+    def python(self, code: str, *args: object, uid: int = APP) -> Any:
+        """Run a snippet inside and parse the JSON it prints."""
+        process = self._popen([sys.executable, "-I", "-S", "-c", code, *map(str, args)], uid)
+        return json.loads(process.communicate(timeout=20)[0])
+
+    def stop(self) -> None:
+        for process in self.started:
+            process.kill()
+            process.communicate()
+        self.started.clear()
+
+    def _popen(self, argv: list[str], uid: int, **options: Any) -> subprocess.Popen[str]:
+        return popen(self.path, self.cgroup, argv, uid, uid, stdout=subprocess.PIPE, text=True, **options)
+
+
+def _standin(*argv: str) -> list[str]:
+    """The stand-in's command; it comes in as text because the checkout may be where the pod's users cannot go."""
+    return [sys.executable, "-I", "-S", "-c", STANDIN.read_text(), *argv]
+
+
+@dataclass
+class Wire:
+    """A pod and something outside of the mesh at the other end."""
+
+    kernel: Kernel
+    pod: Namespace
+    peer: Namespace
+    sandbox: Sandbox
+
+    def enrol(self, policy: CapturePolicy | None = None) -> Entries:
+        """Enrol the pod as ADD would."""
+        policy = policy or CapturePolicy(dual_stack=True)
+        identity = Identity("uid", "pod", "default", f"container-{self.sandbox.cookie}", "net", "eth0")
+        entries = entries_of(identity, policy, self.sandbox)
+        with self.pod.path.open() as netns:
+            add_inbound_source(netns.fileno())
+            self.kernel.enrolments.add(self.sandbox.cookie, entries, netns.fileno())
+        return entries
+
+    def mesh(self, policy: CapturePolicy | None = None, workers: int = 1) -> "Wire":
+        """Enrol the pod, start a proxy and an application in it, and a server outside."""
+        self.enrol(policy)
+        self.pod.serve("outbound", f"15001x{workers}", uid=PROXY)
+        self.pod.serve("inbound", f"15006x{workers}", uid=PROXY)
+        self.pod.serve("app", "8080", "15008", "15020")
+        self.peer.serve("remote", "8080", "9090", "15020", uid=0)
+        return self
+
+
+@pytest.fixture(scope="session")
+def kernel() -> Iterator[Kernel]:
+    """Programs attached at a cgroup, pinned on a bpffs, both made for this test process."""
+    name = f"sidestep-test-{secrets.token_hex(3)}"
+    bpffs, cgroup = Path("/run") / name, cgroup2_root() / name
+    with ExitStack() as undo:
+        bpffs.mkdir()
+        undo.callback(bpffs.rmdir)
+        subprocess.run(["mount", "-t", "bpf", "bpf", bpffs], check=True)
+        undo.callback(subprocess.run, ["umount", bpffs], check=True)
+        cgroup.mkdir()
+        undo.callback(cgroup.rmdir)
+        pins = Pins(bpffs)
+        attach(pins, cgroup)
+        undo.callback(detach, pins)
+        tables = undo.enter_context(Tables(pins))
+        yield Kernel(pins, cgroup, tables, Enrolments(pins, tables))
+
+
+def ip_command(*args: object) -> None:
+    """iproute2's ip, failing loudly."""
+    subprocess.run(["ip", *map(str, args)], check=True)
+
+
+@pytest.fixture
+def make_wire(kernel: Kernel) -> Iterator[Callable[[], Wire]]:
+    """Makes wires whose pods all have the same addresses; everything is taken down again."""
+    with ExitStack() as undo:
+
+        def make() -> Wire:
+            tag = secrets.token_hex(3)
+            names = f"sidestep-{tag}-pod", f"sidestep-{tag}-peer"
+            for name in names:
+                ip_command("netns", "add", name)
+                undo.callback(ip_command, "netns", "del", name)
+            ip_command(
+                "link", "add", "eth0", "netns", names[0], "type", "veth", "peer", "name", "eth0", "netns", names[1]
+            )
+            ends = []
+            for number, name in ((2, names[0]), (1, names[1])):
+                ip_command("-n", name, "link", "set", "lo", "up")
+                ip_command("-n", name, "link", "set", "eth0", "up")
+                ip_command("-n", name, "addr", "add", f"10.9.0.{number}/24", "dev", "eth0")
+                ip_command("-n", name, "addr", "add", f"fd99::{number}/64", "dev", "eth0", "nodad")
+                ends.append(
+                    Namespace(
+                        Path("/run/netns") / name,
+                        kernel.cgroup if number == 2 else None,
+                        IPv4Address(f"10.9.0.{number}"),
+                        IPv6Address(f"fd99::{number}"),
+                    )
+                )
+                undo.callback(ends[-1].stop)
+            with ends[0].path.open() as netns:
+                sandbox = read_sandbox(netns.fileno())
+            # link-local addresses come late and are not what the tests are about
+            addresses = tuple(each for each in sandbox.addresses if not each.ip.is_link_local)
+            wire = Wire(kernel, ends[0], ends[1], replace(sandbox, addresses=addresses))
+            undo.callback(kernel.enrolments.remove, wire.sandbox.cookie)
+            return wire
+
+        yield make
+
+
+@pytest.fixture
+def wire(make_wire: Callable[[], Wire]) -> Wire:
+    """One pod and its peer, not enrolled yet."""
+    return make_wire()

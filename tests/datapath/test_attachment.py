@@ -1,0 +1,94 @@
+"""Starting again: nothing to do, programs to swap, or leftovers to clear away."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from bpf import attachment, compiler
+from bpf.attachment import Outcome, attach
+from bpf.errors import CompileFailed, KernelRefused, NotAttached
+from bpf.layout import TABLES, Cookie, Owner
+from bpf.pins import Pins
+from tests.datapath.conftest import Wire
+
+
+def test_the_same_sources_neither_compile_nor_attach(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attachment, "compile_and_pin", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(attachment, "_create_cgroup_link", lambda *_: pytest.fail("attached"))
+    assert attach(wire.kernel.pins, wire.kernel.cgroup) is Outcome.UNCHANGED
+
+
+def test_changed_sources_swap_the_programs_under_live_connections(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    wire.mesh()
+    code = """
+import json, socket, sys
+s = socket.create_connection((sys.argv[1], 8080))
+lines = s.makefile()
+lines.readline()
+print("ready", flush=True)
+sys.stdin.readline()
+s.sendall(b"x")
+print(json.dumps([json.loads(lines.readline()), s.getpeername()]), flush=True)
+"""
+    client = wire.pod.start([sys.executable, "-I", "-S", "-c", code, str(wire.peer.ip4)], 1000)
+    monkeypatch.setattr(attachment, "sources_digest", lambda: bytes(32))
+    assert attach(wire.kernel.pins, wire.kernel.cgroup) is Outcome.SWAPPED
+    monkeypatch.undo()
+    assert client.stdin is not None
+    assert client.stdout is not None
+    client.stdin.write("go on\n")
+    client.stdin.flush()
+    seen, peer = json.loads(client.stdout.readline())
+    assert seen["who"] == "outbound"
+    assert seen["original"] == peer == [str(wire.peer.ip4), 8080]
+    assert wire.pod.dial(wire.peer.ip4, 8080)["who"] == "outbound"
+    assert wire.peer.dial(wire.pod.ip4, 8080)["who"] == "inbound"
+    assert attach(wire.kernel.pins, wire.kernel.cgroup) is Outcome.SWAPPED
+
+
+def test_programs_that_do_not_compile_leave_the_old_ones_in_place(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wire.mesh()
+    broken = tmp_path / "bpf"
+    broken.mkdir()
+    for source in compiler.HERE.glob("*.[ch]"):
+        (broken / source.name).write_text(source.read_text())
+    for source in compiler.HERE.glob("*.py"):
+        (broken / source.name).write_text(source.read_text())
+    (broken / "uapi").symlink_to(compiler.HERE / "uapi")
+    (broken / "connect.c").write_text("int ss_connect4(struct bpf_sock_addr *ctx) { return nonsense; }\n")
+    monkeypatch.setattr(compiler, "HERE", broken)
+    with pytest.raises(CompileFailed, match="nonsense"):
+        attach(wire.kernel.pins, wire.kernel.cgroup)
+    assert wire.pod.dial(wire.peer.ip4, 8080)["who"] == "outbound"
+    assert sorted(path.name for path in wire.kernel.pins.top.iterdir()) == ["v1"]
+
+
+def test_what_an_interrupted_attach_left_is_cleared_away(wire: Wire) -> None:
+    leftover = wire.kernel.pins.top / "new-1"
+    (leftover / "links").mkdir(parents=True)
+    attach(wire.kernel.pins, wire.kernel.cgroup)
+    assert not leftover.exists()
+
+
+def test_a_directory_that_is_no_bpffs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(KernelRefused, match=f"{tmp_path} is no bpffs; mount one"):
+        attach(Pins(tmp_path), tmp_path)
+
+
+def test_a_directory_that_is_no_cgroup2_is_named_and_nothing_is_left(wire: Wire, tmp_path: Path) -> None:
+    other = Pins(wire.kernel.pins.bpffs / "other")
+    with pytest.raises(KernelRefused, match="is no bpffs"):
+        attach(other, tmp_path)
+    with pytest.raises(KernelRefused, match="give a cgroup2 directory"):
+        attach(wire.kernel.pins, tmp_path)
+    assert attach(wire.kernel.pins, wire.kernel.cgroup) in (Outcome.UNCHANGED, Outcome.SWAPPED)
+
+
+def test_tables_of_another_shape_are_refused(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TABLES, "pods", (Cookie, Owner))
+    with pytest.raises(NotAttached, match="pods has key and value of .* run `sidestep detach`"):
+        wire.kernel.pins.open_map("pods")

@@ -1,0 +1,45 @@
+"""Starting processes where a pod's processes are: its network namespace, its cgroup, its user."""
+
+import ctypes
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+_CLONE_NEWNET = 0x40000000
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def entering(netns: Path, cgroup: Path | None, uid: int, gid: int) -> Callable[[], None]:
+    """What a child does between fork and exec: join the cgroup, enter the namespace, drop to the user.
+
+    Not `ip netns exec`, which mounts /sys anew and hides cgroups and bpffs.
+    """
+    netns_fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    procs = str(cgroup / "cgroup.procs") if cgroup else None
+
+    def enter() -> None:
+        if procs:
+            fd = os.open(procs, os.O_WRONLY)
+            os.write(fd, b"0")
+            os.close(fd)
+        if _LIBC.setns(netns_fd, _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"setns {netns}")
+        os.setgroups([])
+        os.setgid(gid)
+        os.setuid(uid)
+
+    enter.close = lambda: os.close(netns_fd)  # type: ignore[attr-defined]
+    return enter
+
+
+def popen(
+    netns: Path, cgroup: Path | None, argv: Sequence[str | Path], uid: int, gid: int, **options: Any
+) -> subprocess.Popen[Any]:
+    """subprocess.Popen inside a pod."""
+    enter = entering(netns, cgroup, uid, gid)
+    try:
+        return subprocess.Popen(argv, preexec_fn=enter, **options)
+    finally:
+        enter.close()  # type: ignore[attr-defined]

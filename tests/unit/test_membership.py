@@ -1,0 +1,121 @@
+"""Which Pods belong to the mesh, and which of Istio's reasons comes first."""
+
+from typing import Any
+
+import pytest
+
+from cni.membership import skip_reason
+from cni.pod import Pod
+
+STATUS = {"sidecar.istio.io/status": ""}
+INJECT = "sidecar.istio.io/inject"
+
+
+def pod(
+    *containers: dict[str, Any],
+    init: tuple[dict[str, Any], ...] = (),
+    annotations: dict[str, str] | None = STATUS,
+    labels: dict[str, str] | None = None,
+) -> Pod:
+    return Pod.model_validate(
+        {
+            "metadata": {"name": "app", "annotations": annotations, "labels": labels},
+            "spec": {"containers": [{"name": "app"}, *containers], "initContainers": list(init)},
+        }
+    )
+
+
+def proxy(*args: str, **env: str) -> dict[str, Any]:
+    return {
+        "name": "istio-proxy",
+        "args": list(args),
+        "env": [{"name": name, "value": value} for name, value in env.items()],
+    }
+
+
+def inject(annotation: str | None, label: str | None) -> Pod:
+    annotated = STATUS if annotation is None else STATUS | {INJECT: annotation}
+    return pod(proxy(), annotations=annotated, labels=None if label is None else {INJECT: label})
+
+
+def reason(skipped: Pod) -> str:
+    found = skip_reason(skipped)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    "args",
+    [(), ("proxy",), ("proxy", "sidecar", "--domain", "x"), ("proxy", ""), ("istio-iptables", "router"), ("router",)],
+)
+def test_an_injected_sidecar_belongs_to_the_mesh(args: tuple[str, ...]) -> None:
+    assert skip_reason(pod(proxy(*args))) is None
+
+
+def test_a_native_sidecar_belongs_to_the_mesh() -> None:
+    assert skip_reason(pod(init=(proxy("proxy", "sidecar"),))) is None
+
+
+def test_a_pod_with_istio_init_is_left_to_it() -> None:
+    assert "istio-init" in reason(pod(proxy(), init=({"name": "istio-init"},)))
+
+
+def test_a_proxy_without_envoy_is_skipped() -> None:
+    assert "DISABLE_ENVOY" in reason(pod(proxy(DISABLE_ENVOY="true")))
+
+
+@pytest.mark.parametrize("value", ["false", "0", "", "yes"])
+def test_a_proxy_with_envoy_is_not(value: str) -> None:
+    assert skip_reason(pod(proxy(DISABLE_ENVOY=value))) is None
+
+
+def test_disable_envoy_of_another_container_does_not_count() -> None:
+    assert skip_reason(pod(proxy() | {"name": "other"} | {"env": proxy(DISABLE_ENVOY="1")["env"]}, proxy())) is None
+
+
+def test_a_pod_without_a_proxy_is_skipped() -> None:
+    assert "no istio-proxy container" in reason(pod())
+
+
+@pytest.mark.parametrize("role", ["router", "waypoint"])
+def test_gateways_and_waypoints_are_skipped(role: str) -> None:
+    assert role in reason(pod(proxy("proxy", role)))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "label", "skipped"),
+    [
+        ("false", None, True),
+        (None, "false", True),
+        ("0", None, True),
+        ("true", None, False),
+        ("false", "true", False),
+        ("true", "false", True),
+        ("maybe", None, False),
+        ("false", "maybe", False),
+        ("false", "", False),
+        (None, None, False),
+    ],
+)
+def test_injection_turned_off_skips_and_the_label_beats_the_annotation(
+    annotation: str | None, label: str | None, skipped: bool
+) -> None:
+    assert (skip_reason(inject(annotation, label)) is not None) is skipped
+
+
+def test_a_pod_that_the_injector_has_not_seen_is_skipped() -> None:
+    assert "sidecar.istio.io/status" in reason(pod(proxy(), annotations=None))
+
+
+def test_reasons_come_in_istios_order() -> None:
+    """Each step takes the first reason away from a Pod that has them all."""
+    gateway, off = proxy("proxy", "router"), {INJECT: "false"}
+    without_envoy = proxy("proxy", "router", DISABLE_ENVOY="1")
+    init = ({"name": "istio-init"},)
+    assert "istio-init" in reason(pod(without_envoy, init=init, annotations=off))
+    assert "istio-init" in reason(pod(init=init, annotations=off))
+    assert "DISABLE_ENVOY" in reason(pod(without_envoy, annotations=off))
+    assert "no istio-proxy" in reason(pod(annotations=off))
+    assert "router" in reason(pod(gateway, annotations=off))
+    assert "inject is false" in reason(pod(proxy(), annotations=off))
+    assert "status" in reason(pod(proxy(), annotations={}))
