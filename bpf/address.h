@@ -14,6 +14,12 @@
 #define swap32(x) __builtin_bswap32(x)
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "sidestep is built for little-endian machines (x86-64, arm64)"
+/* An address of lo itself. ::6 is on every pod's lo, so it is in nobody's addresses; 127.0.0.6 is in 127/8. */
+static __always_inline bool is_on_lo(const struct address *to)
+{
+    return is_loopback(to) || is_inbound_source(to);
+}
+
 #endif
 #define MAPPED_WORD swap32(0x0000ffff)
 
@@ -68,6 +74,12 @@ static __always_inline bool is_inbound_source(const struct address *a)
     if (is_mapped(a))
         return a->word[3] == swap32(INBOUND_SOURCE4);
     return a->word[0] == 0 && a->word[1] == 0 && a->word[2] == 0 && a->word[3] == swap32(6);
+}
+
+/* An address of lo itself. ::6 is on every pod's lo, so it is in nobody's addresses; 127.0.0.6 is in 127/8. */
+static __always_inline bool is_on_lo(const struct address *to)
+{
+    return is_loopback(to) || is_inbound_source(to);
 }
 
 #endif

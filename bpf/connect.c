@@ -38,12 +38,6 @@ static __always_inline __be32 spread_over_loopback(const struct destination *ori
     return swap32(0x7f400000 | (hash & 0x003fffff));
 }
 
-/* An address of lo itself. ::6 is on every pod's lo, so it is in nobody's addresses; 127.0.0.6 is in 127/8. */
-static __always_inline bool is_on_lo(const struct address *to)
-{
-    return is_loopback(to) || is_inbound_source(to);
-}
-
 static __always_inline void gather(struct bpf_sock_addr *ctx, struct pod *pod, __u64 cookie,
                                    struct destination *to, struct address *source, struct outbound *facts)
 {

@@ -53,7 +53,7 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
         return SK_PASS;
     local = packet_local(ctx);
     remote = packet_remote(ctx);
-    if (is_loopback(&local) || is_loopback(&remote) || is_inbound_source(&remote))
+    if (is_on_lo(&local) || is_on_lo(&remote))
         return SK_PASS;
     owner = addresses.lookup(&local);
     if (!owner)

@@ -106,8 +106,8 @@ def _routed(address: IPAddress) -> IPAddress:
 
 
 def _is_local(address: IPAddress, own_addresses: frozenset[IPAddress]) -> bool:
-    """Whether the route goes through lo."""
-    return address.is_loopback or address in map(_plain, own_addresses)
+    """Whether the route goes through lo; ::6 is on every mesh pod's."""
+    return address.is_loopback or address in _INBOUND_SOURCES or address in own_addresses
 
 
 def _within(address: IPAddress, networks: tuple[Network, ...]) -> bool:

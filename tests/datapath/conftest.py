@@ -130,7 +130,7 @@ def kernel() -> Iterator[Kernel]:
         bpffs.mkdir()
         undo.callback(bpffs.rmdir)
         subprocess.run(["mount", "-t", "bpf", "bpf", bpffs], check=True)
-        undo.callback(subprocess.run, ["umount", bpffs], check=True)
+        undo.callback(lambda: subprocess.run(["umount", bpffs], check=True))
         cgroup.mkdir()
         undo.callback(cgroup.rmdir)
         pins = Pins(bpffs)

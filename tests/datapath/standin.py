@@ -1,4 +1,4 @@
-"""A stand-in for proxy, application and client: small enough to start by the dozen. Runs as `python3 -I -S standin.py`.
+"""A stand-in for proxy, application and client: small enough to start by the dozen (with `python3 -I -S`).
 
 standin.py serve NAME PORT[xN] …   N SO_REUSEPORT listeners a port, IPv4 and IPv6 each; "close PORT i" on stdin closes one
 standin.py dial HOST PORT [SOURCE [SOURCE_PORT]]
@@ -14,7 +14,7 @@ import threading
 ORIGINAL_DST = 80
 
 
-def original(connection):
+def original(connection: socket.socket) -> list[object] | str | None:
     try:
         if connection.family == socket.AF_INET:
             raw = connection.getsockopt(socket.SOL_IP, ORIGINAL_DST, 16)
@@ -25,7 +25,7 @@ def original(connection):
         return error.strerror
 
 
-def listen(family, port):
+def listen(family: int, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -36,7 +36,7 @@ def listen(family, port):
     return listener
 
 
-def talk(name, connection):
+def talk(name: str, connection: socket.socket) -> None:
     """Answer with what this end sees; then once more for every byte the client sends."""
     while True:
         seen = {
@@ -51,14 +51,14 @@ def talk(name, connection):
             return
 
 
-def accept(name, listener):
+def accept(name: str, listener: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while True:
             threading.Thread(target=talk, args=(name, listener.accept()[0]), daemon=True).start()
 
 
-def serve(name, *ports):
-    listeners = {}
+def serve(name: str, *ports: str) -> None:
+    listeners: dict[tuple[int, int], list[socket.socket]] = {}
     for spec in ports:
         port, _, count = spec.partition("x")
         for family in (socket.AF_INET, socket.AF_INET6):
@@ -68,14 +68,14 @@ def serve(name, *ports):
                 threading.Thread(target=accept, args=(name, listener), daemon=True).start()
     print("ready", flush=True)
     for line in sys.stdin:
-        _, port, index = line.split()
-        for listener in listeners[int(port), int(index)]:
+        _, closing, which = line.split()
+        for listener in listeners[int(closing), int(which)]:
             listener.shutdown(socket.SHUT_RDWR)
             listener.close()
         print("closed", flush=True)
 
 
-def dial(host, port, source="", source_port="0"):
+def dial(host: str, port: str, source: str = "", source_port: str = "0") -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     client = socket.socket(family, socket.SOCK_STREAM)
     client.settimeout(3)
@@ -91,4 +91,7 @@ def dial(host, port, source="", source_port="0"):
     print(json.dumps({**seen, "client_peer": client.getpeername()[:2], "client_local": client.getsockname()[:2]}))
 
 
-{"serve": serve, "dial": dial}[sys.argv[1]](*sys.argv[2:])
+if sys.argv[1] == "serve":
+    serve(*sys.argv[2:])
+else:
+    dial(*sys.argv[2:])

@@ -90,5 +90,5 @@ def test_a_directory_that_is_no_cgroup2_is_named_and_nothing_is_left(wire: Wire,
 
 def test_tables_of_another_shape_are_refused(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TABLES, "pods", (Cookie, Owner))
-    with pytest.raises(NotAttached, match="pods has key and value of .* run `sidestep detach`"):
+    with pytest.raises(NotAttached, match=r"pods has key and value of .* run `sidestep detach`"):
         wire.kernel.pins.open_map("pods")

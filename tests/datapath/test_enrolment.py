@@ -83,7 +83,7 @@ def test_a_name_that_does_not_fit_fails_the_enrolment(wire: Wire) -> None:
     long = replace(entries, identity=replace(entries.identity, network="n" * 128))
     with (
         wire.pod.path.open() as netns,
-        pytest.raises(RegistrationFailed, match="network .* has 128 bytes; at most 127"),
+        pytest.raises(RegistrationFailed, match=r"network .* has 128 bytes; at most 127"),
     ):
         wire.kernel.enrolments.add(wire.sandbox.cookie, long, netns.fileno())
     assert wire.kernel.entries()["links"] == 0

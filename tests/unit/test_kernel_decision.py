@@ -1,0 +1,127 @@
+"""The kernel half's policy.h and address.h, compiled with gcc, decide as the reference in Python does."""
+
+import ctypes
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bpf.layout import Address, NetworkVerdict, PodFlags, PortRule
+from cni.annotations import CapturePolicy
+from cni.decision import Inbound, IPAddress, Outbound, inbound, outbound
+from cni.entries import Entries, Identity, entries_of
+from cni.prefixes import effective_prefixes
+from cni.sandbox import InterfaceAddress, Sandbox
+from tests.unit.compile_c import build
+
+SOURCE = """
+#include "address.h"
+#include "policy.h"
+int outbound(unsigned flags, struct address *to, struct address *source, bool own, unsigned ports, unsigned network,
+             unsigned short port, bool uid, bool gid)
+{
+    struct outbound facts = {.ports = ports, .network = network, .port = port, .proxy_uid = uid, .proxy_gid = gid};
+    facts.first_loopback = is_first_loopback(to);
+    facts.loopback = is_on_lo(to) || own;
+    facts.from_inbound = is_inbound_source(source);
+    return decide_outbound(flags, &facts);
+}
+int inbound(unsigned flags, struct address *source, bool own, unsigned short port, unsigned ports)
+{
+    return is_on_lo(source) || own ? VERDICT_PASS : decide_inbound(flags, port, ports);
+}
+"""
+VERDICTS = ["pass", "proxy-outbound", "proxy-inbound"]
+OWN = (IPv4Address("10.9.0.2"), IPv6Address("fd99::2"))
+SANDBOX = Sandbox(1, tuple(InterfaceAddress(ip, 2) for ip in OWN))
+
+addresses = (
+    st.sampled_from(
+        [
+            *OWN,
+            *map(
+                ip_address,
+                ["127.0.0.1", "127.0.0.5", "127.0.0.6", "::1", "::6", "0.0.0.0", "::", "10.9.0.1", "fd99::1"],
+            ),
+        ]
+    )
+    | st.ip_addresses()
+)
+ports = st.sampled_from([0, 22, 80, 8080, 15001, 15006, 15008, 15020, 15021, 15090, 65535])
+networks = st.sampled_from(
+    [
+        ip_network(text)
+        for text in ("0.0.0.0/0", "::/0", "10.0.0.0/8", "10.9.0.0/16", "10.9.0.1/32", "127.0.0.0/8", "fd99::/64")
+    ]
+)
+policies = st.builds(
+    CapturePolicy,
+    outbound_all=st.booleans(),
+    include_outbound=st.lists(networks, max_size=3).map(tuple),
+    exclude_outbound=st.lists(networks, max_size=3).map(tuple),
+    include_outbound_ports=st.frozensets(ports, max_size=3),
+    exclude_outbound_ports=st.frozensets(ports, max_size=3),
+    inbound_all=st.booleans(),
+    include_inbound_ports=st.frozensets(ports, max_size=3),
+    exclude_inbound_ports=st.frozensets(ports, max_size=3),
+    loopback_included=st.booleans(),
+)
+owners = st.sampled_from([0, 1000, 1337])
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return ctypes.CDLL(str(build(tmp_path_factory.mktemp("policy"), SOURCE, "-shared", "-fPIC")))
+
+
+def entries(policy: CapturePolicy) -> Entries:
+    return entries_of(Identity("", "", "", "", "", ""), policy, SANDBOX)
+
+
+def longest_match(policy: CapturePolicy, address: IPAddress) -> int:
+    matches = [prefix for prefix in effective_prefixes(policy) if address in prefix.network]
+    if not matches:
+        return 0
+    longest = max(matches, key=lambda prefix: prefix.network.prefixlen)
+    return NetworkVerdict.EXCLUDED if longest.verdict == "exclude" else NetworkVerdict.INCLUDED
+
+
+@given(policy=policies, to=addresses, port=ports, source=st.none() | addresses, uid=owners, gid=owners)
+def test_outbound(
+    kernel: ctypes.CDLL,
+    policy: CapturePolicy,
+    to: IPAddress,
+    port: int,
+    source: IPAddress | None,
+    uid: int,
+    gid: int,
+) -> None:
+    pod = entries(policy)
+    verdict = kernel.outbound(
+        pod.flags & ~PodFlags.IPV6,
+        ctypes.byref(Address.of(to)),
+        ctypes.byref(Address.of(source)),
+        to in OWN,
+        pod.port_rules.get(port, PortRule(0)),
+        longest_match(policy, to),
+        port,
+        uid == policy.proxy_uid,
+        gid == policy.proxy_gid,
+    )
+    expected = outbound(policy, Outbound(to, port, source, uid, gid, frozenset(OWN)))
+    assert VERDICTS[verdict] == expected.action, expected
+
+
+@given(policy=policies, source=addresses.filter(lambda ip: not ip.is_unspecified), port=ports)
+def test_inbound(kernel: ctypes.CDLL, policy: CapturePolicy, source: IPAddress, port: int) -> None:
+    pod = entries(policy)
+    verdict = kernel.inbound(
+        pod.flags,
+        ctypes.byref(Address.of(source)),
+        source in OWN,
+        port,
+        pod.port_rules.get(port, PortRule(0)),
+    )
+    expected = inbound(policy, Inbound(port, source, frozenset(OWN)))
+    assert VERDICTS[verdict] == expected.action, expected
