@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The exchange with the agent: one length-prefixed JSON message each way over a unix stream socket, the pod's network
+ * namespace beside the first bytes. Everything is non-blocking against one deadline, so that neither a full backlog nor
+ * an agent that drips bytes can hold a pod's creation longer than configured.
+ */
+#define _GNU_SOURCE
+#include "shim.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#define SOCKET_NAME "cni.sock"
+#define MAX_ANSWER (8u << 20)
+#define BACKLOG_PAUSE_MS 5
+
+struct exchange {
+    const struct invocation *inv;
+    int fd;
+    long long deadline_ms;
+    struct sockaddr_un address;
+};
+
+static long long now_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+}
+
+/* STATUS has a code of its own for "not able to serve"; for all else the runtime may simply try again. */
+static enum code away(const struct invocation *inv)
+{
+    return strcmp(inv->command, "STATUS") ? TRY_AGAIN_LATER : NOT_AVAILABLE;
+}
+
+static _Noreturn void unreachable(const struct exchange *ex, int error)
+{
+    fail_unless_leaving(ex->inv, away(ex->inv), "cannot reach %s: %s; is the sidestep agent running on this node?",
+                        ex->address.sun_path, strerror(error));
+}
+
+static _Noreturn void garbage(const struct exchange *ex, const char *what)
+{
+    fail_unless_leaving(ex->inv, IO_FAILURE, "the agent at %s answered garbage (%s); are shim and agent of one version?",
+                        ex->address.sun_path, what);
+}
+
+static int remaining_ms(const struct exchange *ex)
+{
+    long long left = ex->deadline_ms - now_ms();
+
+    if (left <= 0)
+        fail_unless_leaving(ex->inv, away(ex->inv), "the agent at %s did not answer within %g s",
+                            ex->address.sun_path, ex->inv->timeout);
+    return (int)left;
+}
+
+static void wait_for(const struct exchange *ex, short events)
+{
+    struct pollfd ready = {.fd = ex->fd, .events = events};
+    int found;
+
+    do
+        found = poll(&ready, 1, remaining_ms(ex));
+    while (found == 0 || (found < 0 && errno == EINTR));
+}
+
+static void open_exchange(struct exchange *ex)
+{
+    int length = snprintf(ex->address.sun_path, sizeof(ex->address.sun_path), "%s/" SOCKET_NAME, ex->inv->run_dir);
+
+    ex->address.sun_family = AF_UNIX;
+    if (length < 0 || (size_t)length >= sizeof(ex->address.sun_path))
+        fail(ex->inv, INVALID_CONFIG, "cni_agent_run_dir \"%s\" is too long for a socket path; at most %zu bytes",
+             ex->inv->run_dir, sizeof(ex->address.sun_path) - sizeof("/" SOCKET_NAME));
+    ex->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (ex->fd < 0)
+        unreachable(ex, errno);
+    while (connect(ex->fd, (struct sockaddr *)&ex->address, sizeof(ex->address)) < 0) {
+        if (errno != EAGAIN && errno != EINTR) /* EAGAIN: the backlog is full, and poll() would not tell when not */
+            unreachable(ex, errno);
+        (void)remaining_ms(ex);
+        poll(NULL, 0, BACKLOG_PAUSE_MS);
+    }
+}
+
+/* Sends all of it; the descriptor, if any, goes with the first bytes. */
+static void send_all(struct exchange *ex, const char *data, size_t size, int descriptor)
+{
+    union {
+        struct cmsghdr header;
+        char room[CMSG_SPACE(sizeof(int))];
+    } control = {0};
+    struct iovec part = {.iov_base = (char *)data, .iov_len = size};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+
+    if (descriptor >= 0) {
+        message.msg_control = control.room;
+        message.msg_controllen = sizeof(control.room);
+        control.header.cmsg_level = SOL_SOCKET;
+        control.header.cmsg_type = SCM_RIGHTS;
+        control.header.cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(&control.header), &descriptor, sizeof(int));
+    }
+    while (part.iov_len > 0) {
+        ssize_t sent = sendmsg(ex->fd, &message, MSG_NOSIGNAL);
+
+        if (sent >= 0) {
+            part.iov_base = (char *)part.iov_base + sent;
+            part.iov_len -= (size_t)sent;
+            message.msg_control = NULL;
+            message.msg_controllen = 0;
+        } else if (errno == EAGAIN) {
+            wait_for(ex, POLLOUT);
+        } else if (errno != EINTR) {
+            unreachable(ex, errno);
+        }
+    }
+}
+
+static void receive_all(struct exchange *ex, char *data, size_t size)
+{
+    for (size_t have = 0; have < size;) {
+        ssize_t got = recv(ex->fd, data + have, size - have, 0);
+
+        if (got > 0)
+            have += (size_t)got;
+        else if (got == 0)
+            garbage(ex, "it closed the connection in the middle");
+        else if (errno == EAGAIN)
+            wait_for(ex, POLLIN);
+        else if (errno != EINTR)
+            unreachable(ex, errno);
+        (void)remaining_ms(ex); /* bytes that keep coming must not outrun the deadline */
+    }
+}
+
+static char *request_of(const struct invocation *inv)
+{
+    json_t *request = json_pack("{s:i, s:s, s:s, s:s, s:s, s:s, s:O}", "version", 1, "command", inv->command,
+                                "container_id", inv->container_id, "ifname", inv->ifname, "netns", inv->netns, "args",
+                                inv->args, "config", inv->config);
+    char *text = request ? json_dumps(request, JSON_COMPACT) : NULL;
+
+    if (!text)
+        fail(inv, INVALID_ENVIRONMENT, "CNI_CONTAINERID, CNI_IFNAME, CNI_NETNS and CNI_ARGS must be UTF-8");
+    return text;
+}
+
+static json_t *checked_answer(const struct exchange *ex, const char *text, size_t size)
+{
+    json_error_t error;
+    json_t *answer = json_loadb(text, size, JSON_ALLOW_NUL, &error);
+    json_t *status, *output;
+
+    if (!answer)
+        garbage(ex, error.text);
+    status = json_object_get(answer, "exit");
+    output = json_object_get(answer, "output");
+    if (!json_is_integer(status) || !(json_is_object(output) || json_is_null(output)))
+        garbage(ex, "not an object with exit and output");
+    if (json_integer_value(status) != 0 && !json_is_object(output))
+        garbage(ex, "a failure without an error object");
+    return answer;
+}
+
+json_t *ask_agent(const struct invocation *inv)
+{
+    struct exchange ex = {.inv = inv, .deadline_ms = now_ms() + (long long)(inv->timeout * 1000)};
+    char *request = request_of(inv);
+    uint32_t length = htonl((uint32_t)strlen(request));
+    char *text;
+
+    open_exchange(&ex);
+    send_all(&ex, (char *)&length, sizeof(length), inv->netns_fd);
+    send_all(&ex, request, strlen(request), -1);
+    receive_all(&ex, (char *)&length, sizeof(length));
+    length = ntohl(length);
+    if (length == 0 || length > MAX_ANSWER)
+        garbage(&ex, "an impossible length");
+    text = malloc(length);
+    if (!text)
+        fail(inv, INTERNAL, "out of memory for an answer of %u bytes", length);
+    receive_all(&ex, text, length);
+    return checked_answer(&ex, text, length);
+}

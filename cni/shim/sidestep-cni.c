@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * sidestep-cni: the CNI plugin the container runtime executes, last in the chain.
+ *
+ * It decides nothing: it checks that the invocation is well-formed, opens the pod's network namespace, passes both to the
+ * agent and prints the agent's answer. Static, without shell or files of its own, so it runs on any host. stdout
+ * carries the result or a CNI error object and nothing else; stderr is for people.
+ */
+#define _GNU_SOURCE
+#include "shim.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/nsfs.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#define NSFS_MAGIC 0x6e736673 /* linux/magic.h */
+#define MAX_STDIN (1u << 20)
+#define MAX_CONTAINER_ID 128
+#define MAX_IFNAME 15 /* IFNAMSIZ less the NUL */
+#define DEFAULT_RUN_DIR "/run/sidestep"
+#define DEFAULT_TIMEOUT 10.0
+#define MAX_TIMEOUT 600.0
+
+static const char *const versions[] = {"0.3.1", "0.4.0", "1.0.0", "1.1.0"};
+#define VERSIONS (sizeof(versions) / sizeof(versions[0]))
+
+/* Which commands exist, since which version (an index into versions), and which variables they need. */
+static const struct verb {
+    const char *name;
+    size_t since;
+    bool attachment; /* CNI_CONTAINERID and CNI_IFNAME */
+    bool netns;      /* CNI_NETNS */
+    bool path;       /* CNI_PATH */
+} verbs[] = {
+    {"ADD", 0, true, true, true},    {"DEL", 0, true, false, true},   {"CHECK", 1, true, true, true},
+    {"STATUS", 3, false, false, true}, {"GC", 3, false, false, true}, {"VERSION", 0, false, false, false},
+};
+
+bool print_json(const json_t *output)
+{
+    char *text = json_dumps(output, JSON_COMPACT);
+
+    if (!text)
+        return false;
+    return fputs(text, stdout) >= 0 && fputc('\n', stdout) >= 0 && fflush(stdout) == 0;
+}
+
+bool always_succeeds(const struct invocation *inv)
+{
+    return !strcmp(inv->command, "DEL") || !strcmp(inv->command, "GC");
+}
+
+static _Noreturn void fail_with(const struct invocation *inv, enum code code, const char *message)
+{
+    json_t *error = json_pack("{s:s, s:i, s:s}", "cniVersion", inv->cni_version, "code", (int)code, "msg", message);
+
+    fprintf(stderr, "sidestep-cni: %s\n", message);
+    /* the message may quote bytes that are no UTF-8, which JSON cannot carry */
+    if (!error)
+        error = json_pack("{s:s, s:i, s:s}", "cniVersion", inv->cni_version, "code", (int)code, "msg",
+                          "the invocation has bytes that are not UTF-8; see the plugin's stderr");
+    print_json(error);
+    exit(1);
+}
+
+_Noreturn void fail(const struct invocation *inv, enum code code, const char *format, ...)
+{
+    char *message;
+    va_list values;
+
+    va_start(values, format);
+    if (vasprintf(&message, format, values) < 0)
+        message = "out of memory";
+    va_end(values);
+    fail_with(inv, code, message);
+}
+
+_Noreturn void fail_unless_leaving(const struct invocation *inv, enum code code, const char *format, ...)
+{
+    char *message;
+    va_list values;
+
+    va_start(values, format);
+    if (vasprintf(&message, format, values) < 0)
+        message = "out of memory";
+    va_end(values);
+    if (!always_succeeds(inv))
+        fail_with(inv, code, message);
+    fprintf(stderr, "sidestep-cni: warning: %s succeeds although %s\n", inv->command, message);
+    exit(0);
+}
+
+static const char *variable(const char *name)
+{
+    const char *value = getenv(name);
+
+    return value ? value : "";
+}
+
+static const struct verb *verb_of(const struct invocation *inv)
+{
+    for (size_t i = 0; i < sizeof(verbs) / sizeof(verbs[0]); i++)
+        if (!strcmp(inv->command, verbs[i].name))
+            return &verbs[i];
+    if (!*inv->command)
+        fail(inv, INVALID_ENVIRONMENT, "CNI_COMMAND is not set; give ADD, DEL, CHECK, STATUS, GC or VERSION");
+    fail(inv, INVALID_ENVIRONMENT, "CNI_COMMAND \"%s\" is unknown; give ADD, DEL, CHECK, STATUS, GC or VERSION",
+         inv->command);
+}
+
+static void check_container_id(const struct invocation *inv)
+{
+    const char *id = inv->container_id;
+    bool good = isalnum((unsigned char)id[0]) && strlen(id) <= MAX_CONTAINER_ID;
+
+    for (const char *c = id; *c; c++)
+        good = good && (isalnum((unsigned char)*c) || strchr("_.-", *c));
+    if (!good)
+        fail(inv, INVALID_ENVIRONMENT,
+             "CNI_CONTAINERID \"%s\" is invalid; give at most %d letters, digits, '_', '.' or '-', a letter or digit first",
+             id, MAX_CONTAINER_ID);
+}
+
+static void check_ifname(const struct invocation *inv)
+{
+    const char *name = inv->ifname;
+    bool good = strlen(name) <= MAX_IFNAME && strcmp(name, ".") && strcmp(name, "..");
+
+    for (const char *c = name; *c; c++)
+        good = good && *c != '/' && *c != ':' && !isspace((unsigned char)*c);
+    if (!good)
+        fail(inv, INVALID_ENVIRONMENT,
+             "CNI_IFNAME \"%s\" is no interface name; give at most %d bytes without '/', ':' and spaces", name,
+             MAX_IFNAME);
+}
+
+static void check_environment(const struct invocation *inv, const struct verb *verb)
+{
+    char missing[128] = "";
+
+    if (verb->attachment && !*inv->container_id)
+        strcat(missing, " CNI_CONTAINERID");
+    if (verb->netns && !*inv->netns)
+        strcat(missing, " CNI_NETNS");
+    if (verb->attachment && !*inv->ifname)
+        strcat(missing, " CNI_IFNAME");
+    if (verb->path && !*inv->path)
+        strcat(missing, " CNI_PATH");
+    if (*missing)
+        fail(inv, INVALID_ENVIRONMENT, "%s needs environment variables that are not set:%s", verb->name, missing);
+    if (verb->attachment) {
+        check_container_id(inv);
+        check_ifname(inv);
+    }
+}
+
+/* All of stdin; one byte more than allowed tells that there is too much. */
+static char *read_stdin(const struct invocation *inv, size_t *size)
+{
+    char *text = malloc(MAX_STDIN + 1);
+
+    if (!text)
+        fail(inv, INTERNAL, "out of memory");
+    for (*size = 0; *size <= MAX_STDIN;) {
+        ssize_t got = read(STDIN_FILENO, text + *size, MAX_STDIN + 1 - *size);
+
+        if (got == 0)
+            return text;
+        if (got < 0 && errno != EINTR)
+            fail(inv, IO_FAILURE, "cannot read the configuration from stdin: %s", strerror(errno));
+        if (got > 0)
+            *size += (size_t)got;
+    }
+    fail(inv, DECODE_FAILURE, "the configuration on stdin is longer than %u bytes", MAX_STDIN);
+}
+
+static json_t *read_config(const struct invocation *inv)
+{
+    json_error_t error;
+    json_t *config;
+    size_t size;
+    char *text = read_stdin(inv, &size);
+
+    if (size == 0)
+        fail(inv, DECODE_FAILURE, "stdin is empty; it must be the plugin's configuration, a JSON object");
+    config = json_loadb(text, size, JSON_ALLOW_NUL, &error);
+    if (!config)
+        fail(inv, DECODE_FAILURE, "the configuration on stdin is not JSON: line %d, column %d: %s", error.line,
+             error.column, error.text);
+    if (!json_is_object(config))
+        fail(inv, DECODE_FAILURE, "the configuration on stdin is JSON, but not an object");
+    return config;
+}
+
+static const char *required_string(const struct invocation *inv, const char *key)
+{
+    json_t *value = json_object_get(inv->config, key);
+
+    if (!json_is_string(value) || !json_string_length(value))
+        fail(inv, INVALID_CONFIG, "\"%s\" is %s in the configuration; give a string", key,
+             value ? "not a string, or empty," : "missing");
+    return json_string_value(value);
+}
+
+static void check_version(struct invocation *inv, const struct verb *verb)
+{
+    const char *version = required_string(inv, "cniVersion");
+    size_t index = 0;
+
+    while (index < VERSIONS && strcmp(version, versions[index]))
+        index++;
+    if (index == VERSIONS)
+        fail(inv, INCOMPATIBLE_VERSION, "cniVersion \"%s\" is not supported; give 0.3.1, 0.4.0, 1.0.0 or 1.1.0", version);
+    inv->cni_version = versions[index];
+    if (index < verb->since)
+        fail(inv, INCOMPATIBLE_VERSION, "%s needs cniVersion %s or newer, the configuration has %s", verb->name,
+             versions[verb->since], version);
+}
+
+static void read_options(struct invocation *inv)
+{
+    json_t *run_dir = json_object_get(inv->config, "cni_agent_run_dir");
+    json_t *timeout = json_object_get(inv->config, "agent_timeout_seconds");
+
+    inv->run_dir = run_dir ? json_string_value(run_dir) : DEFAULT_RUN_DIR;
+    if (!inv->run_dir || inv->run_dir[0] != '/')
+        fail(inv, INVALID_CONFIG, "cni_agent_run_dir is %s; give an absolute path",
+             inv->run_dir ? "relative" : "not a string");
+    inv->timeout = timeout ? json_number_value(timeout) : DEFAULT_TIMEOUT;
+    if (inv->timeout <= 0 || inv->timeout > MAX_TIMEOUT)
+        fail(inv, INVALID_CONFIG, "agent_timeout_seconds must be a number above 0 and at most %g", MAX_TIMEOUT);
+}
+
+/* The pod's namespace as a descriptor, so that the agent needs no path to it. For DEL it may be gone already. */
+static int open_netns(const struct invocation *inv, const struct verb *verb)
+{
+    struct statfs filesystem;
+    const char *why = NULL;
+    int fd = open(inv->netns, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+    if (fd < 0)
+        why = strerror(errno);
+    else if (fstatfs(fd, &filesystem) < 0 || filesystem.f_type != NSFS_MAGIC || ioctl(fd, NS_GET_NSTYPE) != CLONE_NEWNET)
+        why = "it is no network namespace";
+    if (!why)
+        return fd;
+    if (verb->netns)
+        fail(inv, INVALID_SANDBOX, "CNI_NETNS \"%s\": %s", inv->netns, why);
+    return -1;
+}
+
+/* VERSION takes stdin as it comes: a runtime may send {"cniVersion": …} or nothing. */
+static _Noreturn void print_version(void)
+{
+    json_t *config = json_loadf(stdin, 0, NULL);
+    json_t *supported = json_array();
+    const char *asked = json_string_value(json_object_get(config, "cniVersion"));
+
+    for (size_t i = 0; i < VERSIONS; i++)
+        json_array_append_new(supported, json_string(versions[i]));
+    exit(!print_json(json_pack("{s:s, s:o}", "cniVersion", asked ? asked : NEWEST_VERSION, "supportedVersions", supported)));
+}
+
+int main(void)
+{
+    struct invocation inv = {
+        .command = variable("CNI_COMMAND"), .container_id = variable("CNI_CONTAINERID"),
+        .netns = variable("CNI_NETNS"), .ifname = variable("CNI_IFNAME"),
+        .args = variable("CNI_ARGS"), .path = variable("CNI_PATH"),
+        .cni_version = NEWEST_VERSION, .netns_fd = -1,
+    };
+    const struct verb *verb;
+    json_t *answer, *output;
+
+    signal(SIGPIPE, SIG_IGN);
+    verb = verb_of(&inv);
+    if (!strcmp(verb->name, "VERSION"))
+        print_version();
+    check_environment(&inv, verb);
+    inv.config = read_config(&inv);
+    check_version(&inv, verb);
+    required_string(&inv, "name");
+    required_string(&inv, "type");
+    read_options(&inv);
+    if (verb->attachment)
+        inv.netns_fd = open_netns(&inv, verb);
+
+    answer = ask_agent(&inv);
+    output = json_object_get(answer, "output");
+    if (json_integer_value(json_object_get(answer, "exit")) != 0) {
+        const char *message = json_string_value(json_object_get(output, "msg"));
+
+        if (always_succeeds(&inv))
+            fail_unless_leaving(&inv, INTERNAL, "the agent failed: %s", message ? message : "no message");
+        fprintf(stderr, "sidestep-cni: %s\n", message ? message : "the agent refused");
+        print_json(output);
+        return 1;
+    }
+    return json_is_object(output) && !print_json(output);
+}
