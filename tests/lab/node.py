@@ -1,0 +1,174 @@
+"""A node of its own on this machine: a namespace for the bridge, a cgroup, a bpffs, an agent, and pods.
+
+Everything a node has can be found from its id: namespaces sidestep-<id>-*, the cgroup sidestep-lab-<id> with every
+process in it, the directory /run/sidestep-lab/<id> with its bpffs. So a node can be taken down by whoever finds it.
+"""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from bpf.kernel import cgroup2_root, mounts
+from tests.lab.chain import Chain
+from tests.lab.inside import popen
+from tests.lab.pod import Pod
+from tests.lab.waiting import wait_until
+
+REPOSITORY = Path(__file__).parents[2]
+LABS = Path("/run/sidestep-lab")
+NETNS = Path("/run/netns")
+PLUGINS = Path("/usr/lib/cni")
+
+
+class Agent:
+    """`sidestep agent` of one node."""
+
+    def __init__(self, node: "Node") -> None:
+        self._node = node
+        self.log = node.directory / "agent.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The running agent's process id."""
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self, source: Path = REPOSITORY) -> None:
+        """Run the agent of a source tree and wait until its socket answers."""
+        node = self._node
+        argv: list[str | Path] = [sys.executable, "-m", "installer", "agent", "--pods", node.pods_dir]
+        argv += ["--bpffs", node.bpffs, "--cgroup", node.kubepods, "--run-dir", node.run_dir]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(argv, cwd=source, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        (node.cgroup / "agent" / "cgroup.procs").write_text(str(self.process.pid))
+        wait_until(self._answers, f"the agent to serve; see {self.log}", 15)
+
+    def kill(self) -> None:
+        """SIGKILL: as a crash."""
+        self._end("kill")
+
+    def terminate(self) -> None:
+        """SIGTERM: as an upgrade."""
+        self._end("terminate")
+
+    def _end(self, how: str) -> None:
+        if self.process:
+            getattr(self.process, how)()
+            self.process.wait(10)
+            self.process = None
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise RuntimeError(f"the agent has ended:\n{self.log.read_text()[-2000:]}")
+        with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+            probe.connect(str(self._node.run_dir / "cni.sock"))
+            return True
+        return False
+
+
+class Node:
+    """Use as a context manager; leaving it takes everything down."""
+
+    def __init__(self, keep: bool = False) -> None:
+        self.id = secrets.token_hex(3)
+        self.directory = LABS / self.id
+        self.bpffs = self.directory / "bpffs"
+        self.run_dir = self.directory / "run"
+        self.pods_dir = self.directory / "pods"
+        self.cgroup = cgroup2_root() / f"sidestep-lab-{self.id}"
+        self.kubepods = self.cgroup / "kubepods"
+        self.netns = NETNS / f"sidestep-{self.id}-node"
+        self.keep = keep
+        self.pods: dict[str, Pod] = {}
+        self.agent = Agent(self)
+
+    def __enter__(self) -> "Node":
+        try:
+            self._make()
+        except BaseException:
+            remove(self.id)
+            raise
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self.keep and kind is None:
+            (self.directory / "owner").write_text("0")
+        else:
+            remove(self.id)
+
+    @property
+    def chain(self) -> Chain:
+        """bridge, portmap, sidestep-cni."""
+        return Chain(self.conflist(), (REPOSITORY / "build", PLUGINS), self.netns)
+
+    def conflist(self) -> dict[str, Any]:
+        """The conf list; subnets come from the id, so that two nodes' pods differ."""
+        high, low = int(self.id[:2], 16), int(self.id[2:4], 16)
+        ranges = [[{"subnet": f"10.{high}.{low}.0/24"}], [{"subnet": f"fd00:{self.id[:4]}:{self.id[4:]}::/64"}]]
+        return {
+            "cniVersion": "1.0.0",
+            "name": f"lab-{self.id}",
+            "plugins": [
+                {
+                    "type": "bridge",
+                    "bridge": "cni0",
+                    "isGateway": True,
+                    "ipam": {"type": "host-local", "ranges": ranges, "dataDir": str(self.directory / "ipam")},
+                },
+                {"type": "portmap", "capabilities": {"portMappings": True}},
+                {"type": "sidestep-cni", "cni_agent_run_dir": str(self.run_dir)},
+            ],
+        }
+
+    def pod(self, name: str, mesh: bool = True, **options: Any) -> Pod:
+        """Make a pod by running the chain, with its application; a mesh pod with its Envoy too."""
+        pod = Pod(self, name, mesh, **options)
+        self.pods[name] = pod
+        pod.create()
+        return pod
+
+    def outside(self, argv: list[str | Path], **options: Any) -> "subprocess.Popen[Any]":
+        """A process in the node's namespace, outside of the mesh."""
+        return popen(self.netns, None, argv, 0, 0, **options)
+
+    def _make(self) -> None:
+        self.directory.mkdir(parents=True)
+        (self.directory / "owner").write_text(str(os.getpid()))
+        for directory in (self.bpffs, self.pods_dir, self.kubepods, self.cgroup / "agent"):
+            directory.mkdir(parents=True)
+        subprocess.run(["mount", "-t", "bpf", "bpf", self.bpffs], check=True)
+        make_netns(self.netns)
+        self.agent.start()
+
+
+def make_netns(path: Path) -> None:
+    """A namespace with lo up in which IPv6 addresses are usable at once."""
+    subprocess.run(["ip", "netns", "add", path.name], check=True)
+    settings = "for each in all default; do echo 0 > /proc/sys/net/ipv6/conf/$each/accept_dad; done; ip link set lo up"
+    subprocess.run(["nsenter", f"--net={path}", "sh", "-c", settings], check=True)
+
+
+def remove(lab: str) -> None:
+    """Take down everything of a lab, in whatever state it is."""
+    cgroup = cgroup2_root() / f"sidestep-lab-{lab}"
+    if cgroup.exists():
+        (cgroup / "cgroup.kill").write_text("1")
+        wait_until(lambda: "populated 0" in (cgroup / "cgroup.events").read_text(), f"processes in {cgroup} to end")
+    for netns in NETNS.glob(f"sidestep-{lab}-*"):
+        subprocess.run(["ip", "netns", "del", netns.name], check=True)
+    directory = LABS / lab
+    if any(mount.path == directory / "bpffs" for mount in mounts()):
+        subprocess.run(["umount", directory / "bpffs"], check=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    with suppress(OSError):
+        LABS.rmdir()
+    for each in sorted(cgroup.glob("**/"), reverse=True) if cgroup.exists() else ():
+        each.rmdir()
