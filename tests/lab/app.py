@@ -13,6 +13,7 @@ class Answer(BaseHTTPRequestHandler):
     """GET /anything → {"pod", "peer", "local", "path"}; ?bytes=N → that many bytes."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # one segment a reply: two would wait for each other's acknowledgement
 
     def do_GET(self) -> None:
         wanted = parse_qs(urlsplit(self.path).query).get("bytes")

@@ -12,7 +12,6 @@ from tests.lab.waiting import wait_until
 
 PROXY_ID = 1337
 _LOG_FORMAT = {
-    "listener": "%DYNAMIC_METADATA(lab:listener)%",
     "source": "%DOWNSTREAM_REMOTE_ADDRESS%",
     "original": "%DOWNSTREAM_LOCAL_ADDRESS%",
     "upstream": "%UPSTREAM_HOST%",
@@ -159,7 +158,14 @@ class Envoy:
             found = [json.loads(line) for line in lines.read().splitlines()]
             self._read = lines.tell()
         return [
-            Connection(**{key: int(value or 0) if key == "received" else str(value) for key, value in each.items()})
+            Connection(
+                str(each["listener"]),
+                str(each["source"]),
+                str(each["original"]),
+                str(each["upstream"]),
+                str(each["upstream_source"]),
+                int(each["received"] or 0),
+            )
             for each in found
         ]
 

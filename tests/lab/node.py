@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 from contextlib import suppress
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bpf.kernel import cgroup2_root, mounts
+from bpf.links import linked_pods
+from bpf.pins import Pins
+from bpf.tables import Tables
 from tests.lab.chain import Chain
 from tests.lab.inside import popen
 from tests.lab.pod import Pod
@@ -70,7 +74,8 @@ class Agent:
             raise RuntimeError(f"the agent has ended:\n{self.log.read_text()[-2000:]}")
         with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
             probe.connect(str(self._node.run_dir / "cni.sock"))
-            return True
+            peer = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+            return bool(peer == self.pid)
         return False
 
 
@@ -105,9 +110,14 @@ class Node:
             remove(self.id)
 
     @property
+    def shim(self) -> Path:
+        """The plugin's binary."""
+        return REPOSITORY / "build" / "sidestep-cni"
+
+    @property
     def chain(self) -> Chain:
         """bridge, portmap, sidestep-cni."""
-        return Chain(self.conflist(), (REPOSITORY / "build", PLUGINS), self.netns)
+        return Chain(self.conflist(), (self.shim.parent, PLUGINS), self.netns)
 
     def conflist(self) -> dict[str, Any]:
         """The conf list; subnets come from the id, so that two nodes' pods differ."""
@@ -138,6 +148,18 @@ class Node:
     def outside(self, argv: list[str | Path], **options: Any) -> "subprocess.Popen[Any]":
         """A process in the node's namespace, outside of the mesh."""
         return popen(self.netns, None, argv, 0, 0, **options)
+
+    def entries(self) -> dict[str, int]:
+        """How full every table is, and how many pods' links there are."""
+        pins = Pins(self.bpffs)
+        with Tables(pins) as tables:
+            counts = {name: sum(1 for _ in table.every_key()) for name, table in vars(tables).items()}
+        return counts | {"links": len(list(pins.netns.iterdir()))}
+
+    def wait_for_dead_links(self, count: int) -> None:
+        """Wait until the kernel has taken down that many deleted pods' namespaces."""
+        pins = Pins(self.bpffs)
+        wait_until(lambda: sum(not alive for _, alive in linked_pods(pins)) == count, "namespaces to be gone")
 
     def _make(self) -> None:
         self.directory.mkdir(parents=True)

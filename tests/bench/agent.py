@@ -1,0 +1,76 @@
+"""`make bench-agent`: from starting the agent's process to its socket answering.
+
+Cold: nothing is pinned. Warm: same sources, everything pinned. Swap: the sources have changed. Interpreter start and
+imports are counted. Beside them the time `sidestep attach` itself takes, whole process.
+"""
+
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from bpf.attachment import detach
+from bpf.pins import Pins
+from tests.lab.node import REPOSITORY, Node
+
+ROUNDS = 7
+
+
+def measure(name: str, prepare: Callable[[], object], work: Callable[[], object]) -> None:
+    """Print minimum, median and maximum of several rounds."""
+    seconds = []
+    for _ in range(ROUNDS):
+        prepare()
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    click.echo(f"  {name:34}{min(seconds):6.3f}  {statistics.median(seconds):6.3f}  {max(seconds):6.3f}")
+
+
+def changed_copy(directory: Path) -> Path:
+    """A source tree whose programs differ in a constant."""
+    for package in ("bpf", "cni", "installer"):
+        shutil.copytree(REPOSITORY / package, directory / package, ignore=shutil.ignore_patterns("__pycache__"))
+    source = directory / "bpf" / "connect.c"
+    source.write_text(source.read_text().replace("0x7f400000", "0x7fc00000"))
+    return directory
+
+
+@click.command()
+def bench() -> None:
+    """Time every way to start."""
+    with Node() as node, tempfile.TemporaryDirectory() as scratch:
+        other, agent = changed_copy(Path(scratch)), node.agent
+
+        def attach() -> None:
+            places = ["--bpffs", str(node.bpffs), "--cgroup", str(node.kubepods)]
+            argv = [sys.executable, "-m", "installer", "attach", *places]
+            subprocess.run(argv, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+
+        def forget() -> None:
+            agent.terminate()
+            detach(Pins(node.bpffs))
+
+        def swap_away() -> None:
+            agent.terminate()
+            agent.start(other)
+            agent.terminate()
+
+        click.echo(f"  {'seconds, ' + str(ROUNDS) + ' rounds':34}{'min':>6}  {'median':>6}  {'max':>6}")
+        measure("agent ready, cold", forget, agent.start)
+        measure("agent ready, warm", agent.terminate, agent.start)
+        measure("agent ready after kill -9", agent.kill, agent.start)
+        measure("agent ready, programs swapped", swap_away, agent.start)
+        agent.terminate()
+        measure("sidestep attach, cold", forget, attach)
+        measure("sidestep attach, warm", lambda: None, attach)
+
+
+if __name__ == "__main__":
+    bench()

@@ -1,0 +1,163 @@
+"""`make bench-cni`: a whole ADD through the shim beside what Istio's plugin makes iptables do, interleaved in one run.
+
+Both sides get the same kind of namespace and start from the same process: the shim against a running agent, and
+iptables-restore followed by ip6tables-restore with the rules Istio writes for a default pod. The real plugin starts a
+50 MB process and asks the API server on top, which is left out here. Prints p50 and p99 of both, and their ratio.
+"""
+
+import json
+import statistics
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tests.lab.chain import Attachment
+from tests.lab.inside import popen
+from tests.lab.node import NETNS, Node, make_netns
+
+PORTS = (15020, 15021, 15090)
+
+
+def rules(loopback: str, inbound_source: str) -> bytes:
+    """The nat rules of a default pod, written from Istio's documented capture order; one text a family."""
+    chains = ["ISTIO_INBOUND", "ISTIO_REDIRECT", "ISTIO_IN_REDIRECT", "ISTIO_OUTPUT"]
+    lines = ["*nat", *(f"-N {chain}" for chain in chains)]
+    lines += [
+        "-A ISTIO_INBOUND -p tcp --dport 15008 -j RETURN",
+        "-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001",
+        "-A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006",
+        "-A PREROUTING -p tcp -j ISTIO_INBOUND",
+        *(f"-A ISTIO_INBOUND -p tcp --dport {port} -j RETURN" for port in PORTS),
+        "-A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT",
+        "-A OUTPUT -j ISTIO_OUTPUT",
+        *(f"-A ISTIO_OUTPUT -p {protocol} --dport 15020 -j RETURN" for protocol in ("tcp", "udp")),
+        f"-A ISTIO_OUTPUT -o lo -s {inbound_source} -j RETURN",
+    ]
+    for owner in ("uid", "gid"):
+        lines += [
+            f"-A ISTIO_OUTPUT -o lo ! -d {loopback} -p tcp ! --dport 15008 -m owner --{owner}-owner 1337 "
+            "-j ISTIO_IN_REDIRECT",
+            f"-A ISTIO_OUTPUT -o lo -m owner ! --{owner}-owner 1337 -j RETURN",
+            f"-A ISTIO_OUTPUT -m owner --{owner}-owner 1337 -j RETURN",
+        ]
+    lines += [f"-A ISTIO_OUTPUT -d {loopback} -j RETURN", "-A ISTIO_OUTPUT -j ISTIO_REDIRECT", "COMMIT", ""]
+    return "\n".join(lines).encode()
+
+
+RULES4, RULES6 = rules("127.0.0.1/32", "127.0.0.6/32"), rules("::1/128", "::6/128")
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """One namespace to set up, over and over."""
+
+    node: Node
+    plugin: dict[str, Any]
+    config: bytes
+    netns: Path
+
+    def sidestep(self) -> float:
+        """Seconds of one ADD; the DEL after it is not timed."""
+        attachment = Attachment(uuid.uuid4().hex, self.netns, {"K8S_POD_NAME": "mesh", "K8S_POD_NAMESPACE": "default"})
+        seconds = _timed(lambda: self._shim(attachment.environment("ADD", "/opt/cni/bin")))
+        self._shim(attachment.environment("DEL", "/opt/cni/bin"))
+        return seconds
+
+    def iptables(self) -> float:
+        """Seconds of both restores; the flush after them is not timed."""
+
+        def restore() -> None:
+            self._spawn(self.netns, ["iptables-restore", "--noflush"], RULES4)
+            self._spawn(self.netns, ["ip6tables-restore", "--noflush"], RULES6)
+
+        seconds = _timed(restore)
+        for tool in ("iptables", "ip6tables"):
+            for action in ("-F", "-X"):
+                self._spawn(self.netns, [tool, "-t", "nat", action])
+        return seconds
+
+    def _shim(self, environment: dict[str, str]) -> None:
+        self._spawn(self.node.netns, [self.node.shim], self.config, env=environment)
+
+    def _spawn(self, netns: Path, argv: list[str | Path], stdin: bytes = b"", **options: Any) -> None:
+        """The same way for both sides, so that starting a process costs both the same."""
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = popen(netns, None, argv, 0, 0, **pipes, **options)
+        out, error = process.communicate(stdin)
+        if process.returncode != 0:
+            raise RuntimeError(f"{argv[0]} exited with {process.returncode}: {(out + error).decode()}")
+
+
+def _timed(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value that `share` of all values do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def report(parallel: int, rounds: list[tuple[list[float], list[float]]]) -> None:
+    """One block of the table: pooled percentiles, and the spread of the rounds' own p50 ratios."""
+    click.echo(f"\n{parallel} in parallel, {sum(len(ours) for ours, _ in rounds)} each")
+    pooled = [[value for each in side for value in each] for side in zip(*rounds, strict=True)]
+    for name, values in zip(("sidestep ADD", "iptables pair"), pooled, strict=True):
+        p50, p99 = (percentile(values, share) * 1e3 for share in (0.5, 0.99))
+        click.echo(f"  {name:15}p50 {p50:7.2f} ms   p99 {p99:7.2f} ms")
+    ratios = sorted(statistics.median(ours) / statistics.median(theirs) for ours, theirs in rounds)
+    p99 = percentile(pooled[0], 0.99) / percentile(pooled[1], 0.99)
+    spread = f"(rounds {ratios[0]:.2f}–{ratios[-1]:.2f})"
+    click.echo(f"  {'ratio':15}p50 {statistics.median(ratios):.2f} {spread}   p99 {p99:.2f}")
+
+
+@click.command()
+@click.option("--rounds", default=10, show_default=True, help="Times both sides take turns.")
+@click.option("--each", default=32, show_default=True, help="Set-ups a side and round.")
+def bench(rounds: int, each: int) -> None:
+    """Compare a whole ADD with Istio's iptables rules, at 1 and at 16 in parallel."""
+    with Node() as node:
+        (node.pods_dir / "mesh.yaml").write_text(
+            "kind: Pod\nmetadata:\n  name: mesh\n  annotations: {sidecar.istio.io/status: '{}'}\n"
+            "spec:\n  containers:\n  - name: istio-proxy\n    args: [proxy, sidecar]\n"
+            "    env: [{name: ISTIO_DUAL_STACK, value: 'true'}]\n"
+        )
+        sandboxes = [_sandbox(node, number) for number in range(16)]
+        for parallel in (1, 16):
+            with ThreadPoolExecutor(parallel) as runtime:
+
+                def turn(side: str, runtime: ThreadPoolExecutor = runtime, parallel: int = parallel) -> list[float]:
+                    waves = [sandboxes[:parallel]] * (each // parallel)
+                    return [s for wave in waves for s in runtime.map(lambda each: getattr(each, side)(), wave)]
+
+                turn("sidestep"), turn("iptables")  # warm both
+                report(parallel, [(turn("sidestep"), turn("iptables")) for _ in range(rounds)])
+
+
+def _sandbox(node: Node, number: int) -> Sandbox:
+    netns = NETNS / f"sidestep-{node.id}-{number}"
+    make_netns(netns)
+    for command in (
+        ["link", "add", "eth0", "type", "bridge"],
+        ["addr", "add", f"10.0.0.{number + 1}/24", "dev", "eth0"],
+        ["addr", "add", f"fd00::{number + 1}/64", "dev", "eth0"],
+        ["link", "set", "eth0", "up"],
+    ):
+        subprocess.run(["ip", "-n", netns.name, *command], check=True)
+    plugin = node.conflist()["plugins"][-1]
+    previous = {"cniVersion": "1.0.0", "interfaces": [], "ips": [{"address": f"10.0.0.{number + 1}/24"}]}
+    config = {**plugin, "name": "bench", "cniVersion": "1.0.0", "prevResult": previous}
+    return Sandbox(node, plugin, json.dumps(config).encode(), netns)
+
+
+if __name__ == "__main__":
+    bench()

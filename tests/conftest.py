@@ -1,0 +1,57 @@
+"""Tests that need the kernel fail where it cannot load the programs; SIDESTEP_ALLOW_SKIP=1 skips and counts them."""
+
+import os
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from bpf.attachment import attach, detach
+from bpf.errors import SidestepError
+from bpf.kernel import cgroup2_root
+from bpf.pins import Pins
+
+_ALLOWED = os.environ.get("SIDESTEP_ALLOW_SKIP") == "1"
+_NEEDS_KERNEL = {"datapath", "node", "e2e"}
+
+
+@cache
+def _why_not() -> str:
+    """Why this kernel cannot run the programs; empty when it can."""
+    if os.geteuid() != 0:
+        return "not root"
+    bpffs = Path(tempfile.mkdtemp(prefix="sidestep-probe-"))
+    cgroup = cgroup2_root() / bpffs.name
+    try:
+        subprocess.run(["mount", "-t", "bpf", "bpf", bpffs], check=True, capture_output=True)
+        cgroup.mkdir()
+        attach(Pins(bpffs), cgroup)
+        detach(Pins(bpffs))
+    except (SidestepError, OSError, subprocess.CalledProcessError) as error:
+        return str(error).splitlines()[0]
+    finally:
+        if cgroup.exists():
+            cgroup.rmdir()
+        subprocess.run(["umount", bpffs], capture_output=True)
+        bpffs.rmdir()
+    return ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not _ALLOWED:
+        return
+    for item in items:
+        if _NEEDS_KERNEL & set(item.path.parts) and _why_not():
+            item.add_marker(pytest.mark.skip(reason=f"SIDESTEP_ALLOW_SKIP: {_why_not()}"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [
+        report for report in terminalreporter.stats.get("skipped", []) if "SIDESTEP_ALLOW_SKIP" in str(report.longrepr)
+    ]
+    if skipped:
+        terminalreporter.write_line(
+            f"{len(skipped)} tests that need the kernel were SKIPPED: {_why_not()}", yellow=True
+        )

@@ -1,0 +1,33 @@
+"""Meshes made of real parts: CNI plugins, the shim, the agent, Envoy."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.lab.node import Node
+from tests.lab.pod import Pod
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Two mesh pods and a plain one."""
+
+    node: Node
+    alpha: Pod
+    beta: Pod
+    gamma: Pod
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Mesh]:
+    """Shared by a module's tests: they leave it as they found it."""
+    with Node() as node:
+        yield Mesh(node, node.pod("alpha"), node.pod("beta"), node.pod("gamma", mesh=False))
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    """A node of the test's own, with its agent and no pods."""
+    with Node() as node:
+        yield node

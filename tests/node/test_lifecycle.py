@@ -1,0 +1,268 @@
+"""ADD, DEL, CHECK, GC and STATUS through the real shim and agent: many times, at once, and out of order."""
+
+import subprocess
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpf.layout import Address, Owner
+from bpf.pins import Pins
+from bpf.tables import Tables
+from tests.lab.chain import Attachment, CniFailed
+from tests.lab.node import NETNS, Agent, Node, make_netns
+
+PREVIOUS: dict[str, Any] = {"cniVersion": "1.0.0", "interfaces": [], "ips": [], "dns": {}, "x-unknown": [1, 2.5, None]}
+
+
+class Sandboxes:
+    """Namespaces with an address each, and the shim to enrol them with: what is left of a pod without its processes."""
+
+    def __init__(self, node: Node, count: int) -> None:
+        self.node = node
+        self.chain = node.chain
+        self.plugin = self.chain.conflist["plugins"][-1]
+        self.manifest("mesh")
+        self.paths = [self._make(number) for number in range(count)]
+
+    def manifest(self, name: str, **annotations: str) -> None:
+        """A mesh Pod in the agent's directory."""
+        notes = "".join(f"    {key}: '{value}'\n" for key, value in annotations.items())
+        (self.node.pods_dir / f"{name}.yaml").write_text(
+            f"kind: Pod\nmetadata:\n  name: {name}\n  annotations:\n    sidecar.istio.io/status: '{{}}'\n{notes}"
+            "spec:\n  containers:\n  - name: istio-proxy\n    args: [proxy, sidecar]\n"
+        )
+
+    def attachment(self, number: int, pod: str = "mesh") -> Attachment:
+        """A new container in one of the namespaces."""
+        names = {"K8S_POD_NAME": pod, "K8S_POD_NAMESPACE": "default"}
+        return Attachment(uuid.uuid4().hex, self.paths[number], names)
+
+    def run(self, command: str, attachment: Attachment, **options: Any) -> Any:
+        """The shim, once."""
+        previous = PREVIOUS if command in ("ADD", "CHECK") else None
+        return self.chain.run(command, {**self.plugin, **options}, attachment, previous)
+
+    def cycle(self, number: int) -> None:
+        """ADD and DEL of a new container."""
+        attachment = self.attachment(number)
+        assert self.run("ADD", attachment) == PREVIOUS
+        assert self.run("DEL", attachment) is None
+
+    def _make(self, number: int) -> Path:
+        path = NETNS / f"sidestep-{self.node.id}-{number}"
+        make_netns(path)
+        subprocess.run(["ip", "-n", path.name, "link", "add", "eth0", "type", "bridge"], check=True)
+        subprocess.run(["ip", "-n", path.name, "addr", "add", f"10.0.0.{number + 1}/32", "dev", "eth0"], check=True)
+        return path
+
+
+@pytest.fixture
+def sandboxes(node: Node) -> Iterator[Sandboxes]:
+    yield Sandboxes(node, 2)
+
+
+def resident_kib(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise AssertionError("no VmRSS")
+
+
+def test_a_thousand_cycles_and_fifty_at_once_leave_nothing(node: Node) -> None:
+    pods = Sandboxes(node, 50)
+    descriptors = Path(f"/proc/{node.agent.pid}/fd")
+    empty = node.entries()
+    with ThreadPoolExecutor(50) as at_once:
+        list(at_once.map(pods.cycle, [number % 50 for number in range(200)]))  # every worker of the agent has run now
+        open_before, resident_before = len(list(descriptors.iterdir())), resident_kib(node.agent.pid)
+        list(at_once.map(pods.cycle, range(50)))
+    with ThreadPoolExecutor(4) as runtime:
+        list(runtime.map(pods.cycle, [number % 4 for number in range(1000)]))
+    assert node.entries() == empty
+    assert len(list(descriptors.iterdir())) == open_before
+    # 1,050 cycles later: one page lost in each would be 4 MiB
+    assert resident_kib(node.agent.pid) - resident_before < 2048
+
+
+def test_fifty_pods_at_once_are_all_enrolled(node: Node) -> None:
+    pods = Sandboxes(node, 50)
+    attachments = [pods.attachment(number) for number in range(50)]
+    with ThreadPoolExecutor(50) as at_once:
+        list(at_once.map(lambda each: pods.run("ADD", each), attachments))
+    counts = node.entries()
+    assert (counts["pods"], counts["links"]) == (50, 50)
+    for attachment in attachments:
+        pods.run("CHECK", attachment)
+
+
+def test_repeating_an_add_is_harmless(sandboxes: Sandboxes) -> None:
+    attachment = sandboxes.attachment(0)
+    sandboxes.run("ADD", attachment)
+    once = sandboxes.node.entries()
+    assert sandboxes.run("ADD", attachment) == PREVIOUS
+    assert sandboxes.node.entries() == once
+
+
+def test_the_previous_result_comes_back_unchanged_for_pods_outside_of_the_mesh_too(sandboxes: Sandboxes) -> None:
+    (sandboxes.node.pods_dir / "plain.yaml").write_text(
+        "kind: Pod\nmetadata: {name: plain}\nspec: {containers: [{name: app}]}\n"
+    )
+    assert sandboxes.run("ADD", sandboxes.attachment(0, "plain")) == PREVIOUS
+    not_kubernetes = replace(sandboxes.attachment(0), pod={})
+    assert sandboxes.run("ADD", not_kubernetes) == PREVIOUS
+    assert sandboxes.node.entries()["pods"] == 0
+
+
+def test_del_works_without_the_namespace_and_twice(sandboxes: Sandboxes) -> None:
+    empty = sandboxes.node.entries()
+    attachment = sandboxes.attachment(0)
+    sandboxes.run("ADD", attachment)
+    for netns in (None, None, Path("/run/netns/never-was"), Path("/etc/hostname")):
+        sandboxes.run("DEL", replace(attachment, netns=netns))
+        assert sandboxes.node.entries() == empty
+    sandboxes.run("DEL", sandboxes.attachment(1))
+
+
+def test_a_late_del_of_an_earlier_container_leaves_the_new_one_alone(sandboxes: Sandboxes) -> None:
+    earlier, later = sandboxes.attachment(0), sandboxes.attachment(0)
+    sandboxes.run("ADD", earlier)
+    sandboxes.run("ADD", later)
+    sandboxes.run("DEL", earlier)
+    sandboxes.run("CHECK", later)
+
+
+def test_del_of_another_interface_leaves_the_pod_enrolled(sandboxes: Sandboxes) -> None:
+    attachment = sandboxes.attachment(0)
+    sandboxes.run("ADD", attachment)
+    sandboxes.run("DEL", replace(attachment, ifname="net1"))
+    sandboxes.run("CHECK", attachment)
+
+
+def test_check_names_what_differs(sandboxes: Sandboxes) -> None:
+    attachment = sandboxes.attachment(0)
+    with pytest.raises(CniFailed, match=r"no entry in pods for default/mesh|no inbound steering") as failed:
+        sandboxes.run("CHECK", attachment)
+    assert failed.value.code == 103
+    sandboxes.run("ADD", attachment)
+    sandboxes.run("CHECK", attachment)
+    with Tables(Pins(sandboxes.node.bpffs)) as tables:
+        tables.addresses.put(Address.of(IPv4Address("10.0.0.1")), Owner(1, 1))
+    with pytest.raises(CniFailed, match=r"address 10\.0\.0\.1 is not registered for this pod"):
+        sandboxes.run("CHECK", attachment)
+
+
+def test_gc_forgets_what_the_runtime_no_longer_lists(sandboxes: Sandboxes) -> None:
+    kept, gone = sandboxes.attachment(0), sandboxes.attachment(1)
+    for each in (kept, gone):
+        sandboxes.run("ADD", each)
+    chain = replace(sandboxes.chain, conflist={**sandboxes.chain.conflist, "cniVersion": "1.1.0"})
+    valid = {"cni.dev/valid-attachments": [{"containerID": kept.container_id, "ifname": "eth0"}]}
+    nobody = Attachment("", None, {}, "")
+    chain.run("GC", {**sandboxes.plugin, **valid}, nobody)
+    assert sandboxes.node.entries()["pods"] == 1
+    sandboxes.run("CHECK", kept)
+
+
+def test_gc_leaves_other_networks_alone(sandboxes: Sandboxes) -> None:
+    sandboxes.run("ADD", sandboxes.attachment(0))
+    chain = replace(sandboxes.chain, conflist={**sandboxes.chain.conflist, "cniVersion": "1.1.0", "name": "other"})
+    chain.run("GC", {**sandboxes.plugin, "cni.dev/valid-attachments": []}, Attachment("", None, {}, ""))
+    assert sandboxes.node.entries()["pods"] == 1
+
+
+def test_status_is_good_while_the_agent_serves_and_50_when_it_does_not(sandboxes: Sandboxes) -> None:
+    chain = replace(sandboxes.chain, conflist={**sandboxes.chain.conflist, "cniVersion": "1.1.0"})
+    nobody = Attachment("", None, {}, "")
+    assert chain.run("STATUS", sandboxes.plugin, nobody) is None
+    (Pins(sandboxes.node.bpffs).links / "connect4").unlink()
+    with pytest.raises(CniFailed, match="not attached") as detached:
+        chain.run("STATUS", sandboxes.plugin, nobody)
+    sandboxes.node.agent.terminate()
+    with pytest.raises(CniFailed, match="is the sidestep agent running") as away:
+        chain.run("STATUS", sandboxes.plugin, nobody)
+    assert (detached.value.code, away.value.code) == (50, 50)
+
+
+def test_what_dead_pods_left_is_gone_when_the_agent_is_back(sandboxes: Sandboxes) -> None:
+    sandboxes.run("ADD", sandboxes.attachment(0))
+    sandboxes.run("ADD", sandboxes.attachment(1))
+    sandboxes.node.agent.kill()
+    subprocess.run(["ip", "netns", "del", sandboxes.paths[0].name], check=True)
+    sandboxes.node.wait_for_dead_links(1)
+    sandboxes.node.agent.start()
+    counts = sandboxes.node.entries()
+    assert (counts["pods"], counts["links"], counts["addresses"]) == (1, 1, counts["addresses"])
+
+
+BAD_ANNOTATIONS = {
+    "traffic.sidecar.istio.io/excludeOutboundPorts": "80-90",
+    "traffic.sidecar.istio.io/includeInboundPorts": "http",
+    "traffic.sidecar.istio.io/includeOutboundIPRanges": "10.0.0.0",
+    "traffic.sidecar.istio.io/excludeOutboundIPRanges": "10.0.0.0/8, 11.0.0.0/8",
+    "sidecar.istio.io/interceptionMode": "NONE",
+}
+
+
+@pytest.mark.parametrize("annotation", BAD_ANNOTATIONS)
+def test_an_invalid_annotation_is_named_with_its_value(sandboxes: Sandboxes, annotation: str) -> None:
+    empty = sandboxes.node.entries()
+    sandboxes.manifest("bad", **{annotation: BAD_ANNOTATIONS[annotation]})
+    with pytest.raises(CniFailed) as failed:
+        sandboxes.run("ADD", sandboxes.attachment(0, "bad"))
+    assert failed.value.code == 100
+    assert annotation in failed.value.message
+    assert BAD_ANNOTATIONS[annotation].split(",")[-1] in failed.value.message
+    assert sandboxes.node.entries() == empty
+
+
+def test_a_pod_nobody_knows_fails_closed_and_may_be_tried_again(sandboxes: Sandboxes) -> None:
+    with pytest.raises(CniFailed, match="default/unknown") as failed:
+        sandboxes.run("ADD", sandboxes.attachment(0, "unknown"))
+    assert failed.value.code == 11
+    assert sandboxes.node.entries()["pods"] == 0
+
+
+def test_the_hosts_own_namespace_is_refused(sandboxes: Sandboxes) -> None:
+    with pytest.raises(CniFailed, match="host's own network namespace") as failed:
+        sandboxes.run("ADD", replace(sandboxes.attachment(0), netns=Path(f"/proc/{sandboxes.node.agent.pid}/ns/net")))
+    assert failed.value.code == 101
+
+
+def test_a_namespace_without_an_address_is_refused(sandboxes: Sandboxes) -> None:
+    subprocess.run(["ip", "-n", sandboxes.paths[0].name, "addr", "flush", "dev", "eth0"], check=True)
+    with pytest.raises(CniFailed, match="no valid local IP address found") as failed:
+        sandboxes.run("ADD", sandboxes.attachment(0))
+    assert failed.value.code == 101
+
+
+def test_unknown_cni_args_are_named(sandboxes: Sandboxes) -> None:
+    attachment = replace(sandboxes.attachment(0), pod={"K8S_POD_NAME": "mesh", "IgnoreUnknown": "0", "COLOUR": "red"})
+    with pytest.raises(CniFailed, match="CNI_ARGS: unknown keys COLOUR") as failed:
+        sandboxes.run("ADD", attachment)
+    assert failed.value.code == 4
+
+
+def test_another_user_cannot_reach_the_socket(sandboxes: Sandboxes) -> None:
+    run_dir = sandboxes.node.run_dir
+    assert run_dir.stat().st_mode & 0o777 == 0o700
+    assert (run_dir / "cni.sock").stat().st_mode & 0o777 == 0o600
+    probe = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    refused = subprocess.run(
+        ["/usr/bin/python3", "-c", probe, run_dir / "cni.sock"], user=1000, group=1000, capture_output=True, text=True
+    )
+    assert "PermissionError" in refused.stderr
+
+
+def test_a_second_agent_on_the_same_directory_is_refused(node: Node) -> None:
+    second = Agent(node)
+    with pytest.raises(RuntimeError, match="another agent serves"):
+        second.start()
+    node.agent.kill()
+    second.start()
+    second.terminate()
