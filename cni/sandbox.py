@@ -11,21 +11,19 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv6Address
 from typing import TypeVar
 
-from pyroute2 import IPRoute, NetlinkError
-
 from cni.errors import SandboxInvalid
+from cni.rtnl import IpAddress, Rtnl
 
-IpAddress = IPv4Address | IPv6Address
 T = TypeVar("T")
 
 _CLONE_NEWNET = 0x40000000  # uapi/linux/sched.h
 _NS_GET_NSTYPE = 0xB703  # uapi/linux/nsfs.h
 _SO_NETNS_COOKIE = 71  # uapi/asm-generic/socket.h, Linux 5.14
-_EEXIST = 17
 _LOOPBACK_INDEX = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -92,14 +90,13 @@ def add_inbound_source(netns_fd: int) -> None:
     """Put ::6/128 on the pod's loopback, as Istio does: Envoy's inbound clusters bind it. Harmless when repeated."""
 
     def add() -> None:
-        with IPRoute() as route:
-            try:
-                route.addr("add", index=_LOOPBACK_INDEX, address=str(INBOUND_SOURCE6), prefixlen=128)
-            except NetlinkError as error:
-                if error.code != _EEXIST:
-                    raise SandboxInvalid(f"cannot add {INBOUND_SOURCE6}/128 to the pod's lo: {error}") from error
+        with Rtnl() as rtnl, suppress(FileExistsError):
+            rtnl.add_address(INBOUND_SOURCE6, _LOOPBACK_INDEX)
 
-    _visit(netns_fd, add)
+    try:
+        _visit(netns_fd, add)
+    except OSError as error:
+        raise SandboxInvalid(f"cannot add {INBOUND_SOURCE6}/128 to the pod's lo: {error.strerror}") from error
 
 
 def own_cookie() -> int:
@@ -110,14 +107,13 @@ def own_cookie() -> int:
 
 
 def _addresses() -> tuple[InterfaceAddress, ...]:
-    found = []
-    with IPRoute() as route:
-        for message in route.get_addr():
-            ip = ip_address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
+    with Rtnl() as rtnl:
+        return tuple(
+            InterfaceAddress(ip, ifindex)
+            for ip, ifindex in rtnl.addresses()
             # ::6 is on every mesh pod's lo: the programs know it, and an address has one owner
-            if not ip.is_loopback and ip != INBOUND_SOURCE6:
-                found.append(InterfaceAddress(ip, message["index"]))
-    return tuple(found)
+            if not ip.is_loopback and ip != INBOUND_SOURCE6
+        )
 
 
 def _visit(netns_fd: int, work: Callable[[], T]) -> T:

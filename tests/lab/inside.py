@@ -11,6 +11,12 @@ _CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
+def enter_netns(fd: int) -> None:
+    """Move the calling thread into a network namespace; there is no way back."""
+    if _LIBC.setns(fd, _CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "setns")
+
+
 def entering(netns: Path, cgroup: Path | None, uid: int, gid: int) -> Callable[[], None]:
     """What a child does between fork and exec: join the cgroup, enter the namespace, drop to the user.
 
@@ -24,8 +30,7 @@ def entering(netns: Path, cgroup: Path | None, uid: int, gid: int) -> Callable[[
             fd = os.open(procs, os.O_WRONLY)
             os.write(fd, b"0")
             os.close(fd)
-        if _LIBC.setns(netns_fd, _CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), f"setns {netns}")
+        enter_netns(netns_fd)
         os.setgroups([])
         os.setgid(gid)
         os.setuid(uid)
