@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 import click
 
@@ -114,7 +115,7 @@ def probes(node: Node, alpha: Pod, beta: Pod, gamma: Pod) -> list[Probe]:
     found = []
     for version in (4, 6):
         a, b, c = (getattr(pod, f"ip{version}") for pod in (alpha, beta, gamma))
-        gateway = str(next(iter(_gateways(node, version))))
+        gateway = _gateway(node, version)
         inbound_source = "127.0.0.6" if version == 4 else "::6"
 
         def host_curl(ip: object = b) -> Reply:
@@ -154,10 +155,10 @@ def probes(node: Node, alpha: Pod, beta: Pod, gamma: Pod) -> list[Probe]:
     return found
 
 
-def _gateways(node: Node, version: int) -> list[str]:
+def _gateway(node: Node, version: int) -> str:
+    """The bridge's address: what connections from the node come from."""
     ranges = node.conflist()["plugins"][0]["ipam"]["ranges"]
-    subnet = ranges[0 if version == 4 else 1][0]["subnet"]
-    return [subnet.replace(".0/24", ".1") if version == 4 else subnet.replace("::/64", "::1")]
+    return str(ip_network(ranges[0 if version == 4 else 1][0]["subnet"])[1])
 
 
 def progress(text: str) -> None:
