@@ -1,5 +1,6 @@
 """`make demo`: two mesh pods and a plain one, real HTTP between them, and who got each connection."""
 
+import os
 import signal
 import sys
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import ip_network
+from types import FrameType
 
 import click
 
@@ -175,11 +177,12 @@ def line(cells: tuple[str, ...]) -> str:
 @click.option("--keep", is_flag=True, help="Leave the mesh up and say how to look around.")
 def demo(keep: bool) -> None:
     """Build a small mesh, make every kind of connection, say who got it; leave nothing behind."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    _exit_on_signals()
     with ExitStack() as stack:
         node = stack.enter_context(Node(keep=keep))
         # once down is where it goes, a second Ctrl-C must not stop it halfway
-        stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.SIG_IGN)
         progress(f"node {node.id}: programs attached at {node.kubepods}")
         pods = []
         for name, mesh in (("alpha", True), ("beta", True), ("gamma", False)):
@@ -197,6 +200,18 @@ def demo(keep: bool) -> None:
             _explain(node, alpha)
         click.echo(f"demo: {good} of {len(rows)} as expected")
     sys.exit(0 if good == len(rows) else 1)
+
+
+def _exit_on_signals() -> None:
+    """Ctrl-C and SIGTERM unwind this process; a child between fork and exec just goes on."""
+    owner = os.getpid()
+
+    def leave(number: int, _: FrameType | None) -> None:
+        if os.getpid() == owner:
+            sys.exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
 
 
 def _explain(node: Node, alpha: Pod) -> None:
@@ -218,7 +233,4 @@ def _explain(node: Node, alpha: Pod) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        demo(standalone_mode=False)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+    demo()

@@ -42,9 +42,9 @@ def entering(netns: Path, cgroup: Path | None, uid: int, gid: int) -> Callable[[
 def popen(
     netns: Path, cgroup: Path | None, argv: Sequence[str | Path], uid: int, gid: int, **options: Any
 ) -> subprocess.Popen[Any]:
-    """subprocess.Popen inside a pod."""
+    """subprocess.Popen inside a pod, in a session of its own: a Ctrl-C is for whoever started the pods."""
     enter = entering(netns, cgroup, uid, gid)
     try:
-        return subprocess.Popen(argv, preexec_fn=enter, **options)
+        return subprocess.Popen(argv, preexec_fn=enter, start_new_session=True, **options)
     finally:
         enter.close()  # type: ignore[attr-defined]

@@ -50,7 +50,9 @@ class Agent:
         argv: list[str | Path] = [sys.executable, "-m", "installer", "agent", "--pods", node.pods_dir]
         argv += ["--bpffs", node.bpffs, "--cgroup", node.kubepods, "--run-dir", node.run_dir]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(argv, cwd=source, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                argv, cwd=source, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
         (node.cgroup / "agent" / "cgroup.procs").write_text(str(self.process.pid))
         wait_until(self._answers, f"the agent to serve; see {self.log}", 15)
 

@@ -103,7 +103,8 @@ class Pod:
     def start_app(self) -> None:
         """The HTTP application on port 8080, both families."""
         argv = [sys.executable, "-I", "-S", "-c", _APP.read_text(), self.name, str(APP_PORT)]
-        self._app = self.popen(argv, stdout=subprocess.PIPE, text=True)
+        with (self.directory / "app.log").open("ab") as log:
+            self._app = self.popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._app.stdout is not None
         assert self._app.stdout.readline() == "ready\n"
 
