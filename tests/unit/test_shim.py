@@ -10,7 +10,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +110,9 @@ def agent(tmp_path: Path) -> Iterator[Callable[..., Agent]]:
     listener.close()
 
 
-def run(directory: Path, stdin: bytes | None = None, config: dict[str, Any] | None = None, **variables: str) -> Outcome:
+def run(
+    directory: Path, stdin: bytes | None = None, config: Mapping[str, Any] | None = None, **variables: str
+) -> Outcome:
     """The shim once; variables given as CNI_X=None are left out."""
     environment = {key: value for key, value in {**ENVIRONMENT, **variables}.items() if value != "-unset-"}
     text = {**CONFIG, "cni_agent_run_dir": str(directory), "agent_timeout_seconds": 5, **(config or {})}
