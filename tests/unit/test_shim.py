@@ -227,7 +227,7 @@ BAD_ENVIRONMENT: dict[str, tuple[dict[str, str], list[str]]] = {
 @pytest.mark.parametrize("case", BAD_ENVIRONMENT)
 def test_a_bad_environment_is_named(tmp_path: Path, case: str) -> None:
     variables, messages = BAD_ENVIRONMENT[case]
-    error = run(tmp_path, **variables).error
+    error = run(tmp_path, None, None, **variables).error
     assert error["code"] == 4
     for message in messages:
         assert message in error["msg"]
