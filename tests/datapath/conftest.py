@@ -3,7 +3,6 @@
 import json
 import secrets
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from cni.annotations import CapturePolicy
 from cni.enroll import Enrolments
 from cni.entries import Entries, Identity, entries_of
 from cni.sandbox import Sandbox, add_inbound_source, read_sandbox
-from tests.lab.inside import popen
+from tests.lab.inside import PYTHON, popen
 
 STANDIN = Path(__file__).with_name("standin.py")
 PROXY, APP = 1337, 1000
@@ -74,7 +73,7 @@ class Namespace:
 
     def python(self, code: str, *args: object, uid: int = APP) -> Any:
         """Run a snippet inside and parse the JSON it prints."""
-        process = self._popen([sys.executable, "-I", "-S", "-c", code, *map(str, args)], uid)
+        process = self._popen([*PYTHON, code, *map(str, args)], uid)
         return json.loads(process.communicate(timeout=20)[0])
 
     def stop(self) -> None:
@@ -89,7 +88,7 @@ class Namespace:
 
 def _standin(*argv: str) -> list[str]:
     """The stand-in's command; it comes in as text because the checkout may be where the pod's users cannot go."""
-    return [sys.executable, "-I", "-S", "-c", STANDIN.read_text(), *argv]
+    return [*PYTHON, STANDIN.read_text(), *argv]
 
 
 @dataclass

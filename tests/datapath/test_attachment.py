@@ -1,7 +1,6 @@
 """Starting again: nothing to do, programs to swap, or leftovers to clear away."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from bpf.errors import CompileFailed, KernelRefused, NotAttached
 from bpf.layout import TABLES, Cookie, Owner
 from bpf.pins import Pins
 from tests.datapath.conftest import Wire
+from tests.lab.inside import PYTHON
 
 
 def test_the_same_sources_neither_compile_nor_attach(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +32,7 @@ sys.stdin.readline()
 s.sendall(b"x")
 print(json.dumps([json.loads(lines.readline()), s.getpeername()]), flush=True)
 """
-    client = wire.pod.start([sys.executable, "-I", "-S", "-c", code, str(wire.peer.ip4)], 1000)
+    client = wire.pod.start([*PYTHON, code, str(wire.peer.ip4)], 1000)
     monkeypatch.setattr(attachment, "sources_digest", lambda: bytes(32))
     assert attach(wire.kernel.pins, wire.kernel.cgroup) is Outcome.SWAPPED
     monkeypatch.undo()

@@ -1,11 +1,10 @@
 """Connections that reach a mesh pod from outside, where nothing on the client's side helps."""
 
-import sys
-
 import pytest
 
 from cni.annotations import CapturePolicy
 from tests.datapath.conftest import PROXY, Wire
+from tests.lab.inside import PYTHON
 
 FAMILIES = ["ip4", "ip6"]
 
@@ -99,6 +98,6 @@ for _ in range(2):
     c.sendall(json.dumps({"who": "inbound", "local": c.getsockname()[:2]}).encode() + b"\\n")
     c.close()
 """
-    wire.pod.start([sys.executable, "-I", "-S", "-c", code], PROXY)
+    wire.pod.start([*PYTHON, code], PROXY)
     assert wire.peer.dial(wire.pod.ip4, 8080)["local"] == [f"::ffff:{wire.pod.ip4}", 8080]
     assert wire.peer.dial(wire.pod.ip6, 8080)["local"] == [str(wire.pod.ip6), 8080]

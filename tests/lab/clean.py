@@ -3,20 +3,18 @@
 import os
 import sys
 from contextlib import suppress
-from pathlib import Path
 
-from tests.lab.node import LABS, remove
+from tests.lab.node import LABS, identity_of, remove
 
 
 def abandoned() -> list[str]:
     """Labs that no living process has made, kept ones included."""
     found = []
     for directory in LABS.iterdir() if LABS.exists() else ():
-        owner = 0
-        with suppress(OSError, ValueError):
-            owner = int((directory / "owner").read_text())
-        if not (owner and Path(f"/proc/{owner}").exists()):
-            found.append(directory.name)
+        with suppress(FileNotFoundError, IndexError):  # not written yet
+            owner = (directory / "owner").read_text()
+            if owner == "kept" or owner != identity_of(int(owner.split()[0])):
+                found.append(directory.name)
     return found
 
 

@@ -3,9 +3,14 @@
 import ctypes
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+# What pods run snippets with: the real interpreter, by a path any user can follow (a checkout may be root's alone), on
+# the standard library only.
+PYTHON = (str(Path(sys.executable).resolve()), "-I", "-S", "-c")
 
 _CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)

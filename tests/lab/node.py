@@ -107,7 +107,7 @@ class Node:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if self.keep and kind is None:
-            (self.directory / "owner").write_text("0")
+            (self.directory / "owner").write_text("kept")
         else:
             remove(self.id)
 
@@ -165,12 +165,21 @@ class Node:
 
     def _make(self) -> None:
         self.directory.mkdir(parents=True)
-        (self.directory / "owner").write_text(str(os.getpid()))
+        (self.directory / "owner").write_text(identity_of(os.getpid()))
         for directory in (self.bpffs, self.pods_dir, self.kubepods, self.cgroup / "agent"):
             directory.mkdir(parents=True)
         subprocess.run(["mount", "-t", "bpf", "bpf", self.bpffs], check=True)
         make_netns(self.netns)
         self.agent.start()
+
+
+def identity_of(pid: int) -> str:
+    """A process by id and start time (proc(5), stat, field 22), as ids are used again; empty when it is gone."""
+    try:
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+    return f"{pid} {started}"
 
 
 def make_netns(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import uuid
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_interface
@@ -14,7 +13,7 @@ import yaml
 from tests.lab import curl as curls
 from tests.lab.chain import Attachment
 from tests.lab.envoy import PROXY_ID, Envoy
-from tests.lab.inside import popen
+from tests.lab.inside import PYTHON, popen
 
 if TYPE_CHECKING:
     from tests.lab.node import Node
@@ -102,7 +101,7 @@ class Pod:
 
     def start_app(self) -> None:
         """The HTTP application on port 8080, both families."""
-        argv = [sys.executable, "-I", "-S", "-c", _APP.read_text(), self.name, str(APP_PORT)]
+        argv = [*PYTHON, _APP.read_text(), self.name, str(APP_PORT)]
         with (self.directory / "app.log").open("ab") as log:
             self._app = self.popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._app.stdout is not None
@@ -114,7 +113,7 @@ class Pod:
 
     def python(self, code: str, *args: object, uid: int = APP_ID) -> Any:
         """Run a snippet in the pod and parse the JSON it prints."""
-        argv = [sys.executable, "-I", "-S", "-c", code, *map(str, args)]
+        argv = [*PYTHON, code, *map(str, args)]
         process = self.popen(argv, uid, stdout=subprocess.PIPE, text=True)
         return json.loads(process.communicate(timeout=30)[0])
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.lab.envoy import Connection
+from tests.lab.inside import PYTHON
 from tests.lab.node import REPOSITORY
 from tests.lab.pod import Pod
 from tests.lab.waiting import wait_until
@@ -59,7 +59,7 @@ def under_load(mesh: Mesh, disturb: Callable[[], int]) -> None:
     """
     for pod in (mesh.alpha, mesh.beta):
         pod.envoy.connections()
-    argv = [sys.executable, "-I", "-S", "-c", LOAD, str(mesh.beta.ip4)]
+    argv = [*PYTHON, LOAD, str(mesh.beta.ip4)]
     load = mesh.alpha.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert load.stdout.readline() == "ready\n"
     own = disturb()
