@@ -38,19 +38,20 @@ static __always_inline __be32 spread_over_loopback(const struct destination *ori
     return swap32(0x7f400000 | (hash & 0x003fffff));
 }
 
-static __always_inline void gather(struct bpf_sock_addr *ctx, struct pod *pod, __u64 cookie,
-                                   struct destination *to, struct address *source, struct outbound *facts)
+/* Gather the facts and decide. `source` is what the socket is bound to. */
+static __always_inline enum verdict decide(struct pod *pod, __u64 cookie, struct destination *to, struct address *source)
 {
     __u64 ids = bpf_get_current_uid_gid();
+    struct outbound facts = {.port = swap16(to->port_be)};
 
-    facts->port = swap16(to->port_be);
-    facts->ports = rules_of_port(pod, cookie, facts->port);
-    facts->network = network_of(pod, cookie, to);
-    facts->first_loopback = is_first_loopback(&to->address);
-    facts->loopback = is_on_lo(&to->address) || is_own_address(cookie, &to->address);
-    facts->from_inbound = is_inbound_source(source);
-    facts->proxy_uid = (__u32)ids == pod->proxy_uid;
-    facts->proxy_gid = (__u32)(ids >> 32) == pod->proxy_gid;
+    facts.ports = rules_of_port(pod, cookie, facts.port);
+    facts.network = network_of(pod, cookie, to);
+    facts.first_loopback = is_first_loopback(&to->address);
+    facts.loopback = is_on_lo(&to->address) || is_own_address(cookie, &to->address);
+    facts.from_inbound = is_inbound_source(source);
+    facts.proxy_uid = (__u32)ids == pod->proxy_uid;
+    facts.proxy_gid = (__u32)(ids >> 32) == pod->proxy_gid;
+    return decide_outbound(pod->flags, &facts);
 }
 
 /* A socket that is connected anew and not captured this time must not show an older original destination. */
@@ -96,7 +97,6 @@ int ss_connect4(struct bpf_sock_addr *ctx)
     __u64 cookie = bpf_get_netns_cookie(ctx);
     struct pod *pod = pods.lookup(&cookie);
     struct bpf_sock *sk = ctx->sk;
-    struct outbound facts = {};
     struct destination to = {};
     struct address source;
     enum verdict verdict;
@@ -109,8 +109,7 @@ int ss_connect4(struct bpf_sock_addr *ctx)
     to.port_be = ctx->user_port;
     to.family = AF_INET;
     source = address_of_ip4(sk->src_ip4);
-    gather(ctx, pod, cookie, &to, &source, &facts);
-    verdict = decide_outbound(pod->flags, &facts);
+    verdict = decide(pod, cookie, &to, &source);
     if (verdict == VERDICT_PASS) {
         forget_original(sk);
         return ALLOW;
@@ -142,7 +141,6 @@ int ss_connect6(struct bpf_sock_addr *ctx)
     __u64 cookie = bpf_get_netns_cookie(ctx);
     struct pod *pod = pods.lookup(&cookie);
     struct bpf_sock *sk = ctx->sk;
-    struct outbound facts = {};
     struct destination to = {};
     struct address source, own, proxy;
     enum verdict verdict;
@@ -166,8 +164,7 @@ int ss_connect6(struct bpf_sock_addr *ctx)
     source.word[1] = sk->src_ip6[1];
     source.word[2] = sk->src_ip6[2];
     source.word[3] = sk->src_ip6[3];
-    gather(ctx, pod, cookie, &to, &source, &facts);
-    verdict = decide_outbound(pod->flags, &facts);
+    verdict = decide(pod, cookie, &to, &source);
     if (verdict == VERDICT_PASS) {
         forget_original(sk);
         return ALLOW;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the shim's two halves share: the invocation, and how it ends. */
+/* What the shim's parts share: the invocation (sidestep-cni.c), the exchange (agent.c), how it ends (outcome.c). */
 #ifndef SIDESTEP_SHIM_H
 #define SIDESTEP_SHIM_H
 

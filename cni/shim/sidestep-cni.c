@@ -15,7 +15,6 @@
 #include <linux/nsfs.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,60 +44,6 @@ static const struct verb {
     {"ADD", 0, true, true, true},    {"DEL", 0, true, false, true},   {"CHECK", 1, true, true, true},
     {"STATUS", 3, false, false, true}, {"GC", 3, false, false, true}, {"VERSION", 0, false, false, false},
 };
-
-bool print_json(const json_t *output)
-{
-    char *text = json_dumps(output, JSON_COMPACT);
-
-    if (!text)
-        return false;
-    return fputs(text, stdout) >= 0 && fputc('\n', stdout) >= 0 && fflush(stdout) == 0;
-}
-
-bool always_succeeds(const struct invocation *inv)
-{
-    return !strcmp(inv->command, "DEL") || !strcmp(inv->command, "GC");
-}
-
-static _Noreturn void fail_with(const struct invocation *inv, enum code code, const char *message)
-{
-    json_t *error = json_pack("{s:s, s:i, s:s}", "cniVersion", inv->cni_version, "code", (int)code, "msg", message);
-
-    fprintf(stderr, "sidestep-cni: %s\n", message);
-    /* the message may quote bytes that are no UTF-8, which JSON cannot carry */
-    if (!error)
-        error = json_pack("{s:s, s:i, s:s}", "cniVersion", inv->cni_version, "code", (int)code, "msg",
-                          "the invocation has bytes that are not UTF-8; see the plugin's stderr");
-    print_json(error);
-    exit(1);
-}
-
-_Noreturn void fail(const struct invocation *inv, enum code code, const char *format, ...)
-{
-    char *message;
-    va_list values;
-
-    va_start(values, format);
-    if (vasprintf(&message, format, values) < 0)
-        message = "out of memory";
-    va_end(values);
-    fail_with(inv, code, message);
-}
-
-_Noreturn void fail_unless_leaving(const struct invocation *inv, enum code code, const char *format, ...)
-{
-    char *message;
-    va_list values;
-
-    va_start(values, format);
-    if (vasprintf(&message, format, values) < 0)
-        message = "out of memory";
-    va_end(values);
-    if (!always_succeeds(inv))
-        fail_with(inv, code, message);
-    fprintf(stderr, "sidestep-cni: warning: %s succeeds although %s\n", inv->command, message);
-    exit(0);
-}
 
 static const char *variable(const char *name)
 {

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* How an invocation ends: a result or an error object on stdout, and a line for people on stderr. */
+#define _GNU_SOURCE
+#include "shim.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+bool print_json(const json_t *output)
+{
+    char *text = json_dumps(output, JSON_COMPACT);
+
+    if (!text)
+        return false;
+    return fputs(text, stdout) >= 0 && fputc('\n', stdout) >= 0 && fflush(stdout) == 0;
+}
+
+bool always_succeeds(const struct invocation *inv)
+{
+    return !strcmp(inv->command, "DEL") || !strcmp(inv->command, "GC");
+}
+
+static const char *sentence(const char *format, va_list values)
+{
+    char *message;
+
+    return vasprintf(&message, format, values) < 0 ? "out of memory" : message;
+}
+
+static json_t *error_object(const struct invocation *inv, enum code code, const char *message)
+{
+    return json_pack("{s:s, s:i, s:s}", "cniVersion", inv->cni_version, "code", (int)code, "msg", message);
+}
+
+static _Noreturn void fail_with(const struct invocation *inv, enum code code, const char *message)
+{
+    json_t *error = error_object(inv, code, message);
+
+    fprintf(stderr, "sidestep-cni: %s\n", message);
+    if (!error) /* the message quotes bytes that JSON cannot carry */
+        error = error_object(inv, code, "the invocation has bytes that are not UTF-8; see the plugin's stderr");
+    print_json(error);
+    exit(1);
+}
+
+_Noreturn void fail(const struct invocation *inv, enum code code, const char *format, ...)
+{
+    va_list values;
+
+    va_start(values, format);
+    fail_with(inv, code, sentence(format, values));
+}
+
+_Noreturn void fail_unless_leaving(const struct invocation *inv, enum code code, const char *format, ...)
+{
+    const char *message;
+    va_list values;
+
+    va_start(values, format);
+    message = sentence(format, values);
+    if (!always_succeeds(inv))
+        fail_with(inv, code, message);
+    fprintf(stderr, "sidestep-cni: warning: %s succeeds although %s\n", inv->command, message);
+    exit(0);
+}
