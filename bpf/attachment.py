@@ -40,7 +40,7 @@ def attach(pins: Pins, cgroup: Path) -> Outcome:
         if not pins.root.exists():
             _attach_fresh(pins, cgroup)
             return Outcome.ATTACHED
-        if _recorded(pins) == (sources_digest(), str(cgroup)) and is_complete(pins):
+        if _recorded(pins) == (sources_digest(), str(cgroup)) and is_attached(pins):
             return Outcome.UNCHANGED
         _swap(pins, cgroup)
         return Outcome.SWAPPED
@@ -59,10 +59,16 @@ def detach(pins: Pins) -> bool:
         return True
 
 
-def is_complete(pins: Pins) -> bool:
-    """Whether every program and global link is pinned."""
-    return all((pins.links / hook.name).exists() for hook in CGROUP_HOOKS) and all(
-        (pins.programs / hook.name).exists() for hook in HOOKS
+def is_attached(pins: Pins) -> bool:
+    """Whether every program is pinned and every global link is still attached to the cgroup it was made for.
+
+    A link outlives its cgroup as an empty shell, so the pin alone says nothing.
+    """
+    if not pins.root.exists():
+        return False
+    cgroup = Path(_recorded(pins)[1])
+    return all((pins.programs / hook.name).exists() for hook in HOOKS) and all(
+        _is_linked(pins.links / hook.name, cgroup) for hook in CGROUP_HOOKS
     )
 
 
@@ -100,9 +106,8 @@ def _swap(pins: Pins, cgroup: Path) -> None:
     fresh.mkdir(mode=0o700)
     try:
         compile_and_pin(pins.maps, fresh)
-        moved = _recorded(pins)[1] != str(cgroup)
         for hook in CGROUP_HOOKS:
-            _relink(fresh / hook.name, pins.links / hook.name, hook.attach_type, cgroup, moved)
+            _relink(fresh / hook.name, pins.links / hook.name, hook.attach_type, cgroup)
         with Descriptor(syscalls.open_pin(fresh / NETNS_HOOK.name)) as steering:
             for path in pins.netns.iterdir():
                 with Descriptor(syscalls.open_pin(path)) as link, suppress(KernelRefused):
@@ -117,10 +122,13 @@ def _swap(pins: Pins, cgroup: Path) -> None:
         shutil.rmtree(fresh)
 
 
-def _relink(program: Path, pinned: Path, attach_type: int, cgroup: Path, moved: bool) -> None:
-    """Point an existing link at the new program, or make one where there is none or the cgroup has changed."""
+def _relink(program: Path, pinned: Path, attach_type: int, cgroup: Path) -> None:
+    """Point an existing link at the new program, or make one where there is none on this cgroup.
+
+    A link that moves is made before the old one goes: for a moment both run (connect.c knows), rather than none.
+    """
     with Descriptor(syscalls.open_pin(program)) as new:
-        if pinned.exists() and not moved:
+        if _is_linked(pinned, cgroup):
             with Descriptor(syscalls.open_pin(pinned)) as link:
                 syscalls.update_link(link.fd, new.fd, pinned)
             return
@@ -129,6 +137,15 @@ def _relink(program: Path, pinned: Path, attach_type: int, cgroup: Path, moved: 
             replacement = program.with_name(f"{program.name}-link")
             syscalls.pin(link.fd, replacement)
             replacement.rename(pinned)
+
+
+def _is_linked(pinned: Path, cgroup: Path) -> bool:
+    """Whether the pinned link is attached to the cgroup that has this path now; its id is the directory's inode."""
+    try:
+        with Descriptor(syscalls.open_pin(pinned)) as link:
+            return bool(syscalls.link_info(link.fd).cgroup_id == cgroup.stat().st_ino)
+    except (KernelRefused, OSError):
+        return False
 
 
 def _link_cgroup(programs: Path, links: Path, cgroup: Path) -> None:

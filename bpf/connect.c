@@ -55,10 +55,13 @@ static __always_inline enum verdict decide(struct pod *pod, __u64 cookie, struct
 }
 
 /* A socket that is connected anew and not captured this time must not show an older original destination. */
-static __always_inline void forget_original(struct bpf_sock *sk)
+static __always_inline void forget_original(struct bpf_sock *sk, const struct destination *to)
 {
     struct socket_state *state = sockets.sk_storage_get(sk, 0, 0);
 
+    /* Unless this is the second of two copies of us, as while links move to another cgroup, after the first rewrote. */
+    if (is_loopback(&to->address) && (to->port_be == swap16(OUTBOUND_PORT) || to->port_be == swap16(INBOUND_PORT)))
+        return;
     if (state)
         state->flags &= ~SOCKET_CAPTURED;
 }
@@ -111,7 +114,7 @@ int ss_connect4(struct bpf_sock_addr *ctx)
     source = address_of_ip4(sk->src_ip4);
     verdict = decide(pod, cookie, &to, &source);
     if (verdict == VERDICT_PASS) {
-        forget_original(sk);
+        forget_original(sk, &to);
         return ALLOW;
     }
 
@@ -156,7 +159,7 @@ int ss_connect6(struct bpf_sock_addr *ctx)
     /* Java, .NET and Go dial IPv4 as ::ffff:a.b.c.d on an AF_INET6 socket: that is IPv4, and no connect4 will run. */
     to.family = is_mapped(&to.address) ? AF_INET : AF_INET6;
     if (to.family == AF_INET6 && !(pod->flags & POD_IPV6)) {
-        forget_original(sk);
+        forget_original(sk, &to);
         return ALLOW;
     }
 
@@ -166,7 +169,7 @@ int ss_connect6(struct bpf_sock_addr *ctx)
     source.word[3] = sk->src_ip6[3];
     verdict = decide(pod, cookie, &to, &source);
     if (verdict == VERDICT_PASS) {
-        forget_original(sk);
+        forget_original(sk, &to);
         return ALLOW;
     }
 

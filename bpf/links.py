@@ -34,13 +34,13 @@ def linked_pods(pins: Pins) -> Iterator[tuple[int, bool]]:
     """Every pinned pod link as (cookie, alive); a link whose namespace is gone is not alive."""
     for path in sorted(pins.netns.iterdir()):
         with suppress(KernelRefused), Descriptor(syscalls.open_pin(path)) as link:
-            yield int(path.name), syscalls.link_info(link.fd).target != 0
+            yield int(path.name), syscalls.link_info(link.fd).netns_inode != 0
 
 
 def pod_link_alive(pins: Pins, cookie: int) -> bool:
     """Whether the pod's namespace still exists and is steered."""
     try:
         with Descriptor(syscalls.open_pin(pins.netns / str(cookie))) as link:
-            return bool(syscalls.link_info(link.fd).target)
+            return bool(syscalls.link_info(link.fd).netns_inode)
     except KernelRefused:
         return False

@@ -45,17 +45,22 @@ class MapInfo(ctypes.Structure):
     ]
 
 
-class LinkInfo(ctypes.Structure):
-    """The head of struct bpf_link_info; for a netns link `target` is the namespace's inode, 0 once it is gone."""
+class _LinkTarget(ctypes.Union):
+    """Where a link is attached; 0 once the cgroup or namespace is gone."""
 
+    _fields_ = [("cgroup_id", ctypes.c_uint64), ("netns_inode", ctypes.c_uint32), ("room", ctypes.c_uint8 * 72)]
+
+
+class LinkInfo(ctypes.Structure):
+    """The head of struct bpf_link_info (uapi/linux/bpf.h)."""
+
+    _anonymous_ = ("target",)
     _fields_ = [
         ("type", ctypes.c_uint32),
         ("id", ctypes.c_uint32),
         ("prog_id", ctypes.c_uint32),
         ("pad", ctypes.c_uint32),
-        ("target", ctypes.c_uint32),
-        ("attach_type", ctypes.c_uint32),
-        ("room", ctypes.c_uint8 * 64),
+        ("target", _LinkTarget),
     ]
 
 

@@ -135,11 +135,12 @@ class Enrolments:
         return found
 
     def reclaim(self) -> list[Identity]:
-        """Remove what dead namespaces have left, as after a DEL that never came; returns whose it was."""
+        """Remove what dead namespaces and interrupted ADDs have left; returns whose it was, where that is known."""
         with self._lock:
             alive = {cookie for cookie, live in links.linked_pods(self._pins) if live}
-            dead = [cookie for cookie in self._index if cookie not in alive]
-            gone = [self._index[cookie].identity for cookie in dead]
+            # without a container id it is what a crash in the middle of an ADD has left, which never succeeded
+            dead = [key for key, known in self._index.items() if key not in alive or not known.identity.container_id]
+            gone = [self._index[key].identity for key in dead if self._index[key].identity.container_id]
             for cookie in dead:
                 self.remove(cookie)
             for cookie, live in list(links.linked_pods(self._pins)):
@@ -148,8 +149,8 @@ class Enrolments:
             return gone
 
     def is_attached(self) -> bool:
-        """Whether all programs and global links are still pinned."""
-        return attachment.is_complete(self._pins)
+        """Whether all programs are pinned and their global links attached."""
+        return attachment.is_attached(self._pins)
 
     def __len__(self) -> int:
         with self._lock:

@@ -52,6 +52,11 @@ def rules(loopback: str, inbound_source: str) -> bytes:
     return "\n".join(lines).encode()
 
 
+SIDES = {
+    "sidestep": "sidestep ADD",
+    "starting": "  of which starting the shim",
+    "iptables": "iptables + ip6tables-restore",
+}
 RULES4, RULES6 = rules("127.0.0.1/32", "127.0.0.6/32"), rules("::1/128", "::6/128")
 
 
@@ -71,6 +76,11 @@ class Sandbox:
     def iptables(self) -> float:
         """Seconds of both restores; the flush after them is not timed."""
         return _inside(self.netns, self._restore_and_flush)
+
+    def starting(self) -> float:
+        """Seconds of the shim answering VERSION by itself: the part of an ADD that is starting a process."""
+        environment = {"CNI_COMMAND": "VERSION"}
+        return _inside(self.node.netns, lambda: _timed(lambda: self._shim(environment)))
 
     def _add_and_delete(self) -> float:
         attachment = Attachment(uuid.uuid4().hex, self.netns, {"K8S_POD_NAME": "mesh", "K8S_POD_NAMESPACE": "default"})
@@ -126,17 +136,17 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
-def report(parallel: int, rounds: list[tuple[list[float], list[float]]]) -> None:
+def report(parallel: int, rounds: list[dict[str, list[float]]]) -> None:
     """One block of the table: pooled percentiles, and the spread of the rounds' own p50 ratios."""
-    click.echo(f"\n{parallel} in parallel, {sum(len(ours) for ours, _ in rounds)} each")
-    pooled = [[value for each in side for value in each] for side in zip(*rounds, strict=True)]
-    for name, values in zip(("sidestep ADD", "iptables pair"), pooled, strict=True):
-        p50, p99 = (percentile(values, share) * 1e3 for share in (0.5, 0.99))
-        click.echo(f"  {name:15}p50 {p50:7.2f} ms   p99 {p99:7.2f} ms")
-    ratios = sorted(statistics.median(ours) / statistics.median(theirs) for ours, theirs in rounds)
-    p99 = percentile(pooled[0], 0.99) / percentile(pooled[1], 0.99)
+    pooled = {side: [seconds for each in rounds for seconds in each[side]] for side in SIDES}
+    click.echo(f"\n{parallel} in parallel, {len(pooled['sidestep'])} each")
+    for side, name in SIDES.items():
+        p50, p99 = (percentile(pooled[side], share) * 1e3 for share in (0.5, 0.99))
+        click.echo(f"  {name:28}p50 {p50:7.2f} ms   p99 {p99:7.2f} ms")
+    ratios = sorted(statistics.median(each["sidestep"]) / statistics.median(each["iptables"]) for each in rounds)
+    p99 = percentile(pooled["sidestep"], 0.99) / percentile(pooled["iptables"], 0.99)
     spread = f"(rounds {ratios[0]:.2f}–{ratios[-1]:.2f})"
-    click.echo(f"  {'ratio':15}p50 {statistics.median(ratios):.2f} {spread}   p99 {p99:.2f}")
+    click.echo(f"  {'ratio ADD / iptables':28}p50 {statistics.median(ratios):.2f} {spread}   p99 {p99:.2f}")
 
 
 @click.command()
@@ -158,8 +168,9 @@ def bench(rounds: int, each: int) -> None:
                     waves = [sandboxes[:parallel]] * (each // parallel)
                     return [s for wave in waves for s in runtime.map(lambda each: getattr(each, side)(), wave)]
 
-                turn("sidestep"), turn("iptables")  # warm both
-                report(parallel, [(turn("sidestep"), turn("iptables")) for _ in range(rounds)])
+                for side in SIDES:  # warm
+                    turn(side)
+                report(parallel, [{side: turn(side) for side in SIDES} for _ in range(rounds)])
 
 
 def _sandbox(node: Node, number: int) -> Sandbox:

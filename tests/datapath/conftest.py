@@ -4,7 +4,7 @@ import json
 import secrets
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -120,9 +120,9 @@ class Wire:
         return self
 
 
-@pytest.fixture(scope="session")
-def kernel() -> Iterator[Kernel]:
-    """Programs attached at a cgroup, pinned on a bpffs, both made for this test process."""
+@contextmanager
+def scratch_pins() -> Iterator[tuple[Pins, Path]]:
+    """A bpffs and a cgroup of their own, gone afterwards with whatever was pinned and attached."""
     name = f"sidestep-test-{secrets.token_hex(3)}"
     bpffs, cgroup = Path("/run") / name, cgroup2_root() / name
     with ExitStack() as undo:
@@ -132,11 +132,17 @@ def kernel() -> Iterator[Kernel]:
         undo.callback(lambda: subprocess.run(["umount", bpffs], check=True))
         cgroup.mkdir()
         undo.callback(cgroup.rmdir)
-        pins = Pins(bpffs)
+        undo.callback(detach, Pins(bpffs))
+        yield Pins(bpffs), cgroup
+
+
+@pytest.fixture(scope="session")
+def kernel() -> Iterator[Kernel]:
+    """Attached programs, made for this test process."""
+    with scratch_pins() as (pins, cgroup):
         attach(pins, cgroup)
-        undo.callback(detach, pins)
-        tables = undo.enter_context(Tables(pins))
-        yield Kernel(pins, cgroup, tables, Enrolments(pins, tables))
+        with Tables(pins) as tables:
+            yield Kernel(pins, cgroup, tables, Enrolments(pins, tables))
 
 
 def ip_command(*args: object) -> None:

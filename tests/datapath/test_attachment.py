@@ -1,16 +1,18 @@
 """Starting again: nothing to do, programs to swap, or leftovers to clear away."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bpf import attachment, compiler
-from bpf.attachment import Outcome, attach
+from bpf import attachment, compiler, syscalls
+from bpf.attachment import Outcome, attach, is_attached
+from bpf.compiler import CGROUP_HOOKS
 from bpf.errors import CompileFailed, KernelRefused, NotAttached
 from bpf.layout import TABLES, Cookie, Owner
-from bpf.pins import Pins
-from tests.datapath.conftest import Wire
+from bpf.pins import Descriptor, Pins
+from tests.datapath.conftest import Wire, scratch_pins
 from tests.lab.inside import PYTHON
 
 
@@ -86,6 +88,47 @@ def test_a_directory_that_is_no_cgroup2_is_named_and_nothing_is_left(wire: Wire,
     with pytest.raises(KernelRefused, match="give a cgroup2 directory"):
         attach(wire.kernel.pins, tmp_path)
     assert attach(wire.kernel.pins, wire.kernel.cgroup) in (Outcome.UNCHANGED, Outcome.SWAPPED)
+
+
+def test_links_of_a_cgroup_that_went_and_came_back_are_made_anew() -> None:
+    with scratch_pins() as (pins, cgroup):
+        attach(pins, cgroup)
+        cgroup.rmdir()
+        cgroup.mkdir()
+        assert not is_attached(pins)
+        assert attach(pins, cgroup) is Outcome.SWAPPED
+        assert is_attached(pins)
+        assert attach(pins, cgroup) is Outcome.UNCHANGED
+
+
+def test_links_move_to_another_cgroup() -> None:
+    with scratch_pins() as (pins, cgroup):
+        attach(pins, cgroup)
+        inner = cgroup / "inner"
+        inner.mkdir()
+        assert attach(pins, inner) is Outcome.SWAPPED
+        assert attach(pins, inner) is Outcome.UNCHANGED
+        inner.rmdir()
+        assert not is_attached(pins)
+
+
+def test_a_connection_passes_two_copies_of_the_programs_as_one(wire: Wire) -> None:
+    """As while links move, or two versions are attached one inside of the other."""
+    wire.mesh()
+    inner = wire.kernel.cgroup / "inner"
+    inner.mkdir()
+    try:
+        made = [(hook, Descriptor(syscalls.open_pin(wire.kernel.pins.programs / hook.name))) for hook in CGROUP_HOOKS]
+        inside = [Descriptor(attachment._create_cgroup_link(each.fd, inner, hook.attach_type)) for hook, each in made]
+        twice = replace(wire.pod, cgroup=inner, started=[])
+        for ip in (wire.peer.ip4, wire.peer.ip6):
+            seen = twice.dial(ip, 8080)
+            assert (seen["who"], seen["original"]) == ("outbound", [str(ip), 8080])
+            assert seen["client_peer"] == [str(ip), 8080]
+        for each in [*inside, *(each for _, each in made)]:
+            each.close()
+    finally:
+        inner.rmdir()
 
 
 def test_tables_of_another_shape_are_refused(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,11 +98,13 @@ def test_a_restarted_agent_reads_everything_back(wire: Wire) -> None:
     assert wire.kernel.entries() == empty
 
 
-def test_what_a_crash_left_half_written_is_reclaimed(wire: Wire) -> None:
+@pytest.mark.parametrize("linked", [True, False])
+def test_what_a_crash_left_half_written_is_reclaimed(wire: Wire, linked: bool) -> None:
     empty = wire.kernel.entries()
     wire.enrol()
     wire.kernel.tables.pods.remove(Cookie(wire.sandbox.cookie))
-    wire.kernel.pins.netns.joinpath(str(wire.sandbox.cookie)).unlink()
+    if not linked:
+        wire.kernel.pins.netns.joinpath(str(wire.sandbox.cookie)).unlink()
     Enrolments(wire.kernel.pins, wire.kernel.tables).reclaim()
     assert wire.kernel.entries() == empty
 
