@@ -142,11 +142,11 @@ def report(parallel: int, rounds: list[dict[str, list[float]]]) -> None:
     click.echo(f"\n{parallel} in parallel, {len(pooled['sidestep'])} each")
     for side, name in SIDES.items():
         p50, p99 = (percentile(pooled[side], share) * 1e3 for share in (0.5, 0.99))
-        click.echo(f"  {name:28}p50 {p50:7.2f} ms   p99 {p99:7.2f} ms")
+        click.echo(f"  {name:30}p50 {p50:7.2f} ms   p99 {p99:7.2f} ms")
     ratios = sorted(statistics.median(each["sidestep"]) / statistics.median(each["iptables"]) for each in rounds)
     p99 = percentile(pooled["sidestep"], 0.99) / percentile(pooled["iptables"], 0.99)
     spread = f"(rounds {ratios[0]:.2f}–{ratios[-1]:.2f})"
-    click.echo(f"  {'ratio ADD / iptables':28}p50 {statistics.median(ratios):.2f} {spread}   p99 {p99:.2f}")
+    click.echo(f"  {'ratio ADD / iptables':30}p50 {statistics.median(ratios):.2f} {spread}   p99 {p99:.2f}")
 
 
 @click.command()
