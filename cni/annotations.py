@@ -97,6 +97,7 @@ class CapturePolicy(BaseModel):
     dual_stack: bool = False
     invalid_drop: bool = False
     loopback_included: bool = False
+    own_user_namespace: bool = False
 
 
 def policy_of(pod: Pod) -> CapturePolicy:
@@ -133,6 +134,7 @@ def policy_of(pod: Pod) -> CapturePolicy:
         dual_stack=parse_bool(proxy.env_value(DUAL_STACK)) or False,
         invalid_drop=parse_bool(proxy.env_value(INVALID_DROP)) or False,
         loopback_included=any(_is_loopback(each.ip) for each in included),
+        own_user_namespace=not pod.spec.host_users,
     )
     refuse_unsupported(policy)
     return policy
@@ -146,6 +148,8 @@ def refuse_unsupported(policy: CapturePolicy) -> None:
     reroute = f"{REROUTE_INTERFACES} (or its older name {KUBEVIRT_INTERFACES})"
     rows = (
         (policy.mode == "TPROXY", f"{INTERCEPTION_MODE}: TPROXY", "set it to REDIRECT"),
+        # its ids are others outside: the proxy would be taken for an application and captured by itself, for ever
+        (policy.own_user_namespace, "spec.hostUsers: false", "set it to true"),
         (policy.exclude_interfaces, EXCLUDE_INTERFACES, "leave it empty"),
         (policy.reroute_interfaces, reroute, "leave it empty"),
         (policy.dns_capture, f"{PROXY_CONTAINER}'s {DNS_CAPTURE}: true", "set it to false"),

@@ -311,3 +311,9 @@ def test_any_text_gives_a_policy_or_a_refusal(values: dict[str, str]) -> None:
 def test_every_list_of_ports_is_read_back(ports: frozenset[int], space: str) -> None:
     text = ",".join(f"{space}{port}{space}" for port in ports)
     assert policy(annotations.EXCLUDE_OUTBOUND_PORTS, text).exclude_outbound_ports == ports
+
+
+def test_a_pod_with_its_own_user_namespace_is_refused() -> None:
+    pod = Pod.model_validate({"metadata": {"name": "p"}, "spec": {"hostUsers": False}})
+    with pytest.raises(InvalidAnnotation, match=r"spec\.hostUsers: false is not supported"):
+        policy_of(pod)
