@@ -86,6 +86,7 @@ def _clear_leftovers(pins: Pins) -> None:
 
 
 def _attach_fresh(pins: Pins, cgroup: Path) -> None:
+    pins.top.mkdir(mode=0o700, exist_ok=True)
     fresh = pins.top / f"new-{os.getpid()}"
     for name in ("maps", "programs", "links", "netns"):
         (fresh / name).mkdir(parents=True, mode=0o700)

@@ -16,6 +16,7 @@ from bpf import syscalls
 from bpf.errors import CompileFailed
 
 HERE = Path(__file__).parent
+_LINES_SHOWN = 40  # of a verifier's log, whose end says why
 
 # one unit, in this order: tables, then pure headers, then what builds on them
 SOURCES = (
@@ -115,7 +116,8 @@ def compile_and_pin(maps: Path, programs: Path) -> None:
         errors="replace",
     )
     if child.returncode != 0:
-        raise CompileFailed(f"the BPF programs in {HERE} do not load on this kernel:\n{child.stderr.strip()}")
+        words = "\n".join(child.stderr.strip().splitlines()[-_LINES_SHOWN:])
+        raise CompileFailed(f"the BPF programs in {HERE} do not load on this kernel:\n{words}")
 
 
 def _unit(maps: Path) -> str:
@@ -136,4 +138,7 @@ def _main(maps: Path, programs: Path) -> None:
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), Path(sys.argv[2]))
+    try:
+        _main(Path(sys.argv[1]), Path(sys.argv[2]))
+    except Exception as error:  # bcc raises nothing narrower; the compiler's and verifier's words are on stderr already
+        sys.exit(str(error))

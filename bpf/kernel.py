@@ -18,6 +18,12 @@ class Mount:
     filesystem: str
 
 
+def require_root() -> None:
+    """Raise KernelRefused unless this process may load and attach programs."""
+    if os.geteuid() != 0:
+        raise KernelRefused(f"running as uid {os.geteuid()}; run as root with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN")
+
+
 def mounts() -> list[Mount]:
     """Every mount of this process's namespace (/proc/self/mountinfo, proc(5)), in mount order."""
     found = []

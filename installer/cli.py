@@ -11,6 +11,7 @@ import click
 from bpf.attachment import attach as attach_programs
 from bpf.attachment import detach as detach_programs
 from bpf.errors import SidestepError
+from bpf.kernel import require_root
 from bpf.pins import Pins
 from installer import settings
 from installer.settings import Attachment
@@ -19,6 +20,7 @@ from installer.settings import Attachment
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """Istio sidecar traffic capture at the socket layer: no iptables, no conntrack."""
+    require_root()
 
 
 @cli.command()

@@ -37,7 +37,7 @@ run_dir = click.option(
 )
 pods = click.option(
     "--pods",
-    type=_DIRECTORY,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
     required=True,
     envvar="SIDESTEP_PODS",
     show_envvar=True,

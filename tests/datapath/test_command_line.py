@@ -1,0 +1,74 @@
+"""`sidestep` as an operator types it: what it says, its exit status, and that no mistake ends in a traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.datapath.conftest import scratch_pins
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def sidestep(*argv: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "installer", *map(str, argv)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def test_attach_twice_then_detach_twice() -> None:
+    with scratch_pins() as (pins, cgroup):
+        options = ("--bpffs", pins.bpffs, "--cgroup", cgroup)
+        first, second = sidestep("attach", *options), sidestep("attach", *options)
+        assert first.stdout == f"attached: programs at {cgroup}, pins in {pins.root}\n"
+        assert second.stdout == f"unchanged: programs at {cgroup}, pins in {pins.root}\n"
+        assert pins.top.stat().st_mode & 0o777 == 0o700
+        assert "removed" in sidestep("detach", "--bpffs", pins.bpffs).stdout
+        again = sidestep("detach", "--bpffs", pins.bpffs)
+        assert (again.returncode, again.stdout) == (0, "nothing was attached\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "message"),
+    [
+        (("attach", "--bpffs", "/never"), 1, "sidestep: /never is no bpffs; mount one: mount -t bpf bpf /never"),
+        (("detach", "--bpffs", "/tmp"), 1, "sidestep: /tmp is no bpffs"),
+        (("agent",), 2, "Missing option '--pods'"),
+        (("agent", "--pods", "/never"), 2, "'/never' does not exist"),
+        (("agent", "--pods", "/", "--log-level", "loud"), 2, "'loud' is not one of"),
+        (("frobnicate",), 2, "No such command 'frobnicate'"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(argv: tuple[str, ...], status: int, message: str) -> None:
+    done = sidestep(*argv)
+    assert done.returncode == status
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_cgroup_that_is_none_is_named() -> None:
+    with scratch_pins() as (pins, _):
+        done = sidestep("attach", "--bpffs", pins.bpffs, "--cgroup", "/tmp")
+        assert done.returncode == 1
+        assert done.stderr == "sidestep: bpf_link_create(/tmp): Bad file descriptor; give a cgroup2 directory\n"
+        assert list(pins.top.iterdir()) == []
+
+
+def test_a_run_directory_that_is_a_file_is_named(tmp_path: Path) -> None:
+    with scratch_pins() as (pins, cgroup):
+        (tmp_path / "file").touch()
+        options = ("--bpffs", pins.bpffs, "--cgroup", cgroup, "--pods", tmp_path, "--run-dir", tmp_path / "file")
+        done = sidestep("agent", *options)
+        assert done.returncode == 1
+        assert f"run directory {tmp_path}/file" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_only_root_may() -> None:
+    # imported as root: the checkout may be where the user cannot go
+    code = "import installer.cli, os, sys; os.setuid(1000); sys.argv[1:] = ['attach']; installer.cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "sidestep: running as uid 1000; run as root with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN\n",
+    )
