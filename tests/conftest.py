@@ -7,11 +7,18 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from bpf.attachment import attach, detach
 from bpf.errors import SidestepError
 from bpf.kernel import cgroup2_root
 from bpf.pins import Pins
+
+# the same examples every time: a run says something about the change, not about luck; more with HYPOTHESIS_EXAMPLES
+settings.register_profile(
+    "sidestep", derandomize=True, deadline=None, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "200"))
+)
+settings.load_profile("sidestep")
 
 _ALLOWED = os.environ.get("SIDESTEP_ALLOW_SKIP") == "1"
 _NEEDS_KERNEL = {"datapath", "node", "e2e"}

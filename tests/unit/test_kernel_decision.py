@@ -42,7 +42,20 @@ addresses = (
             *OWN,
             *map(
                 ip_address,
-                ["127.0.0.1", "127.0.0.5", "127.0.0.6", "::1", "::6", "0.0.0.0", "::", "10.9.0.1", "fd99::1"],
+                [
+                    "::ffff:10.9.0.2",
+                    "::ffff:127.0.0.1",
+                    "::ffff:10.9.0.1",
+                    "127.0.0.1",
+                    "127.0.0.5",
+                    "127.0.0.6",
+                    "::1",
+                    "::6",
+                    "0.0.0.0",
+                    "::",
+                    "10.9.0.1",
+                    "fd99::1",
+                ],
             ),
         ]
     )
@@ -79,6 +92,11 @@ def entries(policy: CapturePolicy) -> Entries:
     return entries_of(Identity("", "", "", "", "", ""), policy, SANDBOX)
 
 
+def plain(address: IPAddress) -> IPAddress:
+    """What the kernel half looks up: it takes mapped addresses for IPv4, as connect6 does."""
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 def longest_match(policy: CapturePolicy, address: IPAddress) -> int:
     matches = [prefix for prefix in effective_prefixes(policy) if address in prefix.network]
     if not matches:
@@ -102,9 +120,9 @@ def test_outbound(
         pod.flags & ~PodFlags.IPV6,
         ctypes.byref(Address.of(to)),
         ctypes.byref(Address.of(source)),
-        to in OWN,
+        plain(to) in OWN,
         pod.port_rules.get(port, PortRule(0)),
-        longest_match(policy, to),
+        longest_match(policy, plain(to)),
         port,
         uid == policy.proxy_uid,
         gid == policy.proxy_gid,
@@ -119,7 +137,7 @@ def test_inbound(kernel: ctypes.CDLL, policy: CapturePolicy, source: IPAddress, 
     verdict = kernel.inbound(
         pod.flags,
         ctypes.byref(Address.of(source)),
-        source in OWN,
+        plain(source) in OWN,
         port,
         pod.port_rules.get(port, PortRule(0)),
     )
