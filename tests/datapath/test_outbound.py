@@ -190,3 +190,15 @@ print(json.dumps([len(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 512)),
     )
     assert lengths[0] > 100
     assert lengths[1] == 1
+
+
+def test_an_mptcp_client_is_captured_with_its_original_destination(wire: Wire) -> None:
+    wire.mesh()
+    code = """
+import json, socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)  # IPPROTO_MPTCP
+s.connect((sys.argv[1], 8080))
+print(s.makefile().readline())
+"""
+    seen = wire.pod.python(code, wire.peer.ip4)
+    assert (seen["who"], seen["original"]) == ("outbound", [str(wire.peer.ip4), 8080])
