@@ -130,8 +130,10 @@ static void send_all(struct exchange *ex, const char *data, size_t size, int des
 static void receive_all(struct exchange *ex, char *data, size_t size)
 {
     for (size_t have = 0; have < size;) {
-        ssize_t got = recv(ex->fd, data + have, size - have, 0);
+        ssize_t got;
 
+        (void)remaining_ms(ex); /* bytes that keep coming must not outrun the deadline */
+        got = recv(ex->fd, data + have, size - have, 0);
         if (got > 0)
             have += (size_t)got;
         else if (got == 0)
@@ -140,7 +142,6 @@ static void receive_all(struct exchange *ex, char *data, size_t size)
             wait_for(ex, POLLIN);
         else if (errno != EINTR)
             unreachable(ex, errno);
-        (void)remaining_ms(ex); /* bytes that keep coming must not outrun the deadline */
     }
 }
 

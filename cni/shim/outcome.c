@@ -3,18 +3,36 @@
 #define _GNU_SOURCE
 #include "shim.h"
 
+#include <ctype.h>
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+void note(const char *format, ...)
+{
+    va_list values;
+    char *line;
+
+    va_start(values, format);
+    if (vasprintf(&line, format, values) < 0)
+        return;
+    for (char *c = line; *c; c++)
+        if (iscntrl((unsigned char)*c)) /* a quoted value must not start a line of its own */
+            *c = ' ';
+    fprintf(stderr, "sidestep-cni: %s\n", line);
+}
+
+/* stdio finishes short writes, and nothing interrupts one: no signal has a handler. */
 bool print_json(const json_t *output)
 {
     char *text = json_dumps(output, JSON_COMPACT);
 
-    if (!text)
-        return false;
-    return fputs(text, stdout) >= 0 && fputc('\n', stdout) >= 0 && fflush(stdout) == 0;
+    if (text && fputs(text, stdout) >= 0 && fputc('\n', stdout) >= 0 && fflush(stdout) == 0)
+        return true;
+    note("cannot write to stdout: %s", text ? strerror(errno) : "out of memory");
+    return false;
 }
 
 bool always_succeeds(const struct invocation *inv)
@@ -38,7 +56,7 @@ static _Noreturn void fail_with(const struct invocation *inv, enum code code, co
 {
     json_t *error = error_object(inv, code, message);
 
-    fprintf(stderr, "sidestep-cni: %s\n", message);
+    note("%s", message);
     if (!error) /* the message quotes bytes that JSON cannot carry */
         error = error_object(inv, code, "the invocation has bytes that are not UTF-8; see the plugin's stderr");
     print_json(error);
@@ -62,6 +80,6 @@ _Noreturn void fail_unless_leaving(const struct invocation *inv, enum code code,
     message = sentence(format, values);
     if (!always_succeeds(inv))
         fail_with(inv, code, message);
-    fprintf(stderr, "sidestep-cni: warning: %s succeeds although %s\n", inv->command, message);
+    note("warning: %s succeeds although %s", inv->command, message);
     exit(0);
 }

@@ -47,6 +47,9 @@ _Noreturn void fail(const struct invocation *inv, enum code code, const char *fo
 _Noreturn void fail_unless_leaving(const struct invocation *inv, enum code code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
+/* One line on stderr, for people. */
+void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
 /* Print `output` on stdout, nothing else. False if it could not be written. */
 bool print_json(const json_t *output);
 

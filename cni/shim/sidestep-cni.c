@@ -29,6 +29,7 @@
 #define DEFAULT_RUN_DIR "/run/sidestep"
 #define DEFAULT_TIMEOUT 10.0
 #define MAX_TIMEOUT 600.0
+#define MAX_SHOWN 80 /* characters of a value in a message */
 
 static const char *const versions[] = {"0.3.1", "0.4.0", "1.0.0", "1.1.0"};
 #define VERSIONS (sizeof(versions) / sizeof(versions[0]))
@@ -138,7 +139,7 @@ static json_t *read_config(const struct invocation *inv)
 
     if (size == 0)
         fail(inv, DECODE_FAILURE, "stdin is empty; it must be the plugin's configuration, a JSON object");
-    config = json_loadb(text, size, JSON_ALLOW_NUL, &error);
+    config = json_loadb(text, size, JSON_ALLOW_NUL | JSON_DECODE_ANY, &error);
     if (!config)
         fail(inv, DECODE_FAILURE, "the configuration on stdin is not JSON: line %d, column %d: %s", error.line,
              error.column, error.text);
@@ -147,14 +148,32 @@ static json_t *read_config(const struct invocation *inv)
     return config;
 }
 
+/* NULL for what is no string, or has a NUL that would cut it short here and not in the agent. */
+static const char *text_of(const json_t *value)
+{
+    const char *text = json_string_value(value);
+
+    return text && strlen(text) == json_string_length(value) ? text : NULL;
+}
+
+/* A value as messages quote it; escaped to ASCII, so that cutting it splits no character. */
+static const char *shown(const json_t *value)
+{
+    char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY | JSON_ENSURE_ASCII);
+
+    if (text && strlen(text) > MAX_SHOWN)
+        strcpy(text + MAX_SHOWN - 3, "...");
+    return text ? text : "missing";
+}
+
 static const char *required_string(const struct invocation *inv, const char *key)
 {
-    json_t *value = json_object_get(inv->config, key);
+    const json_t *value = json_object_get(inv->config, key);
+    const char *text = text_of(value);
 
-    if (!json_is_string(value) || !json_string_length(value))
-        fail(inv, INVALID_CONFIG, "\"%s\" is %s in the configuration; give a string", key,
-             value ? "not a string, or empty," : "missing");
-    return json_string_value(value);
+    if (!text || !*text)
+        fail(inv, INVALID_CONFIG, "\"%s\" is %s in the configuration; give a non-empty string", key, shown(value));
+    return text;
 }
 
 static void check_version(struct invocation *inv, const struct verb *verb)
@@ -174,16 +193,16 @@ static void check_version(struct invocation *inv, const struct verb *verb)
 
 static void read_options(struct invocation *inv)
 {
-    json_t *run_dir = json_object_get(inv->config, "cni_agent_run_dir");
-    json_t *timeout = json_object_get(inv->config, "agent_timeout_seconds");
+    const json_t *run_dir = json_object_get(inv->config, "cni_agent_run_dir");
+    const json_t *timeout = json_object_get(inv->config, "agent_timeout_seconds");
 
-    inv->run_dir = run_dir ? json_string_value(run_dir) : DEFAULT_RUN_DIR;
+    inv->run_dir = run_dir ? text_of(run_dir) : DEFAULT_RUN_DIR;
     if (!inv->run_dir || inv->run_dir[0] != '/')
-        fail(inv, INVALID_CONFIG, "cni_agent_run_dir is %s; give an absolute path",
-             inv->run_dir ? "relative" : "not a string");
+        fail(inv, INVALID_CONFIG, "cni_agent_run_dir is %s; give an absolute path", shown(run_dir));
     inv->timeout = timeout ? json_number_value(timeout) : DEFAULT_TIMEOUT;
     if (inv->timeout <= 0 || inv->timeout > MAX_TIMEOUT)
-        fail(inv, INVALID_CONFIG, "agent_timeout_seconds must be a number above 0 and at most %g", MAX_TIMEOUT);
+        fail(inv, INVALID_CONFIG, "agent_timeout_seconds is %s; give a number above 0 and at most %g", shown(timeout),
+             MAX_TIMEOUT);
 }
 
 /* The pod's namespace as a descriptor, so that the agent needs no path to it. For DEL it may be gone already. */
@@ -247,7 +266,7 @@ int main(void)
 
         if (always_succeeds(&inv))
             fail_unless_leaving(&inv, INTERNAL, "the agent failed: %s", message ? message : "no message");
-        fprintf(stderr, "sidestep-cni: %s\n", message ? message : "the agent refused");
+        note("%s", message ? message : "the agent refused");
         print_json(output);
         return 1;
     }

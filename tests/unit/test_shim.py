@@ -3,6 +3,7 @@
 A little server stands in for the agent, because the shim must also survive answers no agent gives.
 """
 
+import fcntl
 import json
 import os
 import socket
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 SHIM = Path(__file__).parents[2] / "build" / "sidestep-cni"
+SOURCES = Path(__file__).parents[2] / "cni" / "shim"
 NETNS = "/proc/self/ns/net"
 CONFIG: dict[str, Any] = {
     "cniVersion": "1.0.0",
@@ -95,6 +97,16 @@ def sends(raw: bytes) -> Callable[[socket.socket], None]:
     return lambda connection: connection.sendall(raw)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shim() -> Path:
+    """The binary of the sources as they are; workers of one run take turns to look."""
+    SHIM.parent.mkdir(exist_ok=True)
+    with (SHIM.parent / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(["make", "-C", SOURCES], check=True)
+    return SHIM
+
+
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[Callable[..., Agent]]:
     listener = socket.socket(socket.AF_UNIX)
@@ -113,7 +125,7 @@ def agent(tmp_path: Path) -> Iterator[Callable[..., Agent]]:
 def run(
     directory: Path, stdin: bytes | None = None, config: Mapping[str, Any] | None = None, **variables: str
 ) -> Outcome:
-    """The shim once; variables given as CNI_X=None are left out."""
+    """The shim once; variables given as CNI_X="-unset-" are left out."""
     environment = {key: value for key, value in {**ENVIRONMENT, **variables}.items() if value != "-unset-"}
     text = {**CONFIG, "cni_agent_run_dir": str(directory), "agent_timeout_seconds": 5, **(config or {})}
     body = json.dumps(text).encode() if stdin is None else stdin
@@ -140,6 +152,24 @@ def test_add_passes_the_invocation_and_the_namespace_as_a_descriptor(agent: Call
         "args": "K8S_POD_NAME=pod",
     }
     assert started.inodes == [[Path(NETNS).stat().st_ino]]
+
+
+def test_check_passes_the_namespace_and_status_and_gc_pass_none(agent: Callable[..., Agent]) -> None:
+    started = agent(says(exit=0, output=None))
+    for command in ("CHECK", "STATUS", "GC"):
+        outcome = run(started.directory, config={"cniVersion": "1.1.0"}, CNI_COMMAND=command)
+        assert outcome == Outcome(0, "", "")
+    assert [request["command"] for request in started.requests] == ["CHECK", "STATUS", "GC"]
+    assert started.inodes == [[Path(NETNS).stat().st_ino], [], []]
+
+
+def test_status_and_gc_need_only_a_path(agent: Callable[..., Agent]) -> None:
+    started = agent(says(exit=0, output=None))
+    unset = dict.fromkeys(["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS"], "-unset-")
+    for command in ("STATUS", "GC"):
+        assert run(started.directory, None, {"cniVersion": "1.1.0"}, CNI_COMMAND=command, **unset).status == 0
+        request = started.requests[-1]
+        assert [request[key] for key in ("container_id", "ifname", "netns", "args")] == [""] * 4
 
 
 def test_the_answer_is_printed_as_it_came_and_nothing_else(agent: Callable[..., Agent]) -> None:
@@ -169,6 +199,20 @@ def test_a_large_configuration_arrives_whole(agent: Callable[..., Agent]) -> Non
     assert len(started.requests[0]["config"]["pad"]) == (1 << 20) - base
 
 
+def test_a_large_answer_is_printed_whole(agent: Callable[..., Agent]) -> None:
+    output = {"pad": "x" * (4 << 20)}
+    assert json.loads(run(agent(says(exit=0, output=output)).directory).stdout) == output
+
+
+def test_a_stdout_that_cannot_be_written_fails(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [SHIM], stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, env={"CNI_COMMAND": "VERSION"}
+        )
+    assert done.returncode == 1
+    assert b"cannot write to stdout" in done.stderr
+
+
 def test_version_needs_neither_agent_nor_configuration(tmp_path: Path) -> None:
     for stdin, version in ((b"", "1.1.0"), (b'{"cniVersion": "0.4.0"}', "0.4.0"), (b"nonsense", "1.1.0")):
         outcome = run(tmp_path, stdin, CNI_COMMAND="VERSION", CNI_CONTAINERID="-unset-", CNI_NETNS="-unset-")
@@ -190,7 +234,11 @@ BAD_STDIN = {
     "empty": (b"", "stdin is empty"),
     "no JSON": (b"hello", "is not JSON: line 1, column"),
     "truncated": (b'{"cniVersion": "1.0.0", "name": ', "is not JSON: line 1"),
-    "an array": (b"[1]", "not an object"),
+    "an array": (b"[1]", "JSON, but not an object"),
+    "a number": (b"5", "JSON, but not an object"),
+    "null": (b"null", "JSON, but not an object"),
+    "truncated on line 3": (b'{\n"a": 1,\n"b"', "line 3, column 3"),
+    "something behind": (b"{} {}", "is not JSON"),
     "a byte too long": (b" " * ((1 << 20) - 1) + b"{}", "longer than 1048576 bytes"),
     "endless nesting": (b'{"a":' * 100000, "is not JSON"),
     "no UTF-8": (b'{"a": "\xff"}', "is not JSON"),
@@ -220,6 +268,8 @@ BAD_ENVIRONMENT: dict[str, tuple[dict[str, str], list[str]]] = {
     "interface too long": ({"CNI_IFNAME": "e" * 16}, ["CNI_IFNAME", "at most 15"]),
     "interface with a slash": ({"CNI_IFNAME": "a/b"}, ['CNI_IFNAME "a/b"']),
     "interface with a space": ({"CNI_IFNAME": "a b"}, ['CNI_IFNAME "a b"']),
+    "interface with a colon": ({"CNI_IFNAME": "a:b"}, ['CNI_IFNAME "a:b"']),
+    "interface .": ({"CNI_IFNAME": "."}, ['CNI_IFNAME "."']),
     "interface ..": ({"CNI_IFNAME": ".."}, ['CNI_IFNAME ".."']),
 }
 
@@ -233,17 +283,57 @@ def test_a_bad_environment_is_named(tmp_path: Path, case: str) -> None:
         assert message in error["msg"]
 
 
+@pytest.mark.parametrize(
+    ("command", "needed"),
+    [
+        ("ADD", "CNI_CONTAINERID CNI_NETNS CNI_IFNAME CNI_PATH"),
+        ("CHECK", "CNI_CONTAINERID CNI_NETNS CNI_IFNAME CNI_PATH"),
+        ("DEL", "CNI_CONTAINERID CNI_IFNAME CNI_PATH"),
+        ("GC", "CNI_PATH"),
+        ("STATUS", "CNI_PATH"),
+    ],
+)
+def test_all_missing_variables_are_named_at_once(tmp_path: Path, command: str, needed: str) -> None:
+    unset = dict.fromkeys(["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"], "")
+    error = run(tmp_path, None, None, CNI_COMMAND=command, **unset).error
+    assert (error["code"], error["cniVersion"]) == (4, "1.1.0")
+    assert error["msg"] == f"{command} needs environment variables that are not set: {needed}"
+
+
+def test_the_longest_names_allowed_are_taken(agent: Callable[..., Agent]) -> None:
+    started = agent(says(exit=0, output=None))
+    names = {"CNI_CONTAINERID": "0" + "_.-Z" * 31 + "abc", "CNI_IFNAME": "e" * 15}
+    assert run(started.directory, None, None, **names).status == 0
+    assert started.requests[0]["container_id"] == names["CNI_CONTAINERID"]
+
+
+@pytest.mark.parametrize("command", ["DEL", "GC"])
+def test_del_and_gc_still_refuse_a_configuration_they_cannot_read(tmp_path: Path, command: str) -> None:
+    assert run(tmp_path, b"{", CNI_COMMAND=command).error["code"] == 6
+    assert run(tmp_path, b"{}", CNI_COMMAND=command).error["code"] == 7
+
+
+def test_a_value_with_line_breaks_stays_one_line_on_stderr(tmp_path: Path) -> None:
+    outcome = run(tmp_path, CNI_CONTAINERID="a\nb")
+    assert '"a\nb"' in json.loads(outcome.stdout)["msg"]
+    assert outcome.stderr.count("\n") == 1
+
+
 BAD_CONFIG: dict[str, tuple[dict[str, Any], int, str]] = {
     "no cniVersion": ({"cniVersion": None}, 7, '"cniVersion"'),
     "old cniVersion": ({"cniVersion": "0.2.0"}, 1, 'cniVersion "0.2.0" is not supported; give 0.3.1'),
     "new cniVersion": ({"cniVersion": "2.0.0"}, 1, 'cniVersion "2.0.0" is not supported'),
-    "no name": ({"name": 7}, 7, '"name" is not a string'),
-    "empty type": ({"type": ""}, 7, '"type"'),
-    "relative run dir": ({"cni_agent_run_dir": "run"}, 7, "cni_agent_run_dir is relative; give an absolute path"),
-    "run dir no string": ({"cni_agent_run_dir": 1}, 7, "cni_agent_run_dir is not a string"),
+    "cut cniVersion": ({"cniVersion": "1.0.0\0"}, 7, '"cniVersion" is "1.0.0\\u0000"'),
+    "name no string": ({"name": 7}, 7, '"name" is 7 in the configuration; give a non-empty string'),
+    "name very long": ({"name": ["é" * 100]}, 7, "... in the configuration"),
+    "empty type": ({"type": ""}, 7, '"type" is "" in the configuration'),
+    "relative run dir": ({"cni_agent_run_dir": "run"}, 7, 'cni_agent_run_dir is "run"; give an absolute path'),
+    "run dir no string": ({"cni_agent_run_dir": 1}, 7, "cni_agent_run_dir is 1; give an absolute path"),
     "run dir too long": ({"cni_agent_run_dir": "/" + "x" * 120}, 7, "too long for a socket path"),
-    "timeout zero": ({"agent_timeout_seconds": 0}, 7, "agent_timeout_seconds must be a number above 0"),
-    "timeout text": ({"agent_timeout_seconds": "5"}, 7, "agent_timeout_seconds must be a number above 0"),
+    "timeout zero": ({"agent_timeout_seconds": 0}, 7, "agent_timeout_seconds is 0; give a number above 0"),
+    "timeout below zero": ({"agent_timeout_seconds": -1.5}, 7, "agent_timeout_seconds is -1.5; give"),
+    "timeout text": ({"agent_timeout_seconds": "5"}, 7, 'agent_timeout_seconds is "5"; give a number'),
+    "timeout bool": ({"agent_timeout_seconds": True}, 7, "agent_timeout_seconds is true; give a number"),
     "timeout too long": ({"agent_timeout_seconds": 601}, 7, "at most 600"),
 }
 
@@ -256,10 +346,12 @@ def test_a_bad_configuration_is_named(tmp_path: Path, case: str) -> None:
     assert message in error["msg"]
 
 
-def test_no_configuration_key_at_all_is_called_missing(tmp_path: Path) -> None:
-    error = run(tmp_path, b'{"cniVersion": "1.0.0"}').error
-    assert (error["code"], error["cniVersion"]) == (7, "1.0.0")
-    assert '"name" is missing' in error["msg"]
+@pytest.mark.parametrize(("key", "version"), [("cniVersion", "1.1.0"), ("name", "1.0.0"), ("type", "1.0.0")])
+def test_a_key_that_is_not_there_is_called_missing(tmp_path: Path, key: str, version: str) -> None:
+    stdin = json.dumps({name: value for name, value in CONFIG.items() if name != key}).encode()
+    error = run(tmp_path, stdin).error
+    assert (error["code"], error["cniVersion"]) == (7, version)
+    assert f'"{key}" is missing' in error["msg"]
 
 
 @pytest.mark.parametrize(("command", "version"), [("CHECK", "0.3.1"), ("GC", "1.0.0"), ("STATUS", "0.4.0")])
@@ -292,6 +384,8 @@ def test_an_agent_that_is_down_is_named_and_may_be_tried_again(tmp_path: Path) -
     assert "is the sidestep agent running on this node?" in error["msg"]
     (tmp_path / "cni.sock").touch()
     assert run(tmp_path).error["code"] == 11
+    status = run(tmp_path, config={"cniVersion": "1.1.0"}, CNI_COMMAND="STATUS").error
+    assert (status["code"], status["cniVersion"]) == (50, "1.1.0")
 
 
 @pytest.mark.parametrize("command", ["DEL", "GC"])
@@ -334,7 +428,9 @@ def test_a_hung_agent_is_given_up_on(
             waiting.append(client)
     else:
         agent(drip if way == "dripping" else lambda _: time.sleep(2))
+    began = time.monotonic()
     error = run(tmp_path, config={"cniVersion": "1.1.0", "agent_timeout_seconds": 0.3}, CNI_COMMAND=command).error
+    assert 0.25 < time.monotonic() - began < 1.5
     assert error["code"] == code
     assert "did not answer within 0.3 s" in error["msg"]
     for each in waiting:
@@ -345,6 +441,11 @@ GARBAGE = {
     "not JSON": framed(b"<html>"),
     "not an object": framed(b"[]"),
     "no exit": framed(b'{"output": {}}'),
+    "empty body": framed(b""),
+    "a scalar": framed(b"7"),
+    "cut short inside": framed(b'{"exit": 0, "output": {'),
+    "failure with a text": framed(b'{"exit": 1, "output": "no"}'),
+    "exit a fraction": framed(b'{"exit": 0.5, "output": {}}'),
     "exit no number": framed(b'{"exit": "0", "output": {}}'),
     "output no object": framed(b'{"exit": 0, "output": 7}'),
     "no output": framed(b'{"exit": 0}'),
