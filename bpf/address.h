@@ -6,6 +6,7 @@
 #define AF_INET 2
 #define AF_INET6 10
 #define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
 
 #define LOOPBACK4 0x7f000001 /* 127.0.0.1, host order */
 #define INBOUND_SOURCE4 0x7f000006 /* 127.0.0.6: where Istio's inbound clusters and probes dial from (::6 in IPv6) */
@@ -14,12 +15,6 @@
 #define swap32(x) __builtin_bswap32(x)
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "sidestep is built for little-endian machines (x86-64, arm64)"
-/* An address of lo itself. ::6 is on every pod's lo, so it is in nobody's addresses; 127.0.0.6 is in 127/8. */
-static __always_inline bool is_on_lo(const struct address *to)
-{
-    return is_loopback(to) || is_inbound_source(to);
-}
-
 #endif
 #define MAPPED_WORD swap32(0x0000ffff)
 
@@ -48,9 +43,15 @@ static __always_inline bool is_mapped(const struct address *a)
     return a->word[0] == 0 && a->word[1] == 0 && a->word[2] == MAPPED_WORD;
 }
 
-static __always_inline bool is_zero(const struct address *a)
+/* 0.0.0.0, ::ffff:0.0.0.0 or :: */
+static __always_inline bool is_unspecified(const struct address *a)
 {
-    return !(a->word[0] | a->word[1] | a->word[2] | a->word[3]);
+    return !(a->word[0] | a->word[1] | a->word[3]) && (a->word[2] == 0 || a->word[2] == MAPPED_WORD);
+}
+
+static __always_inline bool is_spread6(const struct address *a)
+{
+    return a->word[0] == SPREAD6_WORD0 && a->word[1] == SPREAD6_WORD1;
 }
 
 /* 127/8 or ::1; the unspecified address counts, the kernel connects it to itself. */
@@ -76,10 +77,10 @@ static __always_inline bool is_inbound_source(const struct address *a)
     return a->word[0] == 0 && a->word[1] == 0 && a->word[2] == 0 && a->word[3] == swap32(6);
 }
 
-/* An address of lo itself. ::6 is on every pod's lo, so it is in nobody's addresses; 127.0.0.6 is in 127/8. */
+/* An address of lo itself: beside loopback, what the agent puts on every pod's lo, which is in nobody's addresses. */
 static __always_inline bool is_on_lo(const struct address *to)
 {
-    return is_loopback(to) || is_inbound_source(to);
+    return is_loopback(to) || is_inbound_source(to) || is_spread6(to);
 }
 
 #endif

@@ -2,14 +2,15 @@
 /*
  * cgroup/post_bind4, post_bind6: marks sockets that the pod's proxy binds to a proxy port.
  *
- * Runs after a bind() has succeeded, in the caller's context, which is where the owner is known. Only marked sockets
- * become inbound listeners (sockops.c), so an application on port 15006 gets nobody's traffic. Always returns 1.
+ * Runs after a bind() has succeeded. Only marked sockets become inbound listeners (sockops.c), so an application on port
+ * 15006 gets nobody's traffic. Always returns 1.
  */
 
 static __always_inline int mark_listener(struct bpf_sock *sk)
 {
-    __u64 cookie, ids;
     struct socket_state *state;
+    struct opener who;
+    __u64 cookie;
     struct pod *pod;
 
     if (sk->protocol != IPPROTO_TCP || (sk->src_port != INBOUND_PORT && sk->src_port != OUTBOUND_PORT))
@@ -18,8 +19,9 @@ static __always_inline int mark_listener(struct bpf_sock *sk)
     pod = pods.lookup(&cookie);
     if (!pod)
         return ALLOW;
-    ids = bpf_get_current_uid_gid();
-    if ((__u32)ids != pod->proxy_uid && (__u32)(ids >> 32) != pod->proxy_gid)
+    who = opener_of(sk);
+    if ((who.uid != pod->proxy_uid && who.gid != pod->proxy_gid)
+        || container_of(pod, cookie, &who) != CONTAINER_TRUSTED)
         return ALLOW;
     state = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
     if (state)

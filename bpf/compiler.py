@@ -23,8 +23,10 @@ SOURCES = (
     "maps.h",
     "address.h",
     "policy.h",
+    "owner.c",
     "facts.c",
     "connect.c",
+    "datagram.c",
     "bind.c",
     "sockops.c",
     "sockopt.c",
@@ -81,10 +83,15 @@ class Hook:
 CGROUP_SOCK, SOCK_OPS, CGROUP_SOCK_ADDR, CGROUP_SOCKOPT, SK_LOOKUP = 9, 13, 18, 25, 30
 
 CGROUP_HOOKS = (
+    Hook("sock_create", CGROUP_SOCK, 2),
     Hook("connect4", CGROUP_SOCK_ADDR, 10),
     Hook("connect6", CGROUP_SOCK_ADDR, 11),
     Hook("post_bind4", CGROUP_SOCK, 12),
     Hook("post_bind6", CGROUP_SOCK, 13),
+    Hook("sendmsg4", CGROUP_SOCK_ADDR, 14),
+    Hook("sendmsg6", CGROUP_SOCK_ADDR, 15),
+    Hook("recvmsg4", CGROUP_SOCK_ADDR, 19),
+    Hook("recvmsg6", CGROUP_SOCK_ADDR, 20),
     Hook("getpeername4", CGROUP_SOCK_ADDR, 29),
     Hook("getpeername6", CGROUP_SOCK_ADDR, 30),
     Hook("sockops", SOCK_OPS, 3),

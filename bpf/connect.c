@@ -7,9 +7,6 @@
  * capture that cannot be set up returns 0, so the connection fails with EPERM instead of leaving in the clear.
  */
 
-#define ALLOW 1
-#define REFUSE 0
-
 /* sockaddr_in and sockaddr_in6 as bpf_bind() wants them (uapi/linux/in.h, in6.h). */
 struct bind4 {
     __u16 family;
@@ -27,43 +24,56 @@ struct bind6 {
 };
 
 /*
- * Where captured IPv4 connections go: 127.64.0.0/10, spread by original destination. With a single address every
- * connection of a pod would share one (destination, port) and its ~28,000 ephemeral ports would be the limit.
+ * Where captured connections go: 127.64.0.0/10 or SPREAD6, spread by original destination. With a single address every
+ * connection of a pod would share one (destination, port) and its ~28,000 ephemeral ports would be the limit. The agent
+ * routes both to lo with the pod's address as preferred source.
  */
-static __always_inline __be32 spread_over_loopback(const struct destination *original)
+static __always_inline void spread_over_loopback(const struct destination *original, struct address *to)
 {
-    __u32 hash = swap32(original->address.word[3]) * 2654435761u ^ original->port_be * 2246822519u;
+    const struct address *a = &original->address;
+    __u32 hash = swap32(a->word[0] ^ a->word[1] * 2246822519u ^ a->word[2] ^ a->word[3] * 3266489917u) * 2654435761u;
 
-    hash ^= hash >> 15;
-    return swap32(0x7f400000 | (hash & 0x003fffff));
+    hash ^= (hash >> 15) ^ original->port_be * 2246822519u;
+    hash ^= hash >> 13;
+    if (original->family == AF_INET)
+        *to = address_of_ip4(swap32(SPREAD4 | (hash & SPREAD4_HOSTS)));
+    else
+        *to = (struct address){.word = {SPREAD6_WORD0, SPREAD6_WORD1, a->word[3] ^ a->word[2], hash}};
 }
 
-/* Gather the facts and decide. `source` is what the socket is bound to. */
-static __always_inline enum verdict decide(struct pod *pod, __u64 cookie, struct destination *to, struct address *source)
+/* Istio's listeners for the proxy's self-calls and for DNS may be on 127.0.0.1 or ::1 alone, so those are not spread. */
+static __always_inline void rewritten_destination(const struct destination *original, enum verdict verdict,
+                                                  struct destination *to)
 {
-    __u64 ids = bpf_get_current_uid_gid();
-    struct outbound facts = {.port = swap16(to->port_be)};
+    to->family = original->family;
+    if (verdict == VERDICT_OUTBOUND)
+        spread_over_loopback(original, &to->address);
+    else if (original->family == AF_INET)
+        to->address = address_of_ip4(swap32(LOOPBACK4));
+    else
+        to->address = (struct address){.word = {0, 0, 0, swap32(1)}};
+    if (verdict == VERDICT_DNS)
+        to->port_be = swap16(RESOLVER_PORT);
+    else
+        to->port_be = verdict == VERDICT_INBOUND ? swap16(INBOUND_PORT) : swap16(OUTBOUND_PORT);
+}
 
-    facts.ports = rules_of_port(pod, cookie, facts.port);
-    facts.network = network_of(pod, cookie, to);
-    facts.first_loopback = is_first_loopback(&to->address);
-    facts.loopback = is_on_lo(&to->address) || is_own_address(cookie, &to->address);
-    facts.from_inbound = is_inbound_source(source);
-    facts.proxy_uid = (__u32)ids == pod->proxy_uid;
-    facts.proxy_gid = (__u32)(ids >> 32) == pod->proxy_gid;
-    return decide_outbound(pod->flags, &facts);
+/* Whether this is what the first of two copies of us has rewritten already, as while links move to another cgroup. */
+static __always_inline bool is_rewritten(const struct destination *to)
+{
+    return is_on_lo(&to->address)
+           && (to->port_be == swap16(OUTBOUND_PORT) || to->port_be == swap16(INBOUND_PORT)
+               || to->port_be == swap16(RESOLVER_PORT));
 }
 
 /* A socket that is connected anew and not captured this time must not show an older original destination. */
-static __always_inline void forget_original(struct bpf_sock *sk, const struct destination *to)
+static __always_inline int pass(struct bpf_sock *sk, const struct destination *to)
 {
     struct socket_state *state = sockets.sk_storage_get(sk, 0, 0);
 
-    /* Unless this is the second of two copies of us, as while links move to another cgroup, after the first rewrote. */
-    if (is_loopback(&to->address) && (to->port_be == swap16(OUTBOUND_PORT) || to->port_be == swap16(INBOUND_PORT)))
-        return;
-    if (state)
+    if (state && !is_rewritten(to))
         state->flags &= ~SOCKET_CAPTURED;
+    return ALLOW;
 }
 
 static __always_inline bool remember_original(struct bpf_sock *sk, const struct destination *original)
@@ -78,79 +88,76 @@ static __always_inline bool remember_original(struct bpf_sock *sk, const struct 
 }
 
 /*
- * Bind the pod's address as source, so that the proxy sees it. False when the socket has a port but no address: the
- * kernel refuses a second bind, and the caller dials the pod's own address instead, whose natural source is itself.
+ * Bind the pod's address as source, so that the proxy sees it. False when the socket has a port but no address, for which
+ * the kernel refuses a second bind: dialling a spread address then has the route choose the same source.
  */
-static __always_inline bool bind_source4(struct bpf_sock_addr *ctx, struct pod *pod)
+static __always_inline bool bind_source4(struct bpf_sock_addr *ctx, const struct pod *pod)
 {
     struct bind4 source = {.family = AF_INET, .ip4 = pod->source4.word[3]};
 
-    return bpf_bind(ctx, &source, sizeof(source)) == 0;
+    return bpf_bind(ctx, (void *)&source, sizeof(source)) == 0;
 }
 
-static __always_inline bool bind_source6(struct bpf_sock_addr *ctx, const struct address *address)
+static __always_inline bool bind_source6(struct bpf_sock_addr *ctx, const struct pod *pod, __u32 family)
 {
-    struct bind6 source = {.family = AF_INET6, .address = *address};
+    struct bind6 source = {.family = AF_INET6, .address = family == AF_INET ? pod->source4 : pod->source6};
 
-    return bpf_bind(ctx, &source, sizeof(source)) == 0;
+    return bpf_bind(ctx, (void *)&source, sizeof(source)) == 0;
+}
+
+/* TCP always, UDP only to a nameserver of a pod whose DNS is captured. */
+static __always_inline bool is_of_interest(const struct pod *pod, __u32 protocol, __be16 port_be)
+{
+    if (protocol == IPPROTO_TCP)
+        return true;
+    return protocol == IPPROTO_UDP && pod->flags & POD_DNS && port_be == swap16(DNS_PORT);
 }
 
 int ss_connect4(struct bpf_sock_addr *ctx)
 {
     __u64 cookie = bpf_get_netns_cookie(ctx);
     struct pod *pod = pods.lookup(&cookie);
+    struct destination to = {}, proxy = {};
+    __u32 protocol = ctx->protocol;
     struct bpf_sock *sk = ctx->sk;
-    struct destination to = {};
     struct address source;
     enum verdict verdict;
-    __be32 proxy;
 
-    if (!pod || !sk || ctx->protocol != IPPROTO_TCP)
+    if (!pod || !sk)
         return ALLOW;
-
     to.address = address_of_ip4(ctx->user_ip4);
     to.port_be = ctx->user_port;
     to.family = AF_INET;
+    if (!is_of_interest(pod, protocol, to.port_be))
+        return pass(sk, &to);
+
     source = address_of_ip4(sk->src_ip4);
-    verdict = decide(pod, cookie, &to, &source);
-    if (verdict == VERDICT_PASS) {
-        forget_original(sk, &to);
-        return ALLOW;
-    }
-
-    if (!remember_original(sk, &to))
+    verdict = decide(pod, cookie, sk, &to, &source, protocol == IPPROTO_UDP);
+    if (verdict == VERDICT_PASS)
+        return pass(sk, &to);
+    if (verdict == VERDICT_REFUSE || !remember_original(sk, &to))
         return REFUSE;
-    /* istio-validation listens on 127.0.0.1 alone, so the proxy's self-calls are not spread. */
-    proxy = verdict == VERDICT_INBOUND ? swap32(LOOPBACK4) : spread_over_loopback(&to);
-    if (source.word[3] == 0 && !(verdict == VERDICT_INBOUND && is_on_lo(&to.address))
-        && !bind_source4(ctx, pod))
-        proxy = pod->source4.word[3];
-    ctx->user_ip4 = proxy;
-    ctx->user_port = verdict == VERDICT_INBOUND ? swap16(INBOUND_PORT) : swap16(OUTBOUND_PORT);
-    return ALLOW;
-}
 
-/* The rewritten destination of an AF_INET6 socket: mapped 127/8 for ::ffff:a.b.c.d, else ::1. */
-static __always_inline void proxy_address6(struct destination *to, enum verdict verdict, struct address *proxy)
-{
-    if (to->family == AF_INET)
-        *proxy = address_of_ip4(verdict == VERDICT_INBOUND ? swap32(LOOPBACK4) : spread_over_loopback(to));
-    else
-        *proxy = (struct address){.word = {0, 0, 0, swap32(1)}};
+    rewritten_destination(&to, verdict, &proxy);
+    if (is_unspecified(&source) && !is_on_lo(&to.address) && !bind_source4(ctx, pod) && verdict == VERDICT_INBOUND)
+        spread_over_loopback(&to, &proxy.address);
+    ctx->user_ip4 = proxy.address.word[3];
+    ctx->user_port = proxy.port_be;
+    return ALLOW;
 }
 
 int ss_connect6(struct bpf_sock_addr *ctx)
 {
     __u64 cookie = bpf_get_netns_cookie(ctx);
     struct pod *pod = pods.lookup(&cookie);
+    struct destination to = {}, proxy = {};
+    __u32 protocol = ctx->protocol;
     struct bpf_sock *sk = ctx->sk;
-    struct destination to = {};
-    struct address source, own, proxy;
+    struct address source;
     enum verdict verdict;
 
-    if (!pod || !sk || ctx->protocol != IPPROTO_TCP)
+    if (!pod || !sk)
         return ALLOW;
-
     to.address.word[0] = ctx->user_ip6[0];
     to.address.word[1] = ctx->user_ip6[1];
     to.address.word[2] = ctx->user_ip6[2];
@@ -158,33 +165,28 @@ int ss_connect6(struct bpf_sock_addr *ctx)
     to.port_be = ctx->user_port;
     /* Java, .NET and Go dial IPv4 as ::ffff:a.b.c.d on an AF_INET6 socket: that is IPv4, and no connect4 will run. */
     to.family = is_mapped(&to.address) ? AF_INET : AF_INET6;
-    if (to.family == AF_INET6 && !(pod->flags & POD_IPV6)) {
-        forget_original(sk, &to);
-        return ALLOW;
-    }
+    if (!is_of_interest(pod, protocol, to.port_be) || (to.family == AF_INET6 && !(pod->flags & POD_IPV6)))
+        return pass(sk, &to);
 
     source.word[0] = sk->src_ip6[0];
     source.word[1] = sk->src_ip6[1];
     source.word[2] = sk->src_ip6[2];
     source.word[3] = sk->src_ip6[3];
-    verdict = decide(pod, cookie, &to, &source);
-    if (verdict == VERDICT_PASS) {
-        forget_original(sk, &to);
-        return ALLOW;
-    }
-
-    if (!remember_original(sk, &to))
+    verdict = decide(pod, cookie, sk, &to, &source, protocol == IPPROTO_UDP);
+    if (verdict == VERDICT_PASS)
+        return pass(sk, &to);
+    if (verdict == VERDICT_REFUSE || !remember_original(sk, &to))
         return REFUSE;
-    proxy_address6(&to, verdict, &proxy);
-    own = to.family == AF_INET ? pod->source4 : pod->source6;
-    if ((is_zero(&source) || (is_mapped(&source) && source.word[3] == 0))
-        && !(verdict == VERDICT_INBOUND && is_on_lo(&to.address)) && !bind_source6(ctx, &own))
-        proxy = own;
-    ctx->user_ip6[0] = proxy.word[0];
-    ctx->user_ip6[1] = proxy.word[1];
-    ctx->user_ip6[2] = proxy.word[2];
-    ctx->user_ip6[3] = proxy.word[3];
-    ctx->user_port = verdict == VERDICT_INBOUND ? swap16(INBOUND_PORT) : swap16(OUTBOUND_PORT);
+
+    rewritten_destination(&to, verdict, &proxy);
+    if (is_unspecified(&source) && !is_on_lo(&to.address) && !bind_source6(ctx, pod, to.family)
+        && verdict == VERDICT_INBOUND)
+        spread_over_loopback(&to, &proxy.address);
+    ctx->user_ip6[0] = proxy.address.word[0];
+    ctx->user_ip6[1] = proxy.address.word[1];
+    ctx->user_ip6[2] = proxy.address.word[2];
+    ctx->user_ip6[3] = proxy.address.word[3];
+    ctx->user_port = proxy.port_be;
     return ALLOW;
 }
 

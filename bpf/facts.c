@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* Looks up what a decision needs to know of a pod's ports, ranges and addresses. Shared by connect.c and lookup.c. */
+/* Looks up what a decision needs to know of a pod's ports, ranges, addresses and interfaces, for connect and lookup. */
 
 static __always_inline __u32 rules_of_port(const struct pod *pod, __u64 cookie, __u16 port)
 {
@@ -12,10 +12,17 @@ static __always_inline __u32 rules_of_port(const struct pod *pod, __u64 cookie, 
     return rules ? *rules : 0;
 }
 
-static __always_inline __u32 network_of(const struct pod *pod, __u64 cookie, const struct destination *to)
+static __always_inline struct network_key host_key(__u64 cookie, const struct destination *to)
 {
     struct network_key key = {
         .prefixlen = 64 + 32 + 128, .cookie = cookie, .family = to->family, .address = to->address};
+
+    return key;
+}
+
+static __always_inline __u32 network_of(const struct pod *pod, __u64 cookie, const struct destination *to)
+{
+    struct network_key key = host_key(cookie, to);
     __u32 *verdict;
 
     if (!(pod->flags & POD_NETWORKS))
@@ -29,4 +36,54 @@ static __always_inline bool is_own_address(__u64 cookie, struct address *address
     struct owner *owner = addresses.lookup(address);
 
     return owner && owner->cookie == cookie;
+}
+
+static __always_inline bool is_excluded_interface(const struct pod *pod, __u64 cookie, __u32 ifindex)
+{
+    struct interface_key key = {.cookie = cookie, .ifindex = ifindex};
+
+    return pod->flags & POD_INTERFACES && interfaces.lookup(&key);
+}
+
+/* There is no route yet at connect(): the agent keeps those of pods that exclude interfaces in a table. */
+static __always_inline bool leaves_excluded(const struct pod *pod, __u64 cookie, struct bpf_sock *sk,
+                                            const struct destination *to, bool loopback)
+{
+    struct network_key key = host_key(cookie, to);
+    __u32 ifindex = sk->bound_dev_if;
+    __u32 *route;
+
+    if (!(pod->flags & POD_INTERFACES))
+        return false;
+    if (loopback)
+        return is_excluded_interface(pod, cookie, LO_IFINDEX);
+    if (ifindex)
+        return is_excluded_interface(pod, cookie, ifindex);
+    route = routes.lookup(&key);
+    return route && is_excluded_interface(pod, cookie, *route);
+}
+
+/* Gather the facts and decide. `source` is what the socket is bound to. */
+static __always_inline enum verdict decide(struct pod *pod, __u64 cookie, struct bpf_sock *sk, struct destination *to,
+                                           const struct address *source, bool udp)
+{
+    struct opener who = opener_of(sk);
+    struct outbound facts = {.port = swap16(to->port_be), .udp = udp, .mark = sk->mark};
+    enum verdict verdict;
+
+    facts.ports = rules_of_port(pod, cookie, facts.port);
+    facts.network = network_of(pod, cookie, to);
+    facts.first_loopback = is_first_loopback(&to->address);
+    facts.loopback = is_on_lo(&to->address) || is_own_address(cookie, &to->address);
+    facts.from_inbound = is_inbound_source(source);
+    facts.excluded_interface = leaves_excluded(pod, cookie, sk, to, facts.loopback);
+    facts.proxy_uid = who.uid == pod->proxy_uid;
+    facts.proxy_gid = who.gid == pod->proxy_gid;
+    facts.container = container_of(pod, cookie, &who);
+    verdict = decide_outbound(pod->flags, &facts);
+    /* User init containers of a pod that asks for it reach the network while there is no proxy that could do it. */
+    if ((verdict == VERDICT_OUTBOUND || verdict == VERDICT_DNS) && pod->flags & POD_EARLY_OUTBOUND
+        && !started.lookup(&cookie))
+        return VERDICT_PASS;
+    return verdict;
 }

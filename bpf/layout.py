@@ -13,6 +13,9 @@ U8, U16, U32, U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_u
 
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
+# SPREAD4 and SPREAD6 of maps.h: where captured connections go, and nothing else may be
+SPREAD4 = IPv4Network("127.64.0.0/10")
+SPREAD6 = IPv6Network("fd73:6964:6573:7465::/64")
 
 _MAPPED = bytes(10) + b"\xff\xff"
 
@@ -26,6 +29,11 @@ class PodFlags(IntFlag):
     PORT_RULES = 1 << 3
     NETWORKS = 1 << 4
     LOOPBACK_INCLUDED = 1 << 5
+    INTERFACES = 1 << 6
+    DNS = 1 << 7
+    TPROXY = 1 << 8
+    EARLY_OUTBOUND = 1 << 9
+    STRICT = 1 << 10
 
 
 class PortRule(IntFlag):
@@ -69,9 +77,9 @@ class Pod(ctypes.Structure):
         ("flags", U32),
         ("proxy_uid", U32),
         ("proxy_gid", U32),
-        ("addresses", U32),
         ("port_rules", U32),
         ("networks", U32),
+        ("zero32", U32),
         ("source4", Address),
         ("source6", Address),
         ("uid", ctypes.c_char * 64),
@@ -80,11 +88,12 @@ class Pod(ctypes.Structure):
         ("container_id", ctypes.c_char * 136),
         ("network", ctypes.c_char * 128),
         ("ifname", ctypes.c_char * 16),
+        ("excluded_interfaces", ctypes.c_char * 512),
     ]
 
 
 class Cookie(ctypes.Structure):
-    """Key of pods."""
+    """Key of pods, proxies and started."""
 
     _fields_ = [("cookie", U64)]
 
@@ -96,7 +105,7 @@ class PortKey(ctypes.Structure):
 
 
 class NetworkKey(ctypes.Structure):
-    """Key of networks: 64 bits of cookie, 32 of family, then the prefix."""
+    """Key of networks and routes: 64 bits of cookie, 32 of family, then the prefix."""
 
     _pack_ = 1
     _fields_ = [("prefixlen", U32), ("cookie", U64), ("family", U32), ("address", Address)]
@@ -115,14 +124,20 @@ class Owner(ctypes.Structure):
     _fields_ = [("cookie", U64), ("ifindex", U32), ("zero32", U32)]
 
 
+class InterfaceKey(ctypes.Structure):
+    """Key of interfaces."""
+
+    _fields_ = [("cookie", U64), ("ifindex", U32), ("zero32", U32)]
+
+
 class ListenerKey(ctypes.Structure):
     """Key of listeners."""
 
     _fields_ = [("cookie", U64), ("port", U16), ("slot", U16), ("zero32", U32)]
 
 
-class HandshakeKey(ctypes.Structure):
-    """Key of handshakes."""
+class ConnectionKey(ctypes.Structure):
+    """Key of handshakes and dials."""
 
     _fields_ = [
         ("cookie", U64),
@@ -140,10 +155,22 @@ class Destination(ctypes.Structure):
     _fields_ = [("address", Address), ("port_be", U16), ("family", U16), ("zero32", U32)]
 
 
+class Opener(ctypes.Structure):
+    """Who opened a socket."""
+
+    _fields_ = [("uid", U32), ("gid", U32), ("cgroup", U64)]
+
+
 class SocketState(ctypes.Structure):
     """What a socket carries; user space never reads it."""
 
-    _fields_ = [("original", Destination), ("flags", U32), ("zero32", U32)]
+    _fields_ = [("original", Destination), ("opener", Opener), ("flags", U32), ("zero32", U32)]
+
+
+class Nameservers(ctypes.Structure):
+    """Whom a socket has asked; user space never reads it."""
+
+    _fields_ = [("slot", Destination * 4), ("used", U32), ("zero32", U32)]
 
 
 class Build(ctypes.Structure):
@@ -170,8 +197,13 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "addresses": (Address, Owner),
     "port_rules": (PortKey, Word),
     "networks": (NetworkKey, Word),
+    "routes": (NetworkKey, Word),
+    "interfaces": (InterfaceKey, Word),
+    "proxies": (Cookie, Quad),
+    "started": (Cookie, Word),
     "listeners": (ListenerKey, Quad),
-    "handshakes": (HandshakeKey, Destination),
+    "handshakes": (ConnectionKey, Destination),
+    "dials": (ConnectionKey, Word),
     "build": (Word, Build),
 }
 
@@ -182,9 +214,12 @@ MIRRORS: dict[str, type[ctypes.Structure]] = {
     "port_key": PortKey,
     "network_key": NetworkKey,
     "owner": Owner,
+    "interface_key": InterfaceKey,
     "listener_key": ListenerKey,
-    "handshake_key": HandshakeKey,
+    "connection_key": ConnectionKey,
     "destination": Destination,
+    "opener": Opener,
     "socket_state": SocketState,
+    "nameservers": Nameservers,
     "build": Build,
 }

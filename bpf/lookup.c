@@ -42,6 +42,19 @@ static __always_inline int steer_to_proxy(struct bpf_sk_lookup *ctx, __u64 cooki
     return SK_DROP;
 }
 
+/* TPROXY mode: the proxy on its way to the application, with the address of the client. */
+static __always_inline bool is_proxy_dial(struct bpf_sk_lookup *ctx, const struct pod *pod, __u64 cookie,
+                                          const struct address *local, const struct address *remote)
+{
+    struct connection_key key = {.cookie = cookie, .client = *remote, .server = *local};
+
+    if (!(pod->flags & POD_TPROXY))
+        return false;
+    key.client_port = swap16(ctx->remote_port);
+    key.server_port = ctx->local_port;
+    return dials.lookup(&key) != 0;
+}
+
 int ss_sk_lookup(struct bpf_sk_lookup *ctx)
 {
     struct address local, remote;
@@ -62,9 +75,11 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
     pod = pods.lookup(&cookie);
     if (!pod || (ctx->family == AF_INET6 && !(pod->flags & POD_IPV6)))
         return SK_PASS;
-    if (is_own_address(cookie, &remote))
+    if (is_own_address(cookie, &remote) || is_proxy_dial(ctx, pod, cookie, &local, &remote))
         return SK_PASS;
-    if (decide_inbound(pod->flags, ctx->local_port, rules_of_port(pod, cookie, ctx->local_port)) == VERDICT_PASS)
+    if (decide_inbound(pod->flags, ctx->local_port, rules_of_port(pod, cookie, ctx->local_port),
+                       is_excluded_interface(pod, cookie, ctx->ingress_ifindex))
+        == VERDICT_PASS)
         return SK_PASS;
     return steer_to_proxy(ctx, cookie);
 }

@@ -11,10 +11,23 @@
 #ifndef SIDESTEP_MAPS_H
 #define SIDESTEP_MAPS_H
 
-/* Ports of Istio's sidecar: virtualOutbound, virtualInbound and the HBONE tunnel. */
+/* Ports of Istio's sidecar: virtualOutbound, virtualInbound, the HBONE tunnel and pilot-agent's resolver. */
 #define OUTBOUND_PORT 15001
 #define INBOUND_PORT 15006
 #define TUNNEL_PORT 15008
+#define RESOLVER_PORT 15053
+#define DNS_PORT 53
+/* SO_MARK of the proxy's connections to the application in TPROXY mode (Envoy's original_src filter) */
+#define TPROXY_MARK 1337
+
+/*
+ * Where captured connections are spread: 127.64.0.0/10, and a unique local prefix ("sidestep" in ASCII after the fd) that
+ * the agent makes local to each pod. Nothing else may be there.
+ */
+#define SPREAD4 0x7f400000 /* host order */
+#define SPREAD4_HOSTS 0x003fffff
+#define SPREAD6_WORD0 __builtin_bswap32(0xfd736964)
+#define SPREAD6_WORD1 __builtin_bswap32(0x65737465)
 
 /* Sizes: reaching one fails an ADD with a message that names the map (see bpf/tables.py), never silently. */
 #define MAX_PODS 4096
@@ -22,10 +35,19 @@
 #define MAX_PORT_RULES 262144
 #define MAX_NETWORKS 262144
 #define MAX_LISTENERS 65536
+#define MAX_ROUTES 65536
+#define MAX_INTERFACES 16384
 #define MAX_HANDSHAKES 16384 /* connections between SYN-ACK and accept, node-wide */
+#define MAX_DIALS 65536      /* connections of TPROXY proxies to their applications, node-wide */
 
 /* Listening sockets remembered per pod and port: Envoy has one per worker, any of them serves the whole group. */
 #define LISTENER_SLOTS 16
+
+/* Nameservers remembered per socket that asks several; resolv.conf names three at most (MAXNS) */
+#define NAMESERVER_SLOTS 4
+
+/* Interface index of lo in every namespace */
+#define LO_IFINDEX 1
 
 struct address {
     __be32 word[4];
@@ -38,15 +60,20 @@ struct address {
 #define POD_PORT_RULES (1u << 3)        /* the pod has entries in port_rules */
 #define POD_NETWORKS (1u << 4)          /* the pod has entries in networks */
 #define POD_LOOPBACK_INCLUDED (1u << 5) /* an included range starts in 127/8 or is ::1: rule O3b is left out */
+#define POD_INTERFACES (1u << 6)        /* the pod excludes interfaces: it has entries in interfaces and routes */
+#define POD_DNS (1u << 7)               /* DNS goes to the agent's resolver */
+#define POD_TPROXY (1u << 8)            /* interceptionMode TPROXY */
+#define POD_EARLY_OUTBOUND (1u << 9)    /* outbound passes until the proxy has listened for the first time */
+#define POD_STRICT (1u << 10)           /* only the container in proxies counts as the proxy */
 
 /* One mesh pod: the decision's constants first, then who it is, so that maps can be matched with pods after a crash. */
 struct pod {
     __u32 flags;
     __u32 proxy_uid; /* as the initial user namespace sees them */
     __u32 proxy_gid;
-    __u32 addresses;          /* entries of this pod in addresses, port_rules and networks: CHECK compares them */
-    __u32 port_rules;
+    __u32 port_rules;         /* entries of this pod in port_rules and networks: CHECK compares them */
     __u32 networks;
+    __u32 zero32;
     struct address source4;   /* what captured connections are bound to, so that the proxy sees the pod's address; */
     struct address source6;   /* all zero when the pod has none of that family */
     char uid[64];             /* strings are NUL-terminated; lengths are those Kubernetes and CNI allow */
@@ -55,6 +82,7 @@ struct pod {
     char container_id[136];
     char network[128];
     char ifname[16];
+    char excluded_interfaces[512]; /* names joined by commas: they may come later than the pod */
 };
 
 /* port_rules flags, one entry per pod and port */
@@ -87,6 +115,13 @@ struct owner {
     __u32 zero32;
 };
 
+/* interfaces of one pod that it excludes, by their index in its namespace */
+struct interface_key {
+    __u64 cookie;
+    __u32 ifindex;
+    __u32 zero32;
+};
+
 struct listener_key {
     __u64 cookie;
     __u16 port;
@@ -94,8 +129,8 @@ struct listener_key {
     __u32 zero32;
 };
 
-/* A connection between its two ends' ESTABLISHED: what the connecting side knows and the accepting side needs. */
-struct handshake_key {
+/* The two ends of a connection within one pod. */
+struct connection_key {
     __u64 cookie;
     struct address client;
     struct address server;
@@ -115,10 +150,26 @@ struct destination {
 #define SOCKET_CAPTURED (1u << 0) /* connect() was rewritten: original is what the application asked for */
 #define SOCKET_ACCEPTED (1u << 1) /* accepted by the proxy: original is what its peer asked for */
 #define SOCKET_LISTENER (1u << 2) /* bound to a proxy port by the pod's proxy */
+#define SOCKET_OPENED (1u << 3)   /* opener is known: made by socket(), after the programs were attached */
+
+/* Who opened a socket, as the initial user namespace sees the ids. */
+struct opener {
+    __u32 uid;
+    __u32 gid;    /* primary group */
+    __u64 cgroup; /* id of the cgroup2 directory of the container */
+};
 
 struct socket_state {
     struct destination original;
+    struct opener opener;
     __u32 flags;
+    __u32 zero32;
+};
+
+/* The nameservers that a UDP socket has asked; a reply's alias or connection tells which one it is from. */
+struct nameservers {
+    struct destination slot[NAMESERVER_SLOTS];
+    __u32 used;
     __u32 zero32;
 };
 
@@ -133,7 +184,7 @@ struct build {
  * <bpffs>/sidestep/v1/maps/<name>; the loader defines it, a C compiler checking the layout may define it away.
  */
 
-/* agent → connect, getpeername, bind, sockops, sockopt, lookup; by netns cookie. Written last at ADD, removed first. */
+/* agent → every program; by netns cookie. Written last at ADD, removed first. */
 TABLE("hash", __u64, struct pod, pods, MAX_PODS, NO_PREALLOC)
 
 /* agent → lookup (whose packet is it?) and connect (does it leave through lo?); by the pod's own addresses */
@@ -145,14 +196,32 @@ TABLE("hash", struct port_key, __u32, port_rules, MAX_PORT_RULES, NO_PREALLOC)
 /* agent → connect; include and exclude ranges, longest prefix within the cookie */
 TABLE("lpm_trie", struct network_key, __u32, networks, MAX_NETWORKS, NO_PREALLOC)
 
+/* agent → connect; where routes of pods that exclude interfaces leave, longest prefix within the cookie → ifindex */
+TABLE("lpm_trie", struct network_key, __u32, routes, MAX_ROUTES, NO_PREALLOC)
+
+/* agent → connect, lookup; excluded interfaces, the value says nothing */
+TABLE("hash", struct interface_key, __u32, interfaces, MAX_INTERFACES, NO_PREALLOC)
+
+/* agent → connect, bind; cgroup id of the proxy's container of pods with POD_STRICT, by netns cookie */
+TABLE("hash", __u64, __u64, proxies, MAX_PODS, NO_PREALLOC)
+
+/* sockops (listen) → connect; pods with POD_EARLY_OUTBOUND whose proxy has listened. The agent removes it with the pod */
+TABLE("hash", __u64, __u32, started, MAX_PODS, NO_PREALLOC)
+
 /* sockops (listen) → lookup; the proxy's listening sockets; entries leave by themselves when a socket closes */
 SOCKET_TABLE(struct listener_key, __u64, listeners, MAX_LISTENERS)
 
 /* sockops (connecting side) → sockops (accepting side), which deletes it; least recently used go first */
-TABLE("lru_hash", struct handshake_key, struct destination, handshakes, MAX_HANDSHAKES, 0)
+TABLE("lru_hash", struct connection_key, struct destination, handshakes, MAX_HANDSHAKES, 0)
 
-/* connect, bind, sockops → getpeername, sockopt, sockops; freed with the socket, never evicted */
+/* sockops (connecting proxy) → lookup, TPROXY mode; deleted by sockops when the connection ends */
+TABLE("lru_hash", struct connection_key, __u32, dials, MAX_DIALS, 0)
+
+/* owner, connect, bind, sockops → connect, getpeername, sockopt, sockops; freed with the socket, never evicted */
 SOCKET_STORAGE(struct socket_state, sockets)
+
+/* sendmsg → recvmsg; only sockets that have asked a nameserver have one */
+SOCKET_STORAGE(struct nameservers, resolvers)
 
 /* loader → loader of the next start */
 TABLE("array", __u32, struct build, build, 1, 0)

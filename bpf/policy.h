@@ -2,8 +2,8 @@
 /*
  * The capture decision, one pure function each way, in the order of Istio's own rules.
  *
- * Callers gather the facts; nothing here touches a map or a context, so a C compiler can test it. Rule names O1–O10
- * and I3–I5 are those of docs/semantics.md.
+ * Callers gather the facts; nothing here touches a map or a context, so a C compiler can test it. Rule names O0–O11
+ * and I1–I5 are those of docs/semantics.md.
  */
 #ifndef SIDESTEP_POLICY_H
 #define SIDESTEP_POLICY_H
@@ -12,42 +12,68 @@ enum verdict {
     VERDICT_PASS,     /* leave the connection alone */
     VERDICT_OUTBOUND, /* to the proxy's outbound listener */
     VERDICT_INBOUND,  /* to the proxy's inbound listener */
+    VERDICT_DNS,      /* to the agent's resolver beside the proxy */
+    VERDICT_REFUSE,   /* whether this is the proxy is not known yet (strict proxies only) */
+};
+
+/* Whether a socket with the proxy's ids was opened in the proxy's container. Only strict pods ask. */
+enum container {
+    CONTAINER_TRUSTED, /* the proxy's, or nobody asks */
+    CONTAINER_OTHER,
+    CONTAINER_UNKNOWN, /* the proxy's container has not been seen yet */
 };
 
 /* What a connecting socket's hook knows. */
 struct outbound {
-    __u32 ports;           /* PORT_* of the destination port */
-    __u32 network;         /* NETWORK_* of the destination, 0 when no range matches */
-    __u16 port;            /* destination */
-    bool loopback;         /* the route leaves through lo: 127/8, ::1 or one of the pod's own addresses */
-    bool first_loopback;   /* exactly 127.0.0.1 or ::1 (the kernel takes 0.0.0.0 and :: for them) */
-    bool from_inbound;     /* bound to 127.0.0.6 or ::6: the proxy's inbound clusters and Istio's app probes */
-    bool proxy_uid;        /* owned by the proxy's user */
-    bool proxy_gid;        /* owned by the proxy's group */
+    __u32 ports;              /* PORT_* of the destination port */
+    __u32 network;            /* NETWORK_* of the destination, 0 when no range matches */
+    __u32 mark;               /* SO_MARK of the socket */
+    enum container container; /* of the socket's opener */
+    __u16 port;               /* destination */
+    bool udp;                 /* or else TCP */
+    bool loopback;            /* the route leaves through lo: 127/8, ::1 or one of the pod's own addresses */
+    bool first_loopback;      /* exactly 127.0.0.1 or ::1 (the kernel takes 0.0.0.0 and :: for them) */
+    bool from_inbound;        /* bound to 127.0.0.6 or ::6: the proxy's inbound clusters and Istio's app probes */
+    bool excluded_interface;  /* the route leaves through an interface that the pod excludes */
+    bool proxy_uid;           /* opened by the proxy's user */
+    bool proxy_gid;           /* opened with the proxy's group as primary group */
 };
 
-static __always_inline bool is_proxy_self_call(const struct outbound *c)
+/* The proxy's own connections go out, but nobody's do on the strength of an id that is not confirmed yet. */
+static __always_inline enum verdict decide_proxy(const struct outbound *c)
 {
-    return c->loopback && !c->first_loopback && c->port != TUNNEL_PORT;
+    return c->container == CONTAINER_UNKNOWN && !c->loopback ? VERDICT_REFUSE : VERDICT_PASS;
 }
 
-static __always_inline enum verdict decide_outbound(__u32 pod_flags, const struct outbound *c)
+/* The nat table's OUTPUT. */
+static __always_inline enum verdict decide_redirect(__u32 pod_flags, const struct outbound *c)
 {
-    bool local_to_app = c->loopback && !(pod_flags & POD_LOOPBACK_INCLUDED);
+    bool dns = pod_flags & POD_DNS && c->port == DNS_PORT;
+    bool self_call = !c->udp && c->loopback && !c->first_loopback && c->port != TUNNEL_PORT;
+    /* With DNS capture a resolver of the pod's own is captured too, and other UDP goes on to where nothing matches. */
+    bool local_to_app = c->loopback && !(pod_flags & POD_LOOPBACK_INCLUDED) && !dns;
 
+    if (c->excluded_interface) /* O0 */
+        return VERDICT_PASS;
     if (c->ports & PORT_EXCLUDE_OUTBOUND) /* O1 */
         return VERDICT_PASS;
     if (c->loopback && c->from_inbound) /* O2 */
         return VERDICT_PASS;
 
-    if (c->proxy_uid) /* O3a, O3c */
-        return is_proxy_self_call(c) ? VERDICT_INBOUND : VERDICT_PASS;
+    if (c->proxy_uid && self_call && !dns) /* O3a: whoever it is ends at the proxy, so the container does not matter */
+        return VERDICT_INBOUND;
+    if (c->proxy_uid && c->container != CONTAINER_OTHER) /* O3c */
+        return decide_proxy(c);
     if (local_to_app) /* O3b: before the group is looked at, as in Istio */
         return VERDICT_PASS;
-    if (c->proxy_gid) /* O4a, O4c; O4b is O3b again */
-        return is_proxy_self_call(c) ? VERDICT_INBOUND : VERDICT_PASS;
+    if (c->proxy_gid && self_call) /* O4a; O4b is O3b again */
+        return VERDICT_INBOUND;
+    if (c->proxy_gid && c->container != CONTAINER_OTHER) /* O4c */
+        return decide_proxy(c);
 
-    if (c->first_loopback) /* O7 */
+    if (dns) /* O6 */
+        return VERDICT_DNS;
+    if (c->udp || c->first_loopback) /* O7 */
         return VERDICT_PASS;
     if (c->network == NETWORK_EXCLUDED) /* O8 */
         return VERDICT_PASS;
@@ -59,13 +85,34 @@ static __always_inline enum verdict decide_outbound(__u32 pod_flags, const struc
 }
 
 /* `ports` are the PORT_* of `port`, the packet's destination port. */
-static __always_inline enum verdict decide_inbound(__u32 pod_flags, __u16 port, __u32 ports)
+static __always_inline enum verdict decide_inbound(__u32 pod_flags, __u16 port, __u32 ports, bool excluded_interface)
 {
-    if (port == TUNNEL_PORT) /* I3 */
+    if (excluded_interface) /* I1 */
+        return VERDICT_PASS;
+    if (port == TUNNEL_PORT && !(pod_flags & POD_TPROXY)) /* I3 */
         return VERDICT_PASS;
     if (pod_flags & POD_INBOUND_ALL) /* I4 */
         return ports & PORT_EXCLUDE_INBOUND ? VERDICT_PASS : VERDICT_INBOUND;
     return ports & PORT_INCLUDE_INBOUND ? VERDICT_INBOUND : VERDICT_PASS; /* I2, I5 */
+}
+
+/*
+ * In TPROXY mode what the proxy sends to its own pod is an inbound connection like any other (Istio marks it 1338),
+ * unless it is the proxy's connection to the application, which carries mark 1337 or comes from 127.0.0.6.
+ */
+static __always_inline bool is_inbound_self_call(__u32 pod_flags, const struct outbound *c)
+{
+    return pod_flags & POD_TPROXY && !c->udp && c->loopback && !c->first_loopback && !c->from_inbound
+           && (c->proxy_uid || c->proxy_gid) && c->mark != TPROXY_MARK;
+}
+
+static __always_inline enum verdict decide_outbound(__u32 pod_flags, const struct outbound *c)
+{
+    enum verdict verdict = decide_redirect(pod_flags, c);
+
+    if (verdict == VERDICT_PASS && is_inbound_self_call(pod_flags, c)) /* T */
+        return decide_inbound(pod_flags, c->port, c->ports, c->excluded_interface);
+    return verdict;
 }
 
 #endif

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * sock_ops: hands the original destination from the connecting socket to the accepted one, and registers listeners.
+ * sock_ops: hands the original destination from the connecting socket to the accepted one, registers listeners, and
+ * remembers the connections that a TPROXY proxy makes to its application.
  *
  * Both ends are in the pod's netns and the connecting side always reaches ESTABLISHED first (its ACK creates the other
  * socket), so a small map between the two events is enough. Always returns 1: 0 would suppress other programs' replies.
@@ -20,21 +21,28 @@ static __always_inline struct address remote_address(struct bpf_sock_ops *ctx)
 
 static __always_inline bool is_proxy_port(__u32 port)
 {
-    return port == OUTBOUND_PORT || port == INBOUND_PORT;
+    return port == OUTBOUND_PORT || port == INBOUND_PORT || port == RESOLVER_PORT;
+}
+
+static __always_inline struct connection_key connecting_key(struct bpf_sock_ops *ctx, __u64 cookie)
+{
+    struct connection_key key = {.cookie = cookie};
+
+    key.client = local_address(ctx);
+    key.server = remote_address(ctx);
+    key.client_port = ctx->local_port;
+    key.server_port = swap32(ctx->remote_port);
+    return key;
 }
 
 /* The connecting end. A direct connection to the proxy clears what an aborted one with the same addresses left. */
 static __always_inline void offer_original(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 cookie)
 {
-    struct handshake_key key = {.cookie = cookie};
+    struct connection_key key = connecting_key(ctx, cookie);
     struct socket_state *state;
 
-    key.server_port = swap32(ctx->remote_port);
     if (!is_proxy_port(key.server_port))
         return;
-    key.client_port = ctx->local_port;
-    key.client = local_address(ctx);
-    key.server = remote_address(ctx);
     state = sockets.sk_storage_get(sk, 0, 0);
     if (state && state->flags & SOCKET_CAPTURED)
         handshakes.update(&key, &state->original);
@@ -45,7 +53,7 @@ static __always_inline void offer_original(struct bpf_sock_ops *ctx, struct bpf_
 /* The accepting end. */
 static __always_inline void take_original(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 cookie)
 {
-    struct handshake_key key = {.cookie = cookie};
+    struct connection_key key = {.cookie = cookie};
     struct destination *original;
     struct socket_state *state;
 
@@ -66,18 +74,41 @@ static __always_inline void take_original(struct bpf_sock_ops *ctx, struct bpf_s
     handshakes.delete(&key);
 }
 
+/*
+ * A connection of the proxy to its application with the client's address as source looks like the client's own when its
+ * SYN comes through lo; lookup.c tells them apart by this. It stays until the socket closes, which also a refused one does.
+ */
+static __always_inline void record_dial(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct pod *pod,
+                                        __u64 cookie)
+{
+    struct opener who = opener_of(sk);
+    struct connection_key key;
+    __u32 yes = 1;
+
+    if (!(pod->flags & POD_TPROXY) || sk->mark != TPROXY_MARK)
+        return;
+    if (who.uid != pod->proxy_uid && who.gid != pod->proxy_gid)
+        return;
+    key = connecting_key(ctx, cookie);
+    if (!is_own_address(cookie, &key.server) || is_own_address(cookie, &key.client))
+        return;
+    dials.update(&key, &yes);
+    bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+static __always_inline void forget_dial(struct bpf_sock_ops *ctx, __u64 cookie)
+{
+    struct connection_key key = connecting_key(ctx, cookie);
+
+    dials.delete(&key);
+}
+
 /* One of the proxy's listeners takes the first free slot; sixteen live ones are enough, any serves the group. */
-static __always_inline void register_listener(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 cookie)
+static __always_inline void add_listener(struct bpf_sock_ops *ctx, __u64 cookie)
 {
     struct listener_key key = {.cookie = cookie, .port = INBOUND_PORT};
-    struct socket_state *state;
     int taken;
 
-    if (ctx->local_port != INBOUND_PORT)
-        return;
-    state = sockets.sk_storage_get(sk, 0, 0);
-    if (!state || !(state->flags & SOCKET_LISTENER))
-        return;
     for (int slot = 0; slot < LISTENER_SLOTS; slot++) {
         key.slot = slot;
         /* BCC rewrites this call as a whole statement, so its result needs one of its own. */
@@ -87,26 +118,50 @@ static __always_inline void register_listener(struct bpf_sock_ops *ctx, struct b
     }
 }
 
+static __always_inline void register_listener(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct pod *pod,
+                                              __u64 cookie)
+{
+    struct socket_state *state = sockets.sk_storage_get(sk, 0, 0);
+    struct address local = local_address(ctx);
+    __u32 yes = 1;
+
+    if (!state || !(state->flags & SOCKET_LISTENER))
+        return;
+    if (ctx->local_port == INBOUND_PORT)
+        add_listener(ctx, cookie);
+    /* istio-validation listens here too, before the user's init containers; but on 127.0.0.1, and Envoy on any address */
+    else if (pod->flags & POD_EARLY_OUTBOUND && is_unspecified(&local))
+        started.update(&cookie, &yes);
+}
+
 int ss_sockops(struct bpf_sock_ops *ctx)
 {
+    __u32 op = ctx->op;
     struct bpf_sock *sk;
+    struct pod *pod;
     __u64 cookie;
 
-    if (ctx->op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB && ctx->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
-        && ctx->op != BPF_SOCK_OPS_TCP_LISTEN_CB)
+    if (op != BPF_SOCK_OPS_TCP_CONNECT_CB && op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
+        && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_TCP_LISTEN_CB
+        && op != BPF_SOCK_OPS_STATE_CB)
         return 1;
     sk = ctx->sk;
     if (!sk)
         return 1;
     cookie = bpf_get_netns_cookie(ctx);
-    if (!pods.lookup(&cookie))
+    pod = pods.lookup(&cookie);
+    if (!pod)
         return 1;
 
-    if (ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
+    if (op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+        record_dial(ctx, sk, pod, cookie);
+    else if (op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
         offer_original(ctx, sk, cookie);
-    else if (ctx->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
+    else if (op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
         take_original(ctx, sk, cookie);
-    else
-        register_listener(ctx, sk, cookie);
+    else if (op == BPF_SOCK_OPS_TCP_LISTEN_CB)
+        register_listener(ctx, sk, pod, cookie);
+    else if (ctx->args[1] == BPF_TCP_CLOSE) /* asked for by record_dial alone */
+        forget_dial(ctx, cookie);
     return 1;
 }

@@ -4,8 +4,9 @@
  * istio-validation learn where a connection was meant to go.
  *
  * Runs after the kernel's own getsockopt and on every getsockopt below the cgroup, so everything else returns at once.
- * A connected socket of an enrolled pod that was not redirected is answered with its own local address, as conntrack
- * does; Envoy's black-hole chains rely on it. Returns 1: the value in retval stands.
+ * A connected socket of an enrolled pod that was not redirected is answered as conntrack does, with the address that the
+ * connecting side asked for: its own local one if accepted, on which Envoy's black-hole chains rely, else its peer's.
+ * Returns 1: the value in retval stands.
  */
 
 #define SOL_IP 0
@@ -30,6 +31,7 @@ struct sockaddr6 {
     __u32 scope;
 };
 
+/* What an accepted socket's peer asked for. Sockets of which socket() was not seen count as accepted. */
 static __always_inline void local_destination(struct bpf_sock *sk, struct destination *to)
 {
     if (sk->family == AF_INET) {
@@ -41,6 +43,21 @@ static __always_inline void local_destination(struct bpf_sock *sk, struct destin
         to->address.word[3] = sk->src_ip6[3];
     }
     to->port_be = swap16(sk->src_port);
+    to->family = is_mapped(&to->address) ? AF_INET : AF_INET6;
+}
+
+/* What a connecting socket asked for. */
+static __always_inline void remote_destination(struct bpf_sock *sk, struct destination *to)
+{
+    if (sk->family == AF_INET) {
+        to->address = address_of_ip4(sk->dst_ip4);
+    } else {
+        to->address.word[0] = sk->dst_ip6[0];
+        to->address.word[1] = sk->dst_ip6[1];
+        to->address.word[2] = sk->dst_ip6[2];
+        to->address.word[3] = sk->dst_ip6[3];
+    }
+    to->port_be = sk->dst_port;
     to->family = is_mapped(&to->address) ? AF_INET : AF_INET6;
 }
 
@@ -103,6 +120,8 @@ int ss_getsockopt(struct bpf_sockopt *ctx)
     state = sockets.sk_storage_get(sk, 0, 0);
     if (state && state->flags & (SOCKET_ACCEPTED | SOCKET_CAPTURED))
         to = state->original;
+    else if (state && state->flags & SOCKET_OPENED)
+        remote_destination(sk, &to);
     else
         local_destination(sk, &to);
     return ctx->level == SOL_IP ? answer4(ctx, &to) : answer6(ctx, &to);

@@ -16,9 +16,10 @@ from bpf.errors import TableFull
 from bpf.layout import (
     TABLES,
     Address,
+    ConnectionKey,
     Cookie,
     Destination,
-    HandshakeKey,
+    InterfaceKey,
     ListenerKey,
     NetworkKey,
     Owner,
@@ -39,7 +40,7 @@ class Table(Generic[Key, Value]):
     def __init__(self, pins: Pins, name: str) -> None:
         self.name = name
         self._fd = pins.open_map(name)
-        self._key, self._value = TABLES[name]
+        self.key, self._value = TABLES[name]
 
     def close(self) -> None:
         """Close the descriptor; the pin stays."""
@@ -67,7 +68,7 @@ class Table(Generic[Key, Value]):
         """Every key, in no order; an entry added or removed meanwhile may or may not appear."""
         current: ctypes.Structure | None = None
         while True:
-            following = self._key()
+            following = self.key()
             if not syscalls.map_next_key(self._fd, current, following):
                 return
             yield following  # type: ignore[misc]
@@ -89,19 +90,17 @@ class Tables:
         self.addresses: Table[Address, Owner] = Table(pins, "addresses")
         self.port_rules: Table[PortKey, Word] = Table(pins, "port_rules")
         self.networks: Table[NetworkKey, Word] = Table(pins, "networks")
+        self.routes: Table[NetworkKey, Word] = Table(pins, "routes")
+        self.interfaces: Table[InterfaceKey, Word] = Table(pins, "interfaces")
+        self.proxies: Table[Cookie, Quad] = Table(pins, "proxies")
+        self.started: Table[Cookie, Word] = Table(pins, "started")
         self.listeners: Table[ListenerKey, Quad] = Table(pins, "listeners")
-        self.handshakes: Table[HandshakeKey, Destination] = Table(pins, "handshakes")
+        self.handshakes: Table[ConnectionKey, Destination] = Table(pins, "handshakes")
+        self.dials: Table[ConnectionKey, Word] = Table(pins, "dials")
 
     def close(self) -> None:
         """Close every descriptor."""
-        for table in (
-            self.pods,
-            self.addresses,
-            self.port_rules,
-            self.networks,
-            self.listeners,
-            self.handshakes,
-        ):
+        for table in vars(self).values():
             table.close()
 
     def __enter__(self) -> "Tables":

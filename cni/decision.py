@@ -1,19 +1,24 @@
-"""The capture decision in Python, rule by rule as in docs/semantics.md: the reference that bpf/policy.h is tested with.
+"""The capture decision in Python, rule by rule as in docs/semantics.md: the reference that the kernel is held against.
 
-Written to be compared with Istio's rules, not to be fast. Interface rules (O0, I0, I1), owner groups (O5) and DNS (O6)
-are not in yet. Whether a Pod's IPv6 is captured at all depends on its addresses and is decided before.
+Written to be compared with Istio's rules, not to be fast. Owner groups (O5) are never set on the CNI path and virtual
+interfaces (I0) are refused at ADD. Whether a Pod's IPv6 is captured at all depends on its addresses and is decided
+before; so is what only sidestep has (early outbound, strict proxies).
 """
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
+from bpf.layout import SPREAD6
 from cni.annotations import CapturePolicy, Network
 
 TUNNEL_PORT = 15008
+DNS_PORT = 53
+# SO_MARK of the proxy's connections to the application, with the client's address as source
+TPROXY_MARK = 1337
 
 IPAddress = IPv4Address | IPv6Address
-Action = Literal["pass", "proxy-outbound", "proxy-inbound"]
+Action = Literal["pass", "proxy-outbound", "proxy-inbound", "dns"]
 
 _FIRST_LOOPBACK = frozenset((IPv4Address("127.0.0.1"), IPv6Address("::1")))
 # where Istio's inbound clusters and app probes dial from
@@ -30,14 +35,17 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Outbound:
-    """A TCP connection as its connect() asks for it."""
+    """A TCP connection as its connect() asks for it, or a UDP datagram."""
 
     destination: IPAddress
     port: int
     source: IPAddress | None = None  # what the socket is bound to
-    uid: int = 0
+    uid: int = 0  # of the process that opened the socket
     gid: int = 0
     own_addresses: frozenset[IPAddress] = frozenset()  # of all the pod's interfaces
+    protocol: Literal["tcp", "udp"] = "tcp"
+    interface: str | None = None  # that the route leaves through, where it is not lo
+    mark: int = 0  # SO_MARK
 
 
 @dataclass(frozen=True)
@@ -47,49 +55,89 @@ class Inbound:
     port: int
     source: IPAddress
     own_addresses: frozenset[IPAddress] = frozenset()
+    interface: str | None = None  # that it arrives on
 
 
 def outbound(policy: CapturePolicy, conn: Outbound) -> Verdict:
-    """Rules O1–O11 for a connection that a process in the pod opens."""
+    """Rules O0–O11 for a connection that a process in the pod opens, then T for the proxy's own in TPROXY mode."""
+    verdict = _redirected(policy, conn)
+    if verdict.action == "pass" and _is_inbound_self_call(policy, conn):
+        action = _inbound_by_port(policy, conn.port).action
+        return Verdict(action, "T")
+    return verdict
+
+
+def inbound(policy: CapturePolicy, conn: Inbound) -> Verdict:
+    """Rules I1–I5 for a connection from outside; what comes through the pod's own loopback was decided outbound."""
+    if _is_local(_plain(conn.source), conn.own_addresses):
+        return Verdict("pass", "self")
+    if conn.interface in policy.exclude_interfaces:
+        return Verdict("pass", "I1")
+    return _inbound_by_port(policy, conn.port)
+
+
+def _redirected(policy: CapturePolicy, conn: Outbound) -> Verdict:
+    """What Istio's nat table says."""
     destination = _routed(conn.destination)
     lo = _is_local(destination, conn.own_addresses)
-    self_call = lo and destination not in _FIRST_LOOPBACK and conn.port != TUNNEL_PORT
+    tcp = conn.protocol == "tcp"
+    dns = policy.dns_capture and conn.port == DNS_PORT
+    self_call = tcp and lo and destination not in _FIRST_LOOPBACK and conn.port != TUNNEL_PORT
 
+    if _interface(conn, lo) in policy.exclude_interfaces:
+        return Verdict("pass", "O0")
     if conn.port in policy.exclude_outbound_ports:
         return Verdict("pass", "O1")
     if lo and conn.source is not None and _plain(conn.source) in _INBOUND_SOURCES:
         return Verdict("pass", "O2")
     if conn.uid == policy.proxy_uid:
-        return Verdict("proxy-inbound", "O3a") if self_call else Verdict("pass", "O3c")
-    # O4b is the same condition for the group, so it never comes to it
-    if lo and not policy.loopback_included:
+        return Verdict("proxy-inbound", "O3a") if self_call and not dns else Verdict("pass", "O3c")
+    # with DNS capture only TCP that is not DNS is let go here; other UDP meets no rule that could capture it
+    if lo and not policy.loopback_included and (not policy.dns_capture or (tcp and not dns)):
         return Verdict("pass", "O3b")
+    # O4b is O3b for the group, so it never comes to it
     if conn.gid == policy.proxy_gid:
         return Verdict("proxy-inbound", "O4a") if self_call else Verdict("pass", "O4c")
+    if dns:
+        return Verdict("dns", "O6")
     if destination in _FIRST_LOOPBACK:
         return Verdict("pass", "O7")
     if _within(destination, policy.exclude_outbound):
         return Verdict("pass", "O8")
-    if conn.port in policy.include_outbound_ports:
+    if tcp and conn.port in policy.include_outbound_ports:
         return Verdict("proxy-outbound", "O9")
-    if policy.outbound_all or _within(destination, policy.include_outbound):
+    if tcp and (policy.outbound_all or _within(destination, policy.include_outbound)):
         return Verdict("proxy-outbound", "O10")
     return Verdict("pass", "O11")
 
 
-def inbound(policy: CapturePolicy, conn: Inbound) -> Verdict:
-    """Rules I2–I5 for a connection from outside; what comes through the pod's own loopback was decided outbound."""
-    if _is_local(_plain(conn.source), conn.own_addresses):
-        return Verdict("pass", "self")
+def _is_inbound_self_call(policy: CapturePolicy, conn: Outbound) -> bool:
+    """In TPROXY mode the proxy's connections to its own pod are inbound ones, but for those to the application."""
+    destination = _routed(conn.destination)
+    return (
+        policy.mode == "TPROXY"
+        and conn.protocol == "tcp"
+        and _is_local(destination, conn.own_addresses)
+        and destination not in _FIRST_LOOPBACK
+        and (conn.source is None or _plain(conn.source) not in _INBOUND_SOURCES)
+        and (conn.uid == policy.proxy_uid or conn.gid == policy.proxy_gid)
+        and conn.mark != TPROXY_MARK
+        and "lo" not in policy.exclude_interfaces
+    )
+
+
+def _inbound_by_port(policy: CapturePolicy, port: int) -> Verdict:
     if not policy.inbound_all and not policy.include_inbound_ports:
         return Verdict("pass", "I2")
-    if conn.port == TUNNEL_PORT:
+    if port == TUNNEL_PORT and policy.mode == "REDIRECT":
         return Verdict("pass", "I3")
     if policy.inbound_all:
-        is_excluded = conn.port in policy.exclude_inbound_ports
-        return Verdict("pass" if is_excluded else "proxy-inbound", "I4")
-    is_included = conn.port in policy.include_inbound_ports
-    return Verdict("proxy-inbound" if is_included else "pass", "I5")
+        return Verdict("pass" if port in policy.exclude_inbound_ports else "proxy-inbound", "I4")
+    return Verdict("proxy-inbound" if port in policy.include_inbound_ports else "pass", "I5")
+
+
+def _interface(conn: Outbound, lo: bool) -> str | None:
+    return "lo" if lo else conn.interface
 
 
 def _plain(address: IPAddress) -> IPAddress:
@@ -106,8 +154,10 @@ def _routed(address: IPAddress) -> IPAddress:
 
 
 def _is_local(address: IPAddress, own_addresses: frozenset[IPAddress]) -> bool:
-    """Whether the route goes through lo; ::6 is on every mesh pod's."""
-    return address.is_loopback or address in _INBOUND_SOURCES or address in own_addresses
+    """Whether the route goes through lo; beside loopback and the pod's own addresses what every mesh pod's has."""
+    return (
+        address.is_loopback or address in _INBOUND_SOURCES or _within(address, (SPREAD6,)) or address in own_addresses
+    )
 
 
 def _within(address: IPAddress, networks: tuple[Network, ...]) -> bool:

@@ -2,15 +2,19 @@
 
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cni.annotations import CapturePolicy
-from cni.decision import Inbound, Outbound, Verdict, inbound, outbound
+from cni.decision import Action, Inbound, Outbound, Verdict, inbound, outbound
 
-PASS, E1, E6 = "pass", "proxy-outbound", "proxy-inbound"
+PASS: Action = "pass"
+E1: Action = "proxy-outbound"
+E6: Action = "proxy-inbound"
+RESOLVER: Action = "dns"
 DEFAULT = CapturePolicy()
 # the pod of all these tests: two interfaces with two families, and the ::6 that Istio puts on its loopback
 OWN = frozenset(map(ip_address, ("10.0.0.5", "10.9.0.5", "2001:db8::5", "::6")))
@@ -98,8 +102,8 @@ def ranges(include: str | None = None, exclude: str = "", **others: object) -> C
         pytest.param(from_proxy("2001:db8::5", source="::6"), PASS, "O2", id="lo6.proxy.podip.src6"),
     ],
 )
-def test_a_connection_of_a_pod_with_default_annotations(conn: Outbound, action: str, rule: str) -> None:
-    assert outbound(DEFAULT, conn) == Verdict(action, rule)  # type: ignore[arg-type]
+def test_a_connection_of_a_pod_with_default_annotations(conn: Outbound, action: Action, rule: str) -> None:
+    assert outbound(DEFAULT, conn) == Verdict(action, rule)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +120,8 @@ def test_a_connection_of_a_pod_with_default_annotations(conn: Outbound, action: 
         pytest.param(15090, PASS, "I4", id="in.15090"),
     ],
 )
-def test_a_connection_to_a_pod_with_default_annotations(port: int, action: str, rule: str) -> None:
-    assert inbound(DEFAULT, arriving(port)) == Verdict(action, rule)  # type: ignore[arg-type]
+def test_a_connection_to_a_pod_with_default_annotations(port: int, action: Action, rule: str) -> None:
+    assert inbound(DEFAULT, arriving(port)) == Verdict(action, rule)
     assert inbound(DEFAULT, arriving(port, "2001:db8::99")).action == action
 
 
@@ -210,3 +214,94 @@ def test_a_mapped_destination_is_decided_as_its_ipv4_address(destination: str, p
     plain = connection(destination, port, uid=uid)
     mapped = replace(plain, destination=ip_address(f"::ffff:{destination}"))
     assert outbound(DEFAULT, mapped) == outbound(DEFAULT, plain)
+
+
+DNS = CapturePolicy(dns_capture=True)
+TPROXY = CapturePolicy(mode="TPROXY")
+
+
+def by_proxys_group(destination: str, port: int = 80, **others: Any) -> Outbound:
+    return replace(connection(destination, port, uid=0, gid=1337), **others)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize(
+    ("policy", "conn", "action", "rule"),
+    [
+        pytest.param(DNS, connection(REMOTE, 53), RESOLVER, "O6", id="dns.app"),
+        pytest.param(DNS, connection("127.0.0.1", 53), RESOLVER, "O6", id="dns.app.127.1"),
+        pytest.param(DNS, connection("127.0.0.53", 53), RESOLVER, "O6", id="dns.app.127.53"),
+        pytest.param(DNS, connection("10.0.0.5", 53), RESOLVER, "O6", id="dns.app.podip"),
+        pytest.param(DNS, connection("2001:db8::53", 53), RESOLVER, "O6", id="dns6.app"),
+        pytest.param(DNS, from_proxy(REMOTE, 53), PASS, "O3c", id="dns.proxy"),
+        pytest.param(DNS, from_proxy("10.0.0.5", 53), PASS, "O3c", id="dns.proxy.podip"),
+        pytest.param(DNS, by_proxys_group(REMOTE, 53), PASS, "O4c", id="dns.proxygid"),
+        pytest.param(
+            DNS.model_copy(update={"exclude_outbound_ports": {53}}),
+            connection(REMOTE, 53),
+            PASS,
+            "O1",
+            id="53 excluded",
+        ),
+        pytest.param(
+            DNS.model_copy(update={"exclude_outbound": (ip_network("203.0.113.0/24"),)}),
+            connection(REMOTE, 53),
+            RESOLVER,
+            "O6",
+            id="an excluded range does not count",
+        ),
+        pytest.param(
+            DNS.model_copy(update={"outbound_all": False}),
+            connection(REMOTE, 53),
+            RESOLVER,
+            "O6",
+            id="nor an empty one",
+        ),
+    ],
+)
+def test_dns_capture(
+    protocol: Literal["tcp", "udp"], policy: CapturePolicy, conn: Outbound, action: Action, rule: str
+) -> None:
+    assert outbound(policy, replace(conn, protocol=protocol)) == Verdict(action, rule)
+
+
+def test_only_dns_of_udp_is_captured() -> None:
+    for policy in (DEFAULT, DNS):
+        assert outbound(policy, replace(connection(REMOTE, 80), protocol="udp")).action == PASS
+    assert outbound(DEFAULT, replace(connection(REMOTE, 53), protocol="udp")).action == PASS
+
+
+@pytest.mark.parametrize(
+    ("conn", "action", "rule"),
+    [
+        pytest.param(connection(REMOTE), E1, "O10", id="out.app"),
+        pytest.param(connection("10.0.0.5"), PASS, "O3b", id="lo.app.podip"),
+        pytest.param(by_proxys_group("10.0.0.5"), E6, "T", id="lo.proxygid.podip"),
+        pytest.param(by_proxys_group("10.0.0.5", 15008), E6, "T", id="lo.proxygid.podip.15008"),
+        pytest.param(from_proxy("10.0.0.5", 15008), E6, "T", id="lo.proxy.podip.15008"),
+        pytest.param(by_proxys_group("10.0.0.5", 15090), PASS, "T", id="lo.proxygid.podip.15090"),
+        pytest.param(by_proxys_group("127.0.0.1"), PASS, "O3b", id="lo.proxygid.127.0.0.1"),
+        pytest.param(by_proxys_group("10.0.0.5", mark=1337), PASS, "O3b", id="to the app, with the client's address"),
+        pytest.param(
+            by_proxys_group("10.0.0.5", source=ip_address("127.0.0.6")), PASS, "O2", id="lo.proxygid.podip.src6"
+        ),
+    ],
+)
+def test_tproxy(conn: Outbound, action: Action, rule: str) -> None:
+    assert outbound(TPROXY, conn) == Verdict(action, rule)
+
+
+def test_the_tunnel_port_is_captured_inbound_in_tproxy_mode_alone() -> None:
+    assert inbound(TPROXY, arriving(15008)) == Verdict(E6, "I4")
+    assert inbound(DEFAULT, arriving(15008)) == Verdict(PASS, "I3")
+
+
+def test_excluded_interfaces() -> None:
+    policy = CapturePolicy(exclude_interfaces=("eth1",), dns_capture=True)
+    assert outbound(policy, replace(connection("10.9.0.77"), interface="eth1")) == Verdict(PASS, "O0")
+    assert outbound(policy, replace(connection("10.9.0.77", 53), interface="eth1")) == Verdict(PASS, "O0")
+    assert outbound(policy, replace(connection("10.9.0.77"), interface="eth0")) == Verdict(E1, "O10")
+    assert inbound(policy, replace(arriving(80), interface="eth1")) == Verdict(PASS, "I1")
+    assert inbound(policy, replace(arriving(80), interface="eth0")) == Verdict(E6, "I4")
+    without_lo = CapturePolicy(exclude_interfaces=("lo",))
+    assert outbound(without_lo, replace(from_proxy("10.0.0.5"), interface="eth0")) == Verdict(PASS, "O0")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bpf.layout import Address, NetworkVerdict, PodFlags, PortRule
 from cni.annotations import CapturePolicy
-from cni.decision import Inbound, IPAddress, Outbound, inbound, outbound
+from cni.decision import TPROXY_MARK, Inbound, IPAddress, Outbound, inbound, outbound
 from cni.entries import Entries, Identity, entries_of
 from cni.prefixes import effective_prefixes
 from cni.sandbox import InterfaceAddress, Sandbox
@@ -18,21 +18,23 @@ from tests.unit.compile_c import build
 SOURCE = """
 #include "address.h"
 #include "policy.h"
-int outbound(unsigned flags, struct address *to, struct address *source, bool own, unsigned ports, unsigned network,
-             unsigned short port, bool uid, bool gid)
+struct facts { unsigned ports, network, mark; unsigned short port; bool udp, own, excluded, uid, gid; };
+int outbound(unsigned flags, struct address *to, struct address *source, struct facts *given)
 {
-    struct outbound facts = {.ports = ports, .network = network, .port = port, .proxy_uid = uid, .proxy_gid = gid};
+    struct outbound facts = {.ports = given->ports, .network = given->network, .mark = given->mark, .port = given->port,
+                             .udp = given->udp, .excluded_interface = given->excluded, .proxy_uid = given->uid,
+                             .proxy_gid = given->gid};
     facts.first_loopback = is_first_loopback(to);
-    facts.loopback = is_on_lo(to) || own;
+    facts.loopback = is_on_lo(to) || given->own;
     facts.from_inbound = is_inbound_source(source);
     return decide_outbound(flags, &facts);
 }
-int inbound(unsigned flags, struct address *source, bool own, unsigned short port, unsigned ports)
+int inbound(unsigned flags, struct address *source, bool own, unsigned short port, unsigned ports, bool excluded)
 {
-    return is_on_lo(source) || own ? VERDICT_PASS : decide_inbound(flags, port, ports);
+    return is_on_lo(source) || own ? VERDICT_PASS : decide_inbound(flags, port, ports, excluded);
 }
 """
-VERDICTS = ["pass", "proxy-outbound", "proxy-inbound"]
+VERDICTS = ["pass", "proxy-outbound", "proxy-inbound", "dns"]
 OWN = (IPv4Address("10.9.0.2"), IPv6Address("fd99::2"))
 SANDBOX = Sandbox(1, tuple(InterfaceAddress(ip, 2) for ip in OWN))
 
@@ -67,7 +69,7 @@ addresses = (
     )
     | st.ip_addresses()
 )
-ports = st.sampled_from([0, 22, 80, 8080, 15001, 15006, 15008, 15020, 15021, 15090, 65535])
+ports = st.sampled_from([0, 22, 53, 80, 8080, 15001, 15006, 15008, 15020, 15021, 15090, 65535])
 networks = st.sampled_from(
     [
         ip_network(text)
@@ -85,6 +87,9 @@ policies = st.builds(
     include_inbound_ports=st.frozensets(ports, max_size=3),
     exclude_inbound_ports=st.frozensets(ports, max_size=3),
     loopback_included=st.booleans(),
+    exclude_interfaces=st.lists(st.sampled_from(["lo", "eth0", "eth1"]), max_size=2).map(tuple),
+    dns_capture=st.booleans(),
+    mode=st.sampled_from(["REDIRECT", "TPROXY"]),
 )
 owners = st.sampled_from([0, 1000, 1337])
 
@@ -95,7 +100,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def entries(policy: CapturePolicy) -> Entries:
-    return entries_of(Identity("", "", "", "", "", ""), policy, SANDBOX)
+    return entries_of(Identity("", "", "", "", "", ""), policy, SANDBOX, (policy.proxy_uid, policy.proxy_gid))
 
 
 def longest_match(policy: CapturePolicy, address: IPAddress) -> int:
@@ -106,34 +111,64 @@ def longest_match(policy: CapturePolicy, address: IPAddress) -> int:
     return NetworkVerdict.EXCLUDED if longest.verdict == "exclude" else NetworkVerdict.INCLUDED
 
 
-@given(policy=policies, to=addresses, port=ports, source=st.none() | addresses, uid=owners, gid=owners)
-def test_outbound(
-    kernel: ctypes.CDLL,
-    policy: CapturePolicy,
-    to: IPAddress,
-    port: int,
-    source: IPAddress | None,
-    uid: int,
-    gid: int,
-) -> None:
-    pod = entries(policy)
+class Facts(ctypes.Structure):
+    """What the hook finds out before it decides."""
+
+    _fields_ = [
+        ("ports", ctypes.c_uint),
+        ("network", ctypes.c_uint),
+        ("mark", ctypes.c_uint),
+        ("port", ctypes.c_ushort),
+        *((name, ctypes.c_bool) for name in ("udp", "own", "excluded", "uid", "gid")),
+    ]
+
+
+connections = st.builds(
+    Outbound,
+    destination=addresses,
+    port=ports,
+    source=st.none() | addresses,
+    uid=owners,
+    gid=owners,
+    own_addresses=st.just(frozenset(OWN)),
+    protocol=st.sampled_from(["tcp", "tcp", "udp"]),
+    interface=st.sampled_from(["eth0", "eth1"]),
+    mark=st.sampled_from([0, TPROXY_MARK]),
+)
+
+
+@given(policy=policies, conn=connections)
+def test_outbound(kernel: ctypes.CDLL, policy: CapturePolicy, conn: Outbound) -> None:
+    pod, to = entries(policy), plain(conn.destination)
+    is_lo = to.is_loopback or to.is_unspecified or to in OWN or to == IPv6Address("::6")
+    facts = Facts(
+        ports=pod.port_rules.get(conn.port, PortRule(0)),
+        network=longest_match(policy, to),
+        mark=conn.mark,
+        port=conn.port,
+        udp=conn.protocol == "udp",
+        own=to in OWN,
+        excluded=("lo" if is_lo else conn.interface) in policy.exclude_interfaces,
+        uid=conn.uid == policy.proxy_uid,
+        gid=conn.gid == policy.proxy_gid,
+    )
     verdict = kernel.outbound(
         pod.flags & ~PodFlags.IPV6,
-        ctypes.byref(Address.of(to)),
-        ctypes.byref(Address.of(source)),
-        plain(to) in OWN,
-        pod.port_rules.get(port, PortRule(0)),
-        longest_match(policy, plain(to)),
-        port,
-        uid == policy.proxy_uid,
-        gid == policy.proxy_gid,
+        ctypes.byref(Address.of(conn.destination)),
+        ctypes.byref(Address.of(conn.source)),
+        ctypes.byref(facts),
     )
-    expected = outbound(policy, Outbound(to, port, source, uid, gid, frozenset(OWN)))
+    expected = outbound(policy, conn)
     assert VERDICTS[verdict] == expected.action, expected
 
 
-@given(policy=policies, source=addresses.filter(lambda ip: not plain(ip).is_unspecified), port=ports)
-def test_inbound(kernel: ctypes.CDLL, policy: CapturePolicy, source: IPAddress, port: int) -> None:
+@given(
+    policy=policies,
+    source=addresses.filter(lambda ip: not plain(ip).is_unspecified),
+    port=ports,
+    interface=st.sampled_from(["eth0", "eth1"]),
+)
+def test_inbound(kernel: ctypes.CDLL, policy: CapturePolicy, source: IPAddress, port: int, interface: str) -> None:
     pod = entries(policy)
     verdict = kernel.inbound(
         pod.flags,
@@ -141,6 +176,7 @@ def test_inbound(kernel: ctypes.CDLL, policy: CapturePolicy, source: IPAddress, 
         plain(source) in OWN,
         port,
         pod.port_rules.get(port, PortRule(0)),
+        interface in policy.exclude_interfaces,
     )
-    expected = inbound(policy, Inbound(port, source, frozenset(OWN)))
+    expected = inbound(policy, Inbound(port, source, frozenset(OWN), interface))
     assert VERDICTS[verdict] == expected.action, expected

@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * DNS capture for sockets that name the nameserver with each datagram: cgroup/sendmsg4, sendmsg6, recvmsg4, recvmsg6.
+ * Connected sockets are captured by connect.c, and their replies pass through recvmsg here.
+ *
+ * A query goes to the agent's resolver on loopback, and its reply must seem to come from the nameserver that was asked.
+ * Nothing in a reply says which of several that was, so each but the first of a socket is asked under an alias: the
+ * query's source becomes alias k, the resolver's reply to alias k is sent to the pod's address from alias k, and the
+ * receiving hook knows the nameserver by it. Conntrack does the same with ports. Nothing outlives the socket.
+ *
+ * sendmsg returns 1 to allow and 0 to refuse (EPERM); recvmsg must return 1.
+ */
+
+/* Aliases 1–3: 127.53.0.k and, in the prefix that is local to every pod, ::53:0:k. */
+#define ALIAS4 0x7f350000 /* host order */
+#define ALIAS6_WORD2 swap32(0x00000053)
+
+static __always_inline struct address alias_of(__u32 slot, __u32 family)
+{
+    struct address alias6 = {.word = {SPREAD6_WORD0, SPREAD6_WORD1, ALIAS6_WORD2, swap32(slot)}};
+
+    return family == AF_INET ? address_of_ip4(swap32(ALIAS4 | slot)) : alias6;
+}
+
+/* The slot that an alias stands for; 0 when it is none. */
+static __always_inline __u32 slot_of_alias(const struct address *address)
+{
+    __u32 last = swap32(address->word[3]), slot;
+
+    if (is_mapped(address))
+        slot = last ^ ALIAS4;
+    else if (is_spread6(address) && address->word[2] == ALIAS6_WORD2)
+        slot = last;
+    else
+        return 0;
+    return slot < NAMESERVER_SLOTS ? slot : 0;
+}
+
+static __always_inline bool is_same(const struct destination *a, const struct destination *b)
+{
+    return a->family == b->family && a->address.word[0] == b->address.word[0] && a->address.word[1] == b->address.word[1]
+           && a->address.word[2] == b->address.word[2] && a->address.word[3] == b->address.word[3];
+}
+
+/* The slot of a nameserver; a new one takes the next, and one too many the last. -1 when out of memory. */
+static __always_inline int slot_of(struct bpf_sock *sk, const struct destination *to)
+{
+    struct nameservers *asked = resolvers.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+    __u32 used;
+
+    if (!asked)
+        return -1;
+    used = asked->used;
+    for (int slot = 0; slot < NAMESERVER_SLOTS; slot++)
+        if (slot < used && is_same(&asked->slot[slot], to))
+            return slot;
+    if (used < NAMESERVER_SLOTS)
+        asked->used = used + 1;
+    else
+        used = NAMESERVER_SLOTS - 1;
+    asked->slot[used] = *to;
+    return used;
+}
+
+/* Decide a query: DNS to be rewritten, with its slot. */
+static __always_inline enum verdict decide_query(struct pod *pod, __u64 cookie, struct bpf_sock *sk,
+                                                 struct destination *to, const struct address *source, int *slot)
+{
+    enum verdict verdict = decide(pod, cookie, sk, to, source, true);
+
+    if (verdict != VERDICT_DNS)
+        return verdict;
+    *slot = slot_of(sk, to);
+    return *slot < 0 ? VERDICT_REFUSE : VERDICT_DNS;
+}
+
+/* What the query's source should be: an alias, the pod's address, or as it is (all zero). */
+static __always_inline struct address source_of_query(const struct destination *to, const struct address *source,
+                                                      const struct address *own, int slot)
+{
+    struct address keep = {};
+
+    if (slot)
+        return alias_of(slot, to->family);
+    return is_unspecified(source) && !is_on_lo(&to->address) ? *own : keep;
+}
+
+int ss_sendmsg4(struct bpf_sock_addr *ctx)
+{
+    __u64 cookie = bpf_get_netns_cookie(ctx);
+    struct pod *pod = pods.lookup(&cookie);
+    struct address source, alias;
+    struct bpf_sock *sk = ctx->sk;
+    struct destination to = {};
+    enum verdict verdict;
+    int slot = 0;
+
+    if (!pod || !sk || !(pod->flags & POD_DNS))
+        return ALLOW;
+    to.address = address_of_ip4(ctx->user_ip4);
+    to.port_be = ctx->user_port;
+    to.family = AF_INET;
+    if (sk->src_port == RESOLVER_PORT && slot_of_alias(&to.address)) {
+        ctx->user_ip4 = pod->source4.word[3];
+        ctx->msg_src_ip4 = to.address.word[3];
+        return ALLOW;
+    }
+    if (to.port_be != swap16(DNS_PORT))
+        return ALLOW;
+
+    source = address_of_ip4(sk->src_ip4);
+    verdict = decide_query(pod, cookie, sk, &to, &source, &slot);
+    if (verdict != VERDICT_DNS)
+        return verdict == VERDICT_REFUSE ? REFUSE : ALLOW;
+    alias = source_of_query(&to, &source, &pod->source4, slot);
+    if (!is_unspecified(&alias))
+        ctx->msg_src_ip4 = alias.word[3];
+    ctx->user_ip4 = swap32(LOOPBACK4);
+    ctx->user_port = swap16(RESOLVER_PORT);
+    return ALLOW;
+}
+
+int ss_sendmsg6(struct bpf_sock_addr *ctx)
+{
+    __u64 cookie = bpf_get_netns_cookie(ctx);
+    struct pod *pod = pods.lookup(&cookie);
+    struct address source, alias;
+    struct bpf_sock *sk = ctx->sk;
+    struct destination to = {};
+    enum verdict verdict;
+    int slot = 0;
+
+    if (!pod || !sk || !(pod->flags & POD_DNS) || !(pod->flags & POD_IPV6))
+        return ALLOW;
+    to.address.word[0] = ctx->user_ip6[0];
+    to.address.word[1] = ctx->user_ip6[1];
+    to.address.word[2] = ctx->user_ip6[2];
+    to.address.word[3] = ctx->user_ip6[3];
+    to.port_be = ctx->user_port;
+    to.family = AF_INET6; /* the kernel sends mapped destinations through sendmsg4 */
+    if (sk->src_port == RESOLVER_PORT && slot_of_alias(&to.address)) {
+        ctx->user_ip6[0] = pod->source6.word[0];
+        ctx->user_ip6[1] = pod->source6.word[1];
+        ctx->user_ip6[2] = pod->source6.word[2];
+        ctx->user_ip6[3] = pod->source6.word[3];
+        alias = to.address;
+    } else {
+        if (to.port_be != swap16(DNS_PORT))
+            return ALLOW;
+        source.word[0] = sk->src_ip6[0];
+        source.word[1] = sk->src_ip6[1];
+        source.word[2] = sk->src_ip6[2];
+        source.word[3] = sk->src_ip6[3];
+        verdict = decide_query(pod, cookie, sk, &to, &source, &slot);
+        if (verdict != VERDICT_DNS)
+            return verdict == VERDICT_REFUSE ? REFUSE : ALLOW;
+        alias = source_of_query(&to, &source, &pod->source6, slot);
+        ctx->user_ip6[0] = 0;
+        ctx->user_ip6[1] = 0;
+        ctx->user_ip6[2] = 0;
+        ctx->user_ip6[3] = swap32(1);
+        ctx->user_port = swap16(RESOLVER_PORT);
+    }
+    if (!is_unspecified(&alias)) {
+        ctx->msg_src_ip6[0] = alias.word[0];
+        ctx->msg_src_ip6[1] = alias.word[1];
+        ctx->msg_src_ip6[2] = alias.word[2];
+        ctx->msg_src_ip6[3] = alias.word[3];
+    }
+    return ALLOW;
+}
+
+/* Whom a datagram from the resolver should seem to be from; 0 when this socket has asked nobody. */
+static __always_inline struct destination *nameserver_of(struct bpf_sock *sk, const struct address *from)
+{
+    struct socket_state *state = sockets.sk_storage_get(sk, 0, 0);
+    struct nameservers *asked;
+    __u32 slot = slot_of_alias(from), index;
+
+    if (!slot && !is_first_loopback(from))
+        return 0;
+    if (!slot && sk->state == BPF_TCP_ESTABLISHED && state && state->flags & SOCKET_CAPTURED)
+        return &state->original;
+    asked = resolvers.sk_storage_get(sk, 0, 0);
+    index = FIELD(slot); /* read anew, or the compiler drops the bound that the verifier wants to see */
+    return asked && index < NAMESERVER_SLOTS && index < asked->used ? &asked->slot[index] : 0;
+}
+
+int ss_recvmsg4(struct bpf_sock_addr *ctx)
+{
+    struct destination *nameserver;
+    struct bpf_sock *sk = ctx->sk;
+    struct address from;
+
+    if (!sk || ctx->user_port != swap16(RESOLVER_PORT))
+        return ALLOW;
+    from = address_of_ip4(ctx->user_ip4);
+    nameserver = nameserver_of(sk, &from);
+    if (nameserver) {
+        ctx->user_ip4 = nameserver->address.word[3];
+        ctx->user_port = nameserver->port_be;
+    }
+    return ALLOW;
+}
+
+int ss_recvmsg6(struct bpf_sock_addr *ctx)
+{
+    struct destination *nameserver;
+    struct bpf_sock *sk = ctx->sk;
+    struct address from;
+
+    if (!sk || ctx->user_port != swap16(RESOLVER_PORT))
+        return ALLOW;
+    from.word[0] = ctx->user_ip6[0];
+    from.word[1] = ctx->user_ip6[1];
+    from.word[2] = ctx->user_ip6[2];
+    from.word[3] = ctx->user_ip6[3];
+    nameserver = nameserver_of(sk, &from);
+    if (nameserver) {
+        ctx->user_ip6[0] = nameserver->address.word[0];
+        ctx->user_ip6[1] = nameserver->address.word[1];
+        ctx->user_ip6[2] = nameserver->address.word[2];
+        ctx->user_ip6[3] = nameserver->address.word[3];
+        ctx->user_port = nameserver->port_be;
+    }
+    return ALLOW;
+}

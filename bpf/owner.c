@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * cgroup/sock_create: remembers who opened a socket.
+ *
+ * Istio's rules match the credentials a socket was opened with, whoever connects it later: a socket opened before
+ * setuid(), or passed to another process, keeps its first owner. Runs for every socket() below the cgroup; always
+ * returns 1. Sockets that are older than the programs belong to whoever calls connect() or bind().
+ */
+
+#define ALLOW 1
+#define REFUSE 0
+
+static __always_inline struct opener caller(void)
+{
+    __u64 ids = bpf_get_current_uid_gid();
+    struct opener who = {.uid = ids, .gid = ids >> 32, .cgroup = bpf_get_current_cgroup_id()};
+
+    return who;
+}
+
+static __always_inline struct opener opener_of(struct bpf_sock *sk)
+{
+    struct socket_state *state = sockets.sk_storage_get(sk, 0, 0);
+
+    return state && state->flags & SOCKET_OPENED ? state->opener : caller();
+}
+
+/* Whether the opener's ids count. Pods that are not strict believe the ids, as Istio does. */
+static __always_inline enum container container_of(const struct pod *pod, __u64 cookie, const struct opener *who)
+{
+    __u64 *container;
+
+    if (!(pod->flags & POD_STRICT))
+        return CONTAINER_TRUSTED;
+    container = proxies.lookup(&cookie);
+    if (!container)
+        return CONTAINER_UNKNOWN;
+    return *container == who->cgroup ? CONTAINER_TRUSTED : CONTAINER_OTHER;
+}
+
+int ss_sock_create(struct bpf_sock *sk)
+{
+    __u64 cookie = bpf_get_netns_cookie(sk);
+    struct socket_state *state;
+
+    if ((sk->family != AF_INET && sk->family != AF_INET6) || !pods.lookup(&cookie))
+        return ALLOW;
+    state = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+    if (state) {
+        state->opener = caller();
+        state->flags = SOCKET_OPENED;
+    }
+    return ALLOW;
+}
