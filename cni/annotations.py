@@ -21,7 +21,7 @@ from typing import Literal, cast
 from pydantic import BaseModel, ConfigDict
 
 from cni.errors import InvalidAnnotation
-from cni.pod import PROXY_CONTAINER, Container, Pod, parse_bool
+from cni.pod import Container, Pod, parse_bool
 
 INTERCEPTION_MODE = "sidecar.istio.io/interceptionMode"
 INCLUDE_OUTBOUND_RANGES = "traffic.sidecar.istio.io/includeOutboundIPRanges"
@@ -33,6 +33,10 @@ EXCLUDE_INBOUND_PORTS = "traffic.sidecar.istio.io/excludeInboundPorts"
 EXCLUDE_INTERFACES = "traffic.sidecar.istio.io/excludeInterfaces"
 REROUTE_INTERFACES = "istio.io/reroute-virtual-interfaces"
 KUBEVIRT_INTERFACES = "traffic.sidecar.istio.io/kubevirtInterfaces"
+
+# sidestep's own: Istio has no such thing, so both are off unless a Pod asks
+EARLY_OUTBOUND = "sidestep.io/early-outbound"
+STRICT_PROXY = "sidestep.io/strict-proxy"
 
 DNS_CAPTURE = "ISTIO_META_DNS_CAPTURE"
 DUAL_STACK = "ISTIO_DUAL_STACK"
@@ -97,13 +101,14 @@ class CapturePolicy(BaseModel):
     dual_stack: bool = False
     invalid_drop: bool = False
     loopback_included: bool = False
-    own_user_namespace: bool = False
+    early_outbound: bool = False
+    strict_proxy: bool = False
 
 
 def policy_of(pod: Pod) -> CapturePolicy:
     """The policy that a Pod's annotations and its proxy container ask for.
 
-    Raises InvalidAnnotation for a value that Istio refuses, and for what this version cannot do.
+    Raises InvalidAnnotation for a value that Istio refuses, and for what cannot be done with sockets.
     An environment value that is no boolean counts as false, as in Istio.
     """
     values = _DEFAULTS | pod.annotations
@@ -134,35 +139,45 @@ def policy_of(pod: Pod) -> CapturePolicy:
         dual_stack=parse_bool(proxy.env_value(DUAL_STACK)) or False,
         invalid_drop=parse_bool(proxy.env_value(INVALID_DROP)) or False,
         loopback_included=any(_is_loopback(each.ip) for each in included),
-        own_user_namespace=not pod.spec.host_users,
+        early_outbound=_early_outbound(pod.annotations),
+        strict_proxy=_strict_proxy(pod.annotations),
     )
     refuse_unsupported(policy)
     return policy
 
 
 def refuse_unsupported(policy: CapturePolicy) -> None:
-    """Fail a Pod that asks for what Istio can do and this version cannot.
+    """Fail a Pod that asks for what Istio does with packets and sockets cannot: to capture it half would be worse.
 
-    To capture it half would be worse. A row goes when its feature comes. Raises InvalidAnnotation.
+    Raises InvalidAnnotation.
     """
-    reroute = f"{REROUTE_INTERFACES} (or its older name {KUBEVIRT_INTERFACES})"
-    rows = (
-        (policy.mode == "TPROXY", f"{INTERCEPTION_MODE}: TPROXY", "set it to REDIRECT"),
-        # its ids are others outside: the proxy would be taken for an application and captured by itself, for ever
-        (policy.own_user_namespace, "spec.hostUsers: false", "set it to true"),
-        (policy.exclude_interfaces, EXCLUDE_INTERFACES, "leave it empty"),
-        (policy.reroute_interfaces, reroute, "leave it empty"),
-        (policy.dns_capture, f"{PROXY_CONTAINER}'s {DNS_CAPTURE}: true", "set it to false"),
-    )
-    for asked_for, what, instead in rows:
-        if asked_for:
-            raise InvalidAnnotation(f"{what} is not supported by this version of sidestep; remove it or {instead}")
+    if policy.reroute_interfaces:
+        raise InvalidAnnotation(
+            f'{REROUTE_INTERFACES} (or its older name {KUBEVIRT_INTERFACES}): "{",".join(policy.reroute_interfaces)}" '
+            "asks for the capture of packets that a virtual machine sends through the pod; sidestep captures sockets, "
+            "and they have none here. Remove the annotation, or run this Pod on a node with Istio's own CNI plugin"
+        )
+
+
+def _early_outbound(annotations: Mapping[str, str]) -> bool:
+    value = annotations.get(EARLY_OUTBOUND)
+    if value not in (None, "allow"):
+        raise _invalid(EARLY_OUTBOUND, value, "a choice", "give allow, or remove it")
+    return value == "allow"
+
+
+def _strict_proxy(annotations: Mapping[str, str]) -> bool:
+    value = annotations.get(STRICT_PROXY)
+    strict = parse_bool(value)
+    if value is not None and strict is None:
+        raise _invalid(STRICT_PROXY, value, "a boolean", "give true or false")
+    return bool(strict)
 
 
 def _mode(values: Mapping[str, str]) -> Mode:
     mode = values[INTERCEPTION_MODE]
     if mode not in ("REDIRECT", "TPROXY"):
-        raise _invalid(INTERCEPTION_MODE, mode, "an interception mode", "give REDIRECT")
+        raise _invalid(INTERCEPTION_MODE, mode, "an interception mode", "give REDIRECT or TPROXY")
     return cast(Mode, mode)
 
 
@@ -217,6 +232,6 @@ def _is_loopback(address: IPv4Address | IPv6Address) -> bool:
 def _invalid(key: str, text: str, what: str, advice: str) -> InvalidAnnotation:
     shown = text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
     quoted = json.dumps(shown, ensure_ascii=False)
-    if _DEFAULTS[key] == _ALL:
+    if _DEFAULTS.get(key) == _ALL:
         advice += f', or "{_ALL}" alone'
     return InvalidAnnotation(f"{key}: {quoted} is not {what}; {advice}")

@@ -9,35 +9,27 @@ import ctypes
 import threading
 from collections.abc import Iterable
 from contextlib import ExitStack
-from ipaddress import IPv4Network, IPv6Network
 from typing import Any, NamedTuple
 
 from bpf import attachment, links
 from bpf.errors import SidestepError
-from bpf.layout import (
-    Address,
-    Cookie,
-    NetworkKey,
-    NetworkVerdict,
-    Owner,
-    PodFlags,
-    PortKey,
-    PortRule,
-    Word,
-)
+from bpf.layout import Address, Cookie, Pod, PodFlags
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
-from cni.entries import Entries, Identity
+from cni import rows
+from cni.entries import Entries, Identity, Surroundings
 from cni.errors import RegistrationFailed
+from cni.rows import Row, lasting_rows, live_rows
+
+_NOBODY = Identity("", "", "", "", "", "")
+Keys = set[tuple[str, bytes]]  # by table
 
 
-class _Keys(NamedTuple):
-    """What one pod has in the tables, and whose it is."""
+class _Known(NamedTuple):
+    """Whose pod it is, and what it has in the tables."""
 
     identity: Identity
-    addresses: set[bytes]
-    ports: set[bytes]
-    networks: set[bytes]
+    keys: Keys
 
 
 class Enrolments:
@@ -54,30 +46,64 @@ class Enrolments:
 
         Raises RegistrationFailed naming the table, address or link that stood in the way.
         """
-        tables = self._tables
         with self._lock, ExitStack() as undo:
             before = self._index.get(cookie)
-            wanted = _keys_of(cookie, entries)
+            lasting, live = list(lasting_rows(cookie, entries)), list(live_rows(cookie, entries.surroundings))
             try:
                 pod = entries.pod()
-                for port, rule in entries.port_rules.items():
-                    _put(undo, tables.port_rules, PortKey(cookie, port), Word(rule))
-                for network, verdict in entries.networks.items():
-                    _put(undo, tables.networks, NetworkKey.of(cookie, network), Word(verdict))
+                for row in lasting:
+                    self._put(undo, row)
                 if links.link_pod(self._pins, cookie, netns_fd):
                     undo.callback(links.unlink_pod, self._pins, cookie)
-                for ip, ifindex in entries.addresses.items():
-                    self._claim(Address.of(ip), cookie)
-                    _put(undo, tables.addresses, Address.of(ip), Owner(cookie, ifindex))
-                _put(undo, tables.pods, Cookie(cookie), pod)
+                for row in live:
+                    self._claim(row, cookie)
+                    self._put(undo, row)
+                _put(undo, self._tables.pods, Cookie(cookie), pod)
             except SidestepError as error:
                 if isinstance(error, RegistrationFailed):
                     raise
                 raise RegistrationFailed(f"{entries.identity} could not be enrolled: {error}") from error
             undo.pop_all()
-            self._index[cookie] = wanted
+            self._index[cookie] = _Known(entries.identity, _keys([*lasting, *live]))
             if before:
-                self._drop(before, keep=wanted)
+                self._drop(before.keys - self._index[cookie].keys)
+
+    def follow(self, cookie: int, surroundings: Surroundings) -> list[str]:
+        """Bring a pod's addresses, routes and interfaces up to date; nothing happens to one that is gone.
+
+        Returns a sentence for each address that another pod of this node has; inbound connections to it stay with that.
+        Raises TableFull, with what fitted in place.
+        """
+        with self._lock:
+            known, pod = self._index.get(cookie), self._tables.pods.get(Cookie(cookie))
+            if known is None or pod is None:
+                return []
+            conflicts, live = [], []
+            for row in live_rows(cookie, surroundings):
+                try:
+                    self._claim(row, cookie)
+                except RegistrationFailed as error:
+                    conflicts.append(str(error))
+                else:
+                    live.append(row)
+            lasting = {key for key in known.keys if key[0] in rows.LASTING}
+            self._index[cookie] = _Known(known.identity, known.keys | _keys(live))
+            for row in live:
+                self._table(row.table).put(row.key, row.value)
+            self._index[cookie] = _Known(known.identity, lasting | _keys(live))
+            self._drop(known.keys - self._index[cookie].keys)
+            pod.source4, pod.source6 = Address.of(surroundings.source4), Address.of(surroundings.source6)
+            self._tables.pods.put(Cookie(cookie), pod)
+            return conflicts
+
+    def entry(self, cookie: int) -> Pod | None:
+        """The pod's own entry as the programs see it; None when it is not enrolled."""
+        return self._tables.pods.get(Cookie(cookie))
+
+    def cookies(self) -> list[int]:
+        """Every enrolled pod."""
+        with self._lock:
+            return list(self._index)
 
     def remove(self, cookie: int) -> bool:
         """Take a pod out; False when it was not in. Its open connections go on, new ones are not captured."""
@@ -87,7 +113,9 @@ class Enrolments:
                 return False
             self._tables.pods.remove(Cookie(cookie))
             links.unlink_pod(self._pins, cookie)
-            self._drop(known, keep=None)
+            self._drop(known.keys)
+            for table in (self._tables.proxies, self._tables.started):
+                table.remove(Cookie(cookie))
             return True
 
     def of_attachment(self, container_id: str, ifname: str) -> list[int]:
@@ -108,11 +136,10 @@ class Enrolments:
 
     def differences(self, cookie: int, entries: Entries) -> list[str]:
         """How the maps differ from what the pod should have; a sentence each, empty when they agree."""
-        tables = self._tables
         found = []
         if not links.pod_link_alive(self._pins, cookie):
             found.append("the namespace has no inbound steering (sk_lookup) link")
-        pod = tables.pods.get(Cookie(cookie))
+        pod = self._tables.pods.get(Cookie(cookie))
         if pod is None:
             return [*found, f"no entry in pods for {entries.identity} (netns cookie {cookie})"]
         if bytes(pod) != bytes(entries.pod()):
@@ -120,18 +147,10 @@ class Enrolments:
                 f"entry of {entries.identity} is {Identity.of(pod)} with flags {PodFlags(pod.flags)!s}, "
                 f"should have flags {entries.flags!s}, or differs in proxy ids, sources or counts"
             )
-        for port, rule in entries.port_rules.items():
-            stored = tables.port_rules.get(PortKey(cookie, port))
-            if stored is None or stored.word != rule:
-                found.append(f"port {port} should be {PortRule(rule)!s}")
-        for network, verdict in entries.networks.items():
-            stored = tables.networks.get(NetworkKey.of(cookie, network))
-            if stored is None or stored.word != verdict:
-                found.append(f"range {network} should be {NetworkVerdict(verdict).name}")
-        for ip in entries.addresses:
-            owner = tables.addresses.get(Address.of(ip))
-            if owner is None or owner.cookie != cookie:
-                found.append(f"address {ip} is not registered for this pod")
+        for row in (*lasting_rows(cookie, entries), *live_rows(cookie, entries.surroundings)):
+            stored = self._table(row.table).get(row.key)
+            if stored is None or bytes(stored) != bytes(row.value):
+                found.append(row.meaning)
         return found
 
     def reclaim(self) -> list[Identity]:
@@ -156,60 +175,46 @@ class Enrolments:
         with self._lock:
             return len(self._index)
 
-    def _claim(self, address: Address, cookie: int) -> None:
-        """Make sure no other live pod has the address: inbound steering finds pods by it."""
-        owner = self._tables.addresses.get(address)
+    def _claim(self, row: Row, cookie: int) -> None:
+        """Make sure no other live pod has the address of a row: inbound steering finds pods by it."""
+        if row.table != "addresses":
+            return
+        owner = self._tables.addresses.get(Address.from_buffer_copy(row.key))
         if owner is None or owner.cookie == cookie:
             return
         if links.pod_link_alive(self._pins, owner.cookie):
             other = self._index.get(owner.cookie)
+            address = Address.from_buffer_copy(row.key).ip()
             raise RegistrationFailed(
-                f"address {address.ip()} belongs to {other.identity if other else 'another pod'} on this node; "
+                f"address {address} belongs to {other.identity if other else 'another pod'} on this node; "
                 "two running mesh pods cannot share one"
             )
         self.remove(owner.cookie)
 
-    def _drop(self, known: _Keys, keep: _Keys | None) -> None:
-        """Delete a pod's keys but those of `keep`."""
-        tables = self._tables
-        none: set[bytes] = set()
-        for raw in known.addresses - (keep.addresses if keep else none):
-            tables.addresses.remove(Address.from_buffer_copy(raw))
-        for raw in known.ports - (keep.ports if keep else none):
-            tables.port_rules.remove(PortKey.from_buffer_copy(raw))
-        for raw in known.networks - (keep.networks if keep else none):
-            tables.networks.remove(NetworkKey.from_buffer_copy(raw))
+    def _table(self, name: str) -> Table[Any, Any]:
+        table: Table[Any, Any] = getattr(self._tables, name)
+        return table
 
-    def _read_back(self) -> dict[int, _Keys]:
+    def _put(self, undo: ExitStack, row: Row) -> None:
+        _put(undo, self._table(row.table), row.key, row.value)
+
+    def _drop(self, keys: Keys) -> None:
+        for name, raw in keys:
+            table = self._table(name)
+            table.remove(table.key.from_buffer_copy(raw))
+
+    def _read_back(self) -> dict[int, _Known]:
         """The index as the maps have it, half-written pods of a crash included (their name is then unknown)."""
-        tables = self._tables
-        index: dict[int, _Keys] = {}
-
-        def keys_of(cookie: int) -> _Keys:
-            return index.setdefault(cookie, _Keys(Identity("", "", "", "", "", ""), set(), set(), set()))
-
-        for key, pod in tables.pods.every():
-            index[key.cookie] = _Keys(Identity.of(pod), set(), set(), set())
-        for address, owner in tables.addresses.every():
-            keys_of(owner.cookie).addresses.add(bytes(address))
-        for port_key in tables.port_rules.every_key():
-            keys_of(port_key.cookie).ports.add(bytes(port_key))
-        for network_key in tables.networks.every_key():
-            keys_of(network_key.cookie).networks.add(bytes(network_key))
+        index = {key.cookie: _Known(Identity.of(pod), set()) for key, pod in self._tables.pods.every()}
+        for name in rows.TABLES:
+            for key, value in self._table(name).every():
+                cookie = rows.cookie_of_row(name, key, value)
+                index.setdefault(cookie, _Known(_NOBODY, set())).keys.add((name, bytes(key)))
         return index
 
 
-def _keys_of(cookie: int, entries: Entries) -> _Keys:
-    return _Keys(
-        entries.identity,
-        {bytes(Address.of(ip)) for ip in entries.addresses},
-        {bytes(PortKey(cookie, port)) for port in entries.port_rules},
-        {bytes(key) for key in _network_keys(cookie, entries.networks)},
-    )
-
-
-def _network_keys(cookie: int, networks: Iterable[IPv4Network | IPv6Network]) -> Iterable[NetworkKey]:
-    return (NetworkKey.of(cookie, network) for network in networks)
+def _keys(of: Iterable[Row]) -> Keys:
+    return {(row.table, bytes(row.key)) for row in of}
 
 
 def _put(undo: ExitStack, table: Table[Any, Any], key: ctypes.Structure, value: ctypes.Structure) -> None:

@@ -1,14 +1,19 @@
 """What one pod's policy and sandbox become in the maps: pure, so that ADD writes and CHECK compares the same thing."""
 
 import ctypes
+from collections.abc import Collection
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address
 
 from bpf.layout import Address, NetworkVerdict, Pod, PodFlags, PortRule
-from cni.annotations import CapturePolicy
+from cni.annotations import CapturePolicy, Network
 from cni.errors import RegistrationFailed
 from cni.prefixes import effective_prefixes
+from cni.rtnl import IpAddress
 from cni.sandbox import Sandbox
+
+# joins interface names in an entry; no name may have it (dev_valid_name allows it, Istio's syntax does not)
+_SEPARATOR = ","
 
 
 @dataclass(frozen=True)
@@ -32,18 +37,28 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Surroundings:
+    """The part of a pod's entries that follows its namespace as that changes. Interfaces are by index."""
+
+    source4: IPv4Address | None
+    source6: IPv6Address | None
+    addresses: dict[IpAddress, int]
+    excluded: frozenset[int]
+    routes: dict[Network, int]
+
+
+@dataclass(frozen=True)
 class Entries:
     """One pod's part of each table, by plain values."""
 
     identity: Identity
     flags: PodFlags
-    proxy_uid: int
+    proxy_uid: int  # as the initial user namespace has them
     proxy_gid: int
-    source4: IPv4Address | None
-    source6: IPv6Address | None
-    addresses: dict[IPv4Address | IPv6Address, int]
+    excluded_interfaces: tuple[str, ...]
     port_rules: dict[int, PortRule]
-    networks: dict[IPv4Network | IPv6Network, NetworkVerdict]
+    networks: dict[Network, NetworkVerdict]
+    surroundings: Surroundings
 
     def pod(self) -> Pod:
         """The value of the pods table. Raises RegistrationFailed when a name does not fit its field."""
@@ -51,54 +66,75 @@ class Entries:
             flags=self.flags,
             proxy_uid=self.proxy_uid,
             proxy_gid=self.proxy_gid,
-            addresses=len(self.addresses),
             port_rules=len(self.port_rules),
             networks=len(self.networks),
-            source4=Address.of(self.source4),
-            source6=Address.of(self.source6),
+            source4=Address.of(self.surroundings.source4),
+            source6=Address.of(self.surroundings.source6),
         )
-        for field in Identity.__dataclass_fields__:
-            raw = getattr(self.identity, field).encode()
+        texts = {field: getattr(self.identity, field) for field in Identity.__dataclass_fields__}
+        texts["excluded_interfaces"] = _SEPARATOR.join(self.excluded_interfaces)
+        for field, text in texts.items():
+            raw = text.encode()
             room = ctypes.sizeof(dict(Pod._fields_)[field])  # type: ignore[arg-type]
             if len(raw) >= room:
-                raise RegistrationFailed(
-                    f'{field} "{raw.decode()}" has {len(raw)} bytes; at most {room - 1} are possible'
-                )
+                raise RegistrationFailed(f'{field} "{text}" has {len(raw)} bytes; at most {room - 1} are possible')
             setattr(pod, field, raw)
         return pod
 
 
-def entries_of(identity: Identity, policy: CapturePolicy, sandbox: Sandbox) -> Entries:
-    """What the maps should say about a pod."""
+def entries_of(identity: Identity, policy: CapturePolicy, sandbox: Sandbox, ids: tuple[int, int]) -> Entries:
+    """What the maps should say about a pod; `ids` are the proxy's uid and gid in the initial user namespace."""
     port_rules = _port_rules(policy)
     networks = {
         prefix.network: NetworkVerdict.EXCLUDED if prefix.verdict == "exclude" else NetworkVerdict.INCLUDED
         for prefix in effective_prefixes(policy)
     }
-    ipv6 = sandbox.captures_ipv6(policy.dual_stack)
     flags = PodFlags(0)
     for flag, wanted in (
-        (PodFlags.IPV6, ipv6),
+        (PodFlags.IPV6, sandbox.captures_ipv6(policy.dual_stack)),
         (PodFlags.OUTBOUND_ALL, policy.outbound_all),
         (PodFlags.INBOUND_ALL, policy.inbound_all),
         (PodFlags.PORT_RULES, port_rules),
         (PodFlags.NETWORKS, networks),
         (PodFlags.LOOPBACK_INCLUDED, policy.loopback_included),
+        (PodFlags.INTERFACES, policy.exclude_interfaces),
+        (PodFlags.DNS, policy.dns_capture),
+        (PodFlags.TPROXY, policy.mode == "TPROXY"),
+        (PodFlags.EARLY_OUTBOUND, policy.early_outbound),
+        (PodFlags.STRICT, policy.strict_proxy),
     ):
         if wanted:
             flags |= flag
-    source4, source6 = sandbox.routable(4), sandbox.routable(6)
+    excluded = tuple(dict.fromkeys(policy.exclude_interfaces))
     return Entries(
         identity=identity,
         flags=flags,
-        proxy_uid=policy.proxy_uid,
-        proxy_gid=policy.proxy_gid,
+        proxy_uid=ids[0],
+        proxy_gid=ids[1],
+        excluded_interfaces=excluded,
+        port_rules=port_rules,
+        networks=networks,
+        surroundings=surroundings_of(sandbox, excluded),
+    )
+
+
+def surroundings_of(sandbox: Sandbox, excluded_interfaces: Collection[str]) -> Surroundings:
+    """What a namespace's present state means for a pod that excludes those interfaces."""
+    source4, source6 = sandbox.routable(4), sandbox.routable(6)
+    interfaces = sandbox.routing.interfaces
+    return Surroundings(
         source4=source4 if isinstance(source4, IPv4Address) else None,
         source6=source6 if isinstance(source6, IPv6Address) else None,
         addresses={address.ip: address.ifindex for address in sandbox.addresses},
-        port_rules=port_rules,
-        networks=networks,
+        excluded=frozenset(interfaces[name] for name in excluded_interfaces if name in interfaces),
+        routes=dict(sandbox.routing.routes) if excluded_interfaces else {},
     )
+
+
+def excluded_interfaces_of(pod: Pod) -> tuple[str, ...]:
+    """The names of the interfaces that an enrolled pod excludes, read back from its entry."""
+    text = pod.excluded_interfaces.decode()
+    return tuple(text.split(_SEPARATOR)) if text else ()
 
 
 def _port_rules(policy: CapturePolicy) -> dict[int, PortRule]:

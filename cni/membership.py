@@ -1,11 +1,29 @@
 """Is this a mesh pod? Istio's reasons to leave a Pod alone, in Istio's order."""
 
+from collections.abc import Collection
+
 from cni.pod import PROXY_CONTAINER, Pod, parse_bool
 
 INIT_CONTAINER = "istio-init"
 DISABLE_ENVOY = "DISABLE_ENVOY"
 INJECT = "sidecar.istio.io/inject"
 STATUS = "sidecar.istio.io/status"
+# the DaemonSet keeps Istio's name, for istiod and istioctl look for it
+AGENT_PREFIX = "istio-cni-node-"
+
+
+def skip_unseen(namespace: str, name: str, agent_namespace: str, excluded: Collection[str]) -> str | None:
+    """Why nothing is captured for a sandbox, as far as its name tells, in Istio's order; None when the Pod decides.
+
+    The agent's own pod comes before anything that could need the agent.
+    """
+    if agent_namespace and namespace == agent_namespace and name.startswith(AGENT_PREFIX):
+        return "the agent's own pod"
+    if not name or not namespace:
+        return "not a Kubernetes pod"
+    if namespace in excluded:
+        return f"namespace {namespace} is in exclude_namespaces"
+    return None
 
 
 def skip_reason(pod: Pod) -> str | None:

@@ -82,11 +82,26 @@ class PodSpec(_KubernetesObject):
     host_users: bool = True  # false: the Pod has a user namespace of its own
 
 
+class ContainerStatus(_KubernetesObject):
+    """What runs as one container; the id is "<runtime>://<id>", empty before it has been created."""
+
+    name: str
+    container_id: str = Field(default="", alias="containerID")
+
+
+class PodStatus(_KubernetesObject):
+    """The containers of the Pod as kubelet last saw them."""
+
+    container_statuses: tuple[ContainerStatus, ...] = ()
+    init_container_statuses: tuple[ContainerStatus, ...] = ()
+
+
 class Pod(_KubernetesObject):
     """A Pod as its manifest or the API server gives it."""
 
     metadata: Metadata
     spec: PodSpec = PodSpec()
+    status: PodStatus = PodStatus()
 
     @property
     def name(self) -> str:
@@ -122,6 +137,13 @@ class Pod(_KubernetesObject):
     def proxy(self) -> Container | None:
         """The sidecar, None when the Pod has none."""
         return next((each for each in self.containers if each.name == PROXY_CONTAINER), None)
+
+    @property
+    def proxy_container_id(self) -> str | None:
+        """The id of the sidecar's present container, None before there is one."""
+        statuses = self.status.init_container_statuses + self.status.container_statuses
+        ids = (each.container_id.rpartition("://")[2] for each in statuses if each.name == PROXY_CONTAINER)
+        return next(filter(None, ids), None)
 
 
 class PodSource(Protocol):

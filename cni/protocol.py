@@ -29,6 +29,9 @@ class NetworkConfig(BaseModel):
     name: str
     type: str
     prev_result: dict[str, Any] | None = Field(default=None, alias="prevResult")
+    # Istio's own keys: where the agent's DaemonSet lives, and where nothing is captured
+    pod_namespace: str = ""
+    exclude_namespaces: tuple[str, ...] = ()
     valid_attachments: list[dict[str, str]] | None = Field(default=None, alias="cni.dev/valid-attachments")
 
 

@@ -1,4 +1,4 @@
-"""A pod's network namespace, seen from inside: cookie, addresses, interfaces.
+"""A pod's network namespace, seen from inside: cookie, addresses, interfaces, routes. Nothing is changed here.
 
 The kernel lets a thread, not only a process, enter a namespace. Every visit is a thread of its own that ends inside:
 there is no way back that could fail and leave a worker in the wrong pod.
@@ -10,21 +10,19 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 from typing import TypeVar
 
 from cni.errors import SandboxInvalid
-from cni.rtnl import IpAddress, Rtnl
+from cni.rtnl import IpAddress, IpNetwork, Route, Rtnl
 
 T = TypeVar("T")
 
 _CLONE_NEWNET = 0x40000000  # uapi/linux/sched.h
 _NS_GET_NSTYPE = 0xB703  # uapi/linux/nsfs.h
 _SO_NETNS_COOKIE = 71  # uapi/asm-generic/socket.h, Linux 5.14
-_LOOPBACK_INDEX = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 # where Istio's inbound clusters and probes dial from in IPv6; 127.0.0.6 needs no address, ::6 does
@@ -40,11 +38,23 @@ class InterfaceAddress:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """Interfaces by name and where each prefix leaves, both as interface indices."""
+
+    interfaces: Mapping[str, int] = field(default_factory=dict)
+    routes: Mapping[IpNetwork, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Sandbox:
-    """What capture needs to know of a pod's namespace. `addresses` is in the kernel's order, loopback left out."""
+    """What capture needs to know of a pod's namespace. `addresses` is in the kernel's order, loopback left out.
+
+    `routing` is empty unless it was asked for: few pods need it.
+    """
 
     cookie: int
     addresses: tuple[InterfaceAddress, ...]
+    routing: Routing = Routing()
 
     def routable(self, version: int) -> IpAddress | None:
         """The first address of a family (4 or 6) that is not link-local: what the pod is known by."""
@@ -71,32 +81,32 @@ def require_netns(fd: int) -> None:
 
 
 def read_sandbox(netns_fd: int) -> Sandbox:
-    """Cookie and addresses of the namespace behind `netns_fd`. Raises SandboxInvalid when it can't be used.
+    """Cookie and addresses of the namespace behind `netns_fd`. Raises SandboxInvalid when it can't be entered.
 
     The cookie is the kernel's name for the namespace (SO_NETNS_COOKIE): unsigned 64-bit, host order, never reused
     until reboot, and the key of every per-pod map.
     """
     require_netns(netns_fd)
-    sandbox = _visit(netns_fd, lambda: Sandbox(own_cookie(), _addresses()))
+    return visit(netns_fd, lambda: Sandbox(own_cookie(), _addresses()))
+
+
+def require_address(sandbox: Sandbox) -> None:
+    """Raise SandboxInvalid for a pod that has no address yet: it could not be captured."""
     if sandbox.routable(4) is None and sandbox.routable(6) is None:
         raise SandboxInvalid(
             "no valid local IP address found in CNI_NETNS; sidestep-cni must come after the plugin that gives the pod "
             "its address"
         )
-    return sandbox
 
 
-def add_inbound_source(netns_fd: int) -> None:
-    """Put ::6/128 on the pod's loopback, as Istio does: Envoy's inbound clusters bind it. Harmless when repeated."""
+def read_routing(netns_fd: int) -> Routing:
+    """Interfaces and main routing table of the namespace. Raises SandboxInvalid when it can't be entered."""
+    return visit(netns_fd, _routing)
 
-    def add() -> None:
-        with Rtnl() as rtnl, suppress(FileExistsError):
-            rtnl.add_address(INBOUND_SOURCE6, _LOOPBACK_INDEX)
 
-    try:
-        _visit(netns_fd, add)
-    except OSError as error:
-        raise SandboxInvalid(f"cannot add {INBOUND_SOURCE6}/128 to the pod's lo: {error.strerror}") from error
+def cookie_of(netns_fd: int) -> int:
+    """The kernel's name for a namespace. Raises SandboxInvalid when it can't be entered."""
+    return visit(netns_fd, own_cookie)
 
 
 def own_cookie() -> int:
@@ -116,7 +126,18 @@ def _addresses() -> tuple[InterfaceAddress, ...]:
         )
 
 
-def _visit(netns_fd: int, work: Callable[[], T]) -> T:
+def _routing() -> Routing:
+    with Rtnl() as rtnl:
+        interfaces = dict(rtnl.links())
+        routes: dict[IpNetwork, Route] = {}
+        for route in rtnl.routes():
+            known = routes.get(route.network)
+            if known is None or route.metric < known.metric:
+                routes[route.network] = route
+    return Routing(interfaces, {network: route.ifindex for network, route in routes.items()})
+
+
+def visit(netns_fd: int, work: Callable[[], T]) -> T:
     """Run `work` in a thread inside the namespace and hand back its result or exception."""
     outcome: list[T] = []
     failure: list[BaseException] = []

@@ -1,19 +1,22 @@
 """The CNI verbs, one function each: what they decide is Istio's, what they write goes through Enrolments."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
-from cni.annotations import CapturePolicy, policy_of
+from cni.annotations import INVALID_DROP, CapturePolicy, policy_of
 from cni.enroll import Enrolments
 from cni.entries import Entries, Identity, entries_of
 from cni.errors import CheckFailed, CniError, Code, InvalidRequest, SandboxInvalid
-from cni.membership import skip_reason
+from cni.follow import Follower
+from cni.ids import outside_ids
+from cni.membership import skip_reason, skip_unseen
+from cni.plumbing import prepare
 from cni.pod import Pod, PodSource
 from cni.protocol import PodArgs, Request, pod_args
-from cni.sandbox import Sandbox, add_inbound_source, own_cookie, read_sandbox
+from cni.sandbox import Sandbox, cookie_of, own_cookie, read_routing, read_sandbox, require_address, require_netns
 
 log = structlog.get_logger("cni")
 Output = dict[str, Any] | None
@@ -25,6 +28,7 @@ class Verbs:
 
     pods: PodSource
     enrolments: Enrolments
+    follower: Follower
 
     def run(self, request: Request, netns_fd: int | None) -> Output:
         """Answer a request; what is returned the shim prints. Raises CniError."""
@@ -44,23 +48,41 @@ class Verbs:
         if pod is None:
             return request.result
         policy = policy_of(pod)
-        sandbox = self._sandbox(netns_fd)
-        if sandbox.captures_ipv6(policy.dual_stack):
-            add_inbound_source(_required(netns_fd))
-        entries = _entries(request, pod, policy, sandbox)
-        self.enrolments.add(sandbox.cookie, entries, _required(netns_fd))
+        netns = _required(netns_fd)
+        cookie = _cookie(netns)
+        # before the first look: what changes from now on is seen by one or the other
+        self.follower.watch(cookie, netns)
+        try:
+            entries = self._enrol(request, pod, policy, netns)
+        except BaseException:
+            self.follower.forget(cookie)
+            raise
         log.info(
             "pod.enrolled",
             pod=str(entries.identity),
             container=request.container_id,
-            netns_cookie=sandbox.cookie,
-            addresses=" ".join(str(ip) for ip in entries.addresses),
+            netns_cookie=cookie,
+            addresses=" ".join(str(ip) for ip in entries.surroundings.addresses),
         )
+        if policy.strict_proxy:
+            self.follower.look_for_proxies()
+        if policy.invalid_drop:
+            log.info(
+                "setting.meaningless", pod=str(entries.identity), setting=INVALID_DROP, reason="no conntrack is used"
+            )
         return request.result
+
+    def _enrol(self, request: Request, pod: Pod, policy: CapturePolicy, netns: int) -> Entries:
+        sandbox = _look(netns, policy)
+        prepare(netns, sandbox, sandbox.captures_ipv6(policy.dual_stack), policy.mode == "TPROXY")
+        entries = _entries(request, pod, policy, sandbox, netns)
+        self.enrolments.add(sandbox.cookie, entries, netns)
+        return entries
 
     def delete(self, request: Request, netns_fd: int | None) -> Output:
         """Forget what this attachment enrolled; unknown ones are fine, and the namespace is not needed."""
         for cookie in self.enrolments.of_attachment(request.container_id, request.ifname):
+            self.follower.forget(cookie)
             self.enrolments.remove(cookie)
             log.info("pod.removed", container=request.container_id, netns_cookie=cookie)
         return None
@@ -68,10 +90,13 @@ class Verbs:
     def check(self, request: Request, netns_fd: int | None) -> Output:
         """Compare the maps with what the Pod asks for now. Raises CheckFailed saying what differs."""
         pod = self._mesh_pod(pod_args(request.args), request)
-        sandbox = self._sandbox(netns_fd)
+        netns = _required(netns_fd)
+        _cookie(netns)
         if pod is None:
             return None
-        entries = _entries(request, pod, policy_of(pod), sandbox)
+        policy = policy_of(pod)
+        sandbox = _look(netns, policy)
+        entries = _entries(request, pod, policy, sandbox, netns)
         if found := self.enrolments.differences(sandbox.cookie, entries):
             raise CheckFailed(
                 f"{entries.identity} is not registered as its Pod asks: {found[0]}",
@@ -94,6 +119,7 @@ class Verbs:
         valid = {(item.get("containerID"), item.get("ifname")) for item in request.config.valid_attachments}
         for cookie, identity in self.enrolments.of_network(request.config.name).items():
             if (identity.container_id, identity.ifname) not in valid:
+                self.follower.forget(cookie)
                 self.enrolments.remove(cookie)
                 log.info("pod.collected", pod=str(identity), container=identity.container_id)
         for identity in self.enrolments.reclaim():
@@ -102,30 +128,33 @@ class Verbs:
 
     def _mesh_pod(self, args: PodArgs, request: Request) -> Pod | None:
         """The Pod, or None when this sandbox is none of ours. Raises PodNotFound."""
-        if not args.name or not args.namespace:
-            log.info("pod.skipped", container=request.container_id, reason="not a Kubernetes pod")
-            return None
-        pod = self.pods.find(args.namespace, args.name, args.uid or None)
-        if reason := skip_reason(pod):
-            log.info(
-                "pod.skipped",
-                pod=f"{pod.namespace}/{pod.name}",
-                container=request.container_id,
-                reason=reason,
-            )
+        reason = skip_unseen(args.namespace, args.name, request.config.pod_namespace, request.config.exclude_namespaces)
+        pod = None if reason else self.pods.find(args.namespace, args.name, args.uid or None)
+        if pod is not None:
+            reason = skip_reason(pod)
+        if reason:
+            log.info("pod.skipped", pod=f"{args.namespace}/{args.name}", container=request.container_id, reason=reason)
             return None
         return pod
 
-    def _sandbox(self, netns_fd: int | None) -> Sandbox:
-        sandbox = read_sandbox(_required(netns_fd))
-        if sandbox.cookie == own_cookie():
-            raise SandboxInvalid(
-                "CNI_NETNS is the host's own network namespace; pods with hostNetwork are never captured"
-            )
-        return sandbox
+
+def _cookie(netns: int) -> int:
+    """The namespace's cookie. Raises SandboxInvalid for the host's own."""
+    require_netns(netns)
+    cookie = cookie_of(netns)
+    if cookie == own_cookie():
+        raise SandboxInvalid("CNI_NETNS is the host's own network namespace; pods with hostNetwork are never captured")
+    return cookie
 
 
-def _entries(request: Request, pod: Pod, policy: CapturePolicy, sandbox: Sandbox) -> Entries:
+def _look(netns: int, policy: CapturePolicy) -> Sandbox:
+    """The sandbox, with its routing where the policy excludes interfaces."""
+    sandbox = read_sandbox(netns)
+    require_address(sandbox)
+    return replace(sandbox, routing=read_routing(netns)) if policy.exclude_interfaces else sandbox
+
+
+def _entries(request: Request, pod: Pod, policy: CapturePolicy, sandbox: Sandbox, netns: int) -> Entries:
     identity = Identity(
         uid=pod.uid or "",
         name=pod.name,
@@ -134,7 +163,7 @@ def _entries(request: Request, pod: Pod, policy: CapturePolicy, sandbox: Sandbox
         network=request.config.name,
         ifname=request.ifname,
     )
-    return entries_of(identity, policy, sandbox)
+    return entries_of(identity, policy, sandbox, outside_ids(netns, policy.proxy_uid, policy.proxy_gid))
 
 
 def _required(netns_fd: int | None) -> int:

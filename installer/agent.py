@@ -7,6 +7,7 @@ being able to enrol. Stopping changes nothing on the node: links and maps stay, 
 import logging
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -15,7 +16,9 @@ import structlog
 
 from bpf.attachment import attach
 from bpf.tables import Tables
+from cni.containers import StrictProxies
 from cni.enroll import Enrolments
+from cni.follow import Follower
 from cni.server import Server
 from cni.verbs import Verbs
 from installer.pods import PodDirectory
@@ -33,7 +36,9 @@ def run(where: Attachment, run_dir: Path, pods: Path, log_level: str) -> None:
         enrolments = Enrolments(where.pins, tables)
         for identity in enrolments.reclaim():
             log.info("pod.reclaimed", pod=str(identity), container=identity.container_id)
-        server = Server(run_dir, Verbs(PodDirectory(pods), enrolments))
+        source = PodDirectory(pods)
+        follower = Follower(enrolments, StrictProxies(source, tables, where.cgroup))
+        server = Server(run_dir, Verbs(source, enrolments, follower))
 
         def stop(number: int, _: FrameType | None) -> None:
             log.info("agent.stopping", signal=signal.Signals(number).name)
@@ -49,7 +54,12 @@ def run(where: Attachment, run_dir: Path, pods: Path, log_level: str) -> None:
             socket=str(run_dir / "cni.sock"),
             seconds=round(time.monotonic() - started, 3),
         )
+        following = threading.Thread(target=follower.run, name="follow")
+        following.start()
         server.serve()
+        follower.stop()
+        following.join()
+        follower.close()
 
 
 def configure_logging(level: str) -> None:

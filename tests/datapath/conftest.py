@@ -19,7 +19,9 @@ from bpf.tables import Tables
 from cni.annotations import CapturePolicy
 from cni.enroll import Enrolments
 from cni.entries import Entries, Identity, entries_of
-from cni.sandbox import Sandbox, add_inbound_source, read_sandbox
+from cni.ids import outside_ids
+from cni.plumbing import prepare
+from cni.sandbox import Sandbox, read_routing, read_sandbox
 from tests.lab.inside import PYTHON, popen
 
 STANDIN = Path(__file__).with_name("standin.py")
@@ -53,27 +55,35 @@ class Namespace:
     ip6: IPv6Address
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def serve(self, name: str, *ports: str, uid: int = APP) -> subprocess.Popen[str]:
+    def serve(self, name: str, *ports: str, uid: int = APP, gid: int | None = None) -> subprocess.Popen[str]:
         """A stand-in that listens; returns once it does."""
-        return self.start(_standin("serve", name, *ports), uid)
+        return self.start(_standin("serve", name, *ports), uid, gid)
 
-    def start(self, argv: list[str], uid: int) -> subprocess.Popen[str]:
+    def start(self, argv: list[str], uid: int, gid: int | None = None) -> subprocess.Popen[str]:
         """A process that lives as long as the test; returns once it has said "ready"."""
-        process = self._popen(argv, uid, stdin=subprocess.PIPE)
+        process = self._popen(argv, uid, gid, stdin=subprocess.PIPE)
         self.started.append(process)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         return process
 
-    def dial(self, host: object, port: int, source: str = "", source_port: int = 0, uid: int = APP) -> dict[str, Any]:
+    def dial(
+        self,
+        host: object,
+        port: int,
+        source: str = "",
+        source_port: int = 0,
+        uid: int = APP,
+        gid: int | None = None,
+    ) -> dict[str, Any]:
         """Connect as `uid` and tell what both ends saw."""
-        process = self._popen(_standin("dial", str(host), str(port), source, str(source_port)), uid)
+        process = self._popen(_standin("dial", str(host), str(port), source, str(source_port)), uid, gid)
         seen: dict[str, Any] = json.loads(process.communicate(timeout=10)[0])
         return seen
 
-    def python(self, code: str, *args: object, uid: int = APP) -> Any:
+    def python(self, code: str, *args: object, uid: int = APP, gid: int | None = None) -> Any:
         """Run a snippet inside and parse the JSON it prints."""
-        process = self._popen([*PYTHON, code, *map(str, args)], uid)
+        process = self._popen([*PYTHON, code, *map(str, args)], uid, gid)
         return json.loads(process.communicate(timeout=20)[0])
 
     def stop(self) -> None:
@@ -82,8 +92,9 @@ class Namespace:
             process.communicate()
         self.started.clear()
 
-    def _popen(self, argv: list[str], uid: int, **options: Any) -> subprocess.Popen[str]:
-        return popen(self.path, self.cgroup, argv, uid, uid, stdout=subprocess.PIPE, text=True, **options)
+    def _popen(self, argv: list[str], uid: int, gid: int | None, **options: Any) -> subprocess.Popen[str]:
+        group = uid if gid is None else gid
+        return popen(self.path, self.cgroup, argv, uid, group, stdout=subprocess.PIPE, text=True, **options)
 
 
 def _standin(*argv: str) -> list[str]:
@@ -104,11 +115,17 @@ class Wire:
         """Enrol the pod as ADD would."""
         policy = policy or CapturePolicy(dual_stack=True)
         identity = Identity("uid", "pod", "default", f"container-{self.sandbox.cookie}", "net", "eth0")
-        entries = entries_of(identity, policy, self.sandbox)
         with self.pod.path.open() as netns:
-            add_inbound_source(netns.fileno())
+            ipv6 = self.sandbox.captures_ipv6(policy.dual_stack)
+            prepare(netns.fileno(), self.sandbox, ipv6, policy.mode == "TPROXY")
+            ids = outside_ids(netns.fileno(), policy.proxy_uid, policy.proxy_gid)
+            entries = entries_of(identity, policy, self.sandbox, ids)
             self.kernel.enrolments.add(self.sandbox.cookie, entries, netns.fileno())
         return entries
+
+    def look_again(self) -> None:
+        """Take note of what has changed in the pod's namespace since it was made."""
+        self.sandbox = look(self.pod.path)
 
     def mesh(self, policy: CapturePolicy | None = None, workers: int = 1) -> "Wire":
         """Enrol the pod, start a proxy and an application in it, and a server outside."""
@@ -118,6 +135,14 @@ class Wire:
         self.pod.serve("app", "8080", "15008", "15020")
         self.peer.serve("remote", "8080", "9090", "15020", uid=0)
         return self
+
+
+def look(netns: Path) -> Sandbox:
+    """A namespace as ADD sees it, less link-local addresses: they come late and are not what the tests are about."""
+    with netns.open() as opened:
+        sandbox, routing = read_sandbox(opened.fileno()), read_routing(opened.fileno())
+    addresses = tuple(each for each in sandbox.addresses if not each.ip.is_link_local)
+    return replace(sandbox, addresses=addresses, routing=routing)
 
 
 @contextmanager
@@ -179,11 +204,7 @@ def make_wire(kernel: Kernel) -> Iterator[Callable[[], Wire]]:
                     )
                 )
                 undo.callback(ends[-1].stop)
-            with ends[0].path.open() as netns:
-                sandbox = read_sandbox(netns.fileno())
-            # link-local addresses come late and are not what the tests are about
-            addresses = tuple(each for each in sandbox.addresses if not each.ip.is_link_local)
-            wire = Wire(kernel, ends[0], ends[1], replace(sandbox, addresses=addresses))
+            wire = Wire(kernel, ends[0], ends[1], look(ends[0].path))
             undo.callback(kernel.enrolments.remove, wire.sandbox.cookie)
             return wire
 

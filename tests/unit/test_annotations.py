@@ -209,24 +209,33 @@ def test_what_is_no_interface_name_is_refused(key: str, text: str) -> None:
     assert "is not an interface name" in refusal(key, text)
 
 
-@pytest.mark.parametrize(
-    ("key", "text"),
-    [
-        (annotations.INTERCEPTION_MODE, "TPROXY"),
-        (annotations.EXCLUDE_INTERFACES, "eth1, net1.2_a-b"),
-        (annotations.REROUTE_INTERFACES, "eth1"),
-        (annotations.KUBEVIRT_INTERFACES, "eth1"),
-    ],
-)
-def test_what_this_version_cannot_do_is_refused_by_name(key: str, text: str) -> None:
-    message = refusal(key, text)
+def test_tproxy_dns_capture_and_excluded_interfaces_are_taken() -> None:
+    assert policy(annotations.INTERCEPTION_MODE, "TPROXY").mode == "TPROXY"
+    assert policy(annotations.EXCLUDE_INTERFACES, "eth1, net1.2_a-b").exclude_interfaces == ("eth1", "net1.2_a-b")
+    assert policy_of(env(annotations.DNS_CAPTURE, "true")).dns_capture
+
+
+@pytest.mark.parametrize("key", [annotations.REROUTE_INTERFACES, annotations.KUBEVIRT_INTERFACES])
+def test_virtual_interfaces_are_refused_with_what_to_do(key: str) -> None:
+    message = refusal(key, "eth1, net1")
     assert key in message
-    assert "is not supported by this version of sidestep; remove it or" in message
+    assert '"eth1,net1"' in message
+    assert "Remove the annotation" in message
 
 
-def test_dns_capture_is_refused_by_name() -> None:
-    with pytest.raises(InvalidAnnotation, match="ISTIO_META_DNS_CAPTURE: true is not supported"):
-        policy_of(env(annotations.DNS_CAPTURE, "true"))
+def test_early_outbound_is_off_unless_allowed() -> None:
+    assert not policy_of(pod()).early_outbound
+    assert policy(annotations.EARLY_OUTBOUND, "allow").early_outbound
+    for text in ("", "true", "Allow", "allow "):
+        assert "give allow, or remove it" in refusal(annotations.EARLY_OUTBOUND, text)
+
+
+def test_a_strict_proxy_is_a_boolean() -> None:
+    assert not policy_of(pod()).strict_proxy
+    assert policy(annotations.STRICT_PROXY, "true").strict_proxy
+    assert not policy(annotations.STRICT_PROXY, "false").strict_proxy
+    for text in ("", "yes", "tRUE"):
+        assert "give true or false" in refusal(annotations.STRICT_PROXY, text)
 
 
 @pytest.mark.parametrize("key", INTERFACE_LISTS)
@@ -311,9 +320,3 @@ def test_any_text_gives_a_policy_or_a_refusal(values: dict[str, str]) -> None:
 def test_every_list_of_ports_is_read_back(ports: frozenset[int], space: str) -> None:
     text = ",".join(f"{space}{port}{space}" for port in ports)
     assert policy(annotations.EXCLUDE_OUTBOUND_PORTS, text).exclude_outbound_ports == ports
-
-
-def test_a_pod_with_its_own_user_namespace_is_refused() -> None:
-    pod = Pod.model_validate({"metadata": {"name": "p"}, "spec": {"hostUsers": False}})
-    with pytest.raises(InvalidAnnotation, match=r"spec\.hostUsers: false is not supported"):
-        policy_of(pod)

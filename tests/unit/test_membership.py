@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cni.membership import skip_reason
+from cni.membership import skip_reason, skip_unseen
 from cni.pod import Pod
 
 STATUS = {"sidecar.istio.io/status": ""}
@@ -119,3 +119,29 @@ def test_reasons_come_in_istios_order() -> None:
     assert "router" in reason(pod(gateway, annotations=off))
     assert "inject is false" in reason(pod(proxy(), annotations=off))
     assert "status" in reason(pod(proxy(), annotations={}))
+
+
+@pytest.mark.parametrize(
+    ("namespace", "name", "reason_given"),
+    [
+        ("istio-system", "istio-cni-node-x7k2p", "agent's own pod"),
+        ("", "", "not a Kubernetes pod"),
+        ("default", "", "not a Kubernetes pod"),
+        ("kube-system", "coredns", "exclude_namespaces"),
+        ("default", "istio-cni-node-x7k2p", None),
+        ("istio-system", "istiod-1", None),
+        ("default", "app", None),
+    ],
+)
+def test_some_sandboxes_are_skipped_by_name_alone(namespace: str, name: str, reason_given: str | None) -> None:
+    given = skip_unseen(namespace, name, "istio-system", ("kube-system",))
+    assert (given is None) if reason_given is None else (given is not None and reason_given in given)
+
+
+def test_the_agents_own_pod_comes_first() -> None:
+    given = skip_unseen("istio-system", "istio-cni-node-1", "istio-system", ("istio-system",))
+    assert given == "the agent's own pod"
+
+
+def test_without_a_namespace_of_its_own_the_agent_knows_no_pod_of_its_own() -> None:
+    assert skip_unseen("default", "istio-cni-node-1", "", ()) is None

@@ -1,0 +1,116 @@
+"""Keeps enrolled pods true to their namespaces: addresses, interfaces and routes that come and go after the ADD.
+
+One thread waits for the kernel's events (watch.py), looks at the namespaces that had some, and brings their entries up
+to date. It holds no namespace open: a deleted pod's must go away.
+"""
+
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from bpf.errors import SidestepError
+from bpf.layout import Pod, PodFlags
+from cni.containers import StrictProxies
+from cni.enroll import Enrolments
+from cni.entries import excluded_interfaces_of, surroundings_of
+from cni.errors import SandboxInvalid
+from cni.namespaces import find
+from cni.plumbing import is_stale, prepare
+from cni.sandbox import read_routing, read_sandbox
+from cni.watch import Watch
+
+log = structlog.get_logger("follow")
+
+# seconds; one address comes as several events, and an ADD makes some of its own. Far below the second that is promised
+_SETTLE = 0.1
+# how often the Pods of strict proxies are looked at: their containers come after the ADD, and are restarted
+_PROXY_SECONDS = 0.25
+
+
+class Follower:
+    """Follows what is enrolled. watch() and forget() may be called from any thread while run() runs in its own."""
+
+    def __init__(self, enrolments: Enrolments, proxies: StrictProxies, proc: Path = Path("/proc")) -> None:
+        self._enrolments = enrolments
+        self._proxies = proxies
+        self._proc = proc
+        self._watch = Watch()
+        self._stopping = threading.Event()
+
+    def watch(self, cookie: int, netns_fd: int) -> None:
+        """Follow a namespace from now on. Raises SandboxInvalid when the kernel refuses."""
+        try:
+            self._watch.add(cookie, netns_fd)
+        except OSError as error:
+            raise SandboxInvalid(f"cannot watch the pod's network namespace: {error.strerror}") from error
+
+    def look_for_proxies(self) -> None:
+        """Have run() look for the containers of strict proxies now: one has been enrolled."""
+        self._watch.wake()
+
+    def forget(self, cookie: int) -> None:
+        """Stop following one."""
+        self._watch.remove(cookie)
+
+    def run(self) -> None:
+        """Follow until stop(); pods that were enrolled before this process are looked for first."""
+        self._adopt()
+        while not self._stopping.is_set():
+            is_any_strict = self._proxies.refresh()
+            changes = self._watch.wait(_PROXY_SECONDS if is_any_strict else None)
+            if not changes.changed and not changes.gone:
+                continue
+            time.sleep(_SETTLE)
+            more = self._watch.wait(0)
+            for cookie in changes.gone | more.gone:
+                if self._enrolments.remove(cookie):
+                    log.info("pod.gone", netns_cookie=cookie)
+            self._refresh_all(changes.changed | more.changed)
+
+    def stop(self) -> None:
+        """End run(); callable from a signal handler."""
+        self._stopping.set()
+        self._watch.wake()
+
+    def close(self) -> None:
+        """Let go of the socket, after run() has ended."""
+        self._watch.close()
+
+    def _adopt(self) -> None:
+        for cookie, netns in find(self._enrolments.cookies(), self._proc):
+            with suppress(OSError):
+                self._watch.add(cookie, netns)
+            self._refresh(cookie, netns)
+
+    def _refresh_all(self, cookies: frozenset[int]) -> None:
+        enrolled = cookies & set(self._enrolments.cookies())
+        for cookie, netns in find(enrolled, self._proc):
+            self._refresh(cookie, netns)
+
+    def _refresh(self, cookie: int, netns: int) -> None:
+        pod = self._enrolments.entry(cookie)
+        if pod is None:
+            return
+        try:
+            for conflict in self._bring_up_to_date(cookie, netns, pod):
+                log.warning("address.shared", pod=_name(pod), netns_cookie=cookie, problem=conflict)
+        except SidestepError as error:
+            log.error("pod.not_followed", pod=_name(pod), netns_cookie=cookie, error=str(error))
+
+    def _bring_up_to_date(self, cookie: int, netns: int, pod: Pod) -> list[str]:
+        excluded = excluded_interfaces_of(pod)
+        flags = PodFlags(pod.flags)
+        sandbox = read_sandbox(netns)
+        if is_stale(netns, sandbox, PodFlags.IPV6 in flags):
+            prepare(netns, sandbox, PodFlags.IPV6 in flags, PodFlags.TPROXY in flags)
+        if excluded:
+            sandbox = replace(sandbox, routing=read_routing(netns))
+        return self._enrolments.follow(cookie, surroundings_of(sandbox, excluded))
+
+
+def _name(pod: Pod) -> str:
+    return f"{pod.namespace.decode()}/{pod.name.decode()}"

@@ -1,0 +1,48 @@
+"""One pod's entries as rows of the tables, so that writing, comparing and removing them need not know what they say."""
+
+import ctypes
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from bpf.layout import Address, InterfaceKey, NetworkKey, NetworkVerdict, Owner, PortKey, PortRule, Word
+from cni.entries import Entries, Surroundings
+
+# the tables with rows of single pods, beside pods itself
+LASTING = ("port_rules", "networks")
+TABLES = (*LASTING, "routes", "interfaces", "addresses")
+
+
+class Row(NamedTuple):
+    """A key and value of one table, and what they say in words."""
+
+    table: str
+    key: ctypes.Structure
+    value: ctypes.Structure
+    meaning: str
+
+
+def lasting_rows(cookie: int, entries: Entries) -> Iterator[Row]:
+    """What the annotations say: it stays as it is for the pod's life."""
+    for port, rule in entries.port_rules.items():
+        meaning = f"port {port} should be {PortRule(rule)!s}"
+        yield Row("port_rules", PortKey(cookie, port), Word(rule), meaning)
+    for network, verdict in entries.networks.items():
+        meaning = f"range {network} should be {NetworkVerdict(verdict).name}"
+        yield Row("networks", NetworkKey.of(cookie, network), Word(verdict), meaning)
+
+
+def live_rows(cookie: int, surroundings: Surroundings) -> Iterator[Row]:
+    """What the namespace looks like: it changes with it. Addresses come last, as inbound steering starts with them."""
+    for network, ifindex in surroundings.routes.items():
+        meaning = f"route to {network} should leave through interface {ifindex}"
+        yield Row("routes", NetworkKey.of(cookie, network), Word(ifindex), meaning)
+    for ifindex in surroundings.excluded:
+        yield Row("interfaces", InterfaceKey(cookie, ifindex), Word(1), f"interface {ifindex} should be excluded")
+    for ip, ifindex in surroundings.addresses.items():
+        meaning = f"address {ip} should be registered for this pod"
+        yield Row("addresses", Address.of(ip), Owner(cookie, ifindex), meaning)
+
+
+def cookie_of_row(table: str, key: ctypes.Structure, value: ctypes.Structure) -> int:
+    """Whose row it is: the netns cookie, which only addresses have in the value."""
+    return int((value if table == "addresses" else key).cookie)
