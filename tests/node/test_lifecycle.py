@@ -153,7 +153,7 @@ def test_check_names_what_differs(sandboxes: Sandboxes) -> None:
     sandboxes.run("CHECK", attachment)
     with Tables(Pins(sandboxes.node.bpffs)) as tables:
         tables.addresses.put(Address.of(IPv4Address("10.0.0.1")), Owner(1, 1))
-    with pytest.raises(CniFailed, match=r"address 10\.0\.0\.1 is not registered for this pod"):
+    with pytest.raises(CniFailed, match=r"address 10\.0\.0\.1 should be registered for this pod"):
         sandboxes.run("CHECK", attachment)
 
 

@@ -110,10 +110,10 @@ def test_programs_are_swapped_under_load(mesh: Mesh, tmp_path: Path) -> None:
     changed = tmp_path / "changed"
     for package in ("bpf", "cni", "installer"):
         shutil.copytree(REPOSITORY / package, changed / package, ignore=shutil.ignore_patterns("__pycache__"))
-    connect = changed / "bpf" / "connect.c"
-    text = connect.read_text()
+    maps = changed / "bpf" / "maps.h"
+    text = maps.read_text()
     assert text.count("0x7f400000") == 1
-    connect.write_text(text.replace("0x7f400000", "0x7fc00000").replace("127.64.0.0/10", "127.192.0.0/10"))
+    maps.write_text(text.replace("0x7f400000", "0x7fc00000").replace("127.64.0.0/10", "127.192.0.0/10"))
 
     def disturb() -> int:
         mesh.node.agent.terminate()

@@ -1,0 +1,146 @@
+"""The agent keeps up with what happens in pods' namespaces and Pods' statuses after the ADD."""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bpf.layout import Address, Cookie
+from bpf.pins import Pins
+from bpf.tables import Tables
+from tests.lab.node import Node, make_netns
+from tests.lab.pod import Pod
+from tests.lab.waiting import wait_until
+
+SECOND = 1.0  # what is promised
+
+
+def ip(netns: Path, *args: object) -> None:
+    subprocess.run(["ip", "-n", netns.name, *map(str, args)], check=True)
+
+
+def is_registered(tables: Tables, key: Address) -> bool:
+    return tables.addresses.get(key) is not None
+
+
+@pytest.fixture
+def pod(node: Node) -> Pod:
+    return node.pod("alpha", workers=1)
+
+
+@pytest.fixture
+def tables(node: Node) -> Iterator[Tables]:
+    with Tables(Pins(node.bpffs)) as tables:
+        yield tables
+
+
+@pytest.fixture
+def client(node: Node, pod: Pod) -> Iterator[Path]:
+    """A namespace with a second cable to the pod, of which the pod's end is not up yet."""
+    path = node.netns.with_name(f"sidestep-{node.id}-client")
+    make_netns(path)
+    with ExitStack() as undo:
+        undo.callback(subprocess.run, ["ip", "netns", "del", path.name], check=True)
+        ip(path, "link", "add", "eth1", "type", "veth", "peer", "name", "net1", "netns", pod.netns.name)
+        ip(path, "addr", "add", "192.0.2.1/24", "dev", "eth1")
+        ip(path, "addr", "add", "2001:db8:2::1/64", "dev", "eth1", "nodad")
+        ip(path, "link", "set", "eth1", "up")
+        yield path
+
+
+def get(client: Path, address: str) -> str:
+    """Who answers an HTTP request from the client's end, by the connection's fate."""
+    argv = ["curl", "-s", "-g", "--noproxy", "*", "--max-time", "3", f"http://{address}:8080/"]
+    done = subprocess.run(["nsenter", f"--net={client}", *argv], capture_output=True, text=True)
+    return "answered" if done.returncode == 0 else f"curl {done.returncode}"
+
+
+@pytest.mark.parametrize(
+    ("address", "url", "prefix"), [("192.0.2.2", "192.0.2.2", 24), ("2001:db8:2::2", "[2001:db8:2::2]", 64)]
+)
+def test_an_interface_added_to_a_running_pod_is_covered_within_a_second(
+    pod: Pod, client: Path, tables: Tables, address: str, url: str, prefix: int
+) -> None:
+    began = time.monotonic()
+    ip(pod.netns, "addr", "add", f"{address}/{prefix}", "dev", "net1", *(["nodad"] if ":" in address else []))
+    ip(pod.netns, "link", "set", "net1", "up")
+    key = Address.of(ip_address(address))
+    wait_until(lambda: tables.addresses.get(key) is not None, "the new address to be registered", SECOND)
+    assert time.monotonic() - began < SECOND
+    pod.envoy.connections()
+    assert get(client, url) == "answered"
+    assert pod.envoy.next_connection().listener == "inbound"
+
+    ip(pod.netns, "addr", "del", f"{address}/{prefix}", "dev", "net1")
+    wait_until(lambda: tables.addresses.get(key) is None, "the removed address to be forgotten", SECOND)
+
+
+def test_a_changed_primary_address_is_the_new_source(node: Node, pod: Pod) -> None:
+    gamma = node.pod("gamma", mesh=False)
+    net = pod.ip4.packed[:3]
+    new = ".".join(map(str, (*net, 240)))
+    ip(pod.netns, "addr", "add", f"{new}/24", "dev", "eth0")
+    ip(pod.netns, "addr", "del", f"{pod.ip4}/24", "dev", "eth0")  # promotes nothing: the other one is first now
+    ip(pod.netns, "addr", "replace", f"{new}/24", "dev", "eth0")
+    ip(pod.netns, "route", "replace", "default", "via", ".".join(map(str, (*net, 1))))
+
+    def is_seen() -> bool:
+        pod.envoy.connections()
+        if pod.curl(gamma.ip4).pod != "gamma":
+            return False
+        return pod.envoy.next_connection().source.startswith(f"{new}:")
+
+    wait_until(is_seen, "the proxy to see the new address", 3)
+
+
+def test_an_interface_excluded_by_name_may_come_later(node: Node) -> None:
+    pod = node.pod("excluding", annotations={"traffic.sidecar.istio.io/excludeInterfaces": "net1"}, workers=1)
+    with Tables(Pins(node.bpffs)) as tables:
+        assert not list(tables.interfaces.every_key())
+        ip(pod.netns, "link", "add", "net1", "type", "bridge")
+        wait_until(lambda: len(list(tables.interfaces.every_key())) == 1, "the interface to be excluded", SECOND)
+        ip(pod.netns, "addr", "add", "192.0.2.2/24", "dev", "net1")
+        ip(pod.netns, "link", "set", "net1", "up")
+        wait_until(lambda: len(list(tables.routes.every_key())) > 3, "its routes to be known", SECOND)
+        ip(pod.netns, "link", "del", "net1")
+        wait_until(lambda: not list(tables.interfaces.every_key()), "the interface to be forgotten", SECOND)
+
+
+def test_a_namespace_that_goes_without_del_is_forgotten(node: Node) -> None:
+    pod = node.pod("short", envoy=False, app=False)
+    assert node.entries()["pods"] == 1
+    subprocess.run(["ip", "netns", "del", pod.netns.name], check=True)
+    wait_until(lambda: not any(node.entries().values()), "everything of the pod to go", 5)
+
+
+def test_changes_are_followed_across_a_restart_of_the_agent(node: Node, pod: Pod, tables: Tables) -> None:
+    node.agent.terminate()
+    ip(pod.netns, "addr", "add", "192.0.2.7/32", "dev", "eth0")
+    node.agent.start()
+    for address in ("192.0.2.7", "192.0.2.8"):
+        key = Address.of(ip_address(address))
+        wait_until(partial(is_registered, tables, key), f"{address} to be registered", 2)
+        ip(pod.netns, "addr", "replace", "192.0.2.8/32", "dev", "eth0")
+
+
+def test_a_strict_proxy_is_known_by_its_containers_cgroup(node: Node, tables: Tables) -> None:
+    pod = node.pod("strict", annotations={"sidestep.io/strict-proxy": "true"}, envoy=False)
+    gamma = node.pod("gamma", mesh=False)
+    container = "ab" * 32
+    cgroup = pod.cgroup / f"cri-containerd-{container}.scope"
+    cgroup.mkdir()
+    assert pod.curl(gamma.ip4, uid=1337).pod is None
+
+    path = node.pods_dir / "strict.yaml"
+    manifest = yaml.safe_load(path.read_text())
+    status = [{"name": "istio-proxy", "containerID": f"containerd://{container}"}]
+    path.write_text(yaml.safe_dump({**manifest, "status": {"containerStatuses": status}}))
+    wait_until(lambda: bool(list(tables.proxies.every())), "the container to be confirmed", 2)
+    assert [value.quad for _, value in tables.proxies.every()] == [cgroup.stat().st_ino]
+    assert isinstance(next(tables.proxies.every_key()), Cookie)
