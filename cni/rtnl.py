@@ -48,6 +48,8 @@ MAIN_TABLE, LOCAL_TABLE = 254, 255
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
 _RT_SCOPE_HOST, _RTPROT_STATIC = 254, 4
 _FR_ACT_TO_TBL = 1
+_NLM_F_DUMP_INTR = 0x10  # uapi/linux/netlink.h
+_DUMP_TRIES = 10
 _NSID_NONE = 0xFFFFFFFF  # NETNSA_NSID_NOT_ASSIGNED (-1) as pyroute2 reads it; when setting, "any"
 _BUFFER = 1 << 16  # the kernel fills at most 32 KiB a datagram (NLMSG_GOODSIZE and growth)
 
@@ -67,6 +69,7 @@ class Rtnl:
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._parser = MarshalRtnl()
+        self._is_interrupted = False
 
     def __enter__(self) -> "Rtnl":
         return self
@@ -76,7 +79,7 @@ class Rtnl:
 
     def addresses(self) -> Iterator[tuple[IpAddress, int]]:
         """Every address with its interface's index, in the kernel's order: IPv4 first."""
-        for reply in self._ask(ifaddrmsg(), RTM_GETADDR, NLM_F_DUMP):
+        for reply in self._dump(ifaddrmsg(), RTM_GETADDR):
             yield ip_address(reply.get_attr("IFA_LOCAL") or reply.get_attr("IFA_ADDRESS")), reply["index"]
 
     def add_address(self, ip: IpAddress, ifindex: int) -> None:
@@ -89,7 +92,7 @@ class Rtnl:
 
     def links(self) -> Iterator[tuple[str, int]]:
         """Every interface by name, with its index."""
-        for reply in self._ask(ifinfmsg(), RTM_GETLINK, NLM_F_DUMP):
+        for reply in self._dump(ifinfmsg(), RTM_GETLINK):
             yield reply.get_attr("IFLA_IFNAME"), reply["index"]
 
     def routes(self) -> Iterator[Route]:
@@ -111,7 +114,7 @@ class Rtnl:
         for family, everything in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
             request = rtmsg()
             request["family"] = family
-            for reply in self._ask(request, RTM_GETROUTE, NLM_F_DUMP):
+            for reply in self._dump(request, RTM_GETROUTE):
                 if (reply.get_attr("RTA_TABLE") or reply["table"]) == table and reply["type"] == kind:
                     yield reply, ip_network((reply.get_attr("RTA_DST") or everything, reply["dst_len"]))
 
@@ -163,6 +166,15 @@ class Rtnl:
         for _ in self._ask(message, kind, NLM_F_ACK | flags):
             pass
 
+    def _dump(self, message: Any, kind: int) -> list[Any]:
+        """Everything of a kind. The kernel says when something has changed in the middle: then it is asked again."""
+        for _ in range(_DUMP_TRIES):
+            self._is_interrupted = False
+            replies = list(self._ask(message, kind, NLM_F_DUMP))
+            if not self._is_interrupted:
+                break
+        return replies
+
     def _ask(self, message: Any, kind: int, flags: int) -> Iterator[Any]:
         """Send one request and yield the replies up to the end or the acknowledgement. Raises OSError."""
         message["header"].update(type=kind, flags=NLM_F_REQUEST | flags, sequence_number=1)
@@ -170,6 +182,8 @@ class Rtnl:
         self._socket.send(message.data)
         while True:
             for reply in self._parser.parse(self._socket.recv(_BUFFER)):
+                if reply["header"]["flags"] & _NLM_F_DUMP_INTR:
+                    self._is_interrupted = True
                 if reply["header"]["type"] == NLMSG_ERROR:
                     if error := reply["header"]["error"]:
                         raise OSError(error.code, os.strerror(error.code))

@@ -114,9 +114,10 @@ class Watch:
                 continue
             nsid = next((_NSID.unpack(value)[0] for _, kind, value in control if kind == _LISTEN_ALL_NSID), None)
             with self._lock:
-                if nsid is not None and nsid in self._cookies:
+                if nsid is None:  # our own namespace's: other ones number their neighbours differently
+                    gone.update(self._cookies.pop(each) for each in _deleted(data) if each in self._cookies)
+                elif nsid in self._cookies:
                     changed.add(self._cookies[nsid])
-                gone.update(self._cookies.pop(each) for each in _deleted(data) if each in self._cookies)
 
 
 def _deleted(data: bytes) -> Iterator[int]:
