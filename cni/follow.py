@@ -7,7 +7,6 @@ to date. It holds no namespace open: a deleted pod's must go away.
 import threading
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -20,7 +19,8 @@ from cni.entries import excluded_interfaces_of, surroundings_of
 from cni.errors import SandboxInvalid
 from cni.namespaces import find
 from cni.plumbing import is_stale, prepare
-from cni.sandbox import read_routing, read_sandbox
+from cni.rtnl import Rtnl
+from cni.sandbox import Sandbox, look, look_with_routing, visit
 from cni.watch import Watch
 
 log = structlog.get_logger("follow")
@@ -104,12 +104,14 @@ class Follower:
     def _bring_up_to_date(self, cookie: int, netns: int, pod: Pod) -> list[str]:
         excluded = excluded_interfaces_of(pod)
         flags = PodFlags(pod.flags)
-        sandbox = read_sandbox(netns)
-        if is_stale(netns, sandbox, PodFlags.IPV6 in flags):
-            prepare(netns, sandbox, PodFlags.IPV6 in flags, PodFlags.TPROXY in flags)
-        if excluded:
-            sandbox = replace(sandbox, routing=read_routing(netns))
-        return self._enrolments.follow(cookie, surroundings_of(sandbox, excluded))
+
+        def inside(rtnl: Rtnl) -> Sandbox:
+            sandbox = look_with_routing(rtnl) if excluded else look(rtnl)
+            if is_stale(rtnl, sandbox, PodFlags.IPV6 in flags):
+                prepare(rtnl, sandbox, PodFlags.IPV6 in flags, PodFlags.TPROXY in flags)
+            return sandbox
+
+        return self._enrolments.follow(cookie, surroundings_of(visit(netns, inside), excluded))
 
 
 def _name(pod: Pod) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bpf.pins import Descriptor
 from cni.errors import SandboxInvalid
-from cni.sandbox import cookie_of
+from cni.sandbox import own_cookie, visit
 
 
 def find(cookies: Collection[int], proc: Path = Path("/proc")) -> Iterator[tuple[int, int]]:
@@ -31,7 +31,7 @@ def find(cookies: Collection[int], proc: Path = Path("/proc")) -> Iterator[tuple
         except OSError:
             continue
         with Descriptor(opened) as netns, suppress(SandboxInvalid):
-            cookie = cookie_of(netns.fd)
+            cookie = visit(netns.fd, lambda _: own_cookie())
             if cookie in wanted:
                 wanted.discard(cookie)
                 yield cookie, netns.fd

@@ -11,7 +11,7 @@ from pathlib import Path
 from bpf.layout import SPREAD4, SPREAD6
 from cni.errors import SandboxInvalid
 from cni.rtnl import LOCAL_TABLE, IpAddress, IpNetwork, Rtnl
-from cni.sandbox import INBOUND_SOURCE6, Sandbox, visit
+from cni.sandbox import INBOUND_SOURCE6, Sandbox
 
 _LOOPBACK = 1  # ifindex of lo in every namespace
 # Istio's own numbers for TPROXY: the mark of the proxy's connections to the application, and the table for it
@@ -25,41 +25,30 @@ _KEEP_MARK = [
 ]
 
 
-def prepare(netns_fd: int, sandbox: Sandbox, ipv6: bool, tproxy: bool) -> None:
-    """Make a namespace ready for capture; `ipv6` whether that is captured, `tproxy` whether the mode is TPROXY.
+def prepare(rtnl: Rtnl, sandbox: Sandbox, ipv6: bool, tproxy: bool) -> None:
+    """Make the calling thread's namespace ready for capture.
 
-    Raises SandboxInvalid with the kernel's words.
+    `ipv6` is whether that is captured, `tproxy` whether the mode is TPROXY. Raises SandboxInvalid with the kernel's words.
     """
-    families = (4, 6) if ipv6 else (4,)
-
-    def inside() -> None:
-        with Rtnl() as rtnl:
-            if ipv6:
-                _add_inbound_source(rtnl)
-            for version in families:
-                _spread(rtnl, SPREAD4 if version == 4 else SPREAD6, sandbox.routable(version))
-                if tproxy:
-                    _answer_to_proxy(rtnl, version)
+    try:
+        if ipv6:
+            _add_inbound_source(rtnl)
+        for version in (4, 6) if ipv6 else (4,):
+            _spread(rtnl, SPREAD4 if version == 4 else SPREAD6, sandbox.routable(version))
+            if tproxy:
+                _answer_to_proxy(rtnl, version)
         for setting in _KEEP_MARK if tproxy else ():
             with suppress(FileNotFoundError):  # no IPv6 in this kernel
                 setting.write_text("1")
-
-    try:
-        visit(netns_fd, inside)
     except OSError as error:
         raise SandboxInvalid(f"cannot prepare the pod's lo for capture: {error.strerror}") from error
 
 
-def is_stale(netns_fd: int, sandbox: Sandbox, ipv6: bool) -> bool:
-    """Whether the pod's address has changed, or had not settled, since prepare(). Raises SandboxInvalid."""
-
-    def inside() -> bool:
-        with Rtnl() as rtnl:
-            sources = rtnl.local_sources(LOCAL_TABLE)
-        wanted = [(SPREAD4, sandbox.routable(4))] + ([(SPREAD6, sandbox.routable(6))] if ipv6 else [])
-        return any(network not in sources or sources[network] != source for network, source in wanted)
-
-    return visit(netns_fd, inside)
+def is_stale(rtnl: Rtnl, sandbox: Sandbox, ipv6: bool) -> bool:
+    """Whether the pod's address has changed, or had not settled, since prepare()."""
+    sources = rtnl.local_sources(LOCAL_TABLE)
+    wanted = [(SPREAD4, sandbox.routable(4))] + ([(SPREAD6, sandbox.routable(6))] if ipv6 else [])
+    return any(network not in sources or sources[network] != source for network, source in wanted)
 
 
 def _add_inbound_source(rtnl: Rtnl) -> None:

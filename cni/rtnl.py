@@ -64,7 +64,7 @@ class Route:
 
 
 class Rtnl:
-    """Use as a context manager, inside the namespace."""
+    """A conversation with the namespace it is made in, from any thread, one at a time; a context manager."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
@@ -75,6 +75,10 @@ class Rtnl:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
         self._socket.close()
 
     def addresses(self) -> Iterator[tuple[IpAddress, int]]:

@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address
 from typing import TypeVar
 
@@ -80,14 +80,26 @@ def require_netns(fd: int) -> None:
         raise SandboxInvalid("the descriptor passed as CNI_NETNS is a namespace, but not a network namespace")
 
 
-def read_sandbox(netns_fd: int) -> Sandbox:
-    """Cookie and addresses of the namespace behind `netns_fd`. Raises SandboxInvalid when it can't be entered.
+def look(rtnl: Rtnl) -> Sandbox:
+    """Cookie and addresses of the namespace that the calling thread is in, as `rtnl` is."""
+    addresses = tuple(
+        InterfaceAddress(ip, ifindex)
+        for ip, ifindex in rtnl.addresses()
+        # ::6 is on every mesh pod's lo: the programs know it, and an address has one owner
+        if not ip.is_loopback and ip != INBOUND_SOURCE6
+    )
+    return Sandbox(own_cookie(), addresses)
 
-    The cookie is the kernel's name for the namespace (SO_NETNS_COOKIE): unsigned 64-bit, host order, never reused
-    until reboot, and the key of every per-pod map.
-    """
-    require_netns(netns_fd)
-    return visit(netns_fd, lambda: Sandbox(own_cookie(), _addresses()))
+
+def look_with_routing(rtnl: Rtnl) -> Sandbox:
+    """The same with interfaces and the main routing table, of which few pods need to know."""
+    routes: dict[IpNetwork, Route] = {}
+    for route in rtnl.routes():
+        known = routes.get(route.network)
+        if known is None or route.metric < known.metric:
+            routes[route.network] = route
+    routing = Routing(dict(rtnl.links()), {network: route.ifindex for network, route in routes.items()})
+    return replace(look(rtnl), routing=routing)
 
 
 def require_address(sandbox: Sandbox) -> None:
@@ -99,55 +111,34 @@ def require_address(sandbox: Sandbox) -> None:
         )
 
 
-def read_routing(netns_fd: int) -> Routing:
-    """Interfaces and main routing table of the namespace. Raises SandboxInvalid when it can't be entered."""
-    return visit(netns_fd, _routing)
-
-
-def cookie_of(netns_fd: int) -> int:
-    """The kernel's name for a namespace. Raises SandboxInvalid when it can't be entered."""
-    return visit(netns_fd, own_cookie)
-
-
 def own_cookie() -> int:
-    """The cookie of the calling thread's own network namespace."""
+    """The cookie of the calling thread's namespace (SO_NETNS_COOKIE): the key of every per-pod map.
+
+    Unsigned 64-bit, host order, never reused until reboot.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         raw = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
     return int(struct.unpack("=Q", raw)[0])
 
 
-def _addresses() -> tuple[InterfaceAddress, ...]:
-    with Rtnl() as rtnl:
-        return tuple(
-            InterfaceAddress(ip, ifindex)
-            for ip, ifindex in rtnl.addresses()
-            # ::6 is on every mesh pod's lo: the programs know it, and an address has one owner
-            if not ip.is_loopback and ip != INBOUND_SOURCE6
-        )
+def visit(netns_fd: int, work: Callable[[Rtnl], T]) -> T:
+    """Run `work` in a thread inside the namespace and hand back its result or exception.
 
-
-def _routing() -> Routing:
-    with Rtnl() as rtnl:
-        interfaces = dict(rtnl.links())
-        routes: dict[IpNetwork, Route] = {}
-        for route in rtnl.routes():
-            known = routes.get(route.network)
-            if known is None or route.metric < known.metric:
-                routes[route.network] = route
-    return Routing(interfaces, {network: route.ifindex for network, route in routes.items()})
-
-
-def visit(netns_fd: int, work: Callable[[], T]) -> T:
-    """Run `work` in a thread inside the namespace and hand back its result or exception."""
+    Raises SandboxInvalid when the namespace can't be entered, or the kernel refuses something there.
+    """
     outcome: list[T] = []
     failure: list[BaseException] = []
 
     def inside() -> None:
         try:
             if _LIBC.setns(netns_fd, _CLONE_NEWNET) != 0:
-                reason = os.strerror(ctypes.get_errno())
-                raise SandboxInvalid(f"cannot enter the network namespace passed as CNI_NETNS: {reason}")
-            outcome.append(work())
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            with Rtnl() as rtnl:
+                outcome.append(work(rtnl))
+        except OSError as error:
+            failure.append(
+                SandboxInvalid(f"cannot work in the network namespace passed as CNI_NETNS: {error.strerror}")
+            )
         except BaseException as error:
             failure.append(error)
 

@@ -1,7 +1,8 @@
 """The CNI verbs, one function each: what they decide is Istio's, what they write goes through Enrolments."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import structlog
@@ -16,7 +17,8 @@ from cni.membership import skip_reason, skip_unseen
 from cni.plumbing import prepare
 from cni.pod import Pod, PodSource
 from cni.protocol import PodArgs, Request, pod_args
-from cni.sandbox import Sandbox, cookie_of, own_cookie, read_routing, read_sandbox, require_address, require_netns
+from cni.rtnl import Rtnl
+from cni.sandbox import Sandbox, look, look_with_routing, own_cookie, require_address, require_netns, visit
 
 log = structlog.get_logger("cni")
 Output = dict[str, Any] | None
@@ -29,6 +31,7 @@ class Verbs:
     pods: PodSource
     enrolments: Enrolments
     follower: Follower
+    host_cookie: int = field(default_factory=own_cookie)
 
     def run(self, request: Request, netns_fd: int | None) -> Output:
         """Answer a request; what is returned the shim prints. Raises CniError."""
@@ -48,15 +51,8 @@ class Verbs:
         if pod is None:
             return request.result
         policy = policy_of(pod)
-        netns = _required(netns_fd)
-        cookie = _cookie(netns)
-        # before the first look: what changes from now on is seen by one or the other
-        self.follower.watch(cookie, netns)
-        try:
-            entries = self._enrol(request, pod, policy, netns)
-        except BaseException:
-            self.follower.forget(cookie)
-            raise
+        netns = _netns(netns_fd)
+        entries, cookie = self._enrol(request, pod, policy, netns)
         log.info(
             "pod.enrolled",
             pod=str(entries.identity),
@@ -72,12 +68,35 @@ class Verbs:
             )
         return request.result
 
-    def _enrol(self, request: Request, pod: Pod, policy: CapturePolicy, netns: int) -> Entries:
-        sandbox = _look(netns, policy)
-        prepare(netns, sandbox, sandbox.captures_ipv6(policy.dual_stack), policy.mode == "TPROXY")
-        entries = _entries(request, pod, policy, sandbox, netns)
-        self.enrolments.add(sandbox.cookie, entries, netns)
-        return entries
+    def _enrol(self, request: Request, pod: Pod, policy: CapturePolicy, netns: int) -> tuple[Entries, int]:
+        ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
+        sandbox = visit(netns, partial(self._settle_in, netns, policy))
+        try:
+            entries = entries_of(_identity(request, pod), policy, sandbox, ids)
+            self.enrolments.add(sandbox.cookie, entries, netns)
+        except BaseException:
+            self.follower.forget(sandbox.cookie)
+            raise
+        return entries, sandbox.cookie
+
+    def _settle_in(self, netns: int, policy: CapturePolicy, rtnl: Rtnl) -> Sandbox:
+        """Inside the namespace: look, prepare, follow, look again. What changes after that will be heard of."""
+        sandbox = self._pods_own(look(rtnl))
+        require_address(sandbox)
+        prepare(rtnl, sandbox, sandbox.captures_ipv6(policy.dual_stack), policy.mode == "TPROXY")
+        self.follower.watch(sandbox.cookie, netns)
+        return self._look_again(policy, rtnl)
+
+    def _look_again(self, policy: CapturePolicy, rtnl: Rtnl) -> Sandbox:
+        return self._pods_own(look_with_routing(rtnl) if policy.exclude_interfaces else look(rtnl))
+
+    def _pods_own(self, sandbox: Sandbox) -> Sandbox:
+        """The sandbox, unless it is the node. Raises SandboxInvalid."""
+        if sandbox.cookie == self.host_cookie:
+            raise SandboxInvalid(
+                "CNI_NETNS is the host's own network namespace; pods with hostNetwork are never captured"
+            )
+        return sandbox
 
     def delete(self, request: Request, netns_fd: int | None) -> Output:
         """Forget what this attachment enrolled; unknown ones are fine, and the namespace is not needed."""
@@ -90,13 +109,13 @@ class Verbs:
     def check(self, request: Request, netns_fd: int | None) -> Output:
         """Compare the maps with what the Pod asks for now. Raises CheckFailed saying what differs."""
         pod = self._mesh_pod(pod_args(request.args), request)
-        netns = _required(netns_fd)
-        _cookie(netns)
+        netns = _netns(netns_fd)
+        policy = policy_of(pod) if pod else CapturePolicy()
+        sandbox = visit(netns, partial(self._look_again, policy))
         if pod is None:
             return None
-        policy = policy_of(pod)
-        sandbox = _look(netns, policy)
-        entries = _entries(request, pod, policy, sandbox, netns)
+        ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
+        entries = entries_of(_identity(request, pod), policy, sandbox, ids)
         if found := self.enrolments.differences(sandbox.cookie, entries):
             raise CheckFailed(
                 f"{entries.identity} is not registered as its Pod asks: {found[0]}",
@@ -138,24 +157,8 @@ class Verbs:
         return pod
 
 
-def _cookie(netns: int) -> int:
-    """The namespace's cookie. Raises SandboxInvalid for the host's own."""
-    require_netns(netns)
-    cookie = cookie_of(netns)
-    if cookie == own_cookie():
-        raise SandboxInvalid("CNI_NETNS is the host's own network namespace; pods with hostNetwork are never captured")
-    return cookie
-
-
-def _look(netns: int, policy: CapturePolicy) -> Sandbox:
-    """The sandbox, with its routing where the policy excludes interfaces."""
-    sandbox = read_sandbox(netns)
-    require_address(sandbox)
-    return replace(sandbox, routing=read_routing(netns)) if policy.exclude_interfaces else sandbox
-
-
-def _entries(request: Request, pod: Pod, policy: CapturePolicy, sandbox: Sandbox, netns: int) -> Entries:
-    identity = Identity(
+def _identity(request: Request, pod: Pod) -> Identity:
+    return Identity(
         uid=pod.uid or "",
         name=pod.name,
         namespace=pod.namespace,
@@ -163,13 +166,13 @@ def _entries(request: Request, pod: Pod, policy: CapturePolicy, sandbox: Sandbox
         network=request.config.name,
         ifname=request.ifname,
     )
-    return entries_of(identity, policy, sandbox, outside_ids(netns, policy.proxy_uid, policy.proxy_gid))
 
 
-def _required(netns_fd: int | None) -> int:
+def _netns(netns_fd: int | None) -> int:
     if netns_fd is None:
         raise SandboxInvalid(
             "the request came without a network namespace; the shim passes CNI_NETNS as a file descriptor",
             code=Code.INVALID_ENVIRONMENT,
         )
+    require_netns(netns_fd)
     return netns_fd

@@ -46,6 +46,7 @@ class Watch:
         """`receive_buffer` is in bytes. Raises OSError when the kernel does not let us listen."""
         self._cookies: dict[int, int] = {}  # by nsid
         self._lock = threading.Lock()
+        self._asking = Rtnl()  # opened here: a socket stays in the namespace it was made in
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
         )
@@ -58,10 +59,8 @@ class Watch:
 
     def add(self, cookie: int, netns_fd: int) -> None:
         """Watch a namespace; again does no harm. Raises OSError."""
-        with Rtnl() as rtnl:
-            nsid = rtnl.nsid_of(netns_fd)
         with self._lock:
-            self._cookies[nsid] = cookie
+            self._cookies[self._asking.nsid_of(netns_fd)] = cookie
 
     def remove(self, cookie: int) -> None:
         """Watch it no more."""
@@ -95,6 +94,7 @@ class Watch:
     def close(self) -> None:
         """Stop listening."""
         self._socket.close()
+        self._asking.close()
         os.close(self._waking)
 
     def _drain(self) -> Changes:

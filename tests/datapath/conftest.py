@@ -21,7 +21,7 @@ from cni.enroll import Enrolments
 from cni.entries import Entries, Identity, entries_of
 from cni.ids import outside_ids
 from cni.plumbing import prepare
-from cni.sandbox import Sandbox, read_routing, read_sandbox
+from cni.sandbox import Sandbox, look_with_routing, visit
 from tests.lab.inside import PYTHON, popen
 
 STANDIN = Path(__file__).with_name("standin.py")
@@ -117,7 +117,7 @@ class Wire:
         identity = Identity("uid", "pod", "default", f"container-{self.sandbox.cookie}", "net", "eth0")
         with self.pod.path.open() as netns:
             ipv6 = self.sandbox.captures_ipv6(policy.dual_stack)
-            prepare(netns.fileno(), self.sandbox, ipv6, policy.mode == "TPROXY")
+            visit(netns.fileno(), lambda rtnl: prepare(rtnl, self.sandbox, ipv6, policy.mode == "TPROXY"))
             ids = outside_ids(netns.fileno(), policy.proxy_uid, policy.proxy_gid)
             entries = entries_of(identity, policy, self.sandbox, ids)
             self.kernel.enrolments.add(self.sandbox.cookie, entries, netns.fileno())
@@ -140,9 +140,8 @@ class Wire:
 def look(netns: Path) -> Sandbox:
     """A namespace as ADD sees it, less link-local addresses: they come late and are not what the tests are about."""
     with netns.open() as opened:
-        sandbox, routing = read_sandbox(opened.fileno()), read_routing(opened.fileno())
-    addresses = tuple(each for each in sandbox.addresses if not each.ip.is_link_local)
-    return replace(sandbox, addresses=addresses, routing=routing)
+        sandbox = visit(opened.fileno(), look_with_routing)
+    return replace(sandbox, addresses=tuple(each for each in sandbox.addresses if not each.ip.is_link_local))
 
 
 @contextmanager
