@@ -41,12 +41,15 @@ static __always_inline void spread_over_loopback(const struct destination *origi
         *to = (struct address){.word = {SPREAD6_WORD0, SPREAD6_WORD1, a->word[3] ^ a->word[2], hash}};
 }
 
-/* Istio's listeners for the proxy's self-calls and for DNS may be on 127.0.0.1 or ::1 alone, so those are not spread. */
+/*
+ * Istio's listeners for the proxy's self-calls and for DNS may be on 127.0.0.1 or ::1 alone, so those are not spread; nor
+ * is what goes to loopback anyway, and comes from there.
+ */
 static __always_inline void rewritten_destination(const struct destination *original, enum verdict verdict,
                                                   struct destination *to)
 {
     to->family = original->family;
-    if (verdict == VERDICT_OUTBOUND)
+    if (verdict == VERDICT_OUTBOUND && !is_on_lo(&original->address))
         spread_over_loopback(original, &to->address);
     else if (original->family == AF_INET)
         to->address = address_of_ip4(swap32(LOOPBACK4));
@@ -89,8 +92,8 @@ static __always_inline bool remember_original(struct bpf_sock *sk, const struct 
 
 /*
  * Bind the source that the connection would have had, so that the proxy sees it. The kernel refuses when the socket has a
- * port but no address: then a spread destination has the route choose the pod's first address, and a self-call dials
- * the proxy at the pod's own address, whose natural source is the same.
+ * port but no address: then a spread destination has the route choose the pod's first address, and what goes to the pod
+ * itself dials the proxy at the pod's own address, whose natural source is the same.
  */
 static __always_inline bool bind_source4(struct bpf_sock_addr *ctx, const struct address *address)
 {
@@ -142,7 +145,7 @@ int ss_connect4(struct bpf_sock_addr *ctx)
     rewritten_destination(&to, verdict, &proxy);
     if (is_unspecified(&source) && !is_on_lo(&to.address)) {
         source = source_for(pod, cookie, &to);
-        if (!bind_source4(ctx, &source) && verdict == VERDICT_INBOUND)
+        if (!bind_source4(ctx, &source) && verdict != VERDICT_DNS && is_own_address(cookie, &to.address))
             proxy.address = to.address;
     }
     ctx->user_ip4 = proxy.address.word[3];
@@ -185,7 +188,7 @@ int ss_connect6(struct bpf_sock_addr *ctx)
     rewritten_destination(&to, verdict, &proxy);
     if (is_unspecified(&source) && !is_on_lo(&to.address)) {
         source = source_for(pod, cookie, &to);
-        if (!bind_source6(ctx, &source) && verdict == VERDICT_INBOUND)
+        if (!bind_source6(ctx, &source) && verdict != VERDICT_DNS && is_own_address(cookie, &to.address))
             proxy.address = to.address;
     }
     ctx->user_ip6[0] = proxy.address.word[0];

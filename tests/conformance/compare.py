@@ -49,7 +49,24 @@ def _is_forwarded(config: Config, probe: Probe, differing: Differing) -> bool:
     return probe.kind == "transit"
 
 
+def _asks_under_an_alias(config: Config, probe: Probe, differing: Differing) -> bool:
+    """Only under which address the resolver sees the queries to the second nameserver and further ones."""
+    if set(differing) != {"answers"} or len(probe.destinations) < 2:
+        return False
+    left, right = differing["answers"]
+    assert isinstance(left, list) and isinstance(right, list)
+    return left[0] == right[0] and [{**each, "source": None} for each in left] == [
+        {**each, "source": None} for each in right
+    ]
+
+
+def _answers_without_lo(config: Config, probe: Probe, differing: Differing) -> bool:
+    return probe.mark != 0 and "lo" in config.policy.exclude_interfaces
+
+
 INTENDED = (
+    Intended("Several nameservers on one socket are told apart by aliases", _asks_under_an_alias),
+    Intended("TPROXY works with lo excluded", _answers_without_lo),
     Intended("A port in use towards two destinations stays what it is", _keeps_its_port),
     Intended("Packets that a pod forwards are not captured", _is_forwarded),
 )

@@ -127,9 +127,9 @@ def _outbound(config: Config) -> Iterator[Kind]:
     yield Kind("out.opened-by-proxy-connected-by-app", "remote", 80, owner, options=(("connector", APP),))
     yield Kind("out.app.from-own", "remote", 80, source="own")
     yield Kind("out.app.from-own2", "remote", 80, source="own2")
-    yield Kind("out.app.from-own-port", "remote", 80, source="own", options=(("source_port", 45001),))
-    yield Kind("out.app.from-any-port", "remote", 80, source="any", options=(("source_port", 45002),))
-    two = (("source_port", 45003), ("held", True))
+    yield Kind("out.app.from-own-port", "remote", 80, source="own", options=(("source_port", 25001),))
+    yield Kind("out.app.from-any-port", "remote", 80, source="any", options=(("source_port", 25002),))
+    two = (("source_port", 25003), ("held", True))
     yield Kind("out.app.one-port-two-remotes", "remote", 80, source="own", more=("remote2",), options=two)
     yield Kind("out.app.any-port-two-remotes", "remote", 80, source="any", more=("remote2",), options=two)
     yield Kind("udp.app.80", "remote", 80, options=(("protocol", "udp"),))
@@ -157,8 +157,8 @@ def _loopback(config: Config) -> Iterator[Kind]:
     for who, ids in (("app", APP), ("proxy", proxy), ("proxygid", by_gid)):
         yield Kind(f"lo.{who}.own.src6", "own", 8080, ids, source="src6")
     yield Kind("lo.proxy.own.from-own", "own", 8080, proxy, source="own")
-    yield Kind("lo.proxy.own.any-port", "own", 8080, proxy, source="any", options=(("source_port", 45004),))
-    yield Kind("lo.app.own.any-port", "own", 8080, source="any", options=(("source_port", 45005),))
+    yield Kind("lo.proxy.own.any-port", "own", 8080, proxy, source="any", options=(("source_port", 25004),))
+    yield Kind("lo.app.own.any-port", "own", 8080, source="any", options=(("source_port", 25005),))
     yield Kind("lo.proxy.own.53", "own", 53, proxy)
     yield Kind("lo.proxygid.own.53", "own", 53, by_gid)
 
@@ -171,7 +171,7 @@ def _inbound() -> Iterator[Kind]:
     yield Kind("in.eth1", "own-eth1", 8080, ROOT, "4 6", options=beyond)
     yield Kind("in.eth1.by-eth0", "own-eth1-by-eth0", 8080, ROOT, "4 6", options=peer)
     yield Kind("in.udp.80", "own", 80, ROOT, "4 6", options=(("protocol", "udp"), *peer))
-    held = (("source_port", 45006), ("held", True), *peer)
+    held = (("source_port", 25006), ("held", True), *peer)
     yield Kind("in.one-port-two-addresses", "own", 8080, ROOT, "4 6", more=("own2",), source="any", options=held)
     yield Kind("transit", "behind-eth1", 80, ROOT, "4 6", options=peer)
 
@@ -189,7 +189,7 @@ def _dns(config: Config) -> Iterator[Kind]:
     several = (("protocol", "udp"), ("how", "unconnected"))
     yield Kind("dns.udp.app.two-nameservers", "remote", 53, more=("remote2",), options=several)
     yield Kind("dns.udp.app.three-nameservers", "remote", 53, more=("remote2", "lo"), options=several)
-    bound = (("protocol", "udp"), ("source_port", 45007))
+    bound = (("protocol", "udp"), ("source_port", 25007))
     yield Kind("dns.udp.app.from-own", "remote", 53, source="own", options=(*bound, ("how", "unconnected")))
     yield Kind("dns.udp.app.any-port", "remote", 53, source="any", options=(*bound, ("how", "unconnected")))
 

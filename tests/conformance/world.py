@@ -28,6 +28,7 @@ Seen = dict[str, Any]
 _APPS = (22, 53, 80, 443, 5555, 8080, 15002, 15008, 15020, 15021, 15090)
 _SERVERS = (22, 53, 80, 443, 5555, 8080, 15001, 15006, 15008, 15020, 15021, 15090)
 _PEER4, _PEER6 = ("203.0.113.0/24", "198.51.100.0/24"), ("2001:db8::/32",)
+_MACS = tuple(f"02:00:00:00:00:0{number}" for number in range(1, 5))
 _BEYOND4, _BEYOND6 = "10.99.0.0/24", "fd99::/64"
 
 
@@ -165,8 +166,8 @@ def _servers(who: str) -> dict[str, Any]:
 def _connect(config: Config, ends: dict[str, Path]) -> None:
     """Cables, addresses and routes."""
     pod, peer, beyond = ends["pod"], ends["peer"], ends["beyond"]
-    _ip(pod, [f"link add eth0 type veth peer name eth0 netns {peer.name}"])
-    _ip(pod, [f"link add eth1 type veth peer name eth1 netns {beyond.name}"])
+    for name, other, (inside, outside) in (("eth0", peer, _MACS[:2]), ("eth1", beyond, _MACS[2:])):
+        _ip(pod, [f"link add {name} address {inside} type veth peer name {name} address {outside} netns {other.name}"])
     settings = "for each in ipv4/conf/all/rp_filter ipv4/conf/eth0/rp_filter; do echo 0 > /proc/sys/net/$each; done; "
     settings += "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding"
     subprocess.run(["nsenter", f"--net={pod}", "sh", "-c", settings], check=True)
@@ -186,10 +187,19 @@ def _connect(config: Config, ends: dict[str, Path]) -> None:
     _ip(peer, ["route add fd21::3 via fd20::2", f"route add {_BEYOND6} via fd20::2"])
     _ip(beyond, [f"route add local {network} dev lo" for network in (_BEYOND4, _BEYOND6)])
     _ip(beyond, ["route add 10.20.0.0/24 via 10.21.0.2", "route add fd20::/64 via fd21::2"])
+    _introduce(pod, {"eth0": ("10.20.0.1 fd20::1", _MACS[1]), "eth1": ("10.21.0.1 fd21::1", _MACS[3])})
+    _introduce(peer, {"eth0": ("10.20.0.2 10.20.0.3 fd20::2 fd20::3", _MACS[0])})
+    _introduce(beyond, {"eth1": ("10.21.0.2 10.21.0.3 fd21::2 fd21::3", _MACS[2])})
     if 4 in config.families:
         _ip(pod, ["route add default via 10.20.0.1", f"route add {_BEYOND4} via 10.21.0.1"])
     if 6 in config.families:
         _ip(pod, ["route add default via fd20::1", f"route add {_BEYOND6} via fd21::1"])
+
+
+def _introduce(netns: Path, neighbours: dict[str, tuple[str, str]]) -> None:
+    """Tell who has which address: asking takes up to a second each."""
+    for name, (addresses, mac) in neighbours.items():
+        _ip(netns, [f"neigh replace {each} lladdr {mac} dev {name} nud permanent" for each in addresses.split()])
 
 
 def _ip(netns: Path, commands: list[str], *options: str) -> None:
