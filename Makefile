@@ -15,6 +15,7 @@ help:
 	@echo 'make test           every test, with lint and types'
 	@echo 'make lint           ruff, mypy --strict, import-linter'
 	@echo 'make bench-cni      a whole ADD through the shim beside iptables-restore, interleaved'
+	@echo 'make bench-connect  whether connect() costs more with more rules or more pods'
 	@echo 'make bench-agent    how long a cold start, a warm start and a swap of the programs take'
 	@echo 'make shim           build/sidestep-cni, static'
 	@echo 'make clean          remove what make made; labs of dead owners with it'
@@ -57,6 +58,9 @@ lint: setup
 bench-cni: setup shim
 	@$(PYTHON) -m tests.bench.cni
 
+bench-connect: setup
+	@$(PYTHON) -m tests.bench.connect
+
 bench-agent: setup
 	@$(PYTHON) -m tests.bench.agent
 
@@ -65,4 +69,4 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup shim demo test lint bench-cni bench-agent clean
+.PHONY: help setup shim demo test lint bench-cni bench-connect bench-agent clean
