@@ -16,6 +16,7 @@ help:
 	@echo 'make conformance    every kind of connection, with Istio'"'"'s rules and with sidestep, compared'
 	@echo 'make lint           ruff, mypy --strict, import-linter'
 	@echo 'make bench-cni      a whole ADD through the shim beside iptables-restore, interleaved'
+	@echo 'make bench-connect  whether connect() costs more with more rules or more pods'
 	@echo 'make bench-agent    how long a cold start, a warm start and a swap of the programs take'
 	@echo 'make shim           build/sidestep-cni, static'
 	@echo 'make clean          remove what make made; labs of dead owners with it'
@@ -61,6 +62,9 @@ conformance: setup shim
 bench-cni: setup shim
 	@$(PYTHON) -m tests.bench.cni
 
+bench-connect: setup
+	@$(PYTHON) -m tests.bench.connect
+
 bench-agent: setup
 	@$(PYTHON) -m tests.bench.agent
 
@@ -69,4 +73,4 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup shim demo test conformance lint bench-cni bench-agent clean
+.PHONY: help setup shim demo test conformance lint bench-cni bench-connect bench-agent clean
