@@ -13,6 +13,7 @@ WORKERS ?= 2
 help:
 	@echo 'make demo [KEEP=1]  a small mesh on this machine, and who got each connection'
 	@echo 'make test           every test, with lint and types'
+	@echo 'make conformance    every kind of connection, with Istio'"'"'s rules and with sidestep, compared'
 	@echo 'make lint           ruff, mypy --strict, import-linter'
 	@echo 'make bench-cni      a whole ADD through the shim beside iptables-restore, interleaved'
 	@echo 'make bench-connect  whether connect() costs more with more rules or more pods'
@@ -55,6 +56,9 @@ lint: setup
 	@$(PYTHON) -m mypy
 	@.venv/bin/lint-imports --no-cache | tail -3
 
+conformance: setup shim
+	@$(PYTHON) -m tests.conformance
+
 bench-cni: setup shim
 	@$(PYTHON) -m tests.bench.cni
 
@@ -69,4 +73,4 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup shim demo test lint bench-cni bench-connect bench-agent clean
+.PHONY: help setup shim demo test conformance lint bench-cni bench-connect bench-agent clean

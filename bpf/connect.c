@@ -41,12 +41,15 @@ static __always_inline void spread_over_loopback(const struct destination *origi
         *to = (struct address){.word = {SPREAD6_WORD0, SPREAD6_WORD1, a->word[3] ^ a->word[2], hash}};
 }
 
-/* Istio's listeners for the proxy's self-calls and for DNS may be on 127.0.0.1 or ::1 alone, so those are not spread. */
+/*
+ * Istio's listeners for the proxy's self-calls and for DNS may be on 127.0.0.1 or ::1 alone, so those are not spread; nor
+ * is what goes to loopback anyway, and comes from there.
+ */
 static __always_inline void rewritten_destination(const struct destination *original, enum verdict verdict,
                                                   struct destination *to)
 {
     to->family = original->family;
-    if (verdict == VERDICT_OUTBOUND)
+    if (verdict == VERDICT_OUTBOUND && !is_on_lo(&original->address))
         spread_over_loopback(original, &to->address);
     else if (original->family == AF_INET)
         to->address = address_of_ip4(swap32(LOOPBACK4));
@@ -88,19 +91,20 @@ static __always_inline bool remember_original(struct bpf_sock *sk, const struct 
 }
 
 /*
- * Bind the pod's address as source, so that the proxy sees it. False when the socket has a port but no address, for which
- * the kernel refuses a second bind: dialling a spread address then has the route choose the same source.
+ * Bind the source that the connection would have had, so that the proxy sees it. The kernel refuses when the socket has a
+ * port but no address: then a spread destination has the route choose the pod's first address, and what goes to the pod
+ * itself dials the proxy at the pod's own address, whose natural source is the same.
  */
-static __always_inline bool bind_source4(struct bpf_sock_addr *ctx, const struct pod *pod)
+static __always_inline bool bind_source4(struct bpf_sock_addr *ctx, const struct address *address)
 {
-    struct bind4 source = {.family = AF_INET, .ip4 = pod->source4.word[3]};
+    struct bind4 source = {.family = AF_INET, .ip4 = address->word[3]};
 
     return bpf_bind(ctx, (void *)&source, sizeof(source)) == 0;
 }
 
-static __always_inline bool bind_source6(struct bpf_sock_addr *ctx, const struct pod *pod, __u32 family)
+static __always_inline bool bind_source6(struct bpf_sock_addr *ctx, const struct address *address)
 {
-    struct bind6 source = {.family = AF_INET6, .address = family == AF_INET ? pod->source4 : pod->source6};
+    struct bind6 source = {.family = AF_INET6, .address = *address};
 
     return bpf_bind(ctx, (void *)&source, sizeof(source)) == 0;
 }
@@ -139,8 +143,11 @@ int ss_connect4(struct bpf_sock_addr *ctx)
         return REFUSE;
 
     rewritten_destination(&to, verdict, &proxy);
-    if (is_unspecified(&source) && !is_on_lo(&to.address) && !bind_source4(ctx, pod) && verdict == VERDICT_INBOUND)
-        spread_over_loopback(&to, &proxy.address);
+    if (is_unspecified(&source) && !is_on_lo(&to.address)) {
+        source = source_for(pod, cookie, &to);
+        if (!bind_source4(ctx, &source) && verdict != VERDICT_DNS && is_own_address(cookie, &to.address))
+            proxy.address = to.address;
+    }
     ctx->user_ip4 = proxy.address.word[3];
     ctx->user_port = proxy.port_be;
     return ALLOW;
@@ -179,9 +186,11 @@ int ss_connect6(struct bpf_sock_addr *ctx)
         return REFUSE;
 
     rewritten_destination(&to, verdict, &proxy);
-    if (is_unspecified(&source) && !is_on_lo(&to.address) && !bind_source6(ctx, pod, to.family)
-        && verdict == VERDICT_INBOUND)
-        spread_over_loopback(&to, &proxy.address);
+    if (is_unspecified(&source) && !is_on_lo(&to.address)) {
+        source = source_for(pod, cookie, &to);
+        if (!bind_source6(ctx, &source) && verdict != VERDICT_DNS && is_own_address(cookie, &to.address))
+            proxy.address = to.address;
+    }
     ctx->user_ip6[0] = proxy.address.word[0];
     ctx->user_ip6[1] = proxy.address.word[1];
     ctx->user_ip6[2] = proxy.address.word[2];

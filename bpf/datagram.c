@@ -89,7 +89,7 @@ int ss_sendmsg4(struct bpf_sock_addr *ctx)
 {
     __u64 cookie = bpf_get_netns_cookie(ctx);
     struct pod *pod = pods.lookup(&cookie);
-    struct address source, alias;
+    struct address source, own, alias;
     struct bpf_sock *sk = ctx->sk;
     struct destination to = {};
     enum verdict verdict;
@@ -112,7 +112,8 @@ int ss_sendmsg4(struct bpf_sock_addr *ctx)
     verdict = decide_query(pod, cookie, sk, &to, &source, &slot);
     if (verdict != VERDICT_DNS)
         return verdict == VERDICT_REFUSE ? REFUSE : ALLOW;
-    alias = source_of_query(&to, &source, &pod->source4, slot);
+    own = source_for(pod, cookie, &to);
+    alias = source_of_query(&to, &source, &own, slot);
     if (!is_unspecified(&alias))
         ctx->msg_src_ip4 = alias.word[3];
     ctx->user_ip4 = swap32(LOOPBACK4);
@@ -124,7 +125,7 @@ int ss_sendmsg6(struct bpf_sock_addr *ctx)
 {
     __u64 cookie = bpf_get_netns_cookie(ctx);
     struct pod *pod = pods.lookup(&cookie);
-    struct address source, alias;
+    struct address source, own, alias;
     struct bpf_sock *sk = ctx->sk;
     struct destination to = {};
     enum verdict verdict;
@@ -154,7 +155,8 @@ int ss_sendmsg6(struct bpf_sock_addr *ctx)
         verdict = decide_query(pod, cookie, sk, &to, &source, &slot);
         if (verdict != VERDICT_DNS)
             return verdict == VERDICT_REFUSE ? REFUSE : ALLOW;
-        alias = source_of_query(&to, &source, &pod->source6, slot);
+        own = source_for(pod, cookie, &to);
+        alias = source_of_query(&to, &source, &own, slot);
         ctx->user_ip6[0] = 0;
         ctx->user_ip6[1] = 0;
         ctx->user_ip6[2] = 0;

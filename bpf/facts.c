@@ -51,7 +51,7 @@ static __always_inline bool leaves_excluded(const struct pod *pod, __u64 cookie,
 {
     struct network_key key = host_key(cookie, to);
     __u32 ifindex = sk->bound_dev_if;
-    __u32 *route;
+    struct route *route;
 
     if (!(pod->flags & POD_INTERFACES))
         return false;
@@ -60,7 +60,24 @@ static __always_inline bool leaves_excluded(const struct pod *pod, __u64 cookie,
     if (ifindex)
         return is_excluded_interface(pod, cookie, ifindex);
     route = routes.lookup(&key);
-    return route && is_excluded_interface(pod, cookie, *route);
+    return route && is_excluded_interface(pod, cookie, route->ifindex);
+}
+
+/* The address that the kernel would choose as source for a destination, were it not rewritten. */
+static __always_inline struct address source_for(const struct pod *pod, __u64 cookie, struct destination *to)
+{
+    struct network_key key = host_key(cookie, to);
+    struct owner *owner = addresses.lookup(&to->address);
+    struct route *route;
+
+    if (owner && owner->cookie == cookie)
+        return owner->source;
+    if (pod->flags & POD_ROUTES) {
+        route = routes.lookup(&key);
+        if (route && !is_unspecified(&route->source))
+            return route->source;
+    }
+    return to->family == AF_INET ? pod->source4 : pod->source6;
 }
 
 /* Gather the facts and decide. `source` is what the socket is bound to. */

@@ -34,6 +34,7 @@ class PodFlags(IntFlag):
     TPROXY = 1 << 8
     EARLY_OUTBOUND = 1 << 9
     STRICT = 1 << 10
+    ROUTES = 1 << 11
 
 
 class PortRule(IntFlag):
@@ -121,7 +122,13 @@ class NetworkKey(ctypes.Structure):
 class Owner(ctypes.Structure):
     """Whose address it is."""
 
-    _fields_ = [("cookie", U64), ("ifindex", U32), ("zero32", U32)]
+    _fields_ = [("cookie", U64), ("ifindex", U32), ("zero32", U32), ("source", Address)]
+
+
+class Route(ctypes.Structure):
+    """Where packets leave and from which address."""
+
+    _fields_ = [("ifindex", U32), ("source", Address)]
 
 
 class InterfaceKey(ctypes.Structure):
@@ -197,7 +204,7 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "addresses": (Address, Owner),
     "port_rules": (PortKey, Word),
     "networks": (NetworkKey, Word),
-    "routes": (NetworkKey, Word),
+    "routes": (NetworkKey, Route),
     "interfaces": (InterfaceKey, Word),
     "proxies": (Cookie, Quad),
     "started": (Cookie, Word),
@@ -214,6 +221,7 @@ MIRRORS: dict[str, type[ctypes.Structure]] = {
     "port_key": PortKey,
     "network_key": NetworkKey,
     "owner": Owner,
+    "route": Route,
     "interface_key": InterfaceKey,
     "listener_key": ListenerKey,
     "connection_key": ConnectionKey,

@@ -60,11 +60,12 @@ struct address {
 #define POD_PORT_RULES (1u << 3)        /* the pod has entries in port_rules */
 #define POD_NETWORKS (1u << 4)          /* the pod has entries in networks */
 #define POD_LOOPBACK_INCLUDED (1u << 5) /* an included range starts in 127/8 or is ::1: rule O3b is left out */
-#define POD_INTERFACES (1u << 6)        /* the pod excludes interfaces: it has entries in interfaces and routes */
+#define POD_INTERFACES (1u << 6)        /* the pod excludes interfaces */
 #define POD_DNS (1u << 7)               /* DNS goes to the agent's resolver */
 #define POD_TPROXY (1u << 8)            /* interceptionMode TPROXY */
 #define POD_EARLY_OUTBOUND (1u << 9)    /* outbound passes until the proxy has listened for the first time */
 #define POD_STRICT (1u << 10)           /* only the container in proxies counts as the proxy */
+#define POD_ROUTES (1u << 11)           /* the pod has entries in routes: it excludes interfaces, or has several */
 
 /* One mesh pod: the decision's constants first, then who it is, so that maps can be matched with pods after a crash. */
 struct pod {
@@ -111,8 +112,15 @@ struct network_key {
 
 struct owner {
     __u64 cookie;
-    __u32 ifindex; /* interface of the pod that has the address */
+    __u32 ifindex;         /* interface of the pod that has the address */
     __u32 zero32;
+    struct address source; /* what a connection of the pod to this address comes from */
+};
+
+/* Where packets for a prefix leave, and with which of the pod's addresses. */
+struct route {
+    __u32 ifindex;
+    struct address source; /* all zero when not known */
 };
 
 /* interfaces of one pod that it excludes, by their index in its namespace */
@@ -196,8 +204,8 @@ TABLE("hash", struct port_key, __u32, port_rules, MAX_PORT_RULES, NO_PREALLOC)
 /* agent → connect; include and exclude ranges, longest prefix within the cookie */
 TABLE("lpm_trie", struct network_key, __u32, networks, MAX_NETWORKS, NO_PREALLOC)
 
-/* agent → connect; where routes of pods that exclude interfaces leave, longest prefix within the cookie → ifindex */
-TABLE("lpm_trie", struct network_key, __u32, routes, MAX_ROUTES, NO_PREALLOC)
+/* agent → connect; the main routing table of pods with POD_ROUTES, longest prefix within the cookie */
+TABLE("lpm_trie", struct network_key, struct route, routes, MAX_ROUTES, NO_PREALLOC)
 
 /* agent → connect, lookup; excluded interfaces, the value says nothing */
 TABLE("hash", struct interface_key, __u32, interfaces, MAX_INTERFACES, NO_PREALLOC)

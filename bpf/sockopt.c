@@ -102,6 +102,7 @@ int ss_getsockopt(struct bpf_sockopt *ctx)
     struct destination to = {};
     struct socket_state *state;
     struct bpf_sock *sk;
+    struct pod *pod;
     __u64 cookie;
 
     if (ctx->optname != ORIGINAL_DST || (ctx->level != SOL_IP && ctx->level != SOL_IPV6)) {
@@ -112,7 +113,8 @@ int ss_getsockopt(struct bpf_sockopt *ctx)
     }
     cookie = bpf_get_netns_cookie(ctx);
     sk = ctx->sk;
-    if (!sk || !pods.lookup(&cookie))
+    pod = pods.lookup(&cookie);
+    if (!sk || !pod)
         return ALLOW;
     if (sk->protocol != IPPROTO_TCP || sk->state == TCP_CLOSE || sk->state == TCP_LISTEN)
         return ALLOW;
@@ -124,5 +126,7 @@ int ss_getsockopt(struct bpf_sockopt *ctx)
         remote_destination(sk, &to);
     else
         local_destination(sk, &to);
+    if (to.family == AF_INET6 && !(pod->flags & POD_IPV6)) /* no rules, no conntrack */
+        return ALLOW;
     return ctx->level == SOL_IP ? answer4(ctx, &to) : answer6(ctx, &to);
 }

@@ -26,6 +26,7 @@ from bpf.layout import (
     Pod,
     PortKey,
     Quad,
+    Route,
     Word,
 )
 from bpf.pins import Pins
@@ -90,7 +91,7 @@ class Tables:
         self.addresses: Table[Address, Owner] = Table(pins, "addresses")
         self.port_rules: Table[PortKey, Word] = Table(pins, "port_rules")
         self.networks: Table[NetworkKey, Word] = Table(pins, "networks")
-        self.routes: Table[NetworkKey, Word] = Table(pins, "routes")
+        self.routes: Table[NetworkKey, Route] = Table(pins, "routes")
         self.interfaces: Table[InterfaceKey, Word] = Table(pins, "interfaces")
         self.proxies: Table[Cookie, Quad] = Table(pins, "proxies")
         self.started: Table[Cookie, Word] = Table(pins, "started")

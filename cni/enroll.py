@@ -93,6 +93,7 @@ class Enrolments:
             self._index[cookie] = _Known(known.identity, lasting | _keys(live))
             self._drop(known.keys - self._index[cookie].keys)
             pod.source4, pod.source6 = Address.of(surroundings.source4), Address.of(surroundings.source6)
+            pod.flags = pod.flags | PodFlags.ROUTES if surroundings.ways else pod.flags & ~PodFlags.ROUTES
             self._tables.pods.put(Cookie(cookie), pod)
             return conflicts
 

@@ -9,8 +9,7 @@ from bpf.layout import Address, NetworkVerdict, Pod, PodFlags, PortRule
 from cni.annotations import CapturePolicy, Network
 from cni.errors import RegistrationFailed
 from cni.prefixes import effective_prefixes
-from cni.rtnl import IpAddress
-from cni.sandbox import Sandbox
+from cni.sandbox import InterfaceAddress, Sandbox, Way
 
 # joins interface names in an entry; no name may have it (dev_valid_name allows it, Istio's syntax does not)
 _SEPARATOR = ","
@@ -38,13 +37,13 @@ class Identity:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The part of a pod's entries that follows its namespace as that changes. Interfaces are by index."""
+    """The part of a pod's entries that follows its namespace as that changes; `excluded` are interface indices."""
 
     source4: IPv4Address | None
     source6: IPv6Address | None
-    addresses: dict[IpAddress, int]
+    addresses: tuple[InterfaceAddress, ...]
     excluded: frozenset[int]
-    routes: dict[Network, int]
+    ways: dict[Network, Way]
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,7 @@ def entries_of(identity: Identity, policy: CapturePolicy, sandbox: Sandbox, ids:
         (PodFlags.TPROXY, policy.mode == "TPROXY"),
         (PodFlags.EARLY_OUTBOUND, policy.early_outbound),
         (PodFlags.STRICT, policy.strict_proxy),
+        (PodFlags.ROUTES, sandbox.routing.ways),
     ):
         if wanted:
             flags |= flag
@@ -125,9 +125,9 @@ def surroundings_of(sandbox: Sandbox, excluded_interfaces: Collection[str]) -> S
     return Surroundings(
         source4=source4 if isinstance(source4, IPv4Address) else None,
         source6=source6 if isinstance(source6, IPv6Address) else None,
-        addresses={address.ip: address.ifindex for address in sandbox.addresses},
+        addresses=sandbox.addresses,
         excluded=frozenset(interfaces[name] for name in excluded_interfaces if name in interfaces),
-        routes=dict(sandbox.routing.routes) if excluded_interfaces else {},
+        ways=dict(sandbox.routing.ways),
     )
 
 

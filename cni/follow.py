@@ -20,7 +20,7 @@ from cni.errors import SandboxInvalid
 from cni.namespaces import find
 from cni.plumbing import is_stale, prepare
 from cni.rtnl import Rtnl
-from cni.sandbox import Sandbox, look, look_with_routing, visit
+from cni.sandbox import Sandbox, look, visit
 from cni.watch import Watch
 
 log = structlog.get_logger("follow")
@@ -106,7 +106,7 @@ class Follower:
         flags = PodFlags(pod.flags)
 
         def inside(rtnl: Rtnl) -> Sandbox:
-            sandbox = look_with_routing(rtnl) if excluded else look(rtnl)
+            sandbox = look(rtnl, excluded)
             if is_stale(rtnl, sandbox, PodFlags.IPV6 in flags):
                 prepare(rtnl, sandbox, PodFlags.IPV6 in flags, PodFlags.TPROXY in flags)
             return sandbox

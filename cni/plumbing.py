@@ -28,7 +28,7 @@ _KEEP_MARK = [
 def prepare(rtnl: Rtnl, sandbox: Sandbox, ipv6: bool, tproxy: bool) -> None:
     """Make the calling thread's namespace ready for capture.
 
-    `ipv6` is whether that is captured, `tproxy` whether the mode is TPROXY. Raises SandboxInvalid with the kernel's words.
+    `ipv6` is whether that is captured, `tproxy` whether the mode is TPROXY. Raises SandboxInvalid.
     """
     try:
         if ipv6:

@@ -4,7 +4,7 @@ import ctypes
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from bpf.layout import Address, InterfaceKey, NetworkKey, NetworkVerdict, Owner, PortKey, PortRule, Word
+from bpf.layout import Address, InterfaceKey, NetworkKey, NetworkVerdict, Owner, PortKey, PortRule, Route, Word
 from cni.entries import Entries, Surroundings
 
 # the tables with rows of single pods, beside pods itself
@@ -33,14 +33,14 @@ def lasting_rows(cookie: int, entries: Entries) -> Iterator[Row]:
 
 def live_rows(cookie: int, surroundings: Surroundings) -> Iterator[Row]:
     """What the namespace looks like: it changes with it. Addresses come last, as inbound steering starts with them."""
-    for network, ifindex in surroundings.routes.items():
-        meaning = f"route to {network} should leave through interface {ifindex}"
-        yield Row("routes", NetworkKey.of(cookie, network), Word(ifindex), meaning)
+    for network, way in surroundings.ways.items():
+        meaning = f"route to {network} should leave through interface {way.ifindex} from {way.source}"
+        yield Row("routes", NetworkKey.of(cookie, network), Route(way.ifindex, Address.of(way.source)), meaning)
     for ifindex in surroundings.excluded:
         yield Row("interfaces", InterfaceKey(cookie, ifindex), Word(1), f"interface {ifindex} should be excluded")
-    for ip, ifindex in surroundings.addresses.items():
-        meaning = f"address {ip} should be registered for this pod"
-        yield Row("addresses", Address.of(ip), Owner(cookie, ifindex), meaning)
+    for each in surroundings.addresses:
+        owner = Owner(cookie, each.ifindex, 0, Address.of(each.source))
+        yield Row("addresses", Address.of(each.ip), owner, f"address {each.ip} should be registered for this pod")
 
 
 def cookie_of_row(table: str, key: ctypes.Structure, value: ctypes.Structure) -> int:

@@ -55,6 +55,15 @@ _BUFFER = 1 << 16  # the kernel fills at most 32 KiB a datagram (NLMSG_GOODSIZE 
 
 
 @dataclass(frozen=True)
+class Address:
+    """An address of an interface, and the subnet it was given with."""
+
+    ip: IpAddress
+    ifindex: int
+    subnet: IpNetwork
+
+
+@dataclass(frozen=True)
 class Route:
     """A unicast route of the main table: where packets for `network` leave."""
 
@@ -81,10 +90,12 @@ class Rtnl:
         """Close the socket."""
         self._socket.close()
 
-    def addresses(self) -> Iterator[tuple[IpAddress, int]]:
-        """Every address with its interface's index, in the kernel's order: IPv4 first."""
+    def addresses(self) -> Iterator[Address]:
+        """Every address, in the kernel's order: IPv4 first."""
         for reply in self._dump(ifaddrmsg(), RTM_GETADDR):
-            yield ip_address(reply.get_attr("IFA_LOCAL") or reply.get_attr("IFA_ADDRESS")), reply["index"]
+            ip = ip_address(reply.get_attr("IFA_LOCAL") or reply.get_attr("IFA_ADDRESS"))
+            subnet = ip_network((ip.packed, reply["prefixlen"]), strict=False)
+            yield Address(ip, reply["index"], subnet)
 
     def add_address(self, ip: IpAddress, ifindex: int) -> None:
         """Put a host address on an interface. Raises OSError, FileExistsError when it is there already."""
@@ -106,6 +117,19 @@ class Rtnl:
             ifindex = reply.get_attr("RTA_OIF") or next((hop["oif"] for hop in hops), None)
             if ifindex:
                 yield Route(network, ifindex, reply.get_attr("RTA_PRIORITY") or 0)
+
+    def source_to(self, destination: IpAddress) -> IpAddress | None:
+        """The source that the kernel would choose for a destination; None where it has no route."""
+        request = rtmsg()
+        request["family"] = socket.AF_INET if destination.version == 4 else socket.AF_INET6
+        request["dst_len"] = destination.max_prefixlen
+        request["attrs"] = [("RTA_DST", str(destination))]
+        try:
+            replies = list(self._ask(request, RTM_GETROUTE, NLM_F_ACK))
+        except OSError:
+            return None
+        source = next((reply.get_attr("RTA_PREFSRC") for reply in replies), None)
+        return ip_address(source) if source else None
 
     def local_sources(self, table: int) -> dict[IpNetwork, IpAddress | None]:
         """The prefixes that a table delivers to this namespace, with the source preferred for each."""

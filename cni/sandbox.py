@@ -10,9 +10,9 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from typing import TypeVar
 
 from cni.errors import SandboxInvalid
@@ -31,30 +31,44 @@ INBOUND_SOURCE6 = IPv6Address("::6")
 
 @dataclass(frozen=True)
 class InterfaceAddress:
-    """An address and the interface index it is on."""
+    """An address, the index of its interface, and what a connection to it from the pod itself comes from."""
 
     ip: IpAddress
     ifindex: int
+    source: IpAddress
+
+
+@dataclass(frozen=True)
+class Way:
+    """Where packets leave: interface index, and the source that the kernel chooses, where it is known."""
+
+    ifindex: int
+    source: IpAddress | None
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Interfaces by name and where each prefix leaves, both as interface indices."""
+    """Interfaces by name, and which way each prefix of the main table leads."""
 
     interfaces: Mapping[str, int] = field(default_factory=dict)
-    routes: Mapping[IpNetwork, int] = field(default_factory=dict)
+    ways: Mapping[IpNetwork, Way] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Sandbox:
     """What capture needs to know of a pod's namespace. `addresses` is in the kernel's order, loopback left out.
 
-    `routing` is empty unless it was asked for: few pods need it.
+    `routing` is empty for most pods: those that exclude no interface and have only one.
     """
 
     cookie: int
     addresses: tuple[InterfaceAddress, ...]
     routing: Routing = Routing()
+
+    @property
+    def is_multihomed(self) -> bool:
+        """Whether there is more than one interface that has an address."""
+        return len({address.ifindex for address in self.addresses if not address.ip.is_link_local}) > 1
 
     def routable(self, version: int) -> IpAddress | None:
         """The first address of a family (4 or 6) that is not link-local: what the pod is known by."""
@@ -80,26 +94,38 @@ def require_netns(fd: int) -> None:
         raise SandboxInvalid("the descriptor passed as CNI_NETNS is a namespace, but not a network namespace")
 
 
-def look(rtnl: Rtnl) -> Sandbox:
-    """Cookie and addresses of the namespace that the calling thread is in, as `rtnl` is."""
-    addresses = tuple(
-        InterfaceAddress(ip, ifindex)
-        for ip, ifindex in rtnl.addresses()
+def look(rtnl: Rtnl, excluded_interfaces: Collection[str] = ()) -> Sandbox:
+    """What there is in the namespace that the calling thread is in, as `rtnl` is."""
+    sandbox = Sandbox(own_cookie(), tuple(_addresses(rtnl)))
+    if excluded_interfaces or sandbox.is_multihomed:
+        return replace(sandbox, routing=_routing(rtnl))
+    return sandbox
+
+
+def _addresses(rtnl: Rtnl) -> Iterator[InterfaceAddress]:
+    primaries: dict[tuple[int, IpNetwork], IpAddress] = {}
+    for each in rtnl.addresses():
+        source = primaries.setdefault((each.ifindex, each.subnet), each.ip) if each.ip.version == 4 else each.ip
         # ::6 is on every mesh pod's lo: the programs know it, and an address has one owner
-        if not ip.is_loopback and ip != INBOUND_SOURCE6
-    )
-    return Sandbox(own_cookie(), addresses)
+        if not each.ip.is_loopback and each.ip != INBOUND_SOURCE6:
+            yield InterfaceAddress(each.ip, each.ifindex, source)
 
 
-def look_with_routing(rtnl: Rtnl) -> Sandbox:
-    """The same with interfaces and the main routing table, of which few pods need to know."""
+def _routing(rtnl: Rtnl) -> Routing:
     routes: dict[IpNetwork, Route] = {}
     for route in rtnl.routes():
         known = routes.get(route.network)
         if known is None or route.metric < known.metric:
             routes[route.network] = route
-    routing = Routing(dict(rtnl.links()), {network: route.ifindex for network, route in routes.items()})
-    return replace(look(rtnl), routing=routing)
+    ways = {network: Way(route.ifindex, rtnl.source_to(_somebody_in(network))) for network, route in routes.items()}
+    return Routing(dict(rtnl.links()), ways)
+
+
+def _somebody_in(network: IpNetwork) -> IpAddress:
+    """An address to ask the way to; of everything, one that no longer prefix should have (RFC 5737, RFC 3849)."""
+    if network.prefixlen == 0:
+        return ip_address("192.0.2.1" if network.version == 4 else "2001:db8::1")
+    return network[min(1, network.num_addresses - 1)]
 
 
 def require_address(sandbox: Sandbox) -> None:

@@ -18,7 +18,7 @@ from cni.plumbing import prepare
 from cni.pod import Pod, PodSource
 from cni.protocol import PodArgs, Request, pod_args
 from cni.rtnl import Rtnl
-from cni.sandbox import Sandbox, look, look_with_routing, own_cookie, require_address, require_netns, visit
+from cni.sandbox import Sandbox, look, own_cookie, require_address, require_netns, visit
 
 log = structlog.get_logger("cni")
 Output = dict[str, Any] | None
@@ -58,7 +58,7 @@ class Verbs:
             pod=str(entries.identity),
             container=request.container_id,
             netns_cookie=cookie,
-            addresses=" ".join(str(ip) for ip in entries.surroundings.addresses),
+            addresses=" ".join(str(each.ip) for each in entries.surroundings.addresses),
         )
         if policy.strict_proxy:
             self.follower.look_for_proxies()
@@ -88,7 +88,7 @@ class Verbs:
         return self._look_again(policy, rtnl)
 
     def _look_again(self, policy: CapturePolicy, rtnl: Rtnl) -> Sandbox:
-        return self._pods_own(look_with_routing(rtnl) if policy.exclude_interfaces else look(rtnl))
+        return self._pods_own(look(rtnl, policy.exclude_interfaces))
 
     def _pods_own(self, sandbox: Sandbox) -> Sandbox:
         """The sandbox, unless it is the node. Raises SandboxInvalid."""

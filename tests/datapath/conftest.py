@@ -16,12 +16,13 @@ from bpf.attachment import attach, detach
 from bpf.kernel import cgroup2_root
 from bpf.pins import Pins
 from bpf.tables import Tables
+from cni import sandbox as sandboxes
 from cni.annotations import CapturePolicy
 from cni.enroll import Enrolments
 from cni.entries import Entries, Identity, entries_of
 from cni.ids import outside_ids
 from cni.plumbing import prepare
-from cni.sandbox import Sandbox, look_with_routing, visit
+from cni.sandbox import Sandbox, visit
 from tests.lab.inside import PYTHON, popen
 
 STANDIN = Path(__file__).with_name("standin.py")
@@ -140,7 +141,7 @@ class Wire:
 def look(netns: Path) -> Sandbox:
     """A namespace as ADD sees it, less link-local addresses: they come late and are not what the tests are about."""
     with netns.open() as opened:
-        sandbox = visit(opened.fileno(), look_with_routing)
+        sandbox = visit(opened.fileno(), lambda rtnl: sandboxes.look(rtnl, ["any"]))
     return replace(sandbox, addresses=tuple(each for each in sandbox.addresses if not each.ip.is_link_local))
 
 

@@ -36,7 +36,7 @@ int inbound(unsigned flags, struct address *source, bool own, unsigned short por
 """
 VERDICTS = ["pass", "proxy-outbound", "proxy-inbound", "dns"]
 OWN = (IPv4Address("10.9.0.2"), IPv6Address("fd99::2"))
-SANDBOX = Sandbox(1, tuple(InterfaceAddress(ip, 2) for ip in OWN))
+SANDBOX = Sandbox(1, tuple(InterfaceAddress(ip, 2, ip) for ip in OWN))
 
 
 def plain(address: IPAddress) -> IPAddress:

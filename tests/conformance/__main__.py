@@ -1,0 +1,5 @@
+"""`python -m tests.conformance [CONFIGURATION…]`."""
+
+from tests.conformance.run import main
+
+main()
