@@ -253,7 +253,8 @@ def _neighbour(number: int) -> tuple[Sandbox, int]:
     thread.start()
     thread.join()
     cookie, descriptor = made[0]
-    return Sandbox(cookie, (InterfaceAddress(IPv4Address("198.18.0.1") + number, 2),)), descriptor
+    ip = IPv4Address("198.18.0.1") + number
+    return Sandbox(cookie, (InterfaceAddress(ip, 2, ip),)), descriptor
 
 
 def _done(_: object) -> None:
