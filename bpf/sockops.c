@@ -81,13 +81,13 @@ static __always_inline void take_original(struct bpf_sock_ops *ctx, struct bpf_s
 static __always_inline void record_dial(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct pod *pod,
                                         __u64 cookie)
 {
-    struct opener who = opener_of(sk);
+    struct socket_state *state = sockets.sk_storage_get(sk, 0, 0);
     struct connection_key key;
     __u32 yes = 1;
 
-    if (!(pod->flags & POD_TPROXY) || sk->mark != TPROXY_MARK)
+    if (!(pod->flags & POD_TPROXY) || sk->mark != TPROXY_MARK || !state || !(state->flags & SOCKET_OPENED))
         return;
-    if (who.uid != pod->proxy_uid && who.gid != pod->proxy_gid)
+    if (state->opener.uid != pod->proxy_uid && state->opener.gid != pod->proxy_gid)
         return;
     key = connecting_key(ctx, cookie);
     if (!is_own_address(cookie, &key.server) || is_own_address(cookie, &key.client))

@@ -6,7 +6,8 @@ to date. It holds no namespace open: a deleted pod's must go away.
 
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -29,10 +30,11 @@ log = structlog.get_logger("follow")
 _SETTLE = 0.1
 # how often the Pods of strict proxies are looked at: their containers come after the ADD, and are restarted
 _PROXY_SECONDS = 0.25
+_AFTER_FAILURE = 1.0
 
 
 class Follower:
-    """Follows what is enrolled. watch() and forget() may be called from any thread while run() runs in its own."""
+    """Follows what is enrolled while running(). watch() and forget() may be called from any thread."""
 
     def __init__(self, enrolments: Enrolments, proxies: StrictProxies, proc: Path = Path("/proc")) -> None:
         self._enrolments = enrolments
@@ -49,36 +51,51 @@ class Follower:
             raise SandboxInvalid(f"cannot watch the pod's network namespace: {error.strerror}") from error
 
     def look_for_proxies(self) -> None:
-        """Have run() look for the containers of strict proxies now: one has been enrolled."""
+        """Look for the containers of strict proxies now: one has been enrolled."""
         self._watch.wake()
 
     def forget(self, cookie: int) -> None:
         """Stop following one."""
         self._watch.remove(cookie)
 
-    def run(self) -> None:
-        """Follow until stop(); pods that were enrolled before this process are looked for first."""
-        self._adopt()
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Follow in a thread of its own meanwhile."""
+        thread = threading.Thread(target=self._run, name="follow")
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            self._watch.wake()
+            thread.join()
+            self._watch.close()
+
+    def _run(self) -> None:
+        """Pods that were enrolled before this process first, then what happens."""
+        self._guarded(self._adopt)
         while not self._stopping.is_set():
-            is_any_strict = self._proxies.refresh()
-            changes = self._watch.wait(_PROXY_SECONDS if is_any_strict else None)
-            if not changes.changed and not changes.gone:
-                continue
-            time.sleep(_SETTLE)
-            more = self._watch.wait(0)
-            for cookie in changes.gone | more.gone:
-                if self._enrolments.remove(cookie):
-                    log.info("pod.gone", netns_cookie=cookie)
-            self._refresh_all(changes.changed | more.changed)
+            self._guarded(self._follow_once)
 
-    def stop(self) -> None:
-        """End run(); callable from a signal handler."""
-        self._stopping.set()
-        self._watch.wake()
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """Whatever goes wrong for one pod must not end the following of all."""
+        try:
+            step()
+        except Exception:
+            log.exception("follow.failed")
+            time.sleep(_AFTER_FAILURE)
 
-    def close(self) -> None:
-        """Let go of the socket, after run() has ended."""
-        self._watch.close()
+    def _follow_once(self) -> None:
+        is_any_strict = self._proxies.refresh()
+        changes = self._watch.wait(_PROXY_SECONDS if is_any_strict else None)
+        if not changes.changed and not changes.gone:
+            return
+        time.sleep(_SETTLE)
+        more = self._watch.wait(0)
+        for cookie in changes.gone | more.gone:
+            if self._enrolments.remove(cookie):
+                log.info("pod.gone", netns_cookie=cookie)
+        self._refresh_all(changes.changed | more.changed)
 
     def _adopt(self) -> None:
         for cookie, netns in find(self._enrolments.cookies(), self._proc):

@@ -142,7 +142,13 @@ class Rtnl:
         for family, everything in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
             request = rtmsg()
             request["family"] = family
-            for reply in self._dump(request, RTM_GETROUTE):
+            try:
+                replies = self._dump(request, RTM_GETROUTE)
+            except OSError as error:
+                if error.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):  # a kernel without IPv6
+                    continue
+                raise
+            for reply in replies:
                 if (reply.get_attr("RTA_TABLE") or reply["table"]) == table and reply["type"] == kind:
                     yield reply, ip_network((reply.get_attr("RTA_DST") or everything, reply["dst_len"]))
 

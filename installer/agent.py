@@ -7,7 +7,6 @@ being able to enrol. Stopping changes nothing on the node: links and maps stay, 
 import logging
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -54,12 +53,8 @@ def run(where: Attachment, run_dir: Path, pods: Path, log_level: str) -> None:
             socket=str(run_dir / "cni.sock"),
             seconds=round(time.monotonic() - started, 3),
         )
-        following = threading.Thread(target=follower.run, name="follow")
-        following.start()
-        server.serve()
-        follower.stop()
-        following.join()
-        follower.close()
+        with follower.running():
+            server.serve()
 
 
 def configure_logging(level: str) -> None:
