@@ -14,6 +14,8 @@ from tests.conformance.kinds import Probe, probes_of
 from tests.conformance.world import BySidestep, Capture, Seen, by_iptables, world
 from tests.lab.node import Node
 
+_ROW = "{:38} {:>14}  {}"
+
 
 @dataclass
 class Outcome:
@@ -53,27 +55,30 @@ def _try(config: Config, capture: Capture, probes: list[Probe]) -> list[Seen]:
         return made.run(probes)
 
 
-def _take(outcome: Outcome, config: Config, probe: Probe, iptables: Seen, sidestep: Seen) -> None:
+def _take(outcome: Outcome, config: Config, probe: Probe, left: Seen, right: Seen) -> None:
     outcome.probes += 1
     outcome.kinds.add(probe.kind)
-    if difference := differences(config, probe, iptables, sidestep):
+    if difference := differences(config, probe, left, right):
         outcome.found.append(difference)
     expected = predicted(config, probe)
-    if expected is not None and not is_as_predicted(expected, probe, iptables):
-        outcome.mispredicted.append(
-            f"{config.name} {probe.name}: the reference says {expected}, iptables did {iptables}"
-        )
+    if expected is None:
+        return
+    for way, seen in (("iptables", left), ("sidestep", right)):
+        if not is_as_predicted(expected, probe, seen):
+            outcome.mispredicted.append(f"{config.name} {probe.name}: the reference says {expected}, {way} did {seen}")
 
 
 def report(outcome: Outcome) -> None:
-    """Disagreements, then the counts."""
+    """Disagreements: in full where they must not be, else one row for each kind of connection."""
     for each in outcome.unintended:
         click.echo(f"DIFFERS {each.config} {each.probe}\n    iptables: {each.iptables}\n    sidestep: {each.sidestep}")
-    intended = Counter((each.reason, each.probe) for each in outcome.found if each.reason)
-    for (reason, probe), count in sorted(intended.items()):
-        click.echo(f"intended ({reason}): {probe} in {count} configurations")
     for line in outcome.mispredicted:
         click.echo(f"REFERENCE {line}")
+    intended = Counter((each.probe, each.reason) for each in outcome.found if each.reason)
+    if intended:
+        click.echo(_ROW.format("differs as intended", "configurations", "why (docs/differences.md)"))
+    for (probe, reason), count in sorted(intended.items(), key=lambda item: (item[0][1], item[0][0])):
+        click.echo(_ROW.format(probe, count, reason))
 
 
 @click.command()
