@@ -1,6 +1,5 @@
 """Who owns a connection: the ids a socket was opened with, in the initial user namespace."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from cni.errors import SandboxInvalid
 from cni.ids import outside_ids
 from tests.datapath.conftest import APP, PROXY, Wire
 from tests.lab.inside import PYTHON
+from tests.lab.userns import mapped_netns
 
 # Opens a socket as root, then becomes somebody else and connects it.
 OPEN_THEN_SETUID = """
@@ -81,25 +81,18 @@ def test_other_ids_than_1337_are_taken_from_the_proxys_container(wire: Wire) -> 
 
 
 @pytest.fixture
-def mapped_netns() -> Iterator[Path]:
-    """A network namespace owned by a user namespace whose ids 0–65535 are 200000–265535 outside."""
-    argv = ["unshare", "--user", "--net", "--kill-child", "sh", "-c", "echo ready; exec cat"]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "ready\n"
-        for name in ("uid_map", "gid_map"):
-            Path(f"/proc/{holder.pid}/{name}").write_text("0 200000 65536")
-        yield Path(f"/proc/{holder.pid}/ns/net")
-        holder.kill()
+def owned() -> Iterator[Path]:
+    with mapped_netns() as path:
+        yield path
 
 
-def test_ids_are_translated_through_the_namespaces_user_namespace(mapped_netns: Path) -> None:
-    with mapped_netns.open() as netns:
+def test_ids_are_translated_through_the_namespaces_user_namespace(owned: Path) -> None:
+    with owned.open() as netns:
         assert outside_ids(netns.fileno(), 1337, 1338) == (201337, 201338)
 
 
-def test_an_id_that_is_not_mapped_is_refused(mapped_netns: Path) -> None:
-    with mapped_netns.open() as netns, pytest.raises(SandboxInvalid, match="proxy's uid 100000 does not exist"):
+def test_an_id_that_is_not_mapped_is_refused(owned: Path) -> None:
+    with owned.open() as netns, pytest.raises(SandboxInvalid, match="proxy's uid 100000 does not exist"):
         outside_ids(netns.fileno(), 100000, 1337)
 
 

@@ -16,6 +16,7 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from tests.lab.chain import Attachment, CniFailed
 from tests.lab.node import NETNS, Agent, Node, make_netns
+from tests.lab.userns import FIRST, mapped_netns
 
 PREVIOUS: dict[str, Any] = {"cniVersion": "1.0.0", "interfaces": [], "ips": [], "dns": {}, "x-unknown": [1, 2.5, None]}
 
@@ -266,3 +267,17 @@ def test_a_second_agent_on_the_same_directory_is_refused(node: Node) -> None:
     node.agent.kill()
     second.start()
     second.terminate()
+
+
+def test_the_proxys_ids_are_those_of_the_pods_user_namespace(sandboxes: Sandboxes) -> None:
+    with mapped_netns() as netns, Tables(Pins(sandboxes.node.bpffs)) as tables:
+        commands = (
+            "ip link add eth0 type bridge; ip addr add 10.9.9.9/32 dev eth0; ip link set eth0 up; ip link set lo up"
+        )
+        subprocess.run(["nsenter", f"--net={netns}", "sh", "-c", commands], check=True)
+        attachment = replace(sandboxes.attachment(0), netns=netns)
+        sandboxes.run("ADD", attachment)
+        (entry,) = (value for _, value in tables.pods.every())
+        assert (entry.proxy_uid, entry.proxy_gid) == (FIRST + 1337, FIRST + 1337)
+        sandboxes.run("CHECK", attachment)
+        sandboxes.run("DEL", attachment)
