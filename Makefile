@@ -14,6 +14,7 @@ help:
 	@echo 'make demo [KEEP=1]  a small mesh on this machine, and who got each connection'
 	@echo 'make test           every test, with lint and types'
 	@echo 'make conformance    every kind of connection, with Istio'"'"'s rules and with sidestep, compared'
+	@echo 'make nightly        the property tests with 10,000 cases each'
 	@echo 'make lint           ruff, mypy --strict, import-linter'
 	@echo 'make bench-cni      a whole ADD through the shim beside iptables-restore, interleaved'
 	@echo 'make bench-connect  whether connect() costs more with more rules or more pods'
@@ -56,6 +57,10 @@ lint: setup
 	@$(PYTHON) -m mypy
 	@.venv/bin/lint-imports --no-cache | tail -3
 
+# Ten thousand cases of each property, of which `make test` tries some hundred.
+nightly: setup shim
+	@HYPOTHESIS_EXAMPLES=10000 $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/unit tests/datapath/test_generated.py
+
 conformance: setup shim
 	@$(PYTHON) -m tests.conformance
 
@@ -73,4 +78,4 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup shim demo test conformance lint bench-cni bench-connect bench-agent clean
+.PHONY: help setup shim demo test nightly conformance lint bench-cni bench-connect bench-agent clean

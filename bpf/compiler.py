@@ -23,6 +23,7 @@ SOURCES = (
     "maps.h",
     "address.h",
     "policy.h",
+    "sockaddr.c",
     "owner.c",
     "facts.c",
     "connect.c",

@@ -129,9 +129,7 @@ int ss_connect4(struct bpf_sock_addr *ctx)
 
     if (!pod || !sk)
         return ALLOW;
-    to.address = address_of_ip4(ctx->user_ip4);
-    to.port_be = ctx->user_port;
-    to.family = AF_INET;
+    read_destination4(ctx, &to);
     if (!is_of_interest(pod, protocol, to.port_be))
         return pass(sk, &to);
 
@@ -148,8 +146,7 @@ int ss_connect4(struct bpf_sock_addr *ctx)
         if (!bind_source4(ctx, &source) && verdict != VERDICT_DNS && is_own_address(cookie, &to.address))
             proxy.address = to.address;
     }
-    ctx->user_ip4 = proxy.address.word[3];
-    ctx->user_port = proxy.port_be;
+    write_destination4(ctx, &proxy);
     return ALLOW;
 }
 
@@ -165,20 +162,11 @@ int ss_connect6(struct bpf_sock_addr *ctx)
 
     if (!pod || !sk)
         return ALLOW;
-    to.address.word[0] = ctx->user_ip6[0];
-    to.address.word[1] = ctx->user_ip6[1];
-    to.address.word[2] = ctx->user_ip6[2];
-    to.address.word[3] = ctx->user_ip6[3];
-    to.port_be = ctx->user_port;
-    /* Java, .NET and Go dial IPv4 as ::ffff:a.b.c.d on an AF_INET6 socket: that is IPv4, and no connect4 will run. */
-    to.family = is_mapped(&to.address) ? AF_INET : AF_INET6;
+    read_destination6(ctx, &to);
     if (!is_of_interest(pod, protocol, to.port_be) || (to.family == AF_INET6 && !(pod->flags & POD_IPV6)))
         return pass(sk, &to);
 
-    source.word[0] = sk->src_ip6[0];
-    source.word[1] = sk->src_ip6[1];
-    source.word[2] = sk->src_ip6[2];
-    source.word[3] = sk->src_ip6[3];
+    source = bound_address6(sk);
     verdict = decide(pod, cookie, sk, &to, &source, protocol == IPPROTO_UDP);
     if (verdict == VERDICT_PASS)
         return pass(sk, &to);
@@ -191,11 +179,7 @@ int ss_connect6(struct bpf_sock_addr *ctx)
         if (!bind_source6(ctx, &source) && verdict != VERDICT_DNS && is_own_address(cookie, &to.address))
             proxy.address = to.address;
     }
-    ctx->user_ip6[0] = proxy.address.word[0];
-    ctx->user_ip6[1] = proxy.address.word[1];
-    ctx->user_ip6[2] = proxy.address.word[2];
-    ctx->user_ip6[3] = proxy.address.word[3];
-    ctx->user_port = proxy.port_be;
+    write_destination6(ctx, &proxy);
     return ALLOW;
 }
 
@@ -214,10 +198,8 @@ int ss_getpeername4(struct bpf_sock_addr *ctx)
 {
     struct destination *original = captured_original(ctx);
 
-    if (original) {
-        ctx->user_ip4 = original->address.word[3];
-        ctx->user_port = original->port_be;
-    }
+    if (original)
+        write_destination4(ctx, original);
     return ALLOW;
 }
 
@@ -225,12 +207,7 @@ int ss_getpeername6(struct bpf_sock_addr *ctx)
 {
     struct destination *original = captured_original(ctx);
 
-    if (original) {
-        ctx->user_ip6[0] = original->address.word[0];
-        ctx->user_ip6[1] = original->address.word[1];
-        ctx->user_ip6[2] = original->address.word[2];
-        ctx->user_ip6[3] = original->address.word[3];
-        ctx->user_port = original->port_be;
-    }
+    if (original)
+        write_destination6(ctx, original);
     return ALLOW;
 }

@@ -62,62 +62,66 @@ static __always_inline int slot_of(struct bpf_sock *sk, const struct destination
     return used;
 }
 
-/* Decide a query: DNS to be rewritten, with its slot. */
-static __always_inline enum verdict decide_query(struct pod *pod, __u64 cookie, struct bpf_sock *sk,
-                                                 struct destination *to, const struct address *source, int *slot)
-{
-    enum verdict verdict = decide(pod, cookie, sk, to, source, true);
-
-    if (verdict != VERDICT_DNS)
-        return verdict;
-    *slot = slot_of(sk, to);
-    return *slot < 0 ? VERDICT_REFUSE : VERDICT_DNS;
-}
-
-/* What the query's source should be: an alias, the pod's address, or as it is (all zero). */
-static __always_inline struct address source_of_query(const struct destination *to, const struct address *source,
-                                                      const struct address *own, int slot)
+/* What the query's source should be: an alias, the address it would have had, or as it is (all zero). */
+static __always_inline struct address source_of_query(const struct pod *pod, __u64 cookie, struct destination *to,
+                                                      const struct address *bound, int slot)
 {
     struct address keep = {};
 
     if (slot)
         return alias_of(slot, to->family);
-    return is_unspecified(source) && !is_on_lo(&to->address) ? *own : keep;
+    return is_unspecified(bound) && !is_on_lo(&to->address) ? source_for(pod, cookie, to) : keep;
+}
+
+/*
+ * Decide a datagram. DNS: `to` is where it should go instead and `source` where from (all zero: as it is). That is so for
+ * a query, and for the resolver's reply to an alias.
+ */
+static __always_inline enum verdict redirect(struct pod *pod, __u64 cookie, struct bpf_sock *sk, struct destination *to,
+                                             const struct address *bound, struct address *source)
+{
+    struct destination resolver = {};
+    enum verdict verdict;
+    int slot;
+
+    if (sk->src_port == RESOLVER_PORT && slot_of_alias(&to->address)) {
+        *source = to->address;
+        to->address = to->family == AF_INET ? pod->source4 : pod->source6;
+        return VERDICT_DNS;
+    }
+    if (to->port_be != swap16(DNS_PORT))
+        return VERDICT_PASS;
+    verdict = decide(pod, cookie, sk, to, bound, true);
+    if (verdict != VERDICT_DNS)
+        return verdict;
+    slot = slot_of(sk, to);
+    if (slot < 0)
+        return VERDICT_REFUSE;
+    *source = source_of_query(pod, cookie, to, bound, slot);
+    rewritten_destination(to, VERDICT_DNS, &resolver);
+    *to = resolver;
+    return VERDICT_DNS;
 }
 
 int ss_sendmsg4(struct bpf_sock_addr *ctx)
 {
     __u64 cookie = bpf_get_netns_cookie(ctx);
     struct pod *pod = pods.lookup(&cookie);
-    struct address source, own, alias;
+    struct address bound, source = {};
     struct bpf_sock *sk = ctx->sk;
     struct destination to = {};
     enum verdict verdict;
-    int slot = 0;
 
     if (!pod || !sk || !(pod->flags & POD_DNS))
         return ALLOW;
-    to.address = address_of_ip4(ctx->user_ip4);
-    to.port_be = ctx->user_port;
-    to.family = AF_INET;
-    if (sk->src_port == RESOLVER_PORT && slot_of_alias(&to.address)) {
-        ctx->user_ip4 = pod->source4.word[3];
-        ctx->msg_src_ip4 = to.address.word[3];
-        return ALLOW;
-    }
-    if (to.port_be != swap16(DNS_PORT))
-        return ALLOW;
-
-    source = address_of_ip4(sk->src_ip4);
-    verdict = decide_query(pod, cookie, sk, &to, &source, &slot);
+    read_destination4(ctx, &to);
+    bound = address_of_ip4(sk->src_ip4);
+    verdict = redirect(pod, cookie, sk, &to, &bound, &source);
     if (verdict != VERDICT_DNS)
         return verdict == VERDICT_REFUSE ? REFUSE : ALLOW;
-    own = source_for(pod, cookie, &to);
-    alias = source_of_query(&to, &source, &own, slot);
-    if (!is_unspecified(&alias))
-        ctx->msg_src_ip4 = alias.word[3];
-    ctx->user_ip4 = swap32(LOOPBACK4);
-    ctx->user_port = swap16(RESOLVER_PORT);
+    write_destination4(ctx, &to);
+    if (!is_unspecified(&source))
+        ctx->msg_src_ip4 = source.word[3];
     return ALLOW;
 }
 
@@ -125,49 +129,24 @@ int ss_sendmsg6(struct bpf_sock_addr *ctx)
 {
     __u64 cookie = bpf_get_netns_cookie(ctx);
     struct pod *pod = pods.lookup(&cookie);
-    struct address source, own, alias;
+    struct address bound, source = {};
     struct bpf_sock *sk = ctx->sk;
     struct destination to = {};
     enum verdict verdict;
-    int slot = 0;
 
     if (!pod || !sk || !(pod->flags & POD_DNS) || !(pod->flags & POD_IPV6))
         return ALLOW;
-    to.address.word[0] = ctx->user_ip6[0];
-    to.address.word[1] = ctx->user_ip6[1];
-    to.address.word[2] = ctx->user_ip6[2];
-    to.address.word[3] = ctx->user_ip6[3];
-    to.port_be = ctx->user_port;
-    to.family = AF_INET6; /* the kernel sends mapped destinations through sendmsg4 */
-    if (sk->src_port == RESOLVER_PORT && slot_of_alias(&to.address)) {
-        ctx->user_ip6[0] = pod->source6.word[0];
-        ctx->user_ip6[1] = pod->source6.word[1];
-        ctx->user_ip6[2] = pod->source6.word[2];
-        ctx->user_ip6[3] = pod->source6.word[3];
-        alias = to.address;
-    } else {
-        if (to.port_be != swap16(DNS_PORT))
-            return ALLOW;
-        source.word[0] = sk->src_ip6[0];
-        source.word[1] = sk->src_ip6[1];
-        source.word[2] = sk->src_ip6[2];
-        source.word[3] = sk->src_ip6[3];
-        verdict = decide_query(pod, cookie, sk, &to, &source, &slot);
-        if (verdict != VERDICT_DNS)
-            return verdict == VERDICT_REFUSE ? REFUSE : ALLOW;
-        own = source_for(pod, cookie, &to);
-        alias = source_of_query(&to, &source, &own, slot);
-        ctx->user_ip6[0] = 0;
-        ctx->user_ip6[1] = 0;
-        ctx->user_ip6[2] = 0;
-        ctx->user_ip6[3] = swap32(1);
-        ctx->user_port = swap16(RESOLVER_PORT);
-    }
-    if (!is_unspecified(&alias)) {
-        ctx->msg_src_ip6[0] = alias.word[0];
-        ctx->msg_src_ip6[1] = alias.word[1];
-        ctx->msg_src_ip6[2] = alias.word[2];
-        ctx->msg_src_ip6[3] = alias.word[3];
+    read_destination6(ctx, &to); /* never mapped: the kernel sends those through sendmsg4 */
+    bound = bound_address6(sk);
+    verdict = redirect(pod, cookie, sk, &to, &bound, &source);
+    if (verdict != VERDICT_DNS)
+        return verdict == VERDICT_REFUSE ? REFUSE : ALLOW;
+    write_destination6(ctx, &to);
+    if (!is_unspecified(&source)) {
+        ctx->msg_src_ip6[0] = source.word[0];
+        ctx->msg_src_ip6[1] = source.word[1];
+        ctx->msg_src_ip6[2] = source.word[2];
+        ctx->msg_src_ip6[3] = source.word[3];
     }
     return ALLOW;
 }
@@ -192,16 +171,14 @@ int ss_recvmsg4(struct bpf_sock_addr *ctx)
 {
     struct destination *nameserver;
     struct bpf_sock *sk = ctx->sk;
-    struct address from;
+    struct destination from;
 
     if (!sk || ctx->user_port != swap16(RESOLVER_PORT))
         return ALLOW;
-    from = address_of_ip4(ctx->user_ip4);
-    nameserver = nameserver_of(sk, &from);
-    if (nameserver) {
-        ctx->user_ip4 = nameserver->address.word[3];
-        ctx->user_port = nameserver->port_be;
-    }
+    read_destination4(ctx, &from);
+    nameserver = nameserver_of(sk, &from.address);
+    if (nameserver)
+        write_destination4(ctx, nameserver);
     return ALLOW;
 }
 
@@ -209,21 +186,13 @@ int ss_recvmsg6(struct bpf_sock_addr *ctx)
 {
     struct destination *nameserver;
     struct bpf_sock *sk = ctx->sk;
-    struct address from;
+    struct destination from;
 
     if (!sk || ctx->user_port != swap16(RESOLVER_PORT))
         return ALLOW;
-    from.word[0] = ctx->user_ip6[0];
-    from.word[1] = ctx->user_ip6[1];
-    from.word[2] = ctx->user_ip6[2];
-    from.word[3] = ctx->user_ip6[3];
-    nameserver = nameserver_of(sk, &from);
-    if (nameserver) {
-        ctx->user_ip6[0] = nameserver->address.word[0];
-        ctx->user_ip6[1] = nameserver->address.word[1];
-        ctx->user_ip6[2] = nameserver->address.word[2];
-        ctx->user_ip6[3] = nameserver->address.word[3];
-        ctx->user_port = nameserver->port_be;
-    }
+    read_destination6(ctx, &from);
+    nameserver = nameserver_of(sk, &from.address);
+    if (nameserver)
+        write_destination6(ctx, nameserver);
     return ALLOW;
 }

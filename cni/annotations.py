@@ -152,8 +152,9 @@ def refuse_unsupported(policy: CapturePolicy) -> None:
     Raises InvalidAnnotation.
     """
     if policy.reroute_interfaces:
+        names = _quoted(",".join(policy.reroute_interfaces))
         raise InvalidAnnotation(
-            f'{REROUTE_INTERFACES} (or its older name {KUBEVIRT_INTERFACES}): "{",".join(policy.reroute_interfaces)}" '
+            f"{REROUTE_INTERFACES} (or its older name {KUBEVIRT_INTERFACES}): {names} "
             "asks for the capture of packets that a virtual machine sends through the pod; sidestep captures sockets, "
             "and they have none here. Remove the annotation, or run this Pod on a node with Istio's own CNI plugin"
         )
@@ -230,8 +231,18 @@ def _is_loopback(address: IPv4Address | IPv6Address) -> bool:
 
 
 def _invalid(key: str, text: str, what: str, advice: str) -> InvalidAnnotation:
-    shown = text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
-    quoted = json.dumps(shown, ensure_ascii=False)
     if _DEFAULTS.get(key) == _ALL:
         advice += f', or "{_ALL}" alone'
-    return InvalidAnnotation(f"{key}: {quoted} is not {what}; {advice}")
+    return InvalidAnnotation(f"{key}: {_quoted(text)} is not {what}; {advice}")
+
+
+def _quoted(text: str) -> str:
+    """A value as messages show it: not too long, and without what would break the line or hide."""
+    shown = text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
+    quoted = json.dumps(shown, ensure_ascii=False)
+    return "".join(each if each.isprintable() else _escaped(each) for each in quoted)
+
+
+def _escaped(character: str) -> str:
+    """As JSON escapes it, and DEL, which JSON leaves alone, in the same way."""
+    return "\\u007f" if character == "\x7f" else json.dumps(character)[1:-1]

@@ -253,8 +253,8 @@ def _neighbour(number: int) -> tuple[Sandbox, int]:
     thread.start()
     thread.join()
     cookie, descriptor = made[0]
-    ip = IPv4Address("198.18.0.1") + number
-    return Sandbox(cookie, (InterfaceAddress(ip, 2, ip),)), descriptor
+    address = IPv4Address("198.18.0.1") + number
+    return Sandbox(cookie, (InterfaceAddress(address, 2, address),)), descriptor
 
 
 def _done(_: object) -> None:

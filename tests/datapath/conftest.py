@@ -3,7 +3,7 @@
 import json
 import secrets
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
@@ -115,6 +115,8 @@ class Wire:
     def enrol(self, policy: CapturePolicy | None = None) -> Entries:
         """Enrol the pod as ADD would."""
         policy = policy or CapturePolicy(dual_stack=True)
+        if policy.exclude_interfaces:
+            self.sandbox = look(self.pod.path, policy.exclude_interfaces)
         identity = Identity("uid", "pod", "default", f"container-{self.sandbox.cookie}", "net", "eth0")
         with self.pod.path.open() as netns:
             ipv6 = self.sandbox.captures_ipv6(policy.dual_stack)
@@ -138,10 +140,10 @@ class Wire:
         return self
 
 
-def look(netns: Path) -> Sandbox:
+def look(netns: Path, excluded: Collection[str] = ()) -> Sandbox:
     """A namespace as ADD sees it, less link-local addresses: they come late and are not what the tests are about."""
     with netns.open() as opened:
-        sandbox = visit(opened.fileno(), lambda rtnl: sandboxes.look(rtnl, ["any"]))
+        sandbox = visit(opened.fileno(), lambda rtnl: sandboxes.look(rtnl, excluded))
     return replace(sandbox, addresses=tuple(each for each in sandbox.addresses if not each.ip.is_link_local))
 
 

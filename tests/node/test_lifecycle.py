@@ -86,8 +86,8 @@ def test_a_thousand_cycles_and_fifty_at_once_leave_nothing(node: Node) -> None:
         list(runtime.map(pods.cycle, [number % 4 for number in range(1000)]))
     assert node.entries() == empty
     assert len(list(descriptors.iterdir())) == open_before
-    # 1,050 cycles later: one page lost in each would be 4 MiB
-    assert resident_kib(node.agent.pid) - resident_before < 2048
+    # 1,050 cycles later: one page lost in each would be 4 MiB; the heap itself grows in steps of one
+    assert resident_kib(node.agent.pid) - resident_before < 3072
 
 
 def test_fifty_pods_at_once_are_all_enrolled(node: Node) -> None:
