@@ -83,4 +83,15 @@ static __always_inline bool is_on_lo(const struct address *to)
     return is_loopback(to) || is_inbound_source(to) || is_spread6(to);
 }
 
+/* The kernel takes the unspecified address for the socket's own if it is bound to one (IPv4), else for loopback. */
+static __always_inline void resolve_unspecified(struct destination *to, const struct address *bound)
+{
+    if (!is_unspecified(&to->address))
+        return;
+    if (to->family == AF_INET)
+        to->address = is_unspecified(bound) ? address_of_ip4(swap32(LOOPBACK4)) : *bound;
+    else
+        to->address = (struct address){.word = {0, 0, 0, swap32(1)}};
+}
+
 #endif

@@ -134,6 +134,7 @@ int ss_connect4(struct bpf_sock_addr *ctx)
         return pass(sk, &to);
 
     source = address_of_ip4(sk->src_ip4);
+    resolve_unspecified(&to, &source);
     verdict = decide(pod, cookie, sk, &to, &source, protocol == IPPROTO_UDP);
     if (verdict == VERDICT_PASS)
         return pass(sk, &to);
@@ -167,6 +168,7 @@ int ss_connect6(struct bpf_sock_addr *ctx)
         return pass(sk, &to);
 
     source = bound_address6(sk);
+    resolve_unspecified(&to, &source);
     verdict = decide(pod, cookie, sk, &to, &source, protocol == IPPROTO_UDP);
     if (verdict == VERDICT_PASS)
         return pass(sk, &to);

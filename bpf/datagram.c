@@ -91,6 +91,7 @@ static __always_inline enum verdict redirect(struct pod *pod, __u64 cookie, stru
     }
     if (to->port_be != swap16(DNS_PORT))
         return VERDICT_PASS;
+    resolve_unspecified(to, bound);
     verdict = decide(pod, cookie, sk, to, bound, true);
     if (verdict != VERDICT_DNS)
         return verdict;

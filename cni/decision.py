@@ -78,7 +78,7 @@ def inbound(policy: CapturePolicy, conn: Inbound) -> Verdict:
 
 def _redirected(policy: CapturePolicy, conn: Outbound) -> Verdict:
     """What Istio's nat table says."""
-    destination = _routed(conn.destination)
+    destination = _routed(conn)
     lo = _is_local(destination, conn.own_addresses)
     tcp = conn.protocol == "tcp"
     dns = policy.dns_capture and conn.port == DNS_PORT
@@ -113,7 +113,7 @@ def _redirected(policy: CapturePolicy, conn: Outbound) -> Verdict:
 
 def _is_inbound_self_call(policy: CapturePolicy, conn: Outbound) -> bool:
     """In TPROXY mode the proxy's connections to its own pod are inbound ones, but for those to the application."""
-    destination = _routed(conn.destination)
+    destination = _routed(conn)
     return (
         policy.mode == "TPROXY"
         and conn.protocol == "tcp"
@@ -145,12 +145,15 @@ def _plain(address: IPAddress) -> IPAddress:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def _routed(address: IPAddress) -> IPAddress:
-    """Where the kernel really connects to: the unspecified address means the first loopback one."""
-    plain = _plain(address)
+def _routed(conn: Outbound) -> IPAddress:
+    """Where the kernel really connects to: unspecified means the socket's own address (IPv4), else loopback."""
+    plain = _plain(conn.destination)
     if not plain.is_unspecified:
         return plain
-    return IPv4Address("127.0.0.1") if plain.version == 4 else IPv6Address("::1")
+    if plain.version == 6:
+        return IPv6Address("::1")
+    bound = _plain(conn.source) if conn.source else plain
+    return IPv4Address("127.0.0.1") if bound.is_unspecified or bound.version == 6 else bound
 
 
 def _is_local(address: IPAddress, own_addresses: frozenset[IPAddress]) -> bool:

@@ -157,6 +157,8 @@ def _loopback(config: Config) -> Iterator[Kind]:
     for who, ids in (("app", APP), ("proxy", proxy), ("proxygid", by_gid)):
         yield Kind(f"lo.{who}.own.src6", "own", 8080, ids, source="src6")
     yield Kind("lo.proxy.own.from-own", "own", 8080, proxy, source="own")
+    yield Kind("lo.proxy.any.from-own", "any", 8080, proxy, source="own")
+    yield Kind("lo.app.any.from-own", "any", 8080, source="own")
     yield Kind("lo.proxy.own.any-port", "own", 8080, proxy, source="any", options=(("source_port", 25004),))
     yield Kind("lo.app.own.any-port", "own", 8080, source="any", options=(("source_port", 25005),))
     yield Kind("lo.proxy.own.53", "own", 53, proxy)
@@ -182,7 +184,7 @@ def _dns(config: Config) -> Iterator[Kind]:
         yield Kind(f"dns.tcp.{who}", "remote", 53, ids)
         for how in ("connected", "unconnected"):
             yield Kind(f"dns.udp.{who}.{how}", "remote", 53, ids, options=(("protocol", "udp"), ("how", how)))
-    for to in ("lo", "resolver", "own", "own2", "peer", "beyond"):
+    for to in ("lo", "resolver", "any", "own", "own2", "peer", "beyond"):
         yield Kind(f"dns.tcp.app.{to}", to, 53)
         for how in ("connected", "unconnected"):
             yield Kind(f"dns.udp.app.{to}.{how}", to, 53, options=(("protocol", "udp"), ("how", how)))

@@ -24,8 +24,10 @@ int outbound(unsigned flags, struct address *to, struct address *source, struct 
     struct outbound facts = {.ports = given->ports, .network = given->network, .mark = given->mark, .port = given->port,
                              .udp = given->udp, .excluded_interface = given->excluded, .proxy_uid = given->uid,
                              .proxy_gid = given->gid};
-    facts.first_loopback = is_first_loopback(to);
-    facts.loopback = is_on_lo(to) || given->own;
+    struct destination destination = {.address = *to, .family = is_mapped(to) ? AF_INET : AF_INET6};
+    resolve_unspecified(&destination, source);
+    facts.first_loopback = is_first_loopback(&destination.address);
+    facts.loopback = is_on_lo(&destination.address) || given->own;
     facts.from_inbound = is_inbound_source(source);
     return decide_outbound(flags, &facts);
 }
@@ -137,9 +139,15 @@ connections = st.builds(
 )
 
 
-@given(policy=policies, conn=connections)
+def is_of_one_family(conn: Outbound) -> bool:
+    return conn.source is None or plain(conn.source).version == plain(conn.destination).version
+
+
+@given(policy=policies, conn=connections.filter(is_of_one_family))
 def test_outbound(kernel: ctypes.CDLL, policy: CapturePolicy, conn: Outbound) -> None:
     pod, to = entries(policy), plain(conn.destination)
+    if to == IPv4Address(0) and isinstance(bound := plain(conn.source or to), IPv4Address):
+        to = bound  # the kernel dials what the socket is bound to
     is_lo = to.is_loopback or to.is_unspecified or to in OWN or to == IPv6Address("::6")
     facts = Facts(
         ports=pod.port_rules.get(conn.port, PortRule(0)),
