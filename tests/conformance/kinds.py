@@ -129,6 +129,7 @@ def _outbound(config: Config) -> Iterator[Kind]:
     yield Kind("out.app.from-own2", "remote", 80, source="own2")
     yield Kind("out.app.from-own-port", "remote", 80, source="own", options=(("source_port", 25001),))
     yield Kind("out.app.from-any-port", "remote", 80, source="any", options=(("source_port", 25002),))
+    yield Kind("out.proxy.device-eth0", "remote", 80, proxy, options=(("device", "eth0"),))
     two = (("source_port", 25003), ("held", True))
     yield Kind("out.app.one-port-two-remotes", "remote", 80, source="own", more=("remote2",), options=two)
     yield Kind("out.app.any-port-two-remotes", "remote", 80, source="any", more=("remote2",), options=two)
