@@ -98,15 +98,17 @@ class Follower:
         self._refresh_all(changes.changed | more.changed)
 
     def _adopt(self) -> None:
-        for cookie, netns in find(self._enrolments.cookies(), self._proc):
-            with suppress(OSError):
-                self._watch.add(cookie, netns)
-            self._refresh(cookie, netns)
+        with find(self._enrolments.cookies(), proc=self._proc) as found:
+            for cookie, netns in found:
+                with suppress(OSError):
+                    self._watch.add(cookie, netns)
+                self._refresh(cookie, netns)
 
     def _refresh_all(self, cookies: frozenset[int]) -> None:
         enrolled = cookies & set(self._enrolments.cookies())
-        for cookie, netns in find(enrolled, self._proc):
-            self._refresh(cookie, netns)
+        with find(enrolled, proc=self._proc) as found:
+            for cookie, netns in found:
+                self._refresh(cookie, netns)
 
     def _refresh(self, cookie: int, netns: int) -> None:
         pod = self._enrolments.entry(cookie)

@@ -1,50 +1,96 @@
-"""Finds pods' network namespaces again: they are not held, and after a restart of the agent nothing is known of them.
+"""Finds the network namespaces of this node again, by cookie, without having held them in between.
 
-A namespace exists as long as something refers to it. What a pod's has are its processes, and the bind mount that the
-runtime keeps (of type nsfs) where that can be seen from here.
+A held descriptor would keep a deleted pod's namespace alive, so a running agent and one that starts again look for the
+namespace where it must be if it is in use: mounted on a file (what container runtimes do) or some process's own.
 """
 
 import os
-from collections.abc import Collection, Iterator
-from contextlib import suppress
+import re
+from collections.abc import Collection, Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from bpf.pins import Descriptor
 from cni.errors import SandboxInvalid
 from cni.sandbox import own_cookie, visit
 
+PROC = Path("/proc")
 
-def find(cookies: Collection[int], proc: Path = Path("/proc")) -> Iterator[tuple[int, int]]:
-    """(cookie, descriptor) of each namespace that is wanted and found, closed when the next is asked for.
+# a process or mount that went away meanwhile, or one that is not ours to look into; not EMFILE and its like
+_NOT_THERE = (FileNotFoundError, ProcessLookupError, PermissionError, NotADirectoryError)
 
-    `proc` is where the processes of the whole node are to be seen. What vanishes meanwhile is left out.
+
+@contextmanager
+def find(
+    cookies: Collection[int], inodes: Collection[int] | None = None, proc: Path = PROC
+) -> Iterator[Iterator[tuple[int, int]]]:
+    """Look for namespaces: an iterator over (cookie, descriptor), each good until the next; those not found are absent.
+
+    An inode is a namespace's for life: who knows those of all `cookies` passes them, and other namespaces are not even
+    entered. `proc` is a procfs of the node, which in a container is not the one in /proc; it takes CAP_SYS_PTRACE to
+    see the namespaces of other users' processes, and CAP_SYS_ADMIN to read a cookie. Raises OSError.
     """
-    wanted = set(cookies)
-    seen = {Path("/proc/self/ns/net").stat().st_ino}
-    for path in _candidates(proc) if wanted else ():
+    with closing(_search(set(cookies), inodes, proc)) as found:
+        yield found
+
+
+@contextmanager
+def open_netns(cookie: int, inode: int | None = None, proc: Path = PROC) -> Iterator[int | None]:
+    """A descriptor of one namespace, None when it is not found; see find()."""
+    with find({cookie}, None if inode is None else {inode}, proc) as found:
+        yield next((fd for _, fd in found), None)
+
+
+def _search(left: set[int], inodes: Collection[int] | None, proc: Path) -> Generator[tuple[int, int], None, None]:
+    seen = {(proc / "self/ns/net").stat().st_ino}
+    for path, inode in _places(proc):
+        if not left:
+            return
+        if inode in seen or (inodes is not None and inode not in inodes):
+            continue
         try:
-            inode = path.stat().st_ino
-            if inode in seen:
+            opened = Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        except _NOT_THERE:
+            continue  # the same namespace may be found in another place
+        with opened as netns:
+            if os.fstat(netns.fd).st_ino != inode:  # something else is mounted over it, or there by now
+                continue
+            try:
+                cookie = visit(netns.fd, lambda _: own_cookie())
+            except SandboxInvalid:
                 continue
             seen.add(inode)
-            opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue
-        with Descriptor(opened) as netns, suppress(SandboxInvalid):
-            cookie = visit(netns.fd, lambda _: own_cookie())
-            if cookie in wanted:
-                wanted.discard(cookie)
+            if cookie in left:
+                left.discard(cookie)
                 yield cookie, netns.fd
-        if not wanted:
-            return
 
 
-def _candidates(proc: Path) -> Iterator[Path]:
-    """Everything that may be a network namespace: mounts first, which are few."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        if fields[3].startswith("net:[") and "nsfs" in fields:
-            yield Path(fields[4])
-    for entry in os.scandir(proc):
-        if entry.name.isdecimal():
-            yield Path(entry.path) / "ns" / "net"
+def _places(proc: Path) -> Iterator[tuple[Path, int]]:
+    """Where namespaces are to be had, with their inodes; the same one in many places."""
+    mount_namespaces = set()
+    for name in ("self", "1"):  # in a container, the runtime's mounts are only those of the node's first process
+        try:
+            mount_namespace = (proc / name / "ns/mnt").stat().st_ino
+            if mount_namespace not in mount_namespaces:
+                mount_namespaces.add(mount_namespace)
+                yield from _mounted((proc / name / "mountinfo").read_bytes(), proc / name / "root")
+        except _NOT_THERE:
+            continue
+    for process in proc.iterdir():
+        if process.name.isdigit():
+            place = process / "ns/net"
+            try:
+                inode = place.stat().st_ino
+            except _NOT_THERE:
+                continue
+            yield place, inode
+
+
+def _mounted(mountinfo: bytes, root: Path) -> Iterator[tuple[Path, int]]:
+    """Network namespaces that are mounted: proc_pid_mountinfo(5), fields 4 (net:[inode]) and 5 (below `root`)."""
+    for line in mountinfo.splitlines():
+        if b" net:[" in line and b" - nsfs " in line:
+            _, _, _, name, place, *_ = line.split(b" ")
+            # blanks, backslashes and line ends are written as three octal digits
+            plain = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), place)
+            yield root / os.fsdecode(plain.lstrip(b"/")), int(name[5:-1])

@@ -6,14 +6,17 @@ classes and parser are all that a dump and an address need.
 
 import errno
 import os
+import secrets
 import socket
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
 from pyroute2.netlink import (
+    NETLINK_ADD_MEMBERSHIP,
+    NETLINK_LISTEN_ALL_NSID,
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_DUMP,
@@ -22,6 +25,7 @@ from pyroute2.netlink import (
     NLM_F_REQUEST,
     NLMSG_DONE,
     NLMSG_ERROR,
+    SOL_NETLINK,
 )
 from pyroute2.netlink.rtnl import (
     RTM_GETADDR,
@@ -50,7 +54,10 @@ _RT_SCOPE_HOST, _RTPROT_STATIC = 254, 4
 _FR_ACT_TO_TBL = 1
 _NLM_F_DUMP_INTR = 0x10  # uapi/linux/netlink.h
 _DUMP_TRIES = 10
-_NSID_NONE = 0xFFFFFFFF  # NETNSA_NSID_NOT_ASSIGNED (-1) as pyroute2 reads it; when setting, "any"
+_SO_RCVBUFFORCE = 33  # uapi/asm-generic/socket.h; not bound by net.core.rmem_max
+_NOT_ASSIGNED = 0xFFFFFFFF  # uapi/linux/net_namespace.h: NETNSA_NSID_NOT_ASSIGNED, -1 in a field pyroute2 has unsigned
+# nlmsg_seq of all our requests ("side"): the kernel's events about a change have that of the request, or 0
+SEQUENCE = 0x73696465
 _BUFFER = 1 << 16  # the kernel fills at most 32 KiB a datagram (NLMSG_GOODSIZE and growth)
 
 
@@ -176,25 +183,28 @@ class Rtnl:
         message["attrs"] = [("FRA_FWMARK", mark), ("FRA_TABLE", table)]
         self._do(message, RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL)
 
-    def nsid_of(self, netns_fd: int) -> int:
-        """The number that another namespace has in this one; it is given one if need be."""
-        if (nsid := self._known_nsid(netns_fd)) is None:
-            message = nsidmsg()
-            message["attrs"] = [("NETNSA_NSID", _NSID_NONE), ("NETNSA_FD", netns_fd)]
-            with suppress(FileExistsError):  # somebody else was faster
-                self._do(message, RTM_NEWNSID, 0)
-            nsid = self._known_nsid(netns_fd)
-        if nsid is None:
-            raise OSError(errno.ENOENT, "the kernel gives the namespace no id")
+    def number(self, netns_fd: int, nsid: int) -> int:
+        """Give another namespace a number (nsid) in this one; returns the one it has, `nsid` unless it had one before.
+
+        It keeps the number as long as it exists and is not kept by it. RTM_NEWNSID, Linux 4.0. Raises OSError:
+        FileExistsError when the number is taken.
+        """
+        try:
+            self._do(_nsid_message(("NETNSA_FD", netns_fd), ("NETNSA_NSID", nsid)), RTM_NEWNSID, 0)
+        except FileExistsError:
+            (known,) = self._ask(_nsid_message(("NETNSA_FD", netns_fd)), RTM_GETNSID, NLM_F_ACK)
+            nsid = known.get_attr("NETNSA_NSID")
+            if nsid == _NOT_ASSIGNED:
+                raise
         return nsid
 
-    def _known_nsid(self, netns_fd: int) -> int | None:
-        message = nsidmsg()
-        message["attrs"] = [("NETNSA_FD", netns_fd)]
-        nsid = _NSID_NONE
-        for reply in self._ask(message, RTM_GETNSID, NLM_F_ACK):
-            nsid = reply.get_attr("NETNSA_NSID")
-        return None if nsid == _NSID_NONE else int(nsid)
+    def is_number_alive(self, nsid: int) -> bool:
+        """Whether a namespace with this number exists. RTM_GETNSID by number, Linux 5.0. Raises OSError."""
+        try:
+            self._do(_nsid_message(("NETNSA_NSID", nsid)), RTM_GETNSID, 0)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _do(self, message: Any, kind: int, flags: int) -> None:
         for _ in self._ask(message, kind, NLM_F_ACK | flags):
@@ -211,7 +221,7 @@ class Rtnl:
 
     def _ask(self, message: Any, kind: int, flags: int) -> Iterator[Any]:
         """Send one request and yield the replies up to the end or the acknowledgement. Raises OSError."""
-        message["header"].update(type=kind, flags=NLM_F_REQUEST | flags, sequence_number=1)
+        message["header"].update(type=kind, flags=NLM_F_REQUEST | flags, sequence_number=SEQUENCE)
         message.encode()
         self._socket.send(message.data)
         while True:
@@ -225,3 +235,30 @@ class Rtnl:
                 if reply["header"]["type"] == NLMSG_DONE:
                     return
                 yield reply
+
+
+def listen(groups: Iterable[int], room: int) -> socket.socket:
+    """A socket that hears multicast groups of the calling thread's namespace and of all that have a number in it.
+
+    It does not block and has `room` bytes for what is not read yet. Linux 4.2; CAP_NET_ADMIN for the room,
+    CAP_NET_BROADCAST in each namespace's user namespace to hear it. Raises OSError.
+    """
+    listening = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    with ExitStack() as undo:
+        undo.callback(listening.close)
+        listening.setblocking(False)
+        listening.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, room)
+        listening.setsockopt(SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, 1)
+        # A change made with NLM_F_ECHO is not told to sockets that have the port of its maker, in whichever namespace
+        # (do_one_broadcast in af_netlink.c). Ports are usually process ids: take what none can be.
+        listening.bind((1 << 31 | secrets.randbits(31), 0))
+        for group in groups:
+            listening.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        undo.pop_all()
+    return listening
+
+
+def _nsid_message(*attributes: tuple[str, int]) -> Any:
+    message = nsidmsg()
+    message["attrs"] = list(attributes)
+    return message

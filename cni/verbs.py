@@ -80,14 +80,14 @@ class Verbs:
         return entries, sandbox.cookie
 
     def _settle_in(self, netns: int, policy: CapturePolicy, rtnl: Rtnl) -> Sandbox:
-        """Inside the namespace: look, prepare, follow, look again. What changes after that will be heard of."""
-        sandbox = self._pods_own(look(rtnl))
+        """Inside the namespace: what changes after the look is heard of, as it is followed before."""
+        self.follower.watch(own_cookie(), netns)
+        sandbox = self._look(policy, rtnl)
         require_address(sandbox)
         prepare(rtnl, sandbox, sandbox.captures_ipv6(policy.dual_stack), policy.mode == "TPROXY")
-        self.follower.watch(sandbox.cookie, netns)
-        return self._look_again(policy, rtnl)
+        return sandbox
 
-    def _look_again(self, policy: CapturePolicy, rtnl: Rtnl) -> Sandbox:
+    def _look(self, policy: CapturePolicy, rtnl: Rtnl) -> Sandbox:
         return self._pods_own(look(rtnl, policy.exclude_interfaces))
 
     def _pods_own(self, sandbox: Sandbox) -> Sandbox:
@@ -111,7 +111,7 @@ class Verbs:
         pod = self._mesh_pod(pod_args(request.args), request)
         netns = _netns(netns_fd)
         policy = policy_of(pod) if pod else CapturePolicy()
-        sandbox = visit(netns, partial(self._look_again, policy))
+        sandbox = visit(netns, partial(self._look, policy))
         if pod is None:
             return None
         ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)

@@ -1,130 +1,194 @@
-"""Tells when something changes in pods' network namespaces: one rtnetlink socket in the agent's own, for all of them.
+"""Notices changes of addresses, interfaces and routes in the pods' namespaces, and when a namespace is gone.
 
-It hears other namespaces because they have an id here (an "nsid") and holds none of them: an open descriptor would keep
-a deleted pod's namespace alive. Needs CAP_NET_BROADCAST over the pods' user namespaces, as root on the host has.
+A descriptor of a namespace, or a socket inside it, would keep a deleted pod's namespace alive. rtnetlink can listen
+from outside (NETLINK_LISTEN_ALL_NSID): a socket hears every namespace that has a number (nsid) in the socket's own
+namespace, and a number keeps nothing alive. That own namespace is an empty one made for the purpose: the socket then
+hears the watched pods and not the node's own routes, and nobody else gives out numbers in it, so that none is used
+twice and a late message about a dead pod cannot be taken for one about its successor.
 """
 
+import ctypes
 import errno
+import math
 import os
 import select
 import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from cni.rtnl import Rtnl
+from pyroute2.netlink import rtnl
+from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
-_SO_RCVBUFFORCE = 33  # uapi/asm-generic/socket.h
-# uapi/linux/netlink.h
-_SOL_NETLINK = 270
-_ADD_MEMBERSHIP, _LISTEN_ALL_NSID = 1, 8
-# uapi/linux/rtnetlink.h: groups LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, NSID
-_GROUPS = (1, 5, 7, 9, 11, 28)
-_RTM_DELNSID = 89
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
-_NSID_AT = struct.Struct("=16x4x4xi")  # nlmsghdr, padded rtgenmsg, nlattr header, NETNSA_NSID: its first attribute
-_NSID = struct.Struct("=i")
-_BUFFER = 1 << 16
-# Room for some ten thousand events; when even that overflows, everything counts as changed.
-_RECEIVE_BUFFER = 8 << 20
+from bpf.errors import KernelRefused
+from cni.rtnl import SEQUENCE, Rtnl, listen
+from cni.sandbox import INBOUND_SOURCE6
+
+_GROUPS = (
+    rtnl.RTNLGRP_LINK,
+    rtnl.RTNLGRP_IPV4_IFADDR,
+    rtnl.RTNLGRP_IPV6_IFADDR,
+    rtnl.RTNLGRP_IPV4_ROUTE,
+    rtnl.RTNLGRP_IPV6_ROUTE,
+    rtnl.RTNLGRP_NSID,
+)
+_ROOM = 16 << 20  # bytes, doubled by the kernel: some 30,000 changes; used only while they wait
+_LEAST_COST = 512  # bytes a queued message takes at least: struct sk_buff and skb_shared_info alone are more
+_HEAD = 256  # bytes read of a message: the fixed part, or all of an RTM_DELNSID
+_CLONE_NEWNET = 0x40000000  # uapi/linux/sched.h
+_AF_BRIDGE = 7  # linux/socket.h
+_IFF_UP = 0x1  # uapi/linux/if.h
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Netns cookies of pods in whose namespace something has changed, and of those whose namespace is gone."""
+    """Cookies of the pods to look at again, and of those whose namespace is no more and that are not watched now."""
 
     changed: frozenset[int] = frozenset()
     gone: frozenset[int] = frozenset()
 
+    def __bool__(self) -> bool:
+        return bool(self.changed or self.gone)
+
 
 class Watch:
-    """Listens from the calling thread's namespace. add(), remove() and wake() may be called from any thread."""
+    """One thread waits, any thread adds, removes and wakes. Close it when nobody waits any more.
 
-    def __init__(self, receive_buffer: int = _RECEIVE_BUFFER) -> None:
-        """`receive_buffer` is in bytes. Raises OSError when the kernel does not let us listen."""
-        self._cookies: dict[int, int] = {}  # by nsid
+    Linux 5.0, CAP_SYS_ADMIN (the namespace), CAP_NET_ADMIN (numbers, buffer), CAP_NET_BROADCAST (hearing other
+    namespaces): in the agent's user namespace, which includes those of pods below it.
+    """
+
+    def __init__(self, room: int = _ROOM) -> None:
+        """`room`: bytes for changes nobody has waited for yet. Raises KernelRefused."""
         self._lock = threading.Lock()
-        self._asking = Rtnl()  # opened here: a socket stays in the namespace it was made in
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
-        )
-        self._socket.bind((0, 0))  # without an address it hears nothing
-        self._waking = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, receive_buffer)
-        self._socket.setsockopt(_SOL_NETLINK, _LISTEN_ALL_NSID, 1)
-        for group in _GROUPS:
-            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+        self._cookies: dict[int, int] = {}  # by nsid
+        self._nsids: dict[int, int] = {}  # by cookie
+        self._last_nsid = 0
+        self._overrun = False
+        self._socket, self._asking = _open_elsewhere(room)
+        self._capacity = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // _LEAST_COST + 1
+        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll = select.poll()
+        for each in (self._socket, self._wakeup):
+            self._poll.register(each, select.POLLIN)
 
     def add(self, cookie: int, netns_fd: int) -> None:
-        """Watch a namespace; again does no harm. Raises OSError."""
+        """Watch a namespace; harmless when repeated. The descriptor is needed during the call only. Raises OSError.
+
+        Read the pod's state after this, not before: what changes in between would be missed.
+        """
         with self._lock:
-            self._cookies[self._asking.nsid_of(netns_fd)] = cookie
+            if cookie in self._nsids:
+                return
+            # one that was watched before has its number still
+            nsid = self._asking.number(netns_fd, self._last_nsid + 1)
+            self._last_nsid = max(self._last_nsid, nsid)
+            self._cookies[nsid], self._nsids[cookie] = cookie, nsid
 
     def remove(self, cookie: int) -> None:
-        """Watch it no more."""
+        """Stop watching; harmless when repeated."""
         with self._lock:
-            self._cookies = {nsid: other for nsid, other in self._cookies.items() if other != cookie}
+            self._forget(cookie)
 
-    def wake(self) -> None:
-        """End a wait() that is under way, or else the next one."""
-        os.eventfd_write(self._waking, 1)
+    def wait(self, timeout: float | None = None) -> Changes:
+        """Block until watched pods have changed or gone, `timeout` seconds have passed or wake() was called.
 
-    def wait(self, timeout: float | None) -> Changes:
-        """What has changed, as soon as something has; nothing after `timeout` seconds (None: never) or on wake()."""
-        poll = select.poll()
-        for fd in (self._socket.fileno(), self._waking):
-            poll.register(fd, select.POLLIN)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        Whatever has happened by then is in one answer; if the kernel had to drop messages, all watched pods are.
+        """
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
-            remaining = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-            ready = [fd for fd, _ in poll.poll(remaining)]
-            if self._waking in ready:
-                os.eventfd_read(self._waking)
-            changes = self._drain()
-            if (
-                changes.changed
-                or changes.gone
-                or self._waking in ready
-                or (deadline is not None and time.monotonic() >= deadline)
-            ):
+            ready = self._poll.poll(None if timeout is None else max(0, (deadline - time.monotonic()) * 1000))
+            woken = any(fd == self._wakeup for fd, _ in ready)
+            if woken:
+                os.eventfd_read(self._wakeup)
+            with self._lock:
+                changes = self._drain()
+            if changes or woken or time.monotonic() >= deadline:
                 return changes
 
+    def wake(self) -> None:
+        """End the current wait, or the next one if nobody waits. Takes no lock: good in signal handlers."""
+        os.eventfd_write(self._wakeup, 1)
+
     def close(self) -> None:
-        """Stop listening."""
+        """Let go of the sockets, and with them of the namespace made for them."""
         self._socket.close()
         self._asking.close()
-        os.close(self._waking)
+        os.close(self._wakeup)
 
     def _drain(self) -> Changes:
-        """Everything that has been received, as a whole."""
+        """Read what is queued, at most what the buffer can hold: a pod that never stops must not keep us here."""
         changed: set[int] = set()
         gone: set[int] = set()
-        while True:
+        ended = False
+        for _ in range(self._capacity):
             try:
-                data, control, _, _ = self._socket.recvmsg(_BUFFER, socket.CMSG_SPACE(_NSID.size))
+                message, control, _, _ = self._socket.recvmsg(_HEAD, socket.CMSG_SPACE(4))
             except BlockingIOError:
-                return Changes(frozenset(changed), frozenset(gone))
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
+                ended = True
+                break
+            except OSError as error:  # ENOBUFS, said once: all is dropped until the queue has been read to its end
+                if error.errno == errno.EBADF:
                     raise
-                with self._lock:  # events were lost: nobody knows whose
-                    changed.update(self._cookies.values())
+                self._overrun = True
                 continue
-            nsid = next((_NSID.unpack(value)[0] for _, kind, value in control if kind == _LISTEN_ALL_NSID), None)
-            with self._lock:
-                if nsid is None:  # our own namespace's: other ones number their neighbours differently
-                    gone.update(self._cookies.pop(each) for each in _deleted(data) if each in self._cookies)
-                elif nsid in self._cookies:
-                    changed.add(self._cookies[nsid])
+            if control:
+                cookie = self._cookies.get(struct.unpack("=i", control[0][2])[0])
+                if cookie is not None and _matters(message):
+                    changed.add(cookie)
+            else:  # from the socket's own namespace, where nothing but numbers changes
+                gone |= {self._cookies[nsid] for nsid in _freed(message) if nsid in self._cookies}
+        if self._overrun:
+            gone |= {cookie for nsid, cookie in self._cookies.items() if not self._asking.is_number_alive(nsid)}
+            changed |= self._nsids.keys()
+            self._overrun = not ended
+        for cookie in gone:
+            self._forget(cookie)
+        return Changes(frozenset(changed - gone), frozenset(gone))
+
+    def _forget(self, cookie: int) -> None:
+        if cookie in self._nsids:
+            del self._cookies[self._nsids.pop(cookie)]
 
 
-def _deleted(data: bytes) -> Iterator[int]:
-    """The nsids of namespaces that a datagram says are gone."""
-    at = 0
-    while at + _HEADER.size <= len(data):
-        length, kind, *_ = _HEADER.unpack_from(data, at)
-        if kind == _RTM_DELNSID and length >= _NSID_AT.size:
-            yield int(_NSID_AT.unpack_from(data, at)[0])
-        at += max(_HEADER.size, (length + 3) & ~3)
+def _freed(message: bytes) -> list[int]:
+    """The numbers whose namespace is no more, if that is what the message says."""
+    parsed = MarshalRtnl().parse(message)
+    return [each.get_attr("NETNSA_NSID") for each in parsed if each["header"]["type"] == rtnl.RTM_DELNSID]
+
+
+def _matters(message: bytes) -> bool:
+    """Whether it is about addresses, routes, or links that come, go, turn up or down or get another name.
+
+    The kernel sends notifications one a datagram: struct nlmsghdr is 16 bytes with the type at 4, then comes a struct
+    that begins with the family; ifinfomsg has at 12 the flags that differ: all in a new link, none for another name.
+    """
+    kind, _, sequence = struct.unpack_from("=HHI", message, 4)
+    # what plumbing.py does itself; the news of ::6 comes late, without the sequence number of its request
+    if sequence == SEQUENCE or INBOUND_SOURCE6.packed in message:
+        return False
+    if kind not in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK):
+        return kind not in (rtnl.RTM_NEWNSID, rtnl.RTM_DELNSID)  # numbers inside of the pod
+    if message[16] == _AF_BRIDGE:
+        return False  # a bridge about its ports, which are links and speak for themselves
+    (change,) = struct.unpack_from("=I", message, 16 + 12)
+    return change == 0 or bool(change & _IFF_UP)  # promiscuous mode does not matter
+
+
+def _open_elsewhere(room: int) -> tuple[socket.socket, Rtnl]:
+    """The listening and the asking socket, in a new namespace that exists as long as they do."""
+
+    def inside() -> tuple[socket.socket, Rtnl]:
+        if _LIBC.unshare(_CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return listen(_GROUPS, room), Rtnl()
+
+    try:
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="watch") as visitor:  # ends here, and its visit
+            return visitor.submit(inside).result()
+    except OSError as error:
+        needs = "run as root with CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_BROADCAST"
+        raise KernelRefused(f"watching the pods' namespaces: {error.strerror}; {needs}") from error

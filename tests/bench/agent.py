@@ -37,7 +37,7 @@ def changed_copy(directory: Path) -> Path:
     """A source tree whose programs differ in a constant."""
     for package in ("bpf", "cni", "installer"):
         shutil.copytree(REPOSITORY / package, directory / package, ignore=shutil.ignore_patterns("__pycache__"))
-    source = directory / "bpf" / "connect.c"
+    source = directory / "bpf" / "maps.h"
     source.write_text(source.read_text().replace("0x7f400000", "0x7fc00000"))
     return directory
 
