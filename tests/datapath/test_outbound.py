@@ -202,3 +202,26 @@ print(s.makefile().readline())
 """
     seen = wire.pod.python(code, wire.peer.ip4)
     assert (seen["who"], seen["original"]) == ("outbound", [str(wire.peer.ip4), 8080])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_connection_opened_by_its_first_data_is_captured(wire: Wire, family: str) -> None:
+    """TCP Fast Open: there is no connect() of the application's."""
+    target = address(wire.mesh(), family)
+    code = """
+import socket, sys
+s = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET)
+s.sendto(b"x", socket.MSG_FASTOPEN, (sys.argv[1], 8080))
+print(s.makefile().readline())
+"""
+    seen = wire.pod.python(code, target)
+    assert (seen["who"], seen["original"]) == ("outbound", [plain(target), 8080])
+
+
+def test_the_addresses_that_connections_are_spread_over_lead_nowhere_else(wire: Wire) -> None:
+    """Whoever dials them himself reaches the proxy's own port, which black-holes, or the pod's own applications."""
+    wire.mesh()
+    for target in ("127.64.1.2", "fd73:6964:6573:7465::1"):
+        seen = wire.pod.dial(target, 15001)
+        assert (seen["who"], seen["original"]) == ("outbound", [target, 15001])
+        assert wire.pod.dial(target, 8080)["who"] == "app"
