@@ -71,6 +71,8 @@ class Metadata(_KubernetesObject):
     uid: str | None = None
     annotations: dict[str, str] = {}
     labels: dict[str, str] = {}
+    resource_version: str = ""
+    deletion_timestamp: str | None = None  # set once somebody has deleted the Pod; it may live on for its grace period
 
 
 class PodSpec(_KubernetesObject):
@@ -80,6 +82,21 @@ class PodSpec(_KubernetesObject):
     init_containers: tuple[Container, ...] = ()
     host_network: bool = False
     host_users: bool = True  # false: the Pod has a user namespace of its own
+    node_name: str = ""
+
+
+class Terminated(_KubernetesObject):
+    """How a container's process ended."""
+
+    exit_code: int = 0
+    reason: str = ""
+    message: str = ""
+
+
+class ContainerState(_KubernetesObject):
+    """What became of a container, as far as it matters here."""
+
+    terminated: Terminated | None = None
 
 
 class ContainerStatus(_KubernetesObject):
@@ -87,11 +104,15 @@ class ContainerStatus(_KubernetesObject):
 
     name: str
     container_id: str = Field(default="", alias="containerID")
+    state: ContainerState = ContainerState()
+    last_state: ContainerState = ContainerState()
 
 
 class PodStatus(_KubernetesObject):
-    """The containers of the Pod as kubelet last saw them."""
+    """The Pod as kubelet last saw it."""
 
+    phase: str = ""
+    pod_ip: str = Field(default="", alias="podIP")
     container_statuses: tuple[ContainerStatus, ...] = ()
     init_container_statuses: tuple[ContainerStatus, ...] = ()
 
@@ -152,6 +173,32 @@ class PodSource(Protocol):
     def find(self, namespace: str, name: str, uid: str | None) -> Pod:
         """The Pod of that name, and of that UID where both sides know one. Raises PodNotFound."""
         ...
+
+    def every(self) -> list[Pod] | None:
+        """All Pods of this node; None while that is not known: then nothing may be concluded from an absence."""
+        ...
+
+
+class PodEvents(Protocol):
+    """Where what happens to a Pod is told to its owner: Kubernetes Events. Never raises, never blocks."""
+
+    def warning(self, pod: Pod, reason: str, message: str) -> None:
+        """Something the owner should change; `reason` is CamelCase."""
+        ...
+
+    def normal(self, pod: Pod, reason: str, message: str) -> None:
+        """Something that was done."""
+        ...
+
+
+class NoEvents:
+    """PodEvents of a node without an API server: the log has to do."""
+
+    def warning(self, pod: Pod, reason: str, message: str) -> None:
+        """Nothing."""
+
+    def normal(self, pod: Pod, reason: str, message: str) -> None:
+        """Nothing."""
 
 
 def parse_bool(text: str | None) -> bool | None:

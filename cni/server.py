@@ -7,6 +7,7 @@ import socket
 import stat
 import struct
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,19 @@ from cni.verbs import Verbs
 
 log = structlog.get_logger("server")
 
+# told of every request that was answered: its command ("" for one that was not understood), the CNI code (0: success)
+# and the seconds it took
+Observer = Callable[[str, int, float], None]
+
 _WORKERS = 32
 _BACKLOG = 512
 # a client that does not finish its request in time must not keep a worker
 _REQUEST_SECONDS = 5.0
 _UCRED = struct.Struct("3i")
+
+
+def _unobserved(command: str, code: int, seconds: float) -> None:
+    """The Observer of a server that nobody measures."""
 
 
 class Server:
@@ -34,8 +43,9 @@ class Server:
     one is refused, a socket left by a killed one is replaced.
     """
 
-    def __init__(self, run_dir: Path, verbs: Verbs) -> None:
+    def __init__(self, run_dir: Path, verbs: Verbs, observe: Observer = _unobserved) -> None:
         self._verbs = verbs
+        self._observe = observe
         self._path = run_dir / protocol.SOCKET_NAME
         self._lock = _lock(_private(run_dir))
         self._path.unlink(missing_ok=True)
@@ -87,31 +97,28 @@ class Server:
                     os.close(descriptor)
 
     def _reply(self, message: bytes, descriptors: list[int]) -> dict[str, Any]:
-        version = protocol.NEWEST_VERSION
         started = time.monotonic()
+        command, version = "", protocol.NEWEST_VERSION
         try:
             request = protocol.decode(message)
-            version = request.config.cni_version
-            output = self._verbs.run(request, descriptors[0] if descriptors else None)
-            log.debug(
-                "request.done",
-                command=request.command,
-                container=request.container_id,
-                milliseconds=round((time.monotonic() - started) * 1e3, 2),
-            )
-            return protocol.success(output)
-        except CniError as error:
-            log.error("request.failed", code=int(error.code), error=str(error))
-            return protocol.failure(error, version)
-        except SidestepError as error:
-            log.error("request.failed", error=str(error))
-            return protocol.failure(CniError(str(error)), version)
+            command, version = request.command, request.config.cni_version
+            answer = protocol.success(self._verbs.run(request, descriptors[0] if descriptors else None))
+            log.debug("request.done", command=command, container=request.container_id)
         except Exception as error:
-            log.exception("request.crashed")
-            return protocol.failure(
-                CniError(f"internal error: {type(error).__name__}: {error}; please report it with the agent's log"),
-                version,
-            )
+            answer = protocol.failure(_as_cni_error(error), version)
+        code = answer["output"]["code"] if answer["exit"] else 0
+        self._observe(command, code, time.monotonic() - started)
+        return answer
+
+
+def _as_cni_error(error: Exception) -> CniError:
+    """What the runtime is told; logged here, once."""
+    if not isinstance(error, SidestepError):
+        log.exception("request.crashed")
+        return CniError(f"internal error: {type(error).__name__}: {error}; please report it with the agent's log")
+    told = error if isinstance(error, CniError) else CniError(str(error))
+    log.error("request.failed", code=int(told.code), error=str(told))
+    return told
 
 
 def _private(run_dir: Path) -> Path:
@@ -135,7 +142,9 @@ def _lock(run_dir: Path) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise SidestepError(f"another agent serves {run_dir}; stop it or give this one its own --run-dir") from None
+        raise SidestepError(
+            f"another agent serves {run_dir}; stop it or give this one its own --cni-agent-run-dir"
+        ) from None
     return fd
 
 

@@ -2,23 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import structlog
 
+from cni.admission import Admission
 from cni.annotations import INVALID_DROP, CapturePolicy, policy_of
 from cni.enroll import Enrolments
-from cni.entries import Entries, Identity, entries_of
-from cni.errors import CheckFailed, CniError, Code, InvalidRequest, SandboxInvalid
+from cni.entries import Identity
+from cni.errors import CheckFailed, CniError, Code, InvalidAnnotation, InvalidRequest, SandboxInvalid
 from cni.follow import Follower
-from cni.ids import outside_ids
 from cni.membership import skip_reason, skip_unseen
-from cni.plumbing import prepare
-from cni.pod import Pod, PodSource
+from cni.pod import NoEvents, Pod, PodEvents, PodSource
 from cni.protocol import PodArgs, Request, pod_args
-from cni.rtnl import Rtnl
-from cni.sandbox import Sandbox, look, own_cookie, require_address, require_netns, visit
+from cni.sandbox import require_netns
 
 log = structlog.get_logger("cni")
 Output = dict[str, Any] | None
@@ -31,7 +28,8 @@ class Verbs:
     pods: PodSource
     enrolments: Enrolments
     follower: Follower
-    host_cookie: int = field(default_factory=own_cookie)
+    admission: Admission
+    events: PodEvents = field(default_factory=NoEvents)
 
     def run(self, request: Request, netns_fd: int | None) -> Output:
         """Answer a request; what is returned the shim prints. Raises CniError."""
@@ -50,9 +48,8 @@ class Verbs:
         pod = self._mesh_pod(args, request)
         if pod is None:
             return request.result
-        policy = policy_of(pod)
-        netns = _netns(netns_fd)
-        entries, cookie = self._enrol(request, pod, policy, netns)
+        policy = self._policy(pod)
+        entries, cookie = self.admission.admit(_identity(request, pod), policy, _netns(netns_fd))
         log.info(
             "pod.enrolled",
             pod=str(entries.identity),
@@ -60,43 +57,19 @@ class Verbs:
             netns_cookie=cookie,
             addresses=" ".join(str(each.ip) for each in entries.surroundings.addresses),
         )
-        if policy.strict_proxy:
-            self.follower.look_for_proxies()
         if policy.invalid_drop:
             log.info(
                 "setting.meaningless", pod=str(entries.identity), setting=INVALID_DROP, reason="no conntrack is used"
             )
         return request.result
 
-    def _enrol(self, request: Request, pod: Pod, policy: CapturePolicy, netns: int) -> tuple[Entries, int]:
-        ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
-        sandbox = visit(netns, partial(self._settle_in, netns, policy))
+    def _policy(self, pod: Pod) -> CapturePolicy:
+        """What the Pod's annotations ask for; its owner is told when they cannot be honoured."""
         try:
-            entries = entries_of(_identity(request, pod), policy, sandbox, ids)
-            self.enrolments.add(sandbox.cookie, entries, netns)
-        except BaseException:
-            self.follower.forget(sandbox.cookie)
+            return policy_of(pod)
+        except InvalidAnnotation as error:
+            self.events.warning(pod, "CaptureRefused", str(error))
             raise
-        return entries, sandbox.cookie
-
-    def _settle_in(self, netns: int, policy: CapturePolicy, rtnl: Rtnl) -> Sandbox:
-        """Inside the namespace: what changes after the look is heard of, as it is followed before."""
-        self.follower.watch(own_cookie(), netns)
-        sandbox = self._look(policy, rtnl)
-        require_address(sandbox)
-        prepare(rtnl, sandbox, sandbox.captures_ipv6(policy.dual_stack), policy.mode == "TPROXY")
-        return sandbox
-
-    def _look(self, policy: CapturePolicy, rtnl: Rtnl) -> Sandbox:
-        return self._pods_own(look(rtnl, policy.exclude_interfaces))
-
-    def _pods_own(self, sandbox: Sandbox) -> Sandbox:
-        """The sandbox, unless it is the node. Raises SandboxInvalid."""
-        if sandbox.cookie == self.host_cookie:
-            raise SandboxInvalid(
-                "CNI_NETNS is the host's own network namespace; pods with hostNetwork are never captured"
-            )
-        return sandbox
 
     def delete(self, request: Request, netns_fd: int | None) -> Output:
         """Forget what this attachment enrolled; unknown ones are fine, and the namespace is not needed."""
@@ -110,13 +83,10 @@ class Verbs:
         """Compare the maps with what the Pod asks for now. Raises CheckFailed saying what differs."""
         pod = self._mesh_pod(pod_args(request.args), request)
         netns = _netns(netns_fd)
-        policy = policy_of(pod) if pod else CapturePolicy()
-        sandbox = visit(netns, partial(self._look, policy))
         if pod is None:
             return None
-        ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
-        entries = entries_of(_identity(request, pod), policy, sandbox, ids)
-        if found := self.enrolments.differences(sandbox.cookie, entries):
+        entries, cookie = self.admission.wanted(_identity(request, pod), policy_of(pod), netns)
+        if found := self.enrolments.differences(cookie, entries):
             raise CheckFailed(
                 f"{entries.identity} is not registered as its Pod asks: {found[0]}",
                 details="; ".join(found[1:]),

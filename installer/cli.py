@@ -4,7 +4,6 @@ The agent's imports are slow and large, so they wait until the command that need
 """
 
 import sys
-from pathlib import Path
 
 import click
 
@@ -12,9 +11,7 @@ from bpf.attachment import attach as attach_programs
 from bpf.attachment import detach as detach_programs
 from bpf.errors import SidestepError
 from bpf.kernel import require_root
-from bpf.pins import Pins
-from installer import settings
-from installer.settings import Attachment
+from installer.settings import Attachment, Chain, Logging, Node, Ports, Repair, take
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,34 +21,34 @@ def cli() -> None:
 
 
 @cli.command()
-@settings.bpffs
-@settings.cgroup
-def attach(bpffs: Path, cgroup: Path | None) -> None:
+@take(Attachment)
+def attach(attachment: Attachment) -> None:
     """Compile, load, pin and attach the programs; swap them if the sources changed; else do nothing."""
-    where = Attachment.of(bpffs, cgroup)
-    outcome = attach_programs(where.pins, where.cgroup)
-    click.echo(f"{outcome}: programs at {where.cgroup}, pins in {where.pins.root}")
+    cgroup = attachment.attach_point()
+    outcome = attach_programs(attachment.pins, cgroup)
+    click.echo(f"{outcome}: programs at {cgroup}, pins in {attachment.pins.root}")
 
 
 @cli.command()
-@settings.bpffs
-def detach(bpffs: Path) -> None:
+@take(Attachment)
+def detach(attachment: Attachment) -> None:
     """Remove links, programs and maps. Open connections go on, new ones are not captured."""
-    found = detach_programs(Pins(bpffs))
-    click.echo(f"detached: pins in {bpffs}/sidestep removed" if found else "nothing was attached")
+    found = detach_programs(attachment.pins)
+    click.echo(f"detached: pins in {attachment.pins.top} removed" if found else "nothing was attached")
 
 
 @cli.command()
-@settings.bpffs
-@settings.cgroup
-@settings.run_dir
-@settings.pods
-@settings.log_level
-def agent(bpffs: Path, cgroup: Path | None, run_dir: Path, pods: Path, log_level: str) -> None:
+@take(Attachment)
+@take(Node)
+@take(Chain)
+@take(Repair)
+@take(Ports)
+@take(Logging)
+def agent(attachment: Attachment, node: Node, chain: Chain, repair: Repair, ports: Ports, logging: Logging) -> None:
     """Attach, then serve the CNI plugin's requests until stopped. Stopping leaves capture as it is."""
     from installer.agent import run
 
-    run(Attachment.of(bpffs, cgroup), run_dir, pods, log_level)
+    run(attachment, node, chain, repair, ports, logging)
 
 
 def main() -> None:

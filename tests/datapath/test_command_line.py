@@ -33,7 +33,7 @@ def test_attach_twice_then_detach_twice() -> None:
     [
         (("attach", "--bpffs", "/never"), 1, "sidestep: /never is no bpffs; mount one: mount -t bpf bpf /never"),
         (("detach", "--bpffs", "/tmp"), 1, "sidestep: /tmp is no bpffs"),
-        (("agent",), 2, "Missing option '--pods'"),
+        (("agent",), 1, "nowhere to get Pods from; give --pods DIR"),
         (("agent", "--pods", "/never"), 2, "'/never' does not exist"),
         (("agent", "--pods", "/", "--log-level", "loud"), 2, "'loud' is not one of"),
         (("frobnicate",), 2, "No such command 'frobnicate'"),
@@ -57,7 +57,16 @@ def test_a_cgroup_that_is_none_is_named() -> None:
 def test_a_run_directory_that_is_a_file_is_named(tmp_path: Path) -> None:
     with scratch_pins() as (pins, cgroup):
         (tmp_path / "file").touch()
-        options = ("--bpffs", pins.bpffs, "--cgroup", cgroup, "--pods", tmp_path, "--run-dir", tmp_path / "file")
+        options = (
+            "--bpffs",
+            pins.bpffs,
+            "--cgroup",
+            cgroup,
+            "--pods",
+            tmp_path,
+            "--cni-agent-run-dir",
+            tmp_path / "file",
+        )
         done = sidestep("agent", *options)
         assert done.returncode == 1
         assert f"run directory {tmp_path}/file" in done.stderr

@@ -48,7 +48,7 @@ class Agent:
         """Run the agent of a source tree and wait until its socket answers."""
         node = self._node
         argv: list[str | Path] = [sys.executable, "-m", "installer", "agent", "--pods", node.pods_dir]
-        argv += ["--bpffs", node.bpffs, "--cgroup", node.kubepods, "--run-dir", node.run_dir]
+        argv += ["--bpffs", node.bpffs, "--cgroup", node.kubepods, "--cni-agent-run-dir", node.run_dir]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 argv, cwd=source, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

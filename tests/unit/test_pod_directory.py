@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from cni.errors import Code, PodNotFound
-from installer.pods import PodDirectory
+from installer.pods.directory import PodDirectory
 
 
 def manifest(name: str, namespace: str | None = None, uid: str | None = None, user: int = 1337) -> str:

@@ -1,4 +1,4 @@
-"""Where Pods come from: here, a directory of ordinary Pod manifests, for nodes without an API server."""
+"""Pods from a directory of ordinary manifests, for nodes without an API server."""
 
 import json
 import os
@@ -68,6 +68,15 @@ class PodDirectory:
             if uid is None or pod.uid is None or pod.uid == uid:
                 return pod
         raise PodNotFound(self._not_found(namespace, name, uid, candidates, broken))
+
+    def every(self) -> list[Pod] | None:
+        """All Pods there are manifests of; None when the directory cannot be read."""
+        with self._lock:
+            try:
+                self._refresh()
+            except OSError:
+                return None
+            return [pod for pods in self._pods.values() for pod in pods]
 
     def _refresh(self) -> None:
         stamps = dict(sorted(self._stamps()))
