@@ -55,7 +55,9 @@ class Logging:
     """What is logged, and how."""
 
     log_level: str = _setting(
-        "info", "Least severe lines to log.", click.Choice(["debug", "info", "warning", "error"], case_sensitive=False)
+        "info",
+        "Least severe lines to log.",
+        click.Choice(["debug", "info", "warn", "warning", "error"], case_sensitive=False),
     )
     log_as_json: bool = _setting(False, "One JSON object a line instead of key=value.")
 
@@ -80,7 +82,7 @@ class Node:
     kube_ca_file: Path | None = _setting(None, "CA of the API server  [default: the service account's]", _DIRECTORY)
     skip_tls_verify: bool = _setting(False, "Do not verify the API server's certificate.")
     pod_namespace: str = _setting("istio-system", "Namespace of the agent's own DaemonSet.")
-    exclude_namespaces: tuple[str, ...] = _setting("kube-system", "Namespaces, by commas, whose pods are left alone.")
+    exclude_namespaces: tuple[str, ...] = _setting("", "Namespaces, by commas, whose pods are left alone.")
     proc: Path = _setting(Path("/proc"), "procfs of the node; /host/proc in a container.", ours=True)
 
 

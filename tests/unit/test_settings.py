@@ -1,0 +1,96 @@
+"""Every setting has a flag and an environment variable, and the flag wins."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from installer.settings import Attachment, Chain, Logging, Node, Ports, Repair, environment_variable, take
+
+GROUPS = [Attachment, Node, Chain, Repair, Ports, Logging]
+EVERY = [(group, each) for group in GROUPS for each in fields(group)]  # type: ignore[arg-type]
+
+# what Istio's install-cni calls them (cni/pkg/cmd/root.go), of those that mean something here
+INSTALL_CNI = {
+    "CNI_CONF_NAME",
+    "CHAINED_CNI_PLUGIN",
+    "LOG_LEVEL",
+    "MOUNTED_CNI_NET_DIR",
+    "CNI_AGENT_RUN_DIR",
+    "CNI_CONF_GROUP_READ",
+    "KUBE_CA_FILE",
+    "SKIP_TLS_VERIFY",
+    "MONITORING_PORT",
+    "EXCLUDE_NAMESPACES",
+    "POD_NAMESPACE",
+    "KUBERNETES_NODE_NAME",
+    "REPAIR_ENABLED",
+    "REPAIR_REPAIR_PODS",
+    "REPAIR_DELETE_PODS",
+    "REPAIR_LABEL_PODS",
+    "REPAIR_BROKEN_POD_LABEL_KEY",
+    "REPAIR_BROKEN_POD_LABEL_VALUE",
+    "REPAIR_SIDECAR_ANNOTATION",
+    "REPAIR_INIT_CONTAINER_NAME",
+    "REPAIR_INIT_CONTAINER_EXIT_CODE",
+    "REPAIR_INIT_CONTAINER_TERMINATION_MESSAGE",
+    "REPAIR_LABEL_SELECTORS",
+    "REPAIR_FIELD_SELECTORS",
+}
+
+
+def chosen(group: type[Any], *argv: str, **environment: str) -> Any:
+    """What a command gets that takes this group."""
+    got: list[Any] = []
+
+    @click.command()
+    @take(group)
+    def command(**groups: Any) -> None:
+        got.extend(groups.values())
+
+    done = CliRunner(env=environment).invoke(command, argv)
+    assert done.exit_code == 0, done.output
+    return got[0]
+
+
+def test_settings_that_install_cni_has_are_called_as_there() -> None:
+    assert {environment_variable(each) for _, each in EVERY} >= INSTALL_CNI
+
+
+@pytest.mark.parametrize(("group", "each"), EVERY, ids=lambda value: getattr(value, "name", ""))
+def test_a_setting_is_explained_with_its_environment_variable(group: type[Any], each: Any) -> None:
+    command = take(group)(lambda **_: None)
+    help_text = CliRunner().invoke(click.command()(command), ["--help"]).output
+    assert f"--{each.name.replace('_', '-')}" in help_text
+    assert environment_variable(each) in re.sub(r"\s+", "", help_text)
+
+
+def test_the_flag_goes_before_the_environment_and_that_before_the_default() -> None:
+    assert chosen(Chain).cni_conf_name == ""
+    assert chosen(Chain, CNI_CONF_NAME="10-a.conflist").cni_conf_name == "10-a.conflist"
+    assert chosen(Chain, "--cni-conf-name", "20-b.conf", CNI_CONF_NAME="10-a.conflist").cni_conf_name == "20-b.conf"
+
+
+def test_what_install_cni_takes_as_a_boolean_is_one_here() -> None:
+    assert chosen(Chain).chained_cni_plugin is True
+    assert chosen(Chain, CHAINED_CNI_PLUGIN="false").chained_cni_plugin is False
+    assert chosen(Repair, "--no-repair-enabled").repair_enabled is False
+
+
+def test_namespaces_are_listed_with_commas() -> None:
+    assert chosen(Node, EXCLUDE_NAMESPACES="a, b,,c").exclude_namespaces == ("a", "b", "c")
+    assert chosen(Node).exclude_namespaces == ()
+
+
+def test_levels_are_read_as_install_cni_writes_them() -> None:
+    assert chosen(Logging, LOG_LEVEL="WARNING").log_level == "warning"
+    assert chosen(Logging, LOG_LEVEL="warn").log_level == "warn"
+
+
+def test_paths_are_paths() -> None:
+    assert chosen(Attachment, "--bpffs", "/x").bpffs == Path("/x")
+    assert chosen(Attachment, "--bpffs", "/x").pins.top == Path("/x/sidestep")
