@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from installer.settings import Attachment, Chain, Logging, Node, Ports, Repair, environment_variable, take
 
 GROUPS = [Attachment, Node, Chain, Repair, Ports, Logging]
-EVERY = [(group, each) for group in GROUPS for each in fields(group)]  # type: ignore[arg-type]
+EVERY = [(group, each) for group in GROUPS for each in fields(group)]
 
 # what Istio's install-cni calls them (cni/pkg/cmd/root.go), of those that mean something here
 INSTALL_CNI = {
