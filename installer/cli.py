@@ -51,6 +51,18 @@ def agent(attachment: Attachment, node: Node, chain: Chain, repair: Repair, port
     run(attachment, node, chain, repair, ports, logging)
 
 
+@cli.command()
+@take(Attachment)
+@take(Node)
+@take(Chain)
+def uninstall(attachment: Attachment, node: Node, chain: Chain) -> None:
+    """Take the plugin out of the chain and off the host, detach the programs. Open connections go on."""
+    from installer.uninstall import uninstall
+
+    done = uninstall(attachment, node, chain)
+    click.echo("\n".join(done) if done else "nothing was installed")
+
+
 def main() -> None:
     """The entry point: errors meant for the operator are one line, not a traceback."""
     try:

@@ -1,0 +1,126 @@
+"""Files of the host that others read while we write them: whole at every instant, also after a power loss.
+
+Everything happens relative to an opened directory, and no symbolic link in the last component is followed: on the
+host's side of a mount somebody else may have put one there.
+"""
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from bpf.errors import SidestepError
+from bpf.pins import Descriptor
+
+# No runtime takes such a name for a plugin or a configuration (libcni reads *.conf, *.conflist and *.json)
+_TEMPORARY_PREFIX = ".sidestep-tmp-"
+_CHUNK = 1 << 20
+
+
+class FileRefused(SidestepError):
+    """A file of the host could not be read, written or removed; the message names it and the reason."""
+
+
+class Found(NamedTuple):
+    """A file as it is: content, permission bits, owner and group."""
+
+    content: bytes
+    mode: int
+    uid: int
+    gid: int
+
+
+@contextmanager
+def opened(directory: Path) -> Iterator[int]:
+    """A descriptor of a directory. Raises FileRefused naming it."""
+    with explained(directory):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with Descriptor(descriptor):
+        yield descriptor
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an OSError inside into FileRefused with the path's name."""
+    try:
+        yield
+    except OSError as error:
+        raise FileRefused(f"{path}: {error.strerror}") from error
+
+
+def read(path: Path) -> Found | None:
+    """A regular file as it is; None when there is none. Raises FileRefused for a link, a directory and the like."""
+    with opened(path.parent) as directory, explained(path):
+        try:
+            descriptor = os.open(
+                path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory
+            )
+        except FileNotFoundError:
+            return None
+        with Descriptor(descriptor):
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise FileRefused(f"{path} is no regular file; remove it")
+            with open(descriptor, "rb", closefd=False) as file:
+                return Found(file.read(), stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
+
+
+def replace(path: Path, wanted: Found) -> None:
+    """Make a file be `wanted`: whoever looks sees the old one or the new one, whole, even after a power loss."""
+    name = _TEMPORARY_PREFIX + secrets.token_hex(8)
+    with opened(path.parent) as directory, explained(path):
+        _refuse_directory(directory, path)
+        try:
+            _write(directory, name, wanted)
+            os.rename(name, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name, dir_fd=directory)
+            raise
+        os.fsync(directory)
+
+
+def remove(path: Path) -> bool:
+    """Remove a file (or a link itself); False when there was none."""
+    with opened(path.parent) as directory, explained(path):
+        try:
+            os.unlink(path.name, dir_fd=directory)
+        except FileNotFoundError:
+            return False
+        os.fsync(directory)
+        return True
+
+
+def clear_leftovers(directory: Path) -> None:
+    """Remove what a crash has left of replace()."""
+    with explained(directory):
+        for path in directory.iterdir():
+            if is_temporary(path.name):
+                path.unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is one that replace() gives to what is not finished."""
+    return name.startswith(_TEMPORARY_PREFIX)
+
+
+def _refuse_directory(directory: int, path: Path) -> None:
+    with suppress(FileNotFoundError):
+        if stat.S_ISDIR(os.stat(path.name, dir_fd=directory, follow_symlinks=False).st_mode):
+            raise FileRefused(f"{path} is a directory; remove it")
+
+
+def _write(directory: int, name: str, wanted: Found) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with Descriptor(os.open(name, flags, 0o600, dir_fd=directory)) as file:
+        rest = memoryview(wanted.content)
+        while rest:
+            rest = rest[os.write(file.fd, rest[:_CHUNK]) :]
+        status = os.fstat(file.fd)
+        if (status.st_uid, status.st_gid) != (wanted.uid, wanted.gid):
+            os.fchown(file.fd, wanted.uid, wanted.gid)
+        os.fchmod(file.fd, wanted.mode)
+        os.fsync(file.fd)

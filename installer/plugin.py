@@ -1,0 +1,41 @@
+"""The plugin's file on the host."""
+
+from pathlib import Path
+
+from installer import files
+from installer.chain import PLUGIN
+from installer.files import FileRefused, Found
+
+# what a runtime needs to execute it; root's, as everything in that directory
+_MODE = 0o755
+
+
+def drop(shim: Path, directory: Path) -> bool:
+    """Make the plugin in the host's directory be the one of this image; False when it was. Raises FileRefused."""
+    wanted = Found(_content(shim), _MODE, 0, 0)
+    target = directory / PLUGIN
+    try:
+        found = files.read(target)
+    except FileRefused:
+        found = None  # a link or a device: replaced, not followed
+    if found == wanted:
+        return False
+    try:
+        files.replace(target, wanted)
+    except FileRefused as error:
+        raise FileRefused(
+            f"{error}; is MOUNTED_CNI_BIN_DIR the directory that this platform keeps plugins in?"
+        ) from error
+    return True
+
+
+def take_away(directory: Path) -> bool:
+    """Remove the plugin; False when it was not there."""
+    return files.remove(directory / PLUGIN)
+
+
+def _content(shim: Path) -> bytes:
+    found = files.read(shim)
+    if found is None:
+        raise FileRefused(f"{shim}: the plugin is not there; build it, or say where it is with --shim")
+    return found.content

@@ -1,0 +1,156 @@
+"""Our place in a CNI configuration: last, once, under the network's own name, and out again without a trace."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from installer import chain
+from installer.chain import Conf, InvalidConf
+from installer.settings import Node
+
+ENTRY = chain.entry_of(Node(pod_namespace="istio-system", exclude_namespaces=("kube-system",)))
+BRIDGE: dict[str, Any] = {"type": "bridge", "bridge": "cni0", "ipam": {"type": "host-local"}}
+
+
+def listed(*plugins: dict[str, Any], **keys: Any) -> Conf:
+    return Conf("10-a.conflist", {"cniVersion": "1.0.0", "name": "net", "plugins": list(plugins), **keys})
+
+
+def test_the_entry_tells_the_runtime_what_to_pass() -> None:
+    assert ENTRY == {
+        "type": "sidestep-cni",
+        "capabilities": {"io.kubernetes.cri.pod-annotations": True, "cgroupPath": True},
+        "cni_agent_run_dir": "/run/sidestep",
+        "pod_namespace": "istio-system",
+        "exclude_namespaces": ["kube-system"],
+    }
+
+
+def test_it_comes_last_and_the_rest_stays() -> None:
+    conf = listed(BRIDGE, {"type": "portmap"}, disableCheck=True)
+    assert chain.with_plugin(conf, ENTRY).document == {
+        "cniVersion": "1.0.0",
+        "name": "net",
+        "plugins": [BRIDGE, {"type": "portmap"}, ENTRY],
+        "disableCheck": True,
+    }
+
+
+def test_duplicates_of_ours_and_istios_plugin_go() -> None:
+    conf = listed({"type": "istio-cni"}, BRIDGE, ENTRY, {"type": "portmap"}, {**ENTRY, "pod_namespace": "old"})
+    assert chain.with_plugin(conf, ENTRY).document["plugins"] == [BRIDGE, {"type": "portmap"}, ENTRY]
+    assert chain.replaced_types(conf) == ["istio-cni"]
+
+
+def test_an_entry_with_other_options_is_brought_up_to_date() -> None:
+    conf = listed(BRIDGE, {**ENTRY, "exclude_namespaces": []})
+    assert chain.with_plugin(conf, ENTRY) != conf
+    assert chain.with_plugin(listed(BRIDGE, ENTRY), ENTRY) == listed(BRIDGE, ENTRY)
+
+
+@pytest.mark.parametrize("file", ["10-a.conf", "10-a.json"])
+def test_a_single_plugin_becomes_a_list_under_its_own_name(file: str) -> None:
+    conf = Conf(file, {"cniVersion": "0.4.0", "name": "mynet", **BRIDGE})
+    made = chain.with_plugin(conf, ENTRY)
+    assert made.file == "10-a.conflist"
+    assert (made.document["name"], made.document["cniVersion"]) == ("mynet", "0.4.0")
+    assert made.document["plugins"][0] == BRIDGE
+    assert chain.without_plugin(made) == conf
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0", "0.3.0", None])
+def test_a_version_too_old_for_chains_is_raised_and_comes_back(version: str | None) -> None:
+    head = {"cniVersion": version} if version else {}
+    conf = Conf("10-a.conf", {**head, "name": "mynet", **BRIDGE})
+    made = chain.with_plugin(conf, ENTRY)
+    assert made.document["cniVersion"] == "0.3.1"
+    assert chain.without_plugin(made) == conf
+
+
+def test_a_wrapped_list_that_got_another_plugin_stays_a_list() -> None:
+    made = chain.with_plugin(Conf("10-a.conf", {"name": "mynet", **BRIDGE}), ENTRY)
+    made.document["plugins"].insert(1, {"type": "bandwidth"})
+    again = chain.with_plugin(made, ENTRY)
+    assert again == made
+    left = chain.without_plugin(again)
+    assert left is not None
+    assert (left.file, left.types) == ("10-a.conflist", ["bridge", "bandwidth"])
+
+
+def test_nothing_is_left_of_a_network_of_our_own() -> None:
+    alone = chain.standalone("YYY-sidestep-cni.conf", ENTRY)
+    assert (alone.document["name"], alone.document["cniVersion"]) == ("istio-cni", "0.3.1")
+    assert chain.without_plugin(alone) is None
+    assert chain.without_plugin(listed(ENTRY)) is None
+
+
+def test_the_first_valid_name_counts() -> None:
+    good = json.dumps({"name": "n", "plugins": [BRIDGE]}).encode()
+    found, problems = chain.first_valid(
+        {
+            "05-empty.conflist": b"",
+            "06-list.conf": good,
+            "07-nameless.conflist": b'{"plugins": [{"type": "a"}]}',
+            "08-typeless.conflist": b'{"name": "n", "plugins": [{}]}',
+            "09-array.conf": b"[]",
+            "10-good.conflist": good,
+            "11-later.conflist": good,
+        }
+    )
+    assert found is not None
+    assert found.file == "10-good.conflist"
+    assert [str(problem).split()[0] for problem in problems] == [
+        "05-empty.conflist",
+        "06-list.conf",
+        "07-nameless.conflist",
+        "08-typeless.conflist",
+        "09-array.conf",
+    ]
+
+
+def test_a_network_that_is_only_ours_is_no_primary_one() -> None:
+    alone = chain.standalone("00-x.conf", ENTRY)
+    assert chain.first_valid({"00-x.conf": alone.render()}) == (None, [])
+
+
+def test_what_is_no_configuration_is_named() -> None:
+    with pytest.raises(
+        InvalidConf, match=r'^10-a.conf has no "type"; a list of plugins belongs into a .conflist file$'
+    ):
+        chain.parse("10-a.conf", b'{"plugins": []}')
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+plugins = st.builds(
+    lambda kind, keys: {**keys, "type": kind},
+    st.sampled_from(["bridge", "calico", "portmap", "cilium-cni", "bandwidth"]),
+    st.dictionaries(st.text(max_size=6).filter(lambda key: key not in ("name", "cniVersion")), json_values, max_size=3),
+)
+lists = st.builds(
+    lambda chained, keys, name: Conf("10-a.conflist", {**keys, "name": name, "plugins": chained}),
+    st.lists(plugins, min_size=1, max_size=4),
+    st.dictionaries(st.sampled_from(["cniVersion", "disableCheck", "cniVersions", "x"]), json_values, max_size=3),
+    st.text(min_size=1, max_size=8),
+)
+singles = st.builds(
+    lambda plugin, name, head: Conf("10-a.conf", {**head, "name": name, **plugin}),
+    plugins,
+    st.text(min_size=1, max_size=8),
+    st.sampled_from([{}, {"cniVersion": "0.2.0"}, {"cniVersion": "0.3.1"}, {"cniVersion": "1.0.0"}]),
+)
+
+
+@given(lists | singles)
+def test_in_and_out_again_is_as_before_and_twice_in_is_once(conf: Conf) -> None:
+    inside = chain.with_plugin(conf, ENTRY)
+    assert chain.with_plugin(inside, ENTRY) == inside
+    assert inside.types == [*conf.types, "sidestep-cni"]
+    assert chain.without_plugin(inside) == conf
+    assert chain.parse(inside.file, inside.render()) == inside
