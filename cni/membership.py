@@ -1,6 +1,6 @@
 """Is this a mesh pod? Istio's reasons to leave a Pod alone, in Istio's order."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from cni.pod import PROXY_CONTAINER, Pod, parse_bool
 
@@ -11,11 +11,20 @@ STATUS = "sidecar.istio.io/status"
 # the DaemonSet keeps Istio's name, for istiod and istioctl look for it
 AGENT_PREFIX = "istio-cni-node-"
 
+_NOT_INJECTED = f"there is no {STATUS} annotation: the injector has not seen the Pod"
 
-def skip_unseen(namespace: str, name: str, agent_namespace: str, excluded: Collection[str]) -> str | None:
-    """Why nothing is captured for a sandbox, as far as its name tells, in Istio's order; None when the Pod decides.
 
-    The agent's own pod comes before anything that could need the agent.
+def skip_unseen(
+    namespace: str,
+    name: str,
+    agent_namespace: str,
+    excluded: Collection[str],
+    annotations: Mapping[str, str] | None = None,
+) -> str | None:
+    """Why nothing is captured for a sandbox, as far as the invocation tells, in Istio's order; None: the Pod decides.
+
+    The agent's own pod comes before anything that could need the agent. `annotations` are all of the Pod's as the
+    runtime passes them, None when it doesn't. The plugin goes by the same rules without asking (cni/shim/policy.c).
     """
     if agent_namespace and namespace == agent_namespace and name.startswith(AGENT_PREFIX):
         return "the agent's own pod"
@@ -23,6 +32,8 @@ def skip_unseen(namespace: str, name: str, agent_namespace: str, excluded: Colle
         return "not a Kubernetes pod"
     if namespace in excluded:
         return f"namespace {namespace} is in exclude_namespaces"
+    if annotations is not None and STATUS not in annotations:
+        return _NOT_INJECTED
     return None
 
 
@@ -41,7 +52,7 @@ def skip_reason(pod: Pod) -> str | None:
     if parse_bool(pod.labels.get(INJECT, pod.annotations.get(INJECT))) is False:
         return f"{INJECT} is false"
     if STATUS not in pod.annotations:
-        return f"there is no {STATUS} annotation: the injector has not seen the Pod"
+        return _NOT_INJECTED
     return None
 
 

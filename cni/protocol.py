@@ -20,6 +20,15 @@ _LENGTH = struct.Struct("!I")
 NEWEST_VERSION = "1.1.0"
 
 
+class RuntimeConfig(BaseModel):
+    """What the runtime adds for the capabilities that our entry of the conf list declares."""
+
+    model_config = ConfigDict(frozen=True)
+
+    annotations: dict[str, str] | None = Field(default=None, alias="io.kubernetes.cri.pod-annotations")
+    cgroup_path: str = Field(default="", alias="cgroupPath")
+
+
 class NetworkConfig(BaseModel):
     """The plugin's object of the conf list, as the runtime hands it over on stdin."""
 
@@ -32,6 +41,7 @@ class NetworkConfig(BaseModel):
     # Istio's own keys: where the agent's DaemonSet lives, and where nothing is captured
     pod_namespace: str = ""
     exclude_namespaces: tuple[str, ...] = ()
+    runtime_config: RuntimeConfig = Field(default=RuntimeConfig(), alias="runtimeConfig")
     valid_attachments: list[dict[str, str]] | None = Field(default=None, alias="cni.dev/valid-attachments")
 
 

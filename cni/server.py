@@ -48,7 +48,7 @@ class Server:
         self._observe = observe
         self._path = run_dir / protocol.SOCKET_NAME
         self._lock = _lock(_private(run_dir))
-        self._path.unlink(missing_ok=True)
+        _clear(self._path)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         mask = os.umask(0o177)
         try:
@@ -130,9 +130,26 @@ def _private(run_dir: Path) -> Path:
         raise SidestepError(f"run directory {run_dir}: {error.strerror}") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise SidestepError(f"run directory {run_dir} must be a directory of this user, not a link or another's")
+    _require_safe_way(run_dir)
     if found.st_mode & 0o077:
         run_dir.chmod(0o700)
     return run_dir
+
+
+def _require_safe_way(run_dir: Path) -> None:
+    """Whoever may write a directory on the way could put another in place of ours. Raises SidestepError."""
+    for directory in run_dir.absolute().parents:
+        status = directory.stat()
+        if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
+            raise SidestepError(f"run directory {run_dir}: others may write {directory}; choose another place")
+
+
+def _clear(path: Path) -> None:
+    """Remove what a killed agent has left; a link itself, not what it leads to. Raises SidestepError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise SidestepError(f"{path} is in the way of the CNI socket: {error.strerror}; remove it") from error
 
 
 def _lock(run_dir: Path) -> int:

@@ -117,7 +117,14 @@ class Verbs:
 
     def _mesh_pod(self, args: PodArgs, request: Request) -> Pod | None:
         """The Pod, or None when this sandbox is none of ours. Raises PodNotFound."""
-        reason = skip_unseen(args.namespace, args.name, request.config.pod_namespace, request.config.exclude_namespaces)
+        config = request.config
+        reason = skip_unseen(
+            args.namespace,
+            args.name,
+            config.pod_namespace,
+            config.exclude_namespaces,
+            config.runtime_config.annotations,
+        )
         pod = None if reason else self.pods.find(args.namespace, args.name, args.uid or None)
         if pod is not None:
             reason = skip_reason(pod)

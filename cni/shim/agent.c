@@ -74,6 +74,19 @@ static void wait_for(const struct exchange *ex, short events)
     while (found == 0 || (found < 0 && errno == EINTR));
 }
 
+/* Whoever answers decides what is captured; as root it could do that without us. */
+static void require_root(const struct exchange *ex)
+{
+    struct ucred peer;
+    socklen_t size = sizeof(peer);
+
+    if (getsockopt(ex->fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
+        unreachable(ex, errno);
+    if (peer.uid != 0)
+        fail_unless_leaving(ex->inv, away(ex->inv), "%s is served by uid %u, not by root; who made it?",
+                            ex->address.sun_path, peer.uid);
+}
+
 static void open_exchange(struct exchange *ex)
 {
     int length = snprintf(ex->address.sun_path, sizeof(ex->address.sun_path), "%s/" SOCKET_NAME, ex->inv->run_dir);
@@ -91,6 +104,7 @@ static void open_exchange(struct exchange *ex)
         (void)remaining_ms(ex);
         poll(NULL, 0, BACKLOG_PAUSE_MS);
     }
+    require_root(ex);
 }
 
 /* Sends all of it; the descriptor, if any, goes with the first bytes. */

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the shim's parts share: the invocation (sidestep-cni.c), the exchange (agent.c), how it ends (outcome.c). */
+/*
+ * What the shim's parts share: the invocation (sidestep-cni.c), what needs no agent (policy.c), the exchange (agent.c), how
+ * it ends (outcome.c).
+ */
 #ifndef SIDESTEP_SHIM_H
 #define SIDESTEP_SHIM_H
 
@@ -52,6 +55,12 @@ void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* Print `output` on stdout, nothing else. False if it could not be written. */
 bool print_json(const json_t *output);
+
+/* Whether ADD and CHECK of this pod do nothing and need nobody; says why on stderr. */
+bool is_none_of_ours(const struct invocation *inv);
+
+/* The result of an ADD that adds nothing. */
+json_t *unchanged_result(const struct invocation *inv);
 
 /* Send the invocation to the agent and return its answer, an object with "exit" and "output". Does not return on failure. */
 json_t *ask_agent(const struct invocation *inv);

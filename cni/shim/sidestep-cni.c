@@ -2,8 +2,8 @@
 /*
  * sidestep-cni: the CNI plugin the container runtime executes, last in the chain.
  *
- * It decides nothing: it checks that the invocation is well-formed, opens the pod's network namespace, passes both to the
- * agent and prints the agent's answer. Static, without shell or files of its own, so it runs on any host. stdout
+ * It checks that the invocation is well-formed, lets pods go that are plainly none of ours, opens the pod's network
+ * namespace, passes both to the agent and prints the agent's answer. Static, without shell or files of its own, so it runs on any host. stdout
  * carries the result or a CNI error object and nothing else; stderr is for people.
  */
 #define _GNU_SOURCE
@@ -259,6 +259,10 @@ int main(void)
     if (verb->attachment)
         inv.netns_fd = open_netns(&inv, verb);
 
+    if (!strcmp(verb->name, "ADD") && is_none_of_ours(&inv))
+        return !print_json(unchanged_result(&inv));
+    if (!strcmp(verb->name, "CHECK") && is_none_of_ours(&inv))
+        return 0;
     answer = ask_agent(&inv);
     output = json_object_get(answer, "output");
     if (json_integer_value(json_object_get(answer, "exit")) != 0) {

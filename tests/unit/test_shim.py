@@ -34,7 +34,7 @@ ENVIRONMENT = {
     "CNI_NETNS": NETNS,
     "CNI_IFNAME": "eth0",
     "CNI_PATH": "/opt/cni/bin",
-    "CNI_ARGS": "K8S_POD_NAME=pod",
+    "CNI_ARGS": "K8S_POD_NAME=pod;K8S_POD_NAMESPACE=default",
 }
 
 
@@ -149,7 +149,7 @@ def test_add_passes_the_invocation_and_the_namespace_as_a_descriptor(agent: Call
         "container_id": "c1",
         "ifname": "eth0",
         "netns": NETNS,
-        "args": "K8S_POD_NAME=pod",
+        "args": "K8S_POD_NAME=pod;K8S_POD_NAMESPACE=default",
     }
     assert started.inodes == [[Path(NETNS).stat().st_ino]]
 

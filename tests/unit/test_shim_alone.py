@@ -1,0 +1,127 @@
+"""What the plugin lets go without an agent, and what the agent would: one table of cases for both."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni.errors import CniError
+from cni.membership import skip_unseen
+from cni.protocol import NetworkConfig, pod_args
+
+SHIM = Path(__file__).parents[2] / "build" / "sidestep-cni"
+PREVIOUS = {"cniVersion": "1.0.0", "ips": [{"address": "10.0.0.2/24"}], "x-unknown": 2**53 + 1}
+MESH = {"sidecar.istio.io/status": "{}", "other": "x"}
+PLAIN = {"kubernetes.io/config.source": "api"}
+POD = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod;K8S_POD_UID=u;X=y"
+NOT_KNOWN = object()
+
+# CNI_ARGS, what the runtime says of the annotations, and why the pod is let go (None: it is not)
+CASES: dict[str, tuple[str, Any, str | None]] = {
+    "a mesh pod": (POD, MESH, None),
+    "a plain pod": (POD, PLAIN, "no sidecar.istio.io/status annotation"),
+    "a plain pod without any annotation": (POD, {}, "no sidecar.istio.io/status annotation"),
+    "annotations that the runtime did not set": (POD, None, None),
+    "a runtime that passes none": (POD, NOT_KNOWN, None),
+    "a status that is empty": (POD, {"sidecar.istio.io/status": ""}, None),
+    "no Kubernetes pod": ("", NOT_KNOWN, "not a Kubernetes pod"),
+    "no name": ("K8S_POD_NAMESPACE=default", MESH, "not a Kubernetes pod"),
+    "an empty name": ("K8S_POD_NAMESPACE=default;K8S_POD_NAME=", MESH, "not a Kubernetes pod"),
+    "no namespace": ("K8S_POD_NAME=pod", MESH, "not a Kubernetes pod"),
+    "an excluded namespace": ("K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=pod", MESH, "exclude_namespaces"),
+    "a namespace like an excluded one": ("K8S_POD_NAMESPACE=kube-system2;K8S_POD_NAME=pod", MESH, None),
+    "the agent's own pod": ("K8S_POD_NAMESPACE=istio-system;K8S_POD_NAME=istio-cni-node-x7", NOT_KNOWN, "own pod"),
+    "its name elsewhere": ("K8S_POD_NAMESPACE=default;K8S_POD_NAME=istio-cni-node-x7", MESH, None),
+    "another pod there": ("K8S_POD_NAMESPACE=istio-system;K8S_POD_NAME=istiod-istio-cni-node-", MESH, None),
+    "the last of two names": (f"{POD};K8S_POD_NAMESPACE=kube-system", MESH, "exclude_namespaces"),
+    "unknown arguments": ("K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod;X=y", PLAIN, None),
+    "unknown arguments and no pod": ("X=y", NOT_KNOWN, None),
+    "no pair": ("K8S_POD_NAMESPACE=default;nonsense", PLAIN, None),
+    "any order": ("K8S_POD_NAME=pod;X=y;K8S_POD_NAMESPACE=kube-system;IgnoreUnknown=true", MESH, "exclude_namespaces"),
+}
+
+
+def config(annotations: Any, run_dir: Path = Path("/never")) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "cniVersion": "1.1.0",
+        "name": "net",
+        "type": "sidestep-cni",
+        "cni_agent_run_dir": str(run_dir),
+        "pod_namespace": "istio-system",
+        "exclude_namespaces": ["kube-public", "kube-system"],
+        "prevResult": PREVIOUS,
+        "cni.dev/valid-attachments": [],
+    }
+    if annotations is not NOT_KNOWN:
+        made["runtimeConfig"] = {"io.kubernetes.cri.pod-annotations": annotations}
+    return made
+
+
+def run(command: str, args: str, stdin: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    environment = {
+        "CNI_COMMAND": command,
+        "CNI_CONTAINERID": "c1",
+        "CNI_NETNS": "/proc/self/ns/net",
+        "CNI_IFNAME": "eth0",
+        "CNI_PATH": "/opt/cni/bin",
+        "CNI_ARGS": args,
+    }
+    return subprocess.run([SHIM], env=environment, input=json.dumps(stdin), capture_output=True, text=True, timeout=10)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_without_an_agent_only_what_is_plainly_not_in_the_mesh_starts(case: str) -> None:
+    args, annotations, why = CASES[case]
+    done = run("ADD", args, config(annotations))
+    if why:
+        assert (done.returncode, json.loads(done.stdout)) == (0, PREVIOUS)
+        assert why in done.stderr
+    else:
+        assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 11)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_agent_goes_by_the_same_rules(case: str) -> None:
+    args, annotations, why = CASES[case]
+    given = NetworkConfig.model_validate(config(annotations))
+    try:
+        pod = pod_args(args)
+    except CniError:  # refused, so not let go
+        assert why is None
+        return
+    found = skip_unseen(
+        pod.namespace, pod.name, given.pod_namespace, given.exclude_namespaces, given.runtime_config.annotations
+    )
+    assert (found is not None) == (why is not None)
+    assert found is None or str(why) in found
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"exclude_namespaces": "kube-system"}, {"exclude_namespaces": [1, None]}, {"runtimeConfig": 7}],
+)
+def test_options_of_another_shape_let_nobody_go(broken: dict[str, Any]) -> None:
+    done = run("ADD", POD.replace("default", "kube-syste"), {**config(MESH), **broken})
+    assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 11)
+
+
+def test_check_of_a_pod_that_is_none_of_ours_says_nothing() -> None:
+    done = run("CHECK", POD, config(PLAIN))
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["DEL", "GC"])
+def test_leaving_succeeds_and_status_says_unavailable(command: str) -> None:
+    done = run(command, POD, config(MESH))
+    assert (done.returncode, done.stdout) == (0, "")
+    done = run("STATUS", POD, config(MESH))
+    assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 50)
+
+
+def test_a_first_plugin_without_previous_result_gets_an_empty_one() -> None:
+    stdin = config(PLAIN)
+    del stdin["prevResult"]
+    done = run("ADD", POD, stdin)
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"cniVersion": "1.1.0"})
