@@ -77,7 +77,7 @@ def test_a_socket_handed_to_another_user_is_no_use(server: Server, run_dir: Path
         "s.sendall(b'\\0\\0\\0\\2{}')\nprint(s.recv(100))",
         run_dir,
     )
-    assert said == "b''" or "ConnectionResetError" in said
+    assert said == "b''" or said.startswith(("ConnectionResetError", "BrokenPipeError"))
 
 
 def test_the_plugin_does_not_trust_a_socket_of_another_user(run_dir: Path) -> None:
