@@ -6,6 +6,7 @@ The agent's imports are slow and large, so they wait until the command that need
 import sys
 
 import click
+from rich.console import Console
 
 from bpf.attachment import attach as attach_programs
 from bpf.attachment import detach as detach_programs
@@ -46,9 +47,26 @@ def detach(attachment: Attachment) -> None:
 @take(Logging)
 def agent(attachment: Attachment, node: Node, chain: Chain, repair: Repair, ports: Ports, logging: Logging) -> None:
     """Attach, then serve the CNI plugin's requests until stopped. Stopping leaves capture as it is."""
-    from installer.agent import run
+    from installer.agent import Settings, run
 
-    run(attachment, node, chain, repair, ports, logging)
+    run(Settings(attachment, node, chain, repair, ports, logging))
+
+
+@cli.command()
+@take(Attachment)
+@take(Chain)
+@take(Node)
+@click.option("--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
+def probe(attachment: Attachment, chain: Chain, node: Node, output: str) -> None:
+    """Examine this node; exit status 0 only if capture will work."""
+    from installer.probe import OUTPUTS, examine
+
+    findings = examine(attachment, chain, node)
+    if output == "table":
+        findings.print(Console())
+    else:
+        click.echo(OUTPUTS[output](findings))
+    sys.exit(0 if findings.works else 1)
 
 
 @cli.command()

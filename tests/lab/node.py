@@ -36,6 +36,7 @@ class Agent:
     def __init__(self, node: "Node") -> None:
         self._node = node
         self.log = node.directory / "agent.log"
+        self.options: list[str | Path] = []
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -49,6 +50,7 @@ class Agent:
         node = self._node
         argv: list[str | Path] = [sys.executable, "-m", "installer", "agent", "--pods", node.pods_dir]
         argv += ["--bpffs", node.bpffs, "--cgroup", node.kubepods, "--cni-agent-run-dir", node.run_dir]
+        argv += ["--health-port", "0", "--monitoring-port", "0", *self.options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 argv, cwd=source, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -155,7 +157,7 @@ class Node:
         """How full every table is, and how many pods' links there are."""
         pins = Pins(self.bpffs)
         with Tables(pins) as tables:
-            counts = {name: sum(1 for _ in table.every_key()) for name, table in vars(tables).items()}
+            counts = {name: table.count() for name, table in tables.named().items()}
         return counts | {"links": len(list(pins.netns.iterdir()))}
 
     def wait_for_dead_links(self, count: int) -> None:
