@@ -18,6 +18,7 @@ from bpf.errors import KernelRefused
 from bpf.kernel import require_bpffs
 from bpf.layout import STORAGES, TABLES, Build, Word
 from bpf.pins import Descriptor, Pins
+from bpf.restoration import repin_maps
 
 
 class Outcome(StrEnum):
@@ -40,6 +41,7 @@ def attach(pins: Pins, cgroup: Path) -> Outcome:
         if not pins.root.exists():
             _attach_fresh(pins, cgroup)
             return Outcome.ATTACHED
+        repin_maps(pins, {})
         if _recorded(pins) == (sources_digest(), str(cgroup)) and is_attached(pins):
             return Outcome.UNCHANGED
         _swap(pins, cgroup)
@@ -103,6 +105,7 @@ def _attach_fresh(pins: Pins, cgroup: Path) -> None:
 
 
 def _swap(pins: Pins, cgroup: Path) -> None:
+    pins.make_directories()
     for name in TABLES:  # a table of another shape must not meet the new programs; one that is missing is made anew
         if (pins.maps / name).exists():
             os.close(pins.open_map(name))

@@ -16,15 +16,12 @@ from bpf.pins import Descriptor, Pins
 
 def repin_maps(pins: Pins, held: Mapping[str, int]) -> list[str]:
     """Pin every map again whose pin is missing; returns their names. `held` are open descriptors by name."""
+    pins.make_directories()
     missing = [name for name in (*TABLES, *STORAGES) if not (pins.maps / name).exists()]
-    if not missing:
-        return []
-    for directory in (pins.top, pins.root, pins.maps, pins.programs, pins.links, pins.netns):
-        directory.mkdir(mode=0o700, exist_ok=True)
     for name in missing:
         if name in held:
             syscalls.pin(held[name], pins.maps / name)
-    for path in _objects(pins):
+    for path in _objects(pins) if missing else ():
         _repin_from(path, pins, missing)
     return [name for name in missing if (pins.maps / name).exists()]
 

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def crowds(proc: Path) -> dict[int, Crowd]:
 
     Takes CAP_SYS_PTRACE to see other users' processes. Processes that end meanwhile are left out.
     """
-    own = {(proc / name / "ns/net").stat().st_ino for name in ("self", "1")}
+    own = set(_own(proc))
     found: dict[int, Crowd] = {}
     for pid in sorted(_pids(proc)):  # the oldest is usually the sandbox's
         try:
@@ -52,6 +53,13 @@ def open_netns(proc: Path, crowd: Crowd) -> int | None:
             return opened
         os.close(opened)  # the number is another process's by now
     return None
+
+
+def _own(proc: Path) -> Iterator[int]:
+    """The namespace of this process and that of the node's first process, which may be out of sight in a sandbox."""
+    for name in ("self", "1"):
+        with suppress(*_GONE):
+            yield (proc / name / "ns/net").stat().st_ino
 
 
 def _pids(proc: Path) -> Iterator[int]:

@@ -70,6 +70,8 @@ class Reconciler:
                     done.update(step())
                 except SidestepError as error:
                     log.error("reconcile.failed", step=step.__name__.strip("_"), error=str(error))
+                except Exception:  # one step's bug must neither keep the others from their work nor end the agent
+                    log.exception("reconcile.failed", step=step.__name__.strip("_"))
             self.follower.look_at_all()
             for kind, count in done.items():
                 self.observe(kind, count)

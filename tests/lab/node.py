@@ -19,6 +19,7 @@ from bpf.kernel import cgroup2_root, mounts
 from bpf.links import linked_pods
 from bpf.pins import Pins
 from bpf.tables import Tables
+from tests.lab.apiserver import ApiServer
 from tests.lab.chain import Chain
 from tests.lab.inside import popen
 from tests.lab.pod import Pod
@@ -28,6 +29,7 @@ REPOSITORY = Path(__file__).parents[2]
 LABS = Path("/run/sidestep-lab")
 NETNS = Path("/run/netns")
 PLUGINS = Path("/usr/lib/cni")
+NODE_NAME = "lab"  # as the API server knows it
 
 
 class Agent:
@@ -48,7 +50,12 @@ class Agent:
     def start(self, source: Path = REPOSITORY) -> None:
         """Run the agent of a source tree and wait until its socket answers."""
         node = self._node
-        argv: list[str | Path] = [sys.executable, "-m", "installer", "agent", "--pods", node.pods_dir]
+        argv: list[str | Path] = [sys.executable, "-m", "installer", "agent"]
+        if node.api:
+            kubeconfig = node.api.kubeconfig(node.directory / "kubeconfig")
+            argv += ["--kubeconfig", kubeconfig, "--kubernetes-node-name", NODE_NAME]
+        else:
+            argv += ["--pods", node.pods_dir]
         argv += ["--bpffs", node.bpffs, "--cgroup", node.kubepods, "--cni-agent-run-dir", node.run_dir]
         argv += ["--health-port", "0", "--monitoring-port", "0", *self.options]
         with self.log.open("ab") as log:
@@ -86,8 +93,11 @@ class Agent:
 class Node:
     """Use as a context manager; leaving it takes everything down."""
 
-    def __init__(self, keep: bool = False) -> None:
+    def __init__(self, keep: bool = False, api: ApiServer | None = None) -> None:
+        """`api` is where Pods come from instead of a directory."""
         self.id = secrets.token_hex(3)
+        self.api = api
+        self.is_chained = True  # whether the plugin is in the CNI chain
         self.directory = LABS / self.id
         self.bpffs = self.directory / "bpffs"
         self.run_dir = self.directory / "run"
@@ -138,7 +148,7 @@ class Node:
                     "ipam": {"type": "host-local", "ranges": ranges, "dataDir": str(self.directory / "ipam")},
                 },
                 {"type": "portmap", "capabilities": {"portMappings": True}},
-                {"type": "sidestep-cni", "cni_agent_run_dir": str(self.run_dir)},
+                *([{"type": "sidestep-cni", "cni_agent_run_dir": str(self.run_dir)}] if self.is_chained else []),
             ],
         }
 
