@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Agent:
         self._node = node
         self.log = node.directory / "agent.log"
         self.options: list[str | Path] = []
+        self.cgroup: Path | None = None  # by the name it has in the agent's view of the machine
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -56,11 +58,16 @@ class Agent:
             argv += ["--kubeconfig", kubeconfig, "--kubernetes-node-name", NODE_NAME]
         else:
             argv += ["--pods", node.pods_dir]
-        argv += ["--bpffs", node.bpffs, "--cgroup", node.kubepods, "--cni-agent-run-dir", node.run_dir]
+        argv += ["--bpffs", node.bpffs, "--cgroup", self.cgroup or node.kubepods, "--cni-agent-run-dir", node.run_dir]
         argv += ["--health-port", "0", "--monitoring-port", "0", *self.options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                argv, cwd=source, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [*node.agent_wrapper, *argv],
+                cwd=source,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         (node.cgroup / "agent" / "cgroup.procs").write_text(str(self.process.pid))
         wait_until(self._answers, f"the agent to serve; see {self.log}", 15)
@@ -108,6 +115,8 @@ class Node:
         self.keep = keep
         self.pods: dict[str, Pod] = {}
         self.agent = Agent(self)
+        self.before_agent: Callable[[], None] = lambda: None  # called once the node's directories are there
+        self.agent_wrapper: list[str] = []  # what the agent is started through, for another view of the machine
 
     def __enter__(self) -> "Node":
         try:
@@ -182,6 +191,7 @@ class Node:
             directory.mkdir(parents=True)
         subprocess.run(["mount", "-t", "bpf", "bpf", self.bpffs], check=True)
         make_netns(self.netns)
+        self.before_agent()
         self.agent.start()
 
 
@@ -210,10 +220,13 @@ def remove(lab: str) -> None:
     for netns in NETNS.glob(f"sidestep-{lab}-*"):
         subprocess.run(["ip", "netns", "del", netns.name], check=True)
     directory = LABS / lab
-    if any(mount.path == directory / "bpffs" for mount in mounts()):
-        subprocess.run(["umount", directory / "bpffs"], check=True)
+    for mount in reversed(mounts()):  # its bpffs, and what a container runtime has mounted
+        if mount.path.is_relative_to(directory):
+            subprocess.run(["umount", mount.path], check=True)
     shutil.rmtree(directory, ignore_errors=True)
     with suppress(OSError):
         LABS.rmdir()
-    for each in sorted(cgroup.glob("**/"), reverse=True) if cgroup.exists() else ():
-        each.rmdir()
+    # a runtime makes its cgroups in the v1 hierarchies of a hybrid host too
+    for top in (cgroup, *cgroup.parents[1].glob(f"*/{cgroup.name}")):
+        for each in sorted(top.glob("**/"), reverse=True) if top.exists() else ():
+            each.rmdir()
