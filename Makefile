@@ -8,6 +8,8 @@ SHIM := build/sidestep-cni
 DEBIAN := python3-venv python3-bpfcc libbpf1 gcc libc6-dev libjansson-dev \
           containernetworking-plugins iproute2 util-linux curl iptables \
           containerd runc busybox-static
+# Not the one of Debian 12 if there is another: that has a kustomize of 2019.
+KUBECTL := $(shell command -v kubectl > /dev/null || echo kubernetes-client)
 # Two cores: unit, datapath and node tests each make a lab of their own, so they run side by side.
 WORKERS ?= 2
 
@@ -21,6 +23,8 @@ help:
 	@echo 'make bench-cni      a whole ADD through the shim beside iptables-restore, interleaved'
 	@echo 'make bench-connect  whether connect() costs more with more rules or more pods'
 	@echo 'make bench-agent    how long a cold start, a warm start and a swap of the programs take'
+	@echo 'make bench-node     memory, start and idle load of an agent with 250 pods and an API server'
+	@echo 'make image          build/image/sidestep.tar, with buildah and debootstrap'
 	@echo 'make shim           build/sidestep-cni, static'
 	@echo 'make clean          remove what make made; labs of dead owners with it'
 
@@ -29,8 +33,8 @@ setup: .venv/.installed
 # One line a step; the packages' own chatter goes to build/setup.log, which is shown when a step fails.
 .venv/.installed: pyproject.toml Makefile
 	@mkdir -p build
-	@missing=$$(dpkg-query -W -f='$${Package} $${Status}\n' $(DEBIAN) 2>/dev/null \
-	    | awk '/ok installed/ {print $$1}' | sort | comm -13 - <(printf '%s\n' $(DEBIAN) | sort)); \
+	@missing=$$(dpkg-query -W -f='$${Package} $${Status}\n' $(DEBIAN) $(KUBECTL) 2>/dev/null \
+	    | awk '/ok installed/ {print $$1}' | sort | comm -13 - <(printf '%s\n' $(DEBIAN) $(KUBECTL) | sort)); \
 	if [ -n "$$missing" ]; then \
 	    echo "setup: installing Debian packages:" $$missing; \
 	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; } \
@@ -50,10 +54,23 @@ shim: setup
 demo: setup shim
 	@$(PYTHON) -m tests.lab.demo $(if $(KEEP),--keep)
 
-test: setup shim lint
+test: setup shim image lint
 	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/unit tests/datapath tests/node tests/e2e
 
-e2e: setup shim
+# Docker's way, without docker or a registry; made again only when something of it has changed.
+IMAGE := build/image/sidestep.tar
+image: $(IMAGE)
+
+$(IMAGE): setup Dockerfile image/build.sh pyproject.toml $(wildcard bpf/*.py bpf/*.c bpf/*.h cni/*.py cni/shim/* installer/*.py installer/*/*.py)
+	@missing=$$(for each in buildah debootstrap; do command -v $$each > /dev/null || echo $$each; done); \
+	if [ -n "$$missing" ]; then \
+	    echo "image: installing Debian packages:" $$missing; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing > build/image.log 2>&1 \
+	        || { tail -20 build/image.log; exit 1; }; \
+	fi
+	@image/build.sh
+
+e2e: setup shim image
 	@$(PYTHON) -m pytest -v tests/e2e
 
 lint: setup
@@ -78,9 +95,12 @@ bench-connect: setup
 bench-agent: setup
 	@$(PYTHON) -m tests.bench.agent
 
+bench-node: setup
+	@$(PYTHON) -m tests.bench.node
+
 clean:
 	@if [ -x $(PYTHON) ]; then $(PYTHON) -m tests.lab.clean; fi
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup shim demo test e2e nightly conformance lint bench-cni bench-connect bench-agent clean
+.PHONY: help setup shim demo test e2e nightly conformance lint bench-cni bench-connect bench-agent bench-node image clean

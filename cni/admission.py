@@ -5,6 +5,7 @@ ADD comes through here, and so does a pod that ran before the agent did.
 
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from cni.annotations import CapturePolicy
 from cni.enroll import Enrolments
@@ -23,6 +24,7 @@ class Admission:
 
     enrolments: Enrolments
     follower: Follower
+    proc: Path = Path("/proc")
     host_cookie: int = field(default_factory=own_cookie)
 
     def admit(self, identity: Identity, policy: CapturePolicy, netns: int) -> tuple[Entries, int]:
@@ -53,7 +55,7 @@ class Admission:
         self.follower.watch(own_cookie(), netns)
         sandbox = self._look(policy, rtnl)
         require_address(sandbox)
-        prepare(rtnl, sandbox, sandbox.captures_ipv6(policy.dual_stack), policy.mode == "TPROXY")
+        prepare(rtnl, sandbox, sandbox.captures_ipv6(policy.dual_stack), policy.mode == "TPROXY", self.proc)
         return sandbox
 
     def _look(self, policy: CapturePolicy, rtnl: Rtnl) -> Sandbox:

@@ -131,7 +131,7 @@ class Follower:
         def inside(rtnl: Rtnl) -> Sandbox:
             sandbox = look(rtnl, excluded)
             if is_stale(rtnl, sandbox, PodFlags.IPV6 in flags):
-                prepare(rtnl, sandbox, PodFlags.IPV6 in flags, PodFlags.TPROXY in flags)
+                prepare(rtnl, sandbox, PodFlags.IPV6 in flags, PodFlags.TPROXY in flags, self._proc)
             return sandbox
 
         return self._enrolments.follow(cookie, surroundings_of(visit(netns, inside), excluded))

@@ -19,16 +19,17 @@ _MARK, _TABLE = 1337, 133
 # Answers to a marked packet have its mark, and so are routed to the proxy as well: those of the socket that accepts a
 # SYN (for both families), and a refusal, for which there is no socket.
 _KEEP_MARK = [
-    Path("/proc/sys/net/ipv4/tcp_fwmark_accept"),
-    Path("/proc/sys/net/ipv4/fwmark_reflect"),
-    Path("/proc/sys/net/ipv6/fwmark_reflect"),
+    Path("sys/net/ipv4/tcp_fwmark_accept"),
+    Path("sys/net/ipv4/fwmark_reflect"),
+    Path("sys/net/ipv6/fwmark_reflect"),
 ]
 
 
-def prepare(rtnl: Rtnl, sandbox: Sandbox, ipv6: bool, tproxy: bool) -> None:
+def prepare(rtnl: Rtnl, sandbox: Sandbox, ipv6: bool, tproxy: bool, proc: Path = Path("/proc")) -> None:
     """Make the calling thread's namespace ready for capture.
 
-    `ipv6` is whether that is captured, `tproxy` whether the mode is TPROXY. Raises SandboxInvalid.
+    `ipv6` is whether that is captured, `tproxy` whether the mode is TPROXY. `proc` is a procfs whose settings may be
+    written, which a container's own may not. Raises SandboxInvalid.
     """
     try:
         if ipv6:
@@ -39,7 +40,7 @@ def prepare(rtnl: Rtnl, sandbox: Sandbox, ipv6: bool, tproxy: bool) -> None:
                 _answer_to_proxy(rtnl, version)
         for setting in _KEEP_MARK if tproxy else ():
             with suppress(FileNotFoundError):  # no IPv6 in this kernel
-                setting.write_text("1")
+                (proc / setting).write_text("1")
     except OSError as error:
         raise SandboxInvalid(f"cannot prepare the pod's lo for capture: {error.strerror}") from error
 

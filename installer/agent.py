@@ -108,7 +108,7 @@ class _Agent:
         self.source: Source = source_of(settings.node, self.metrics.observe_api_request)
         follower = Follower(self.enrolments, StrictProxies(self.source.pods, tables, cgroup), settings.node.proc)
         self.follower = follower
-        self.admission = Admission(self.enrolments, follower)
+        self.admission = Admission(self.enrolments, follower, settings.node.proc)
         adoption = Adoption(self.admission, settings.node.proc)
         self._reconciler = Reconciler(
             place=Place(pins, cgroup, tables),

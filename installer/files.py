@@ -120,7 +120,7 @@ def _write(directory: int, name: str, wanted: Found) -> None:
         while rest:
             rest = rest[os.write(file.fd, rest[:_CHUNK]) :]
         status = os.fstat(file.fd)
+        os.fchmod(file.fd, wanted.mode)  # while it is still ours
         if (status.st_uid, status.st_gid) != (wanted.uid, wanted.gid):
             os.fchown(file.fd, wanted.uid, wanted.gid)
-        os.fchmod(file.fd, wanted.mode)
         os.fsync(file.fd)

@@ -40,7 +40,7 @@ state = "{directory}/state"
     bin_dir = "{bin}"
     conf_dir = "{net}"
   [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "native"
+    snapshotter = "overlayfs"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
@@ -118,8 +118,20 @@ class Containerd:
     def import_images(self) -> None:
         """Those of the lab."""
         for image in images.make_images(REPOSITORY / "build" / "images"):
-            argv = ["ctr", "-a", f"{self.directory}/containerd.sock", "-n", "k8s.io", "images", "import"]
-            subprocess.run([*argv, "--snapshotter", "native", image], check=True, capture_output=True)
+            self._import(image)
+
+    def import_image(self, archive: Path) -> None:
+        """An OCI archive, under the name that is in it."""
+        self._import(archive)
+
+    def logs(self, container: str) -> str:
+        """What a container of the DaemonSet has said."""
+        path = self.directory / f"{container}.log"
+        return path.read_text()[-4000:] if path.exists() else ""
+
+    def _import(self, archive: Path) -> None:
+        argv = ["ctr", "-a", f"{self.directory}/containerd.sock", "-n", "k8s.io", "images", "import"]
+        subprocess.run([*argv, "--snapshotter", "overlayfs", archive], check=True, capture_output=True)
 
     def stop(self) -> None:
         """End the daemon; containers go on, as on a real node."""
@@ -183,16 +195,7 @@ class CriPod:
 
     def create(self) -> None:
         """As kubelet does: cgroup, sandbox, containers. Raises Refused when the runtime makes no sandbox."""
-        node = self.runtime.node
-        (node.kubepods / self.uid).mkdir()
-        self._publish()
-        try:
-            made = self.runtime.stub.RunPodSandbox(cri.RunPodSandboxRequest(config=self._config()), timeout=_SECONDS)
-        except grpc.RpcError as error:
-            raise Refused(error.details()) from error
-        self.sandbox = made.pod_sandbox_id
-        status = self.runtime.stub.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=self.sandbox))
-        self.ip = status.status.network.ip
+        self.create_sandbox()
         self.directory.mkdir(mode=0o777)
         self.directory.chmod(0o777)
         script = f"echo {self.name} > /tmp/name; exec httpd -f -p {APP_PORT} -h /tmp"
@@ -200,6 +203,28 @@ class CriPod:
         if self.mesh:
             self._start_envoy()
         self._publish("Running")
+
+    def create_sandbox(self) -> None:
+        """The first part of it."""
+        (self.runtime.node.kubepods / self.uid).mkdir()
+        self._publish()
+        try:
+            made = self.runtime.stub.RunPodSandbox(cri.RunPodSandboxRequest(config=self._config()), timeout=_SECONDS)
+        except grpc.RpcError as error:
+            raise Refused(error.details()) from error
+        self.sandbox = made.pod_sandbox_id
+        status = self._sandbox_status()
+        self.ip = status.status.network.ip
+
+    @property
+    def netns(self) -> Path:
+        """Its network namespace, by one of its processes."""
+        pid = json.loads(self._sandbox_status().info["info"])["pid"]
+        return Path(f"/proc/{pid}/ns/net")
+
+    def _sandbox_status(self) -> Any:
+        request = cri.PodSandboxStatusRequest(pod_sandbox_id=self.sandbox, verbose=True)
+        return self.runtime.stub.PodSandboxStatus(request, timeout=_SECONDS)
 
     def get(self, ip: str, path: str = "name", seconds: int = 5) -> str:
         """One HTTP request from inside the application's container; what it printed, empty when it failed."""
@@ -262,7 +287,7 @@ class CriPod:
             _SECONDS,
         )
 
-    def _publish(self, phase: str = "Pending") -> None:
+    def manifest(self, phase: str) -> dict[str, Any]:
         """The Pod as the API server has it."""
         containers: list[dict[str, Any]] = [{"name": "app", "image": images.TOOLS}]
         if self.mesh:
@@ -272,21 +297,97 @@ class CriPod:
         status: dict[str, Any] = {"phase": phase, "containerStatuses": statuses}
         if self.ip:
             status["podIP"] = self.ip
+        return {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": self.name,
+                "namespace": "default",
+                "uid": self.uid,
+                "annotations": self._annotations(),
+            },
+            "spec": {"nodeName": NODE_NAME, "containers": containers},
+            "status": status,
+        }
+
+    def _publish(self, phase: str = "Pending") -> None:
         assert self.runtime.node.api is not None
-        self.runtime.node.api.put(
-            {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "metadata": {
-                    "name": self.name,
-                    "namespace": "default",
-                    "uid": self.uid,
-                    "annotations": self._annotations(),
-                },
-                "spec": {"nodeName": NODE_NAME, "containers": containers},
-                "status": status,
-            }
+        self.runtime.node.api.put(self.manifest(phase))
+
+
+def as_daemonset(
+    runtime: Containerd,
+    objects: Sequence[dict[str, Any]],
+    image: str,
+    settings: Mapping[str, str],
+    host: Mapping[str, Path],
+    extra: Mapping[Path, Path],
+) -> str:
+    """Run the DaemonSet's pod as kubelet would, on the node's network; returns its container.
+
+    `settings` replace those of the ConfigMap, `host` says what this lab has in place of a path of the node, and `extra`
+    is mounted besides.
+    """
+    daemonset = next(each for each in objects if each["kind"] == "DaemonSet")
+    config = next(each for each in objects if each["kind"] == "ConfigMap")["data"]
+    spec = daemonset["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    paths = {volume["name"]: volume.get("hostPath", {}).get("path") for volume in spec["volumes"]}
+    scratch = runtime.node.directory / "daemonset-tmp"
+    scratch.mkdir()
+    mounts = [
+        cri.Mount(
+            container_path=each["mountPath"],
+            host_path=str(host.get(paths[each["name"]], paths[each["name"]] or scratch)),
         )
+        for each in container["volumeMounts"]
+    ]
+    mounts += [cri.Mount(container_path=str(inside), host_path=str(outside)) for inside, outside in extra.items()]
+    wanted = container["securityContext"]
+    namespaces = cri.NamespaceOption(
+        network=cri.NamespaceMode.NODE, pid=cri.NamespaceMode.NODE if spec["hostPID"] else cri.NamespaceMode.CONTAINER
+    )
+    context = cri.LinuxContainerSecurityContext(
+        run_as_user=cri.Int64Value(value=wanted["runAsUser"]),
+        readonly_rootfs=wanted["readOnlyRootFilesystem"],
+        privileged=wanted["privileged"],
+        capabilities=cri.Capability(
+            add_capabilities=wanted["capabilities"]["add"], drop_capabilities=wanted["capabilities"]["drop"]
+        ),
+        seccomp=cri.SecurityProfile(profile_type=cri.SecurityProfile.ProfileType.Unconfined),
+        namespace_options=namespaces,
+    )
+    parent = f"/{runtime.node.cgroup.name}/daemonset"
+    (runtime.node.cgroup / "daemonset").mkdir()
+    sandbox_config = cri.PodSandboxConfig(
+        metadata=cri.PodSandboxMetadata(name="istio-cni-node-lab", namespace="istio-system", uid=str(uuid.uuid4())),
+        log_directory=str(runtime.directory),
+        linux=cri.LinuxPodSandboxConfig(
+            cgroup_parent=parent,
+            security_context=cri.LinuxSandboxSecurityContext(namespace_options=namespaces),
+        ),
+    )
+    sandbox = runtime.stub.RunPodSandbox(
+        cri.RunPodSandboxRequest(config=sandbox_config), timeout=_SECONDS
+    ).pod_sandbox_id
+    made = runtime.stub.CreateContainer(
+        cri.CreateContainerRequest(
+            pod_sandbox_id=sandbox,
+            config=cri.ContainerConfig(
+                metadata=cri.ContainerMetadata(name=container["name"]),
+                image=cri.ImageSpec(image=image),
+                args=container["args"],
+                envs=[cri.KeyValue(key=key, value=value) for key, value in {**config, **settings}.items()],
+                log_path=f"{container['name']}.log",
+                mounts=mounts,
+                linux=cri.LinuxContainerConfig(security_context=context),
+            ),
+            sandbox_config=sandbox_config,
+        ),
+        timeout=_SECONDS,
+    ).container_id
+    runtime.stub.StartContainer(cri.StartContainerRequest(container_id=made), timeout=_SECONDS)
+    return str(made)
 
 
 def pure_cgroup2() -> list[str]:

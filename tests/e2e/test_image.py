@@ -1,0 +1,127 @@
+"""The agent from the image, as the DaemonSet runs it: its capabilities, its mounts, a read-only root."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cri_api.v1 import api_pb2 as cri
+
+from tests.lab.apiserver import ApiServer
+from tests.lab.containerd import Containerd, CriPod, as_daemonset
+from tests.lab.node import NODE_NAME, REPOSITORY, Node
+from tests.lab.waiting import wait_until
+
+pytestmark = pytest.mark.xdist_group("e2e")
+
+ARCHIVE = REPOSITORY / "build" / "image" / "sidestep.tar"
+NAME = "localhost/sidestep:latest"
+
+
+class Deployment:
+    """A containerd with the DaemonSet's pod in it."""
+
+    def __init__(self, running: ExitStack) -> None:
+        self.api = running.enter_context(ApiServer().running())
+        self.node = Node(api=self.api)
+        self.runtime = Containerd(self.node)
+        self.node.agent.start = lambda *_: None  # type: ignore[method-assign]
+        self.node.before_agent = self.runtime.prepare
+        running.enter_context(self.node)
+        running.callback(self.runtime.stop)
+        self.runtime.write_conf()
+        self.runtime.start()
+        self.runtime.import_images()
+        self.runtime.import_image(ARCHIVE)
+        self.node.run_dir.mkdir(mode=0o700)
+        objects = self._objects()
+        # the API server is the test's own, on this machine's loopback, where this node's pods don't reach
+        self.directory = self.node.pods_dir
+        settings = {
+            "SIDESTEP_PODS": str(self.directory),
+            "CNI_AGENT_RUN_DIR": str(self.node.run_dir),
+            "SIDESTEP_CGROUP": str(self.node.kubepods),
+            "KUBERNETES_NODE_NAME": NODE_NAME,
+        }
+        host = {
+            "/opt/cni/bin": self.runtime.bin,
+            "/etc/cni/net.d": self.runtime.net,
+            "/run/sidestep": self.node.run_dir,
+            "/sys/fs/bpf": self.node.bpffs,
+        }
+        extra = {self.directory: self.directory, self.node.run_dir: self.node.run_dir}
+        self.container = as_daemonset(self.runtime, objects, NAME, settings, host, extra)
+
+    def _objects(self) -> list[dict[str, Any]]:
+        built = subprocess.run(
+            ["kubectl", "kustomize", REPOSITORY / "manifests" / "base"], capture_output=True, text=True, check=True
+        )
+        return list(yaml.safe_load_all(built.stdout))
+
+    def readiness(self) -> str:
+        ask = ["nsenter", f"--net={self.node.netns}", "curl", "-s", "-m", "2", "http://127.0.0.1:8000/readyz"]
+        return subprocess.run(ask, capture_output=True, text=True).stdout
+
+    def pod(self, name: str, mesh: bool = True, **annotations: str) -> CriPod:
+        pod = CriPod(self.runtime, name, mesh, annotations)
+        manifest = {"kind": "Pod", **pod.manifest("Pending")}
+        (self.directory / f"{name}.json").write_text(json.dumps(manifest))
+        pod.create()
+        return pod
+
+    def sidestep(self, *argv: str) -> Any:
+        request = cri.ExecSyncRequest(container_id=self.container, cmd=["/usr/local/bin/sidestep", *argv], timeout=30)
+        return self.runtime.stub.ExecSync(request, timeout=40)
+
+
+@pytest.fixture(scope="module")
+def deployment() -> Iterator[Deployment]:
+    assert ARCHIVE.exists(), "run `make image` first"
+    with ExitStack() as running:
+        made = Deployment(running)
+        try:
+            wait_until(lambda: "ok" in made.readiness(), "the agent to be ready", 20)
+        except TimeoutError:
+            raise RuntimeError(f"{made.readiness()}\n{made.runtime.logs('install-cni')}") from None
+        yield made
+
+
+def test_it_installs_itself_and_captures(deployment: Deployment) -> None:
+    conf = json.loads((deployment.runtime.net / "10-lab.conflist").read_text())
+    assert [plugin["type"] for plugin in conf["plugins"]] == ["bridge", "portmap", "sidestep-cni"]
+    one, other = deployment.pod("one"), deployment.pod("other")
+    assert one.get(other.ip) == "other"
+    assert one.envoy.next_connection().listener == "outbound"
+    assert other.envoy.next_connection().listener == "inbound"
+
+
+def test_it_may_do_what_a_transparent_proxy_needs(deployment: Deployment) -> None:
+    pod = CriPod(deployment.runtime, "tproxy", True, {"sidecar.istio.io/interceptionMode": "TPROXY"})
+    (deployment.directory / "tproxy.json").write_text(json.dumps({"kind": "Pod", **pod.manifest("Pending")}))
+    pod.create_sandbox()
+    mark = ["nsenter", f"--net={pod.netns}", "cat", "/proc/sys/net/ipv4/tcp_fwmark_accept"]
+    assert subprocess.run(mark, capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+def test_metrics_are_served(deployment: Deployment) -> None:
+    ask = ["nsenter", f"--net={deployment.node.netns}", "curl", "-s", "http://127.0.0.1:15014/metrics"]
+    text = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
+    assert "istio_cni_install_ready 1.0" in text
+    assert "sidestep_attached 1.0" in text
+
+
+def test_its_root_is_read_only(deployment: Deployment) -> None:
+    request = cri.ExecSyncRequest(
+        container_id=deployment.container, cmd=["/bin/sh", "-c", "echo x > /opt/x"], timeout=5
+    )
+    assert "Read-only file system" in deployment.runtime.stub.ExecSync(request, timeout=10).stderr.decode()
+
+
+def test_uninstall_in_it_undoes_everything(deployment: Deployment) -> None:
+    said = deployment.sidestep("uninstall").stdout.decode()
+    assert "plugin removed from /host/etc/cni/net.d/10-lab.conflist" in said
+    assert not Path(deployment.node.bpffs / "sidestep").exists()
