@@ -102,9 +102,7 @@ def _plain_map(name: str, undo: ExitStack) -> Feature:
     kind, flags = _PLAIN_MAPS[name]
     # a trie's key starts with the prefix length, which here is all of the rest
     key: ctypes.Structure = Word(0) if name == "array" else Quad(32)
-    fd, feature = _made(
-        name, lambda: loading.create_map(kind, ctypes.sizeof(key), 8, 8, flags, f"ssp_{name}"), undo
-    )
+    fd, feature = _made(name, lambda: loading.create_map(kind, ctypes.sizeof(key), 8, 8, flags, f"ssp_{name}"), undo)
     if fd is None:
         return feature
     value = Quad()
@@ -169,7 +167,7 @@ def _exercise(cgroup: Path, tables: TrialTables, tried: list[_Tried], undo: Exit
         try:
             links[each.hook.name] = _link(each.program, cgroup, each.hook, undo)
         except KernelRefused as error:
-            each.problem = Feature(each.hook.name, Verdict.NO, f"loads, cannot be attached: {error}")
+            each.problem = Feature(each.hook.name, Verdict.NO, f"loads, cannot be attached: {_why_no_link(error)}")
     quiet = _idle_beside(cgroup, undo) if "connect4" in links else None
     bench = Bench(cgroup, tables, frozenset(links), programs[NETNS_HOOK.name], links.get("connect4"), quiet)
     problems, ipv6 = in_child(lambda: exercise(bench), _EXERCISE_SECONDS)
@@ -180,6 +178,11 @@ def _link(program: int, cgroup: Path, hook: Hook, undo: ExitStack) -> int:
     with Descriptor(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)) as directory:
         made = syscalls.create_link(program, directory.fd, hook.attach_type, cgroup.parent)
     return undo.enter_context(Descriptor(made)).fd
+
+
+def _why_no_link(error: KernelRefused) -> str:
+    """Whoever may load may attach, so a program of this cgroup or one above must forbid it (foreign.py tells which)."""
+    return "another program is there exclusively" if getattr(error, "errno", 0) == errno.EPERM else str(error)
 
 
 def _idle_beside(cgroup: Path, undo: ExitStack) -> int:

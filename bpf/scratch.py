@@ -5,11 +5,13 @@ killed probe left is removed by the next one.
 """
 
 import ctypes
+import errno
 import fcntl
 import json
 import os
 import secrets
 import select
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ from typing import Any
 from bpf.errors import KernelRefused
 from bpf.pins import Descriptor
 
-PREFIX = "sidestep-probe-"
+PREFIX = "sidestep-trial-"
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET = 0x40000000  # uapi/linux/sched.h
 _PR_SET_PDEATHSIG = 1  # uapi/linux/prctl.h
@@ -29,38 +31,57 @@ _REMOVAL_SECONDS = 2.0  # until a child's cgroup is empty; the kernel takes mill
 
 @contextmanager
 def scratch_cgroup(below: Path) -> Iterator[Path]:
-    """A cgroup2 directory below another, removed afterwards. Raises OSError when none can be made there.
+    """A cgroup2 directory below another, removed afterwards. Raises OSError when none can be made there."""
+    with _scratch(below, _remove_cgroup) as path:
+        yield path
 
-    It is locked while in use, so that another probe knows it from what a dead one has left.
-    """
-    clear_leftovers(below)
-    path = below / f"{PREFIX}{secrets.token_hex(4)}"
-    path.mkdir()
-    try:
-        with Descriptor(os.open(path, os.O_RDONLY | os.O_DIRECTORY)) as directory:
-            fcntl.flock(directory.fd, fcntl.LOCK_EX)
+
+@contextmanager
+def scratch_pins(bpffs: Path) -> Iterator[Path]:
+    """A directory on a bpffs, removed afterwards with what was pinned there. Raises OSError when none can be made."""
+    with _scratch(bpffs, shutil.rmtree) as path:
+        yield path
+
+
+@contextmanager
+def _scratch(below: Path, remove: Callable[[Path], None]) -> Iterator[Path]:
+    """A directory that is locked while in use, so that another probe knows it from what a dead one has left."""
+    _clear_leftovers(below, remove)
+    path, fd = _make_locked(below)
+    with Descriptor(fd):
+        try:
             yield path
-    finally:
-        _remove(path)
+        finally:
+            remove(path)
 
 
-def clear_leftovers(below: Path) -> None:
-    """Remove the scratch cgroups below `below` that no probe holds any more."""
+def _make_locked(below: Path) -> tuple[Path, int]:
+    while True:
+        path = below / f"{PREFIX}{secrets.token_hex(4)}"
+        path.mkdir(mode=0o700)
+        with suppress(FileNotFoundError):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if path.exists():
+                return path, fd
+            os.close(fd)  # before it was locked, another probe took it for a leftover
+
+
+def _clear_leftovers(below: Path, remove: Callable[[Path], None]) -> None:
     for path in below.glob(f"{PREFIX}*"):
         with suppress(OSError), Descriptor(os.open(path, os.O_RDONLY | os.O_DIRECTORY)) as directory:
             fcntl.flock(directory.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.rmdir()
+            remove(path)
 
 
-def _remove(path: Path) -> None:
+def _remove_cgroup(path: Path) -> None:
+    """Retries while the last process is leaving."""
     deadline = time.monotonic() + _REMOVAL_SECONDS
     while True:
         try:
             return path.rmdir()
-        except FileNotFoundError:
-            return
-        except OSError:
-            if time.monotonic() > deadline:
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.005)
 
@@ -80,8 +101,8 @@ def own_netns() -> None:
 def in_child(work: Callable[[], Any], seconds: float) -> Any:
     """Run `work` in a forked process and return what it returned, through JSON.
 
-    The child dies with this process and is killed when it takes longer. Raises KernelRefused with the child's own error,
-    or saying that it gave none. `work` must do little: it runs after a fork without exec.
+    The child dies with this process, and is killed when it takes longer. Raises KernelRefused with the child's own
+    error, or saying that it gave none. `work` must do little: it runs after a fork without exec.
     """
     reading, writing = os.pipe()
     parent = os.getpid()

@@ -201,7 +201,13 @@ def _cookie(key: Note, tables: TrialTables) -> bytes:
 
 def _storage(tables: TrialTables, socket_at: int, flag: int) -> bytes:
     """The storage of the socket in a field of the context, in r0."""
-    return map_pointer(R1, tables.storage) + load(QUAD, R2, R6, socket_at) + put(R3, 0) + put(R4, flag) + call(_STORAGE_GET)
+    return (
+        map_pointer(R1, tables.storage)
+        + load(QUAD, R2, R6, socket_at)
+        + put(R3, 0)
+        + put(R4, flag)
+        + call(_STORAGE_GET)
+    )
 
 
 def _own_storage(tables: TrialTables) -> bytes:

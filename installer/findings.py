@@ -1,0 +1,89 @@
+"""What an examination found, and how it is told: a table for people, a document for programs."""
+
+import os
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any, TextIO
+
+from bpf.errors import SidestepError
+from bpf.features import Verdict
+
+_PLAIN_WIDTH = 120  # columns where there is no terminal to ask
+_COLOURS = {Verdict.YES: "green", Verdict.NO: "bold red", Verdict.UNKNOWN: "magenta", Verdict.WARNING: "yellow"}
+
+
+class NodeUnfit(SidestepError):
+    """Capture would not work on this node; the message is the table."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that was looked at."""
+
+    what: str
+    needed_by: str
+    found: str
+    verdict: Verdict
+    advice: str = ""  # what to do, unless all is well
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that was looked at, in order."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def works(self) -> bool:
+        """Whether capture will work. What could not be tried is not known to work."""
+        return all(row.verdict in (Verdict.YES, Verdict.WARNING) for row in self.rows)
+
+    @property
+    def summary(self) -> str:
+        """One sentence."""
+        counts = {verdict: sum(row.verdict is verdict for row in self.rows) for verdict in Verdict}
+        if self.works:
+            warnings = counts[Verdict.WARNING]
+            return "capture will work" + (f", with {warnings} warning{'s'[: warnings > 1]}" if warnings else "")
+        told = [
+            f"{counts[v]} {word}" for v, word in ((Verdict.NO, "missing"), (Verdict.UNKNOWN, "unknown")) if counts[v]
+        ]
+        return f"capture will not work here: of {len(self.rows)} things needed, {', '.join(told)}"
+
+    def document(self) -> dict[str, Any]:
+        """The same for JSON and YAML."""
+        rows = [{**asdict(row), "verdict": str(row.verdict)} for row in self.rows]
+        return {"works": self.works, "summary": self.summary, "rows": rows}
+
+    def table(self, stream: TextIO | None = None) -> str:
+        """The table and its summary as they suit `stream` (default: stdout): coloured on a terminal, else plain."""
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        stream = stream or sys.stdout
+        terminal = stream.isatty()
+        console = Console(file=stream, width=None if terminal else _width_asked())
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        advised = any(row.advice for row in self.rows)
+        for title in ("what", "needed by", "found", "verdict", "what to do")[: 5 if advised else 4]:
+            table.add_column(title, overflow="fold", no_wrap=title == "verdict")
+        for row in self.rows:
+            verdict = Text(row.verdict, style=_COLOURS[row.verdict])
+            table.add_row(Text(row.what), Text(row.needed_by), Text(row.found), verdict, *[Text(row.advice)][:advised])
+        with console.capture() as captured:
+            console.print(table)
+            console.print(Text(self.summary, style="bold"))
+        lines = captured.get().splitlines()
+        return "\n".join(line.rstrip() for line in lines) + "\n"
+
+    def require(self) -> None:
+        """Raise NodeUnfit, with the table, unless capture will work."""
+        if not self.works:
+            raise NodeUnfit(f"{self.summary}\n{self.table(sys.stderr)}")
+
+
+def _width_asked() -> int:
+    asked = os.environ.get("COLUMNS", "")
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else _PLAIN_WIDTH

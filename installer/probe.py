@@ -1,0 +1,67 @@
+"""`sidestep probe`: whether capture will work on this node, and if not, what to do.
+
+The agent examines the node in the same way before it touches anything, so it must be quick: no compiler runs here. The
+command line has the real programs compiled and loaded on top, which takes a second.
+"""
+
+from pathlib import Path
+
+from bpf.errors import KernelRefused
+from bpf.features import Feature, Verdict, try_features
+from bpf.kernel import cgroup2_root, own_cgroup
+from installer.checks.attachment import attach_point, bpffs, earlier_installation, programs
+from installer.checks.foreign import other_programs
+from installer.checks.host import host
+from installer.checks.process import process
+from installer.findings import Findings, Row
+from installer.needs import MINIMUM, NEEDS
+from installer.settings import Attachment, Chain, Node
+
+
+def examine(attachment: Attachment, chain: Chain, node: Node) -> Findings:
+    """Look at everything but the programs themselves, which attaching compiles and loads anyway. Some 30 ms."""
+    point, points = attach_point(attachment)
+    rows = [
+        *process(),
+        *points,
+        bpffs(attachment),
+        *(_row(feature) for feature in try_features(_places(point))),
+        *other_programs(point),
+        *earlier_installation(attachment),
+        *host(chain, node),
+    ]
+    return Findings(tuple(rows))
+
+
+def examine_programs(attachment: Attachment, chain: Chain, node: Node) -> Findings:
+    """All that examine() looks at, and whether this version's programs compile and load."""
+    found = examine(attachment, chain, node)
+    return Findings((*found.rows, programs(attachment)))
+
+
+def _places(point: Path | None) -> list[Path]:
+    """Where a scratch cgroup may be: below the attach point, or where this process is.
+
+    In a container with a cgroup namespace of its own, a process can't be moved to a cgroup outside of it.
+    """
+    places = [point] if point else []
+    try:
+        own = own_cgroup(cgroup2_root())
+    except KernelRefused:
+        return places
+    return [*places, own] if own and own != point else places
+
+
+def _row(feature: Feature) -> Row:
+    need = NEEDS[feature.name]
+    return Row(need.label, need.needed_by, feature.found, feature.verdict, _advice(feature, need.since))
+
+
+def _advice(feature: Feature, since: str) -> str:
+    if feature.verdict is Verdict.YES:
+        return ""
+    if feature.verdict is Verdict.UNKNOWN:
+        return "give what is missing above, then probe again"
+    return (
+        f"a kernel with it: Linux {since} or newer ({MINIMUM} for all of this table), with BPF and cgroups configured"
+    )
