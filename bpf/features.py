@@ -146,7 +146,7 @@ def _exercise_somewhere(
     places: Sequence[Path], tables: TrialTables, tried: list[_Tried]
 ) -> tuple[Exercised | None, str]:
     """What was seen, or None and why nothing could be."""
-    why = "there is no cgroup2 to try it in"
+    why = "no cgroup2"
     for place in places:
         try:
             with scratch_cgroup(place) as cgroup, ExitStack() as undo:
@@ -205,6 +205,6 @@ def _program(tried: _Tried, exercised: Exercised | None, why: str) -> Feature:
 
 def _seen(name: str, good: str, exercised: Exercised | None, why: str) -> Feature:
     if exercised is None or name not in exercised.problems:
-        return Feature(name, Verdict.UNKNOWN, f"not seen to act: {why or 'what it builds on is missing'}")
+        return Feature(name, Verdict.UNKNOWN, f"not tried: {why or 'what it builds on is missing'}")
     problem = exercised.problems[name]
     return Feature(name, Verdict.NO, f"does not act: {problem}") if problem else Feature(name, Verdict.YES, good)

@@ -9,6 +9,8 @@ from bpf.errors import SidestepError
 from bpf.features import Verdict
 
 _PLAIN_WIDTH = 120  # columns where there is no terminal to ask
+# titles, and widths that fit the longest word of the rows that are always there, in 80 columns
+_COLUMNS = (("what", 17), ("needed by", 16), ("found", 10), ("verdict", 7), ("what to do", 10))
 _COLOURS = {Verdict.YES: "green", Verdict.NO: "bold red", Verdict.UNKNOWN: "magenta", Verdict.WARNING: "yellow"}
 
 
@@ -65,10 +67,10 @@ class Findings:
         stream = stream or sys.stdout
         terminal = stream.isatty()
         console = Console(file=stream, width=None if terminal else _width_asked())
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         advised = any(row.advice for row in self.rows)
-        for title in ("what", "needed by", "found", "verdict", "what to do")[: 5 if advised else 4]:
-            table.add_column(title, overflow="fold", no_wrap=title == "verdict")
+        for title, least in _COLUMNS if advised else _COLUMNS[:-1]:
+            table.add_column(title, min_width=least, overflow="fold")
         for row in self.rows:
             verdict = Text(row.verdict, style=_COLOURS[row.verdict])
             table.add_row(Text(row.what), Text(row.needed_by), Text(row.found), verdict, *[Text(row.advice)][:advised])

@@ -61,7 +61,7 @@ def _advice(feature: Feature, since: str) -> str:
     if feature.verdict is Verdict.YES:
         return ""
     if feature.verdict is Verdict.UNKNOWN:
-        return "give what is missing above, then probe again"
+        return "see the other rows"
     return (
         f"a kernel with it: Linux {since} or newer ({MINIMUM} for all of this table), with BPF and cgroups configured"
     )

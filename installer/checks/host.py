@@ -69,6 +69,8 @@ def _problem_of_writing(directory: Path) -> str:
 
 def _chain(chain: Chain, node: Node) -> Row:
     what, needed_by = "CNI chain", "installing the plugin"
+    if not chain.mounted_cni_net_dir.is_dir():
+        return Row(what, needed_by, "no directory to look into", Verdict.UNKNOWN, "see the CNI configuration")
     try:
         present = ConfDirectory(chain, entry_of(node)).present()
     except SidestepError as error:
