@@ -15,6 +15,7 @@ from bpf.scratch import scratch_pins
 from installer.findings import Row
 from installer.settings import Attachment
 
+_ROOT_INODE = 1  # of the real root: the id of a hierarchy's first directory (kernfs)
 _KUBELET = ("kubepods", "kubepods.slice")  # kubelet's cgroup, by driver: cgroupfs, systemd
 
 
@@ -40,9 +41,8 @@ _GIVE = "give --cgroup a directory of cgroup2, or leave it out"
 
 
 def _is_cgroup2(path: Path) -> bool:
-    best = max(
-        (mount for mount in mounts() if path.resolve().is_relative_to(mount.path)), key=lambda m: len(m.path.parts)
-    )
+    around = [mount for mount in mounts() if path.resolve().is_relative_to(mount.path)]
+    best = max(reversed(around), key=lambda mount: len(mount.path.parts))  # the last of those on the same path
     return best.filesystem == "cgroup2"
 
 
@@ -51,13 +51,30 @@ def point_row(point: Path, root: Path, version1: Path | None) -> Row:
 
     On a hybrid host whose kubelet uses version 1, pods are in no cgroup of version 2 but its root.
     """
+    if point == root and _is_own_container(root):
+        found = f"{point} is this container's own cgroup"
+        return Row("attach point", "attaching", found, Verdict.NO, "mount the host's /sys/fs/cgroup into the container")
     if point == root:
         why = f"kubelet's pods are in cgroup v1 ({version1})" if version1 else "kubelet has no cgroup2 there"
         return Row("attach point", "attaching", f"{point}, the root: {why}", Verdict.YES)
-    if version1 and "populated 0" in (point / "cgroup.events").read_text():
+    if version1 and "populated 0" in _read(point / "cgroup.events"):
         found = f"{point} is empty: pods are in {version1}, cgroup v1, so cgroup2 has them in its root"
         return Row("attach point", "attaching", found, Verdict.NO, f"--cgroup {root}")
     return Row("attach point", "attaching", str(point), Verdict.YES)
+
+
+def _is_own_container(root: Path) -> bool:
+    """Whether what looks like cgroup2's root is a cgroup namespace's with nothing in it but this process's own."""
+    if root.stat().st_ino == _ROOT_INODE or str(os.getpid()) not in _read(root / "cgroup.procs").split():
+        return False
+    return not any(each.is_dir() for each in root.iterdir())
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _version1_pods() -> Path | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bpf import features, loading, scratch
+from bpf import exercise, features, loading, scratch
 from bpf.compiler import HOOKS
 from bpf.errors import KernelRefused
 from bpf.features import MAPS, OTHERS, Feature, Verdict, try_features
@@ -85,6 +85,14 @@ def test_without_a_cgroup_programs_are_loaded_and_nothing_is_known(tmp_path: Pat
         found = verdicts(try_features(places))
         assert found["hash"] is Verdict.YES
         assert found["connect4"] is found["bpf_link"] is Verdict.UNKNOWN
+
+
+def test_where_ipv6_is_off_the_rest_is_tried(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exercise, "_has_ipv6", lambda: False)
+    found = {each.name: each for each in try_features([place])}
+    assert {each.verdict for each in found.values()} == {Verdict.YES}
+    assert found["connect6"].found == "loads; IPv6 is off, so there is nothing to try"
+    assert found["sk_lookup"].found == "loads, acts"
 
 
 def test_a_place_that_cannot_be_used_gives_way_to_the_next(place: Path, tmp_path: Path) -> None:

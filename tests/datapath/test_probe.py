@@ -160,6 +160,19 @@ def test_without_cgroup2_there_is_no_attach_point(site: Site) -> None:
     assert rows["connect4"]["verdict"] == "unknown"
 
 
+def test_a_containers_own_cgroup_catches_nobody_else(site: Site, inner: Path) -> None:
+    own = f'echo 0 > {inner}/cgroup.procs; exec unshare -C -m "$@"'
+    mounted = 'umount -l -a -t cgroup2; mount -t cgroup2 none /mnt; exec "$@"'
+    done = run(
+        "sh", "-c", own, "sh", "sh", "-c", mounted, "sh", *COMMAND, "--bpffs", site.pins.bpffs, "--output", "json"
+    )
+    rows = {each["what"]: each for each in json.loads(done.stdout)["rows"]}
+    assert done.returncode == 1
+    assert rows["attach point"]["found"].endswith("is this container's own cgroup")
+    assert rows["attach point"]["advice"] == "mount the host's /sys/fs/cgroup into the container"
+    assert rows["connect4"]["verdict"] == "yes"
+
+
 def test_a_bpffs_that_is_none(site: Site, tmp_path: Path) -> None:
     status, rows = site.probe("--bpffs", tmp_path)
     assert status == 1
