@@ -6,13 +6,15 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 SHIM := build/sidestep-cni
 DEBIAN := python3-venv python3-bpfcc libbpf1 gcc libc6-dev libjansson-dev \
-          containernetworking-plugins iproute2 util-linux curl iptables
+          containernetworking-plugins iproute2 util-linux curl iptables \
+          containerd runc busybox-static
 # Two cores: unit, datapath and node tests each make a lab of their own, so they run side by side.
 WORKERS ?= 2
 
 help:
 	@echo 'make demo [KEEP=1]  a small mesh on this machine, and who got each connection'
 	@echo 'make test           every test, with lint and types'
+	@echo 'make e2e            a node'"'"'s life with a real containerd, hybrid and pure cgroup2'
 	@echo 'make conformance    every kind of connection, with Istio'"'"'s rules and with sidestep, compared'
 	@echo 'make nightly        the property tests with 10,000 cases each'
 	@echo 'make lint           ruff, mypy --strict, import-linter'
@@ -49,7 +51,10 @@ demo: setup shim
 	@$(PYTHON) -m tests.lab.demo $(if $(KEEP),--keep)
 
 test: setup shim lint
-	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/unit tests/datapath tests/node
+	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/unit tests/datapath tests/node tests/e2e
+
+e2e: setup shim
+	@$(PYTHON) -m pytest -v tests/e2e
 
 lint: setup
 	@$(PYTHON) -m ruff check .
@@ -78,4 +83,4 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup shim demo test nightly conformance lint bench-cni bench-connect bench-agent clean
+.PHONY: help setup shim demo test e2e nightly conformance lint bench-cni bench-connect bench-agent clean

@@ -16,8 +16,9 @@ from bpf import syscalls
 from bpf.compiler import CGROUP_HOOKS, HOOKS, NETNS_HOOK, compile_and_pin, sources_digest
 from bpf.errors import KernelRefused
 from bpf.kernel import require_bpffs
-from bpf.layout import TABLES, Build, Word
+from bpf.layout import STORAGES, TABLES, Build, Word
 from bpf.pins import Descriptor, Pins
+from bpf.restoration import repin_maps
 
 
 class Outcome(StrEnum):
@@ -40,6 +41,7 @@ def attach(pins: Pins, cgroup: Path) -> Outcome:
         if not pins.root.exists():
             _attach_fresh(pins, cgroup)
             return Outcome.ATTACHED
+        repin_maps(pins, {})
         if _recorded(pins) == (sources_digest(), str(cgroup)) and is_attached(pins):
             return Outcome.UNCHANGED
         _swap(pins, cgroup)
@@ -60,15 +62,17 @@ def detach(pins: Pins) -> bool:
 
 
 def is_attached(pins: Pins) -> bool:
-    """Whether every program is pinned and every global link is still attached to the cgroup it was made for.
+    """Whether every map and program is pinned and every global link is still attached to the cgroup it was made for.
 
     A link outlives its cgroup as an empty shell, so the pin alone says nothing.
     """
     if not pins.root.exists():
         return False
     cgroup = Path(_recorded(pins)[1])
-    return all((pins.programs / hook.name).exists() for hook in HOOKS) and all(
-        _is_linked(pins.links / hook.name, cgroup) for hook in CGROUP_HOOKS
+    return (
+        all((pins.maps / name).exists() for name in (*TABLES, *STORAGES))
+        and all((pins.programs / hook.name).exists() for hook in HOOKS)
+        and all(_is_linked(pins.links / hook.name, cgroup) for hook in CGROUP_HOOKS)
     )
 
 
@@ -101,8 +105,10 @@ def _attach_fresh(pins: Pins, cgroup: Path) -> None:
 
 
 def _swap(pins: Pins, cgroup: Path) -> None:
-    for name in TABLES:  # a table of another shape must not meet the new programs
-        os.close(pins.open_map(name))
+    pins.make_directories()
+    for name in TABLES:  # a table of another shape must not meet the new programs; one that is missing is made anew
+        if (pins.maps / name).exists():
+            os.close(pins.open_map(name))
     fresh = pins.top / f"new-{os.getpid()}"
     fresh.mkdir(mode=0o700)
     try:
@@ -175,6 +181,8 @@ def _record(maps: Path, cgroup: Path) -> None:
 
 def _recorded(pins: Pins) -> tuple[bytes, str]:
     build = Build()
+    if not (pins.maps / "build").exists():
+        return b"", ""
     with Descriptor(pins.open_map("build")) as table:
         syscalls.map_lookup(table.fd, Word(0), build)
     return bytes(build.sources), build.cgroup.decode()

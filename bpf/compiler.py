@@ -6,11 +6,13 @@ functions in its main file; `#line` keeps the compiler's messages pointing at ou
 """
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bpf import syscalls
 from bpf.errors import CompileFailed
@@ -128,6 +130,24 @@ def compile_and_pin(maps: Path, programs: Path) -> None:
         raise CompileFailed(f"the BPF programs in {HERE} do not load on this kernel:\n{words}")
 
 
+def try_each(scratch: Path) -> dict[str, str]:
+    """Compile in a child and load every program by itself: hook → why the kernel refuses it, empty when it doesn't.
+
+    `scratch` is an empty directory on a bpffs for the maps, which are left there. Raises CompileFailed.
+    """
+    child = subprocess.run(
+        [sys.executable, "-m", "bpf.compiler", str(scratch)],
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    if child.returncode != 0:
+        raise CompileFailed(" ".join(child.stderr.strip().splitlines()[-1:]) or "the compiler ended without a word")
+    outcome: dict[str, str] = json.loads(child.stdout)
+    return outcome
+
+
 def _unit(maps: Path) -> str:
     parts = [f'#define SIDESTEP_MAPS "{maps}"\n', PROLOGUE]
     for name in SOURCES:
@@ -135,18 +155,37 @@ def _unit(maps: Path) -> str:
     return "".join(parts)
 
 
-def _main(maps: Path, programs: Path) -> None:
+def _compiled(maps: Path) -> Any:
     os.environ["BCC_KERNEL_SOURCE"] = str(HERE / "uapi")
     from bcc import BPF  # the only import of bcc: see the module's docstring
 
-    unit = BPF(text=_unit(maps), cflags=["-Wno-macro-redefined"])
+    return BPF(text=_unit(maps), cflags=["-Wno-macro-redefined"])
+
+
+def _main(maps: Path, programs: Path) -> None:
+    unit = _compiled(maps)
     for hook in HOOKS:
         loaded = unit.load_func(hook.function, hook.program_type, None, hook.attach_type)
         syscalls.pin(loaded.fd, programs / hook.name)
 
 
+def _main_each(maps: Path) -> None:
+    unit = _compiled(maps)
+    outcome = {}
+    for hook in HOOKS:
+        try:
+            unit.load_func(hook.function, hook.program_type, None, hook.attach_type)
+            outcome[hook.name] = ""
+        except Exception as error:  # bcc raises nothing narrower
+            outcome[hook.name] = str(error)
+    sys.stdout.write(json.dumps(outcome))
+
+
 if __name__ == "__main__":
     try:
-        _main(Path(sys.argv[1]), Path(sys.argv[2]))
+        if len(sys.argv) == 2:
+            _main_each(Path(sys.argv[1]))
+        else:
+            _main(Path(sys.argv[1]), Path(sys.argv[2]))
     except Exception as error:  # bcc raises nothing narrower; the compiler's and verifier's words are on stderr already
         sys.exit(str(error))

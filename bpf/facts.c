@@ -1,6 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /* Looks up what a decision needs to know of a pod's ports, ranges, addresses and interfaces, for connect and lookup. */
 
+_Static_assert(TOTAL_OUTBOUND_REFUSED == (int)VERDICT_REFUSE, "verdicts are counted by their number");
+
+static __always_inline void count(__u32 total)
+{
+    __u64 *sum = totals.lookup(&total);
+
+    if (sum)
+        *sum += 1; /* nobody else writes this CPU's */
+}
+
 static __always_inline __u32 rules_of_port(const struct pod *pod, __u64 cookie, __u16 port)
 {
     struct port_key key = {.cookie = cookie, .port = port};

@@ -81,8 +81,19 @@ def capabilities() -> int:
     return next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
 
 
+def possible_cpus() -> int:
+    """How many values an entry of a per-CPU map has (/sys/devices/system/cpu/possible: ranges as in "0-3,8")."""
+    last = Path("/sys/devices/system/cpu/possible").read_text().strip().rpartition(",")[2]
+    return int(last.rpartition("-")[2]) + 1
+
+
+def has_mount(path: Path, filesystem: str) -> bool:
+    """Whether a filesystem of that kind is mounted just there."""
+    real = Path(os.path.realpath(path))
+    return any(mount.path == real and mount.filesystem == filesystem for mount in mounts())
+
+
 def require_bpffs(path: Path) -> None:
     """Raise KernelRefused unless `path` is a mounted bpffs, the only place pins can be."""
-    real = Path(os.path.realpath(path))
-    if not any(mount.path == real and mount.filesystem == "bpf" for mount in mounts()):
+    if not has_mount(path, "bpf"):
         raise KernelRefused(f"{path} is no bpffs; mount one: mount -t bpf bpf {path}")

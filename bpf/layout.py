@@ -13,6 +13,7 @@ U8, U16, U32, U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_u
 
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
+LISTENER_SLOTS = 16
 # SPREAD4 and SPREAD6 of maps.h: where captured connections go, and nothing else may be
 SPREAD4 = IPv4Network("127.64.0.0/10")
 SPREAD6 = IPv6Network("fd73:6964:6573:7465::/64")
@@ -211,8 +212,24 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "listeners": (ListenerKey, Quad),
     "handshakes": (ConnectionKey, Destination),
     "dials": (ConnectionKey, Word),
+    "totals": (Word, Quad),
     "build": (Word, Build),
 }
+
+# enum total, in its order: what connections of enrolled pods became, by direction and verdict
+TOTALS = (
+    ("outbound", "direct"),
+    ("outbound", "captured"),
+    ("self", "captured"),
+    ("dns", "captured"),
+    ("outbound", "refused"),
+    ("inbound", "direct"),
+    ("inbound", "captured"),
+    ("inbound", "refused"),
+)
+
+# what only the programs use: kept with the sockets
+STORAGES = ("sockets", "resolvers")
 
 # the struct of maps.h each mirror stands for; the layout test walks this
 MIRRORS: dict[str, type[ctypes.Structure]] = {

@@ -8,6 +8,8 @@ import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bpf import syscalls
+from bpf.errors import KernelRefused
 from bpf.pins import Descriptor
 from bpf.syscalls import refused
 
@@ -64,25 +66,6 @@ class _MapOptions(ctypes.Structure):
     ]
 
 
-class _ProgramInfo(ctypes.Structure):
-    """The head of struct bpf_prog_info (uapi/linux/bpf.h), to the name."""
-
-    _fields_ = [
-        ("type", ctypes.c_uint32),
-        ("id", ctypes.c_uint32),
-        ("tag", ctypes.c_uint8 * 8),
-        ("jited_prog_len", ctypes.c_uint32),
-        ("xlated_prog_len", ctypes.c_uint32),
-        ("jited_prog_insns", ctypes.c_uint64),
-        ("xlated_prog_insns", ctypes.c_uint64),
-        ("load_time", ctypes.c_uint64),
-        ("created_by_uid", ctypes.c_uint32),
-        ("nr_map_ids", ctypes.c_uint32),
-        ("map_ids", ctypes.c_uint64),
-        ("name", ctypes.c_char * 16),
-    ]
-
-
 _LIBBPF.bpf_prog_load.argtypes = [
     ctypes.c_int,
     ctypes.c_char_p,
@@ -100,8 +83,6 @@ _LIBBPF.bpf_map_create.argtypes = [
     ctypes.POINTER(_MapOptions),
 ]
 _LIBBPF.bpf_btf_load.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p]
-_LIBBPF.bpf_prog_query.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_uint32] + [ctypes.c_void_p] * 3
-_LIBBPF.bpf_obj_get_info_by_fd.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
 
 
 def load_program(kind: int, attach_type: int, instructions: bytes, name: str) -> int:
@@ -184,11 +165,8 @@ def attached_to(cgroup_fd: int, attach_type: int) -> Attached:
     """The programs attached to this very cgroup, without its ancestors'. Needs CAP_NET_ADMIN."""
     flags, count = ctypes.c_uint32(), ctypes.c_uint32(_PROGRAMS_ASKED)
     ids = (ctypes.c_uint32 * _PROGRAMS_ASKED)()
-    result = _LIBBPF.bpf_prog_query(
-        cgroup_fd, attach_type, 0, ctypes.byref(flags), ctypes.byref(ids), ctypes.byref(count)
-    )
-    if result < 0:
-        raise refused("bpf_prog_query", f"attach type {attach_type}", ctypes.get_errno() or -result)
+    if number := syscalls.query_programs(cgroup_fd, attach_type, flags, ids, count):
+        raise syscalls.refused("bpf_prog_query", f"attach type {attach_type}", number)
     return Attached(flags.value, tuple(ids[: count.value]))
 
 
@@ -198,13 +176,11 @@ def program_names(ids: tuple[int, ...]) -> Iterator[str]:
     Needs CAP_SYS_ADMIN.
     """
     for number in ids:
-        fd = _LIBBPF.bpf_prog_get_fd_by_id(ctypes.c_uint32(number))
-        if fd < 0 and ctypes.get_errno() == errno.ENOENT:
-            continue
-        if fd < 0:
-            raise refused("bpf_prog_get_fd_by_id", number, ctypes.get_errno() or -fd)
-        with Descriptor(fd):
-            info, size = _ProgramInfo(), ctypes.c_uint32(ctypes.sizeof(_ProgramInfo))
-            result = _LIBBPF.bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size))
-            if result == 0:
-                yield info.name.decode(errors="replace")
+        try:
+            opened = Descriptor(syscalls.open_program_id(number))
+        except KernelRefused as error:
+            if getattr(error, "errno", 0) == errno.ENOENT:
+                continue
+            raise
+        with opened as program:
+            yield syscalls.program_info(program.fd).name.decode(errors="replace")

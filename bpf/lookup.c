@@ -36,9 +36,12 @@ static __always_inline int steer_to_proxy(struct bpf_sk_lookup *ctx, __u64 cooki
             continue;
         refused = bpf_sk_assign(ctx, sk, 0);
         bpf_sk_release(sk);
-        if (!refused)
+        if (!refused) {
+            count(TOTAL_INBOUND_CAPTURED);
             return SK_PASS;
+        }
     }
+    count(TOTAL_INBOUND_REFUSED);
     return SK_DROP;
 }
 
@@ -79,7 +82,9 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
         return SK_PASS;
     if (decide_inbound(pod->flags, ctx->local_port, rules_of_port(pod, cookie, ctx->local_port),
                        is_excluded_interface(pod, cookie, ctx->ingress_ifindex))
-        == VERDICT_PASS)
+        == VERDICT_PASS) {
+        count(TOTAL_INBOUND_DIRECT);
         return SK_PASS;
+    }
     return steer_to_proxy(ctx, cookie);
 }

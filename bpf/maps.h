@@ -130,6 +130,19 @@ struct interface_key {
     __u32 zero32;
 };
 
+/* What connections of enrolled pods became; the first five are enum verdict (policy.h). */
+enum total {
+    TOTAL_OUTBOUND_DIRECT,
+    TOTAL_OUTBOUND_CAPTURED,
+    TOTAL_SELF_CAPTURED, /* the proxy calling its own pod: to its inbound listener */
+    TOTAL_DNS_CAPTURED,
+    TOTAL_OUTBOUND_REFUSED,
+    TOTAL_INBOUND_DIRECT,
+    TOTAL_INBOUND_CAPTURED,
+    TOTAL_INBOUND_REFUSED, /* captured, but no proxy listens */
+    TOTALS,
+};
+
 struct listener_key {
     __u64 cookie;
     __u16 port;
@@ -230,6 +243,9 @@ SOCKET_STORAGE(struct socket_state, sockets)
 
 /* sendmsg → recvmsg; only sockets that have asked a nameserver have one */
 SOCKET_STORAGE(struct nameservers, resolvers)
+
+/* connect, datagram, lookup → agent; how many connections became what, by enum total, on each CPU by itself */
+TABLE("percpu_array", __u32, __u64, totals, TOTALS, 0)
 
 /* loader → loader of the next start */
 TABLE("array", __u32, struct build, build, 1, 0)

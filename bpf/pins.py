@@ -73,6 +73,11 @@ class Pins:
         """Pinned per-pod links."""
         return self.root / "netns"
 
+    def make_directories(self) -> None:
+        """All of them, for root alone; those that are there stay."""
+        for directory in (self.top, self.root, self.maps, self.programs, self.links, self.netns):
+            directory.mkdir(mode=0o700, exist_ok=True)
+
     def open_map(self, name: str) -> int:
         """A descriptor of a table, its shape checked against layout.py. Raises NotAttached."""
         try:

@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 from bpf.errors import KernelRefused
 
@@ -26,6 +27,9 @@ _LIBBPF.bpf_map_get_next_key.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c
 _LIBBPF.bpf_map_lookup_batch.argtypes = [ctypes.c_int] + [ctypes.c_void_p] * 6
 _LIBBPF.bpf_link_create.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
 _LIBBPF.bpf_link_update.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+_LIBBPF.bpf_prog_query.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_uint32] + [ctypes.c_void_p] * 3
+_LIBBPF.bpf_map_get_fd_by_id.argtypes = [ctypes.c_uint32]
+_LIBBPF.bpf_prog_get_fd_by_id.argtypes = [ctypes.c_uint32]
 _LIBBPF.bpf_obj_get_info_by_fd.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
 
 BPF_ANY = 0  # uapi/linux/bpf.h: create or replace
@@ -41,6 +45,25 @@ class MapInfo(ctypes.Structure):
         ("value_size", ctypes.c_uint32),
         ("max_entries", ctypes.c_uint32),
         ("map_flags", ctypes.c_uint32),
+        ("name", ctypes.c_char * 16),
+    ]
+
+
+class ProgramInfo(ctypes.Structure):
+    """The head of struct bpf_prog_info (uapi/linux/bpf.h)."""
+
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("tag", ctypes.c_uint8 * 8),
+        ("jited_len", ctypes.c_uint32),
+        ("xlated_len", ctypes.c_uint32),
+        ("jited_insns", ctypes.c_uint64),
+        ("xlated_insns", ctypes.c_uint64),
+        ("load_time", ctypes.c_uint64),
+        ("created_by_uid", ctypes.c_uint32),
+        ("map_count", ctypes.c_uint32),
+        ("map_ids", ctypes.c_uint64),
         ("name", ctypes.c_char * 16),
     ]
 
@@ -121,7 +144,50 @@ def map_info(map_fd: int) -> MapInfo:
     return info
 
 
-def map_lookup(map_fd: int, key: ctypes.Structure, value: ctypes.Structure) -> bool:
+def program_info(program_fd: int) -> ProgramInfo:
+    """What a program is."""
+    return _program_info(program_fd, ProgramInfo())
+
+
+def program_maps(program_fd: int) -> list[int]:
+    """The ids of the maps that a program uses."""
+    count = program_info(program_fd).map_count
+    ids = (ctypes.c_uint32 * count)()
+    _program_info(program_fd, ProgramInfo(map_count=count, map_ids=ctypes.addressof(ids)))
+    return list(ids)
+
+
+def _program_info(program_fd: int, info: ProgramInfo) -> ProgramInfo:
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    result = _LIBBPF.bpf_obj_get_info_by_fd(program_fd, ctypes.byref(info), ctypes.byref(size))
+    _checked("bpf_obj_get_info_by_fd", "program", result)
+    return info
+
+
+def query_programs(
+    target_fd: int,
+    attach_type: int,
+    flags: ctypes.c_uint32,
+    ids: "ctypes.Array[ctypes.c_uint32]",
+    count: ctypes.c_uint32,
+) -> int:
+    """Which programs are attached at a cgroup, into the last three arguments. Returns 0 or the errno."""
+    places = (ctypes.byref(flags), ids, ctypes.byref(count))
+    result = _LIBBPF.bpf_prog_query(target_fd, attach_type, 0, *places)
+    return (ctypes.get_errno() or -result) if result < 0 else 0
+
+
+def open_map_id(map_id: int) -> int:
+    """A descriptor of a loaded map; the caller closes it."""
+    return _checked("bpf_map_get_fd_by_id", map_id, _LIBBPF.bpf_map_get_fd_by_id(map_id))
+
+
+def open_program_id(program_id: int) -> int:
+    """A descriptor of a loaded program; the caller closes it."""
+    return _checked("bpf_prog_get_fd_by_id", program_id, _LIBBPF.bpf_prog_get_fd_by_id(program_id))
+
+
+def map_lookup(map_fd: int, key: ctypes.Structure, value: ctypes.Structure | ctypes.Array[Any]) -> bool:
     """Read the entry of `key` into `value`; False when there is none."""
     result = _LIBBPF.bpf_map_lookup_elem(map_fd, ctypes.byref(key), ctypes.byref(value))
     if result < 0 and ctypes.get_errno() == errno.ENOENT:

@@ -9,12 +9,14 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from bpf import syscalls
 from bpf.errors import TableFull
+from bpf.kernel import possible_cpus
 from bpf.layout import (
     TABLES,
+    TOTALS,
     Address,
     ConnectionKey,
     Cookie,
@@ -40,37 +42,42 @@ class Table(Generic[Key, Value]):
 
     def __init__(self, pins: Pins, name: str) -> None:
         self.name = name
-        self._fd = pins.open_map(name)
+        self.descriptor = pins.open_map(name)
         self.key, self._value = TABLES[name]
-
-    def close(self) -> None:
-        """Close the descriptor; the pin stays."""
-        os.close(self._fd)
 
     def get(self, key: Key) -> Value | None:
         """The entry of `key`, or None."""
         value = self._value()
-        return value if syscalls.map_lookup(self._fd, key, value) else None  # type: ignore[return-value]
+        return value if syscalls.map_lookup(self.descriptor, key, value) else None  # type: ignore[return-value]
 
     def put(self, key: Key, value: Value) -> None:
         """Create or replace. Raises TableFull when there is no room."""
-        number = syscalls.map_update(self._fd, key, value)
+        number = syscalls.map_update(self.descriptor, key, value)
         if number in (errno.E2BIG, errno.ENOSPC):
-            limit = syscalls.map_info(self._fd).max_entries
+            limit = syscalls.map_info(self.descriptor).max_entries
             raise TableFull(f"BPF map {self.name} is full at {limit} entries; fewer pods or rules on this node")
         if number:
             raise syscalls.refused("bpf_map_update_elem", self.name, number)
 
     def remove(self, key: Key) -> bool:
         """Delete; False when there was none."""
-        return syscalls.map_delete(self._fd, key)
+        return syscalls.map_delete(self.descriptor, key)
+
+    @property
+    def limit(self) -> int:
+        """How many entries it can have."""
+        return int(syscalls.map_info(self.descriptor).max_entries)
+
+    def count(self) -> int:
+        """How many entries it has: a walk over all keys."""
+        return sum(1 for _ in self.every_key())
 
     def every_key(self) -> Iterator[Key]:
         """Every key, in no order; an entry added or removed meanwhile may or may not appear."""
         current: ctypes.Structure | None = None
         while True:
             following = self.key()
-            if not syscalls.map_next_key(self._fd, current, following):
+            if not syscalls.map_next_key(self.descriptor, current, following):
                 return
             yield following  # type: ignore[misc]
             current = following
@@ -81,6 +88,23 @@ class Table(Generic[Key, Value]):
             value = self.get(key)
             if value is not None:
                 yield key, value
+
+
+class Totals:
+    """The per-CPU counters of what became of connections."""
+
+    def __init__(self, pins: Pins) -> None:
+        self.descriptor = pins.open_map("totals")
+        self._row = ctypes.c_uint64 * possible_cpus()
+
+    def read(self) -> dict[tuple[str, str], int]:
+        """Direction and verdict → how many, since the map was made."""
+        found = {}
+        for index, name in enumerate(TOTALS):
+            row = self._row()
+            syscalls.map_lookup(self.descriptor, Word(index), row)
+            found[name] = sum(row)
+        return found
 
 
 class Tables:
@@ -99,10 +123,24 @@ class Tables:
         self.handshakes: Table[ConnectionKey, Destination] = Table(pins, "handshakes")
         self.dials: Table[ConnectionKey, Word] = Table(pins, "dials")
 
+        self._totals = Totals(pins)
+
+    def named(self) -> dict[str, Table[Any, Any]]:
+        """All tables with entries, by name."""
+        return {name: table for name, table in vars(self).items() if isinstance(table, Table)}
+
+    def connection_totals(self) -> dict[tuple[str, str], int]:
+        """How many connections of enrolled pods became what: by direction and verdict, since the map was made."""
+        return self._totals.read()
+
+    def descriptors(self) -> dict[str, int]:
+        """The open descriptor of each map by name: with them a map outlives its pin."""
+        return {name: table.descriptor for name, table in self.named().items()} | {"totals": self._totals.descriptor}
+
     def close(self) -> None:
         """Close every descriptor."""
-        for table in vars(self).values():
-            table.close()
+        for descriptor in self.descriptors().values():
+            os.close(descriptor)
 
     def __enter__(self) -> "Tables":
         return self

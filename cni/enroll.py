@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from bpf import attachment, links
 from bpf.errors import SidestepError
-from bpf.layout import Address, Cookie, Pod, PodFlags
+from bpf.layout import LISTENER_SLOTS, Address, Cookie, ListenerKey, Pod, PodFlags, Quad, Word
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
 from cni import rows
@@ -105,6 +105,40 @@ class Enrolments:
         """Every enrolled pod."""
         with self._lock:
             return list(self._index)
+
+    def identities(self) -> dict[int, Identity]:
+        """Whose each enrolled namespace is."""
+        with self._lock:
+            return {cookie: known.identity for cookie, known in self._index.items()}
+
+    def unsteered(self) -> set[int]:
+        """The pods whose inbound steering link is gone: their namespace is dead, or somebody has removed it."""
+        with self._lock:
+            return {cookie for cookie in self._index if not links.pod_link_alive(self._pins, cookie)}
+
+    def steer(self, cookie: int, netns_fd: int) -> bool:
+        """Give a pod its steering link again; False when it isn't enrolled any more. Raises KernelRefused."""
+        with self._lock:
+            if cookie not in self._index:
+                return False
+            links.unlink_pod(self._pins, cookie)
+            return links.link_pod(self._pins, cookie, netns_fd)
+
+    def add_listener(self, cookie: int, port: int, socket_fd: int) -> bool:
+        """Give a pod's proxy one more listening socket for inbound connections; False when its slots are all taken.
+
+        `port` is in host order. Raises KernelRefused for a socket that does not listen.
+        """
+        for slot in range(LISTENER_SLOTS):
+            key = ListenerKey(cookie, port, slot)
+            if self._tables.listeners.get(key) is None:
+                self._tables.listeners.put(key, Quad(socket_fd))
+                return True
+        return False
+
+    def has_started(self, cookie: int) -> None:
+        """Say that a pod's proxy takes outbound connections, for pods that let them through until then."""
+        self._tables.started.put(Cookie(cookie), Word(1))
 
     def remove(self, cookie: int) -> bool:
         """Take a pod out; False when it was not in. Its open connections go on, new ones are not captured."""

@@ -58,6 +58,10 @@ class Follower:
         """Stop following one."""
         self._watch.remove(cookie)
 
+    def look_at_all(self) -> None:
+        """Compare every enrolled pod with its namespace: a safety net, should an event ever be missed."""
+        self._refresh_all(frozenset(self._enrolments.cookies()))
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Follow in a thread of its own meanwhile."""

@@ -160,6 +160,17 @@ class Pod(_KubernetesObject):
         return next((each for each in self.containers if each.name == PROXY_CONTAINER), None)
 
     @property
+    def container_ids(self) -> tuple[str, ...]:
+        """The ids of all its present containers, without the runtime's name before them."""
+        statuses = self.status.init_container_statuses + self.status.container_statuses
+        return tuple(each.container_id.rpartition("://")[2] for each in statuses if each.container_id)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its sandbox is up and its containers have not ended for good."""
+        return bool(self.status.pod_ip) and self.status.phase not in ("Succeeded", "Failed")
+
+    @property
     def proxy_container_id(self) -> str | None:
         """The id of the sidecar's present container, None before there is one."""
         statuses = self.status.init_container_statuses + self.status.container_statuses

@@ -1,83 +1,168 @@
-"""The node agent: attach or re-open the programs, then serve CNI requests until told to stop.
+"""The node agent, from its start to its end.
 
-Start order matters: requests are taken only once everything is attached, so being able to connect to the socket means
-being able to enrol. Stopping changes nothing on the node: links and maps stay, pods keep their capture.
+The order of the start is what makes it safe: examine the node, attach the programs, enrol the pods that run already,
+serve the CNI socket, and only then put the plugin into the chain and turn ready. So whoever reaches the socket can be
+enrolled, and a chain that names the plugin has somebody to answer it. Stopping changes nothing on the node: plugin,
+links and maps stay, pods keep their capture. Only with its DaemonSet goes what the agent has done.
 """
 
-import signal
-import sys
 import time
-from types import FrameType
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 import structlog
 
 from bpf.attachment import attach
-from bpf.errors import SidestepError
 from bpf.tables import Tables
 from cni.admission import Admission
+from cni.adoption import Adoption
 from cni.containers import StrictProxies
 from cni.enroll import Enrolments
 from cni.follow import Follower
-from cni.pod import PodSource
+from cni.pod import Pod
 from cni.server import Server
 from cni.verbs import Verbs
-from installer.pods.directory import PodDirectory
+from installer.health import Readiness
+from installer.http import serving
+from installer.install import Installer
+from installer.logs import configure_logging
+from installer.metrics import Metrics
+from installer.pods.source import Source, require_source, source_of
+from installer.probe import require_capable
+from installer.reconcile import Place, Reconciler
+from installer.repair import Repairs
 from installer.settings import Attachment, Chain, Logging, Node, Ports, Repair
+from installer.signals import Signals
+from installer.uninstall import uninstall_if_deleted
 
 log = structlog.get_logger("agent")
 
+# seconds that the start waits for the first list of Pods. Without it the agent serves all the same: the plugin's calls
+# are then answered in words rather than by a missing socket, and what is not known yet is enrolled when it is
+_SYNC_SECONDS = 5.0
 
-def run(attachment: Attachment, node: Node, chain: Chain, repair: Repair, ports: Ports, logging: Logging) -> None:
+
+@dataclass(frozen=True)
+class Settings:
+    """All groups of them."""
+
+    attachment: Attachment
+    node: Node
+    chain: Chain
+    repair: Repair
+    ports: Ports
+    logging: Logging
+
+
+def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises SidestepError when the node can't be set up."""
-    configure_logging(logging)
+    configure_logging(settings.logging)
+    require_source(settings.node)
     started = time.monotonic()
-    source = _pods(node)
-    cgroup, run_dir = attachment.attach_point(), node.cni_agent_run_dir
-    outcome = attach(attachment.pins, cgroup)
-    with Tables(attachment.pins) as tables:
-        enrolments = Enrolments(attachment.pins, tables)
-        for identity in enrolments.reclaim():
-            log.info("pod.reclaimed", pod=str(identity), container=identity.container_id)
-        follower = Follower(enrolments, StrictProxies(source, tables, cgroup))
-        server = Server(run_dir, Verbs(source, enrolments, follower, Admission(enrolments, follower)))
-
-        def stop(number: int, _: FrameType | None) -> None:
-            log.info("agent.stopping", signal=signal.Signals(number).name)
-            server.stop()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-        log.info(
-            "agent.ready",
-            programs=str(outcome),
-            cgroup=str(cgroup),
-            pods=len(enrolments),
-            socket=str(run_dir / "cni.sock"),
-            seconds=round(time.monotonic() - started, 3),
-        )
-        with follower.running():
+    with Signals() as signals:
+        require_capable(settings.attachment, settings.chain, settings.node)
+        cgroup = settings.attachment.attach_point()
+        outcome = attach(settings.attachment.pins, cgroup)
+        settings = replace(settings, attachment=replace(settings.attachment, cgroup=cgroup))
+        with ExitStack() as up:
+            agent = _Agent(settings, up)
+            agent.enrol_what_runs()
+            server = agent.server()
+            signals.call(server.stop)
+            agent.install()
+            log.info(
+                "agent.serving",
+                programs=str(outcome),
+                cgroup=str(cgroup),
+                pods=len(agent.enrolments),
+                socket=str(settings.node.cni_agent_run_dir / "cni.sock"),
+                health=agent.health_port,
+                metrics=agent.metrics_port,
+                seconds=round(time.monotonic() - started, 3),
+            )
             server.serve()
+            agent.readiness.set("serving", False, "stopping")
+            api = agent.source.api
+            if api is not None:
+                uninstall_if_deleted(api, settings.attachment, settings.node, settings.chain)
 
 
-def _pods(node: Node) -> PodSource:
-    if node.pods is None:
-        raise SidestepError("nowhere to get Pods from; give --pods DIR or --kubernetes-node-name NAME")
-    return PodDirectory(node.pods)
+class _Agent:
+    """The parts of a running agent, made in the order in which they need each other; `up` ends them in reverse."""
 
+    def __init__(self, settings: Settings, up: ExitStack) -> None:
+        pins = settings.attachment.pins
+        cgroup = settings.attachment.attach_point()
+        self._settings, self._up = settings, up
+        tables = up.enter_context(Tables(pins))
+        self.enrolments = Enrolments(pins, tables)
+        self.metrics = Metrics(pins, tables, self.enrolments)
+        conditions = ["attached", "synced", "serving", *(["installed"] if settings.chain.install else [])]
+        self.readiness = Readiness(*conditions)
+        self.readiness.set("attached", True)
+        ports = settings.ports
+        self.health_port = up.enter_context(serving(ports.health_port, self.readiness.application, "health"))
+        self.metrics_port = up.enter_context(serving(ports.monitoring_port, self.metrics.application, "metrics"))
 
-def configure_logging(logging: Logging) -> None:
-    """One line an event on stderr."""
-    keys = ["timestamp", "level", "event"]
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer()
-            if logging.log_as_json
-            else structlog.processors.LogfmtRenderer(key_order=keys),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.log_level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
+        # the subscriptions come before the watch that feeds them
+        self.source: Source = source_of(settings.node, self.metrics.observe_api_request)
+        follower = Follower(self.enrolments, StrictProxies(self.source.pods, tables, cgroup), settings.node.proc)
+        self.follower = follower
+        self.admission = Admission(self.enrolments, follower)
+        adoption = Adoption(self.admission, settings.node.proc)
+        self._reconciler = Reconciler(
+            place=Place(pins, cgroup, tables),
+            node=settings.node,
+            pods=self.source.pods,
+            enrolments=self.enrolments,
+            follower=follower,
+            adoption=adoption,
+            events=self.source.events,
+            observe=self.metrics.observe_reconcile,
+        )
+        self._repairs = Repairs(
+            settings=settings.repair,
+            actions=self.source.api,
+            adoption=adoption,
+            is_enrolled=self._is_enrolled,
+            events=self.source.events,
+            observe=self.metrics.observe_repair,
+        )
+
+    def enrol_what_runs(self) -> None:
+        """Follow what is enrolled, learn which Pods there are, enrol those that are not."""
+        self._up.enter_context(self.follower.running())
+        self.source.subscribe(self._reconciler.changed)
+        self.source.subscribe(self._repairs.changed)
+        self.source.on_synced(self._synced)
+        self._up.enter_context(self.source.running())
+        if not self.source.wait_synced(_SYNC_SECONDS):
+            log.warning("agent.not_synced", seconds=_SYNC_SECONDS, consequence="pods are enrolled once they are known")
+        self._reconciler.once()
+        self._up.enter_context(self._reconciler.running(self._settings.repair.reconcile_seconds))
+
+    def server(self) -> Server:
+        """The socket, listening."""
+        verbs = Verbs(self.source.pods, self.enrolments, self.follower, self.admission, self.source.events)
+        server = Server(self._settings.node.cni_agent_run_dir, verbs, self.metrics.observe_request)
+        self.readiness.set("serving", True)
+        return server
+
+    def install(self) -> None:
+        """Put the plugin in place and keep it there, if that is wanted."""
+        if self._settings.chain.install:
+            installer = Installer(
+                self._settings.chain, self._settings.node, self.metrics.observe_install, self._installed
+            )
+            self._up.enter_context(installer.running())
+
+    def _installed(self, ok: bool, why: str) -> None:
+        self.readiness.set("installed", ok, why)
+        self.metrics.set_install_ready(ok)
+
+    def _synced(self) -> None:
+        self.readiness.set("synced", True)
+        self._reconciler.wake()
+
+    def _is_enrolled(self, pod: Pod) -> bool:
+        return any(identity.uid == pod.uid for identity in self.enrolments.identities().values())

@@ -49,9 +49,9 @@ def detach(attachment: Attachment) -> None:
 @take(Logging)
 def agent(attachment: Attachment, node: Node, chain: Chain, repair: Repair, ports: Ports, logging: Logging) -> None:
     """Attach, then serve the CNI plugin's requests until stopped. Stopping leaves capture as it is."""
-    from installer.agent import run
+    from installer.agent import Settings, run
 
-    run(attachment, node, chain, repair, ports, logging)
+    run(Settings(attachment, node, chain, repair, ports, logging))
 
 
 @cli.command()

@@ -81,9 +81,11 @@ class Findings:
         return "\n".join(line.rstrip() for line in lines) + "\n"
 
     def require(self) -> None:
-        """Raise NodeUnfit, with the table, unless capture will work."""
+        """Raise NodeUnfit, which names what is wrong and then shows the table, unless capture will work."""
+        bad = [f"{row.what} {row.found}" for row in self.rows if row.verdict is Verdict.NO]
+        bad = bad or [f"{row.what} {row.found}" for row in self.rows if row.verdict is Verdict.UNKNOWN]
         if not self.works:
-            raise NodeUnfit(f"{self.summary}\n{self.table(sys.stderr)}")
+            raise NodeUnfit(f"this node can't capture: {'; '.join(bad)}\n{self.table(sys.stderr)}".rstrip())
 
 
 def _width_asked() -> int:

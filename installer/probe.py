@@ -34,9 +34,29 @@ def examine(attachment: Attachment, chain: Chain, node: Node) -> Findings:
 
 
 def examine_programs(attachment: Attachment, chain: Chain, node: Node) -> Findings:
-    """All that examine() looks at, and whether this version's programs compile and load."""
+    """All that examine() looks at; and this version's own programs, compiled and with connections sent through them."""
     found = examine(attachment, chain, node)
-    return Findings((*found.rows, programs(attachment)))
+    found = Findings((*found.rows, programs(attachment)))
+    if not found.works:
+        return found
+    return Findings((*found.rows, *_connections(attachment)))
+
+
+def require_capable(attachment: Attachment, chain: Chain, node: Node) -> None:
+    """For the agent: raise NodeUnfit, with the table, when capture can't work here."""
+    examine(attachment, chain, node).require()
+
+
+def _connections(attachment: Attachment) -> list[Row]:
+    from installer.exercise import exercise
+
+    try:
+        return list(exercise(attachment))
+    except KernelRefused as error:
+        # where nothing may be written below the attach point; the small programs were tried elsewhere
+        return [
+            Row("trial", "everything", f"not with the real programs: {error}", Verdict.WARNING, "mount it writable")
+        ]
 
 
 def _places(point: Path | None) -> list[Path]:

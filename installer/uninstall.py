@@ -1,10 +1,25 @@
 """Undoes on this node what the agent has done: chain entry first, so that no pod calls a plugin that is gone."""
 
+import time
+
+import structlog
+
 from bpf.attachment import detach
 from installer import files, plugin
 from installer.chain import entry_of
 from installer.confdir import ConfDirectory
+from installer.pods.api import Api
+from installer.pods.errors import ApiFailed
 from installer.settings import Attachment, Chain, Node
+
+log = structlog.get_logger("uninstall")
+
+# Istio's name for it, by which istiod and istioctl find it
+DAEMONSET = "istio-cni-node"
+# kubectl deletes account and roles together with the DaemonSet, so the question is often refused: for as many attempts
+# in a row, seconds apart, that says the same. Well within a pod's 30 s to end
+_ATTEMPTS, _PAUSE = 4, 1.0
+_NO_RIGHTS = (401, 403)
 
 
 def uninstall(attachment: Attachment, node: Node, chain: Chain) -> list[str]:
@@ -24,3 +39,26 @@ def uninstall(attachment: Attachment, node: Node, chain: Chain) -> list[str]:
     if detach(attachment.pins):
         done.append(f"programs detached, pins in {attachment.pins.top} removed")
     return done
+
+
+def uninstall_if_deleted(api: Api, attachment: Attachment, node: Node, chain: Chain) -> None:
+    """Called when the agent ends: undo everything if its DaemonSet is being deleted, nothing if it merely stops."""
+    if not _is_deleted(api, node.pod_namespace):
+        log.info("uninstall.not_wanted", daemonset=f"{node.pod_namespace}/{DAEMONSET}")
+        return
+    for sentence in uninstall(attachment, node, chain):
+        log.info("uninstalled", what=sentence)
+
+
+def _is_deleted(api: Api, namespace: str) -> bool:
+    """When the API server can't be asked nothing is known, and nothing may be undone."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return api.daemonset_is_gone(namespace, DAEMONSET)
+        except ApiFailed as error:
+            if error.status not in _NO_RIGHTS:
+                log.warning("uninstall.unknown", error=str(error))
+                return False
+            log.info("uninstall.no_rights", attempt=attempt + 1, error=str(error))
+            time.sleep(_PAUSE)
+    return True

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bpf import syscalls
 from bpf.attachment import is_attached
-from bpf.compiler import HOOKS, compile_and_pin, sources_digest
+from bpf.compiler import HOOKS, sources_digest, try_each
 from bpf.errors import CompileFailed, KernelRefused, NotAttached
 from bpf.features import Verdict
 from bpf.kernel import cgroup2_root, mounts, require_bpffs
@@ -13,6 +13,7 @@ from bpf.layout import TABLES, Build, Word
 from bpf.pins import LAYOUT, Descriptor, Pins
 from bpf.scratch import scratch_pins
 from installer.findings import Row
+from installer.needs import MINIMUM
 from installer.settings import Attachment
 
 _ROOT_INODE = 1  # of the real root: the id of a hierarchy's first directory (kernfs)
@@ -149,13 +150,12 @@ def programs(attachment: Attachment) -> Row:
     try:
         require_bpffs(attachment.bpffs)
         with scratch_pins(attachment.bpffs) as directory:
-            for name in ("maps", "programs"):
-                (directory / name).mkdir()
-            compile_and_pin(directory / "maps", directory / "programs")
+            refused = {hook: why for hook, why in try_each(directory).items() if why}
     except CompileFailed as error:
-        return Row(
-            what, needed_by, str(error).splitlines()[-1], Verdict.NO, "see the rows above; `sidestep attach` says more"
-        )
+        return Row(what, needed_by, str(error), Verdict.NO, "python3-bpfcc 0.25 or newer, with its LLVM")
     except (KernelRefused, OSError):
         return Row(what, needed_by, "not tried: they need a bpffs", Verdict.UNKNOWN, "see the row on bpffs")
+    if refused:
+        found = "; ".join(f"{hook}: {why}" for hook, why in refused.items())
+        return Row(what, needed_by, found, Verdict.NO, f"a kernel with what they use: Linux {MINIMUM} or newer")
     return Row(what, needed_by, f"{len(HOOKS)} compiled and loaded", Verdict.YES)

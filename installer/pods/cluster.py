@@ -47,10 +47,15 @@ class ClusterPods:
         self._stopping = threading.Event()
         self._watching: Watching | None = None
         self._listeners: list[Listener] = []
+        self._when_synced: list[Callable[[], None]] = []
 
     def subscribe(self, listener: Listener) -> None:
         """Tell `listener` of every change from now on, in the watching thread; before running()."""
         self._listeners.append(listener)
+
+    def on_synced(self, call: Callable[[], None]) -> None:
+        """Call after the first list, in the watching thread; before running()."""
+        self._when_synced.append(call)
 
     @property
     def is_synced(self) -> bool:
@@ -172,6 +177,8 @@ class ClusterPods:
         for uid in before.keys() | after.keys():
             if before.get(uid) != after.get(uid):
                 self._tell(before.get(uid), after.get(uid))
+        for call in self._when_synced if first else ():
+            call()
 
     def _tell(self, before: Pod | None, after: Pod | None) -> None:
         for listener in self._listeners:

@@ -1,4 +1,4 @@
-"""Opens the node's source of Pods: its directory of manifests, or the API server's watch."""
+"""The node's source of Pods: its directory of manifests, or the API server's watch."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from bpf.errors import SidestepError
 from cni.pod import NoEvents, PodEvents, PodSource
-from installer.pods.api import Api
-from installer.pods.cluster import ClusterPods
+from installer.pods.api import Api, OnRequest
+from installer.pods.cluster import ClusterPods, Listener
 from installer.pods.directory import PodDirectory
 from installer.pods.events import ClusterEvents
 from installer.settings import Node
@@ -15,12 +15,38 @@ from installer.settings import Node
 
 @dataclass(frozen=True)
 class Source:
-    """Where Pods come from, and where what happens to them is told. Without API server the last two are None."""
+    """Where Pods come from, and where what happens to them is told. Without API server the last three are None."""
 
     pods: PodSource
     events: PodEvents
     api: Api | None = None
     cluster: ClusterPods | None = None
+    cluster_events: ClusterEvents | None = None
+
+    def subscribe(self, listener: Listener) -> None:
+        """Tell of changes; a directory's are found by the rounds alone."""
+        if self.cluster:
+            self.cluster.subscribe(listener)
+
+    def on_synced(self, call: Callable[[], None]) -> None:
+        """Call once the Pods are known, which a directory's are."""
+        if self.cluster:
+            self.cluster.on_synced(call)
+        else:
+            call()
+
+    def wait_synced(self, seconds: float) -> bool:
+        """Wait for the Pods to be known; False when they are not in time."""
+        return self.cluster is None or self.cluster.wait_synced(seconds)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Watch and send meanwhile."""
+        with ExitStack() as running:
+            for part in (self.cluster_events, self.cluster):
+                if part:
+                    running.enter_context(part.running())
+            yield
 
 
 def require_source(node: Node) -> None:
@@ -29,16 +55,11 @@ def require_source(node: Node) -> None:
         raise SidestepError("nowhere to get Pods from; give --pods DIR or --kubernetes-node-name NAME")
 
 
-@contextmanager
-def source_of(node: Node, on_request: Callable[[str, int], None]) -> Iterator[Source]:
-    """The source that the settings name, watching meanwhile. Raises ApiFailed when its configuration is unusable."""
+def source_of(node: Node, on_request: OnRequest) -> Source:
+    """The source that the settings name. Raises ApiFailed when there is no way to the API server."""
     if node.pods is not None:
-        yield Source(PodDirectory(node.pods), NoEvents())
-        return
+        return Source(PodDirectory(node.pods), NoEvents())
     api = Api.of(node, on_request)
     cluster = ClusterPods(api, node.kubernetes_node_name)
     events = ClusterEvents(api, node.kubernetes_node_name)
-    with ExitStack() as running:
-        running.enter_context(events.running())
-        running.enter_context(cluster.running())
-        yield Source(cluster, events, api, cluster)
+    return Source(cluster, events, api, cluster, events)

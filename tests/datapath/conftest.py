@@ -40,8 +40,7 @@ class Kernel:
 
     def entries(self) -> dict[str, int]:
         """How full every table is."""
-        tables = vars(self.tables)
-        return {name: sum(1 for _ in table.every_key()) for name, table in tables.items()} | {
+        return {name: table.count() for name, table in self.tables.named().items()} | {
             "links": len(list(self.pins.netns.iterdir()))
         }
 

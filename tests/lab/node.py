@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bpf.kernel import cgroup2_root, mounts
 from bpf.links import linked_pods
 from bpf.pins import Pins
 from bpf.tables import Tables
+from tests.lab.apiserver import ApiServer
 from tests.lab.chain import Chain
 from tests.lab.inside import popen
 from tests.lab.pod import Pod
@@ -28,6 +30,7 @@ REPOSITORY = Path(__file__).parents[2]
 LABS = Path("/run/sidestep-lab")
 NETNS = Path("/run/netns")
 PLUGINS = Path("/usr/lib/cni")
+NODE_NAME = "lab"  # as the API server knows it
 
 
 class Agent:
@@ -36,6 +39,8 @@ class Agent:
     def __init__(self, node: "Node") -> None:
         self._node = node
         self.log = node.directory / "agent.log"
+        self.options: list[str | Path] = []
+        self.cgroup: Path | None = None  # by the name it has in the agent's view of the machine
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -47,11 +52,22 @@ class Agent:
     def start(self, source: Path = REPOSITORY) -> None:
         """Run the agent of a source tree and wait until its socket answers."""
         node = self._node
-        argv: list[str | Path] = [sys.executable, "-m", "installer", "agent", "--pods", node.pods_dir]
-        argv += ["--bpffs", node.bpffs, "--cgroup", node.kubepods, "--cni-agent-run-dir", node.run_dir]
+        argv: list[str | Path] = [sys.executable, "-m", "installer", "agent"]
+        if node.api:
+            kubeconfig = node.api.kubeconfig(node.directory / "kubeconfig")
+            argv += ["--kubeconfig", kubeconfig, "--kubernetes-node-name", NODE_NAME]
+        else:
+            argv += ["--pods", node.pods_dir]
+        argv += ["--bpffs", node.bpffs, "--cgroup", self.cgroup or node.kubepods, "--cni-agent-run-dir", node.run_dir]
+        argv += ["--health-port", "0", "--monitoring-port", "0", *self.options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                argv, cwd=source, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [*node.agent_wrapper, *argv],
+                cwd=source,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         (node.cgroup / "agent" / "cgroup.procs").write_text(str(self.process.pid))
         wait_until(self._answers, f"the agent to serve; see {self.log}", 15)
@@ -84,8 +100,11 @@ class Agent:
 class Node:
     """Use as a context manager; leaving it takes everything down."""
 
-    def __init__(self, keep: bool = False) -> None:
+    def __init__(self, keep: bool = False, api: ApiServer | None = None) -> None:
+        """`api` is where Pods come from instead of a directory."""
         self.id = secrets.token_hex(3)
+        self.api = api
+        self.is_chained = True  # whether the plugin is in the CNI chain
         self.directory = LABS / self.id
         self.bpffs = self.directory / "bpffs"
         self.run_dir = self.directory / "run"
@@ -96,6 +115,8 @@ class Node:
         self.keep = keep
         self.pods: dict[str, Pod] = {}
         self.agent = Agent(self)
+        self.before_agent: Callable[[], None] = lambda: None  # called once the node's directories are there
+        self.agent_wrapper: list[str] = []  # what the agent is started through, for another view of the machine
 
     def __enter__(self) -> "Node":
         try:
@@ -136,7 +157,7 @@ class Node:
                     "ipam": {"type": "host-local", "ranges": ranges, "dataDir": str(self.directory / "ipam")},
                 },
                 {"type": "portmap", "capabilities": {"portMappings": True}},
-                {"type": "sidestep-cni", "cni_agent_run_dir": str(self.run_dir)},
+                *([{"type": "sidestep-cni", "cni_agent_run_dir": str(self.run_dir)}] if self.is_chained else []),
             ],
         }
 
@@ -155,7 +176,7 @@ class Node:
         """How full every table is, and how many pods' links there are."""
         pins = Pins(self.bpffs)
         with Tables(pins) as tables:
-            counts = {name: sum(1 for _ in table.every_key()) for name, table in vars(tables).items()}
+            counts = {name: table.count() for name, table in tables.named().items()}
         return counts | {"links": len(list(pins.netns.iterdir()))}
 
     def wait_for_dead_links(self, count: int) -> None:
@@ -170,6 +191,7 @@ class Node:
             directory.mkdir(parents=True)
         subprocess.run(["mount", "-t", "bpf", "bpf", self.bpffs], check=True)
         make_netns(self.netns)
+        self.before_agent()
         self.agent.start()
 
 
@@ -198,10 +220,13 @@ def remove(lab: str) -> None:
     for netns in NETNS.glob(f"sidestep-{lab}-*"):
         subprocess.run(["ip", "netns", "del", netns.name], check=True)
     directory = LABS / lab
-    if any(mount.path == directory / "bpffs" for mount in mounts()):
-        subprocess.run(["umount", directory / "bpffs"], check=True)
+    for mount in reversed(mounts()):  # its bpffs, and what a container runtime has mounted
+        if mount.path.is_relative_to(directory):
+            subprocess.run(["umount", mount.path], check=True)
     shutil.rmtree(directory, ignore_errors=True)
     with suppress(OSError):
         LABS.rmdir()
-    for each in sorted(cgroup.glob("**/"), reverse=True) if cgroup.exists() else ():
-        each.rmdir()
+    # a runtime makes its cgroups in the v1 hierarchies of a hybrid host too
+    for top in (cgroup, *cgroup.parents[1].glob(f"*/{cgroup.name}")):
+        for each in sorted(top.glob("**/"), reverse=True) if top.exists() else ():
+            each.rmdir()

@@ -90,6 +90,7 @@ class Pod:
         self.directory.mkdir()
         self.cgroup.mkdir()
         self._manifest_path.write_text(yaml.safe_dump(self.manifest()))
+        self.publish()
         make_netns(self.netns)
         self.result = self.node.chain.add(self.attachment)
         addresses = [ip_interface(each["address"]).ip for each in self.result["ips"]]
@@ -99,6 +100,14 @@ class Pod:
             self.start_app()
         if self._wants_envoy:
             self.envoy.start()
+        self.publish(phase="Running", podIP=str(self.ip4))
+
+    def publish(self, **status: Any) -> None:
+        """Tell the API server, if there is one, of the Pod and its status."""
+        if self.node.api:
+            manifest = self.manifest()
+            manifest["spec"]["nodeName"] = "lab"
+            self.node.api.put(manifest | {"status": status})
 
     def start_app(self) -> None:
         """The HTTP application on port 8080, both families."""
@@ -131,6 +140,8 @@ class Pod:
         self.node.chain.delete(self.attachment, self.result)
         subprocess.run(["ip", "netns", "del", self.netns.name], check=True)
         self._manifest_path.unlink()
+        if self.node.api:
+            self.node.api.delete("default", self.name)
         self.node.pods.pop(self.name, None)
 
     @property

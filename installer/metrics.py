@@ -1,0 +1,134 @@
+"""What Prometheus is told. Istio's names where Istio has one, sidestep_… for the rest; docs/metrics.md explains them.
+
+What the kernel counts is read when somebody asks. Everything else is counted by the parts that do it, through the
+methods here, which fit their observers.
+"""
+
+import time
+from collections.abc import Iterator
+from http import HTTPStatus
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, make_wsgi_app
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from bpf.attachment import is_attached
+from bpf.compiler import sources_digest
+from bpf.pins import Pins
+from bpf.tables import Tables
+from cni.enroll import Enrolments
+from cni.errors import Code
+from installer.http import Application
+
+# counting a map means walking it; so no more often than this, however often somebody scrapes
+_COUNT_SECONDS = 10.0
+# a plugin call has 10 s; most take milliseconds
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class Metrics:
+    """All the agent's metrics, in a registry of their own."""
+
+    def __init__(self, pins: Pins, tables: Tables, enrolments: Enrolments) -> None:
+        self.registry = registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=registry)
+        registry.register(_KernelCollector(pins, tables, enrolments))
+        self._installs = Counter("istio_cni_installs", "Installations of the plugin", ["result"], registry=registry)
+        self._ready = Gauge("istio_cni_install_ready", "Whether the plugin is installed", registry=registry)
+        self._repairs = Counter(
+            "istio_cni_repair_pods_repaired", "Broken pods acted on", ["type", "result"], registry=registry
+        )
+        self._reconciled = Counter(
+            "nodeagent_reconcile_events", "Things put right by reconciliation", ["type"], registry=registry
+        )
+        self._requests = Counter(
+            "sidestep_cni_requests", "CNI requests by command and outcome", ["command", "code"], registry=registry
+        )
+        self._seconds = Histogram(
+            "sidestep_cni_request_duration_seconds",
+            "Time in the agent",
+            ["command"],
+            buckets=_BUCKETS,
+            registry=registry,
+        )
+        self._api = Counter(
+            "sidestep_api_requests", "Requests to the API server", ["verb", "status"], registry=registry
+        )
+
+    @property
+    def application(self) -> Application:
+        """WSGI: the metrics in the format that the client asks for."""
+        return make_wsgi_app(self.registry)
+
+    def observe_request(self, command: str, code: int, seconds: float) -> None:
+        """A CNI request has been answered."""
+        self._requests.labels(command or "unknown", _code_name(code)).inc()
+        self._seconds.labels(command or "unknown").observe(seconds)
+
+    def observe_install(self, result: str) -> None:
+        """The plugin has been installed, or could not be."""
+        self._installs.labels(result).inc()
+
+    def set_install_ready(self, ok: bool) -> None:
+        """Whether the plugin is in place."""
+        self._ready.set(ok)
+
+    def observe_repair(self, kind: str, result: str) -> None:
+        """A broken pod has been acted on."""
+        self._repairs.labels(kind, result).inc()
+
+    def observe_reconcile(self, kind: str, count: int) -> None:
+        """Reconciliation has put something right."""
+        self._reconciled.labels(kind).inc(count)
+
+    def observe_api_request(self, verb: str, status: int) -> None:
+        """The API server has answered, or not (0)."""
+        self._api.labels(verb, str(status or "none")).inc()
+
+
+class _KernelCollector(Collector):
+    """Reads the maps when asked."""
+
+    def __init__(self, pins: Pins, tables: Tables, enrolments: Enrolments) -> None:
+        self._pins, self._tables, self._enrolments = pins, tables, enrolments
+        self._counted = -_COUNT_SECONDS
+        self._entries: dict[str, tuple[int, int]] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """One scrape."""
+        yield GaugeMetricFamily("sidestep_pods", "Enrolled pods", value=len(self._enrolments))
+        attached = is_attached(self._pins)
+        yield GaugeMetricFamily("sidestep_attached", "Whether all programs and links are in place", value=attached)
+        build = GaugeMetricFamily("sidestep_build_info", "The programs' sources", labels=["programs"])
+        build.add_metric([sources_digest().hex()[:12]], 1)
+        yield build
+        yield from self._maps()
+        yield from self._connections()
+
+    def _maps(self) -> Iterator[Metric]:
+        if time.monotonic() - self._counted > _COUNT_SECONDS:
+            self._counted = time.monotonic()
+            self._entries = {name: (table.count(), table.limit) for name, table in self._tables.named().items()}
+        entries = GaugeMetricFamily("sidestep_map_entries", "Entries of a BPF map", labels=["map"])
+        limits = GaugeMetricFamily("sidestep_map_max_entries", "Most entries that it can have", labels=["map"])
+        for name, (count, limit) in self._entries.items():
+            entries.add_metric([name], count)
+            limits.add_metric([name], limit)
+        yield entries
+        yield limits
+
+    def _connections(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            "sidestep_connections",
+            "Connections of enrolled pods, by what became of them",
+            labels=["direction", "verdict"],
+        )
+        for (direction, verdict), count in self._tables.connection_totals().items():
+            family.add_metric([direction, verdict], count)
+        yield family
+
+
+def _code_name(code: int) -> str:
+    if code == 0:
+        return HTTPStatus.OK.name
+    return Code(code).name if code in set(Code) else str(code)

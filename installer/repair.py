@@ -1,0 +1,147 @@
+"""Pods whose validation failed, because they had started before the plugin was in the chain: Istio's repair controller.
+
+A pod is broken when its istio-validation init container keeps failing in the way that says "no capture". It is enrolled
+where it runs, or deleted, or labelled, as the settings say: the first of them that is switched on. Which pods belong to
+the mesh at all is decided by the plugin's own rules, which Istio's repair leaves out.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from cni.adoption import Adoption
+from cni.membership import skip_reason
+from cni.pod import ContainerStatus, Pod, PodEvents
+from installer.pods.errors import ApiFailed
+from installer.settings import Repair
+
+log = structlog.get_logger("repair")
+
+SUCCESS, SKIP, FAIL = "success", "skip", "fail"
+
+
+class PodActions(Protocol):
+    """What may be done to a Pod through the API server; False when it is gone or has changed. Raises ApiFailed."""
+
+    def delete_pod(self, pod: Pod) -> bool:
+        """Delete this very Pod."""
+        ...
+
+    def label_pod(self, pod: Pod, key: str, value: str) -> bool:
+        """Put a label on it."""
+        ...
+
+
+@dataclass
+class Repairs:
+    """Acts on broken pods as they are told of; each pod once."""
+
+    settings: Repair
+    actions: PodActions | None  # None: a node without API server, which can only enrol
+    adoption: Adoption
+    is_enrolled: Callable[[Pod], bool]
+    events: PodEvents
+    observe: Callable[[str, str], None]  # told of type and result, as istio_cni_repair_pods_repaired_total has them
+    _done: set[str] = field(default_factory=set)  # UIDs
+
+    def changed(self, before: Pod | None, after: Pod | None) -> None:
+        """A Pod is new, has changed or is gone (None)."""
+        if after is None:
+            self._done.discard(before.uid or "" if before else "")
+        elif self.settings.repair_enabled and after.uid not in self._done and self.is_broken(after):
+            self._act(after)
+
+    def is_broken(self, pod: Pod) -> bool:
+        """Whether its validation fails for want of capture, and the settings let us touch it."""
+        settings = self.settings
+        if settings.repair_sidecar_annotation not in pod.annotations or not self._is_selected(pod):
+            return False
+        name = settings.repair_init_container_name
+        statuses = (each for each in pod.status.init_container_statuses if each.name == name)
+        return any(self._has_failed(status) for status in statuses) and skip_reason(pod) is None
+
+    def _has_failed(self, status: ContainerStatus) -> bool:
+        now, before = status.state.terminated, status.last_state.terminated
+        if now is not None and (now.reason == "Completed" or now.exit_code == 0):
+            return False
+        wanted_code = self.settings.repair_init_container_exit_code
+        wanted_message = self.settings.repair_init_container_termination_message
+        if before is None or wanted_code not in (0, before.exit_code):
+            return False
+        return not wanted_message or before.message.strip() == wanted_message.strip()
+
+    def _is_selected(self, pod: Pod) -> bool:
+        """By labels and fields: `key`, `key=value` and `key!=value`, joined by commas."""
+        fields = {"metadata.name": pod.name, "metadata.namespace": pod.namespace, "spec.nodeName": pod.spec.node_name}
+        return _matches(self.settings.repair_label_selectors, pod.labels) and _matches(
+            self.settings.repair_field_selectors, fields
+        )
+
+    def _act(self, pod: Pod) -> None:
+        settings = self.settings
+        if settings.repair_repair_pods:
+            kind, result = "repair", self._repair(pod)
+        elif settings.repair_delete_pods:
+            kind, result = "delete", self._delete(pod)
+        elif settings.repair_label_pods:
+            kind, result = "label", self._label(pod)
+        else:
+            return
+        if result != FAIL:  # else its next change is the next attempt
+            self._done.add(pod.uid or "")
+        self.observe(kind, result)
+        log.info("pod.repaired", pod=f"{pod.namespace}/{pod.name}", type=kind, result=result)
+
+    def _repair(self, pod: Pod) -> str:
+        if self.is_enrolled(pod):  # its validation passes at the next attempt
+            return SKIP
+        for outcome in self.adoption.adopt([pod]):
+            if not outcome.problem:
+                self.events.normal(pod, "CaptureRepaired", "enrolled while running: its validation passes when retried")
+                return SUCCESS
+            self.events.warning(pod, "CaptureRefused", outcome.problem)
+        return FAIL
+
+    def _delete(self, pod: Pod) -> str:
+        return self._asked(
+            lambda actions: actions.delete_pod(pod),
+            pod,
+            "DeleteBrokenPod",
+            "deleted: it started without traffic capture",
+        )
+
+    def _label(self, pod: Pod) -> str:
+        key, value = self.settings.repair_broken_pod_label_key, self.settings.repair_broken_pod_label_value
+        if key in pod.labels:
+            return SKIP
+        return self._asked(
+            lambda actions: actions.label_pod(pod, key, value),
+            pod,
+            "LabelBrokenPod",
+            f"labelled {key}={value}: no capture",
+        )
+
+    def _asked(self, ask: Callable[[PodActions], bool], pod: Pod, reason: str, message: str) -> str:
+        if self.actions is None:
+            return FAIL
+        try:
+            done = ask(self.actions)
+        except ApiFailed as error:
+            log.error("repair.failed", pod=f"{pod.namespace}/{pod.name}", error=str(error))
+            return FAIL
+        if done:
+            self.events.warning(pod, reason, message)
+        return SUCCESS if done else SKIP
+
+
+def _matches(selector: str, having: dict[str, str]) -> bool:
+    for term in filter(None, (each.strip() for each in selector.split(","))):
+        key, equals, value = term.replace("==", "=").partition("=")
+        if key.endswith("!"):
+            if having.get(key[:-1]) == value:
+                return False
+        elif key not in having or (equals and having[key] != value):
+            return False
+    return True

@@ -1,0 +1,40 @@
+"""SIGTERM and SIGINT: end what is running in an orderly way, whatever that is at the moment."""
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+import structlog
+
+log = structlog.get_logger("agent")
+
+
+class Stopped(SystemExit):
+    """A signal arrived while nothing was there yet that could be asked to stop."""
+
+
+class Signals:
+    """Use as a context manager: the former handlers come back. Main thread only."""
+
+    def __init__(self) -> None:
+        self._stop: Callable[[], None] | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Signals":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._arrived)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def call(self, stop: Callable[[], None]) -> None:
+        """From now on a signal calls `stop`; until then it raises Stopped, exit status 0."""
+        self._stop = stop
+
+    def _arrived(self, number: int, _: FrameType | None) -> None:
+        log.info("agent.stopping", signal=signal.Signals(number).name)
+        if self._stop is None:
+            raise Stopped(0)
+        self._stop()

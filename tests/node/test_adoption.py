@@ -1,0 +1,141 @@
+"""Pods that ran before sidestep did, and what somebody else takes away, with real Envoys and the agent's API watch."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from bpf.links import linked_pods
+from bpf.pins import Pins
+from tests.lab.apiserver import ApiServer
+from tests.lab.node import Node
+from tests.lab.pod import Pod
+from tests.lab.waiting import wait_until
+
+pytestmark = pytest.mark.xdist_group("adoption")
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with ApiServer().running() as api, Node(api=api) as made:
+        made.agent.options += ["--reconcile-seconds", "1"]
+        made.agent.terminate()
+        made.agent.start()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(node: Node) -> Pod:
+    """In the mesh from the beginning."""
+    return node.pod("client")
+
+
+def running_before(node: Node, name: str, **options: Any) -> Pod:
+    """A pod that is made, proxy and all, while the agent is away and its plugin in no chain."""
+    node.agent.terminate()
+    node.is_chained = False
+    try:
+        return node.pod(name, **options)
+    finally:
+        node.is_chained = True
+
+
+def is_captured(client: Pod, server: Pod) -> None:
+    """Both ways and both families through the proxies."""
+    for one, other in ((client, server), (server, client)):
+        for ip in other.ips:
+            for pod in (client, server):
+                pod.envoy.connections()
+            reply = one.curl(ip)
+            assert reply.pod == other.name
+            outbound, inbound = one.envoy.next_connection(), other.envoy.next_connection()
+            assert outbound.listener == "outbound"
+            assert inbound.listener == "inbound"
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_pod_that_ran_before_the_agent_is_captured_from_then_on(node: Node, client: Pod, workers: int) -> None:
+    pod = running_before(node, f"early{workers}", workers=workers)
+    node.agent.start()
+    wait_until(lambda: node.entries()["pods"] == 2, "the pod to be adopted", 10)
+    assert node.entries()["listeners"] == (2 + workers) * 2
+    is_captured(client, pod)
+    assert node.api is not None
+    reasons = {event["reason"] for event in node.api.events if event["involvedObject"]["name"] == pod.name}
+    assert reasons == {"CaptureRepaired"}
+    pod.stop()
+    wait_until(lambda: node.entries()["pods"] == 1, "the pod to be forgotten", 10)
+
+
+def test_a_pod_outside_of_the_mesh_is_left_alone(node: Node, client: Pod) -> None:
+    pod = running_before(node, "plain", mesh=False)
+    node.agent.start()
+    reply = pod.curl(client.ip4)
+    assert reply.pod == "client"
+    assert node.entries()["pods"] == 1
+    pod.stop()
+
+
+def test_a_pod_whose_annotations_are_refused_is_told_once(node: Node, client: Pod) -> None:
+    pod = running_before(node, "wrong", annotations={"traffic.sidecar.istio.io/excludeOutboundPorts": "80-90"})
+    node.agent.start()
+    assert node.api is not None
+    events = node.api.events
+    wait_until(lambda: any(event["involvedObject"]["name"] == "wrong" for event in events), "the Event", 10)
+    told = [event for event in events if event["involvedObject"]["name"] == "wrong"]
+    assert [(event["type"], event["reason"]) for event in told] == [("Warning", "CaptureRefused")]
+    assert '"80-90" is not a port' in told[0]["message"]
+    pod.stop()
+
+
+def test_a_pod_that_appears_uncaptured_while_the_agent_runs_is_adopted(node: Node, client: Pod) -> None:
+    node.is_chained = False
+    pod = node.pod("bypassed")
+    node.is_chained = True
+    wait_until(lambda: node.entries()["pods"] == 2, "the pod to be adopted", 10)
+    is_captured(client, pod)
+    pod.stop()
+
+
+def detach_links(pins: Pins) -> None:
+    for path in pins.links.iterdir():
+        path.unlink()
+
+
+def delete_programs(pins: Pins) -> None:
+    shutil.rmtree(pins.programs)
+
+
+def delete_maps(pins: Pins) -> None:
+    shutil.rmtree(pins.maps)
+
+
+def delete_steering(pins: Pins) -> None:
+    for path in pins.netns.iterdir():
+        path.unlink()
+
+
+def delete_everything(pins: Pins) -> None:
+    shutil.rmtree(pins.top)
+
+
+@pytest.mark.parametrize("tamper", [detach_links, delete_programs, delete_maps, delete_steering, delete_everything])
+def test_what_somebody_takes_from_the_bpffs_is_put_back(
+    node: Node, client: Pod, tamper: Callable[[Pins], None]
+) -> None:
+    server = node.pod(tamper.__name__.replace("_", "-"))
+    pins = Pins(node.bpffs)
+    before = node.entries()
+    tamper(pins)
+
+    def is_whole() -> bool:
+        try:
+            return node.entries() == before and all(alive for _, alive in linked_pods(pins))
+        except Exception:
+            return False
+
+    wait_until(is_whole, "everything to be put back", 15)
+    wait_until(lambda: (pins.programs / "sk_lookup").exists() and len(list(pins.links.iterdir())) == 13, "links", 15)
+    is_captured(client, server)
+    server.stop()
