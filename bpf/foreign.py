@@ -1,56 +1,78 @@
-"""Other programs on our hooks: whose they are, and whether they leave room."""
+"""Other programs on our hooks: at the attach point, and at the cgroups above it.
 
-import ctypes
+Programs of a cgroup run in the order they were attached, and before those of its ancestors. So a socket load-balancer
+above us sees what we have rewritten to loopback and leaves it alone, while one that was attached to our cgroup earlier
+turns a Service's address into a pod's before we see it.
+"""
+
 import errno
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
-from bpf import syscalls
+from bpf import loading
 from bpf.compiler import CGROUP_HOOKS, Hook
 from bpf.errors import KernelRefused
 from bpf.pins import Descriptor
 
-_ALLOW_MULTI = 2  # uapi/linux/bpf.h, BPF_F_ALLOW_MULTI
-_MOST = 64
+OURS = ("ss_", "ssp_")  # how the names of our programs start: the real ones' and the probe's
+_OVERRIDE, _MULTI = 1, 2  # BPF_F_ALLOW_OVERRIDE, BPF_F_ALLOW_MULTI (uapi/linux/bpf.h)
+
+
+class Mode(StrEnum):
+    """How the programs of a hook were attached there."""
+
+    MULTI = "multi"
+    OVERRIDE = "override"
+    EXCLUSIVE = "exclusive"
 
 
 @dataclass(frozen=True)
-class Attached:
-    """A program that somebody else has on one of our hooks."""
+class Foreign:
+    """Programs that are not ours on one hook of one cgroup."""
 
-    hook: Hook
     cgroup: Path
-    name: str
-    is_exclusive: bool
+    hook: str
+    mode: Mode
+    names: tuple[str, ...]  # the kernel keeps 15 characters
+    first: bool  # runs before ours, or would: we have none there yet
 
 
-def foreign_programs(cgroup: Path, root: Path) -> Iterator[Attached]:
-    """Everything on our hooks from `cgroup` up to the cgroup2 `root` that isn't ours. Raises KernelRefused."""
-    for place in (cgroup, *cgroup.parents):
-        with Descriptor(os.open(place, os.O_RDONLY | os.O_DIRECTORY)) as directory:
+def find_foreign(attach_point: Path, root: Path) -> list[Foreign]:
+    """Programs of others on our hooks, from the attach point up to the cgroup2 root.
+
+    Needs CAP_NET_ADMIN and CAP_SYS_ADMIN. Raises KernelRefused, OSError.
+    """
+    found = []
+    for cgroup in (attach_point, *attach_point.parents):
+        with Descriptor(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)) as directory:
             for hook in CGROUP_HOOKS:
-                flags, ids = _query(directory.fd, hook)
-                for program_id in ids:
-                    name = _name(program_id)
-                    if not name.startswith("ss_"):
-                        yield Attached(hook, place, name, not flags & _ALLOW_MULTI)
-        if place == root:
-            return
+                attached = _attached(directory.fd, hook)
+                names = tuple(loading.program_names(attached.programs))
+                others = tuple(name for name in names if not name.startswith(OURS))
+                if others:
+                    found.append(Foreign(cgroup, hook.name, _mode(attached.flags), others, _is_first(names)))
+        if cgroup == root:
+            break
+    return found
 
 
-def _query(directory: int, hook: Hook) -> tuple[int, list[int]]:
-    flags, count, ids = ctypes.c_uint32(), ctypes.c_uint32(_MOST), (ctypes.c_uint32 * _MOST)()
-    number = syscalls.query_programs(directory, hook.attach_type, flags, ids, count)
-    if number not in (0, errno.ENOSPC):
-        raise syscalls.refused("bpf_prog_query", hook.name, number)
-    return flags.value, list(ids)[: min(count.value, _MOST)]
-
-
-def _name(program_id: int) -> str:
+def _attached(directory: int, hook: Hook) -> loading.Attached:
+    """What the hook has; nothing where the kernel does not know it, which is for features.py to say."""
     try:
-        with Descriptor(syscalls.open_program_id(program_id)) as program:
-            return str(syscalls.program_info(program.fd).name.decode()) or f"program {program_id}"
-    except KernelRefused:  # gone meanwhile
-        return f"program {program_id}"
+        return loading.attached_to(directory, hook.attach_type)
+    except KernelRefused as error:
+        if getattr(error, "errno", 0) == errno.EINVAL:
+            return loading.Attached(0, ())
+        raise
+
+
+def _mode(flags: int) -> Mode:
+    if flags & _MULTI:
+        return Mode.MULTI
+    return Mode.OVERRIDE if flags & _OVERRIDE else Mode.EXCLUSIVE
+
+
+def _is_first(names: tuple[str, ...]) -> bool:
+    return not names[0].startswith(OURS)

@@ -56,6 +56,31 @@ def attach_point() -> Path:
     return root
 
 
+def own_cgroup(root: Path) -> Path | None:
+    """The cgroup2 directory this process is in, as seen below `root`; None when it is not to be seen there.
+
+    In a container /proc/self/cgroup may tell the path within a cgroup namespace, so it is only a hint.
+    """
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    path = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
+    if _holds_us(hinted := root / path.lstrip("/")):
+        return hinted
+    return next((Path(each) for each, _, _ in os.walk(root) if _holds_us(Path(each))), None)
+
+
+def _holds_us(cgroup: Path) -> bool:
+    try:
+        return str(os.getpid()) in (cgroup / "cgroup.procs").read_text().split()
+    except OSError:
+        return False
+
+
+def capabilities() -> int:
+    """Effective capabilities of this process: bit n is capability n of uapi/linux/capability.h."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
+
+
 def possible_cpus() -> int:
     """How many values an entry of a per-CPU map has (/sys/devices/system/cpu/possible: ranges as in "0-3,8")."""
     last = Path("/sys/devices/system/cpu/possible").read_text().strip().rpartition(",")[2]

@@ -3,10 +3,10 @@
 The agent's imports are slow and large, so they wait until the command that needs them runs.
 """
 
+import json
 import sys
 
 import click
-from rich.console import Console
 
 from bpf.attachment import attach as attach_programs
 from bpf.attachment import detach as detach_programs
@@ -16,9 +16,11 @@ from installer.settings import Attachment, Chain, Logging, Node, Ports, Repair, 
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Istio sidecar traffic capture at the socket layer: no iptables, no conntrack."""
-    require_root()
+    if context.invoked_subcommand != "probe":  # whose table says it among other things
+        require_root()
 
 
 @cli.command()
@@ -54,23 +56,6 @@ def agent(attachment: Attachment, node: Node, chain: Chain, repair: Repair, port
 
 @cli.command()
 @take(Attachment)
-@take(Chain)
-@take(Node)
-@click.option("--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
-def probe(attachment: Attachment, chain: Chain, node: Node, output: str) -> None:
-    """Examine this node; exit status 0 only if capture will work."""
-    from installer.probe import OUTPUTS, examine
-
-    findings = examine(attachment, chain, node)
-    if output == "table":
-        findings.print(Console())
-    else:
-        click.echo(OUTPUTS[output](findings))
-    sys.exit(0 if findings.works else 1)
-
-
-@cli.command()
-@take(Attachment)
 @take(Node)
 @take(Chain)
 def uninstall(attachment: Attachment, node: Node, chain: Chain) -> None:
@@ -79,6 +64,36 @@ def uninstall(attachment: Attachment, node: Node, chain: Chain) -> None:
 
     done = uninstall(attachment, node, chain)
     click.echo("\n".join(done) if done else "nothing was installed")
+
+
+@cli.command()
+@take(Attachment)
+@take(Chain)
+@take(Node)
+@click.option(
+    "--output",
+    type=click.Choice(["table", "json", "yaml"]),
+    default="table",
+    show_default=True,
+    help="How the findings are printed.",
+)
+def probe(attachment: Attachment, chain: Chain, node: Node, output: str) -> None:
+    """Say whether capture will work on this node, and if not what to do: exit status 0 only if it will.
+
+    Program types, helpers and maps are tried in a scratch cgroup and network namespace; nothing stays behind.
+    """
+    from installer.probe import examine_programs
+
+    findings = examine_programs(attachment, chain, node)
+    if output == "table":
+        click.echo(findings.table(), nl=False)
+    elif output == "json":
+        click.echo(json.dumps(findings.document(), indent=2))
+    else:
+        import yaml
+
+        click.echo(yaml.safe_dump(findings.document(), sort_keys=False), nl=False)
+    sys.exit(0 if findings.works else 1)
 
 
 def main() -> None:

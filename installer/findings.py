@@ -1,25 +1,21 @@
-"""What an examination of a node has found, and how it is shown."""
+"""What an examination found, and how it is told: a table for people, a document for programs."""
 
-import json
-from collections.abc import Iterator
+import os
+import sys
 from dataclasses import asdict, dataclass
-from enum import StrEnum
+from typing import Any, TextIO
 
-import yaml
-from rich.console import Console
-from rich.table import Table
+from bpf.errors import SidestepError
+from bpf.features import Verdict
 
-
-class Verdict(StrEnum):
-    """Of one row. Only NO keeps capture from working."""
-
-    YES = "yes"
-    WARNING = "warning"
-    UNKNOWN = "unknown"
-    NO = "no"
+_PLAIN_WIDTH = 120  # columns where there is no terminal to ask
+# titles, and widths that fit the longest word of the rows that are always there, in 80 columns
+_COLUMNS = (("what", 17), ("needed by", 16), ("found", 10), ("verdict", 7), ("what to do", 10))
+_COLOURS = {Verdict.YES: "green", Verdict.NO: "bold red", Verdict.UNKNOWN: "magenta", Verdict.WARNING: "yellow"}
 
 
-_STYLES = {Verdict.YES: "green", Verdict.WARNING: "yellow", Verdict.UNKNOWN: "yellow", Verdict.NO: "bold red"}
+class NodeUnfit(SidestepError):
+    """Capture would not work on this node; the message is the table."""
 
 
 @dataclass(frozen=True)
@@ -30,37 +26,68 @@ class Row:
     needed_by: str
     found: str
     verdict: Verdict
-    advice: str = ""
+    advice: str = ""  # what to do, unless all is well
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All of them."""
+    """Everything that was looked at, in order."""
 
     rows: tuple[Row, ...]
 
     @property
     def works(self) -> bool:
-        """Whether capture will work."""
-        return all(row.verdict is not Verdict.NO for row in self.rows)
+        """Whether capture will work. What could not be tried is not known to work."""
+        return all(row.verdict in (Verdict.YES, Verdict.WARNING) for row in self.rows)
 
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self.rows)
+    @property
+    def summary(self) -> str:
+        """One sentence."""
+        counts = {verdict: sum(row.verdict is verdict for row in self.rows) for verdict in Verdict}
+        if self.works:
+            warnings = counts[Verdict.WARNING]
+            return "capture will work" + (f", with {warnings} warning{'s'[: warnings > 1]}" if warnings else "")
+        told = [
+            f"{counts[v]} {word}" for v, word in ((Verdict.NO, "missing"), (Verdict.UNKNOWN, "unknown")) if counts[v]
+        ]
+        return f"capture will not work here: of {len(self.rows)} things needed, {', '.join(told)}"
 
-    def print(self, console: Console) -> None:
-        """As a table; coloured on a terminal."""
-        table = Table(show_edge=False, pad_edge=False)
-        for heading in ("what", "needed by", "found", "verdict", "what to do"):
-            table.add_column(heading, overflow="fold")
+    def document(self) -> dict[str, Any]:
+        """The same for JSON and YAML."""
+        rows = [{**asdict(row), "verdict": str(row.verdict)} for row in self.rows]
+        return {"works": self.works, "summary": self.summary, "rows": rows}
+
+    def table(self, stream: TextIO | None = None) -> str:
+        """The table and its summary as they suit `stream` (default: stdout): coloured on a terminal, else plain."""
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        stream = stream or sys.stdout
+        terminal = stream.isatty()
+        console = Console(file=stream, width=None if terminal else _width_asked())
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        advised = any(row.advice for row in self.rows)
+        for title, least in _COLUMNS if advised else _COLUMNS[:-1]:
+            table.add_column(title, min_width=least, overflow="fold")
         for row in self.rows:
-            verdict = f"[{_STYLES[row.verdict]}]{row.verdict}[/]"
-            table.add_row(row.what, row.needed_by, row.found, verdict, row.advice)
-        console.print(table)
+            verdict = Text(row.verdict, style=_COLOURS[row.verdict])
+            table.add_row(Text(row.what), Text(row.needed_by), Text(row.found), verdict, *[Text(row.advice)][:advised])
+        with console.capture() as captured:
+            console.print(table)
+            console.print(Text(self.summary, style="bold"))
+        lines = captured.get().splitlines()
+        return "\n".join(line.rstrip() for line in lines) + "\n"
 
-    def as_json(self) -> str:
-        """For programs."""
-        return json.dumps({"works": self.works, "rows": [asdict(row) for row in self.rows]}, indent=2)
+    def require(self) -> None:
+        """Raise NodeUnfit, which names what is wrong and then shows the table, unless capture will work."""
+        bad = [f"{row.what} {row.found}" for row in self.rows if row.verdict is Verdict.NO]
+        bad = bad or [f"{row.what} {row.found}" for row in self.rows if row.verdict is Verdict.UNKNOWN]
+        if not self.works:
+            raise NodeUnfit(f"this node can't capture: {'; '.join(bad)}\n{self.table(sys.stderr)}".rstrip())
 
-    def as_yaml(self) -> str:
-        """For people who like it."""
-        return yaml.safe_dump(json.loads(self.as_json()), sort_keys=False)
+
+def _width_asked() -> int:
+    asked = os.environ.get("COLUMNS", "")
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else _PLAIN_WIDTH

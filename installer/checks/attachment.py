@@ -1,0 +1,161 @@
+"""Where the programs are attached and pinned, what is there already, and whether this version's would load."""
+
+import os
+from pathlib import Path
+
+from bpf import syscalls
+from bpf.attachment import is_attached
+from bpf.compiler import HOOKS, sources_digest, try_each
+from bpf.errors import CompileFailed, KernelRefused, NotAttached
+from bpf.features import Verdict
+from bpf.kernel import cgroup2_root, mounts, require_bpffs
+from bpf.layout import TABLES, Build, Word
+from bpf.pins import LAYOUT, Descriptor, Pins
+from bpf.scratch import scratch_pins
+from installer.findings import Row
+from installer.needs import MINIMUM
+from installer.settings import Attachment
+
+_ROOT_INODE = 1  # of the real root: the id of a hierarchy's first directory (kernfs)
+_KUBELET = ("kubepods", "kubepods.slice")  # kubelet's cgroup, by driver: cgroupfs, systemd
+
+
+def attach_point(attachment: Attachment) -> tuple[Path | None, list[Row]]:
+    """The cgroup the programs go to, None if there is none, and what there is to say of it."""
+    try:
+        root = cgroup2_root()
+    except KernelRefused as error:
+        return None, [Row("cgroup2", "attaching", "not mounted", Verdict.NO, str(error).partition("; ")[2])]
+    mounted = Row("cgroup2", "attaching", f"at {root}", Verdict.YES)
+    try:
+        point = attachment.attach_point()
+        os.close(os.open(point, os.O_RDONLY | os.O_DIRECTORY))
+    except OSError as error:
+        found = f"{attachment.cgroup}: {error.strerror}"
+        return None, [mounted, Row("attach point", "attaching", found, Verdict.NO, _GIVE)]
+    if not (point / "cgroup.procs").exists() or not _is_cgroup2(point):
+        return None, [mounted, Row("attach point", "attaching", f"{point}: no cgroup2 directory", Verdict.NO, _GIVE)]
+    return point, [mounted, point_row(point, root, _version1_pods())]
+
+
+_GIVE = "give --cgroup a directory of cgroup2, or leave it out"
+
+
+def _is_cgroup2(path: Path) -> bool:
+    around = [mount for mount in mounts() if path.resolve().is_relative_to(mount.path)]
+    best = max(reversed(around), key=lambda mount: len(mount.path.parts))  # the last of those on the same path
+    return best.filesystem == "cgroup2"
+
+
+def point_row(point: Path, root: Path, version1: Path | None) -> Row:
+    """Whether pods will be below the attach point; `version1` is kubelet's cgroup in version 1, if pods are there.
+
+    On a hybrid host whose kubelet uses version 1, pods are in no cgroup of version 2 but its root.
+    """
+    if point == root and _is_own_container(root):
+        found = f"{point} is this container's own cgroup"
+        return Row("attach point", "attaching", found, Verdict.NO, "mount the host's /sys/fs/cgroup into the container")
+    if point == root:
+        why = f"kubelet's pods are in cgroup v1 ({version1})" if version1 else "kubelet has no cgroup2 there"
+        return Row("attach point", "attaching", f"{point}, the root: {why}", Verdict.YES)
+    if version1 and "populated 0" in _read(point / "cgroup.events"):
+        found = f"{point} is empty: pods are in {version1}, cgroup v1, so cgroup2 has them in its root"
+        return Row("attach point", "attaching", found, Verdict.NO, f"--cgroup {root}")
+    return Row("attach point", "attaching", str(point), Verdict.YES)
+
+
+def _is_own_container(root: Path) -> bool:
+    """Whether what looks like cgroup2's root is a cgroup namespace's with nothing in it but this process's own."""
+    if root.stat().st_ino == _ROOT_INODE or str(os.getpid()) not in _read(root / "cgroup.procs").split():
+        return False
+    return not any(each.is_dir() for each in root.iterdir())
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _version1_pods() -> Path | None:
+    """The cgroup of kubelet in a hierarchy of version 1, if it has pods."""
+    for mount in mounts():
+        for name in _KUBELET if mount.filesystem == "cgroup" else ():
+            if any(each.is_dir() for each in (mount.path / name).glob("*pod*")):
+                return mount.path / name
+    return None
+
+
+def bpffs(attachment: Attachment) -> Row:
+    """A bpffs, and that pins can be made on it."""
+    what, needed_by = "bpffs", "capture that outlives the agent"
+    try:
+        require_bpffs(attachment.bpffs)
+        with scratch_pins(attachment.bpffs):
+            pass
+    except KernelRefused:
+        advice = f"mount one and mount it into the container: mount -t bpf bpf {attachment.bpffs}"
+        return Row(what, needed_by, f"{attachment.bpffs} is none", Verdict.NO, advice)
+    except OSError as error:
+        return Row(what, needed_by, f"{attachment.bpffs}: {error.strerror}", Verdict.NO, "mount it writable")
+    return Row(what, needed_by, f"at {attachment.bpffs}", Verdict.YES)
+
+
+def earlier_installation(attachment: Attachment) -> list[Row]:
+    """What an agent before this one has left attached."""
+    pins = attachment.pins
+    try:
+        layouts = sorted(path.name for path in pins.top.iterdir() if not path.name.startswith("new-"))
+    except OSError:
+        return []  # nothing there; whether there is a bpffs at all has a row of its own
+    rows = [_current(pins)] if LAYOUT in layouts else []
+    for other in layouts:
+        if other != LAYOUT:
+            advice = "run `sidestep detach` of that version, or all connections are captured twice"
+            rows.append(
+                Row(
+                    "earlier installation",
+                    "upgrades",
+                    f"{pins.top / other}: layout {other}, this is {LAYOUT}",
+                    Verdict.WARNING,
+                    advice,
+                )
+            )
+    return rows
+
+
+def _current(pins: Pins) -> Row:
+    what, needed_by = "earlier installation", "upgrades"
+    build = Build()
+    try:
+        for name in TABLES:
+            os.close(pins.open_map(name))
+        with Descriptor(pins.open_map("build")) as table:
+            syscalls.map_lookup(table.fd, Word(0), build)
+    except (NotAttached, KernelRefused) as error:
+        return Row(
+            what, needed_by, str(error).partition("; ")[0], Verdict.NO, "run `sidestep detach`, then start again"
+        )
+    if bytes(build.sources) != sources_digest():
+        return Row(what, needed_by, f"{pins.root}: other programs", Verdict.YES, "they will be swapped in place")
+    if not is_attached(pins):
+        return Row(what, needed_by, f"{pins.root}: links are missing", Verdict.YES, "they will be made anew")
+    return Row(what, needed_by, f"{pins.root}: the same programs at {build.cgroup.decode()}", Verdict.YES)
+
+
+def programs(attachment: Attachment) -> Row:
+    """Whether this version's programs compile and the verifier takes them; nothing is attached."""
+    what, needed_by = "this version's programs", "everything"
+    try:
+        require_bpffs(attachment.bpffs)
+        with scratch_pins(attachment.bpffs) as directory:
+            refused = {hook: why for hook, why in try_each(directory).items() if why}
+    except CompileFailed as error:
+        return Row(what, needed_by, str(error), Verdict.NO, "python3-bpfcc 0.25 or newer, with its LLVM")
+    except (KernelRefused, OSError):
+        return Row(what, needed_by, "not tried: they need a bpffs", Verdict.UNKNOWN, "see the row on bpffs")
+    if refused:
+        found = "; ".join(f"{hook}: {why}" for hook, why in refused.items())
+        return Row(what, needed_by, found, Verdict.NO, f"a kernel with what they use: Linux {MINIMUM} or newer")
+    return Row(what, needed_by, f"{len(HOOKS)} compiled and loaded", Verdict.YES)

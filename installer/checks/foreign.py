@@ -1,0 +1,76 @@
+"""Other programs on our hooks: whether they are in the way, run before us, or do no harm."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bpf.errors import KernelRefused
+from bpf.features import Verdict
+from bpf.foreign import Foreign, Mode, find_foreign
+from bpf.kernel import cgroup2_root
+from installer.findings import Row
+
+_WHAT, _NEEDED_BY = "other programs", "attaching; seeing Services' addresses"
+
+
+@dataclass(frozen=True)
+class _Balancer:
+    """A socket load-balancer: it turns a Service's address into a pod's when an application connects."""
+
+    name: str
+    prefixes: tuple[str, ...]  # of its programs' names
+    hostless: str  # the setting that keeps it out of pods
+
+
+_BALANCERS = (
+    _Balancer("Cilium's socket load-balancer", ("cil_sock", "sock4_", "sock6_"), "socketLB.hostNamespaceOnly=true"),
+    _Balancer("Calico's connect-time load-balancer", ("calico_", "cali_"), "bpfConnectTimeLoadBalancing=Disabled"),
+)
+
+
+def other_programs(point: Path | None) -> list[Row]:
+    """A row for each owner and cgroup that has some; one row when nobody has."""
+    if point is None:
+        return []
+    try:
+        found = find_foreign(point, cgroup2_root())
+    except (KernelRefused, OSError):
+        return [Row(_WHAT, _NEEDED_BY, "not permitted to look", Verdict.UNKNOWN, "give what is missing above")]
+    groups: dict[tuple[Path, Mode, bool, str], list[Foreign]] = {}
+    for each in found:
+        balancer = _balancer_of(each)
+        groups.setdefault((each.cgroup, each.mode, each.first, balancer.name if balancer else ""), []).append(each)
+    rows = [_row(members, point) for members in groups.values()]
+    return rows or [Row(_WHAT, _NEEDED_BY, "none", Verdict.YES)]
+
+
+def _balancer_of(each: Foreign) -> _Balancer | None:
+    for balancer in _BALANCERS:
+        if any(name.startswith(balancer.prefixes) for name in each.names):
+            return balancer
+    return None
+
+
+def _row(members: list[Foreign], point: Path) -> Row:
+    first = members[0]
+    names = ", ".join(dict.fromkeys(name for each in members for name in each.names))
+    hooks = ", ".join(each.hook for each in members)
+    balancer = _balancer_of(first)
+    found = f"{balancer.name if balancer else names} at {first.cgroup} ({hooks})"
+    verdict, remark, advice = _judge(first, balancer, point, hooks)
+    return Row(_WHAT, _NEEDED_BY, f"{found}, {remark}", verdict, advice)
+
+
+def _judge(first: Foreign, balancer: _Balancer | None, point: Path, hooks: str) -> tuple[Verdict, str, str]:
+    """Verdict, what it means, what to do."""
+    inside = first.cgroup == point
+    if first.mode is Mode.EXCLUSIVE or (inside and first.mode is Mode.OVERRIDE):
+        owner = f"have {balancer.name} attach" if balancer else "have its owner attach it"
+        return Verdict.NO, "exclusively: ours can't be attached", f"{owner} with BPF_F_ALLOW_MULTI, or detach it"
+    if first.mode is Mode.OVERRIDE:
+        return Verdict.WARNING, "which ours replace below their cgroup", "have its owner attach with BPF_F_ALLOW_MULTI"
+    if not inside:
+        return Verdict.YES, "after ours", ""
+    if balancer and first.first:
+        advice = f"set {balancer.hostless}, or --cgroup to a cgroup below that holds the pods"
+        return Verdict.WARNING, "before ours: Services' addresses are hidden from us", advice
+    return Verdict.YES, "beside ours", ""

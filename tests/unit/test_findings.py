@@ -1,0 +1,87 @@
+"""What the probe says: when capture works, how the table is told, that the document names what the probe tries."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bpf.compiler import HOOKS
+from bpf.features import MAPS, OTHERS, Verdict
+from installer.checks.attachment import point_row
+from installer.findings import Findings, NodeUnfit, Row
+from installer.needs import MINIMUM, NEEDS
+
+KERNELS = Path(__file__).parents[2] / "docs" / "kernels.md"
+
+
+def findings(*verdicts: Verdict) -> Findings:
+    return Findings(tuple(Row("thing", "capture", "something", verdict, "do it") for verdict in verdicts))
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "works", "summary"),
+    [
+        ((Verdict.YES,), True, "capture will work"),
+        ((Verdict.YES, Verdict.WARNING), True, "capture will work, with 1 warning"),
+        ((Verdict.YES, Verdict.NO), False, "capture will not work here: of 2 things needed, 1 missing"),
+        ((Verdict.UNKNOWN, Verdict.NO), False, "capture will not work here: of 2 things needed, 1 missing, 1 unknown"),
+        ((Verdict.UNKNOWN,), False, "capture will not work here: of 1 things needed, 1 unknown"),
+    ],
+)
+def test_capture_works_when_nothing_is_missing_or_unknown(
+    verdicts: tuple[Verdict, ...], works: bool, summary: str
+) -> None:
+    found = findings(*verdicts)
+    assert (found.works, found.summary) == (works, summary)
+    assert yaml.safe_load(yaml.safe_dump(found.document()))["works"] is works
+
+
+@pytest.mark.parametrize("columns", ["80", "200", "nonsense"])
+def test_no_word_of_a_table_is_lost(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    words = [f"w{number:03}" for number in range(120)]
+    rows = [
+        Row("getpeername4", " ".join(words[:40]), " ".join(words[40:80]), Verdict.NO, " ".join(words[80:])),
+        Row("CAP_NET_BROADCAST", "interceptionMode", "[bold] " + "/a/very/long/path" * 5, Verdict.UNKNOWN, ""),
+    ]
+    table = Findings(tuple(rows)).table(io.StringIO())
+    assert set(words) <= set(re.findall(r"w\d{3}", table))
+    assert {"getpeername4", "CAP_NET_BROADCAST", "interceptionMode"} <= set(table.split())
+    assert max(map(len, table.splitlines())) <= int(columns if columns.isdecimal() else 120)
+    assert "[bold]" in table
+
+
+def test_who_requires_what_is_missing_is_shown_the_table() -> None:
+    findings(Verdict.YES).require()
+    with pytest.raises(NodeUnfit, match=r"^this node can't capture: thing something\n[\s\S]*what to do[\s\S]*do it"):
+        findings(Verdict.NO).require()
+
+
+def test_there_is_no_column_for_advice_when_there_is_none() -> None:
+    table = Findings((Row("thing", "capture", "something", Verdict.YES),)).table(io.StringIO())
+    assert "what to do" not in table
+
+
+def test_every_feature_has_a_reason_and_a_line_in_the_document() -> None:
+    assert set(NEEDS) == {*MAPS, *(hook.name for hook in HOOKS), *OTHERS}
+    assert max((need.since for need in NEEDS.values()), key=lambda since: [*map(int, since.split("."))]) == MINIMUM
+    lines = KERNELS.read_text().splitlines()
+    told = {tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines if line.startswith("|")}
+    assert {(need.label, need.needed_by, need.since) for need in NEEDS.values()} <= told
+    assert f"Linux {MINIMUM}" in KERNELS.read_text()
+
+
+def test_kubelet_on_version_1_of_a_hybrid_host(tmp_path: Path) -> None:
+    """Its pods are in cgroup2's root, so an empty kubepods there catches nobody."""
+    point, version1 = tmp_path / "kubepods", tmp_path / "cpu" / "kubepods"
+    point.mkdir()
+    (point / "cgroup.events").write_text("populated 0\nfrozen 0\n")
+    empty = point_row(point, tmp_path, version1)
+    assert (empty.verdict, empty.advice) == (Verdict.NO, f"--cgroup {tmp_path}")
+    assert point_row(point, tmp_path, None).verdict is Verdict.YES  # a node without pods yet
+    (point / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    assert point_row(point, tmp_path, version1).verdict is Verdict.YES
+    root = point_row(tmp_path, tmp_path, version1)
+    assert (root.verdict, str(version1) in root.found) == (Verdict.YES, True)
