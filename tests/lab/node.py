@@ -53,7 +53,9 @@ class Agent:
         """Run the agent of a source tree and wait until its socket answers."""
         node = self._node
         argv: list[str | Path] = [sys.executable, "-m", "installer", "agent"]
-        if node.api:
+        if node.agent_source:
+            argv += node.agent_source
+        elif node.api:
             kubeconfig = node.api.kubeconfig(node.directory / "kubeconfig")
             argv += ["--kubeconfig", kubeconfig, "--kubernetes-node-name", NODE_NAME]
         else:
@@ -116,6 +118,7 @@ class Node:
         self.pods: dict[str, Pod] = {}
         self.agent = Agent(self)
         self.before_agent: Callable[[], None] = lambda: None  # called once the node's directories are there
+        self.agent_source: list[str | Path] = []  # where it gets Pods from, if neither directory nor `api`
         self.agent_wrapper: list[str] = []  # what the agent is started through, for another view of the machine
 
     def __enter__(self) -> "Node":

@@ -1,0 +1,194 @@
+"""Which pods are broken, what is done about them, and that it is done once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from cni.adoption import Adoption, Outcome
+from cni.pod import Pod
+from installer.pods.errors import ApiFailed
+from installer.repair import Repairs
+from installer.settings import Repair
+
+
+def pod(state: dict[str, Any] | None = None, last: dict[str, Any] | None = None, **metadata: Any) -> Pod:
+    """A mesh pod whose validation is in the given states."""
+    status = {"name": "istio-validation", "state": state or {"waiting": {}}, "lastState": last or {}}
+    return Pod.model_validate(
+        {
+            "metadata": {
+                "name": "web",
+                "namespace": "default",
+                "uid": "u",
+                "annotations": {"sidecar.istio.io/status": "{}"},
+                **metadata,
+            },
+            "spec": {"containers": [{"name": "istio-proxy", "args": ["proxy", "sidecar"]}], "nodeName": "here"},
+            "status": {"podIP": "10.0.0.2", "initContainerStatuses": [status]},
+        }
+    )
+
+
+def ended(code: int, message: str = "", reason: str = "Error") -> dict[str, Any]:
+    return {"terminated": {"exitCode": code, "message": message, "reason": reason}}
+
+
+@dataclass
+class World:
+    """Everything that repair touches, and what it did with it."""
+
+    problem: str = ""
+    found: bool = True
+    enrolled: bool = False
+    answer: bool | ApiFailed = True
+    adopted: int = 0
+    asked: list[str] = field(default_factory=list)
+    told: list[tuple[str, str]] = field(default_factory=list)
+    counted: list[tuple[str, str]] = field(default_factory=list)
+
+    def repairs(self, actions: bool = True, **settings: Any) -> Repairs:
+        return Repairs(
+            settings=Repair(**settings),
+            actions=self if actions else None,
+            adoption=cast(Adoption, self),
+            is_enrolled=lambda pod: self.enrolled,
+            events=self,
+            observe=lambda kind, result: self.counted.append((kind, result)),
+        )
+
+    def adopt(self, pods: list[Pod]) -> Iterator[Outcome]:
+        self.adopted += 1
+        if self.found:
+            yield Outcome(pods[0], self.problem)
+
+    def delete_pod(self, pod: Pod) -> bool:
+        return self._ask("delete")
+
+    def label_pod(self, pod: Pod, key: str, value: str) -> bool:
+        return self._ask(f"label {key}={value}")
+
+    def _ask(self, what: str) -> bool:
+        self.asked.append(what)
+        if isinstance(self.answer, ApiFailed):
+            raise self.answer
+        return self.answer
+
+    def warning(self, pod: Pod, reason: str, message: str) -> None:
+        self.told.append(("Warning", reason))
+
+    def normal(self, pod: Pod, reason: str, message: str) -> None:
+        self.told.append(("Normal", reason))
+
+
+BROKEN = pod(last=ended(126))
+
+
+@pytest.mark.parametrize(
+    ("state", "last", "broken"),
+    [
+        (None, None, False),
+        (None, ended(126), True),
+        (None, ended(1), False),
+        (ended(126), None, False),
+        (ended(126), ended(126), True),
+        (ended(0, reason="Completed"), ended(126), False),
+        (ended(0), ended(126), False),
+    ],
+)
+def test_broken_is_a_validation_that_keeps_failing_for_want_of_capture(
+    state: dict[str, Any] | None, last: dict[str, Any] | None, broken: bool
+) -> None:
+    assert World().repairs().is_broken(pod(state, last)) is broken
+
+
+def test_exit_code_and_message_are_settings() -> None:
+    any_code = World().repairs(repair_init_container_exit_code=0)
+    assert any_code.is_broken(pod(last=ended(7)))
+    said = World().repairs(repair_init_container_termination_message=" no rules ")
+    assert said.is_broken(pod(last=ended(126, "no rules\n")))
+    assert not said.is_broken(pod(last=ended(126, "other")))
+    other = World().repairs(repair_init_container_name="check")
+    assert not other.is_broken(BROKEN)
+
+
+def test_pods_that_the_plugin_would_leave_alone_are_left_alone() -> None:
+    repairs = World().repairs()
+    assert not repairs.is_broken(pod(last=ended(126), annotations={}))
+    assert not repairs.is_broken(pod(last=ended(126), labels={"sidecar.istio.io/inject": "false"}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "broken"),
+    [
+        ({"repair_label_selectors": "app=web"}, True),
+        ({"repair_label_selectors": "app==web, tier"}, True),
+        ({"repair_label_selectors": "app=other"}, False),
+        ({"repair_label_selectors": "app!=web"}, False),
+        ({"repair_label_selectors": "zone!=x"}, True),
+        ({"repair_label_selectors": "missing"}, False),
+        ({"repair_field_selectors": "metadata.namespace=default"}, True),
+        ({"repair_field_selectors": "metadata.name!=web"}, False),
+    ],
+)
+def test_selectors_narrow_it_down(settings: dict[str, Any], broken: bool) -> None:
+    labelled = pod(last=ended(126), labels={"app": "web", "tier": "front"})
+    assert World().repairs(**settings).is_broken(labelled) is broken
+
+
+def test_a_broken_pod_is_enrolled_where_it_runs_and_only_once() -> None:
+    world = World()
+    repairs = world.repairs()
+    for _ in range(3):
+        repairs.changed(BROKEN, BROKEN)
+    assert world.adopted == 1
+    assert world.counted == [("repair", "success")]
+    assert world.told == [("Normal", "CaptureRepaired")]
+    repairs.changed(BROKEN, None)
+    repairs.changed(None, BROKEN)
+    assert world.adopted == 2
+
+
+def test_one_that_is_enrolled_already_only_has_to_try_again() -> None:
+    world = World(enrolled=True)
+    world.repairs().changed(None, BROKEN)
+    assert (world.adopted, world.counted) == (0, [("repair", "skip")])
+
+
+@pytest.mark.parametrize("world", [World(problem="no good"), World(found=False)])
+def test_what_fails_is_tried_again_at_the_next_change(world: World) -> None:
+    repairs = world.repairs()
+    repairs.changed(None, BROKEN)
+    repairs.changed(BROKEN, BROKEN)
+    assert world.counted == [("repair", "fail")] * 2
+
+
+def test_repairing_goes_before_deleting_and_that_before_labelling() -> None:
+    everything = {"repair_delete_pods": True, "repair_label_pods": True}
+    for settings, asked in (
+        (everything, []),
+        ({**everything, "repair_repair_pods": False}, ["delete"]),
+        ({"repair_repair_pods": False, "repair_label_pods": True}, ["label cni.istio.io/uninitialized=true"]),
+        ({"repair_repair_pods": False}, []),
+        ({"repair_enabled": False, **everything}, []),
+    ):
+        world = World()
+        world.repairs(**settings).changed(None, BROKEN)
+        assert world.asked == asked
+
+
+@pytest.mark.parametrize(
+    ("answer", "result", "told"),
+    [(True, "success", [("Warning", "DeleteBrokenPod")]), (False, "skip", []), (ApiFailed("no", 500), "fail", [])],
+)
+def test_the_api_servers_answer_is_counted(answer: bool | ApiFailed, result: str, told: list[tuple[str, str]]) -> None:
+    world = World(answer=answer)
+    world.repairs(repair_repair_pods=False, repair_delete_pods=True).changed(None, BROKEN)
+    assert (world.counted, world.told) == ([("delete", result)], told)
+
+
+def test_without_an_api_server_nothing_can_be_deleted() -> None:
+    world = World()
+    world.repairs(actions=False, repair_repair_pods=False, repair_delete_pods=True).changed(None, BROKEN)
+    assert world.counted == [("delete", "fail")]
