@@ -11,7 +11,6 @@ import structlog
 
 from bpf.layout import Cookie, PodFlags, Quad
 from bpf.tables import Tables
-from cni.errors import PodNotFound
 from cni.pod import Pod, PodSource
 
 log = structlog.get_logger("containers")
@@ -35,11 +34,12 @@ class StrictProxies:
             if entry.flags & PodFlags.STRICT
         }
         self._known = {cookie: container for cookie, container in self._known.items() if cookie in strict}
+        # not find(), which asks the API server for what it does not know: this is done several times a second
+        known = (self._pods.every() or []) if strict else []
         for cookie, (namespace, name, uid) in strict.items():
-            try:
-                self._confirm(cookie, self._pods.find(namespace, name, uid or None))
-            except PodNotFound:
-                continue
+            for pod in known:
+                if (pod.namespace, pod.name) == (namespace, name) and (pod.uid or uid) == uid:
+                    self._confirm(cookie, pod)
         return bool(strict)
 
     def _confirm(self, cookie: int, pod: Pod) -> None:
