@@ -48,7 +48,7 @@ def require_capable(attachment: Attachment, chain: Chain, node: Node) -> None:
 
 
 def _connections(attachment: Attachment) -> list[Row]:
-    from installer.exercise import exercise
+    from installer.connections import exercise
 
     try:
         return list(exercise(attachment))
