@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from bpf import loading
 from bpf.compiler import CGROUP_HOOKS, Hook
 from bpf.errors import KernelRefused
 from bpf.pins import Descriptor
+from bpf.probing import loading
 
 OURS = ("ss_", "ssp_")  # how the names of our programs start: the real ones' and the probe's
 _OVERRIDE, _MULTI = 1, 2  # BPF_F_ALLOW_OVERRIDE, BPF_F_ALLOW_MULTI (uapi/linux/bpf.h)

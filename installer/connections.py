@@ -20,10 +20,10 @@ from pathlib import Path
 from bpf.attachment import attach
 from bpf.compiler import try_each
 from bpf.errors import KernelRefused
-from bpf.features import Verdict
 from bpf.kernel import attach_point
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
 from bpf.pins import Descriptor, Pins
+from bpf.probing.features import Verdict
 from bpf.tables import Tables
 from installer.findings import Row
 from installer.settings import Attachment

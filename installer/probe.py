@@ -7,8 +7,8 @@ command line has the real programs compiled and loaded on top, which takes a sec
 from pathlib import Path
 
 from bpf.errors import KernelRefused
-from bpf.features import Feature, Verdict, try_features
 from bpf.kernel import cgroup2_root, own_cgroup
+from bpf.probing.features import Feature, Verdict, try_features
 from installer.checks.attachment import attach_point, bpffs, earlier_installation, programs
 from installer.checks.foreign import other_programs
 from installer.checks.host import host

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bpf.errors import KernelRefused
-from bpf.features import Verdict
 from bpf.foreign import Foreign, Mode, find_foreign
+from bpf.probing.features import Verdict
 from installer.findings import Row
 
 _WHAT, _NEEDED_BY = "other programs", "attaching; seeing Services' addresses"

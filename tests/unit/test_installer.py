@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from installer.confdir import ConfDirectory
-from installer.files import FileRefused
-from installer.install import Installer
+from installer.host.confdir import ConfDirectory
+from installer.host.files import FileRefused
+from installer.host.install import Installer
 from installer.settings import Chain, Node
 from tests.lab.waiting import wait_until
 

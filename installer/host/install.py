@@ -15,10 +15,10 @@ from contextlib import ExitStack, contextmanager
 import structlog
 from inotify_simple import INotify, flags
 
-from installer import files, plugin
-from installer.chain import entry_of
-from installer.confdir import ConfDirectory, NoConf
-from installer.files import FileRefused
+from installer.host import files, plugin
+from installer.host.chain import entry_of
+from installer.host.confdir import ConfDirectory, NoConf
+from installer.host.files import FileRefused
 from installer.settings import Chain, Node
 
 log = structlog.get_logger("install")
