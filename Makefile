@@ -55,7 +55,7 @@ demo: setup shim
 	@$(PYTHON) -m tests.lab.demo $(if $(KEEP),--keep)
 
 test: setup shim image lint
-	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/unit tests/datapath tests/node tests/e2e
+	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile tests/unit tests/datapath tests/node tests/e2e
 
 # Docker's way, without docker or a registry; made again only when something of it has changed.
 IMAGE := build/image/sidestep.tar
@@ -82,7 +82,7 @@ lint: setup
 # Ten thousand cases of each property, of which `make test` tries some hundred.
 nightly: setup shim
 	@OUTAGE_SECONDS=60 $(PYTHON) -m pytest -q tests/unit/test_cluster_pods.py
-	@HYPOTHESIS_EXAMPLES=10000 $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/unit tests/datapath/test_generated.py
+	@HYPOTHESIS_EXAMPLES=10000 $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile tests/unit tests/datapath/test_generated.py
 
 conformance: setup shim
 	@$(PYTHON) -m tests.conformance

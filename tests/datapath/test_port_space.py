@@ -10,8 +10,6 @@ from tests.datapath.conftest import APP, PROXY, Wire
 from tests.lab.inside import PYTHON
 
 # one worker: every test holds a few hundred thousand sockets
-pytestmark = pytest.mark.xdist_group("port-space")
-
 CONNECTIONS, BATCH = 110_000, 2_000  # a batch fits in the proxy's backlog
 
 # Sockets are kept as bare descriptors. A line in is a step, a line out says that it is done and how often it went well.

@@ -16,8 +16,6 @@ from tests.lab.containerd import Containerd, CriPod, as_daemonset
 from tests.lab.node import NODE_NAME, REPOSITORY, Node
 from tests.lab.waiting import wait_until
 
-pytestmark = pytest.mark.xdist_group("e2e")
-
 ARCHIVE = REPOSITORY / "build" / "image" / "sidestep.tar"
 NAME = "localhost/sidestep:latest"
 

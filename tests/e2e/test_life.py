@@ -21,8 +21,6 @@ from tests.lab.containerd import Containerd, CriPod, Refused, pure_cgroup2
 from tests.lab.node import REPOSITORY, Node
 from tests.lab.waiting import wait_until
 
-pytestmark = pytest.mark.xdist_group("e2e")
-
 DAEMONSET = ("istio-system", "istio-cni-node")
 
 
@@ -181,7 +179,7 @@ def test_an_upgrade_keeps_pods_and_captures_new_ones(cluster: Cluster, first: Cr
     source.write_text(source.read_text() + "\n/* another version */\n")
     cluster.node.agent.terminate()
     cluster.node.agent.start(tmp_path)
-    assert "programs=swapped" in cluster.node.agent.log.read_text()
+    wait_until(lambda: "programs=swapped" in cluster.node.agent.log.read_text(), "the new programs", 5)
     assert cluster.is_captured(cluster.pods["second"], first)
     assert cluster.is_captured(first, cluster.pod("after-upgrade"))
 

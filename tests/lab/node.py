@@ -39,6 +39,7 @@ class Agent:
     def __init__(self, node: "Node") -> None:
         self._node = node
         self.log = node.directory / "agent.log"
+        self._logged = 0  # bytes of the log that are of agents before
         self.options: list[str | Path] = []
         self.cgroup: Path | None = None  # by the name it has in the agent's view of the machine
         self.process: subprocess.Popen[bytes] | None = None
@@ -62,6 +63,7 @@ class Agent:
             argv += ["--pods", node.pods_dir]
         argv += ["--bpffs", node.bpffs, "--cgroup", self.cgroup or node.kubepods, "--cni-agent-run-dir", node.run_dir]
         argv += ["--health-port", "0", "--monitoring-port", "0", *self.options]
+        self._logged = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*node.agent_wrapper, *argv],
@@ -91,11 +93,11 @@ class Agent:
     def _answers(self) -> bool:
         assert self.process is not None
         if self.process.poll() is not None:
-            raise RuntimeError(f"the agent has ended:\n{self.log.read_text()[-2000:]}")
+            raise RuntimeError(f"the agent has ended:\n{self.log.read_text()[-20000:]}")
         with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
             probe.connect(str(self._node.run_dir / "cni.sock"))
             peer = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-            return bool(peer == self.pid)
+            return bool(peer == self.pid) and "event=agent.serving" in self.log.read_text()[self._logged :]
         return False
 
 

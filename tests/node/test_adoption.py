@@ -13,8 +13,6 @@ from tests.lab.node import Node
 from tests.lab.pod import Pod
 from tests.lab.waiting import wait_until
 
-pytestmark = pytest.mark.xdist_group("adoption")
-
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:

@@ -8,8 +8,6 @@ from tests.lab.envoy import PROXY_ID
 from tests.lab.pod import APP_PORT
 from tests.node.conftest import Mesh
 
-pytestmark = pytest.mark.xdist_group("capture")
-
 
 def test_every_connection_of_the_demo_is_as_expected(mesh: Mesh) -> None:
     rows = [run(probe, (mesh.alpha, mesh.beta)) for probe in probes(mesh.node, mesh.alpha, mesh.beta, mesh.gamma)]

@@ -19,8 +19,6 @@ from tests.lab.inside import PYTHON
 from tests.lab.node import Node, make_netns
 from tests.lab.pod import Pod
 
-pytestmark = pytest.mark.xdist_group("validation")
-
 MODE = "sidecar.istio.io/interceptionMode"
 EXCLUDED_PORTS = "traffic.sidecar.istio.io/excludeOutboundPorts"
 EXCLUDED_INTERFACES = "traffic.sidecar.istio.io/excludeInterfaces"

@@ -13,8 +13,6 @@ from tests.lab.node import Node
 from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
 
-pytestmark = pytest.mark.xdist_group("observation")
-
 
 def port(node: Node, name: str) -> int:
     """Where the agent said that it serves."""

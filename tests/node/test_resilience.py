@@ -7,16 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.lab.envoy import Connection
 from tests.lab.inside import PYTHON
 from tests.lab.node import REPOSITORY
 from tests.lab.pod import Pod
 from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
-
-pytestmark = pytest.mark.xdist_group("resilience")
 
 # New connections, one a request, until stdin closes; one connection is kept open all the while. Prints what happened.
 LOAD = """

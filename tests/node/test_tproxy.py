@@ -11,8 +11,6 @@ from tests.lab.inside import PYTHON
 from tests.lab.pod import Pod
 from tests.node.conftest import Mesh
 
-pytestmark = pytest.mark.xdist_group("capture")
-
 
 @pytest.fixture(scope="module")
 def pod(mesh: Mesh) -> Iterator[Pod]:
