@@ -24,7 +24,9 @@ ENTRY = entry_of(Node())
 SHIM = bytes(range(256)) * 9000  # more than one write
 BEFORE = {
     "list": ("10-a.conflist", {"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "bridge"}]}),
+    "old list": ("10-a.conflist", {"cniVersion": "0.3.0", "name": "net", "plugins": [{"type": "bridge"}]}),
     "single": ("10-a.conf", {"cniVersion": "0.4.0", "name": "net", "type": "bridge"}),
+    "single, behind its list": ("10-a.json", {"cniVersion": "0.4.0", "name": "net", "type": "bridge"}),
 }
 
 
