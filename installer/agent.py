@@ -82,9 +82,9 @@ def run(settings: Settings) -> None:
             )
             server.serve()
             agent.readiness.set("serving", False, "stopping")
-            api = agent.source.api
-            if api is not None:
-                uninstall_if_deleted(api, settings.attachment, settings.node, settings.chain)
+        # only now, as installer and reconciler would put back what they miss
+        if (api := agent.source.api) is not None:
+            uninstall_if_deleted(api, settings.attachment, settings.node, settings.chain)
 
 
 class _Agent:
