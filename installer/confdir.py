@@ -110,15 +110,21 @@ class ConfDirectory:
                 # the runtime goes by it, so to edit a later one would be in vain
                 raise problem
         for invalid in problems:
-            if str(invalid) not in self._reported:
-                self._reported.add(str(invalid))
-                log.warning("chain.skipped", directory=str(self.path), problem=str(invalid))
+            self._warn_once("chain.skipped", str(invalid))
+        first, _ = chain.first_valid(listing.contents)
+        if conf and first and conf.file != first.file:
+            self._warn_once("chain.not_first", f"CNI_CONF_NAME is {name}, but the runtime takes {first.file}")
         if conf is None:
             raise NoConf(
                 f"{self.path / name if name else self.path}: no valid CNI configuration yet; waiting for the primary "
                 "plugin to write one"
             )
         return conf
+
+    def _warn_once(self, event: str, problem: str) -> None:
+        if problem not in self._reported:
+            self._reported.add(problem)
+            log.warning(event, directory=str(self.path), problem=problem)
 
     def _listing(self) -> _Listing:
         listing = _Listing({}, {})

@@ -4,6 +4,7 @@ One thread installs, then sleeps until something in one of the two directories c
 compares is content, so its own writes and those that change nothing end the matter.
 """
 
+import errno
 import socket
 import threading
 import time
@@ -89,7 +90,7 @@ class Installer:
             if plugin.drop(self._chain.shim, self._chain.mounted_cni_bin_dir):
                 edits.append(Edit(str(self._chain.mounted_cni_bin_dir / PLUGIN), (), "missing or changed", 0))
         except FileRefused as error:
-            return self._failed(NO_BINARY, str(error))
+            return self._failed(NO_BINARY, _with_setting(error, "MOUNTED_CNI_BIN_DIR"))
         try:
             files.clear_leftovers(self._conf.path)
             if edit := self._conf.enter():
@@ -98,7 +99,7 @@ class Installer:
             self._on_ready(False, str(waiting))
             return edits
         except FileRefused as error:
-            return self._failed(NO_CONF, str(error))
+            return self._failed(NO_CONF, _with_setting(error, "MOUNTED_CNI_NET_DIR"))
         for edit in edits:
             log.info("plugin.installed", file=edit.file, found=edit.fault, plugins=" ".join(edit.plugins))
         if edits or self._failure:
@@ -115,6 +116,14 @@ class Installer:
             log.error("install.failed", result=result, error=why)
         self._on_ready(False, why)
         return []
+
+
+def _with_setting(error: FileRefused, setting: str) -> str:
+    """A directory that isn't there or can't be written is most often not the one that was meant."""
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{error}; is {setting} the directory that this platform uses?"
+    return str(error)
 
 
 class Conflicts:

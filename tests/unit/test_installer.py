@@ -182,9 +182,14 @@ def test_a_name_that_now_comes_first_gets_the_entry(host: Host) -> None:
 def test_a_chosen_file_is_edited_even_if_others_come_first(host: Host) -> None:
     host.write("05-other.conflist", LIST)
     host.write("10-a.conf", {"name": "mynet", **BRIDGE})
-    host.start(cni_conf_name="10-a.conflist")
-    host.wait_until_installed()
+    with capture_logs() as logs:
+        host.start(cni_conf_name="10-a.conflist")
+        host.wait_until_installed()
+        host.stop()
     assert host.types("05-other.conflist") == ["bridge"]
+    assert [line["problem"] for line in logs if line["event"] == "chain.not_first"] == [
+        "CNI_CONF_NAME is 10-a.conflist, but the runtime takes 05-other.conflist"
+    ]
 
 
 def test_a_standalone_network_has_a_file_of_its_own(host: Host) -> None:
@@ -265,6 +270,17 @@ def test_directories_that_are_away_are_found_again(host: Host) -> None:
     host.write("10-a.conflist", LIST)
     host.wait_until_installed()
     assert host.results == ["SUCCESS", "CREATE_CNI_CONFIG_FAILURE", "SUCCESS"]
+
+
+@pytest.mark.parametrize(("away", "setting"), [("bin", "MOUNTED_CNI_BIN_DIR"), ("net", "MOUNTED_CNI_NET_DIR")])
+def test_a_directory_that_is_not_there_is_told_with_its_setting(host: Host, away: str, setting: str) -> None:
+    directory: Path = getattr(host, away)
+    directory.rmdir()
+    host.start()
+    wait_until(lambda: bool(host.ready[1]), "the failure", 3)
+    assert (
+        host.ready[1] == f"{directory}: No such file or directory; is {setting} the directory that this platform uses?"
+    )
 
 
 def test_without_inotify_it_looks_often(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
