@@ -18,7 +18,7 @@ help:
 	@echo 'make test           every test, with lint and types'
 	@echo 'make e2e            a node'"'"'s life with a real containerd, hybrid and pure cgroup2'
 	@echo 'make conformance    every kind of connection, with Istio'"'"'s rules and with sidestep, compared'
-	@echo 'make nightly        the property tests with 10,000 cases each'
+	@echo 'make nightly        the property tests with 10,000 cases each, an outage of a minute'
 	@echo 'make lint           ruff, mypy --strict, import-linter'
 	@echo 'make bench-cni      a whole ADD through the shim beside iptables-restore, interleaved'
 	@echo 'make bench-connect  whether connect() costs more with more rules or more pods'
@@ -61,7 +61,7 @@ test: setup shim image lint
 IMAGE := build/image/sidestep.tar
 image: $(IMAGE)
 
-$(IMAGE): setup Dockerfile image/build.sh pyproject.toml $(wildcard bpf/*.py bpf/*.c bpf/*.h cni/*.py cni/shim/* installer/*.py installer/*/*.py)
+$(IMAGE): setup Dockerfile image/build.sh pyproject.toml $(wildcard bpf/*.py bpf/*/*.py bpf/*.c bpf/*.h cni/*.py cni/shim/* installer/*.py installer/*/*.py)
 	@missing=$$(for each in buildah debootstrap; do command -v $$each > /dev/null || echo $$each; done); \
 	if [ -n "$$missing" ]; then \
 	    echo "image: installing Debian packages:" $$missing; \
@@ -81,6 +81,7 @@ lint: setup
 
 # Ten thousand cases of each property, of which `make test` tries some hundred.
 nightly: setup shim
+	@OUTAGE_SECONDS=60 $(PYTHON) -m pytest -q tests/unit/test_cluster_pods.py
 	@HYPOTHESIS_EXAMPLES=10000 $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/unit tests/datapath/test_generated.py
 
 conformance: setup shim

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from bpf import loading
 from bpf.compiler import CGROUP_HOOKS, Hook
 from bpf.errors import KernelRefused
 from bpf.pins import Descriptor
+from bpf.probing import loading
 
 OURS = ("ss_", "ssp_")  # how the names of our programs start: the real ones' and the probe's
 _OVERRIDE, _MULTI = 1, 2  # BPF_F_ALLOW_OVERRIDE, BPF_F_ALLOW_MULTI (uapi/linux/bpf.h)
@@ -39,13 +39,15 @@ class Foreign:
     first: bool  # runs before ours, or would: we have none there yet
 
 
-def find_foreign(attach_point: Path, root: Path) -> list[Foreign]:
-    """Programs of others on our hooks, from the attach point up to the cgroup2 root.
+def find_foreign(attach_point: Path) -> list[Foreign]:
+    """Programs of others on our hooks, from the attach point up as far as its mount of cgroup2 goes.
 
     Needs CAP_NET_ADMIN and CAP_SYS_ADMIN. Raises KernelRefused, OSError.
     """
     found = []
     for cgroup in (attach_point, *attach_point.parents):
+        if not (cgroup / "cgroup.procs").exists():
+            break
         with Descriptor(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)) as directory:
             for hook in CGROUP_HOOKS:
                 attached = _attached(directory.fd, hook)
@@ -53,8 +55,6 @@ def find_foreign(attach_point: Path, root: Path) -> list[Foreign]:
                 others = tuple(name for name in names if not name.startswith(OURS))
                 if others:
                     found.append(Foreign(cgroup, hook.name, _mode(attached.flags), others, _is_first(names)))
-        if cgroup == root:
-            break
     return found
 
 

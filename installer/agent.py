@@ -23,8 +23,9 @@ from cni.pod import Pod
 from cni.server import Server
 from cni.verbs import Verbs
 from installer.health import Readiness
+from installer.host.install import Installer
+from installer.host.uninstall import Deployment, uninstall
 from installer.http import serving
-from installer.install import Installer
 from installer.logs import configure_logging
 from installer.metrics import Metrics
 from installer.pods.source import Source, require_source, source_of
@@ -33,7 +34,6 @@ from installer.reconcile import Place, Reconciler
 from installer.repair import Repairs
 from installer.settings import Attachment, Chain, Logging, Node, Ports, Repair
 from installer.signals import Signals
-from installer.uninstall import uninstall_if_deleted
 
 log = structlog.get_logger("agent")
 
@@ -82,9 +82,10 @@ def run(settings: Settings) -> None:
             )
             server.serve()
             agent.readiness.set("serving", False, "stopping")
-        # only now, as installer and reconciler would put back what they miss
-        if (api := agent.source.api) is not None:
-            uninstall_if_deleted(api, settings.attachment, settings.node, settings.chain)
+        # after all that would put it back again has ended
+        if agent.deployment and agent.deployment.is_deleted():
+            for sentence in uninstall(settings.attachment, settings.node, settings.chain):
+                log.info("uninstalled", what=sentence)
 
 
 class _Agent:
@@ -106,6 +107,8 @@ class _Agent:
 
         # the subscriptions come before the watch that feeds them
         self.source: Source = source_of(settings.node, self.metrics.observe_api_request)
+        api = self.source.api
+        self.deployment = Deployment(api, settings.node.pod_namespace) if api else None
         follower = Follower(self.enrolments, StrictProxies(self.source.pods, tables, cgroup), settings.node.proc)
         self.follower = follower
         self.admission = Admission(self.enrolments, follower, settings.node.proc)
@@ -162,6 +165,8 @@ class _Agent:
 
     def _synced(self) -> None:
         self.readiness.set("synced", True)
+        if self.deployment:
+            self.deployment.look()
         self._reconciler.wake()
 
     def _is_enrolled(self, pod: Pod) -> bool:

@@ -60,7 +60,7 @@ def agent(attachment: Attachment, node: Node, chain: Chain, repair: Repair, port
 @take(Chain)
 def uninstall(attachment: Attachment, node: Node, chain: Chain) -> None:
     """Take the plugin out of the chain and off the host, detach the programs. Open connections go on."""
-    from installer.uninstall import uninstall
+    from installer.host.uninstall import uninstall
 
     done = uninstall(attachment, node, chain)
     click.echo("\n".join(done) if done else "nothing was installed")

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 from bpf.errors import SidestepError
-from bpf.features import Verdict
+from bpf.probing.features import Verdict
 
 _PLAIN_WIDTH = 120  # columns where there is no terminal to ask
 # titles, and widths that fit the longest word of the rows that are always there, in 80 columns

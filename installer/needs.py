@@ -18,7 +18,7 @@ class Need:
     since: str  # the first Linux that has all that our program of this name uses
 
 
-# by the names of bpf/features.py
+# by the names of bpf/probing/features.py
 NEEDS = {
     "hash": Need("map: hash", "pods, ports, addresses", "4.6"),
     "lru_hash": Need("map: lru_hash", "original destinations", "4.10"),

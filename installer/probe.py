@@ -7,8 +7,8 @@ command line has the real programs compiled and loaded on top, which takes a sec
 from pathlib import Path
 
 from bpf.errors import KernelRefused
-from bpf.features import Feature, Verdict, try_features
 from bpf.kernel import cgroup2_root, own_cgroup
+from bpf.probing.features import Feature, Verdict, try_features
 from installer.checks.attachment import attach_point, bpffs, earlier_installation, programs
 from installer.checks.foreign import other_programs
 from installer.checks.host import host
@@ -48,7 +48,7 @@ def require_capable(attachment: Attachment, chain: Chain, node: Node) -> None:
 
 
 def _connections(attachment: Attachment) -> list[Row]:
-    from installer.exercise import exercise
+    from installer.connections import exercise
 
     try:
         return list(exercise(attachment))

@@ -7,11 +7,11 @@ from bpf import syscalls
 from bpf.attachment import is_attached
 from bpf.compiler import HOOKS, sources_digest, try_each
 from bpf.errors import CompileFailed, KernelRefused, NotAttached
-from bpf.features import Verdict
 from bpf.kernel import cgroup2_root, mounts, require_bpffs
 from bpf.layout import TABLES, Build, Word
 from bpf.pins import LAYOUT, Descriptor, Pins
-from bpf.scratch import scratch_pins
+from bpf.probing.features import Verdict
+from bpf.probing.scratch import scratch_pins
 from installer.findings import Row
 from installer.needs import MINIMUM
 from installer.settings import Attachment

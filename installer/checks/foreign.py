@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bpf.errors import KernelRefused
-from bpf.features import Verdict
 from bpf.foreign import Foreign, Mode, find_foreign
-from bpf.kernel import cgroup2_root
+from bpf.probing.features import Verdict
 from installer.findings import Row
 
 _WHAT, _NEEDED_BY = "other programs", "attaching; seeing Services' addresses"
@@ -32,9 +31,9 @@ def other_programs(point: Path | None) -> list[Row]:
     if point is None:
         return []
     try:
-        found = find_foreign(point, cgroup2_root())
-    except (KernelRefused, OSError):
-        return [Row(_WHAT, _NEEDED_BY, "not permitted to look", Verdict.UNKNOWN, "give what is missing above")]
+        found = find_foreign(point)
+    except (KernelRefused, OSError) as error:
+        return [Row(_WHAT, _NEEDED_BY, f"not seen: {error}", Verdict.UNKNOWN, "see the other rows")]
     groups: dict[tuple[Path, Mode, bool, str], list[Foreign]] = {}
     for each in found:
         balancer = _balancer_of(each)

@@ -5,10 +5,10 @@ import tempfile
 from pathlib import Path
 
 from bpf.errors import SidestepError
-from bpf.features import Verdict
-from installer.chain import entry_of
-from installer.confdir import ConfDirectory
+from bpf.probing.features import Verdict
 from installer.findings import Row
+from installer.host.chain import entry_of
+from installer.host.confdir import ConfDirectory
 from installer.settings import Chain, Node
 
 _BTF = Path("/sys/kernel/btf/vmlinux")

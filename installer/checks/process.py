@@ -5,8 +5,8 @@ import importlib.util
 import os
 from pathlib import Path
 
-from bpf.features import Verdict
 from bpf.kernel import capabilities
+from bpf.probing.features import Verdict
 from installer.findings import Row
 
 # number (uapi/linux/capability.h), name, needed by, what its lack means. CAP_SYS_ADMIN includes CAP_BPF, CAP_PERFMON.

@@ -45,6 +45,21 @@ class Change:
     version: str
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One request; `verb` is what roles call it, `silence` how many seconds the server may say nothing."""
+
+    verb: str
+    method: str
+    path: str
+    query: dict[str, str] | None = None
+    body: Json | None = None
+    silence: float = _ANSWER_SECONDS
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.path}"
+
+
 class Api:
     """Calls to the API server; each raises ApiFailed. Safe to use from many threads."""
 
@@ -64,7 +79,7 @@ class Api:
         pods: list[Pod] = []
         query = {"fieldSelector": f"spec.nodeName={node_name}", "limit": str(_PAGE)}
         while True:
-            page = self._json("list", "GET", "/api/v1/pods", query)
+            page = self._json(_Call("list", "GET", "/api/v1/pods", query))
             pods += filter(None, map(_pod, page.get("items") or ()))
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):
@@ -81,7 +96,7 @@ class Api:
             "resourceVersion": version,
             "timeoutSeconds": str(_WATCH_SECONDS),
         }
-        answer = self._request("watch", "GET", "/api/v1/pods", query, silence=_SILENCE_SECONDS)
+        answer = self._request(_Call("watch", "GET", "/api/v1/pods", query, silence=_SILENCE_SECONDS))
         watching = Watching(answer.response)
         try:
             yield watching
@@ -91,7 +106,7 @@ class Api:
     def get_pod(self, namespace: str, name: str, seconds: float = _ANSWER_SECONDS) -> Pod | None:
         """One pod; None when there is none of that name."""
         try:
-            found = self._json("get", "GET", _pod_path(namespace, name), silence=seconds)
+            found = self._json(_Call("get", "GET", _pod_path(namespace, name), silence=seconds))
         except ApiFailed as error:
             if error.status == 404:
                 return None
@@ -102,28 +117,30 @@ class Api:
         """Delete this very pod; False when it is gone, or has changed since."""
         preconditions = {"uid": pod.uid, "resourceVersion": pod.metadata.resource_version}
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions}
-        return self._done("delete", "DELETE", _pod_path(pod.namespace, pod.name), body)
+        return self._done(_Call("delete", "DELETE", _pod_path(pod.namespace, pod.name), body=body))
 
     def label_pod(self, pod: Pod, key: str, value: str) -> bool:
         """Put a label on a pod, as Istio does through its status; False if it has that key, is gone or has changed."""
         if key in pod.labels:
             return False
         metadata = {"resourceVersion": pod.metadata.resource_version, "uid": pod.uid, "labels": {key: value}}
-        return self._done("patch", "PATCH", f"{_pod_path(pod.namespace, pod.name)}/status", {"metadata": metadata})
+        path = f"{_pod_path(pod.namespace, pod.name)}/status"
+        return self._done(_Call("patch", "PATCH", path, body={"metadata": metadata}))
 
     def create_event(self, namespace: str, event: Json) -> None:
         """A core/v1 Event."""
-        self._json("create", "POST", f"/api/v1/namespaces/{quote(namespace)}/events", body=event)
+        self._json(_Call("create", "POST", f"/api/v1/namespaces/{quote(namespace)}/events", body=event))
 
     def repeat_event(self, namespace: str, name: str, count: int, now: str) -> bool:
         """Count an Event that has happened again; False when it is gone. `now` is RFC 3339."""
         path = f"/api/v1/namespaces/{quote(namespace)}/events/{quote(name)}"
-        return self._done("patch", "PATCH", path, {"count": count, "lastTimestamp": now})
+        return self._done(_Call("patch", "PATCH", path, body={"count": count, "lastTimestamp": now}))
 
     def daemonset_is_gone(self, namespace: str, name: str) -> bool:
         """Whether a DaemonSet does not exist, or is being deleted."""
+        path = f"/apis/apps/v1/namespaces/{quote(namespace)}/daemonsets/{quote(name)}"
         try:
-            found = self._json("get", "GET", f"/apis/apps/v1/namespaces/{quote(namespace)}/daemonsets/{quote(name)}")
+            found = self._json(_Call("get", "GET", path))
         except ApiFailed as error:
             if error.status == 404:
                 return True
@@ -134,70 +151,53 @@ class Api:
         """Close the connections."""
         self._client.close()
 
-    def _done(self, verb: str, method: str, path: str, body: Json) -> bool:
+    def _done(self, call: _Call) -> bool:
         try:
-            self._json(verb, method, path, body=body)
+            self._json(call)
         except ApiFailed as error:
             if error.status in (404, 409):
                 return False
             raise
         return True
 
-    def _json(
-        self,
-        verb: str,
-        method: str,
-        path: str,
-        query: dict[str, str] | None = None,
-        body: Json | None = None,
-        silence: float = _ANSWER_SECONDS,
-    ) -> Json:
-        answer = self._request(verb, method, path, query, body, silence)
+    def _json(self, call: _Call) -> Json:
+        answer = self._request(call)
         try:
             with answer.response as response:
                 found = json.loads(response.read())
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise ApiFailed(f"{self._configuration.host}: the answer to {verb} {path} is broken: {error}") from error
+            raise ApiFailed(f"{self._configuration.host}: the answer to {call} is broken: {error}") from error
         if not isinstance(found, dict):
-            raise ApiFailed(f"{self._configuration.host}: the answer to {verb} {path} is no object")
+            raise ApiFailed(f"{self._configuration.host}: the answer to {call} is no object")
         return found
 
-    def _request(
-        self,
-        verb: str,
-        method: str,
-        path: str,
-        query: dict[str, str] | None = None,
-        body: Json | None = None,
-        silence: float = _ANSWER_SECONDS,
-    ) -> RESTResponse:
-        answer = self._ask(verb, method, path, query, body, silence)
+    def _request(self, call: _Call) -> RESTResponse:
+        answer = self._ask(call)
         if answer.status == 401:  # credentials may have been renewed; what is in use is what was read last
             answer.response.close()
             self._client, self._configuration = self._connect()
-            answer = self._ask(verb, method, path, query, body, silence)
+            answer = self._ask(call)
         if answer.status < 400:
             return answer
         with answer.response as response:
             said = _message(response)
         kind = Expired if answer.status == 410 else ApiFailed
-        raise kind(f"{self._configuration.host}: {verb} {path}: {answer.status} {said}", answer.status)
+        raise kind(f"{self._configuration.host}: {call}: {answer.status} {said}", answer.status)
 
-    def _ask(
-        self, verb: str, method: str, path: str, query: dict[str, str] | None, body: Json | None, silence: float
-    ) -> RESTResponse:
-        url = self._configuration.host + path + (f"?{urlencode(query)}" if query else "")
+    def _ask(self, call: _Call) -> RESTResponse:
+        url = self._configuration.host + call.path + (f"?{urlencode(call.query)}" if call.query else "")
+        timeout = (min(_CONNECT_SECONDS, call.silence), call.silence)
+        headers = self._headers(call.method)
         status = 0
         try:
-            timeout = (min(_CONNECT_SECONDS, silence), silence)
             answer: RESTResponse = self._client.request(  # type: ignore[no-untyped-call]
-                method, url, self._headers(method), body, _request_timeout=timeout
+                call.method, url, headers, call.body, _request_timeout=timeout
             )
             status = answer.status
         except (urllib3.exceptions.HTTPError, OSError, ssl.SSLError) as error:
             raise ApiFailed(f"{self._configuration.host} cannot be reached: {_reason(error)}") from error
         finally:
-            self._on_request(verb, status)
+            self._on_request(call.verb, status)
         return answer
 
     def _headers(self, method: str) -> dict[str, str]:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from bpf import exercise, features, loading, scratch
 from bpf.compiler import HOOKS
 from bpf.errors import KernelRefused
-from bpf.features import MAPS, OTHERS, Feature, Verdict, try_features
-from bpf.instructions import call
 from bpf.kernel import cgroup2_root, own_cgroup
-from bpf.scratch import PREFIX, scratch_cgroup
-from bpf.trials import Trial, TrialTables, idle, trials
+from bpf.probing import exercise, features, loading, scratch
+from bpf.probing.features import MAPS, OTHERS, Feature, Verdict, try_features
+from bpf.probing.instructions import call
+from bpf.probing.scratch import PREFIX, scratch_cgroup
+from bpf.probing.trials import Trial, TrialTables, idle, trials
 from tests.lab.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -124,7 +124,7 @@ def test_a_killed_probe_leaves_no_process_and_the_next_one_clears_its_cgroup(pla
     code = """
 import os, sys, time
 from pathlib import Path
-from bpf.scratch import in_child, join_cgroup, scratch_cgroup
+from bpf.probing.scratch import in_child, join_cgroup, scratch_cgroup
 def work():
     join_cgroup(cgroup)
     os.write(1, b"%d" % os.getpid())

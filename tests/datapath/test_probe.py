@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from bpf import attachment, loading
+from bpf import attachment
 from bpf.attachment import attach
 from bpf.compiler import CGROUP_HOOKS
-from bpf.instructions import give
 from bpf.layout import TABLES, Cookie, Owner
 from bpf.pins import Descriptor, Pins
-from bpf.scratch import PREFIX
+from bpf.probing import loading
+from bpf.probing.instructions import give
+from bpf.probing.scratch import PREFIX
 from installer.findings import Findings, NodeUnfit, Row
 from installer.needs import NEEDS
 from installer.probe import examine

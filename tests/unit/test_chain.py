@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from installer import chain
-from installer.chain import Conf, InvalidConf
+from installer.host import chain
+from installer.host.chain import Conf, InvalidConf
 from installer.settings import Node
 
 ENTRY = chain.entry_of(Node(pod_namespace="istio-system", exclude_namespaces=("kube-system",)))

@@ -13,6 +13,7 @@ import pytest
 
 from cni.errors import Code, PodNotFound
 from cni.pod import Pod
+from installer.host.uninstall import Deployment
 from installer.pods.api import Api
 from installer.pods.cluster import ClusterPods
 from installer.pods.errors import ApiFailed
@@ -314,3 +315,39 @@ def test_events_never_wait_for_an_api_server_that_is_away(world: World) -> None:
 def test_no_way_to_the_api_server_is_said_at_once(settings: Node, said: str) -> None:
     with pytest.raises(ApiFailed, match=said):
         Api.of(settings, lambda verb, status: None)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "deleted"),
+    [
+        ({"metadata": {}}, None, True),
+        ({"metadata": {}}, {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, True),
+        ({"metadata": {}}, {"metadata": {}}, False),
+        (None, None, False),  # an agent that runs without one
+    ],
+)
+def test_only_a_daemonset_that_was_there_can_be_deleted(world: World, before: Any, after: Any, deleted: bool) -> None:
+    key = ("istio-system", "istio-cni-node")
+    for state, look in ((before, True), (after, False)):
+        world.server.daemonsets.pop(key, None)
+        if state is not None:
+            world.server.daemonsets[key] = state
+        if look:
+            deployment = Deployment(world.api, "istio-system")
+            deployment.look()
+    assert deployment.is_deleted() is deleted
+
+
+@pytest.mark.parametrize(("status", "deleted"), [(401, True), (403, True), (500, False), (0, False)])
+def test_an_account_that_went_with_its_daemonset_says_so_but_an_outage_says_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, status: int, deleted: bool
+) -> None:
+    monkeypatch.setattr("installer.host.uninstall._PAUSE", 0.0)
+    world.server.daemonsets["istio-system", "istio-cni-node"] = {"metadata": {}}
+    deployment = Deployment(world.api, "istio-system")
+    deployment.look()
+    if status:
+        world.server.failing = status
+    else:
+        world.server.stop()
+    assert deployment.is_deleted() is deleted

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from bpf.compiler import HOOKS
-from bpf.features import MAPS, OTHERS, Verdict
+from bpf.probing.features import MAPS, OTHERS, Verdict
 from installer.checks.attachment import point_row
 from installer.findings import Findings, NodeUnfit, Row
 from installer.needs import MINIMUM, NEEDS

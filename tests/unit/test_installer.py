@@ -13,10 +13,10 @@ import pytest
 from inotify_simple import INotify
 from structlog.testing import capture_logs
 
-from installer import watching
-from installer.confdir import ConfDirectory
-from installer.files import FileRefused
-from installer.install import Installer
+from installer.host import watching
+from installer.host.confdir import ConfDirectory
+from installer.host.files import FileRefused
+from installer.host.install import Installer
 from installer.settings import Chain, Node
 from tests.lab.waiting import wait_until
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from installer import files, plugin
-from installer.chain import entry_of
-from installer.confdir import ConfDirectory
-from installer.install import Installer
+from installer.host import files, plugin
+from installer.host.chain import entry_of
+from installer.host.confdir import ConfDirectory
+from installer.host.install import Installer
 from installer.settings import Chain, Node
 
 CALLS = ("open", "write", "fchown", "fchmod", "fsync", "rename", "unlink")

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 
 import structlog
 
-from installer import files, plugin
-from installer.chain import PLUGIN, entry_of
-from installer.confdir import ConfDirectory, Edit, NoConf
-from installer.files import FileRefused
+from installer.host import files, plugin
+from installer.host.chain import PLUGIN, entry_of
+from installer.host.confdir import ConfDirectory, Edit, NoConf
+from installer.host.files import FileRefused
+from installer.host.watching import Watcher
 from installer.settings import Chain, Node
-from installer.watching import Watcher
 
 log = structlog.get_logger("install")
 

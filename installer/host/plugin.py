@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from installer import files
-from installer.chain import PLUGIN
-from installer.files import FileRefused, Found
+from installer.host import files
+from installer.host.chain import PLUGIN
+from installer.host.files import FileRefused, Found
 
 # what a runtime needs to execute it; root's, as everything in that directory
 _MODE = 0o755

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from bpf.compiler import HOOKS, Hook
-from bpf.instructions import (
+from bpf.probing.instructions import (
     HALF,
     QUAD,
     R0,

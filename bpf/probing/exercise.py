@@ -16,13 +16,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bpf import loading, syscalls
+from bpf import syscalls
 from bpf.compiler import NETNS_HOOK
 from bpf.errors import KernelRefused
 from bpf.layout import Quad, Word
 from bpf.pins import Descriptor
-from bpf.scratch import join_cgroup, own_netns
-from bpf.trials import (
+from bpf.probing import loading
+from bpf.probing.scratch import join_cgroup, own_netns
+from bpf.probing.trials import (
     ASKED,
     ASKED4,
     ASKED6,

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 from inotify_simple import INotify, flags
 
-from installer import files
+from installer.host import files
 
 log = structlog.get_logger("watch")
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from bpf.attachment import attach
 from bpf.compiler import try_each
 from bpf.errors import KernelRefused
-from bpf.features import Verdict
 from bpf.kernel import attach_point
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
 from bpf.pins import Descriptor, Pins
+from bpf.probing.features import Verdict
 from bpf.tables import Tables
 from installer.findings import Row
 from installer.settings import Attachment
@@ -46,7 +46,7 @@ _CHILD_SECONDS = 30
 def exercise(attachment: Attachment) -> Iterator[Row]:
     """A row for each thing that was tried."""
     with _scratch_cgroup(attachment.cgroup or attach_point()) as cgroup:
-        argv = [sys.executable, "-m", "installer.exercise", str(cgroup)]
+        argv = [sys.executable, "-m", "installer.connections", str(cgroup)]
         root = Path(__file__).parents[1]
         try:
             child = subprocess.run(argv, cwd=root, capture_output=True, text=True, timeout=_CHILD_SECONDS)

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import structlog
 
-from installer import chain, files
-from installer.chain import Conf, Document
-from installer.files import FileRefused, Found
+from installer.host import chain, files
+from installer.host.chain import Conf, Document
+from installer.host.files import FileRefused, Found
 from installer.settings import Chain
 
 log = structlog.get_logger("chain")

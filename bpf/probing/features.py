@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from bpf import loading, syscalls
+from bpf import syscalls
 from bpf.compiler import CGROUP_HOOKS, HOOKS, NETNS_HOOK, Hook
 from bpf.errors import KernelRefused
-from bpf.exercise import Bench, Exercised, exercise
 from bpf.layout import Quad, Word
 from bpf.pins import Descriptor
-from bpf.scratch import in_child, scratch_cgroup
-from bpf.trials import Note, Trial, TrialTables, idle, trials
+from bpf.probing import loading
+from bpf.probing.exercise import Bench, Exercised, exercise
+from bpf.probing.scratch import in_child, scratch_cgroup
+from bpf.probing.trials import Note, Trial, TrialTables, idle, trials
 
 _EXERCISE_SECONDS = 20.0  # each of its steps gives up after one
 

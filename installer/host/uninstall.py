@@ -12,9 +12,9 @@ import structlog
 from bpf.attachment import detach
 from bpf.errors import SidestepError
 from bpf.pins import Descriptor
-from installer import files, plugin
-from installer.chain import PLUGIN, entry_of
-from installer.confdir import ConfDirectory
+from installer.host import files, plugin
+from installer.host.chain import PLUGIN, entry_of
+from installer.host.confdir import ConfDirectory
 from installer.pods.api import Api
 from installer.pods.errors import ApiFailed
 from installer.settings import Attachment, Chain, Node
@@ -75,24 +75,33 @@ def _nobody_serving(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def uninstall_if_deleted(api: Api, attachment: Attachment, node: Node, chain: Chain) -> None:
-    """Called when the agent ends: undo everything if its DaemonSet is being deleted, nothing if it merely stops."""
-    if not _is_deleted(api, node.pod_namespace):
-        log.info("uninstall.not_wanted", daemonset=f"{node.pod_namespace}/{DAEMONSET}")
-        return
-    for sentence in uninstall(attachment, node, chain):
-        log.info("uninstalled", what=sentence)
+class Deployment:
+    """The DaemonSet that this agent belongs to, if it does: with it goes what the agent has done.
 
+    One that was never seen is none of ours: an agent that runs without a DaemonSet undoes nothing when it ends.
+    """
 
-def _is_deleted(api: Api, namespace: str) -> bool:
-    """When the API server can't be asked nothing is known, and nothing may be undone."""
-    for attempt in range(_ATTEMPTS):
-        try:
-            return api.daemonset_is_gone(namespace, DAEMONSET)
-        except ApiFailed as error:
-            if error.status not in _NO_RIGHTS:
-                log.warning("uninstall.unknown", error=str(error))
-                return False
-            log.info("uninstall.no_rights", attempt=attempt + 1, error=str(error))
-            time.sleep(_PAUSE)
-    return True
+    def __init__(self, api: Api, namespace: str) -> None:
+        self._api, self._namespace = api, namespace
+        self._seen = False
+
+    def look(self) -> None:
+        """Ask once whether it is there; when the API server answers."""
+        if not self._seen:
+            try:
+                self._seen = not self._api.daemonset_is_gone(self._namespace, DAEMONSET)
+            except ApiFailed as error:
+                log.warning("daemonset.unknown", error=str(error), consequence="deleting it will not uninstall")
+
+    def is_deleted(self) -> bool:
+        """Whether it has been, or is being, deleted. When the API server can't be asked nothing may be undone."""
+        for attempt in range(_ATTEMPTS if self._seen else 0):
+            try:
+                return self._api.daemonset_is_gone(self._namespace, DAEMONSET)
+            except ApiFailed as error:
+                if error.status not in _NO_RIGHTS:
+                    log.warning("daemonset.unknown", error=str(error), consequence="nothing is uninstalled")
+                    return False
+                log.info("daemonset.no_rights", attempt=attempt + 1, error=str(error))
+                time.sleep(_PAUSE)
+        return self._seen
