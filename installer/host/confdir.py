@@ -1,5 +1,8 @@
 """The host's CNI configuration directory: which file is ours to edit, and how it is exchanged for another."""
 
+import os
+from typing import NamedTuple
+
 import structlog
 
 from installer.host import chain, files
@@ -14,6 +17,22 @@ class NoConf(FileRefused):
     """There is no configuration yet that the plugin could be put into."""
 
 
+class Edit(NamedTuple):
+    """A file that was not as it should be: its plugins, what was wrong, and whose file it was."""
+
+    file: str
+    plugins: tuple[str, ...]
+    fault: str
+    uid: int
+
+
+class _Listing(NamedTuple):
+    """What a runtime finds in the directory; `unreadable` says why for what it may read and we may not."""
+
+    contents: dict[str, bytes]
+    unreadable: dict[str, FileRefused]
+
+
 class ConfDirectory:
     """Puts our entry into the configuration that counts, and takes it out again."""
 
@@ -23,60 +42,78 @@ class ConfDirectory:
         self.path = settings.mounted_cni_net_dir
         self._reported: set[str] = set()
 
-    def enter(self) -> bool:
-        """Make the directory say what it should; False when it does. Raises NoConf, FileRefused."""
+    def enter(self) -> Edit | None:
+        """Make the directory say what it should; None when it does. Raises NoConf, FileRefused."""
         if not self._settings.chained_cni_plugin:
             return self._write_own()
         conf = self._chosen()
-        wanted = chain.with_plugin(conf, self._entry)
-        if wanted == conf:
-            return False
+        if problem := chain.unsupported(conf):
+            raise FileRefused(f"{self.path}: {problem}; have the primary plugin write one of these")
+        fault = chain.fault(conf, self._entry)
+        if not fault:
+            return self._finish_wrapping(conf)
         for kind in chain.replaced_types(conf):
             log.warning("chain.replaced", file=conf.file, plugin=kind, reason="sidestep takes its place")
-        self._exchange(conf, wanted)
-        return True
+        if chain.is_raised(conf):
+            log.warning("chain.version_raised", file=conf.file, to=chain.OLDEST_VERSION, reason="older have no chains")
+        uid = self._exchange(conf, chain.with_plugin(conf, self._entry))
+        return Edit(conf.file, tuple(conf.types), fault, uid)
 
     def leave(self) -> list[str]:
         """Take our entry out of every file; returns their names. Twice is fine. Raises FileRefused."""
         changed = []
-        for file, content in sorted(self._contents().items()):
+        for file, content in sorted(self._listing().contents.items()):
             try:
                 conf = chain.parse(file, content)
             except chain.InvalidConf:
                 continue
-            if not chain.has_plugin(conf):
-                continue
-            rest = chain.without_plugin(conf)
-            if rest is None:
-                files.remove(self.path / file)
-            else:
-                self._exchange(conf, rest)
-            changed.append(file)
+            if chain.has_plugin(conf):
+                self._leave(conf)
+                changed.append(file)
         return changed
 
     def present(self) -> list[str]:
         """Which plugins the file has that a runtime takes, for messages; empty when there is none."""
-        conf, _ = chain.first_valid(self._contents())
+        conf, _ = chain.first_valid(self._listing().contents)
         return [f"{conf.file}:", *conf.types] if conf else []
 
-    def _write_own(self) -> bool:
+    def _leave(self, conf: Conf) -> None:
+        rest = chain.without_plugin(conf)
+        if rest and rest.file != conf.file and files.read(self.path / rest.file):
+            # made from a file that is there: a crash has left it, or the primary plugin has written it again
+            rest = None if self._single(rest.file) else chain.taken_out(conf)
+        if rest is None:
+            files.remove(self.path / conf.file)
+        else:
+            self._exchange(conf, rest)
+
+    def _write_own(self) -> Edit | None:
         file = self._settings.cni_conf_name or chain.STANDALONE_FILE
         mode = 0o640 if self._settings.cni_conf_group_read else 0o600
         wanted = Found(chain.standalone(file, self._entry).render(), mode, 0, 0)
-        if files.read(self.path / file) == wanted:
-            return False
+        found = files.read(self.path / file)
+        if found == wanted:
+            return None
         files.replace(self.path / file, wanted)
-        return True
+        return Edit(file, (), "file changed" if found else "file missing", found.uid if found else 0)
 
     def _chosen(self) -> Conf:
-        contents = self._contents()
-        if name := self._settings.cni_conf_name:
-            contents = {file: contents[file] for file in chain.siblings(name) if file in contents}
-        conf, problems = chain.first_valid(contents)
-        for problem in problems:
-            if str(problem) not in self._reported:
-                self._reported.add(str(problem))
-                log.warning("chain.skipped", directory=str(self.path), problem=str(problem))
+        """The configuration that a runtime takes, or the one that the settings name."""
+        listing = self._listing()
+        name = self._settings.cni_conf_name
+        wanted = chain.siblings(name) if name else sorted(listing.contents)
+        conf, problems = chain.first_valid(
+            {file: listing.contents[file] for file in wanted if file in listing.contents}
+        )
+        for file, problem in sorted(listing.unreadable.items()):
+            if (not name or file in wanted) and (conf is None or file < conf.file):
+                # the runtime goes by it, so to edit a later one would be in vain
+                raise problem
+        for invalid in problems:
+            self._warn_once("chain.skipped", str(invalid))
+        first, _ = chain.first_valid(listing.contents)
+        if conf and first and conf.file != first.file:
+            self._warn_once("chain.not_first", f"CNI_CONF_NAME is {name}, but the runtime takes {first.file}")
         if conf is None:
             raise NoConf(
                 f"{self.path / name if name else self.path}: no valid CNI configuration yet; waiting for the primary "
@@ -84,29 +121,30 @@ class ConfDirectory:
             )
         return conf
 
-    def _contents(self) -> dict[str, bytes]:
-        found = {}
-        with files.explained(self.path):
-            names = [path.name for path in self.path.iterdir() if path.name.endswith(chain.SUFFIXES)]
+    def _warn_once(self, event: str, problem: str) -> None:
+        if problem not in self._reported:
+            self._reported.add(problem)
+            log.warning(event, directory=str(self.path), problem=problem)
+
+    def _listing(self) -> _Listing:
+        listing = _Listing({}, {})
+        with files.explained(self.path), os.scandir(self.path) as entries:
+            names = [each.name for each in entries if not each.is_dir(follow_symlinks=False)]
         for name in names:
-            if not files.is_temporary(name) and (file := self._read(name)):
-                found[name] = file.content
-        return found
+            if not name.endswith(chain.SUFFIXES) or files.is_temporary(name):
+                continue
+            try:
+                if file := files.read(self.path / name):
+                    listing.contents[name] = file.content
+            except FileRefused as problem:
+                listing.unreadable[name] = problem
+        return listing
 
-    def _read(self, name: str) -> Found | None:
-        try:
-            return files.read(self.path / name)
-        except FileRefused as problem:
-            if str(problem) not in self._reported:
-                self._reported.add(str(problem))
-                log.warning("chain.skipped", directory=str(self.path), problem=str(problem))
-            return None
+    def _exchange(self, old: Conf, new: Conf) -> int:
+        """One file for another, whose mode and owner stay; at every instant the network is there. Returns the owner.
 
-    def _exchange(self, old: Conf, new: Conf) -> None:
-        """One file for another, whose mode and owner stay; at every instant the network is there.
-
-        While both are there a runtime takes a.conf before a.conflist, and both are whole. What a crash leaves in
-        between is done again at the next start.
+        While both are there a runtime takes the one that comes first by name, a.conf before a.conflist before a.json,
+        and all are whole. What a crash leaves in between is finished at the next start.
         """
         before = files.read(self.path / old.file)
         if before is None:
@@ -116,13 +154,32 @@ class ConfDirectory:
         files.replace(self.path / new.file, before._replace(content=new.render()))
         if new.file != old.file:
             files.remove(self.path / old.file)
+        return before.uid
+
+    def _finish_wrapping(self, conf: Conf) -> Edit | None:
+        """Remove the single plugin's file that a crash has left beside the list made from it and behind it."""
+        before = chain.without_plugin(conf)
+        if before is None or before.file == conf.file or self._single(before.file) != before:
+            return None
+        uid = (files.read(self.path / before.file) or Found(b"", 0, 0, 0)).uid
+        files.remove(self.path / before.file)
+        return Edit(before.file, tuple(before.types), "left beside its list", uid)
 
     def _is_foreign(self, new: Conf) -> bool:
-        """Whether the file that `new` would replace is somebody else's, rather than what a crash of ours has left."""
+        """Whether the list that would be replaced is somebody else's, rather than what we have made of the file."""
         there = files.read(self.path / new.file)
-        if there is None or there.content == new.render():
+        if there is None or not there.content.strip():  # an empty file is what a power loss has left of one
             return False
         try:
-            return not chain.was_wrapped(chain.parse(new.file, there.content))
+            return chain.wrapped_from(chain.parse(new.file, there.content)) is None
         except chain.InvalidConf:
             return True
+
+    def _single(self, file: str) -> Conf | None:
+        """A file that a runtime takes for a single plugin other than us; None when it is none."""
+        found = files.read(self.path / file)
+        try:
+            conf = chain.parse(file, found.content) if found else None
+        except chain.InvalidConf:
+            return None
+        return conf if conf and not chain.has_plugin(conf) else None

@@ -4,6 +4,7 @@ Everything happens relative to an opened directory, and no symbolic link in the 
 host's side of a mount somebody else may have put one there.
 """
 
+import errno
 import os
 import secrets
 import stat
@@ -60,6 +61,10 @@ def read(path: Path) -> Found | None:
             )
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise FileRefused(f"{path} is a symbolic link; put the file itself there") from error
+            raise
         with Descriptor(descriptor):
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):

@@ -4,44 +4,35 @@ One thread installs, then sleeps until something in one of the two directories c
 compares is content, so its own writes and those that change nothing end the matter.
 """
 
-import selectors
+import errno
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import structlog
-from inotify_simple import INotify, flags
 
 from installer.host import files, plugin
-from installer.host.chain import entry_of
-from installer.host.confdir import ConfDirectory, NoConf
+from installer.host.chain import PLUGIN, entry_of
+from installer.host.confdir import ConfDirectory, Edit, NoConf
 from installer.host.files import FileRefused
+from installer.host.watching import Watcher
 from installer.settings import Chain, Node
 
 log = structlog.get_logger("install")
 
-_CHANGES = (
-    flags.CREATE
-    | flags.CLOSE_WRITE
-    | flags.MOVED_TO
-    | flags.MOVED_FROM
-    | flags.DELETE
-    | flags.ATTRIB
-    | flags.DELETE_SELF
-    | flags.MOVE_SELF
-)
 # one change of a directory comes as several events; far below the second within which things are repaired
 _SETTLE_SECONDS = 0.05
-# also without an event, as a directory that is mounted over tells nobody
-_LOOK_SECONDS = 30.0
 # install-cni calls it a fight when it has to repair more than 5 times in a row, less than 5 s apart
 _FIGHT_REPAIRS, _FIGHT_SECONDS = 5, 25.0
 # then once a second has to do: between the two writers pods would start uncaptured, so it must not be long
 _FIGHT_PAUSE = 1.0
 _FIGHT_SAID_SECONDS = 30.0
+# by the type of a plugin in the file: how its installer is made to leave the others in
+_ADVICE = {"cilium-cni": "set Cilium's cni.exclusive=false"}
+_OTHER_ADVICE = "another installer rewrites the file; have it keep plugins that are not its own"
 
 SUCCESS, NO_BINARY, NO_CONF = "SUCCESS", "COPY_BINARIES_FAILURE", "CREATE_CNI_CONFIG_FAILURE"
 
@@ -56,10 +47,11 @@ class Installer:
         self._chain = chain
         self._conf = ConfDirectory(chain, entry_of(node))
         self._on_result, self._on_ready = on_result, on_ready
-        self._said = -_FIGHT_SAID_SECONDS
-        self._repairs: deque[float] = deque(maxlen=_FIGHT_REPAIRS + 1)
+        self._failure = ""
+        self._conflicts = Conflicts()
         self._stopping = threading.Event()
         self._wake, self._waker = socket.socketpair()
+        self._watcher = Watcher((chain.mounted_cni_bin_dir, chain.mounted_cni_net_dir), self._wake)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -77,75 +69,92 @@ class Installer:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            with ExitStack() as watching:
-                inotify = watching.enter_context(INotify())
-                self._watch(inotify)  # before looking, so that nothing happens in between unseen
-                changed = self._install()
-                self._wait(inotify)
-            if changed:
-                self._pause_in_a_fight()
+            with self._watcher.armed() as watch:  # before looking, so that nothing happens in between unseen
+                pause = self._conflicts.pause(self._round())
+                watch.wait()
+            self._stopping.wait(pause or _SETTLE_SECONDS)
 
-    def _install(self) -> bool:
-        """Whether something had to be done. What can't be done is said, and tried again when something changes."""
+    def _round(self) -> list[Edit]:
+        """What had to be put right. What can't be is said, and tried again when something changes."""
+        try:
+            return self._install()
+        except Exception as error:  # whatever it is, the thread that repairs must not end
+            log.exception("install.crashed")
+            self._on_ready(False, f"internal error: {type(error).__name__}: {error}; please report it with the log")
+            return []
+
+    def _install(self) -> list[Edit]:
+        edits = []
         try:
             files.clear_leftovers(self._chain.mounted_cni_bin_dir)
-            changed = plugin.drop(self._chain.shim, self._chain.mounted_cni_bin_dir)
+            if plugin.drop(self._chain.shim, self._chain.mounted_cni_bin_dir):
+                edits.append(Edit(str(self._chain.mounted_cni_bin_dir / PLUGIN), (), "missing or changed", 0))
         except FileRefused as error:
-            return self._failed(NO_BINARY, str(error))
+            return self._failed(NO_BINARY, _with_setting(error, "MOUNTED_CNI_BIN_DIR"))
         try:
             files.clear_leftovers(self._conf.path)
-            before = self._conf.present()
-            entered = self._conf.enter()
+            if edit := self._conf.enter():
+                edits.append(edit)
         except NoConf as waiting:
             self._on_ready(False, str(waiting))
-            return changed
+            return edits
         except FileRefused as error:
-            return self._failed(NO_CONF, str(error))
-        if changed or entered:
+            return self._failed(NO_CONF, _with_setting(error, "MOUNTED_CNI_NET_DIR"))
+        for edit in edits:
+            log.info("plugin.installed", file=edit.file, found=edit.fault, plugins=" ".join(edit.plugins))
+        if edits or self._failure:
             self._on_result(SUCCESS)
-            log.info("plugin.installed", shim=changed, conf=entered, before=" ".join(before))
+        self._failure = ""
         self._on_ready(True, "")
-        return changed or entered
+        return edits
 
-    def _failed(self, result: str, why: str) -> bool:
-        self._on_result(result)
+    def _failed(self, result: str, why: str) -> list[Edit]:
+        """Said once as long as it stays the same: a directory that is away is looked for twice a second."""
+        if why != self._failure:
+            self._failure = why
+            self._on_result(result)
+            log.error("install.failed", result=result, error=why)
         self._on_ready(False, why)
-        log.error("install.failed", result=result, error=why)
-        return False
+        return []
 
-    def _watch(self, inotify: INotify) -> None:
-        for directory in (self._chain.mounted_cni_bin_dir, self._conf.path):
-            try:
-                inotify.add_watch(directory, _CHANGES | flags.ONLYDIR)
-            except OSError as error:
-                log.warning("watch.failed", directory=str(directory), error=error.strerror)
 
-    def _wait(self, inotify: INotify) -> None:
-        """Until something that isn't our own unfinished file has changed, somebody stops us, or it has been long."""
-        deadline = time.monotonic() + _LOOK_SECONDS
-        with selectors.DefaultSelector() as ready:
-            ready.register(inotify, selectors.EVENT_READ)
-            ready.register(self._wake, selectors.EVENT_READ)
-            while (left := deadline - time.monotonic()) > 0:
-                found = [key.fileobj for key, _ in ready.select(left)]
-                if self._wake in found:
-                    return
-                if inotify in found and any(not files.is_temporary(event.name) for event in inotify.read(timeout=0)):
-                    self._stopping.wait(_SETTLE_SECONDS)
-                    return
+def _with_setting(error: FileRefused, setting: str) -> str:
+    """A directory that isn't there or can't be written is most often not the one that was meant."""
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{error}; is {setting} the directory that this platform uses?"
+    return str(error)
 
-    def _pause_in_a_fight(self) -> None:
-        """Somebody undoes what we do: say who, and slow down, so that neither of us makes the node busy."""
+
+class Conflicts:
+    """Somebody undoes what we do: say who, and slow down, so that neither of us makes the node busy."""
+
+    def __init__(self) -> None:
+        self._said = -_FIGHT_SAID_SECONDS
+        self._recent: deque[float] = deque(maxlen=_FIGHT_REPAIRS + 1)
+        self._repairs = 0
+
+    def pause(self, edits: list[Edit]) -> float:
+        """Seconds to keep still after a round; 0 as long as it is no fight."""
+        if not edits:
+            return 0.0
         now = time.monotonic()
-        self._repairs.append(now)
-        if len(self._repairs) <= _FIGHT_REPAIRS or now - self._repairs[0] > _FIGHT_SECONDS:
-            return
+        self._recent.append(now)
+        self._repairs += 1
+        if len(self._recent) <= _FIGHT_REPAIRS or now - self._recent[0] > _FIGHT_SECONDS:
+            return 0.0
         if now - self._said > _FIGHT_SAID_SECONDS:
             self._said = now
-            log.warning(
-                "chain.contested",
-                directory=str(self._conf.path),
-                plugins=" ".join(self._conf.present()),
-                advice="another installer rewrites the configuration; with Cilium set cni.exclusive=false",
-            )
-        self._stopping.wait(_FIGHT_PAUSE)
+            self._say(edits[-1])
+        return _FIGHT_PAUSE
+
+    def _say(self, edit: Edit) -> None:
+        log.warning(
+            "chain.contested",
+            file=edit.file,
+            found=edit.fault,
+            plugins=" ".join(edit.plugins),
+            uid=edit.uid,
+            repairs=self._repairs,
+            advice=next((_ADVICE[kind] for kind in edit.plugins if kind in _ADVICE), _OTHER_ADVICE),
+        )

@@ -1,12 +1,19 @@
 """Undoes on this node what the agent has done: chain entry first, so that no pod calls a plugin that is gone."""
 
+import fcntl
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import structlog
 
 from bpf.attachment import detach
+from bpf.errors import SidestepError
+from bpf.pins import Descriptor
 from installer.host import files, plugin
-from installer.host.chain import entry_of
+from installer.host.chain import PLUGIN, entry_of
 from installer.host.confdir import ConfDirectory
 from installer.pods.api import Api
 from installer.pods.errors import ApiFailed
@@ -22,11 +29,20 @@ _ATTEMPTS, _PAUSE = 4, 1.0
 _NO_RIGHTS = (401, 403)
 
 
+class AgentRunning(SidestepError):
+    """Something was to be undone that a running agent keeps in place."""
+
+
 def uninstall(attachment: Attachment, node: Node, chain: Chain) -> list[str]:
     """Remove conf entry, shim, links and pins; returns a sentence for each that was there. Twice is fine.
 
-    Live connections go on, new ones are not captured. Raises FileRefused, KernelRefused.
+    Live connections go on, new ones are not captured. Raises FileRefused, KernelRefused, AgentRunning.
     """
+    with _nobody_serving(node.cni_agent_run_dir):
+        return _undo(attachment, node, chain)
+
+
+def _undo(attachment: Attachment, node: Node, chain: Chain) -> list[str]:
     done = []
     if chain.mounted_cni_net_dir.is_dir():
         files.clear_leftovers(chain.mounted_cni_net_dir)
@@ -35,10 +51,28 @@ def uninstall(attachment: Attachment, node: Node, chain: Chain) -> list[str]:
     if chain.mounted_cni_bin_dir.is_dir():
         files.clear_leftovers(chain.mounted_cni_bin_dir)
         if plugin.take_away(chain.mounted_cni_bin_dir):
-            done.append(f"{chain.mounted_cni_bin_dir / 'sidestep-cni'} removed")
+            done.append(f"{chain.mounted_cni_bin_dir / PLUGIN} removed")
     if detach(attachment.pins):
         done.append(f"programs detached, pins in {attachment.pins.top} removed")
     return done
+
+
+@contextmanager
+def _nobody_serving(run_dir: Path) -> Iterator[None]:
+    """Hold the run directory as an agent does (cni/server.py). Raises AgentRunning when one has it."""
+    try:
+        descriptor = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:  # never made, or in nobody's use
+        yield
+        return
+    with Descriptor(descriptor):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AgentRunning(
+                f"an agent serves {run_dir} and would put everything back; delete its DaemonSet, or stop it, first"
+            ) from None
+        yield
 
 
 class Deployment:

@@ -70,6 +70,63 @@ def test_a_version_too_old_for_chains_is_raised_and_comes_back(version: str | No
     assert chain.without_plugin(made) == conf
 
 
+def test_a_network_without_name_gets_the_one_that_the_runtime_gives_it() -> None:
+    conf = Conf("10-a.conf", {"cniVersion": "0.4.0", **BRIDGE})
+    made = chain.with_plugin(conf, ENTRY)
+    assert made.document["name"] == "10-a.conf"
+    assert chain.without_plugin(made) == conf
+
+
+@pytest.mark.parametrize("version", ["0.2.0", "0.3.0", None])
+def test_a_list_older_than_the_plugin_is_raised_and_comes_back(version: str | None) -> None:
+    conf = Conf("10-a.conflist", {"name": "net", "plugins": [BRIDGE]})
+    if version:
+        conf.document["cniVersion"] = version
+    assert chain.is_raised(conf)
+    made = chain.with_plugin(conf, ENTRY)
+    assert made.document["cniVersion"] == "0.3.1"
+    assert chain.with_plugin(made, ENTRY) == made
+    assert chain.without_plugin(made) == conf
+
+
+@pytest.mark.parametrize(
+    ("plugins", "fault"),
+    [
+        ([BRIDGE, ENTRY], ""),
+        ([BRIDGE], "entry missing"),
+        ([BRIDGE, {**ENTRY, "pod_namespace": "x"}], "entry changed"),
+        ([BRIDGE, ENTRY, {"type": "portmap"}], "entry not last"),
+        ([BRIDGE, ENTRY, ENTRY], "entry there more than once"),
+        ([BRIDGE, {"type": "istio-cni"}, ENTRY], "another capturing plugin in it"),
+    ],
+)
+def test_what_is_wrong_has_a_name(plugins: list[dict[str, Any]], fault: str) -> None:
+    assert chain.fault(listed(*plugins), ENTRY) == fault
+
+
+def test_a_version_that_somebody_has_chosen_since_stays() -> None:
+    made = chain.with_plugin(Conf("10-a.conflist", {"cniVersion": "0.3.0", "name": "net", "plugins": [BRIDGE]}), ENTRY)
+    made.document["cniVersion"] = "1.0.0"
+    left = chain.without_plugin(made)
+    assert left is not None
+    assert left.document["cniVersion"] == "1.0.0"
+
+
+@pytest.mark.parametrize(
+    ("versions", "problem"),
+    [
+        ({"cniVersion": "2.0.0"}, "10-a.conflist has cniVersion 2.0.0; sidestep-cni speaks 0.3.1, 0.4.0, 1.0.0, 1.1.0"),
+        ({"cniVersion": "new"}, "10-a.conflist has cniVersion new; sidestep-cni speaks 0.3.1, 0.4.0, 1.0.0, 1.1.0"),
+        ({"cniVersion": "2.0.0", "cniVersions": ["1.1.0", "2.0.0"]}, ""),
+        ({"cniVersion": "0.3.0"}, ""),
+        ({"cniVersion": "1.1.0"}, ""),
+        ({}, ""),
+    ],
+)
+def test_versions_that_the_plugin_does_not_speak_are_named(versions: dict[str, Any], problem: str) -> None:
+    assert chain.unsupported(Conf("10-a.conflist", {**versions, "name": "net", "plugins": [BRIDGE]})) == problem
+
+
 def test_a_wrapped_list_that_got_another_plugin_stays_a_list() -> None:
     made = chain.with_plugin(Conf("10-a.conf", {"name": "mynet", **BRIDGE}), ENTRY)
     made.document["plugins"].insert(1, {"type": "bandwidth"})
@@ -123,6 +180,48 @@ def test_what_is_no_configuration_is_named() -> None:
         chain.parse("10-a.conf", b'{"plugins": []}')
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("10-a.conflist", b"[" * 100_000),
+        ("10-a.conflist", b'{"name": "n", "plugins": [{"type": "a", "x": 1e400}]}'),
+        ("10-a.conflist", b'{"name": "n", "plugins": [{"type": "a", "x": NaN}]}'),
+        ("10-a.conflist", b'{"name": 5, "plugins": [{"type": "a"}]}'),
+        ("10-a.conflist", b'{"name": "n", "cniVersion": 1, "plugins": [{"type": "a"}]}'),
+        ("10-a.conflist", b'{"name": "n", "plugins": [{"type": ["a"]}]}'),
+        ("10-a.conflist", '{"name": "n", "plugins": [{"type": "a"}]}'.encode("utf-16")),
+        ("10-a.conf", b'{"name": ["n"], "type": "a"}'),
+    ],
+)
+def test_what_a_runtime_does_not_take_is_not_taken(file: str, content: bytes) -> None:
+    with pytest.raises(InvalidConf, match=rf"^{file} "):
+        chain.parse(file, content)
+
+
+def test_any_string_survives() -> None:
+    content = b'{"name": "n", "plugins": [{"type": "a", "half": "\\ud800", "whole": "\xc3\xa4"}]}'
+    conf = chain.parse("10-a.conflist", content)
+    assert chain.parse(conf.file, conf.render()) == conf
+    assert conf.document["plugins"][0]["whole"] == "ä"
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [
+        {},
+        "x",
+        None,
+        {"file": "../evil.conf", "cniVersion": ""},
+        {"file": "99-z.txt", "cniVersion": ""},
+        {"file": "10-a.conf"},
+        {"file": "10-a.conf", "cniVersion": 1},
+    ],
+)
+def test_a_list_stays_one_when_what_it_was_cannot_be_believed(marker: Any) -> None:
+    left = chain.without_plugin(listed(BRIDGE, {**ENTRY, "wrapped": marker}))
+    assert left == listed(BRIDGE)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
@@ -133,10 +232,15 @@ plugins = st.builds(
     st.sampled_from(["bridge", "calico", "portmap", "cilium-cni", "bandwidth"]),
     st.dictionaries(st.text(max_size=6).filter(lambda key: key not in ("name", "cniVersion")), json_values, max_size=3),
 )
+versions = st.sampled_from(["0.1.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
 lists = st.builds(
     lambda chained, keys, name: Conf("10-a.conflist", {**keys, "name": name, "plugins": chained}),
     st.lists(plugins, min_size=1, max_size=4),
-    st.dictionaries(st.sampled_from(["cniVersion", "disableCheck", "cniVersions", "x"]), json_values, max_size=3),
+    st.builds(
+        lambda keys, versions: {**keys, **versions},
+        st.dictionaries(st.sampled_from(["disableCheck", "loadOnlyInlinedPlugins", "x"]), json_values, max_size=3),
+        st.fixed_dictionaries({}, optional={"cniVersion": versions, "cniVersions": st.lists(versions)}),
+    ),
     st.text(min_size=1, max_size=8),
 )
 singles = st.builds(
@@ -154,3 +258,17 @@ def test_in_and_out_again_is_as_before_and_twice_in_is_once(conf: Conf) -> None:
     assert inside.types == [*conf.types, "sidestep-cni"]
     assert chain.without_plugin(inside) == conf
     assert chain.parse(inside.file, inside.render()) == inside
+
+
+@given(lists, st.lists(st.tuples(st.integers(0, 4), st.sampled_from([ENTRY, {"type": "istio-cni"}])), max_size=3))
+def test_wherever_we_or_istio_were_we_end_up_last_and_once(
+    conf: Conf, before: list[tuple[int, dict[str, Any]]]
+) -> None:
+    mixed = list(conf.plugins)
+    for place, entry in before:
+        mixed.insert(place, entry)
+    inside = chain.with_plugin(Conf(conf.file, {**conf.document, "plugins": mixed}), ENTRY)
+    assert inside.plugins[:-1] == conf.plugins
+    assert inside.types[-1] == "sidestep-cni"
+    assert chain.with_plugin(inside, ENTRY) == inside
+    assert chain.without_plugin(inside) == conf

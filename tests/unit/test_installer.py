@@ -1,5 +1,6 @@
 """The plugin on the host and in the chain: put there, kept there against others, and taken away without a trace."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inotify_simple import INotify
 from structlog.testing import capture_logs
 
+from installer.host import watching
 from installer.host.confdir import ConfDirectory
 from installer.host.files import FileRefused
 from installer.host.install import Installer
@@ -179,9 +182,14 @@ def test_a_name_that_now_comes_first_gets_the_entry(host: Host) -> None:
 def test_a_chosen_file_is_edited_even_if_others_come_first(host: Host) -> None:
     host.write("05-other.conflist", LIST)
     host.write("10-a.conf", {"name": "mynet", **BRIDGE})
-    host.start(cni_conf_name="10-a.conflist")
-    host.wait_until_installed()
+    with capture_logs() as logs:
+        host.start(cni_conf_name="10-a.conflist")
+        host.wait_until_installed()
+        host.stop()
     assert host.types("05-other.conflist") == ["bridge"]
+    assert [line["problem"] for line in logs if line["event"] == "chain.not_first"] == [
+        "CNI_CONF_NAME is 10-a.conflist, but the runtime takes 05-other.conflist"
+    ]
 
 
 def test_a_standalone_network_has_a_file_of_its_own(host: Host) -> None:
@@ -205,7 +213,10 @@ def test_an_installer_that_keeps_rewriting_is_named_and_not_raced(host: Host) ->
         host.stop()
     contested = [line for line in logs if line["event"] == "chain.contested"]
     assert len(contested) == 1
-    assert "cilium-cni" in contested[0]["plugins"]
+    assert (contested[0]["file"], contested[0]["found"]) == ("10-a.conflist", "entry missing")
+    assert (contested[0]["plugins"], contested[0]["uid"]) == ("cilium-cni", os.geteuid())
+    assert "cni.exclusive=false" in contested[0]["advice"]
+    assert contested[0]["repairs"] > 5
     assert len(host.results) <= 9
 
 
@@ -213,12 +224,89 @@ def test_a_link_in_the_way_is_replaced_not_followed(host: Host, tmp_path: Path) 
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (host.bin / "sidestep-cni").symlink_to(victim)
-    (host.net / "05-link.conflist").symlink_to(victim)
+    (host.net / "50-link.conflist").symlink_to(victim)
     host.write("10-a.conflist", LIST)
     host.start()
     host.wait_until_installed()
     assert victim.read_text() == "precious"
     assert not (host.bin / "sidestep-cni").is_symlink()
+
+
+@pytest.mark.parametrize("target", ["elsewhere.conflist", "nowhere"])
+def test_a_link_that_the_runtime_goes_by_is_not_passed_over(host: Host, tmp_path: Path, target: str) -> None:
+    (tmp_path / "elsewhere.conflist").write_text(json.dumps(LIST))
+    link = host.net / "05-link.conflist"
+    link.symlink_to(tmp_path / target)
+    host.write("10-a.conflist", LIST)
+    host.start()
+    wait_until(lambda: host.results == ["CREATE_CNI_CONFIG_FAILURE"], "the failure", 3)
+    assert host.ready == (False, f"{link} is a symbolic link; put the file itself there")
+    assert host.types("10-a.conflist") == ["bridge"]
+    link.unlink()
+    host.wait_until_installed()
+
+
+def test_directories_with_a_files_name_are_passed_over(host: Host) -> None:
+    (host.net / "05-dir.conflist").mkdir()
+    host.write("10-a.conflist", LIST)
+    host.start()
+    host.wait_until_installed()
+
+
+def test_a_list_whose_version_the_plugin_does_not_speak_is_left_alone(host: Host) -> None:
+    host.write("10-a.conflist", {**LIST, "cniVersion": "2.0.0"})
+    host.start()
+    wait_until(lambda: "has cniVersion 2.0.0; sidestep-cni speaks 0.3.1" in host.ready[1], "the refusal", 3)
+    assert host.types("10-a.conflist") == ["bridge"]
+
+
+def test_directories_that_are_away_are_found_again(host: Host) -> None:
+    host.write("10-a.conflist", LIST)
+    host.start()
+    host.wait_until_installed()
+    shutil.rmtree(host.net)
+    wait_until(lambda: "net.d: No such file" in host.ready[1], "it to be missed", 3)
+    host.net.mkdir()
+    host.write("10-a.conflist", LIST)
+    host.wait_until_installed()
+    assert host.results == ["SUCCESS", "CREATE_CNI_CONFIG_FAILURE", "SUCCESS"]
+
+
+@pytest.mark.parametrize(("away", "setting"), [("bin", "MOUNTED_CNI_BIN_DIR"), ("net", "MOUNTED_CNI_NET_DIR")])
+def test_a_directory_that_is_not_there_is_told_with_its_setting(host: Host, away: str, setting: str) -> None:
+    directory: Path = getattr(host, away)
+    directory.rmdir()
+    host.start()
+    wait_until(lambda: bool(host.ready[1]), "the failure", 3)
+    assert (
+        host.ready[1] == f"{directory}: No such file or directory; is {setting} the directory that this platform uses?"
+    )
+
+
+def test_without_inotify_it_looks_often(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> INotify:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(watching, "INotify", refuse)
+    host.write("10-a.conflist", LIST)
+    with capture_logs() as logs:
+        host.start()
+        host.wait_until_installed()
+        overwrite(host)
+        host.wait_until_installed()
+        host.stop()
+    failed = [line for line in logs if line["event"] == "watch.failed"]
+    assert [line["problem"] for line in failed] == ["inotify: Too many open files; raise fs.inotify.max_user_instances"]
+
+
+def test_a_mistake_of_ours_does_not_end_the_repairs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ConfDirectory, "enter", lambda _: 1 // 0)
+    host.write("10-a.conflist", LIST)
+    host.start()
+    wait_until(lambda: "internal error: ZeroDivisionError" in host.ready[1], "the mistake to be told", 3)
+    monkeypatch.undo()
+    host.write("10-a.conflist", LIST)
+    host.wait_until_installed()
 
 
 def test_what_cannot_be_done_is_said_with_the_setting(host: Host) -> None:
@@ -230,6 +318,39 @@ def test_what_cannot_be_done_is_said_with_the_setting(host: Host) -> None:
     assert "sidestep-cni is a directory; remove it" in host.ready[1]
     assert "MOUNTED_CNI_BIN_DIR" in host.ready[1]
     assert host.types("10-a.conflist") == ["bridge"]
+
+
+def test_an_empty_file_is_in_nobodys_way(host: Host) -> None:
+    host.write("10-a.conf", {"name": "one", **BRIDGE})
+    (host.net / "10-a.conflist").write_text("")
+    host.start()
+    host.wait_until_installed()
+    assert names(host.net) == ["10-a.conflist"]
+
+
+@pytest.mark.parametrize("mtu", [1500, 9000])
+@pytest.mark.parametrize("suffix", ["conf", "json"])
+def test_a_single_plugins_file_that_is_there_again_stays_as_it_is(host: Host, mtu: int, suffix: str) -> None:
+    name = f"10-a.{suffix}"
+    host.write(name, {"name": "one", **BRIDGE, "mtu": 1500})
+    directory = ConfDirectory(host.chain(), {"type": "sidestep-cni"})
+    directory.enter()
+    again = host.write(name, {"name": "one", **BRIDGE, "mtu": mtu})
+    content = again.read_text()
+    assert directory.leave() == ["10-a.conflist"]
+    assert names(host.net) == [name]
+    assert again.read_text() == content
+
+
+def test_a_list_stays_one_when_something_else_has_its_former_name(host: Host) -> None:
+    host.write("10-a.conf", {"name": "one", **BRIDGE})
+    directory = ConfDirectory(host.chain(), {"type": "sidestep-cni"})
+    directory.enter()
+    (host.net / "10-a.conf").write_text("garbage")
+    assert directory.leave() == ["10-a.conflist"]
+    assert host.types("10-a.conflist") == ["bridge"]
+    assert (host.net / "10-a.conf").read_text() == "garbage"
+    assert directory.leave() == []
 
 
 def test_another_files_name_is_never_taken(host: Host) -> None:

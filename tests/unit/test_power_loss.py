@@ -6,6 +6,8 @@ A second wrapper keeps the order of calls, for what a power loss takes away is w
 
 import json
 import os
+import queue
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -17,14 +19,16 @@ import pytest
 from installer.host import files, plugin
 from installer.host.chain import entry_of
 from installer.host.confdir import ConfDirectory
+from installer.host.install import Installer
 from installer.settings import Chain, Node
 
 CALLS = ("open", "write", "fchown", "fchmod", "fsync", "rename", "unlink")
-ENTRY = entry_of(Node())
 SHIM = bytes(range(256)) * 9000  # more than one write
 BEFORE = {
     "list": ("10-a.conflist", {"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "bridge"}]}),
+    "old list": ("10-a.conflist", {"cniVersion": "0.3.0", "name": "net", "plugins": [{"type": "bridge"}]}),
     "single": ("10-a.conf", {"cniVersion": "0.4.0", "name": "net", "type": "bridge"}),
+    "single, behind its list": ("10-a.json", {"cniVersion": "0.4.0", "name": "net", "type": "bridge"}),
 }
 
 
@@ -41,17 +45,17 @@ class Host:
         self.chain.shim.write_bytes(SHIM)
 
     def install(self) -> None:
-        """What the installer does in one round."""
-        for directory in (self.chain.mounted_cni_bin_dir, self.chain.mounted_cni_net_dir):
-            files.clear_leftovers(directory)
-        plugin.drop(self.chain.shim, self.chain.mounted_cni_bin_dir)
-        ConfDirectory(self.chain, ENTRY).enter()
+        """Start an installer, and stop it once it is ready."""
+        told: queue.Queue[tuple[bool, str]] = queue.Queue()
+        installer = Installer(self.chain, Node(), lambda _: None, lambda ok, why: told.put((ok, why)))
+        with installer.running():
+            assert told.get(timeout=10) == (True, "")
 
     def uninstall(self) -> None:
         """The part of uninstall that is about files."""
         for directory in (self.chain.mounted_cni_bin_dir, self.chain.mounted_cni_net_dir):
             files.clear_leftovers(directory)
-        ConfDirectory(self.chain, ENTRY).leave()
+        ConfDirectory(self.chain, entry_of(Node())).leave()
         plugin.take_away(self.chain.mounted_cni_bin_dir)
 
     def visible(self) -> dict[str, bytes]:
@@ -86,8 +90,9 @@ def in_child(work: Callable[[], None], before_call: Callable[[int, str, tuple[An
             setattr(os, name, wrapped(name, getattr(os, name)))
         try:
             work()
-        finally:
             os._exit(0)
+        finally:
+            os._exit(1)
     return os.waitpid(pid, 0)[1]
 
 
@@ -102,6 +107,7 @@ def killed_at_every_step(work: Callable[[], None], prepare: Callable[[], None]) 
 
         status = in_child(work, die)
         if not os.WIFSIGNALED(status):
+            assert status == 0
             return
         yield step
     pytest.fail("it never gets through")
@@ -153,15 +159,21 @@ def test_content_is_on_disk_before_its_name_and_the_name_before_going_on(tmp_pat
     trace = tmp_path / "trace"
 
     def note(count: int, name: str, args: tuple[Any, ...]) -> None:
+        if name in ("write", "fchmod", "fsync"):
+            what = Path(f"/proc/self/fd/{args[0]}").readlink().name
+        elif name in ("rename", "unlink"):
+            what = " ".join(args[:2])
+        else:
+            return
         with trace.open("a") as file:
-            file.write(name + "\n")
+            file.write(re.sub(r"\.sidestep-tmp-\w+", "tmp", f"{name} {what}\n"))
 
     assert in_child(host.install, note) == 0
-    calls = [call for call in trace.read_text().split() if call not in ("open", "fchown")]
-    # the shim, the list, then the single plugin's file
-    assert calls == [
-        *["write"] * 3,
-        *["fchmod", "fsync", "rename", "fsync"],
-        *["write", "fchmod", "fsync", "rename", "fsync"],
-        *["unlink", "fsync"],
+    written = ["fchmod tmp", "fsync tmp"]
+    assert trace.read_text().splitlines() == [
+        *["write tmp"] * 3,
+        *[*written, "rename tmp sidestep-cni", "fsync bin"],
+        "write tmp",
+        *[*written, "rename tmp 10-a.conflist", "fsync net"],
+        *["unlink 10-a.conf", "fsync net"],
     ]
