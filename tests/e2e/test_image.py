@@ -119,7 +119,9 @@ def test_its_root_is_read_only(deployment: Deployment) -> None:
     assert "Read-only file system" in deployment.runtime.stub.ExecSync(request, timeout=10).stderr.decode()
 
 
-def test_uninstall_in_it_undoes_everything(deployment: Deployment) -> None:
-    said = deployment.sidestep("uninstall").stdout.decode()
-    assert "plugin removed from /host/etc/cni/net.d/10-lab.conflist" in said
-    assert not Path(deployment.node.bpffs / "sidestep").exists()
+def test_uninstall_beside_a_running_agent_is_refused_and_changes_nothing(deployment: Deployment) -> None:
+    done = deployment.sidestep("uninstall")
+    assert done.exit_code == 1
+    assert "an agent serves" in done.stderr.decode()
+    assert (deployment.runtime.bin / "sidestep-cni").exists()
+    assert Path(deployment.node.bpffs / "sidestep").exists()
