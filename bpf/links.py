@@ -30,11 +30,11 @@ def unlink_pod(pins: Pins, cookie: int) -> bool:
     return True
 
 
-def linked_pods(pins: Pins) -> Iterator[tuple[int, bool]]:
-    """Every pinned pod link as (cookie, alive); a link whose namespace is gone is not alive."""
+def linked_pods(pins: Pins) -> Iterator[tuple[int, int]]:
+    """Every pinned pod link as (cookie, inode of the namespace); 0 when that is gone, or the link was detached."""
     for path in sorted(pins.netns.iterdir()):
         with suppress(KernelRefused), Descriptor(syscalls.open_pin(path)) as link:
-            yield int(path.name), syscalls.link_info(link.fd).netns_inode != 0
+            yield int(path.name), syscalls.link_info(link.fd).netns_inode
 
 
 def pod_link_alive(pins: Pins, cookie: int) -> bool:

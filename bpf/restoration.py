@@ -26,6 +26,26 @@ def repin_maps(pins: Pins, held: Mapping[str, int]) -> list[str]:
     return [name for name in missing if (pins.maps / name).exists()]
 
 
+def unpin_others(pins: Pins, held: Mapping[str, int]) -> list[str]:
+    """Remove the pins of maps that are not those in `held`; returns their names.
+
+    Whoever detaches and attaches while an agent runs leaves it writing to maps that no program reads. Without the pin
+    of `build` the next attach() makes the programs anew, for the maps that are pinned then.
+    """
+    others = [name for name, fd in held.items() if _pinned_id(pins.maps / name) not in (None, syscalls.map_info(fd).id)]
+    for name in [*others, *(["build"] if others else [])]:
+        (pins.maps / name).unlink(missing_ok=True)
+    return others
+
+
+def _pinned_id(path: Path) -> int | None:
+    try:
+        with Descriptor(syscalls.open_pin(path)) as pinned:
+            return int(syscalls.map_info(pinned.fd).id)
+    except KernelRefused:
+        return None
+
+
 def _objects(pins: Pins) -> list[Path]:
     """Whatever may lead to a program: its pin, or that of a link."""
     return [*sorted(pins.programs.iterdir()), *sorted(pins.links.iterdir()), *sorted(pins.netns.iterdir())]

@@ -32,7 +32,8 @@ _LIBBPF.bpf_map_get_fd_by_id.argtypes = [ctypes.c_uint32]
 _LIBBPF.bpf_prog_get_fd_by_id.argtypes = [ctypes.c_uint32]
 _LIBBPF.bpf_obj_get_info_by_fd.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
 
-BPF_ANY = 0  # uapi/linux/bpf.h: create or replace
+# uapi/linux/bpf.h: create or replace; only create
+BPF_ANY, BPF_NOEXIST = 0, 1
 
 
 class MapInfo(ctypes.Structure):
@@ -199,6 +200,12 @@ def map_lookup(map_fd: int, key: ctypes.Structure, value: ctypes.Structure | cty
 def map_update(map_fd: int, key: ctypes.Structure, value: ctypes.Structure) -> int:
     """Create or replace an entry. Returns 0 or the errno, of which callers know E2BIG (full) and ENOMEM."""
     result = _LIBBPF.bpf_map_update_elem(map_fd, ctypes.byref(key), ctypes.byref(value), BPF_ANY)
+    return (ctypes.get_errno() or -result) if result < 0 else 0
+
+
+def map_insert(map_fd: int, key: ctypes.Structure, value: ctypes.Structure) -> int:
+    """Create an entry. Returns 0 or the errno, of which callers know EEXIST besides those of map_update."""
+    result = _LIBBPF.bpf_map_update_elem(map_fd, ctypes.byref(key), ctypes.byref(value), BPF_NOEXIST)
     return (ctypes.get_errno() or -result) if result < 0 else 0
 
 

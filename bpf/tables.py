@@ -52,7 +52,17 @@ class Table(Generic[Key, Value]):
 
     def put(self, key: Key, value: Value) -> None:
         """Create or replace. Raises TableFull when there is no room."""
-        number = syscalls.map_update(self.descriptor, key, value)
+        self._require(syscalls.map_update(self.descriptor, key, value))
+
+    def insert(self, key: Key, value: Value) -> bool:
+        """Create; False when there is one already. Raises TableFull when there is no room."""
+        number = syscalls.map_insert(self.descriptor, key, value)
+        if number == errno.EEXIST:
+            return False
+        self._require(number)
+        return True
+
+    def _require(self, number: int) -> None:
         if number in (errno.E2BIG, errno.ENOSPC):
             limit = syscalls.map_info(self.descriptor).max_entries
             raise TableFull(f"BPF map {self.name} is full at {limit} entries; fewer pods or rules on this node")

@@ -44,6 +44,18 @@ class Admission:
             self.follower.look_for_proxies()
         return entries, sandbox.cookie
 
+    def adopt(self, identity: Identity, policy: CapturePolicy, netns: int) -> bool:
+        """As admit(), for a pod that no CNI call has told of; False when one has meanwhile, which knows better.
+
+        Raises SandboxInvalid, RegistrationFailed.
+        """
+        cookie = visit(netns, lambda _: own_cookie())
+        with self.enrolments.undisturbed():
+            if self.enrolments.entry(cookie) is not None:
+                return False
+            self.admit(identity, policy, netns)
+            return True
+
     def wanted(self, identity: Identity, policy: CapturePolicy, netns: int) -> tuple[Entries, int]:
         """What the maps should say about a pod as it is now, and its netns cookie; nothing is changed."""
         ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)

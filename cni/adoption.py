@@ -1,15 +1,11 @@
 """Enrols pods that run already: made before the plugin was in the chain, or while it was kept from doing its work.
 
 No CNI call tells of them, so their namespaces are found through their processes. Their proxies listen already, which
-the programs have not seen: those sockets are fetched from the process and registered as sockops would have. Connections
-that exist stay what they are, the next ones are captured.
+the programs have not seen: listeners.py fetches those sockets. Connections that exist stay what they are, the next ones
+are captured.
 """
 
-import ctypes
-import os
-import socket
-import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,30 +13,31 @@ from pathlib import Path
 import structlog
 
 from bpf.errors import SidestepError
-from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
+from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, PodFlags
 from bpf.pins import Descriptor
 from cni.admission import Admission
-from cni.annotations import CapturePolicy, policy_of
+from cni.annotations import policy_of
 from cni.entries import Identity
 from cni.errors import SandboxInvalid
 from cni.ids import outside_ids
+from cni.listeners import Proxy, listeners_of
+from cni.netfilter import is_captured_by_istio
 from cni.pod import Pod
 from cni.processes import Crowd, crowds, open_netns
 from cni.sandbox import look, own_cookie, visit
 
 log = structlog.get_logger("adoption")
 
-_PIDFD_GETFD = 438  # asm-generic/unistd.h, Linux 5.6; the same on every architecture
-_LIBC = ctypes.CDLL(None, use_errno=True)
 _IFNAME = "eth0"  # what runtimes call a pod's first interface
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one pod: `problem` is empty when it is enrolled."""
+    """What became of one pod: it is enrolled unless there is a `problem`, or a reason why it is left alone."""
 
     pod: Pod
     problem: str = ""
+    left_alone: str = ""
     cookie: int = 0
     listeners: int = 0
 
@@ -68,14 +65,35 @@ class Adoption:
                 try:
                     yield self._adopt(pod, crowd, netns)
                 except SidestepError as error:
-                    yield Outcome(pod, str(error))
+                    yield Outcome(pod, problem=str(error))
+
+    def listen(self, unheard: Mapping[int, int], pods: Mapping[int, Pod]) -> int:
+        """Look again for the listeners of enrolled pods that have none: one that was bound before the pod was enrolled,
+        and began to listen after it, nobody has seen. Returns how many were found.
+
+        `unheard` are the inodes of their namespaces, `pods` what is known of them, both by cookie.
+        """
+        if not unheard:
+            return 0
+        around = crowds(self.proc)
+        count = 0
+        for cookie, inode in unheard.items():
+            entry, crowd = self.admission.enrolments.entry(cookie), around.get(inode)
+            if entry and crowd:
+                flags = PodFlags(entry.flags)
+                proxy = _proxy(cookie, (entry.proxy_uid, entry.proxy_gid), PodFlags.STRICT in flags, pods.get(cookie))
+                count += self._register_listeners(proxy, PodFlags.EARLY_OUTBOUND in flags, crowd)
+        return count
 
     def _matched(self, pods: Iterable[Pod], around: list[Crowd]) -> Iterator[tuple[Pod, Crowd]]:
-        """By container, else by address: a status may know of no container yet, or cgroups may not show their ids."""
-        by_container = {each: crowd for crowd in around for each in crowd.containers}
+        """By UID or container in the cgroups' paths, else by address: not every runtime's paths show them.
+
+        A container may have namespaces below the pod's, which are never as old.
+        """
+        by_name = {each: crowd for crowd in reversed(around) for each in (*crowd.containers, *crowd.pod_uids)}
         left = []
         for pod in pods:
-            crowd = next((by_container[each] for each in pod.container_ids if each in by_container), None)
+            crowd = next((by_name[each] for each in (pod.uid, *pod.container_ids) if each in by_name), None)
             if crowd:
                 yield pod, crowd
             elif pod.status.pod_ip:
@@ -96,72 +114,47 @@ class Adoption:
 
     def _adopt(self, pod: Pod, crowd: Crowd, netns: int) -> Outcome:
         policy = policy_of(pod)
-        cookie = visit(netns, lambda _: own_cookie())
+        cookie, is_captured = visit(netns, lambda _: (own_cookie(), is_captured_by_istio()))
+        if is_captured:
+            return Outcome(pod, left_alone="Istio's own rules capture it in its namespace, until it is made anew")
+        ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
+        proxy = _proxy(cookie, ids, policy.strict_proxy, pod)
         # before the pod is seen by the programs: from then on what is captured and finds no listener is refused
-        count = self._register_listeners(cookie, policy, crowd, netns)
-        self.admission.admit(self._identity(pod, crowd, cookie), policy, netns)
+        count = self._register_listeners(proxy, False, crowd)
+        if not self.admission.adopt(self._identity(pod, crowd), policy, netns):
+            return Outcome(pod, left_alone="it was enrolled meanwhile")
+        # and after it, as those that were about to listen have not been seen either
+        count += self._register_listeners(proxy, policy.early_outbound, crowd)
         log.info("pod.adopted", pod=f"{pod.namespace}/{pod.name}", netns_cookie=cookie, listeners=count)
-        return Outcome(pod, "", cookie, count)
+        return Outcome(pod, cookie=cookie, listeners=count)
 
-    def _identity(self, pod: Pod, crowd: Crowd, cookie: int) -> Identity:
-        """With the sandbox's own container, whose id a DEL will have; where no process shows it, it has to do without.
+    def _identity(self, pod: Pod, crowd: Crowd) -> Identity:
+        """With the sandbox's own container, whose id a DEL will have: that of the oldest process, where it has one.
 
-        Then the end of the namespace removes the pod. The network is left open, so that no GC takes it for a left-over.
+        Else the DEL's namespace says which pod is meant, or the end of it removes the pod. The network is left open, so
+        that no GC takes it for a left-over.
         """
-        sandbox = next((each for each in crowd.containers if each not in pod.container_ids), f"netns-{cookie}")
+        oldest = crowd.containers[0] if crowd.containers else ""
+        sandbox = "" if oldest in pod.container_ids else oldest
         return Identity(pod.uid or "", pod.name, pod.namespace, sandbox, "", _IFNAME)
 
-    def _register_listeners(self, cookie: int, policy: CapturePolicy, crowd: Crowd, netns: int) -> int:
-        count = 0
-        for pid in self._proxies(policy, crowd, netns):
-            for listener in self._listening(pid):
-                with listener:
-                    address, port = listener.getsockname()[:2]
-                    if port == INBOUND_PORT:
-                        count += self.admission.enrolments.add_listener(cookie, port, listener.fileno())
-                    elif port == OUTBOUND_PORT and policy.early_outbound and address in ("0.0.0.0", "::"):
-                        self.admission.enrolments.has_started(cookie)
+    def _register_listeners(self, proxy: Proxy | None, early_outbound: bool, crowd: Crowd) -> int:
+        if proxy is None:
+            return 0
+        enrolments, count = self.admission.enrolments, 0
+        for listener in listeners_of(proxy, crowd.pids, self.proc):
+            with listener.socket:
+                if listener.port == INBOUND_PORT:
+                    count += enrolments.add_listener(proxy.cookie, INBOUND_PORT, listener.socket)
+                # as in sockops.c: istio-validation listens here too, but on 127.0.0.1
+                elif listener.port == OUTBOUND_PORT and early_outbound and listener.anywhere:
+                    enrolments.has_started(proxy.cookie)
         return count
 
-    def _proxies(self, policy: CapturePolicy, crowd: Crowd, netns: int) -> Iterator[int]:
-        """The processes that run as the proxy: nobody else's listener gets the pod's traffic."""
-        uid, gid = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
-        for pid in crowd.pids:
-            with suppress(OSError):
-                lines = (self.proc / str(pid) / "status").read_text().splitlines()
-                ids = {line.split()[0]: int(line.split()[1]) for line in lines if line.startswith(("Uid:", "Gid:"))}
-                if ids["Uid:"] == uid or ids["Gid:"] == gid:
-                    yield pid
 
-    def _listening(self, pid: int) -> Iterator[socket.socket]:
-        """Copies of the process's listening TCP sockets; each is closed by whoever takes it."""
-        try:
-            pidfd = Descriptor(os.pidfd_open(pid))
-            numbers = sorted(int(each.name) for each in (self.proc / str(pid) / "fd").iterdir())
-        except OSError:
-            return
-        with pidfd as process:
-            for number in numbers:
-                with suppress(OSError):
-                    if stat.S_ISSOCK((self.proc / str(pid) / "fd" / str(number)).stat().st_mode):
-                        yield from _if_listening(_fetch(process.fd, number))
-
-
-def _fetch(pidfd: int, number: int) -> int:
-    """A descriptor of another process as one of ours. Raises OSError."""
-    got = int(_LIBC.syscall(_PIDFD_GETFD, pidfd, number, 0))
-    if got < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return got
-
-
-def _if_listening(fd: int) -> Iterator[socket.socket]:
-    copy = socket.socket(fileno=fd)
-    if (
-        copy.family in (socket.AF_INET, socket.AF_INET6)
-        and copy.type == socket.SOCK_STREAM
-        and copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    ):
-        yield copy
-    else:
-        copy.close()
+def _proxy(cookie: int, ids: tuple[int, int], strict: bool, pod: Pod | None) -> Proxy | None:
+    """Who is the proxy; None when that is not known yet: a strict pod's is its container alone."""
+    if not strict:
+        return Proxy(cookie, *ids)
+    container = pod.proxy_container_id if pod else None
+    return Proxy(cookie, *ids, container) if container else None

@@ -6,9 +6,12 @@ index by pod that is read back from them at start.
 """
 
 import ctypes
+import socket
+import struct
 import threading
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from bpf import attachment, links
@@ -23,6 +26,7 @@ from cni.rows import Row, lasting_rows, live_rows
 
 _NOBODY = Identity("", "", "", "", "", "")
 Keys = set[tuple[str, bytes]]  # by table
+_SO_COOKIE = 57  # uapi/asm-generic/socket.h, Linux 4.12
 
 
 class _Known(NamedTuple):
@@ -97,6 +101,12 @@ class Enrolments:
             self._tables.pods.put(Cookie(cookie), pod)
             return conflicts
 
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Nobody else enrols or removes a pod meanwhile."""
+        with self._lock:
+            yield
+
     def entry(self, cookie: int) -> Pod | None:
         """The pod's own entry as the programs see it; None when it is not enrolled."""
         return self._tables.pods.get(Cookie(cookie))
@@ -124,17 +134,30 @@ class Enrolments:
             links.unlink_pod(self._pins, cookie)
             return links.link_pod(self._pins, cookie, netns_fd)
 
-    def add_listener(self, cookie: int, port: int, socket_fd: int) -> bool:
-        """Give a pod's proxy one more listening socket for inbound connections; False when its slots are all taken.
+    def add_listener(self, cookie: int, port: int, listener: socket.socket) -> bool:
+        """Give a pod's proxy one more listening socket for inbound connections.
 
-        `port` is in host order. Raises KernelRefused for a socket that does not listen.
+        False when it has this one already, or all its slots are taken. `port` is in host order. Raises KernelRefused
+        for a socket that does not listen.
         """
-        for slot in range(LISTENER_SLOTS):
-            key = ListenerKey(cookie, port, slot)
-            if self._tables.listeners.get(key) is None:
-                self._tables.listeners.put(key, Quad(socket_fd))
-                return True
-        return False
+        (own,) = struct.unpack("=Q", listener.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))
+        table = self._tables.listeners
+        keys = [ListenerKey(cookie, port, slot) for slot in range(LISTENER_SLOTS)]
+        slots = [table.get(key) for key in keys]  # user space reads a socket's cookie where it writes a descriptor
+        if any(taken and taken.quad == own for taken in slots):
+            return False
+        free = (key for key, taken in zip(keys, slots, strict=True) if taken is None)
+        return any(table.insert(key, Quad(listener.fileno())) for key in free)  # sockops may be quicker
+
+    def unheard(self) -> dict[int, int]:
+        """The pods of which no proxy listens for inbound connections, as far as the programs know: cookie → inode."""
+        with self._lock:
+            heard = {key.cookie for key in self._tables.listeners.every_key()}
+            return {
+                cookie: inode
+                for cookie, inode in links.linked_pods(self._pins)
+                if inode and cookie in self._index and cookie not in heard
+            }
 
     def has_started(self, cookie: int) -> None:
         """Say that a pod's proxy takes outbound connections, for pods that let them through until then."""
@@ -153,13 +176,20 @@ class Enrolments:
                 table.remove(Cookie(cookie))
             return True
 
-    def of_attachment(self, container_id: str, ifname: str) -> list[int]:
-        """The cookies enrolled by one container and interface: what a DEL may remove, with or without a namespace."""
+    def of_attachment(self, container_id: str, ifname: str, netns_cookie: int | None = None) -> list[int]:
+        """The cookies enrolled by one container and interface: what a DEL may remove, with or without a namespace.
+
+        Of an adopted pod the sandbox's container is not always known; its namespace, where the DEL comes with one, is.
+        """
         with self._lock:
             return [
                 cookie
                 for cookie, known in self._index.items()
-                if (known.identity.container_id, known.identity.ifname) == (container_id, ifname)
+                if known.identity.ifname == ifname
+                and (
+                    known.identity.container_id == container_id
+                    or (known.identity.is_adopted and cookie == netns_cookie)
+                )
             ]
 
     def of_network(self, network: str) -> dict[int, Identity]:
@@ -177,7 +207,7 @@ class Enrolments:
         pod = self._tables.pods.get(Cookie(cookie))
         if pod is None:
             return [*found, f"no entry in pods for {entries.identity} (netns cookie {cookie})"]
-        if bytes(pod) != bytes(entries.pod()):
+        if bytes(pod) != bytes(_as_adopted(entries, Identity.of(pod)).pod()):
             found.append(
                 f"entry of {entries.identity} is {Identity.of(pod)} with flags {PodFlags(pod.flags)!s}, "
                 f"should have flags {entries.flags!s}, or differs in proxy ids, sources or counts"
@@ -188,17 +218,29 @@ class Enrolments:
                 found.append(row.meaning)
         return found
 
-    def reclaim(self) -> list[Identity]:
-        """Remove what dead namespaces and interrupted ADDs have left; returns whose it was, where that is known."""
+    def damaged(self) -> dict[int, Identity]:
+        """The pods that miss entries which they have been given: somebody has taken them out of the tables."""
         with self._lock:
-            alive = {cookie for cookie, live in links.linked_pods(self._pins) if live}
-            # without a container id it is what a crash in the middle of an ADD has left, which never succeeded
-            dead = [key for key, known in self._index.items() if key not in alive or not known.identity.container_id]
-            gone = [self._index[key].identity for key in dead if self._index[key].identity.container_id]
+            return {
+                cookie: known.identity
+                for cookie, known in self._index.items()
+                if known.identity.name and not self._is_whole(cookie, known.keys)
+            }
+
+    def reclaim(self, spared: Collection[int] = ()) -> list[Identity]:
+        """Remove what dead namespaces and interrupted ADDs have left; returns whose it was, where that is known.
+
+        Without a link a namespace counts as dead, except those in `spared`.
+        """
+        with self._lock:
+            alive = {cookie for cookie, inode in links.linked_pods(self._pins) if inode} | set(spared)
+            # without a name it is what a crash in the middle of an ADD has left, which never succeeded
+            dead = [key for key, known in self._index.items() if key not in alive or not known.identity.name]
+            gone = [self._index[key].identity for key in dead if self._index[key].identity.name]
             for cookie in dead:
                 self.remove(cookie)
-            for cookie, live in list(links.linked_pods(self._pins)):
-                if not live or cookie not in self._index:
+            for cookie, inode in list(links.linked_pods(self._pins)):
+                if (not inode and cookie not in spared) or cookie not in self._index:
                     links.unlink_pod(self._pins, cookie)
             return gone
 
@@ -226,6 +268,16 @@ class Enrolments:
             )
         self.remove(owner.cookie)
 
+    def _is_whole(self, cookie: int, keys: Keys) -> bool:
+        if self._tables.pods.get(Cookie(cookie)) is None:
+            return False
+        for name, raw in keys:
+            key = self._table(name).key.from_buffer_copy(raw)
+            value = self._table(name).get(key)
+            if value is None or rows.cookie_of_row(name, key, value) != cookie:
+                return False
+        return True
+
     def _table(self, name: str) -> Table[Any, Any]:
         table: Table[Any, Any] = getattr(self._tables, name)
         return table
@@ -246,6 +298,14 @@ class Enrolments:
                 cookie = rows.cookie_of_row(name, key, value)
                 index.setdefault(cookie, _Known(_NOBODY, set())).keys.add((name, bytes(key)))
         return index
+
+
+def _as_adopted(entries: Entries, stored: Identity) -> Entries:
+    """What a pod should have; where no CNI call has enrolled it, that need not say by which attachment."""
+    if not stored.is_adopted:
+        return entries
+    known = replace(entries.identity, container_id=stored.container_id, network=stored.network, ifname=stored.ifname)
+    return replace(entries, identity=known)
 
 
 def _keys(of: Iterable[Row]) -> Keys:

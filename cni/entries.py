@@ -29,6 +29,11 @@ class Identity:
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
 
+    @property
+    def is_adopted(self) -> bool:
+        """Whether it was enrolled while it ran, and not by a CNI call, which has the name of its network."""
+        return not self.network
+
     @classmethod
     def of(cls, pod: Pod) -> "Identity":
         """Read back from a map entry."""

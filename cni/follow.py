@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
@@ -16,7 +17,7 @@ from bpf.errors import SidestepError
 from bpf.layout import Pod, PodFlags
 from cni.containers import StrictProxies
 from cni.enroll import Enrolments
-from cni.entries import excluded_interfaces_of, surroundings_of
+from cni.entries import Identity, excluded_interfaces_of, surroundings_of
 from cni.errors import SandboxInvalid
 from cni.namespaces import find
 from cni.plumbing import is_stale, prepare
@@ -33,6 +34,13 @@ _PROXY_SECONDS = 0.25
 _AFTER_FAILURE = 1.0
 
 
+class Swept(NamedTuple):
+    """What a sweep has done: whose entries went with their namespaces, and which pods are steered again."""
+
+    gone: list[Identity]
+    steered: list[int]
+
+
 class Follower:
     """Follows what is enrolled while running(). watch() and forget() may be called from any thread."""
 
@@ -42,6 +50,7 @@ class Follower:
         self._proc = proc
         self._watch = Watch()
         self._stopping = threading.Event()
+        self._refreshing = threading.Lock()  # between looking and writing: what was seen first is written first
 
     def watch(self, cookie: int, netns_fd: int) -> None:
         """Follow a namespace from now on. Raises SandboxInvalid when the kernel refuses."""
@@ -57,6 +66,25 @@ class Follower:
     def forget(self, cookie: int) -> None:
         """Stop following one."""
         self._watch.remove(cookie)
+
+    def sweep(self) -> Swept:
+        """Let go of the pods whose namespace is gone, and steer those again that live but have lost their link."""
+        lost = self._enrolments.unsteered()
+        alive, steered = set(), []
+        if lost:
+            with find(lost, proc=self._proc) as found:
+                for cookie, netns in found:
+                    alive.add(cookie)
+                    if self._steer(cookie, netns):
+                        steered.append(cookie)
+        return Swept(self._enrolments.reclaim(alive), steered)
+
+    def _steer(self, cookie: int, netns: int) -> bool:
+        try:
+            return self._enrolments.steer(cookie, netns)
+        except SidestepError as error:
+            log.error("pod.not_steered", netns_cookie=cookie, error=str(error))
+            return False
 
     def look_at_all(self) -> None:
         """Compare every enrolled pod with its namespace: a safety net, should an event ever be missed."""
@@ -119,7 +147,9 @@ class Follower:
         if pod is None:
             return
         try:
-            for conflict in self._bring_up_to_date(cookie, netns, pod):
+            with self._refreshing:
+                conflicts = self._bring_up_to_date(cookie, netns, pod)
+            for conflict in conflicts:
                 log.warning("address.shared", pod=_name(pod), netns_cookie=cookie, problem=conflict)
         except SidestepError as error:
             log.error("pod.not_followed", pod=_name(pod), netns_cookie=cookie, error=str(error))

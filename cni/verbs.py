@@ -15,7 +15,7 @@ from cni.follow import Follower
 from cni.membership import skip_reason, skip_unseen
 from cni.pod import NoEvents, Pod, PodEvents, PodSource
 from cni.protocol import PodArgs, Request, pod_args
-from cni.sandbox import require_netns
+from cni.sandbox import own_cookie, require_netns, visit
 
 log = structlog.get_logger("cni")
 Output = dict[str, Any] | None
@@ -73,7 +73,7 @@ class Verbs:
 
     def delete(self, request: Request, netns_fd: int | None) -> Output:
         """Forget what this attachment enrolled; unknown ones are fine, and the namespace is not needed."""
-        for cookie in self.enrolments.of_attachment(request.container_id, request.ifname):
+        for cookie in self.enrolments.of_attachment(request.container_id, request.ifname, _cookie(netns_fd)):
             self.follower.forget(cookie)
             self.enrolments.remove(cookie)
             log.info("pod.removed", container=request.container_id, netns_cookie=cookie)
@@ -111,7 +111,7 @@ class Verbs:
                 self.follower.forget(cookie)
                 self.enrolments.remove(cookie)
                 log.info("pod.collected", pod=str(identity), container=identity.container_id)
-        for identity in self.enrolments.reclaim():
+        for identity in self.follower.sweep().gone:
             log.info("pod.reclaimed", pod=str(identity), container=identity.container_id)
         return None
 
@@ -143,6 +143,16 @@ def _identity(request: Request, pod: Pod) -> Identity:
         network=request.config.name,
         ifname=request.ifname,
     )
+
+
+def _cookie(netns_fd: int | None) -> int | None:
+    """Of the namespace that a DEL came with, if it is one: a DEL fails for nothing."""
+    if netns_fd is None:
+        return None
+    try:
+        return visit(netns_fd, lambda _: own_cookie())
+    except SandboxInvalid:
+        return None
 
 
 def _netns(netns_fd: int | None) -> int:

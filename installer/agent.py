@@ -113,6 +113,14 @@ class _Agent:
         self.follower = follower
         self.admission = Admission(self.enrolments, follower, settings.node.proc)
         adoption = Adoption(self.admission, settings.node.proc)
+        self._repairs = Repairs(
+            settings=settings.repair,
+            actions=self.source.api,
+            adoption=adoption,
+            is_enrolled=self._is_enrolled,
+            events=self.source.events,
+            observe=self.metrics.observe_repair,
+        )
         self._reconciler = Reconciler(
             place=Place(pins, cgroup, tables),
             node=settings.node,
@@ -122,14 +130,7 @@ class _Agent:
             adoption=adoption,
             events=self.source.events,
             observe=self.metrics.observe_reconcile,
-        )
-        self._repairs = Repairs(
-            settings=settings.repair,
-            actions=self.source.api,
-            adoption=adoption,
-            is_enrolled=self._is_enrolled,
-            events=self.source.events,
-            observe=self.metrics.observe_repair,
+            claims=self._repairs.claims,
         )
 
     def enrol_what_runs(self) -> None:
@@ -170,4 +171,4 @@ class _Agent:
         self._reconciler.wake()
 
     def _is_enrolled(self, pod: Pod) -> bool:
-        return any(identity.uid == pod.uid for identity in self.enrolments.identities().values())
+        return self._reconciler.is_enrolled(pod)

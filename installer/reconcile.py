@@ -1,14 +1,16 @@
 """What the maps and links say against what there is: at start, every few minutes, and when the Pods are known again.
 
 Each round first puts back what somebody has taken from the kernel half, then lets go of what is gone, then enrols
-running mesh pods that are not, and last compares addresses. It is Istio's repair of pods that started without capture,
-and does not wait for their validation to fail.
+running mesh pods that are not, and last compares entries and addresses. It is Istio's repair of pods that started
+without capture, and does not wait for their validation to fail. Programs that are detached capture nobody, so that is
+looked for every few seconds.
 """
 
 import random
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +20,13 @@ import structlog
 from bpf.attachment import Outcome, attach, is_attached
 from bpf.errors import SidestepError
 from bpf.pins import Pins
-from bpf.restoration import repin_maps
+from bpf.restoration import repin_maps, unpin_others
 from bpf.tables import Tables
 from cni.adoption import Adoption
+from cni.adoption import Outcome as Adopted
+from cni.annotations import policy_of
 from cni.enroll import Enrolments
+from cni.entries import Identity
 from cni.follow import Follower
 from cni.membership import skip_reason, skip_unseen
 from cni.namespaces import find
@@ -32,7 +37,18 @@ log = structlog.get_logger("reconcile")
 
 # rounds that begin at the same time on many nodes would ask the API server in step
 _JITTER = 0.1
+# seconds between looks at programs, links and pins: some 3 ms with 250 pods
+_LOOK_SECONDS = 5.0
+# an adopted pod's proxy may be about to listen: seconds between looks for that, and after which the rounds have to do
+_LISTEN_SECONDS, _LISTEN_FOR = 1.0, 60.0
 RESTORED, STEERED, RECLAIMED, ADOPTED, REFUSED = "restored", "steered", "reclaimed", "adopted", "refused"
+HEARD, MENDED = "heard", "mended"
+
+Done = Mapping[str, int]
+
+
+def _claims_nothing(_: Pod) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -56,36 +72,35 @@ class Reconciler:
     adoption: Adoption
     events: PodEvents
     observe: Callable[[str, int], None]  # told of each kind of thing that was done, and how many
+    claims: Callable[[Pod], bool] = _claims_nothing  # whether a pod that runs without capture is somebody else's case
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _wake: threading.Event = field(default_factory=threading.Event)
     _stopping: bool = False
-    _refused: dict[str, str] = field(default_factory=dict)  # Pod UID → why, to say it once
+    _told: dict[str, str] = field(default_factory=dict)  # Pod UID → why it is not enrolled, to say it once
+    _expected: dict[int, float] = field(default_factory=dict)  # cookies whose proxies may listen soon → until when
+    _strangers: Counter[int] = field(default_factory=Counter)  # cookies whose Pods are not listed → looks
 
     def once(self) -> Counter[str]:
         """One round; returns how many things of each kind had to be done. What fails is logged, and tried again."""
-        with self._lock:
-            done: Counter[str] = Counter()
-            for step in (self._restore, self._steer, self._reclaim, self._adopt):
-                try:
-                    done.update(step())
-                except SidestepError as error:
-                    log.error("reconcile.failed", step=step.__name__.strip("_"), error=str(error))
-                except Exception:  # one step's bug must neither keep the others from their work nor end the agent
-                    log.exception("reconcile.failed", step=step.__name__.strip("_"))
-            self.follower.look_at_all()
-            for kind, count in done.items():
-                self.observe(kind, count)
-            return done
+        return self._do(self._restore, self._sweep, self._adopt, self._listen, self._mend, self._compare)
+
+    def look(self) -> Counter[str]:
+        """The part of a round that cannot wait for the next one."""
+        return self._do(self._restore, self._sweep, self._listen_soon)
 
     def changed(self, before: Pod | None, after: Pod | None) -> None:
-        """A Pod is new or has changed: one that runs without having been enrolled needs a round now."""
-        if after is None or not self._belongs(after) or after.uid in self._refused:
+        """A Pod is new or has changed: one that runs without having been enrolled needs a look now."""
+        if after is None or not self._belongs(after) or after.uid in self._told:
             return
-        if all(identity.uid != after.uid for identity in self.enrolments.identities().values()):
+        if not self.is_enrolled(after):
             self.wake()
 
+    def is_enrolled(self, pod: Pod) -> bool:
+        """Whether this very Pod is in the maps."""
+        return _key(pod) in {_key(identity) for identity in self.enrolments.identities().values()}
+
     def wake(self) -> None:
-        """Make the next round happen now; callable from any thread."""
+        """Look for pods to enrol now; callable from any thread."""
         self._wake.set()
 
     @contextmanager
@@ -101,23 +116,46 @@ class Reconciler:
             thread.join()
 
     def _run(self, seconds: float) -> None:
+        due = _jittered(seconds)
         while True:
-            self._wake.wait(seconds * random.uniform(1 - _JITTER, 1 + _JITTER))
+            pause = _LISTEN_SECONDS if self._expected else _LOOK_SECONDS
+            woken = self._wake.wait(max(0.0, min(pause, due - time.monotonic())))
             self._wake.clear()
             if self._stopping:
                 return
-            try:
+            if time.monotonic() >= due:
                 self.once()
-            except Exception:
-                log.exception("reconcile.failed")
+                due = _jittered(seconds)
+            elif woken:
+                self._do(self._restore, self._sweep, self._adopt)
+            else:
+                self.look()
 
-    def _restore(self) -> dict[str, int]:
-        """Links that were detached and pins that were deleted."""
+    def _do(self, *steps: Callable[[], Done]) -> Counter[str]:
+        with self._lock:
+            done: Counter[str] = Counter()
+            for step in steps:
+                try:
+                    done.update(step())
+                except SidestepError as error:
+                    log.error("reconcile.failed", step=step.__name__.strip("_"), error=str(error))
+                except Exception:  # one step's bug must neither keep the others from their work nor end the agent
+                    log.exception("reconcile.failed", step=step.__name__.strip("_"))
+            for kind, count in done.items():
+                self.observe(kind, count)
+            return done
+
+    def _restore(self) -> Done:
+        """Links that were detached, and pins that were deleted or are other maps' than those in use here."""
         place = self.place
-        pinned = repin_maps(place.pins, place.tables.descriptors())
+        held = place.tables.descriptors()
+        foreign = unpin_others(place.pins, held)
+        if foreign:
+            log.warning("pins.foreign", maps=" ".join(foreign), reason="programs were attached anew behind our back")
+        pinned = repin_maps(place.pins, held)
         if pinned:
             log.warning("pins.restored", maps=" ".join(pinned), reason="somebody has removed them")
-        if is_attached(place.pins):
+        if not foreign and is_attached(place.pins):
             return {RESTORED: len(pinned)} if pinned else {}
         outcome = attach(place.pins, place.cgroup)
         log.warning(
@@ -125,38 +163,93 @@ class Reconciler:
         )
         return {RESTORED: len(pinned) + (outcome is not Outcome.UNCHANGED)}
 
-    def _steer(self) -> dict[str, int]:
-        """Pods that live but have lost their inbound steering; those that are dead are not found."""
-        lost = self.enrolments.unsteered()
-        if not lost:
-            return {}
-        count = 0
-        with find(lost, proc=self.node.proc) as found:
-            for cookie, netns in found:
-                count += self.enrolments.steer(cookie, netns)
-                log.warning("steering.restored", netns_cookie=cookie, reason="somebody has removed its link")
-        return {STEERED: count} if count else {}
-
-    def _reclaim(self) -> dict[str, int]:
-        gone = self.enrolments.reclaim()
-        for identity in gone:
+    def _sweep(self) -> Done:
+        """Pods whose namespace is gone, and pods that live but have lost their inbound steering."""
+        swept = self.follower.sweep()
+        for cookie in swept.steered:
+            log.warning("steering.restored", netns_cookie=cookie, reason="somebody has removed its link")
+        for identity in swept.gone:
             log.info("pod.reclaimed", pod=str(identity), container=identity.container_id)
-        return {RECLAIMED: len(gone)} if gone else {}
+        counts = {STEERED: len(swept.steered), RECLAIMED: len(swept.gone)}
+        return {kind: count for kind, count in counts.items() if count}
 
-    def _adopt(self) -> Counter[str]:
+    def _adopt(self) -> Done:
         """Mesh pods that run and are not enrolled."""
         done: Counter[str] = Counter()
         # Pods first: one that is enrolled in between is then on both lists, instead of on the first alone
         pods = self.pods.every()
         if pods is None:
             return done
-        enrolled = {identity.uid for identity in self.enrolments.identities().values()}
-        missing = [pod for pod in pods if pod.uid not in enrolled and self._belongs(pod)]
+        identities = self.enrolments.identities()
+        enrolled = {_key(identity) for identity in identities.values()}
+        missing = [pod for pod in pods if _key(pod) not in enrolled and self._belongs(pod) and not self.claims(pod)]
         for outcome in self.adoption.adopt(missing):
-            done[REFUSED if outcome.problem else ADOPTED] += 1
-            self._tell(outcome.pod, outcome.problem)
-        self._forget_refusals(missing)
+            self._tell(outcome)
+            if outcome.problem:
+                done[REFUSED] += 1
+            elif not outcome.left_alone:
+                done[ADOPTED] += 1
+                if not outcome.listeners:
+                    self._expected[outcome.cookie] = time.monotonic() + _LISTEN_FOR
+        uids = {pod.uid for pod in missing}
+        self._told = {uid: why for uid, why in self._told.items() if uid in uids}
+        self._mention_strangers(identities, {_key(pod) for pod in pods})
         return done
+
+    def _listen(self) -> Done:
+        """Pods whose proxy listens, but not as far as the programs know."""
+        return self._register(self.enrolments.unheard())
+
+    def _listen_soon(self) -> Done:
+        """The same for pods that have just been adopted."""
+        now = time.monotonic()
+        self._expected = {cookie: until for cookie, until in self._expected.items() if until > now}
+        if not self._expected:
+            return {}
+        unheard = {cookie: inode for cookie, inode in self.enrolments.unheard().items() if cookie in self._expected}
+        self._expected = {cookie: until for cookie, until in self._expected.items() if cookie in unheard}
+        return self._register(unheard)
+
+    def _register(self, unheard: Mapping[int, int]) -> Done:
+        if not unheard:
+            return {}
+        count = self.adoption.listen(unheard, self._pods_of(unheard))
+        if count:
+            log.info("listeners.found", listeners=count)
+        return {HEARD: count} if count else {}
+
+    def _mend(self) -> Done:
+        """Pods of which somebody has taken entries out of the maps."""
+        damaged = self.enrolments.damaged()
+        if not damaged:
+            return {}
+        pods, count = self._pods_of(damaged), 0
+        with find(damaged, proc=self.node.proc) as found:
+            for cookie, netns in found:
+                if cookie in pods:
+                    self.adoption.admission.admit(damaged[cookie], policy_of(pods[cookie]), netns)
+                    log.warning("entries.restored", pod=str(damaged[cookie]), reason="somebody has removed some")
+                    count += 1
+        return {MENDED: count} if count else {}
+
+    def _compare(self) -> Done:
+        self.follower.look_at_all()
+        return {}
+
+    def _pods_of(self, cookies: Iterable[int]) -> dict[int, Pod]:
+        """The Pods of some enrolled cookies, as far as they are known."""
+        by_key = {_key(pod): pod for pod in self.pods.every() or ()}
+        identities = self.enrolments.identities()
+        keys = {cookie: _key(identities[cookie]) for cookie in cookies if cookie in identities}
+        return {cookie: by_key[key] for cookie, key in keys.items() if key in by_key}
+
+    def _mention_strangers(self, identities: Mapping[int, Identity], listed: Collection[str]) -> None:
+        """Enrolled pods that are not listed stay enrolled as long as their namespace lives: a DEL may be under way."""
+        strangers = [cookie for cookie, identity in identities.items() if _key(identity) not in listed]
+        self._strangers = Counter({cookie: self._strangers[cookie] + 1 for cookie in strangers})
+        for cookie in strangers:
+            if self._strangers[cookie] == 2:  # at first the list may have been older than an ADD
+                log.info("pod.not_listed", pod=str(identities[cookie]), netns_cookie=cookie)
 
     def _belongs(self, pod: Pod) -> bool:
         node = self.node
@@ -165,15 +258,24 @@ class Reconciler:
         unseen = skip_unseen(pod.namespace, pod.name, node.pod_namespace, node.exclude_namespaces)
         return unseen is None and skip_reason(pod) is None
 
-    def _tell(self, pod: Pod, problem: str) -> None:
-        name, uid = f"{pod.namespace}/{pod.name}", pod.uid or ""
-        if not problem:
+    def _tell(self, outcome: Adopted) -> None:
+        pod, name, uid = outcome.pod, f"{outcome.pod.namespace}/{outcome.pod.name}", outcome.pod.uid or ""
+        why = outcome.problem or outcome.left_alone
+        if not why:
             self.events.normal(pod, "CaptureRepaired", "enrolled while running: new connections are captured")
-        elif self._refused.get(uid) != problem:
-            self._refused[uid] = problem
-            log.error("pod.not_adopted", pod=name, problem=problem)
-            self.events.warning(pod, "CaptureRefused", problem)
+        elif self._told.get(uid) != why:
+            self._told[uid] = why
+            if outcome.problem:
+                log.error("pod.not_adopted", pod=name, problem=why)
+                self.events.warning(pod, "CaptureRefused", why)
+            else:
+                log.info("pod.left_alone", pod=name, reason=why)
 
-    def _forget_refusals(self, missing: Collection[Pod]) -> None:
-        uids = {pod.uid for pod in missing}
-        self._refused = {uid: why for uid, why in self._refused.items() if uid in uids}
+
+def _key(of: Pod | Identity) -> str:
+    """What a Pod and its entry have in common: the UID, or the name where the Pod has none."""
+    return of.uid or f"{of.namespace}/{of.name}"
+
+
+def _jittered(seconds: float) -> float:
+    return time.monotonic() + seconds * random.uniform(1 - _JITTER, 1 + _JITTER)

@@ -15,6 +15,7 @@ from cni.adoption import Adoption
 from cni.membership import skip_reason
 from cni.pod import ContainerStatus, Pod, PodEvents
 from installer.pods.errors import ApiFailed
+from installer.selectors import Selector
 from installer.settings import Repair
 
 log = structlog.get_logger("repair")
@@ -45,39 +46,53 @@ class Repairs:
     events: PodEvents
     observe: Callable[[str, str], None]  # told of type and result, as istio_cni_repair_pods_repaired_total has them
     _done: set[str] = field(default_factory=set)  # UIDs
+    _refused: dict[str, str] = field(default_factory=dict)  # UID → why, to say it once
+
+    def __post_init__(self) -> None:
+        """Raises SidestepError for a selector that cannot be understood."""
+        self._selector = Selector.of(self.settings.repair_label_selectors, self.settings.repair_field_selectors)
 
     def changed(self, before: Pod | None, after: Pod | None) -> None:
         """A Pod is new, has changed or is gone (None)."""
         if after is None:
-            self._done.discard(before.uid or "" if before else "")
+            uid = (before.uid if before else None) or ""
+            self._done.discard(uid)
+            self._refused.pop(uid, None)
         elif self.settings.repair_enabled and after.uid not in self._done and self.is_broken(after):
             self._act(after)
 
     def is_broken(self, pod: Pod) -> bool:
         """Whether its validation fails for want of capture, and the settings let us touch it."""
         settings = self.settings
-        if settings.repair_sidecar_annotation not in pod.annotations or not self._is_selected(pod):
+        if settings.repair_sidecar_annotation not in pod.annotations or not self._selector.matches(pod):
             return False
-        name = settings.repair_init_container_name
-        statuses = (each for each in pod.status.init_container_statuses if each.name == name)
-        return any(self._has_failed(status) for status in statuses) and skip_reason(pod) is None
+        return any(self._has_failed(status) for status in self._validations(pod)) and skip_reason(pod) is None
+
+    def claims(self, pod: Pod) -> bool:
+        """Whether this Pod, when it turns out to be broken, is to be deleted or labelled, and so not to be enrolled.
+
+        That can be as long as it has not been found to be captured.
+        """
+        settings = self.settings
+        if not settings.repair_enabled or settings.repair_repair_pods or not self._selector.matches(pod):
+            return False
+        if not settings.repair_delete_pods and not settings.repair_label_pods:
+            return False
+        return any(not _has_passed(status) for status in self._validations(pod))
+
+    def _validations(self, pod: Pod) -> list[ContainerStatus]:
+        name = self.settings.repair_init_container_name
+        return [each for each in pod.status.init_container_statuses if each.name == name]
 
     def _has_failed(self, status: ContainerStatus) -> bool:
-        now, before = status.state.terminated, status.last_state.terminated
-        if now is not None and (now.reason == "Completed" or now.exit_code == 0):
+        before = status.last_state.terminated
+        if _has_passed(status):
             return False
         wanted_code = self.settings.repair_init_container_exit_code
         wanted_message = self.settings.repair_init_container_termination_message
         if before is None or wanted_code not in (0, before.exit_code):
             return False
         return not wanted_message or before.message.strip() == wanted_message.strip()
-
-    def _is_selected(self, pod: Pod) -> bool:
-        """By labels and fields: `key`, `key=value` and `key!=value`, joined by commas."""
-        fields = {"metadata.name": pod.name, "metadata.namespace": pod.namespace, "spec.nodeName": pod.spec.node_name}
-        return _matches(self.settings.repair_label_selectors, pod.labels) and _matches(
-            self.settings.repair_field_selectors, fields
-        )
 
     def _act(self, pod: Pod) -> None:
         settings = self.settings
@@ -98,13 +113,23 @@ class Repairs:
         if self.is_enrolled(pod):  # its validation passes at the next attempt
             return SKIP
         for outcome in self.adoption.adopt([pod]):
+            if outcome.left_alone:
+                return SKIP
             if not outcome.problem:
                 self.events.normal(pod, "CaptureRepaired", "enrolled while running: its validation passes when retried")
                 return SUCCESS
-            self.events.warning(pod, "CaptureRefused", outcome.problem)
+            self._refuse(pod, outcome.problem)
         return FAIL
 
+    def _refuse(self, pod: Pod, problem: str) -> None:
+        """Tell the owner, once: the container is restarted again and again."""
+        if self._refused.get(pod.uid or "") != problem:
+            self._refused[pod.uid or ""] = problem
+            self.events.warning(pod, "CaptureRefused", problem)
+
     def _delete(self, pod: Pod) -> str:
+        if self.is_enrolled(pod):  # as above; and a successor would fare no better
+            return SKIP
         return self._asked(
             lambda actions: actions.delete_pod(pod),
             pod,
@@ -114,7 +139,7 @@ class Repairs:
 
     def _label(self, pod: Pod) -> str:
         key, value = self.settings.repair_broken_pod_label_key, self.settings.repair_broken_pod_label_value
-        if key in pod.labels:
+        if key in pod.labels or self.is_enrolled(pod):
             return SKIP
         return self._asked(
             lambda actions: actions.label_pod(pod, key, value),
@@ -136,12 +161,6 @@ class Repairs:
         return SUCCESS if done else SKIP
 
 
-def _matches(selector: str, having: dict[str, str]) -> bool:
-    for term in filter(None, (each.strip() for each in selector.split(","))):
-        key, equals, value = term.replace("==", "=").partition("=")
-        if key.endswith("!"):
-            if having.get(key[:-1]) == value:
-                return False
-        elif key not in having or (equals and having[key] != value):
-            return False
-    return True
+def _has_passed(status: ContainerStatus) -> bool:
+    now = status.state.terminated
+    return now is not None and (now.reason == "Completed" or now.exit_code == 0)

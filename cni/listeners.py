@@ -1,0 +1,125 @@
+"""The listening sockets of proxies that are older than their pods' enrolment.
+
+What the programs have not seen bound is not marked as the proxy's, so it is never steered to, even if it listens only
+later. Such sockets are fetched from the process that has them and registered as sockops.c does with the marked ones.
+"""
+
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
+from bpf.pins import Descriptor
+from cni.processes import GONE
+
+_PIDFD_GETFD = 438  # asm-generic/unistd.h, Linux 5.6; the same on every architecture
+_SO_NETNS_COOKIE = 71  # uapi/asm-generic/socket.h, Linux 5.14
+_LISTEN = "0A"  # TCP_LISTEN in proc_pid_net(5)
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """Who is a pod's proxy; ids as the initial user namespace has them."""
+
+    cookie: int
+    uid: int
+    gid: int
+    container: str = ""  # only processes of this one; empty: anybody with the ids
+
+
+class Listener(NamedTuple):
+    """A copy of a listening socket, which whoever gets it closes; `anywhere` is whether it is bound to no address."""
+
+    socket: socket.socket
+    port: int
+    anywhere: bool
+
+
+def listeners_of(proxy: Proxy, pids: list[int], proc: Path) -> Iterator[Listener]:
+    """The proxy's listeners among the sockets of a namespace's processes; both families get their share of the slots.
+
+    Takes CAP_SYS_PTRACE and the node's process ids. What ends meanwhile is left out.
+    """
+    wanted = _listening(pids, proc)
+    if not wanted:
+        return
+    found: dict[int, list[tuple[int, int, int]]] = {socket.AF_INET: [], socket.AF_INET6: []}
+    for pid in pids:
+        for number, inode in _sockets(proc, pid):
+            if inode in wanted and _is_of_container(proc, pid, proxy.container):
+                found[wanted.pop(inode)].append((pid, number, inode))
+    for place in filter(None, chain.from_iterable(zip_longest(*found.values()))):
+        with suppress(OSError), ExitStack() as undo:
+            copy = undo.enter_context(_fetch(*place))
+            if _is_listener(copy, proxy):
+                undo.pop_all()
+                address, port = copy.getsockname()[:2]
+                yield Listener(copy, port, address in ("0.0.0.0", "::"))
+
+
+def _listening(pids: list[int], proc: Path) -> dict[int, int]:
+    """Inode → family of what listens on the proxy's ports in the namespace that all these processes are in."""
+    for pid in pids:
+        with suppress(*GONE):
+            return dict(_rows(proc / str(pid) / "net/tcp", socket.AF_INET)) | dict(
+                _rows(proc / str(pid) / "net/tcp6", socket.AF_INET6)
+            )
+    return {}
+
+
+def _rows(path: Path, family: int) -> Iterator[tuple[int, int]]:
+    if not path.exists():  # no IPv6 in this kernel
+        return
+    with path.open() as lines:
+        next(lines, None)
+        for line in lines:
+            columns = line.split()
+            if columns[3] != _LISTEN:  # they come first
+                return
+            if int(columns[1].rpartition(":")[2], 16) in (INBOUND_PORT, OUTBOUND_PORT):
+                yield int(columns[9]), family
+
+
+def _sockets(proc: Path, pid: int) -> Iterator[tuple[int, int]]:
+    """Descriptor and inode of each socket that a process has."""
+    with suppress(*GONE):
+        for each in (proc / str(pid) / "fd").iterdir():
+            with suppress(*GONE):
+                target = str(each.readlink())
+                if target.startswith("socket:["):
+                    yield int(each.name), int(target[8:-1])
+
+
+def _is_of_container(proc: Path, pid: int, container: str) -> bool:
+    with suppress(*GONE):
+        return container in (proc / str(pid) / "cgroup").read_text()
+    return False
+
+
+def _fetch(pid: int, number: int, inode: int) -> socket.socket:
+    """A copy of another process's socket. Raises OSError, also when the number is something else's by now."""
+    with Descriptor(os.pidfd_open(pid)) as process:
+        got = int(_LIBC.syscall(_PIDFD_GETFD, process.fd, number, 0))
+    if got < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    if os.fstat(got).st_ino != inode:
+        os.close(got)
+        raise ProcessLookupError
+    return socket.socket(fileno=got)
+
+
+def _is_listener(copy: socket.socket, proxy: Proxy) -> bool:
+    """Whether it listens for this pod's proxy. It belongs to whoever opened it, as Istio's owner rules have it."""
+    owner = os.fstat(copy.fileno())
+    (cookie,) = struct.unpack("=Q", copy.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))
+    if cookie != proxy.cookie or not copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return False
+    return owner.st_uid == proxy.uid or owner.st_gid == proxy.gid

@@ -1,0 +1,165 @@
+"""Pods that run without having been enrolled, and what adopts them; no agent, no API server."""
+
+import secrets
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cni.admission import Admission
+from cni.adoption import Adoption, Outcome
+from cni.annotations import policy_of
+from cni.containers import StrictProxies
+from cni.enroll import Enrolments
+from cni.entries import Identity
+from cni.errors import PodNotFound
+from cni.follow import Follower
+from cni.pod import NoEvents, Pod
+from cni.verbs import Verbs
+from installer.reconcile import Place, Reconciler
+from installer.settings import Node
+from tests.datapath.conftest import PROXY, Kernel, Namespace, Wire
+
+STATUS = "sidecar.istio.io/status"
+
+
+@dataclass
+class Listed:
+    """A PodSource with just these."""
+
+    pods: list[Pod] = field(default_factory=list)
+
+    def find(self, namespace: str, name: str, uid: str | None) -> Pod:
+        for pod in self.pods:
+            if (pod.namespace, pod.name) == (namespace, name):
+                return pod
+        raise PodNotFound(f"no {namespace}/{name}")
+
+    def every(self) -> list[Pod] | None:
+        return list(self.pods)
+
+
+@dataclass
+class Told(NoEvents):
+    """Events, by reason."""
+
+    events: list[tuple[str, str]] = field(default_factory=list)
+
+    def warning(self, pod: Pod, reason: str, message: str) -> None:
+        self.events.append((reason, message))
+
+    def normal(self, pod: Pod, reason: str, message: str) -> None:
+        self.events.append((reason, message))
+
+
+@dataclass
+class Running:
+    """A wire's pod as its runtime has it: a sandbox's process, and containers in cgroups of their own."""
+
+    wire: Wire
+    uid: str
+    sandbox: str
+    namespaces: dict[str, Namespace] = field(default_factory=dict)
+
+    def container(self, container_id: str) -> Namespace:
+        """Where processes of a container run."""
+        if container_id not in self.namespaces:
+            cgroup = self.wire.kernel.cgroup / f"cri-containerd-{container_id}.scope"
+            cgroup.mkdir()
+            self.namespaces[container_id] = replace(self.wire.pod, cgroup=cgroup, started=[])
+        return self.namespaces[container_id]
+
+    def pod(self, *containers: str, uid: str | None = "", **annotations: str) -> Pod:
+        """The Pod as the API server has it, with the containers that its status knows."""
+        statuses = [{"name": "istio-proxy", "containerID": f"containerd://{each}"} for each in containers]
+        metadata = {"name": "pod", "namespace": "default", "annotations": {STATUS: "{}", **annotations}}
+        proxy = {"name": "istio-proxy", "env": [{"name": "ISTIO_DUAL_STACK", "value": "true"}]}
+        return Pod.model_validate(
+            {
+                "metadata": metadata | {"uid": self.uid if uid == "" else uid},
+                "spec": {"containers": [proxy]},
+                "status": {"phase": "Running", "podIP": "203.0.113.9", "containerStatuses": statuses},
+            }
+        )
+
+    def serve(self, name: str, *ports: str, uid: int = PROXY, gid: int | None = None) -> subprocess.Popen[str]:
+        """A stand-in in the proxy's container."""
+        return self.container(self.proxy).serve(name, *ports, uid=uid, gid=gid)
+
+    @property
+    def proxy(self) -> str:
+        """The proxy's container."""
+        return self.sandbox[::-1]
+
+    def stop(self) -> None:
+        for namespace in self.namespaces.values():
+            namespace.stop()
+            assert namespace.cgroup is not None
+            namespace.cgroup.rmdir()
+        self.namespaces.clear()
+
+
+@contextmanager
+def running(wire: Wire) -> Iterator[Running]:
+    """Start the sandbox's process, then one in the proxy's container; everything ends afterwards."""
+    made = Running(wire, secrets.token_hex(8), secrets.token_hex(32))
+    try:
+        for container in (made.sandbox, made.proxy):
+            made.container(container).start(["/bin/sh", "-c", "echo ready; exec sleep 1000"], 0)
+        yield made
+    finally:
+        made.stop()
+
+
+@dataclass
+class Parts:
+    """What an agent is made of, as far as it is about pods that run."""
+
+    kernel: Kernel
+    enrolments: Enrolments
+    follower: Follower
+    admission: Admission
+    adoption: Adoption
+    pods: Listed
+    events: Told
+    verbs: Verbs
+    reconciler: Reconciler
+
+    def adopt(self, pod: Pod) -> Outcome | None:
+        """What became of one pod."""
+        return next(self.adoption.adopt([pod]), None)
+
+
+@contextmanager
+def parts(kernel: Kernel, proc: Path = Path("/proc")) -> Iterator[Parts]:
+    """A second reader of the kernel's maps: make one per test, as an agent that starts."""
+    pods, events = Listed(), Told()
+    enrolments = Enrolments(kernel.pins, kernel.tables)
+    follower = Follower(enrolments, StrictProxies(pods, kernel.tables, kernel.cgroup), proc)
+    admission = Admission(enrolments, follower)
+    adoption = Adoption(admission, proc)
+    reconciler = Reconciler(
+        place=Place(kernel.pins, kernel.cgroup, kernel.tables),
+        node=Node(proc=proc, exclude_namespaces=()),
+        pods=pods,
+        enrolments=enrolments,
+        follower=follower,
+        adoption=adoption,
+        events=events,
+        observe=lambda *_: None,
+    )
+    verbs = Verbs(pods, enrolments, follower, admission)
+    try:
+        yield Parts(kernel, enrolments, follower, admission, adoption, pods, events, verbs, reconciler)
+    finally:
+        for cookie in enrolments.cookies():
+            enrolments.remove(cookie)
+        follower._watch.close()
+
+
+def enrol_by_cni(parts: Parts, wire: Wire, pod: Pod, container: str = "sandbox") -> None:
+    """As an ADD."""
+    identity = Identity(pod.uid or "", pod.name, pod.namespace, container, "net", "eth0")
+    with wire.pod.path.open() as netns:
+        parts.admission.admit(identity, policy_of(pod), netns.fileno())
