@@ -233,14 +233,15 @@ class Enrolments:
         Without a link a namespace counts as dead, except those in `spared`.
         """
         with self._lock:
-            alive = {cookie for cookie, inode in links.linked_pods(self._pins) if inode} | set(spared)
+            linked = dict(links.linked_pods(self._pins))
+            alive = {cookie for cookie, inode in linked.items() if inode} | set(spared)
             # without a name it is what a crash in the middle of an ADD has left, which never succeeded
             dead = [key for key, known in self._index.items() if key not in alive or not known.identity.name]
             gone = [self._index[key].identity for key in dead if self._index[key].identity.name]
             for cookie in dead:
                 self.remove(cookie)
-            for cookie, inode in list(links.linked_pods(self._pins)):
-                if (not inode and cookie not in spared) or cookie not in self._index:
+            for cookie in linked:
+                if cookie not in alive or cookie not in self._index:
                     links.unlink_pod(self._pins, cookie)
             return gone
 

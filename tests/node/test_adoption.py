@@ -9,6 +9,7 @@ import pytest
 from bpf.links import linked_pods
 from bpf.pins import Pins
 from tests.lab.apiserver import ApiServer
+from tests.lab.envoy import PROXY_ID
 from tests.lab.node import Node
 from tests.lab.pod import Pod
 from tests.lab.waiting import wait_until
@@ -64,6 +65,42 @@ def test_a_pod_that_ran_before_the_agent_is_captured_from_then_on(node: Node, cl
     assert reasons == {"CaptureRepaired"}
     pod.stop()
     wait_until(lambda: node.entries()["pods"] == 1, "the pod to be forgotten", 10)
+
+
+def test_a_transparent_proxy_that_ran_before_the_agent_shows_the_app_its_clients(node: Node, client: Pod) -> None:
+    annotations = {"sidecar.istio.io/interceptionMode": "TPROXY"}
+    pod = running_before(node, "transparent", annotations=annotations)
+    node.agent.start()
+    wait_until(lambda: node.entries()["pods"] == 2, "the pod to be adopted", 10)
+    is_captured(client, pod)
+    for ip, own in zip(pod.ips, client.ips, strict=True):
+        reply = client.curl(ip, uid=PROXY_ID)  # past its own proxy, which would be the client else
+        assert reply.body["peer"] == str(own)
+    pod.stop()
+
+
+def test_a_proxy_that_starts_while_its_pod_is_adopted_gets_inbound_connections(node: Node, client: Pod) -> None:
+    """Envoy binds its listeners and listens on them later, so the pod may be enrolled in between."""
+    pods = [running_before(node, f"starting{number}", envoy=False) for number in range(3)]
+    node.agent.start()
+    for pod in pods:
+        pod.envoy.start()
+    wait_until(lambda: node.entries()["pods"] == 4, "the pods to be adopted", 10)
+    wait_until(lambda: node.entries()["listeners"] == 16, "the proxies to be heard", 10)
+    for pod in pods:
+        is_captured(client, pod)
+        pod.stop()
+
+
+def test_del_forgets_an_adopted_pod_before_its_namespace_is_gone(node: Node, client: Pod) -> None:
+    pod = running_before(node, "deleted", app=False)
+    node.agent.start()
+    wait_until(lambda: node.entries()["pods"] == 2, "the pod to be adopted", 10)
+    pod.envoy.stop()
+    node.chain.delete(pod.attachment, pod.result)
+    assert node.entries()["pods"] == 1
+    assert node.entries()["links"] == 1
+    pod.stop()
 
 
 def test_a_pod_outside_of_the_mesh_is_left_alone(node: Node, client: Pod) -> None:

@@ -40,6 +40,7 @@ class World:
     """Everything that repair touches, and what it did with it."""
 
     problem: str = ""
+    left_alone: str = ""
     found: bool = True
     enrolled: bool = False
     answer: bool | ApiFailed = True
@@ -61,7 +62,7 @@ class World:
     def adopt(self, pods: list[Pod]) -> Iterator[Outcome]:
         self.adopted += 1
         if self.found:
-            yield Outcome(pods[0], self.problem)
+            yield Outcome(pods[0], self.problem, self.left_alone)
 
     def delete_pod(self, pod: Pod) -> bool:
         return self._ask("delete")
@@ -192,3 +193,47 @@ def test_without_an_api_server_nothing_can_be_deleted() -> None:
     world = World()
     world.repairs(actions=False, repair_repair_pods=False, repair_delete_pods=True).changed(None, BROKEN)
     assert world.counted == [("delete", "fail")]
+
+
+DELETE: dict[str, Any] = {"repair_repair_pods": False, "repair_delete_pods": True}
+LABEL: dict[str, Any] = {"repair_repair_pods": False, "repair_label_pods": True}
+
+
+@pytest.mark.parametrize("settings", [DELETE, LABEL])
+def test_one_that_is_enrolled_by_now_is_neither_deleted_nor_labelled(settings: dict[str, Any]) -> None:
+    world = World(enrolled=True)
+    world.repairs(**settings).changed(None, BROKEN)
+    assert world.asked == []
+    assert [result for _, result in world.counted] == ["skip"]
+
+
+def test_one_that_istios_own_rules_capture_is_left_to_them() -> None:
+    world = World(left_alone="Istio's own rules")
+    world.repairs().changed(None, BROKEN)
+    assert (world.counted, world.told) == ([("repair", "skip")], [])
+
+
+def test_a_refusal_is_told_once() -> None:
+    world = World(problem='"80-90" is not a port')
+    repairs = world.repairs()
+    for _ in range(3):
+        repairs.changed(None, BROKEN)
+    assert world.told == [("Warning", "CaptureRefused")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "state", "claimed"),
+    [
+        (DELETE, None, True),
+        (LABEL, ended(126), True),
+        (DELETE, ended(0), False),
+        (DELETE | {"repair_label_selectors": "app=other"}, None, False),
+        (DELETE | {"repair_enabled": False}, None, False),
+        (DELETE | {"repair_repair_pods": True}, None, False),
+        ({}, None, False),
+    ],
+)
+def test_a_pod_that_may_have_to_be_deleted_or_labelled_is_not_to_be_enrolled(
+    settings: dict[str, Any], state: dict[str, Any] | None, claimed: bool
+) -> None:
+    assert World().repairs(**settings).claims(pod(state)) is claimed
