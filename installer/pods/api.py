@@ -5,15 +5,18 @@ memory than all the rest of the agent. Every call has a timeout, and none tries 
 """
 
 import json
-import ssl
+import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import structlog
 import urllib3
 from kubernetes.client.configuration import Configuration
+from kubernetes.client.exceptions import ApiException
 from kubernetes.client.rest import RESTClientObject, RESTResponse
 from pydantic import ValidationError
 
@@ -22,7 +25,9 @@ from installer.pods.access import access_of
 from installer.pods.errors import ApiFailed, Expired
 from installer.settings import Node
 
-# seconds for a connection, and for an answer to anything but a watch
+log = structlog.get_logger("api")
+
+# seconds for the connection of a watch, and for the answer to anything else
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
 # a list comes in pages of so many pods
@@ -34,6 +39,16 @@ _SILENCE_SECONDS = 90.0
 
 OnRequest = Callable[[str, int], None]
 Json = dict[str, Any]
+
+# OpenSSL's words for what it does not like, without where in its source it says so
+_TLS = re.compile(r"\[SSL(?:: \w+)?\] (.+?)(?: \(_ssl\.c:\d+\))?\W*$")
+# what is left to a second attempt when the first has used up the time
+_SHORTEST_SECONDS = 0.1
+_CONTENT_TYPES = {
+    "POST": {"Content-Type": "application/json"},
+    "DELETE": {"Content-Type": "application/json"},
+    "PATCH": {"Content-Type": "application/merge-patch+json"},
+}
 
 
 @dataclass(frozen=True)
@@ -47,14 +62,14 @@ class Change:
 
 @dataclass(frozen=True)
 class _Call:
-    """One request; `verb` is what roles call it, `silence` how many seconds the server may say nothing."""
+    """One request; `verb` is what roles call it, `seconds` how long it may take, a watch how long be silent."""
 
     verb: str
     method: str
     path: str
     query: dict[str, str] | None = None
     body: Json | None = None
-    silence: float = _ANSWER_SECONDS
+    seconds: float = _ANSWER_SECONDS
 
     def __str__(self) -> str:
         return f"{self.verb} {self.path}"
@@ -74,10 +89,17 @@ class Api:
         """From the settings. Raises ApiFailed when the configuration is unusable."""
         return cls(access_of(node), on_request)
 
-    def list_pods(self, node_name: str) -> tuple[list[Pod], str]:
-        """All pods of a node, and the resourceVersion from which to watch."""
+    def list_pods(self, node_name: str, version: str = "") -> tuple[list[Pod], str]:
+        """All pods of a node, and the resourceVersion from which to watch.
+
+        `version` says how old the list may be: not older than that, "0" for what the server has at hand, "" for the
+        newest. Only the newest may cost a scan of all the cluster's pods in etcd, and is for when nothing else will do.
+        Raises Expired when the server cannot tell what there was at that version.
+        """
         pods: list[Pod] = []
-        query = {"fieldSelector": f"spec.nodeName={node_name}", "limit": str(_PAGE)}
+        query = {"fieldSelector": f"spec.nodeName={node_name}"}
+        # a limit sends the server to etcd (apiserver's cacher, which else answers such a list from memory)
+        query |= {"resourceVersion": version} if version else {"limit": str(_PAGE)}
         while True:
             page = self._json(_Call("list", "GET", "/api/v1/pods", query))
             pods += filter(None, map(_pod, page.get("items") or ()))
@@ -96,7 +118,7 @@ class Api:
             "resourceVersion": version,
             "timeoutSeconds": str(_WATCH_SECONDS),
         }
-        answer = self._request(_Call("watch", "GET", "/api/v1/pods", query, silence=_SILENCE_SECONDS))
+        answer = self._request(_Call("watch", "GET", "/api/v1/pods", query, seconds=_SILENCE_SECONDS))
         watching = Watching(answer.response)
         try:
             yield watching
@@ -106,12 +128,15 @@ class Api:
     def get_pod(self, namespace: str, name: str, seconds: float = _ANSWER_SECONDS) -> Pod | None:
         """One pod; None when there is none of that name."""
         try:
-            found = self._json(_Call("get", "GET", _pod_path(namespace, name), silence=seconds))
+            found = self._json(_Call("get", "GET", _pod_path(namespace, name), seconds=seconds))
         except ApiFailed as error:
             if error.status == 404:
                 return None
             raise
-        return _pod(found)
+        pod = _pod(found)
+        if pod is None:
+            raise ApiFailed(f"{self._configuration.host}: what it has as Pod {namespace}/{name} is none")
+        return pod
 
     def delete_pod(self, pod: Pod) -> bool:
         """Delete this very pod; False when it is gone, or has changed since."""
@@ -127,9 +152,9 @@ class Api:
         path = f"{_pod_path(pod.namespace, pod.name)}/status"
         return self._done(_Call("patch", "PATCH", path, body={"metadata": metadata}))
 
-    def create_event(self, namespace: str, event: Json) -> None:
-        """A core/v1 Event."""
-        self._json(_Call("create", "POST", f"/api/v1/namespaces/{quote(namespace)}/events", body=event))
+    def create_event(self, namespace: str, event: Json) -> bool:
+        """A core/v1 Event; False when there is no such namespace any more, or an Event of that name already."""
+        return self._done(_Call("create", "POST", f"/api/v1/namespaces/{quote(namespace)}/events", body=event))
 
     def repeat_event(self, namespace: str, name: str, count: int, now: str) -> bool:
         """Count an Event that has happened again; False when it is gone. `now` is RFC 3339."""
@@ -172,48 +197,50 @@ class Api:
         return found
 
     def _request(self, call: _Call) -> RESTResponse:
-        answer = self._ask(call)
+        until = time.monotonic() + call.seconds
+        used = self._authorization()
+        answer = self._ask(call, used, call.seconds)
         if answer.status == 401:  # credentials may have been renewed; what is in use is what was read last
-            answer.response.close()
             self._client, self._configuration = self._connect()
-            answer = self._ask(call)
+            fresh = self._authorization()
+            if fresh != used or not fresh:  # else the answer would be the same. A certificate is not compared
+                answer.response.close()
+                answer = self._ask(call, fresh, max(_SHORTEST_SECONDS, until - time.monotonic()))
         if answer.status < 400:
             return answer
         with answer.response as response:
             said = _message(response)
-        kind = Expired if answer.status == 410 else ApiFailed
+        # 504 with these words: this server has not come as far as the version that another one gave us
+        expired = answer.status == 410 or (answer.status == 504 and said.startswith("Too large resource version"))
+        kind = Expired if expired else ApiFailed
         raise kind(f"{self._configuration.host}: {call}: {answer.status} {said}", answer.status)
 
-    def _ask(self, call: _Call) -> RESTResponse:
+    def _ask(self, call: _Call, authorization: dict[str, str], seconds: float) -> RESTResponse:
         url = self._configuration.host + call.path + (f"?{urlencode(call.query)}" if call.query else "")
-        timeout = (min(_CONNECT_SECONDS, call.silence), call.silence)
-        headers = self._headers(call.method)
+        timeout = (_CONNECT_SECONDS, seconds) if call.verb == "watch" else seconds
+        headers = {"Accept": "application/json", "User-Agent": "sidestep", **authorization}
+        headers |= _CONTENT_TYPES.get(call.method, {})
         status = 0
         try:
             answer: RESTResponse = self._client.request(  # type: ignore[no-untyped-call]
                 call.method, url, headers, call.body, _request_timeout=timeout
             )
             status = answer.status
-        except (urllib3.exceptions.HTTPError, OSError, ssl.SSLError) as error:
+        except (urllib3.exceptions.HTTPError, OSError, ApiException) as error:  # the last for TLS's
             raise ApiFailed(f"{self._configuration.host} cannot be reached: {_reason(error)}") from error
         finally:
             self._on_request(call.verb, status)
         return answer
 
-    def _headers(self, method: str) -> dict[str, str]:
-        headers = {"Accept": "application/json", "User-Agent": "sidestep"}
-        if method in ("POST", "DELETE"):
-            headers["Content-Type"] = "application/json"
-        if method == "PATCH":
-            headers["Content-Type"] = "application/merge-patch+json"
+    def _authorization(self) -> dict[str, str]:
+        """The header that says who we are; none with a client certificate. A service account's token is read anew."""
         token: Any = self._configuration.auth_settings().get("BearerToken")
-        if token:
-            headers[token["key"]] = token["value"]
-        return headers
+        return {token["key"]: token["value"]} if token else {}
 
     def _connect(self) -> tuple[RESTClientObject, Configuration]:
         configuration = self._configure()
         configuration.retries = False
+        configuration.keep_alive = True  # a peer that has gone without a word is found out before it is needed
         return RESTClientObject(configuration), configuration
 
 
@@ -251,10 +278,14 @@ def _change(event: Json) -> Change:
 
 
 def _pod(thing: Json) -> Pod | None:
-    """The parts of a Pod that count; None for one that no API server would have let in."""
+    """The parts of a Pod that count; None, and a line in the log, for one that no API server should have let in."""
     try:
         return Pod.model_validate(thing)
-    except ValidationError:
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        metadata = thing.get("metadata") or {}
+        log.warning("pod.ignored", pod=f"{metadata.get('namespace')}/{metadata.get('name')}", problem=problem)
         return None
 
 
@@ -277,4 +308,7 @@ def _message(response: urllib3.HTTPResponse) -> str:
 def _reason(error: Exception) -> str:
     """The innermost reason, without the pool's description of itself."""
     cause = getattr(error, "reason", None) or error
-    return str(cause).rpartition(": ")[2] or type(cause).__name__
+    text = " ".join(str(cause).split())
+    if found := _TLS.search(text):
+        return found[1]
+    return re.sub(r"^\[Errno \d+\] ", "", text.rpartition(": ")[2]) or type(cause).__name__
