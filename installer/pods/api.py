@@ -4,28 +4,23 @@ The kubernetes client reads the configuration and speaks TLS; its generated mode
 memory than all the rest of the agent. Every call has a timeout, and none tries again: that is for the caller to say.
 """
 
-import json
-import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import structlog
 import urllib3
 from kubernetes.client.configuration import Configuration
 from kubernetes.client.exceptions import ApiException
 from kubernetes.client.rest import RESTClientObject, RESTResponse
-from pydantic import ValidationError
 
 from cni.pod import Pod
 from installer.pods.access import access_of
+from installer.pods.answers import Json, Watching, parse, pod_of, reason_of, said_by
 from installer.pods.errors import ApiFailed, Expired
 from installer.settings import Node
-
-log = structlog.get_logger("api")
 
 # seconds for the connection of a watch, and for the answer to anything else
 _CONNECT_SECONDS = 5.0
@@ -38,10 +33,7 @@ _WATCH_SECONDS = 300
 _SILENCE_SECONDS = 90.0
 
 OnRequest = Callable[[str, int], None]
-Json = dict[str, Any]
 
-# OpenSSL's words for what it does not like, without where in its source it says so
-_TLS = re.compile(r"\[SSL(?:: \w+)?\] (.+?)(?: \(_ssl\.c:\d+\))?\W*$")
 # what is left to a second attempt when the first has used up the time
 _SHORTEST_SECONDS = 0.1
 _CONTENT_TYPES = {
@@ -49,15 +41,6 @@ _CONTENT_TYPES = {
     "DELETE": {"Content-Type": "application/json"},
     "PATCH": {"Content-Type": "application/merge-patch+json"},
 }
-
-
-@dataclass(frozen=True)
-class Change:
-    """One event of a watch. `pod` is None for a bookmark; `version` is where a later watch may go on."""
-
-    kind: str
-    pod: Pod | None
-    version: str
 
 
 @dataclass(frozen=True)
@@ -102,7 +85,7 @@ class Api:
         query |= {"resourceVersion": version} if version else {"limit": str(_PAGE)}
         while True:
             page = self._json(_Call("list", "GET", "/api/v1/pods", query))
-            pods += filter(None, map(_pod, page.get("items") or ()))
+            pods += filter(None, map(pod_of, page.get("items") or ()))
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):
                 return pods, str(metadata.get("resourceVersion", ""))
@@ -133,7 +116,7 @@ class Api:
             if error.status == 404:
                 return None
             raise
-        pod = _pod(found)
+        pod = pod_of(found)
         if pod is None:
             raise ApiFailed(f"{self._configuration.host}: what it has as Pod {namespace}/{name} is none")
         return pod
@@ -189,7 +172,7 @@ class Api:
         answer = self._request(call)
         try:
             with answer.response as response:
-                found = json.loads(response.read())
+                found = parse(response.read())
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise ApiFailed(f"{self._configuration.host}: the answer to {call} is broken: {error}") from error
         if not isinstance(found, dict):
@@ -209,7 +192,7 @@ class Api:
         if answer.status < 400:
             return answer
         with answer.response as response:
-            said = _message(response)
+            said = said_by(response)
         # 504 with these words: this server has not come as far as the version that another one gave us
         expired = answer.status == 410 or (answer.status == 504 and said.startswith("Too large resource version"))
         kind = Expired if expired else ApiFailed
@@ -227,7 +210,7 @@ class Api:
             )
             status = answer.status
         except (urllib3.exceptions.HTTPError, OSError, ApiException) as error:  # the last for TLS's
-            raise ApiFailed(f"{self._configuration.host} cannot be reached: {_reason(error)}") from error
+            raise ApiFailed(f"{self._configuration.host} cannot be reached: {reason_of(error)}") from error
         finally:
             self._on_request(call.verb, status)
         return answer
@@ -244,71 +227,5 @@ class Api:
         return RESTClientObject(configuration), configuration
 
 
-class Watching:
-    """A watch that is under way."""
-
-    def __init__(self, response: urllib3.HTTPResponse) -> None:
-        self._response = response
-
-    def changes(self) -> Iterator[Change]:
-        """What happens, as it happens. Raises Expired, ApiFailed when the connection breaks."""
-        try:
-            for line in self._response:
-                if line.strip():
-                    yield _change(json.loads(line))
-        except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
-            # AttributeError: urllib3 finds its connection gone when somebody else has closed it
-            raise ApiFailed(f"the watch broke off: {_reason(error)}") from error
-
-    def close(self) -> None:
-        """End it; callable from any thread, whatever another one is reading."""
-        with suppress(OSError, RuntimeError, ValueError):  # it has ended already
-            self._response.shutdown()
-        self._response.close()
-
-
-def _change(event: Json) -> Change:
-    kind, thing = event["type"], event["object"]
-    if kind == "ERROR":
-        status = int(thing.get("code", 0))
-        failure = Expired if status == 410 else ApiFailed
-        raise failure(f"the watch ended: {thing.get('message', 'no reason given')}", status)
-    version = str(thing["metadata"].get("resourceVersion", ""))
-    return Change(kind, None if kind == "BOOKMARK" else _pod(thing), version)
-
-
-def _pod(thing: Json) -> Pod | None:
-    """The parts of a Pod that count; None, and a line in the log, for one that no API server should have let in."""
-    try:
-        return Pod.model_validate(thing)
-    except ValidationError as error:
-        first = error.errors()[0]
-        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        metadata = thing.get("metadata") or {}
-        log.warning("pod.ignored", pod=f"{metadata.get('namespace')}/{metadata.get('name')}", problem=problem)
-        return None
-
-
 def _pod_path(namespace: str, name: str) -> str:
     return f"/api/v1/namespaces/{quote(namespace)}/pods/{quote(name)}"
-
-
-def _message(response: urllib3.HTTPResponse) -> str:
-    """What a Status object says, else the beginning of the text."""
-    try:
-        text = response.read(4096)
-    except (urllib3.exceptions.HTTPError, OSError):
-        return ""
-    try:
-        return str(json.loads(text)["message"])
-    except (ValueError, KeyError, TypeError):
-        return text[:200].decode(errors="replace")
-
-
-def _reason(error: Exception) -> str:
-    """The innermost reason, without the pool's description of itself."""
-    cause = getattr(error, "reason", None) or error
-    text = " ".join(str(cause).split())
-    if found := _TLS.search(text):
-        return found[1]
-    return re.sub(r"^\[Errno \d+\] ", "", text.rpartition(": ")[2]) or type(cause).__name__

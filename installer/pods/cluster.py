@@ -14,7 +14,8 @@ import structlog
 
 from cni.errors import PodNotFound
 from cni.pod import Pod
-from installer.pods.api import Api, Change, Watching
+from installer.pods.answers import Change, Watching
+from installer.pods.api import Api
 from installer.pods.errors import ApiFailed, Expired
 
 log = structlog.get_logger("pods")

@@ -55,6 +55,24 @@ def test_no_way_to_the_api_server_is_said_at_once(settings: Node, said: str) -> 
         Api.of(settings, lambda verb, status: None)
 
 
+def test_of_environments_only_the_proxys_is_kept(world: World) -> None:
+    made = manifest("a", labels={"env": "prod", "volumes": "many"}, managedFields=[{"manager": "kubelet"}])
+    env = [{"name": "DISABLE_ENVOY", "value": "true"}]
+    made["spec"] |= {
+        "containers": [{"name": "app", "env": env}, {"name": "istio-proxy", "env": env}],
+        "initContainers": [{"name": "istio-proxy", "env": env}],
+    }
+    world.server.put(made)
+    pod = world.api.get_pod("default", "a")
+    assert pod is not None
+    assert pod.labels == {"env": "prod", "volumes": "many"}
+    assert [(each.name, each.env_value("DISABLE_ENVOY")) for each in pod.containers] == [
+        ("istio-proxy", "true"),
+        ("app", None),
+        ("istio-proxy", "true"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
