@@ -81,7 +81,7 @@ lint: setup
 
 # Ten thousand cases of each property, of which `make test` tries some hundred.
 nightly: setup shim
-	@OUTAGE_SECONDS=60 $(PYTHON) -m pytest -q tests/unit/test_cluster_pods.py
+	@OUTAGE_SECONDS=60 $(PYTHON) -m pytest -q tests/unit/test_cluster_faults.py
 	@HYPOTHESIS_EXAMPLES=10000 $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile tests/unit tests/datapath/test_generated.py
 
 conformance: setup shim

@@ -4,10 +4,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import structlog
+import urllib3
 from kubernetes.client.configuration import Configuration
 
 from installer.pods.errors import NoAccess
 from installer.settings import Node
+
+log = structlog.get_logger("api")
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -20,9 +24,14 @@ def access_of(node: Node, account: Path = SERVICE_ACCOUNT) -> Callable[[], Confi
         if node.kube_ca_file:
             configuration.ssl_ca_cert = str(node.kube_ca_file)
         if node.skip_tls_verify:
-            configuration.verify_ssl = False
+            configuration.verify_ssl, configuration.ssl_ca_cert = False, None
+        elif configuration.ssl_ca_cert and not Path(configuration.ssl_ca_cert).is_file():
+            raise NoAccess(f"{configuration.ssl_ca_cert}: no such file; it should hold the API server's CA")
         return configuration
 
+    if node.skip_tls_verify:
+        log.warning("api.unverified", consequence="whoever is on the way to the API server can take its place")
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # else it says so too, not as we log
     read()  # what is wrong from the beginning is said at the beginning
     return read
 
@@ -48,12 +57,11 @@ def _from_account(account: Path) -> Configuration:
 
 
 def _from_kubeconfig(path: Path) -> Configuration:
-    from kubernetes.config.config_exception import ConfigException
     from kubernetes.config.kube_config import load_kube_config
 
     configuration = Configuration()
     try:
         load_kube_config(str(path), client_configuration=configuration)  # type: ignore[no-untyped-call]
-    except (ConfigException, OSError) as error:
-        raise NoAccess(f"kubeconfig {path}: {error}") from error
+    except Exception as error:  # besides its own it lets through what YAML, base64 and credential plugins raise
+        raise NoAccess(f"kubeconfig {path}: {' '.join(str(error).split()) or type(error).__name__}") from error
     return configuration

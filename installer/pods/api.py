@@ -4,25 +4,25 @@ The kubernetes client reads the configuration and speaks TLS; its generated mode
 memory than all the rest of the agent. Every call has a timeout, and none tries again: that is for the caller to say.
 """
 
-import json
-import ssl
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import urllib3
 from kubernetes.client.configuration import Configuration
+from kubernetes.client.exceptions import ApiException
 from kubernetes.client.rest import RESTClientObject, RESTResponse
-from pydantic import ValidationError
 
 from cni.pod import Pod
 from installer.pods.access import access_of
+from installer.pods.answers import Json, Watching, parse, pod_of, reason_of, said_by
 from installer.pods.errors import ApiFailed, Expired
 from installer.settings import Node
 
-# seconds for a connection, and for an answer to anything but a watch
+# seconds for the connection of a watch, and for the answer to anything else
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
 # a list comes in pages of so many pods
@@ -33,28 +33,26 @@ _WATCH_SECONDS = 300
 _SILENCE_SECONDS = 90.0
 
 OnRequest = Callable[[str, int], None]
-Json = dict[str, Any]
 
-
-@dataclass(frozen=True)
-class Change:
-    """One event of a watch. `pod` is None for a bookmark; `version` is where a later watch may go on."""
-
-    kind: str
-    pod: Pod | None
-    version: str
+# what is left to a second attempt when the first has used up the time
+_SHORTEST_SECONDS = 0.1
+_CONTENT_TYPES = {
+    "POST": {"Content-Type": "application/json"},
+    "DELETE": {"Content-Type": "application/json"},
+    "PATCH": {"Content-Type": "application/merge-patch+json"},
+}
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One request; `verb` is what roles call it, `silence` how many seconds the server may say nothing."""
+    """One request; `verb` is what roles call it, `seconds` how long it may take, a watch how long be silent."""
 
     verb: str
     method: str
     path: str
     query: dict[str, str] | None = None
     body: Json | None = None
-    silence: float = _ANSWER_SECONDS
+    seconds: float = _ANSWER_SECONDS
 
     def __str__(self) -> str:
         return f"{self.verb} {self.path}"
@@ -74,13 +72,20 @@ class Api:
         """From the settings. Raises ApiFailed when the configuration is unusable."""
         return cls(access_of(node), on_request)
 
-    def list_pods(self, node_name: str) -> tuple[list[Pod], str]:
-        """All pods of a node, and the resourceVersion from which to watch."""
+    def list_pods(self, node_name: str, version: str = "") -> tuple[list[Pod], str]:
+        """All pods of a node, and the resourceVersion from which to watch.
+
+        `version` says how old the list may be: not older than that, "0" for what the server has at hand, "" for the
+        newest. Only the newest may cost a scan of all the cluster's pods in etcd, and is for when nothing else will do.
+        Raises Expired when the server cannot tell what there was at that version.
+        """
         pods: list[Pod] = []
-        query = {"fieldSelector": f"spec.nodeName={node_name}", "limit": str(_PAGE)}
+        query = {"fieldSelector": f"spec.nodeName={node_name}"}
+        # a limit sends the server to etcd (apiserver's cacher, which else answers such a list from memory)
+        query |= {"resourceVersion": version} if version else {"limit": str(_PAGE)}
         while True:
             page = self._json(_Call("list", "GET", "/api/v1/pods", query))
-            pods += filter(None, map(_pod, page.get("items") or ()))
+            pods += filter(None, map(pod_of, page.get("items") or ()))
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):
                 return pods, str(metadata.get("resourceVersion", ""))
@@ -96,7 +101,7 @@ class Api:
             "resourceVersion": version,
             "timeoutSeconds": str(_WATCH_SECONDS),
         }
-        answer = self._request(_Call("watch", "GET", "/api/v1/pods", query, silence=_SILENCE_SECONDS))
+        answer = self._request(_Call("watch", "GET", "/api/v1/pods", query, seconds=_SILENCE_SECONDS))
         watching = Watching(answer.response)
         try:
             yield watching
@@ -106,12 +111,15 @@ class Api:
     def get_pod(self, namespace: str, name: str, seconds: float = _ANSWER_SECONDS) -> Pod | None:
         """One pod; None when there is none of that name."""
         try:
-            found = self._json(_Call("get", "GET", _pod_path(namespace, name), silence=seconds))
+            found = self._json(_Call("get", "GET", _pod_path(namespace, name), seconds=seconds))
         except ApiFailed as error:
             if error.status == 404:
                 return None
             raise
-        return _pod(found)
+        pod = pod_of(found)
+        if pod is None:
+            raise ApiFailed(f"{self._configuration.host}: what it has as Pod {namespace}/{name} is none")
+        return pod
 
     def delete_pod(self, pod: Pod) -> bool:
         """Delete this very pod; False when it is gone, or has changed since."""
@@ -127,9 +135,9 @@ class Api:
         path = f"{_pod_path(pod.namespace, pod.name)}/status"
         return self._done(_Call("patch", "PATCH", path, body={"metadata": metadata}))
 
-    def create_event(self, namespace: str, event: Json) -> None:
-        """A core/v1 Event."""
-        self._json(_Call("create", "POST", f"/api/v1/namespaces/{quote(namespace)}/events", body=event))
+    def create_event(self, namespace: str, event: Json) -> bool:
+        """A core/v1 Event; False when there is no such namespace any more, or an Event of that name already."""
+        return self._done(_Call("create", "POST", f"/api/v1/namespaces/{quote(namespace)}/events", body=event))
 
     def repeat_event(self, namespace: str, name: str, count: int, now: str) -> bool:
         """Count an Event that has happened again; False when it is gone. `now` is RFC 3339."""
@@ -164,7 +172,7 @@ class Api:
         answer = self._request(call)
         try:
             with answer.response as response:
-                found = json.loads(response.read())
+                found = parse(response.read())
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise ApiFailed(f"{self._configuration.host}: the answer to {call} is broken: {error}") from error
         if not isinstance(found, dict):
@@ -172,109 +180,52 @@ class Api:
         return found
 
     def _request(self, call: _Call) -> RESTResponse:
-        answer = self._ask(call)
+        until = time.monotonic() + call.seconds
+        used = self._authorization()
+        answer = self._ask(call, used, call.seconds)
         if answer.status == 401:  # credentials may have been renewed; what is in use is what was read last
-            answer.response.close()
             self._client, self._configuration = self._connect()
-            answer = self._ask(call)
+            fresh = self._authorization()
+            if fresh != used or not fresh:  # else the answer would be the same. A certificate is not compared
+                answer.response.close()
+                answer = self._ask(call, fresh, max(_SHORTEST_SECONDS, until - time.monotonic()))
         if answer.status < 400:
             return answer
         with answer.response as response:
-            said = _message(response)
-        kind = Expired if answer.status == 410 else ApiFailed
+            said = said_by(response)
+        # 504 with these words: this server has not come as far as the version that another one gave us
+        expired = answer.status == 410 or (answer.status == 504 and said.startswith("Too large resource version"))
+        kind = Expired if expired else ApiFailed
         raise kind(f"{self._configuration.host}: {call}: {answer.status} {said}", answer.status)
 
-    def _ask(self, call: _Call) -> RESTResponse:
+    def _ask(self, call: _Call, authorization: dict[str, str], seconds: float) -> RESTResponse:
         url = self._configuration.host + call.path + (f"?{urlencode(call.query)}" if call.query else "")
-        timeout = (min(_CONNECT_SECONDS, call.silence), call.silence)
-        headers = self._headers(call.method)
+        timeout = (_CONNECT_SECONDS, seconds) if call.verb == "watch" else seconds
+        headers = {"Accept": "application/json", "User-Agent": "sidestep", **authorization}
+        headers |= _CONTENT_TYPES.get(call.method, {})
         status = 0
         try:
             answer: RESTResponse = self._client.request(  # type: ignore[no-untyped-call]
                 call.method, url, headers, call.body, _request_timeout=timeout
             )
             status = answer.status
-        except (urllib3.exceptions.HTTPError, OSError, ssl.SSLError) as error:
-            raise ApiFailed(f"{self._configuration.host} cannot be reached: {_reason(error)}") from error
+        except (urllib3.exceptions.HTTPError, OSError, ApiException) as error:  # the last for TLS's
+            raise ApiFailed(f"{self._configuration.host} cannot be reached: {reason_of(error)}") from error
         finally:
             self._on_request(call.verb, status)
         return answer
 
-    def _headers(self, method: str) -> dict[str, str]:
-        headers = {"Accept": "application/json", "User-Agent": "sidestep"}
-        if method in ("POST", "DELETE"):
-            headers["Content-Type"] = "application/json"
-        if method == "PATCH":
-            headers["Content-Type"] = "application/merge-patch+json"
+    def _authorization(self) -> dict[str, str]:
+        """The header that says who we are; none with a client certificate. A service account's token is read anew."""
         token: Any = self._configuration.auth_settings().get("BearerToken")
-        if token:
-            headers[token["key"]] = token["value"]
-        return headers
+        return {token["key"]: token["value"]} if token else {}
 
     def _connect(self) -> tuple[RESTClientObject, Configuration]:
         configuration = self._configure()
         configuration.retries = False
+        configuration.keep_alive = True  # a peer that has gone without a word is found out before it is needed
         return RESTClientObject(configuration), configuration
-
-
-class Watching:
-    """A watch that is under way."""
-
-    def __init__(self, response: urllib3.HTTPResponse) -> None:
-        self._response = response
-
-    def changes(self) -> Iterator[Change]:
-        """What happens, as it happens. Raises Expired, ApiFailed when the connection breaks."""
-        try:
-            for line in self._response:
-                if line.strip():
-                    yield _change(json.loads(line))
-        except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
-            # AttributeError: urllib3 finds its connection gone when somebody else has closed it
-            raise ApiFailed(f"the watch broke off: {_reason(error)}") from error
-
-    def close(self) -> None:
-        """End it; callable from any thread, whatever another one is reading."""
-        with suppress(OSError, RuntimeError, ValueError):  # it has ended already
-            self._response.shutdown()
-        self._response.close()
-
-
-def _change(event: Json) -> Change:
-    kind, thing = event["type"], event["object"]
-    if kind == "ERROR":
-        status = int(thing.get("code", 0))
-        failure = Expired if status == 410 else ApiFailed
-        raise failure(f"the watch ended: {thing.get('message', 'no reason given')}", status)
-    version = str(thing["metadata"].get("resourceVersion", ""))
-    return Change(kind, None if kind == "BOOKMARK" else _pod(thing), version)
-
-
-def _pod(thing: Json) -> Pod | None:
-    """The parts of a Pod that count; None for one that no API server would have let in."""
-    try:
-        return Pod.model_validate(thing)
-    except ValidationError:
-        return None
 
 
 def _pod_path(namespace: str, name: str) -> str:
     return f"/api/v1/namespaces/{quote(namespace)}/pods/{quote(name)}"
-
-
-def _message(response: urllib3.HTTPResponse) -> str:
-    """What a Status object says, else the beginning of the text."""
-    try:
-        text = response.read(4096)
-    except (urllib3.exceptions.HTTPError, OSError):
-        return ""
-    try:
-        return str(json.loads(text)["message"])
-    except (ValueError, KeyError, TypeError):
-        return text[:200].decode(errors="replace")
-
-
-def _reason(error: Exception) -> str:
-    """The innermost reason, without the pool's description of itself."""
-    cause = getattr(error, "reason", None) or error
-    return str(cause).rpartition(": ")[2] or type(cause).__name__

@@ -14,7 +14,8 @@ import structlog
 
 from cni.errors import PodNotFound
 from cni.pod import Pod
-from installer.pods.api import Api, Change, Watching
+from installer.pods.answers import Change, Watching
+from installer.pods.api import Api
 from installer.pods.errors import ApiFailed, Expired
 
 log = structlog.get_logger("pods")
@@ -22,6 +23,13 @@ log = structlog.get_logger("pods")
 # told of each change: what was known before, and what is now; None for not there
 Listener = Callable[[Pod | None, Pod | None], None]
 
+# the resourceVersion of a first list: as old as it may be, for the watch goes on from there and brings it up to date.
+# It comes out of the server's memory, where a start of all nodes at once does not hurt
+_ANY = "0"
+# what kubelet calls a static pod by: not the UID of the object that stands for it in the API, but this annotation of it
+_MIRROR = "kubernetes.io/config.mirror"
+# how long running() waits for the thread at its end, which may be waiting for a server that does not answer
+_STOP_SECONDS = 3.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
 # a watch that ends sooner counts as a failure: a server that keeps hanging up must not be asked in a loop
 _SHORTEST_WATCH = 1.0
@@ -41,7 +49,8 @@ class ClusterPods:
         self._node = node_name
         self._lock = threading.Lock()
         self._pods: dict[str, Pod] = {}  # by UID: a name may belong to an old and a new Pod for a while
-        self._version = ""  # of the list or the last event; "" for none that is any good
+        self._version = _ANY  # of the list or the last event, "" for none that is any good
+        self._listed = False  # whether a watch may go on from there
         self._list_again = 0.0
         self._synced = threading.Event()
         self._stopping = threading.Event()
@@ -83,7 +92,7 @@ class ClusterPods:
             except ApiFailed as error:
                 problem = str(error)
             else:
-                if found is not None and uid in (None, found.uid):
+                if found is not None and _is(found, uid):
                     return found
                 problem = f"it has UID {found.uid} now" if found else "the API server does not know it"
                 break
@@ -95,7 +104,7 @@ class ClusterPods:
     @contextmanager
     def running(self) -> Iterator[None]:
         """List and watch in a thread of its own meanwhile."""
-        thread = threading.Thread(target=self._run, name="pods")
+        thread = threading.Thread(target=self._run, name="pods", daemon=True)
         thread.start()
         try:
             yield
@@ -104,7 +113,7 @@ class ClusterPods:
             with self._lock:
                 if self._watching:
                     self._watching.close()
-            thread.join()
+            thread.join(_STOP_SECONDS)
 
     def _run(self) -> None:
         failures = 0
@@ -115,14 +124,14 @@ class ClusterPods:
                 short = time.monotonic() - started < _SHORTEST_WATCH
                 failures = failures + 1 if short else 0
             except Expired:
-                self._version = ""
-                failures = failures + 1
+                self._version, self._listed = "", False
+                failures += 1
             except ApiFailed as error:
                 failures = 1 if time.monotonic() - started > _LONGEST_PAUSE else failures + 1
                 self._say(failures, str(error))
             except Exception:
                 failures += 1
-                self._version = ""
+                self._version, self._listed = "", False
                 log.exception("pods.failed")
             if failures:
                 longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures - 1, 10))
@@ -134,8 +143,9 @@ class ClusterPods:
             log.warning("pods.api_away", node=self._node, failures=failures, problem=problem)
 
     def _list_and_watch(self) -> None:
-        if not self._version or time.monotonic() > self._list_again:
-            pods, self._version = self._api.list_pods(self._node)
+        if not self._listed or time.monotonic() > self._list_again:
+            pods, self._version = self._api.list_pods(self._node, self._version)
+            self._listed = True
             self._list_again = time.monotonic() + random.uniform(*_RESYNC_SECONDS)
             self._replace(pods)
         with self._api.watch_pods(self._node, self._version) as watching:
@@ -190,8 +200,11 @@ class ClusterPods:
     def _cached(self, namespace: str, name: str, uid: str | None) -> Pod | None:
         """By UID; without one, the Pod of that name that is not on its way out."""
         with self._lock:
-            if uid:
-                pod = self._pods.get(uid)
-                return pod if pod and (pod.namespace, pod.name) == (namespace, name) else None
             named = [pod for pod in self._pods.values() if (pod.namespace, pod.name) == (namespace, name)]
-        return next((pod for pod in named if pod.metadata.deletion_timestamp is None), None)
+        wanted = (pod for pod in named if _is(pod, uid) and (uid or pod.metadata.deletion_timestamp is None))
+        return next(wanted, None)
+
+
+def _is(pod: Pod, uid: str | None) -> bool:
+    """Whether the runtime means this Pod."""
+    return uid in (None, pod.uid, pod.annotations.get(_MIRROR))

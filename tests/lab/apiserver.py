@@ -1,12 +1,13 @@
 """An API server for one node's agent: pods, events and DaemonSets over real HTTP, with faults on demand.
 
 No registry ships kube-apiserver. This one speaks the part of the protocol that the agent uses: lists in pages, chunked
-watches with bookmarks, resourceVersions that expire, preconditions, bearer tokens.
+watches with bookmarks, resourceVersions that expire, preconditions, bearer tokens; with an authority, over TLS.
 """
 
 import json
 import queue
 import socket
+import ssl
 import threading
 import time
 import uuid
@@ -18,23 +19,29 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import trustme
+
 Json = dict[str, Any]
 
 
 class ApiServer:
     """Listens at `address` while running(); driven from the same process."""
 
-    def __init__(self, address: str = "127.0.0.1") -> None:
+    def __init__(self, address: str = "127.0.0.1", authority: trustme.CA | None = None) -> None:
         self.address = address
+        self.authority = authority
         self.port = 0
         self.pods: dict[tuple[str, str], Json] = {}
         self.events: list[Json] = []
         self.daemonsets: dict[tuple[str, str], Json] = {}
         self.requests: Counter[str] = Counter()
         self.refused: Counter[int] = Counter()
+        self.scans = 0  # lists that a real server can only answer by reading all the cluster's pods
         # faults
         self.token = "first"
         self.latency = 0.0
+        self.answering = threading.Event()  # while cleared, connections and requests are taken and not answered
+        self.answering.set()
         self.failing = 0  # HTTP status of every answer
         self.expired_before = 0  # resourceVersions below are answered 410
         self.page_limit = 100
@@ -42,6 +49,7 @@ class ApiServer:
         self._version = 100
         self._lock = threading.RLock()
         self._history: list[Json] = []
+        self._old: tuple[str, list[Json]] | None = None
         self._watches: set[queue.Queue[Json | None]] = set()
         self._connections: set[socket.socket] = set()
         self._server: ThreadingHTTPServer | None = None
@@ -58,6 +66,12 @@ class ApiServer:
     def start(self) -> None:
         """Listen, at the port of the last time if there was one."""
         self._server = _Server((self.address, self.port), _handler(self))
+        if self.authority:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.authority.issue_cert(self.address).configure_cert(context)
+            # the handshake is the handler's, so that one client cannot keep the others waiting
+            listening = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+            self._server.socket = listening
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
@@ -67,6 +81,7 @@ class ApiServer:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+        self.answering.set()
         self.drop_watches()
         with self._lock:
             for connection in list(self._connections):
@@ -118,22 +133,42 @@ class ApiServer:
                 each.put({"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}})
                 each.put(None)
 
+    def lag(self) -> None:
+        """Be the one of several servers that has not heard of what comes from now on, for lists of any age."""
+        with self._lock:
+            self._old = str(self._version), json.loads(json.dumps(list(self.pods.values())))
+
     @property
     def watchers(self) -> int:
         """How many watches are open."""
         with self._lock:
             return len(self._watches)
 
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"{'https' if self.authority else 'http'}://{self.address}:{self.port}"
+
     def kubeconfig(self, path: Path) -> Path:
-        """Write a kubeconfig with the present token."""
+        """Write a kubeconfig with the present token; the authority's certificate goes beside it."""
         user = {"name": "u", "user": {"token": self.token}}
-        cluster = {"name": "c", "cluster": {"server": f"http://{self.address}:{self.port}"}}
+        cluster: Json = {"name": "c", "cluster": {"server": self.url}}
+        if self.authority:
+            ca = path.with_name("ca.crt")
+            self.authority.cert_pem.write_to_path(ca)
+            cluster["cluster"]["certificate-authority"] = str(ca)
         context = {"name": "x", "context": {"cluster": "c", "user": "u"}}
         config = {"apiVersion": "v1", "kind": "Config", "current-context": "x"}
-        fresh = path.with_name(f".{path.name}.new")
-        fresh.write_text(json.dumps(config | {"clusters": [cluster], "users": [user], "contexts": [context]}))
-        fresh.rename(path)
+        _replace(path, json.dumps(config | {"clusters": [cluster], "users": [user], "contexts": [context]}))
         return path
+
+    def service_account(self, directory: Path) -> Path:
+        """Write what kubelet mounts into a pod, with the present token."""
+        assert self.authority, "a service account comes with a CA"
+        directory.mkdir(exist_ok=True)
+        self.authority.cert_pem.write_to_path(directory / "ca.crt")
+        _replace(directory / "token", self.token)
+        return directory
 
     def _next(self) -> str:
         self._version += 1
@@ -144,6 +179,12 @@ class ApiServer:
         self._history.append(change)
         for each in self._watches:
             each.put(change)
+
+
+def _replace(path: Path, text: str) -> None:
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text)
+    fresh.rename(path)
 
 
 class _Server(ThreadingHTTPServer):
@@ -204,6 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
         api.requests[f"{verb} {url.path}"] += 1
         if api.latency:
             time.sleep(api.latency)
+        api.answering.wait()
         if api.failing:
             api.refused[api.failing] += 1
             self._status(api.failing, "on demand")
@@ -230,6 +272,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _post(self) -> None:
         match self.parts:
             case ["api", "v1", "namespaces", namespace, "events"] if self.body["metadata"]["namespace"] == namespace:
+                if any(each["metadata"]["name"] == self.body["metadata"]["name"] for each in self.server_state.events):
+                    self._status(409, "already exists")
+                    return
                 self.server_state.events.append(self.body)
                 self._answer(201, self.body)
             case _:
@@ -276,18 +321,27 @@ class _Handler(BaseHTTPRequestHandler):
     def _matches(self, pod: Json, given: Json) -> bool:
         return all(pod["metadata"][key] == given[key] for key in ("uid", "resourceVersion") if given.get(key))
 
-    def _selected(self) -> list[Json]:
+    def _selected(self, pods: list[Json]) -> list[Json]:
         field, _, value = self.query.get("fieldSelector", "").partition("=")
         assert field in ("", "spec.nodeName")
-        pods = self.server_state.pods.values()
         return [pod for pod in pods if not field or pod.get("spec", {}).get("nodeName") == value]
 
     def _list(self) -> None:
+        """In pages when the newest is asked for; else at once, as out of the server's memory."""
         api = self.server_state
+        wanted = self.query.get("resourceVersion", "")
         with api._lock:
-            pods, start = self._selected(), int(self.query.get("continue") or 0)
-            end = start + min(api.page_limit, int(self.query.get("limit") or 500))
-            metadata = {"resourceVersion": str(api._version)}
+            version, pods = str(api._version), list(api.pods.values())
+            if wanted not in ("", "0") and int(wanted) > int(version):
+                self._status(504, f"Too large resource version: {wanted}, current: {version}")
+                return
+            if wanted == "0" and api._old:
+                version, pods = api._old
+            pods = self._selected(pods)
+            api.scans += not wanted
+            start = int(self.query.get("continue") or 0)
+            end = len(pods) if wanted else start + min(api.page_limit, int(self.query.get("limit") or 500))
+            metadata = {"resourceVersion": version}
             if end < len(pods):
                 metadata["continue"] = str(end)
             page = {"kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": pods[start:end]}

@@ -1,0 +1,130 @@
+"""What the agent does through the API server, and how it gets there."""
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from installer.host.uninstall import Deployment
+from installer.pods.access import access_of
+from installer.pods.api import Api
+from installer.pods.errors import ApiFailed
+from installer.settings import Node
+from tests.lab.cluster import World, manifest
+
+
+def test_a_pod_is_deleted_or_labelled_only_as_it_was_seen(world: World) -> None:
+    uid = str(uuid.uuid4())
+    world.server.put(manifest("a", uid=uid))
+    seen = world.api.get_pod("default", "a")
+    assert seen is not None
+    world.server.put(manifest("a", uid=uid, annotations={"changed": "meanwhile"}))
+    assert not world.api.delete_pod(seen)
+    assert not world.api.label_pod(seen, "k", "v")
+    now = world.api.get_pod("default", "a")
+    assert now is not None
+    assert world.api.label_pod(now, "k", "v")
+    labelled = world.api.get_pod("default", "a")
+    assert labelled is not None
+    assert labelled.labels == {"k": "v"}
+    assert not world.api.label_pod(labelled, "k", "other")
+    assert world.api.delete_pod(labelled)
+    assert not world.api.delete_pod(labelled)
+    assert world.api.get_pod("default", "a") is None
+
+
+def test_a_daemonset_is_gone_when_it_is_being_deleted(world: World) -> None:
+    key = ("istio-system", "istio-cni-node")
+    assert world.api.daemonset_is_gone(*key)
+    world.server.daemonsets[key] = {"metadata": {"name": "istio-cni-node"}}
+    assert not world.api.daemonset_is_gone(*key)
+    world.server.daemonsets[key] = {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}
+    assert world.api.daemonset_is_gone(*key)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (Node(), "KUBERNETES_SERVICE_HOST and _PORT are not set: not in a cluster; give --kubeconfig FILE"),
+        (Node(kubeconfig=Path("/never")), "kubeconfig /never: "),
+    ],
+)
+def test_no_way_to_the_api_server_is_said_at_once(settings: Node, said: str) -> None:
+    with pytest.raises(ApiFailed, match=said):
+        Api.of(settings, lambda verb, status: None)
+
+
+def test_of_environments_only_the_proxys_is_kept(world: World) -> None:
+    made = manifest("a", labels={"env": "prod", "volumes": "many"}, managedFields=[{"manager": "kubelet"}])
+    env = [{"name": "DISABLE_ENVOY", "value": "true"}]
+    made["spec"] |= {
+        "containers": [{"name": "app", "env": env}, {"name": "istio-proxy", "env": env}],
+        "initContainers": [{"name": "istio-proxy", "env": env}],
+    }
+    world.server.put(made)
+    pod = world.api.get_pod("default", "a")
+    assert pod is not None
+    assert pod.labels == {"env": "prod", "volumes": "many"}
+    assert [(each.name, each.env_value("DISABLE_ENVOY")) for each in pod.containers] == [
+        ("istio-proxy", "true"),
+        ("app", None),
+        ("istio-proxy", "true"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "kubeconfig .*: "),
+        ("users: [", "kubeconfig .*: while parsing a flow"),
+        ("[1, 2]", "kubeconfig .*: "),
+        ("{current-context: none, contexts: [], users: [], clusters: []}", "kubeconfig .*: .*none"),
+    ],
+)
+def test_a_broken_kubeconfig_is_told_in_a_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "kubeconfig").write_text(text)
+    with pytest.raises(ApiFailed, match=said) as caught:
+        access_of(Node(kubeconfig=tmp_path / "kubeconfig"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_ca_that_is_not_there_is_told_by_its_name(world: World, tmp_path: Path) -> None:
+    with pytest.raises(ApiFailed, match=r"never.crt: no such file; it should hold the API server's CA"):
+        access_of(Node(kubeconfig=world.kubeconfig, kube_ca_file=tmp_path / "never.crt"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "deleted"),
+    [
+        ({"metadata": {}}, None, True),
+        ({"metadata": {}}, {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, True),
+        ({"metadata": {}}, {"metadata": {}}, False),
+        (None, None, False),  # an agent that runs without one
+    ],
+)
+def test_only_a_daemonset_that_was_there_can_be_deleted(world: World, before: Any, after: Any, deleted: bool) -> None:
+    key = ("istio-system", "istio-cni-node")
+    for state, look in ((before, True), (after, False)):
+        world.server.daemonsets.pop(key, None)
+        if state is not None:
+            world.server.daemonsets[key] = state
+        if look:
+            deployment = Deployment(world.api, "istio-system")
+            deployment.look()
+    assert deployment.is_deleted() is deleted
+
+
+@pytest.mark.parametrize(("status", "deleted"), [(401, True), (403, True), (500, False), (0, False)])
+def test_an_account_that_went_with_its_daemonset_says_so_but_an_outage_says_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, status: int, deleted: bool
+) -> None:
+    monkeypatch.setattr("installer.host.uninstall._PAUSE", 0.0)
+    world.server.daemonsets["istio-system", "istio-cni-node"] = {"metadata": {}}
+    deployment = Deployment(world.api, "istio-system")
+    deployment.look()
+    if status:
+        world.server.failing = status
+    else:
+        world.server.stop()
+    assert deployment.is_deleted() is deleted
