@@ -63,7 +63,7 @@ def _xt_tables() -> list[bytes]:
 
 
 def _xt_entries(table: bytes) -> bytes:
-    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as asking:
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         info = _ask(asking, _IPT_SO_GET_INFO, _INFO.pack(table, *[0] * 13))
         size = _INFO.unpack(info)[-1]
         return _ask(asking, _IPT_SO_GET_ENTRIES, _ENTRIES.pack(table, size) + bytes(size))
