@@ -21,12 +21,11 @@ NEWEST_VERSION = "1.1.0"
 
 
 class RuntimeConfig(BaseModel):
-    """What the runtime adds for the capabilities that our entry of the conf list declares."""
+    """What the runtime adds for the capabilities that our entry of the conf list declares, as far as it is read."""
 
     model_config = ConfigDict(frozen=True)
 
     annotations: dict[str, str] | None = Field(default=None, alias="io.kubernetes.cri.pod-annotations")
-    cgroup_path: str = Field(default="", alias="cgroupPath")
 
 
 class NetworkConfig(BaseModel):

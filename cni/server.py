@@ -4,11 +4,11 @@ import fcntl
 import os
 import selectors
 import socket
-import stat
 import struct
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import structlog
 from bpf.errors import SidestepError
 from cni import protocol
 from cni.errors import CniError
+from cni.protocol import SOCKET_NAME
+from cni.rundir import open_private
 from cni.verbs import Verbs
 
 log = structlog.get_logger("server")
@@ -29,6 +31,7 @@ _WORKERS = 32
 _BACKLOG = 512
 # a client that does not finish its request in time must not keep a worker
 _REQUEST_SECONDS = 5.0
+_MAX_PATH = 107  # sun_path less the NUL, unix(7)
 _UCRED = struct.Struct("3i")
 
 
@@ -39,23 +42,20 @@ def _unobserved(command: str, code: int, seconds: float) -> None:
 class Server:
     """Serves `verbs` on `<run_dir>/cni.sock` until stopped.
 
-    The directory is 0700 and the socket 0600, and the peer's uid is checked on top. One agent per directory: a second
-    one is refused, a socket left by a killed one is replaced.
+    The directory is 0700 and the socket 0600, and the peer's uid is checked on top; the plugin checks ours. One agent
+    per directory: a second one is refused, a socket left by a killed one is replaced.
     """
 
     def __init__(self, run_dir: Path, verbs: Verbs, observe: Observer = _unobserved) -> None:
+        """Listen. Raises SidestepError when the directory isn't ours alone, or another agent serves it."""
         self._verbs = verbs
         self._observe = observe
-        self._path = run_dir / protocol.SOCKET_NAME
-        self._lock = _lock(_private(run_dir))
-        _clear(self._path)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        mask = os.umask(0o177)
-        try:
-            self._listener.bind(str(self._path))
-        finally:
-            os.umask(mask)
-        self._listener.listen(_BACKLOG)
+        with ExitStack() as undo:
+            self._directory = open_private(run_dir)
+            undo.callback(os.close, self._directory)
+            _lock(self._directory, run_dir)
+            self._listener = _listen(self._directory, run_dir)
+            undo.pop_all()
         self._wake, self._stopper = socket.socketpair()
 
     def stop(self) -> None:
@@ -75,9 +75,10 @@ class Server:
                     time.sleep(0.01)
                     continue
                 workers.submit(self._answer, connection)
-            self._path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(SOCKET_NAME, dir_fd=self._directory)
             self._listener.close()
-        os.close(self._lock)
+        os.close(self._directory)
 
     def _answer(self, connection: socket.socket) -> None:
         descriptors: list[int] = []
@@ -121,48 +122,40 @@ def _as_cni_error(error: Exception) -> CniError:
     return told
 
 
-def _private(run_dir: Path) -> Path:
-    """Make or check the directory: root's, 0700, no symlink in the way. Raises SidestepError."""
-    try:
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = run_dir.lstat()
-    except OSError as error:
-        raise SidestepError(f"run directory {run_dir}: {error.strerror}") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise SidestepError(f"run directory {run_dir} must be a directory of this user, not a link or another's")
-    _require_safe_way(run_dir)
-    if found.st_mode & 0o077:
-        run_dir.chmod(0o700)
-    return run_dir
-
-
-def _require_safe_way(run_dir: Path) -> None:
-    """Whoever may write a directory on the way could put another in place of ours. Raises SidestepError."""
-    for directory in run_dir.absolute().parents:
-        status = directory.stat()
-        if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
-            raise SidestepError(f"run directory {run_dir}: others may write {directory}; choose another place")
-
-
-def _clear(path: Path) -> None:
-    """Remove what a killed agent has left; a link itself, not what it leads to. Raises SidestepError."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise SidestepError(f"{path} is in the way of the CNI socket: {error.strerror}; remove it") from error
-
-
-def _lock(run_dir: Path) -> int:
+def _lock(directory: int, run_dir: Path) -> None:
     """Hold the directory for this process. Raises SidestepError when another agent has it."""
-    fd = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(fd)
         raise SidestepError(
             f"another agent serves {run_dir}; stop it or give this one its own --cni-agent-run-dir"
         ) from None
-    return fd
+
+
+def _listen(directory: int, run_dir: Path) -> socket.socket:
+    """A socket in the directory, in place of what a killed agent has left there. Raises SidestepError."""
+    path = run_dir / SOCKET_NAME
+    if len(os.fsencode(path)) > _MAX_PATH:
+        raise SidestepError(f"{path} is too long for a socket's path: give a --cni-agent-run-dir the plugin can reach")
+    _clear(directory, path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        os.fchmod(listener.fileno(), 0o600)  # bind() makes the file with the socket's own mode
+        listener.bind(f"/proc/self/fd/{directory}/{SOCKET_NAME}")  # there is no bindat()
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SidestepError(f"{path}: no CNI socket can be made there: {error.strerror}") from error
+    return listener
+
+
+def _clear(directory: int, path: Path) -> None:
+    """Remove what is there; a link itself, not what it leads to. Raises SidestepError."""
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(path.name, dir_fd=directory)
+    except OSError as error:
+        raise SidestepError(f"{path} is in the way of the CNI socket: {error.strerror}; remove it") from error
 
 
 def _peer_uid(connection: socket.socket) -> int:

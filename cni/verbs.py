@@ -1,7 +1,7 @@
 """The CNI verbs, one function each: what they decide is Istio's, what they write goes through Enrolments."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -30,6 +30,7 @@ class Verbs:
     follower: Follower
     admission: Admission
     events: PodEvents = field(default_factory=NoEvents)
+    not_ready: Callable[[], str] = lambda: ""  # why ADDs cannot be served now, in a sentence; empty when they can
 
     def run(self, request: Request, netns_fd: int | None) -> Output:
         """Answer a request; what is returned the shim prints. Raises CniError."""
@@ -48,8 +49,9 @@ class Verbs:
         pod = self._mesh_pod(args, request)
         if pod is None:
             return request.result
-        policy = self._policy(pod)
-        entries, cookie = self.admission.admit(_identity(request, pod), policy, _netns(netns_fd))
+        policy, netns = self._policy(pod), _netns(netns_fd)
+        identity = _identity(request, pod, self._enrolled(netns))
+        entries, cookie = self.admission.admit(identity, policy, netns)
         log.info(
             "pod.enrolled",
             pod=str(entries.identity),
@@ -85,7 +87,9 @@ class Verbs:
         netns = _netns(netns_fd)
         if pod is None:
             return None
-        entries, cookie = self.admission.wanted(_identity(request, pod), policy_of(pod), netns)
+        known = self._enrolled(netns)
+        identity = known if known and known.is_adopted else _identity(request, pod, known)
+        entries, cookie = self.admission.wanted(identity, policy_of(pod), netns)
         if found := self.enrolments.differences(cookie, entries):
             raise CheckFailed(
                 f"{entries.identity} is not registered as its Pod asks: {found[0]}",
@@ -99,6 +103,8 @@ class Verbs:
             raise CniError(
                 "sidestep's programs are not attached on this node; restart the agent", code=Code.NOT_AVAILABLE
             )
+        if why := self.not_ready():
+            raise CniError(why, code=Code.NOT_AVAILABLE)
         return None
 
     def collect(self, request: Request, netns_fd: int | None) -> Output:
@@ -115,8 +121,17 @@ class Verbs:
             log.info("pod.reclaimed", pod=str(identity), container=identity.container_id)
         return None
 
+    def _enrolled(self, netns: int) -> Identity | None:
+        """Who is enrolled for a namespace so far."""
+        entry = self.enrolments.entry(visit(netns, lambda _: own_cookie()))
+        return Identity.of(entry) if entry else None
+
     def _mesh_pod(self, args: PodArgs, request: Request) -> Pod | None:
-        """The Pod, or None when this sandbox is none of ours. Raises PodNotFound."""
+        """The Pod, or None when this sandbox is none of ours. Raises PodNotFound.
+
+        The runtime's annotations spare looking for a Pod that isn't in the mesh: it starts while the API server is away.
+        Of one that is they say too little.
+        """
         config = request.config
         reason = skip_unseen(
             args.namespace,
@@ -134,8 +149,12 @@ class Verbs:
         return pod
 
 
-def _identity(request: Request, pod: Pod) -> Identity:
-    return Identity(
+def _identity(request: Request, pod: Pod, known: Identity | None) -> Identity:
+    """Whose the entry is to be: of several attachments of one container the first's, with multus say.
+
+    When a later one is taken away the container goes on, and so does its capture.
+    """
+    asked = Identity(
         uid=pod.uid or "",
         name=pod.name,
         namespace=pod.namespace,
@@ -143,6 +162,9 @@ def _identity(request: Request, pod: Pod) -> Identity:
         network=request.config.name,
         ifname=request.ifname,
     )
+    if known is None or known.is_adopted or known.container_id != asked.container_id:
+        return asked
+    return replace(asked, network=known.network, ifname=known.ifname)
 
 
 def _cookie(netns_fd: int | None) -> int | None:

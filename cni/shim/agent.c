@@ -36,10 +36,16 @@ static long long now_ms(void)
     return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
 }
 
-/* STATUS has a code of its own for "not able to serve"; for all else the runtime may simply try again. */
+/* STATUS has a code of its own for whatever keeps the agent from serving. */
+static enum code code_of(const struct invocation *inv, enum code otherwise)
+{
+    return strcmp(inv->command, "STATUS") ? otherwise : NOT_AVAILABLE;
+}
+
+/* For all that ends by itself when the agent is back. */
 static enum code away(const struct invocation *inv)
 {
-    return strcmp(inv->command, "STATUS") ? TRY_AGAIN_LATER : NOT_AVAILABLE;
+    return code_of(inv, TRY_AGAIN_LATER);
 }
 
 static _Noreturn void unreachable(const struct exchange *ex, int error)
@@ -50,8 +56,15 @@ static _Noreturn void unreachable(const struct exchange *ex, int error)
 
 static _Noreturn void garbage(const struct exchange *ex, const char *what)
 {
-    fail_unless_leaving(ex->inv, IO_FAILURE, "the agent at %s answered garbage (%s); are shim and agent of one version?",
+    fail_unless_leaving(ex->inv, code_of(ex->inv, IO_FAILURE),
+                        "the agent at %s answered garbage (%s); are shim and agent of one version?",
                         ex->address.sun_path, what);
+}
+
+static _Noreturn void hung_up(const struct exchange *ex)
+{
+    fail_unless_leaving(ex->inv, away(ex->inv), "the agent at %s closed the connection without an answer; did it end?",
+                        ex->address.sun_path);
 }
 
 static int remaining_ms(const struct exchange *ex)
@@ -151,7 +164,7 @@ static void receive_all(struct exchange *ex, char *data, size_t size)
         if (got > 0)
             have += (size_t)got;
         else if (got == 0)
-            garbage(ex, "it closed the connection in the middle");
+            hung_up(ex);
         else if (errno == EAGAIN)
             wait_for(ex, POLLIN);
         else if (errno != EINTR)

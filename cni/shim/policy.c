@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What needs no agent: pods that are none of the mesh's business whatever their Pod says. They must start on a node whose
- * agent is down, the agent's own pod first of all. The rules and their order are those of cni/membership.py; everything
- * that isn't plainly one of these cases is the agent's to decide, and refused without it.
+ * agent is down or hangs, the agent's own pod first of all, so it isn't even asked. The rules and their order are those of
+ * cni/membership.py; everything that isn't plainly one of these cases is the agent's to decide, and refused without it.
  */
 #define _GNU_SOURCE
 #include "shim.h"
@@ -13,9 +13,11 @@
 #define AGENT_PREFIX "istio-cni-node-"
 #define STATUS_ANNOTATION "sidecar.istio.io/status"
 /*
- * containerd passes all annotations of the sandbox under this capability since 1.5, CRI-O since 1.29. kubelet gives every
- * sandbox some of its own (kubernetes.io/config.source), so an object is always complete, and null (a CRI client
- * that set none) or nothing (an older runtime) says nothing about the Pod.
+ * Under this capability containerd (since 1.5, cniNamespaceOpts of its CRI plugin) and CRI-O (since 1.29, newPodNetwork)
+ * pass all annotations of the sandbox, at ADD, CHECK and DEL alike. From kubelet those are all of the Pod's, and
+ * kubernetes.io/config.source, which it gives every Pod (pkg/kubelet/config). So an object is complete, and a Pod without
+ * annotations comes as an object too. Only for another CRI client that sets none CRI-O passes an empty one, which is
+ * complete as well, and containerd null. That, and no key at all (an older runtime), says nothing about the Pod.
  */
 #define ANNOTATIONS "io.kubernetes.cri.pod-annotations"
 
@@ -53,7 +55,8 @@ static bool read_pair(struct pod_args *args, char *pair)
 /* False for what the agent would refuse. The strings live as long as the process. */
 static bool read_args(const struct invocation *inv, struct pod_args *args)
 {
-    char *rest = strdup(inv->args);
+    json_t *text = json_string(inv->args); /* which checks that it is UTF-8 */
+    char *rest = text ? strdup(inv->args) : NULL;
     char *pair;
 
     if (!rest)
@@ -64,36 +67,53 @@ static bool read_args(const struct invocation *inv, struct pod_args *args)
     return !args->unknown || args->ignore_unknown;
 }
 
+/* Whether a value is this string, NULs in it included. */
+static bool is_text(const json_t *value, const char *text)
+{
+    return json_is_string(value) && json_string_length(value) == strlen(text) && !strcmp(json_string_value(value), text);
+}
+
 static bool is_listed(const json_t *names, const char *name)
 {
     const json_t *each;
     size_t index;
 
     json_array_foreach(names, index, each)
-        if (json_is_string(each) && json_string_length(each) == strlen(name) && !strcmp(json_string_value(each), name))
+        if (is_text(each, name))
             return true;
     return false;
 }
 
 static bool is_own_pod(const struct invocation *inv, const struct pod_args *args)
 {
-    const char *namespace = json_string_value(json_object_get(inv->config, "pod_namespace"));
-
-    return namespace && *namespace && !strcmp(args->namespace, namespace) &&
+    return *args->namespace && is_text(json_object_get(inv->config, "pod_namespace"), args->namespace) &&
            !strncmp(args->name, AGENT_PREFIX, strlen(AGENT_PREFIX));
+}
+
+/* Whether the runtime passes annotations, and they lack the injector's. */
+static bool is_uninjected(const struct invocation *inv)
+{
+    json_t *annotations = json_object_get(json_object_get(inv->config, "runtimeConfig"), ANNOTATIONS);
+    const char *key;
+    json_t *value;
+
+    if (!json_is_object(annotations))
+        return false;
+    json_object_foreach(annotations, key, value)
+        if (!json_is_string(value)) /* no annotations, whatever it is */
+            return false;
+    return !json_object_get(annotations, STATUS_ANNOTATION);
 }
 
 static const char *reason(const struct invocation *inv, const struct pod_args *args)
 {
-    const json_t *annotations = json_object_get(json_object_get(inv->config, "runtimeConfig"), ANNOTATIONS);
-
     if (is_own_pod(inv, args))
         return "the agent's own pod";
     if (!*args->name || !*args->namespace)
         return "not a Kubernetes pod";
     if (is_listed(json_object_get(inv->config, "exclude_namespaces"), args->namespace))
         return "its namespace is in exclude_namespaces";
-    if (json_is_object(annotations) && !json_object_get(annotations, STATUS_ANNOTATION))
+    if (is_uninjected(inv))
         return "there is no " STATUS_ANNOTATION " annotation: the injector has not seen the Pod";
     return NULL;
 }

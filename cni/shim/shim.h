@@ -56,7 +56,7 @@ void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Print `output` on stdout, nothing else. False if it could not be written. */
 bool print_json(const json_t *output);
 
-/* Whether ADD and CHECK of this pod do nothing and need nobody; says why on stderr. */
+/* Whether ADD and CHECK of this pod do nothing and need nobody, and DEL hardly anybody; says why on stderr. */
 bool is_none_of_ours(const struct invocation *inv);
 
 /* The result of an ADD that adds nothing. */

@@ -3,8 +3,8 @@
  * sidestep-cni: the CNI plugin the container runtime executes, last in the chain.
  *
  * It checks that the invocation is well-formed, lets pods go that are plainly none of ours, opens the pod's network
- * namespace, passes both to the agent and prints the agent's answer. Static, without shell or files of its own, so it runs on any host. stdout
- * carries the result or a CNI error object and nothing else; stderr is for people.
+ * namespace, passes both to the agent and prints the agent's answer. Static, without shell or files of its own, so it
+ * runs on any host. stdout carries the result or a CNI error object and nothing else; stderr is for people.
  */
 #define _GNU_SOURCE
 #include "shim.h"
@@ -29,6 +29,7 @@
 #define DEFAULT_RUN_DIR "/run/sidestep"
 #define DEFAULT_TIMEOUT 10.0
 #define MAX_TIMEOUT 600.0
+#define LEAVING_TIMEOUT 1.0 /* for DEL of a pod that was never enrolled: worth telling, not worth waiting for */
 #define MAX_SHOWN 80 /* characters of a value in a message */
 
 static const char *const versions[] = {"0.3.1", "0.4.0", "1.0.0", "1.1.0"};
@@ -235,6 +236,20 @@ static _Noreturn void print_version(void)
     exit(!print_json(json_pack("{s:s, s:o}", "cniVersion", asked ? asked : NEWEST_VERSION, "supportedVersions", supported)));
 }
 
+static int print_answer(const struct invocation *inv, const json_t *answer)
+{
+    const json_t *output = json_object_get(answer, "output");
+    const char *message = json_string_value(json_object_get(output, "msg"));
+
+    if (json_integer_value(json_object_get(answer, "exit")) == 0)
+        return json_is_object(output) && !print_json(output);
+    if (always_succeeds(inv))
+        fail_unless_leaving(inv, INTERNAL, "the agent failed: %s", message ? message : "no message");
+    note("%s", message ? message : "the agent refused");
+    print_json(output);
+    return 1;
+}
+
 int main(void)
 {
     struct invocation inv = {
@@ -244,7 +259,6 @@ int main(void)
         .cni_version = NEWEST_VERSION, .netns_fd = -1,
     };
     const struct verb *verb;
-    json_t *answer, *output;
 
     signal(SIGPIPE, SIG_IGN);
     verb = verb_of(&inv);
@@ -259,20 +273,13 @@ int main(void)
     if (verb->attachment)
         inv.netns_fd = open_netns(&inv, verb);
 
-    if (!strcmp(verb->name, "ADD") && is_none_of_ours(&inv))
-        return !print_json(unchanged_result(&inv));
-    if (!strcmp(verb->name, "CHECK") && is_none_of_ours(&inv))
-        return 0;
-    answer = ask_agent(&inv);
-    output = json_object_get(answer, "output");
-    if (json_integer_value(json_object_get(answer, "exit")) != 0) {
-        const char *message = json_string_value(json_object_get(output, "msg"));
-
-        if (always_succeeds(&inv))
-            fail_unless_leaving(&inv, INTERNAL, "the agent failed: %s", message ? message : "no message");
-        note("%s", message ? message : "the agent refused");
-        print_json(output);
-        return 1;
+    if (verb->attachment && is_none_of_ours(&inv)) {
+        if (!strcmp(verb->name, "ADD"))
+            return !print_json(unchanged_result(&inv));
+        if (!strcmp(verb->name, "CHECK"))
+            return 0;
+        if (inv.timeout > LEAVING_TIMEOUT) /* the rules may have been others at its ADD, so the agent hears of it */
+            inv.timeout = LEAVING_TIMEOUT;
     }
-    return json_is_object(output) && !print_json(output);
+    return print_answer(&inv, ask_agent(&inv));
 }

@@ -3,7 +3,6 @@
 A little server stands in for the agent, because the shim must also survive answers no agent gives.
 """
 
-import fcntl
 import json
 import os
 import socket
@@ -20,7 +19,7 @@ from typing import Any
 import pytest
 
 SHIM = Path(__file__).parents[2] / "build" / "sidestep-cni"
-SOURCES = Path(__file__).parents[2] / "cni" / "shim"
+pytestmark = pytest.mark.usefixtures("shim")
 NETNS = "/proc/self/ns/net"
 CONFIG: dict[str, Any] = {
     "cniVersion": "1.0.0",
@@ -95,16 +94,6 @@ def says(**answer: Any) -> Callable[[socket.socket], None]:
 
 def sends(raw: bytes) -> Callable[[socket.socket], None]:
     return lambda connection: connection.sendall(raw)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def shim() -> Path:
-    """The binary of the sources as they are; workers of one run take turns to look."""
-    SHIM.parent.mkdir(exist_ok=True)
-    with (SHIM.parent / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        subprocess.run(["make", "-C", SOURCES], check=True)
-    return SHIM
 
 
 @pytest.fixture
@@ -452,9 +441,6 @@ GARBAGE = {
     "failure without an object": framed(b'{"exit": 1, "output": null}'),
     "length zero": struct.pack("!I", 0),
     "length too large": struct.pack("!I", 9 << 20),
-    "ends early": struct.pack("!I", 100) + b"{",
-    "nothing": b"",
-    "half a length": b"\0\0",
 }
 
 
@@ -463,6 +449,23 @@ def test_garbage_is_called_that(agent: Callable[..., Agent], case: str) -> None:
     error = run(agent(sends(GARBAGE[case])).directory).error
     assert error["code"] == 5
     assert "answered garbage" in error["msg"]
+
+
+@pytest.mark.parametrize(
+    "said", [struct.pack("!I", 100) + b"{", b"", b"\0\0"], ids=["a part", "nothing", "half a length"]
+)
+def test_an_agent_that_ends_meanwhile_may_be_tried_again(agent: Callable[..., Agent], said: bytes) -> None:
+    error = run(agent(sends(said)).directory).error
+    assert error["code"] == 11
+    assert "closed the connection without an answer" in error["msg"]
+
+
+@pytest.mark.parametrize(
+    "said", [b"", framed(b"<html>"), framed(b'{"exit": 0}')], ids=["nothing", "no JSON", "no output"]
+)
+def test_status_calls_whatever_is_no_answer_unavailable(agent: Callable[..., Agent], said: bytes) -> None:
+    started = agent(sends(said))
+    assert run(started.directory, config={"cniVersion": "1.1.0"}, CNI_COMMAND="STATUS").error["code"] == 50
 
 
 def test_bytes_that_are_no_utf8_are_refused_without_crashing(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """What the plugin lets go without an agent, and what the agent would: one table of cases for both."""
 
 import json
+import socket
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from cni.errors import CniError
 from cni.membership import skip_unseen
 from cni.protocol import NetworkConfig, pod_args
 
+pytestmark = pytest.mark.usefixtures("shim")
 SHIM = Path(__file__).parents[2] / "build" / "sidestep-cni"
 PREVIOUS = {"cniVersion": "1.0.0", "ips": [{"address": "10.0.0.2/24"}], "x-unknown": 2**53 + 1}
 MESH = {"sidecar.istio.io/status": "{}", "other": "x"}
@@ -26,6 +30,9 @@ CASES: dict[str, tuple[str, Any, str | None]] = {
     "annotations that the runtime did not set": (POD, None, None),
     "a runtime that passes none": (POD, NOT_KNOWN, None),
     "a status that is empty": (POD, {"sidecar.istio.io/status": ""}, None),
+    "annotations that are none": (POD, {"other": 7}, None),
+    "a status that is none": (POD, {"sidecar.istio.io/status": None}, None),
+    "annotations of another shape": (POD, ["other"], None),
     "no Kubernetes pod": ("", NOT_KNOWN, "not a Kubernetes pod"),
     "no name": ("K8S_POD_NAMESPACE=default", MESH, "not a Kubernetes pod"),
     "an empty name": ("K8S_POD_NAMESPACE=default;K8S_POD_NAME=", MESH, "not a Kubernetes pod"),
@@ -39,6 +46,9 @@ CASES: dict[str, tuple[str, Any, str | None]] = {
     "unknown arguments": ("K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod;X=y", PLAIN, None),
     "unknown arguments and no pod": ("X=y", NOT_KNOWN, None),
     "no pair": ("K8S_POD_NAMESPACE=default;nonsense", PLAIN, None),
+    "an argument without a key": (f"{POD};=x", PLAIN, "no sidecar.istio.io/status annotation"),
+    "nothing between two": (f"{POD};;", PLAIN, "no sidecar.istio.io/status annotation"),
+    "a text that goes on after a zero": ("K8S_POD_NAMESPACE=kube-node;K8S_POD_NAME=pod", MESH, None),
     "any order": ("K8S_POD_NAME=pod;X=y;K8S_POD_NAMESPACE=kube-system;IgnoreUnknown=true", MESH, "exclude_namespaces"),
 }
 
@@ -50,7 +60,7 @@ def config(annotations: Any, run_dir: Path = Path("/never")) -> dict[str, Any]:
         "type": "sidestep-cni",
         "cni_agent_run_dir": str(run_dir),
         "pod_namespace": "istio-system",
-        "exclude_namespaces": ["kube-public", "kube-system"],
+        "exclude_namespaces": ["kube-public", "kube-system", "kube-node\0lease"],
         "prevResult": PREVIOUS,
         "cni.dev/valid-attachments": [],
     }
@@ -85,10 +95,10 @@ def test_without_an_agent_only_what_is_plainly_not_in_the_mesh_starts(case: str)
 @pytest.mark.parametrize("case", CASES)
 def test_the_agent_goes_by_the_same_rules(case: str) -> None:
     args, annotations, why = CASES[case]
-    given = NetworkConfig.model_validate(config(annotations))
     try:
+        given = NetworkConfig.model_validate(config(annotations))
         pod = pod_args(args)
-    except CniError:  # refused, so not let go
+    except (CniError, ValueError):  # refused, so not let go
         assert why is None
         return
     found = skip_unseen(
@@ -105,6 +115,46 @@ def test_the_agent_goes_by_the_same_rules(case: str) -> None:
 def test_options_of_another_shape_let_nobody_go(broken: dict[str, Any]) -> None:
     done = run("ADD", POD.replace("default", "kube-syste"), {**config(MESH), **broken})
     assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 11)
+
+
+def test_arguments_that_are_no_text_let_nobody_go() -> None:
+    done = run("ADD", "K8S_POD_NAME=\udcff", config(NOT_KNOWN))
+    assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 4)
+
+
+@pytest.fixture
+def hung(tmp_path: Path) -> Iterator[socket.socket]:
+    """An agent that takes connections, as far as the kernel goes, and never answers."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "cni.sock"))
+        listener.listen()
+        listener.setblocking(False)
+        yield listener
+
+
+@pytest.mark.parametrize("command", ["ADD", "CHECK"])
+@pytest.mark.parametrize("case", [case for case, (_, _, why) in CASES.items() if why])
+def test_what_starts_without_an_agent_does_not_ask_it(
+    hung: socket.socket, tmp_path: Path, command: str, case: str
+) -> None:
+    args, annotations, _ = CASES[case]
+    assert run(command, args, config(annotations, tmp_path)).returncode == 0
+    with pytest.raises(BlockingIOError):
+        hung.accept()
+
+
+@pytest.mark.parametrize("case", ["the agent's own pod", "a plain pod"])
+def test_what_starts_without_an_agent_ends_without_it_too_but_the_agent_is_told(
+    hung: socket.socket, tmp_path: Path, case: str
+) -> None:
+    args, annotations, _ = CASES[case]
+    began = time.monotonic()
+    done = run("DEL", args, config(annotations, tmp_path) | {"agent_timeout_seconds": 60})
+    assert (done.returncode, done.stdout) == (0, "")
+    assert time.monotonic() - began < 10
+    assert "did not answer within 1 s" in done.stderr
+    with hung.accept()[0] as connection, connection.makefile("rb") as told:
+        assert b'"command":"DEL"' in told.read()
 
 
 def test_check_of_a_pod_that_is_none_of_ours_says_nothing() -> None:

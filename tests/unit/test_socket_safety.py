@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +18,7 @@ from cni.server import Server
 from cni.verbs import Verbs
 
 NOBODY = 65534
+pytestmark = pytest.mark.usefixtures("shim")
 VERBS = cast(Verbs, object())  # no request gets as far
 BECOME_NOBODY = (
     f"import os, sys; os.setgroups([]); os.setresgid({NOBODY}, {NOBODY}, {NOBODY}); "
@@ -80,6 +82,28 @@ def test_a_socket_handed_to_another_user_is_no_use(server: Server, run_dir: Path
     assert said == "b''" or said.startswith(("ConnectionResetError", "BrokenPipeError"))
 
 
+@contextmanager
+def disturber(run_dir: Path, victim: Path) -> Iterator[None]:
+    """Another user who keeps putting a link to a directory of his, and a directory, in place of `run_dir`."""
+    code = (
+        "print('ready', flush=True)\n"
+        "while True:\n"
+        "    for put, take in ((lambda p: os.symlink(sys.argv[2], p), os.unlink), (os.mkdir, os.rmdir)):\n"
+        "        for do in (put, take):\n"
+        "            try: do(sys.argv[1])\n"
+        "            except OSError: pass\n"
+    )
+    argv = [sys.executable, "-I", "-S", "-c", BECOME_NOBODY + code, str(run_dir), str(victim)]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_the_plugin_does_not_trust_a_socket_of_another_user(run_dir: Path) -> None:
     run_dir.mkdir()
     run_dir.chmod(0o777)
@@ -117,9 +141,49 @@ def test_a_link_in_place_of_the_directory_is_refused(run_dir: Path, tmp_path: Pa
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     run_dir.symlink_to(elsewhere)
-    with pytest.raises(SidestepError, match="must be a directory of this user, not a link"):
+    with pytest.raises(SidestepError, match=f"{run_dir} is a link; it has to be a directory"):
         Server(run_dir, VERBS)
     assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["a link", "a directory"])
+def test_nothing_of_another_user_on_the_way_is_taken(run_dir: Path, tmp_path: Path, kind: str) -> None:
+    way = run_dir.parent / "way"
+    if kind == "a link":
+        way.symlink_to(tmp_path)
+    else:
+        way.mkdir(mode=0o755)
+    os.chown(way, NOBODY, NOBODY, follow_symlinks=False)
+    with pytest.raises(SidestepError, match=f"{way} belongs to uid {NOBODY}; it has to be root's"):
+        Server(way / "run", VERBS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_link_of_roots_on_the_way_is_followed(run_dir: Path, tmp_path: Path) -> None:
+    """/var/run is one."""
+    (tmp_path / "real").mkdir()
+    for number, target in enumerate((str(tmp_path / "real"), "link0", f"../{run_dir.parent.name}/link1")):
+        (run_dir.parent / f"link{number}").symlink_to(target)
+    server = Server(run_dir.parent / "link2" / "new" / "run", VERBS)
+    assert (tmp_path / "real" / "new" / "run" / "cni.sock").is_socket()
+    server.stop()
+    server.serve()
+
+
+def test_links_without_an_end_are_named(run_dir: Path) -> None:
+    (run_dir.parent / "loop").symlink_to("loop")
+    with pytest.raises(SidestepError, match="loop leads through too many links"):
+        Server(run_dir.parent / "loop" / "run", VERBS)
+
+
+def test_a_link_of_roots_into_a_way_of_another_user_is_refused(run_dir: Path, tmp_path: Path) -> None:
+    """What a link leads through counts as much as what leads to it."""
+    loose = tmp_path / "loose"
+    (loose / "below").mkdir(parents=True)
+    loose.chmod(0o777)
+    (run_dir.parent / "link").symlink_to(loose / "below")
+    with pytest.raises(SidestepError, match=f"{loose} may be written by others"):
+        Server(run_dir.parent / "link" / "run", VERBS)
 
 
 def test_a_link_in_place_of_the_socket_is_replaced(run_dir: Path, tmp_path: Path) -> None:
@@ -137,7 +201,7 @@ def test_a_link_in_place_of_the_socket_is_replaced(run_dir: Path, tmp_path: Path
 def test_a_directory_of_another_user_is_refused(run_dir: Path) -> None:
     run_dir.mkdir()
     os.chown(run_dir, NOBODY, NOBODY)
-    with pytest.raises(SidestepError, match="must be a directory of this user"):
+    with pytest.raises(SidestepError, match=f"belongs to uid {NOBODY}; it has to be root's"):
         Server(run_dir, VERBS)
 
 
@@ -145,8 +209,44 @@ def test_a_way_that_others_may_change_is_refused(tmp_path: Path) -> None:
     loose = tmp_path / "loose"
     loose.mkdir()
     loose.chmod(0o777)
-    with pytest.raises(SidestepError, match=f"others may write {loose}; choose another place"):
+    with pytest.raises(SidestepError, match=f"{loose} may be written by others; choose another place"):
         Server(loose / "run", VERBS)
+    assert not list(loose.iterdir())
+
+
+def test_a_file_in_place_of_the_directory_is_named(run_dir: Path) -> None:
+    run_dir.write_text("precious")
+    with pytest.raises(SidestepError, match=f"{run_dir}: Not a directory"):
+        Server(run_dir, VERBS)
+    assert run_dir.read_text() == "precious"
+
+
+def test_a_path_that_no_socket_can_have_is_named(run_dir: Path) -> None:
+    with pytest.raises(SidestepError, match="is too long for a socket's path"):
+        Server(run_dir / ("x" * 100), VERBS)
+
+
+def test_whatever_another_user_does_meanwhile_the_socket_is_where_it_belongs(tmp_path: Path) -> None:
+    """In a place like /tmp: he puts links and directories of his own in the way, and takes them away again."""
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o777)
+    victim.chmod(0o777)
+    with tempfile.TemporaryDirectory(prefix="sidestep-") as place:
+        Path(place).chmod(0o1777)
+        run_dir = Path(place) / "run"
+        with disturber(run_dir, victim):
+            for _ in range(300):
+                try:
+                    server = Server(run_dir, VERBS)
+                except SidestepError:  # his was there first
+                    continue
+                found = run_dir.lstat()
+                assert (found.st_uid, found.st_mode & 0o7777, list(victim.iterdir())) == (0, 0o700, [])
+                assert (run_dir / "cni.sock").is_socket()
+                server.stop()
+                server.serve()
+                run_dir.rmdir()
+    assert not list(victim.iterdir())
 
 
 def test_a_directory_in_place_of_the_socket_is_named(run_dir: Path) -> None:
