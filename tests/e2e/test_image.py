@@ -12,7 +12,9 @@ import yaml
 from cri_api.v1 import api_pb2 as cri
 
 from tests.lab.apiserver import ApiServer
-from tests.lab.containerd import Containerd, CriPod, as_daemonset
+from tests.lab.containerd import Containerd
+from tests.lab.cri import CriPod
+from tests.lab.daemonset import as_daemonset
 from tests.lab.node import NODE_NAME, REPOSITORY, Node
 from tests.lab.waiting import wait_until
 

@@ -1,27 +1,21 @@
-"""A containerd of the lab's own, and pods made through CRI as kubelet does."""
+"""A containerd of the lab's own."""
 
 import json
 import shutil
 import subprocess
 import sys
-import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from ipaddress import ip_address
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import grpc
 from cri_api.v1 import api_pb2 as cri
 from cri_api.v1.api_pb2_grpc import RuntimeServiceStub
 
 from tests.lab import images
-from tests.lab.envoy import PROXY_ID, Envoy, bootstrap
-from tests.lab.node import NODE_NAME, PLUGINS, REPOSITORY, Node
+from tests.lab.node import PLUGINS, REPOSITORY, Node
 from tests.lab.waiting import wait_until
 
-_SECONDS = 30
-APP_PORT = 8080
+SECONDS = 30
 
 CONFIG = """
 version = 2
@@ -31,6 +25,8 @@ state = "{directory}/state"
   address = "{directory}/containerd.sock"
 [ttrpc]
   address = "{directory}/containerd.sock.ttrpc"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{directory}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{pause}"
   restrict_oom_score_adj = true
@@ -45,6 +41,7 @@ state = "{directory}/state"
     runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
       SystemdCgroup = false
+      Root = "{directory}/runc-state"
       BinaryName = "{runc}"
 """
 # This machine's controllers are in the v1 hierarchies, so its cgroup2 has none to limit containers with. Limits are not
@@ -60,10 +57,6 @@ if "--bundle" in sys.argv:
         json.dump(spec, file)
 os.execv("{runc}", ["runc", *sys.argv[1:]])
 """
-
-
-class Refused(Exception):
-    """The runtime did not make the pod."""
 
 
 class Containerd:
@@ -112,8 +105,9 @@ class Containerd:
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         (self.node.cgroup / "agent" / "cgroup.procs").write_text(str(self._process.pid))
+        self._hang_up()
         self._channel = grpc.insecure_channel(f"unix://{self.directory}/containerd.sock")
-        wait_until(self._answers, f"containerd to answer; see {self.directory}/log", _SECONDS)
+        wait_until(self._answers, f"containerd to answer; see {self.directory}/log", SECONDS)
 
     def import_images(self) -> None:
         """Those of the lab."""
@@ -135,22 +129,32 @@ class Containerd:
 
     def stop(self) -> None:
         """End the daemon; containers go on, as on a real node."""
+        self._hang_up()
+        self._end("terminate")
+
+    def kill(self) -> None:
+        """SIGKILL: as a crash, in the middle of calls."""
+        self._end("kill")
+
+    def _end(self, how: str) -> None:
+        if self._process:
+            getattr(self._process, how)()
+            self._process.wait(SECONDS)
+            self._process = None
+
+    def _hang_up(self) -> None:
         if self._channel:
             self._channel.close()
-        if self._process:
-            self._process.terminate()
-            self._process.wait(_SECONDS)
-            self._process = None
 
     @property
     def stub(self) -> RuntimeServiceStub:
         """The CRI calls."""
         return RuntimeServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
-    def write_conf(self) -> Path:
+    def write_conf(self, name: str = "10-lab.conflist") -> Path:
         """The primary plugin's configuration, as its own installer writes it."""
         conf = {**self.node.conflist(), "plugins": self.node.conflist()["plugins"][:2]}
-        path = self.net / "10-lab.conflist"
+        path = self.net / name
         fresh = path.with_suffix(".new")
         fresh.write_text(json.dumps(conf))
         fresh.rename(path)
@@ -166,228 +170,6 @@ class Containerd:
         except grpc.RpcError:
             return False
         return any(condition.type == "RuntimeReady" and condition.status for condition in conditions)
-
-
-@dataclass
-class CriPod:
-    """A pod made through CRI: an application, and for a mesh pod its Envoy."""
-
-    runtime: Containerd
-    name: str
-    mesh: bool = True
-    annotations: Mapping[str, str] = field(default_factory=dict)
-    uid: str = field(default_factory=lambda: str(uuid.uuid4()))
-    sandbox: str = ""
-    ip: str = ""
-    containers: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def envoy(self) -> Envoy:
-        """Its log, which is the same file inside and outside."""
-        if not hasattr(self, "_envoy"):
-            self._envoy = Envoy(self.directory, Path("/never"), Path("/never"))
-        return self._envoy
-
-    @property
-    def directory(self) -> Path:
-        """Mounted into its containers under the same name."""
-        return self.runtime.node.directory / f"pod-{self.uid}"
-
-    def create(self) -> None:
-        """As kubelet does: cgroup, sandbox, containers. Raises Refused when the runtime makes no sandbox."""
-        self.create_sandbox()
-        self.directory.mkdir(mode=0o777)
-        self.directory.chmod(0o777)
-        script = f"echo {self.name} > /tmp/name; exec httpd -f -p {APP_PORT} -h /tmp"
-        self._start("app", ["/bin/sh", "-c", script], 1000)
-        if self.mesh:
-            self._start_envoy()
-        self._publish("Running")
-
-    def create_sandbox(self) -> None:
-        """The first part of it."""
-        (self.runtime.node.kubepods / self.uid).mkdir()
-        self._publish()
-        try:
-            made = self.runtime.stub.RunPodSandbox(cri.RunPodSandboxRequest(config=self._config()), timeout=_SECONDS)
-        except grpc.RpcError as error:
-            raise Refused(error.details()) from error
-        self.sandbox = made.pod_sandbox_id
-        status = self._sandbox_status()
-        self.ip = status.status.network.ip
-
-    @property
-    def netns(self) -> Path:
-        """Its network namespace, by one of its processes."""
-        pid = json.loads(self._sandbox_status().info["info"])["pid"]
-        return Path(f"/proc/{pid}/ns/net")
-
-    def _sandbox_status(self) -> Any:
-        request = cri.PodSandboxStatusRequest(pod_sandbox_id=self.sandbox, verbose=True)
-        return self.runtime.stub.PodSandboxStatus(request, timeout=_SECONDS)
-
-    def get(self, ip: str, path: str = "name", seconds: int = 5) -> str:
-        """One HTTP request from inside the application's container; what it printed, empty when it failed."""
-        host = f"[{ip}]" if ip_address(ip).version == 6 else ip
-        command = ["/bin/timeout", str(seconds), "/bin/wget", "-q", "-O", "-", f"http://{host}:{APP_PORT}/{path}"]
-        request = cri.ExecSyncRequest(container_id=self.containers["app"], cmd=command, timeout=seconds + 5)
-        return str(self.runtime.stub.ExecSync(request, timeout=_SECONDS).stdout.decode().strip())
-
-    def remove(self) -> None:
-        """As kubelet does."""
-        if self.sandbox:
-            self.runtime.stub.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=self.sandbox), timeout=_SECONDS)
-            self.runtime.stub.RemovePodSandbox(
-                cri.RemovePodSandboxRequest(pod_sandbox_id=self.sandbox), timeout=_SECONDS
-            )
-        api = self.runtime.node.api
-        if api and ("default", self.name) in api.pods:
-            api.delete("default", self.name)
-
-    def _config(self) -> Any:
-        # kubelet's own are always there
-        annotations = {"kubernetes.io/config.source": "api", **self._annotations()}
-        parent = f"/{self.runtime.node.cgroup.name}/{self.runtime.node.kubepods.name}/{self.uid}"
-        return cri.PodSandboxConfig(
-            metadata=cri.PodSandboxMetadata(name=self.name, namespace="default", uid=self.uid),
-            hostname=self.name,
-            log_directory=str(self.runtime.directory),
-            annotations=annotations,
-            linux=cri.LinuxPodSandboxConfig(cgroup_parent=parent),
-        )
-
-    def _annotations(self) -> dict[str, str]:
-        return {**self.annotations, **({"sidecar.istio.io/status": "{}"} if self.mesh else {})}
-
-    def _start(self, name: str, command: Sequence[str], user: int) -> None:
-        mount = cri.Mount(container_path=str(self.directory), host_path=str(self.directory))
-        context = cri.LinuxContainerSecurityContext(run_as_user=cri.Int64Value(value=user))
-        config = cri.ContainerConfig(
-            metadata=cri.ContainerMetadata(name=name),
-            image=cri.ImageSpec(image=images.TOOLS),
-            command=command,
-            log_path=f"{self.uid}-{name}.log",
-            mounts=[mount],
-            linux=cri.LinuxContainerConfig(security_context=context),
-        )
-        request = cri.CreateContainerRequest(pod_sandbox_id=self.sandbox, config=config, sandbox_config=self._config())
-        made = self.runtime.stub.CreateContainer(request, timeout=_SECONDS).container_id
-        self.containers[name] = made
-        self.runtime.stub.StartContainer(cri.StartContainerRequest(container_id=made), timeout=_SECONDS)
-
-    def _start_envoy(self) -> None:
-        config, admin = self.directory / "envoy.json", self.directory / "admin.sock"
-        config.write_text(json.dumps(bootstrap(self.envoy.log, admin, False)))
-        argv = ["/bin/envoy", "-c", str(config), "--concurrency", "2", "--file-flush-interval-msec", "10"]
-        self._start("istio-proxy", [*argv, "--disable-hot-restart", "--log-level", "warn"], PROXY_ID)
-        ask = ["curl", "-s", "--unix-socket", str(admin), "http://envoy/ready"]
-        wait_until(
-            lambda: subprocess.run(ask, capture_output=True, text=True).stdout.strip() == "LIVE",
-            "Envoy to be live",
-            _SECONDS,
-        )
-
-    def manifest(self, phase: str) -> dict[str, Any]:
-        """The Pod as the API server has it."""
-        containers: list[dict[str, Any]] = [{"name": "app", "image": images.TOOLS}]
-        if self.mesh:
-            context = {"runAsUser": PROXY_ID, "runAsGroup": PROXY_ID}
-            containers.append({"name": "istio-proxy", "args": ["proxy", "sidecar"], "securityContext": context})
-        statuses = [{"name": name, "containerID": f"containerd://{each}"} for name, each in self.containers.items()]
-        status: dict[str, Any] = {"phase": phase, "containerStatuses": statuses}
-        if self.ip:
-            status["podIP"] = self.ip
-        return {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "name": self.name,
-                "namespace": "default",
-                "uid": self.uid,
-                "annotations": self._annotations(),
-            },
-            "spec": {"nodeName": NODE_NAME, "containers": containers},
-            "status": status,
-        }
-
-    def _publish(self, phase: str = "Pending") -> None:
-        assert self.runtime.node.api is not None
-        self.runtime.node.api.put(self.manifest(phase))
-
-
-def as_daemonset(
-    runtime: Containerd,
-    objects: Sequence[dict[str, Any]],
-    image: str,
-    settings: Mapping[str, str],
-    host: Mapping[str, Path],
-    extra: Mapping[Path, Path],
-) -> str:
-    """Run the DaemonSet's pod as kubelet would, on the node's network; returns its container.
-
-    `settings` replace those of the ConfigMap, `host` says what this lab has in place of a path of the node, and `extra`
-    is mounted besides.
-    """
-    daemonset = next(each for each in objects if each["kind"] == "DaemonSet")
-    config = next(each for each in objects if each["kind"] == "ConfigMap")["data"]
-    spec = daemonset["spec"]["template"]["spec"]
-    (container,) = spec["containers"]
-    paths = {volume["name"]: volume.get("hostPath", {}).get("path") for volume in spec["volumes"]}
-    scratch = runtime.node.directory / "daemonset-tmp"
-    scratch.mkdir()
-    mounts = [
-        cri.Mount(
-            container_path=each["mountPath"],
-            host_path=str(host.get(paths[each["name"]], paths[each["name"]] or scratch)),
-        )
-        for each in container["volumeMounts"]
-    ]
-    mounts += [cri.Mount(container_path=str(inside), host_path=str(outside)) for inside, outside in extra.items()]
-    wanted = container["securityContext"]
-    namespaces = cri.NamespaceOption(
-        network=cri.NamespaceMode.NODE, pid=cri.NamespaceMode.NODE if spec["hostPID"] else cri.NamespaceMode.CONTAINER
-    )
-    context = cri.LinuxContainerSecurityContext(
-        run_as_user=cri.Int64Value(value=wanted["runAsUser"]),
-        readonly_rootfs=wanted["readOnlyRootFilesystem"],
-        privileged=wanted["privileged"],
-        capabilities=cri.Capability(
-            add_capabilities=wanted["capabilities"]["add"], drop_capabilities=wanted["capabilities"]["drop"]
-        ),
-        seccomp=cri.SecurityProfile(profile_type=cri.SecurityProfile.ProfileType.Unconfined),
-        namespace_options=namespaces,
-    )
-    parent = f"/{runtime.node.cgroup.name}/daemonset"
-    (runtime.node.cgroup / "daemonset").mkdir()
-    sandbox_config = cri.PodSandboxConfig(
-        metadata=cri.PodSandboxMetadata(name="istio-cni-node-lab", namespace="istio-system", uid=str(uuid.uuid4())),
-        log_directory=str(runtime.directory),
-        linux=cri.LinuxPodSandboxConfig(
-            cgroup_parent=parent,
-            security_context=cri.LinuxSandboxSecurityContext(namespace_options=namespaces),
-        ),
-    )
-    sandbox = runtime.stub.RunPodSandbox(
-        cri.RunPodSandboxRequest(config=sandbox_config), timeout=_SECONDS
-    ).pod_sandbox_id
-    made = runtime.stub.CreateContainer(
-        cri.CreateContainerRequest(
-            pod_sandbox_id=sandbox,
-            config=cri.ContainerConfig(
-                metadata=cri.ContainerMetadata(name=container["name"]),
-                image=cri.ImageSpec(image=image),
-                args=container["args"],
-                envs=[cri.KeyValue(key=key, value=value) for key, value in {**config, **settings}.items()],
-                log_path=f"{container['name']}.log",
-                mounts=mounts,
-                linux=cri.LinuxContainerConfig(security_context=context),
-            ),
-            sandbox_config=sandbox_config,
-        ),
-        timeout=_SECONDS,
-    ).container_id
-    runtime.stub.StartContainer(cri.StartContainerRequest(container_id=made), timeout=_SECONDS)
-    return str(made)
 
 
 def pure_cgroup2() -> list[str]:

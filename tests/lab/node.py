@@ -23,6 +23,7 @@ from bpf.tables import Tables
 from tests.lab.apiserver import ApiServer
 from tests.lab.chain import Chain
 from tests.lab.inside import popen
+from tests.lab.leftovers import outside
 from tests.lab.pod import Pod
 from tests.lab.waiting import wait_until
 
@@ -225,6 +226,8 @@ def remove(lab: str) -> None:
     for netns in NETNS.glob(f"sidestep-{lab}-*"):
         subprocess.run(["ip", "netns", "del", netns.name], check=True)
     directory = LABS / lab
+    for path in outside(directory):
+        path.unlink(missing_ok=True)
     for mount in reversed(mounts()):  # its bpffs, and what a container runtime has mounted
         if mount.path.is_relative_to(directory):
             subprocess.run(["umount", mount.path], check=True)
