@@ -129,7 +129,7 @@ class Verbs:
     def _mesh_pod(self, args: PodArgs, request: Request) -> Pod | None:
         """The Pod, or None when this sandbox is none of ours. Raises PodNotFound.
 
-        The runtime's annotations spare looking for a Pod that isn't in the mesh: it starts while the API server is away.
+        The runtime's annotations spare looking for a Pod outside of the mesh: it starts while the API server is away.
         Of one that is they say too little.
         """
         config = request.config

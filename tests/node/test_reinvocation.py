@@ -1,4 +1,4 @@
-"""The plugin called again for what it knows: by multus, by a runtime that tries again, and without a chain before it."""
+"""The plugin called again for what it knows: by multus, by a runtime that tries again, without a chain before it."""
 
 import uuid
 from collections.abc import Iterator
