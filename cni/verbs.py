@@ -30,7 +30,6 @@ class Verbs:
     follower: Follower
     admission: Admission
     events: PodEvents = field(default_factory=NoEvents)
-    not_ready: Callable[[], str] = lambda: ""  # why ADDs cannot be served now, in a sentence; empty when they can
 
     def run(self, request: Request, netns_fd: int | None) -> Output:
         """Answer a request; what is returned the shim prints. Raises CniError."""
@@ -103,8 +102,6 @@ class Verbs:
             raise CniError(
                 "sidestep's programs are not attached on this node; restart the agent", code=Code.NOT_AVAILABLE
             )
-        if why := self.not_ready():
-            raise CniError(why, code=Code.NOT_AVAILABLE)
         return None
 
     def collect(self, request: Request, netns_fd: int | None) -> Output:
