@@ -55,7 +55,7 @@ shim: setup
 demo: setup shim
 	@$(PYTHON) -m tests.lab.demo $(if $(KEEP),--keep)
 
-test: setup shim image lint
+test: setup shim image load lint
 	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile tests/unit tests/datapath tests/node tests/e2e
 
 # Docker's way, without docker or a registry; made again only when something of it has changed.
