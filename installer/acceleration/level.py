@@ -19,6 +19,8 @@ log = structlog.get_logger("acceleration")
 
 # how often it is looked for others with such maps; they come with agents that are installed, not with pods
 _LOOK_SECONDS = 60.0
+# how long the end waits for a self-test; its child ends by itself
+_STOP_SECONDS = 3.0
 
 
 def judge(wanted: Level, found: Outcome, others: list[str]) -> NodeLevel:
@@ -61,7 +63,6 @@ class Acceleration:
         before, node = level_of(self._tables), judge(wanted, found, list(other_owners()))
         if node != before:
             set_level(self._tables, node)
-            log.info("acceleration.level", level=str(node.level), wanted=str(wanted), reason=node.reason or "as wanted")
         return node
 
     @contextmanager
@@ -73,14 +74,18 @@ class Acceleration:
             yield
         finally:
             self._stopping.set()
-            thread.join(_LOOK_SECONDS)
+            thread.join(_STOP_SECONDS)
 
     def _run(self, wanted: Level) -> None:
+        told = None
         while not self._stopping.is_set():
             try:
-                wanted = self.settle(wanted).wanted
-                self._stopping.wait(_LOOK_SECONDS)
-                wanted = level_of(self._tables).wanted  # somebody may have changed it meanwhile
+                node = self.settle(wanted)
             except SidestepError as error:
                 log.error("acceleration.failed", error=str(error))
-                self._stopping.wait(_LOOK_SECONDS)
+            else:
+                if node != told:
+                    log.info("acceleration.is", level=str(node.level), wanted=str(node.wanted), reason=node.reason)
+                told = node
+            self._stopping.wait(_LOOK_SECONDS)
+            wanted = level_of(self._tables).wanted  # somebody may have changed it meanwhile
