@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.lab.node import REPOSITORY
 
-SCENARIOS = ("no-mesh", "iptables", "off", "unix")
+SCENARIOS = ("iptables", "full", "unix")
 WORKLOADS = ("new-connection-http", "ping-pong-http", "stream-1024")  # each of the load generators
 
 
@@ -22,5 +22,6 @@ def test_a_quick_run_writes_figures_page_and_plots(tmp_path: Path) -> None:
     assert seen == {(workload, scenario) for workload in WORKLOADS for scenario in SCENARIOS}
     assert all(each["figures"]["requests"] > 0 and each["figures"]["errors"] == 0 for each in run["samples"])
     assert all(each["spent"]["pods"] > 0 for each in run["samples"])
+    assert run["traffic"]["full"]["redirected"] > 0
     plots = {"mesh-rate.svg", "mesh-p50.svg", "mesh-p99.svg", "mesh-cpu.svg", "mesh-pods-cpu.svg"}
     assert {each.name for each in tmp_path.iterdir()} == {"mesh.json", "mesh.md", *plots}

@@ -73,6 +73,7 @@ def bench(rounds: int, seconds: int, only: tuple[str, ...], output: Path, quick:
     results = Results(rounds, seconds, seed, machine(), scenarios, workloads, busy_cores(0.5 if quick else 3))
     with pairs([SCENARIOS[name] for name in scenarios]) as living:
         measure(results, living, output / "mesh.json")
+        results.traffic = {name: pair.traffic() for name, pair in living.items() if pair.traffic()}
     publish(results, output)
     click.echo(f"{output / 'mesh.md'}: {len(results.samples)} samples, {len(results.failures)} failures")
 

@@ -45,7 +45,7 @@ def page(results: Results) -> str:
     parts.append("### received by streams, MB/s\n")
     streams = [name for name in results.workloads if WORKLOADS[name].generator is Generator.IPERF3]
     parts.append(_by_workload(results, samples.received, form=_plain, workloads=streams))
-    parts += [_wrong(results, samples), *_beside(results), "## How to read this\n", NOTES]
+    parts += [_redirected(results), _wrong(results, samples), *_beside(results), "## How to read this\n", NOTES]
     return "\n".join(parts)
 
 
@@ -109,6 +109,14 @@ def _wrong(results: Results, samples: Samples) -> str:
     lines = [f"- {scenario}, {WORKLOADS[workload].title}: {n}" for (workload, scenario), n in samples.errors.items()]
     lines += [f"- {each}" for each in results.failures]
     return "## Requests and runs that failed\n\n" + ("\n".join(lines) if lines else "None.") + "\n"
+
+
+def _redirected(results: Results) -> str:
+    """Whether acceleration was at work at all."""
+    columns = list(dict.fromkeys(key for sums in results.traffic.values() for key in sums))
+    rows = [[name, *(f"{sums.get(key, 0):,}" for key in columns)] for name, sums in results.traffic.items()]
+    head = ["level", *(key.replace("_", " ") for key in columns)]
+    return "### messages of both pods, whole run\n\n" + (table(head, rows) if rows else "None.\n")
 
 
 def _beside(results: Results) -> list[str]:

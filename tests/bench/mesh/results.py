@@ -35,6 +35,7 @@ class Results:
     busy_cores: float  # before the run, with other things
     samples: list[Sample] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    traffic: dict[str, dict[str, int]] = field(default_factory=dict)  # by scenario: how often messages were redirected
     beside: dict[str, Any] = field(default_factory=dict)  # what was measured without load, by name
 
     def write(self, path: Path) -> None:

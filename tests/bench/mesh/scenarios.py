@@ -13,8 +13,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from bpf.acceleration import level_of
 from bpf.attachment import detach
+from bpf.layout import Level
 from bpf.pins import Pins
+from bpf.tables import Tables
+from cni.annotations import ACCELERATION
+from installer.status import status_of
 from tests.bench.mesh.proxies import SERVICES, ChainedEnvoy, InterceptingEnvoy, loopback, pipe
 from tests.bench.mesh.servers import Servers
 from tests.conformance.configs import Config
@@ -22,6 +27,7 @@ from tests.conformance.world import by_iptables
 from tests.lab.envoy import Envoy
 from tests.lab.node import Node
 from tests.lab.pod import Pod
+from tests.lab.waiting import wait_until
 
 FILES = 20_000  # open files of a process: thousands of idle connections through one Envoy
 _SOURCE = Path(__file__).with_name("unixway.c")
@@ -42,7 +48,7 @@ class Scenario:
 
     name: str
     way: Way
-    level: str | None = None  # of acceleration
+    level: Level | None = None  # of acceleration
 
 
 BASELINE = Scenario("iptables", Way.IPTABLES)
@@ -51,7 +57,9 @@ SCENARIOS = {
     for each in (
         Scenario("no-mesh", Way.NOBODY),
         BASELINE,
-        Scenario("off", Way.SIDESTEP),
+        Scenario("off", Way.SIDESTEP, Level.OFF),
+        Scenario("proxy", Way.SIDESTEP, Level.PROXY),
+        Scenario("full", Way.SIDESTEP, Level.FULL),
         Scenario("unix", Way.UNIX),
     )
 }
@@ -77,6 +85,13 @@ class Pair:
         """The unix socket that is the client's end of a service; None where it is reached over IPv4."""
         has_none = self.scenario.way is not Way.UNIX or SERVICES[service].speaks == "bytes"
         return None if has_none else self.files / f"client-{service}.sock"
+
+    def traffic(self) -> dict[str, int]:
+        """What became of the messages of both pods, as `sidestep status` has it; nothing without sidestep."""
+        if self.scenario.way is not Way.SIDESTEP:
+            return {}
+        pods = [each["acceleration"] for each in status_of(Pins(self.client.node.bpffs))["pods"]]
+        return {key: sum(each[key] for each in pods) for key in pods[0] if key != "level"}
 
     def environment(self, service: str) -> dict[str, str] | None:
         """What makes a load generator use it; None for the parent's environment."""
@@ -112,18 +127,32 @@ def _pair(stack: ExitStack, scenario: Scenario) -> Pair:
 def _node(scenario: Scenario) -> Iterator[Node]:
     """With the agent and its programs only where they capture."""
     node = Node()
-    if scenario.level:
-        node.agent.options += ["--acceleration", scenario.level]
+    node.agent.options += ["--acceleration", str(scenario.level or Level.OFF)]
     node.is_chained = scenario.way is Way.SIDESTEP
     with node:
         if not node.is_chained:
             node.agent.terminate()
             detach(Pins(node.bpffs))
+        if scenario.level is not None:
+            _settle(node, scenario.level)
         yield node
 
 
+def _settle(node: Node, level: Level) -> None:
+    """Wait until the agent's self-test is over. Raises RuntimeError where this kernel does not allow the level."""
+    with Tables(Pins(node.bpffs)) as tables:
+
+        def is_settled() -> bool:
+            found = level_of(tables)
+            if found.wanted is level and found.level is not level:
+                raise RuntimeError(f"this kernel does not allow level {level}: {found.reason}")
+            return found.level is level
+
+        wait_until(is_settled, f"level {level}; see {node.agent.log}", 60)
+
+
 def _pod(stack: ExitStack, node: Node, scenario: Scenario, name: str) -> Pod:
-    annotations = {"sidestep.io/acceleration": scenario.level} if scenario.level else {}
+    annotations = {} if scenario.level is None else {ACCELERATION: str(scenario.level)}
     pod = node.pod(name, mesh=scenario.way is Way.SIDESTEP, annotations=annotations, app=False, envoy=False)
     if scenario.way is Way.IPTABLES:
         by_iptables(stack, Config("default"), pod.netns)
