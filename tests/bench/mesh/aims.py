@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tests.bench.mesh.blocks import judged
 from tests.bench.mesh.ratios import Metric, Samples, Spread
 
 LEVELS = ("proxy", "full")
@@ -24,8 +25,7 @@ class Aim:
         """The rounds' median decides."""
         if found is None:
             return "not measured"
-        bound = self.bounds[LEVELS.index(level)]
-        return "met" if (found.median <= bound if self.is_ceiling else found.median >= bound) else "**not met**"
+        return judged(found, self.bounds[LEVELS.index(level)], self.is_ceiling)
 
 
 def _both(name: str) -> tuple[str, ...]:

@@ -1,9 +1,10 @@
 """The run as a page: aims first, then ratios, then what this machine did."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 from tests.bench.mesh.aims import verdicts
+from tests.bench.mesh.blocks import Block, table
 from tests.bench.mesh.ratios import BASELINE, TITLES, Metric, Samples, Spread
 from tests.bench.mesh.results import Results
 from tests.bench.mesh.workloads import WORKLOADS, Generator
@@ -49,14 +50,6 @@ def page(results: Results) -> str:
     return "\n".join(parts)
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table; figures to the right."""
-    names = list(head)
-    lines = [" | ".join(names), " | ".join(["---", *["---:"] * (len(names) - 1)])]
-    lines += [" | ".join(row) for row in rows]
-    return "".join(f"| {line} |\n" for line in lines)
-
-
 def _conditions(results: Results) -> str:
     where = "; ".join(f"{name} {what}" for name, what in results.machine.items())
     done = len(Samples(results.samples).rounds)
@@ -71,17 +64,17 @@ def _conditions(results: Results) -> str:
 
 def _aims(samples: Samples) -> str:
     rows = [
-        (
+        [
             WORKLOADS[each.workload].title,
             TITLES[each.metric],
             each.level,
             str(each.found) if each.found else "–",
             each.aim,
             each.verdict,
-        )
+        ]
         for each in verdicts(samples)
     ]
-    head = ("workload", "figure", "level", "ratio to iptables", "aim", "")
+    head = ["workload", "figure", "level", "ratio to iptables", "aim", ""]
     return "## Aims\n\n" + table(head, rows)
 
 
@@ -120,4 +113,4 @@ def _redirected(results: Results) -> str:
 
 
 def _beside(results: Results) -> list[str]:
-    return [f"## {title}\n\n{text}" for title, text in results.beside.items()]
+    return [Block(**each).markdown() for each in results.beside]

@@ -36,7 +36,7 @@ class Results:
     samples: list[Sample] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     traffic: dict[str, dict[str, int]] = field(default_factory=dict)  # by scenario: how often messages were redirected
-    beside: dict[str, Any] = field(default_factory=dict)  # what was measured without load, by name
+    beside: list[dict[str, Any]] = field(default_factory=list)  # what was measured without load, as blocks
 
     def write(self, path: Path) -> None:
         """As JSON."""

@@ -107,14 +107,20 @@ def pairs(scenarios: Sequence[Scenario]) -> Iterator[dict[str, Pair]]:
         yield {each.name: _pair(stack, each) for each in scenarios}
 
 
-def _pair(stack: ExitStack, scenario: Scenario) -> Pair:
+def bare_pods(stack: ExitStack, scenario: Scenario) -> tuple[Pod, Pod]:
+    """A client's and a server's pod, captured, with nothing running in them."""
     node = stack.enter_context(_node(scenario))
+    return _pod(stack, node, scenario, "client"), _pod(stack, node, scenario, "server")
+
+
+def _pair(stack: ExitStack, scenario: Scenario) -> Pair:
+    client, server = bare_pods(stack, scenario)
+    node = client.node
     files = node.directory / "files"
     files.mkdir()
     files.chmod(0o1777)
     preload = files / "unixway.so"
     subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", preload, _SOURCE, "-ldl"], check=True)
-    client, server = (_pod(stack, node, scenario, name) for name in ("client", "server"))
     servers = Servers(server, files, scenario.way is Way.UNIX)
     servers.start()
     envoys = _envoys(scenario, client, server, servers)

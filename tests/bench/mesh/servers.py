@@ -26,6 +26,7 @@ http {{
     tcp_nopush on;
     keepalive_requests 1000000000;
     keepalive_timeout 3600s;
+    client_header_timeout 3600s;
     client_body_temp_path {files}/body; proxy_temp_path {files}/proxy; fastcgi_temp_path {files}/fastcgi;
     uwsgi_temp_path {files}/uwsgi; scgi_temp_path {files}/scgi;
     server {{
