@@ -4,34 +4,39 @@
  * lost and counted. The reader renews its interest, so that one that was killed costs nothing for long.
  */
 
-static __always_inline struct tracing *traced(__u64 cookie)
+static __always_inline bool is_traced(__u64 cookie)
 {
     __u32 zero = 0;
     struct tracing *interest = tracing.lookup(&zero);
 
     if (!interest || !interest->until)
-        return 0;
+        return false;
     if (interest->cookie && interest->cookie != cookie)
-        return 0;
-    return bpf_ktime_get_ns() < interest->until ? interest : 0;
+        return false;
+    return bpf_ktime_get_ns() < interest->until;
 }
 
-static __always_inline void emit(struct tracing *interest, struct event *event)
+static __always_inline void emit(struct event *event)
 {
+    __u32 zero = 0;
+    __u64 *sum;
+
     event->time = bpf_ktime_get_ns();
-    if (events.ringbuf_output(event, sizeof(*event), 0))
-        __sync_fetch_and_add(&interest->lost, 1);
+    if (!events.ringbuf_output(event, sizeof(*event), 0))
+        return;
+    sum = lost.lookup(&zero);
+    if (sum)
+        *sum += 1;
 }
 
 /* A call of connect() or sendmsg(). `counted` is the enum total. */
 static __always_inline void emit_call(__u64 cookie, struct bpf_sock *sk, const struct destination *to,
                                       const struct address *source, struct decision decision, __u32 counted)
 {
-    struct tracing *interest = traced(cookie);
     struct event event = {.kind = EVENT_CONNECT};
     struct opener who;
 
-    if (!interest)
+    if (!is_traced(cookie))
         return;
     who = opener_of(sk);
     event.cookie = cookie;
@@ -45,7 +50,7 @@ static __always_inline void emit_call(__u64 cookie, struct bpf_sock *sk, const s
     event.destination = to->address;
     event.destination_port = swap16(to->port_be);
     bpf_get_current_comm(event.command, sizeof(event.command));
-    emit(interest, &event);
+    emit(&event);
 }
 
 /* Whether the pod denies this destination; counted and told. The caller refuses. */

@@ -263,7 +263,7 @@ class Node(ctypes.Structure):
 class Tracing(ctypes.Structure):
     """Who reads events, and until when."""
 
-    _fields_ = [("until", U64), ("cookie", U64), ("lost", U64)]
+    _fields_ = [("until", U64), ("cookie", U64)]
 
 
 class EventKind(IntEnum):
@@ -334,6 +334,7 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "totals": (Word, Quad),
     "tallies": (Cookie, Tally),
     "tracing": (Word, Tracing),
+    "lost": (Word, Quad),
     "build": (Word, Build),
 }
 

@@ -26,18 +26,17 @@ static __always_inline struct address packet_remote(struct bpf_sk_lookup *ctx)
 static __always_inline void note(struct bpf_sk_lookup *ctx, __u64 cookie, const struct address *local,
                                  const struct address *remote, enum rule rule, __u32 counted)
 {
-    struct tracing *interest = traced(cookie);
     struct event event = {.kind = EVENT_INBOUND, .cookie = cookie, .verdict = counted, .rule = rule};
 
     count(cookie, counted);
-    if (!interest)
+    if (!is_traced(cookie))
         return;
     event.protocol = ctx->protocol;
     event.source = *remote;
     event.source_port = swap16(ctx->remote_port);
     event.destination = *local;
     event.destination_port = ctx->local_port;
-    emit(interest, &event);
+    emit(&event);
 }
 
 /* Any live listener of the pod's proxy; one of another family than the packet's refuses the assignment. */

@@ -279,7 +279,6 @@ struct node {
 struct tracing {
     __u64 until;
     __u64 cookie;
-    __u64 lost; /* events for which the ring had no room */
 };
 
 /* struct event, kind */
@@ -375,6 +374,9 @@ TABLE("array", __u32, struct node, node, 1, 0)
 
 /* `sidestep trace` → whatever emits events; the one entry is 0 */
 TABLE("array", __u32, struct tracing, tracing, 1, 0)
+
+/* connect, datagram, lookup, sockops → `sidestep trace`; events for which the ring had no room, on each CPU by itself */
+TABLE("percpu_array", __u32, __u64, lost, 1, 0)
 
 /* connect, datagram, lookup, sockops → `sidestep trace`; bytes */
 RING(events, 2 * 1024 * 1024)

@@ -87,14 +87,13 @@ static __always_inline void record_dial(struct bpf_sock_ops *ctx, struct bpf_soc
 /* The proxy begins or ends to listen. */
 static __always_inline void emit_listener(struct bpf_sock_ops *ctx, __u64 cookie, enum event_kind kind)
 {
-    struct tracing *interest = traced(cookie);
     struct event event = {.kind = kind, .cookie = cookie, .protocol = IPPROTO_TCP};
 
-    if (!interest)
+    if (!is_traced(cookie))
         return;
     event.destination = local_address(ctx);
     event.destination_port = ctx->local_port;
-    emit(interest, &event);
+    emit(&event);
 }
 
 /* What a socket that asked for it leaves behind. */
