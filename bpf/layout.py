@@ -273,6 +273,7 @@ class EventKind(IntEnum):
     INBOUND = 1
     LISTENING = 2
     CLOSED = 3
+    KILLED = 4
 
 
 class Event(ctypes.Structure):
@@ -292,6 +293,8 @@ class Event(ctypes.Structure):
         ("source_port", U16),
         ("destination_port", U16),
         ("command", ctypes.c_char * 16),
+        ("signal", U32),
+        ("sender", U32),
         ("zero32", U32),
     ]
 

@@ -287,6 +287,7 @@ enum event_kind {
     EVENT_INBOUND,   /* a SYN that arrives, or a datagram for a denied port */
     EVENT_LISTENING, /* the proxy listens on destination's port */
     EVENT_CLOSED,    /* and does not any more */
+    EVENT_KILLED,    /* a process ends of a signal (deaths.c) */
 };
 
 /* Addresses of either family, ports in host order. */
@@ -304,6 +305,8 @@ struct event {
     __u16 source_port;
     __u16 destination_port;
     char command[16];
+    __u32 signal;
+    __u32 sender; /* process id of who sent it, 0 when that was not seen */
     __u32 zero32;
 };
 

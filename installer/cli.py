@@ -19,6 +19,7 @@ COMMANDS = {
     "detach": "programs",
     "probe": "node",
     "status": "status",
+    "trace": "trace",
     "uninstall": "node",
 }
 _WITHOUT_ROOT = ("probe",)  # whose table says it among other things
