@@ -16,6 +16,7 @@ COMMANDS = {
     "accelerate": "programs",
     "agent": "node",
     "attach": "programs",
+    "deny": "deny",
     "detach": "programs",
     "probe": "node",
     "status": "status",
