@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 
 from tests.bench.mesh.load import load
+from tests.bench.mesh.measure import Figures
 from tests.bench.mesh.scenarios import SCENARIOS, Pair, pairs
 from tests.bench.mesh.workloads import WORKLOADS
 from tests.lab.node import REPOSITORY
@@ -65,6 +66,10 @@ def traced(pair: Pair, told: Told) -> Iterator[None]:
         told.events += _lines(output)
 
 
+def _rate(figures: Figures) -> float:
+    return figures.requests / figures.seconds
+
+
 def _lines(path: Path) -> int:
     with path.open("rb") as file:
         return sum(1 for _ in file)
@@ -85,9 +90,9 @@ def bench(rounds: int, seconds: int) -> None:
             for is_traced in sorted((False, True), reverse=bool(number % 2)):
                 if is_traced:
                     with traced(pair, told):
-                        rates[is_traced] = load(pair, _WORKLOAD, seconds, number).figures.rate
+                        rates[is_traced] = _rate(load(pair, _WORKLOAD, seconds, number).figures)
                 else:
-                    rates[is_traced] = load(pair, _WORKLOAD, seconds, number).figures.rate
+                    rates[is_traced] = _rate(load(pair, _WORKLOAD, seconds, number).figures)
             ratios.append(rates[True] / rates[False])
     spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
     click.echo(f"  requests/s, traced / not: {spread}; aim ≥ 0.97")
