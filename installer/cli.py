@@ -10,6 +10,7 @@ import click
 
 from bpf.errors import SidestepError
 from bpf.kernel import require_root
+from installer.version import VERSION
 
 # command → the module of installer/commands that has it
 COMMANDS = {
@@ -17,6 +18,7 @@ COMMANDS = {
     "agent": "node",
     "attach": "programs",
     "detach": "programs",
+    "maps": "maps",
     "probe": "node",
     "status": "status",
     "uninstall": "node",
@@ -38,6 +40,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="sidestep", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Istio sidecar traffic capture at the socket layer: no iptables, no conntrack."""
