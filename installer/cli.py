@@ -10,7 +10,6 @@ import click
 
 from bpf.errors import SidestepError
 from bpf.kernel import require_root
-from installer.version import VERSION
 
 # command → the module of installer/commands that has it
 COMMANDS = {
@@ -40,7 +39,6 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(VERSION, prog_name="sidestep", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Istio sidecar traffic capture at the socket layer: no iptables, no conntrack."""

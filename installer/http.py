@@ -9,7 +9,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from bpf.errors import SidestepError
-from installer.version import VERSION
+from installer import VERSION
 
 Application = Callable[..., Any]
 # how long the loop sleeps between looks for its end; each look wakes the processor
@@ -35,8 +35,8 @@ def _signed(application: Application) -> Application:
     """Say in every answer who gives it, and in which version: `sidestep status` asks."""
 
     def signed(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        def start(status: str, headers: list[tuple[str, str]]) -> Any:
-            return start_response(status, [*headers, ("Server", f"sidestep/{VERSION}")])
+        def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+            return start_response(status, [*headers, ("Server", f"sidestep/{VERSION}")], *error)
 
         return application(environ, start)
 

@@ -10,13 +10,13 @@ from bpf.layout import Build, Level, Pod, Traffic
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.entries import Identity
+from installer import VERSION
 from installer.inspect.chain import chain_of
 from installer.inspect.health import agent_of
 from installer.inspect.maps import maps_of, require_attached
 from installer.inspect.maps_walk import entries
 from installer.inspect.programs import HOW_TO_COUNT, counts_runs, programs_of
 from installer.settings import Attachment, Chain, Node, Ports
-from installer.version import VERSION
 
 
 def document_of(attachment: Attachment, chain: Chain, node: Node, ports: Ports) -> dict[str, Any]:
