@@ -16,10 +16,12 @@ COMMANDS = {
     "accelerate": "programs",
     "agent": "node",
     "attach": "programs",
+    "deny": "deny",
     "detach": "programs",
     "maps": "maps",
     "probe": "node",
     "status": "status",
+    "trace": "trace",
     "uninstall": "node",
 }
 _WITHOUT_ROOT = ("probe",)  # whose table says it among other things
