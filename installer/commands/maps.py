@@ -11,7 +11,7 @@ _IN_TABLE = 1000  # entries, unless more are asked for
 @click.command()
 @take(Attachment)
 @click.argument("name", required=False)
-@click.option("--pod", metavar="NAMESPACE/NAME", default="", help="Only what is about this pod.")
+@click.option("--pod", metavar="[NAMESPACE/]NAME", default="", help="Only what is about this pod.")
 @click.option("--limit", type=click.IntRange(1), help=f"Entries at most  [default: {_IN_TABLE} in a table, else all]")
 @output_option
 def maps(attachment: Attachment, name: str | None, pod: str, limit: int | None, output: str) -> None:

@@ -82,6 +82,8 @@ _FIELDS: dict[tuple[type[Structure], str], Callable[[Any], Any]] = {
 _KEYS: dict[str, tuple[str, Callable[[int], Any]]] = {
     "totals": ("connections", lambda index: _OUTCOMES[index] if index < len(_OUTCOMES) else index),
     "node": ("", int),
+    "tracing": ("", int),
+    "lost": ("", int),
     "build": ("", int),
 }
 _VALUES: dict[str, tuple[str, Callable[[int], Any]]] = {
@@ -94,6 +96,7 @@ _VALUES: dict[str, tuple[str, Callable[[int], Any]]] = {
     "listeners": ("socket_cookie", int),
     "accelerated": ("socket_cookie", int),
     "totals": ("count", int),
+    "lost": ("events", int),
 }
 
 

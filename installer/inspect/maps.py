@@ -10,19 +10,15 @@ from bpf.errors import KernelRefused, NotAttached, SidestepError
 from bpf.kernel import require_bpffs
 from bpf.layout import TABLES, Cookie, Pod
 from bpf.pins import Descriptor, Pins
+from bpf.tables import Tables
 from cni.entries import Identity
 from installer.inspect.decode import Names, Plain, cookies, decoded, is_about_pods
 from installer.inspect.maps_walk import KINDS, Entry, entries
-
-_NAMES_SHOWN = 10  # pods of a node, in an error's one line
+from installer.inspect.names import cookie_of
 
 
 class UnknownMap(SidestepError):
     """There is no such map, or none whose entries could be listed; the message says which there are."""
-
-
-class UnknownPod(SidestepError):
-    """No such pod is enrolled on this node; the message says which are."""
 
 
 @dataclass
@@ -60,26 +56,29 @@ def maps_of(pins: Pins, pod: str = "") -> list[Plain]:
 
 
 def entries_of(pins: Pins, name: str, pod: str = "", limit: int | None = None) -> Listing:
-    """The entries of one map, or those that are about a pod. Raises UnknownMap, UnknownPod, NotAttached."""
+    """The entries of one map, or those that are about a pod. Raises UnknownMap, NoSuchPod, NotAttached."""
     require_attached(pins)
     _require_listable(pins, name)
     if pod and not _is_kept_by_pod(name):
-        raise UnknownMap(f"the map {name} has no entries of single pods; give --pod with {_joined(_kept_by_pod())}")
+        raise UnknownMap(
+            f"the map {name} has no entries of single pods; give --pod with one of {', '.join(sorted(_kept_by_pod()))}"
+        )
     names = _names(pins)
     found = entries(pins, name)
     if pod:
-        found = _about(found, _cookies_of(pins, pod, names))
+        found = _about(found, _cookies_of(pins, pod))
     return Listing(name, limit, found, names)
 
 
 def _map_of(pins: Pins, name: str, pod: set[int] | None) -> Plain:
     with Descriptor(syscalls.open_pin(pins.maps / name)) as table:
         info, memory = syscalls.map_info(table.fd), kernel_says(table.fd).get("memlock", "")
+    kind = KINDS.get(info.type, f"type {info.type}")
     return {
         "name": name,
-        "kind": KINDS.get(info.type, f"type {info.type}"),
+        "kind": kind,
         "entries": _count(pins, name, pod),
-        "limit": info.max_entries or None,
+        "limit": info.max_entries if kind != "ringbuf" and info.max_entries else None,  # a ring's is in bytes
         "bytes": int(memory) if memory.isdecimal() else None,
         "key_bytes": info.key_size,
         "value_bytes": info.value_size,
@@ -116,13 +115,9 @@ def _names(pins: Pins) -> dict[int, str]:
     }
 
 
-def _cookies_of(pins: Pins, pod: str, names: Names | None = None) -> set[int]:
-    """A pod by NAMESPACE/NAME; one that is made anew may be there twice for a moment."""
-    known = _names(pins) if names is None else names
-    found = {cookie for cookie, name in known.items() if name == pod}
-    if not found:
-        raise UnknownPod(f"no pod {pod} is enrolled on this node; give one of {_joined(known.values())}")
-    return found
+def _cookies_of(pins: Pins, pod: str) -> set[int]:
+    with Tables(pins) as tables:
+        return {cookie_of(tables, pod)}
 
 
 def _kept_by_pod() -> Iterator[str]:
@@ -139,14 +134,3 @@ def _require_listable(pins: Pins, name: str) -> None:
         there = "/" not in name and (pins.maps / name).exists()
         what = f"the map {name} is for the programs alone" if there else f"there is no map {name}"
         raise UnknownMap(f"{what}; give one of {', '.join(sorted(listable))}")
-
-
-def _joined(names: Iterable[str]) -> str:
-    """Names for an error's line, not too many."""
-    every = sorted(set(names))
-    more = len(every) - _NAMES_SHOWN
-    return (
-        ", ".join(every[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-        if every
-        else "none, as there is none"
-    )
