@@ -45,9 +45,6 @@ def test_an_annotation_that_changes_counts_for_a_running_pod(node: Node, pods: t
     assert alpha.curl(beta.ip4).pod == "beta"
     annotate(alpha, outbound=str(APP_PORT))
     wait_until(lambda: alpha.curl(beta.ip4).pod is None, "the port to be denied", 5)
-    assert (
-        "Operation not permitted" in alpha.curl(beta.ip4, options=("-v",)).error or alpha.curl(beta.ip4).exit_code == 7
-    )
     (denier,) = sidestep_json(node, "deny")
     assert (denier["pod"], denier["outbound"], denier["inbound"]) == ("default/alpha", [APP_PORT], [])
     assert denier["refused"]["outbound"] > 0
@@ -65,7 +62,7 @@ def test_a_denied_inbound_port_refuses_others_and_not_the_pod_itself(pods: tuple
 
 
 def test_a_value_that_makes_no_sense_changes_nothing(node: Node, pods: tuple[Pod, Pod]) -> None:
-    alpha, beta = pods
+    alpha, _ = pods
     annotate(alpha, outbound="9999")
     wait_until(lambda: bool(sidestep_json(node, "deny")), "the port to be denied", 5)
     annotate(alpha, outbound="many")

@@ -42,10 +42,11 @@ def test_one_pod_one_verdict_one_destination(mesh: Mesh) -> None:
     for filters in (
         ("default/alpha", "--verdict", "captured"),
         ("alpha", "--verdict", "captured", "--dest", f"{mesh.beta.ip4}/32"),
-        ("--verdict", "captured", "--dest", f"{mesh.beta.ip4}:{APP_PORT}"),
+        ("beta", "--verdict", "captured", "--dest", f"{mesh.beta.ip4}:{APP_PORT}"),
     ):
         with tracing(mesh.node, *filters, "--output", "json") as trace:
-            mesh.gamma.curl(mesh.alpha.ip4)
+            if "--dest" in filters:
+                mesh.alpha.curl(mesh.gamma.ip4)
             mesh.alpha.curl(mesh.beta.ip4)
             (event,) = events_of(trace, 1)
             assert event["destination"] == f"{mesh.beta.ip4}:{APP_PORT}"
@@ -105,3 +106,30 @@ def test_a_destination_that_cannot_be_understood_is_one_line(mesh: Mesh, what: s
     assert done.returncode == 1
     said = f'"{what}" is no destination; give 10.0.0.0/8, 10.1.2.3:80, [fd00::1]:80 or :80'
     assert done.stderr == f"sidestep: {said}\n"
+
+
+CONNECTS = """
+import errno, json, socket, sys, time
+count, per_second = int(sys.argv[1]), int(sys.argv[2])
+begun, denied = time.monotonic(), 0
+for number in range(count):
+    if number % 100 == 0:
+        time.sleep(max(0.0, begun + number / per_second - time.monotonic()))
+    s = socket.socket()
+    s.setblocking(False)
+    denied += s.connect_ex(("198.51.100.1", 7)) == errno.EPERM
+    s.close()
+print(json.dumps(denied))
+"""
+
+
+def test_ten_thousand_events_a_second_are_all_told(node: Node) -> None:
+    pod = node.pod("alpha", annotations={"sidestep.io/deny-outbound-ports": "7"}, envoy=False)
+    with tracing(node, "--verdict", "denied", "--output", "json") as trace:
+        client = pod.popen(["python3", "-I", "-S", "-c", CONNECTS, "30000", "10000"], stdout=subprocess.PIPE, text=True)
+        assert trace.stdout is not None
+        lines = [trace.stdout.readline() for _ in range(30_000)]
+        assert client.communicate(timeout=10)[0] == "30000\n"
+        trace.send_signal(signal.SIGINT)
+        assert trace.communicate(timeout=10) == ("", "")
+    assert {json.loads(line)["verdict"] for line in lines} == {"denied"}
