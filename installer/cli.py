@@ -18,6 +18,7 @@ COMMANDS = {
     "attach": "programs",
     "deny": "deny",
     "detach": "programs",
+    "maps": "maps",
     "probe": "node",
     "status": "status",
     "trace": "trace",
