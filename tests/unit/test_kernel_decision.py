@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bpf.layout import Address, NetworkVerdict, PodFlags, PortRule
 from cni.annotations import CapturePolicy
-from cni.decision import TPROXY_MARK, Inbound, IPAddress, Outbound, inbound, outbound
+from cni.decision import TPROXY_MARK, Container, Inbound, IPAddress, Outbound, inbound, outbound
 from cni.entries import Entries, Identity, entries_of
 from cni.prefixes import effective_prefixes
 from cni.sandbox import InterfaceAddress, Sandbox
@@ -18,12 +18,13 @@ from tests.unit.compile_c import build
 SOURCE = """
 #include "address.h"
 #include "policy.h"
-struct facts { unsigned ports, network, mark; unsigned short port; bool udp, own, excluded, uid, gid; };
+struct facts { unsigned ports, network, mark; unsigned short port; bool udp, own, excluded, uid, gid;
+               unsigned char container; };
 int outbound(unsigned flags, struct address *to, struct address *source, struct facts *given)
 {
     struct outbound facts = {.ports = given->ports, .network = given->network, .mark = given->mark, .port = given->port,
                              .udp = given->udp, .excluded_interface = given->excluded, .proxy_uid = given->uid,
-                             .proxy_gid = given->gid};
+                             .proxy_gid = given->gid, .container = given->container};
     struct destination destination = {.address = *to, .family = is_mapped(to) ? AF_INET : AF_INET6};
     resolve_unspecified(&destination, source);
     facts.first_loopback = is_first_loopback(&destination.address);
@@ -36,7 +37,8 @@ int inbound(unsigned flags, struct address *source, bool own, unsigned short por
     return is_on_lo(source) || own ? VERDICT_PASS : decide_inbound(flags, port, ports, excluded);
 }
 """
-VERDICTS = ["pass", "proxy-outbound", "proxy-inbound", "dns"]
+VERDICTS = ["pass", "proxy-outbound", "proxy-inbound", "dns", "refuse"]
+CONTAINERS: list[Container] = ["trusted", "other", "unknown"]  # enum container
 OWN = (IPv4Address("10.9.0.2"), IPv6Address("fd99::2"))
 SANDBOX = Sandbox(1, tuple(InterfaceAddress(ip, 2, ip) for ip in OWN))
 
@@ -122,6 +124,7 @@ class Facts(ctypes.Structure):
         ("mark", ctypes.c_uint),
         ("port", ctypes.c_ushort),
         *((name, ctypes.c_bool) for name in ("udp", "own", "excluded", "uid", "gid")),
+        ("container", ctypes.c_uint8),
     ]
 
 
@@ -136,6 +139,7 @@ connections = st.builds(
     protocol=st.sampled_from(["tcp", "tcp", "udp"]),
     interface=st.sampled_from(["eth0", "eth1"]),
     mark=st.sampled_from([0, TPROXY_MARK]),
+    container=st.sampled_from(CONTAINERS),
 )
 
 
@@ -159,6 +163,7 @@ def test_outbound(kernel: ctypes.CDLL, policy: CapturePolicy, conn: Outbound) ->
         excluded=("lo" if is_lo else conn.interface) in policy.exclude_interfaces,
         uid=conn.uid == policy.proxy_uid,
         gid=conn.gid == policy.proxy_gid,
+        container=CONTAINERS.index(conn.container),
     )
     verdict = kernel.outbound(
         pod.flags & ~PodFlags.IPV6,
