@@ -17,6 +17,8 @@ COMMANDS = {
     "agent": "node",
     "attach": "programs",
     "detach": "programs",
+    "explain": "explain",
+    "pods": "pods",
     "probe": "node",
     "status": "status",
     "uninstall": "node",
