@@ -36,9 +36,10 @@ _INBOUND: dict[tuple[str, str], Action] = {
     ("inbound", "captured"): "proxy-inbound",
     ("inbound", "refused"): "proxy-inbound",
 }
+# what has happened, in words
 _WORDS: dict[Action, str] = {
-    "pass": "direct",
-    "refuse": "refused by the programs",
+    "pass": "directly",
+    "refuse": "nowhere: connect() was refused",
     **{k: f"to {v[0]}" for k, v in LISTENERS.items()},
 }
 

@@ -1,15 +1,14 @@
 """What is to be seen in an enrolled pod's network namespace: interfaces, and who listens. Nothing is changed there."""
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cni.decision import IPAddress
 from cni.errors import SandboxInvalid
 from cni.ids import outside_ids
-from cni.namespaces import open_netns
+from cni.namespaces import find
 from cni.rtnl import Rtnl
 from cni.sandbox import visit
 from installer.inspect.enrolled import Enrolled
@@ -33,24 +32,29 @@ class Inside:
         return outside_ids(self.netns_fd, uid, gid)
 
 
+def looks_into(pods: Collection[Enrolled], proc: Path) -> Generator[tuple[Enrolled, Inside | None], None, None]:
+    """Each pod with a look into its namespace, good until the next; None for those not found.
+
+    `proc` is a procfs of the node. One walk of it does for all.
+    """
+    left = {pod.cookie: pod for pod in pods}
+    inodes = {pod.inode for pod in pods}
+    with find(left.keys(), inodes if 0 not in inodes else None, proc) as found:
+        for cookie, netns_fd in found:
+            try:
+                interfaces, listening = visit(netns_fd, _look)
+            except SandboxInvalid:
+                continue
+            yield left.pop(cookie), Inside(netns_fd, interfaces, listening)
+    for pod in left.values():
+        yield pod, None
+
+
 @contextmanager
 def looked_into(pod: Enrolled, proc: Path) -> Iterator[Inside | None]:
-    """A look into the pod's namespace; None when it is not found below `proc`, a procfs of the node."""
-    with open_netns(pod.cookie, pod.inode or None, proc) as found:
-        # what was found is good for a moment only
-        netns = None if found is None else os.dup(found)
-    if netns is None:
-        yield None
-        return
-    try:
-        try:
-            interfaces, listening = visit(netns, _look)
-        except SandboxInvalid:
-            yield None
-            return
-        yield Inside(netns, interfaces, listening)
-    finally:
-        os.close(netns)
+    """The same for one pod; good meanwhile."""
+    with closing(looks_into([pod], proc)) as looks:
+        yield next(inside for _, inside in looks)
 
 
 def _look(rtnl: Rtnl) -> tuple[dict[int, str], tuple[tuple[IPAddress, int], ...]]:
