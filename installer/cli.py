@@ -21,6 +21,7 @@ COMMANDS = {
     "pods": "pods",
     "probe": "node",
     "status": "status",
+    "trace": "trace",
     "uninstall": "node",
 }
 _WITHOUT_ROOT = ("probe",)  # whose table says it among other things
