@@ -1,8 +1,9 @@
 """The capture decision in Python, rule by rule as in docs/semantics.md: the reference that the kernel is held against.
 
 Written to be compared with Istio's rules, not to be fast. Owner groups (O5) are never set on the CNI path and virtual
-interfaces (I0) are refused at ADD. Where no rule of Istio's decides the verdict has a word instead: "no IPv6" and "UDP"
-where those are not captured, "self" and "transit" for packets that are not inbound ones, "early" for early outbound.
+interfaces (I0) are refused at ADD. Where no rule of Istio's decides the verdict has a
+word instead: "no IPv6" and "UDP" where those are not captured, "self" and "transit" for packets that are not inbound
+ones, and "early-outbound" and "deny" for what only sidestep has.
 """
 
 from dataclasses import dataclass
@@ -68,24 +69,28 @@ class Inbound:
 
 def outbound(policy: CapturePolicy, conn: Outbound) -> Verdict:
     """Rules O0–O11 for a connection that a process in the pod opens, then T for the proxy's own in TPROXY mode."""
+    if conn.port in policy.deny_outbound_ports and not _is_local(_routed(conn), conn.own_addresses):
+        return Verdict("refuse", "deny")
     if _plain(conn.destination).version == 6 and not conn.is_ipv6_captured:
         return Verdict("pass", "no IPv6")
     verdict = _redirected(policy, conn)
     if verdict.action == "pass" and _is_inbound_self_call(policy, conn):
         verdict = Verdict(_inbound_by_port(policy, conn.port).action, "T")
     if verdict.action in ("proxy-outbound", "dns") and policy.early_outbound and not conn.has_proxy_started:
-        return Verdict("pass", "early")
+        return Verdict("pass", "early-outbound")
     return verdict
 
 
 def inbound(policy: CapturePolicy, conn: Inbound) -> Verdict:
     """Rules I1–I5 for a connection from outside; what comes through the pod's own loopback was decided outbound."""
-    if conn.protocol == "udp":
-        return Verdict("pass", "UDP")
     if _is_local(_plain(conn.source), conn.own_addresses):
         return Verdict("pass", "self")
     if conn.destination is not None and _plain(conn.destination) not in conn.own_addresses:
         return Verdict("pass", "transit")
+    if conn.port in policy.deny_inbound_ports:
+        return Verdict("refuse", "deny")
+    if conn.protocol == "udp":
+        return Verdict("pass", "UDP")
     if _plain(conn.source).version == 6 and not conn.is_ipv6_captured:
         return Verdict("pass", "no IPv6")
     if conn.interface in policy.exclude_interfaces:

@@ -30,16 +30,18 @@ _OUTBOUND: dict[tuple[str, str], Action] = {
     ("self", "captured"): "proxy-inbound",
     ("dns", "captured"): "dns",
     ("outbound", "refused"): "refuse",
+    ("outbound", "denied"): "refuse",
 }
 _INBOUND: dict[tuple[str, str], Action] = {
     ("inbound", "direct"): "pass",
     ("inbound", "captured"): "proxy-inbound",
     ("inbound", "refused"): "proxy-inbound",
+    ("inbound", "denied"): "refuse",
 }
 # what has happened, in words
 _WORDS: dict[Action, str] = {
     "pass": "directly",
-    "refuse": "nowhere: connect() was refused",
+    "refuse": "nowhere: it was refused",
     **{k: f"to {v[0]}" for k, v in LISTENERS.items()},
 }
 

@@ -8,21 +8,17 @@ from socket import AF_INET
 from typing import Any
 
 from bpf import links
-from bpf.errors import SidestepError
 from bpf.layout import INBOUND_PORT, Cookie, Level, NetworkKey, NetworkVerdict, Pod, PodFlags, PortRule
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
 from cni.annotations import ALWAYS_EXCLUDED_INBOUND, CapturePolicy, Network
 from cni.decision import IPAddress
 from cni.entries import Identity, excluded_interfaces_of
+from installer.inspect.names import NoSuchPod, cookie_of
 
 # bits of a network_key before the address, and of the address before an IPv4 one (bpf/maps.h)
 _COOKIE_AND_FAMILY, _MAPPED = 64 + 32, 96
 _LO = 1
-
-
-class PodUnknown(SidestepError):
-    """There is no enrolled pod of that name, or more than one."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +72,12 @@ def every(pins: Pins, tables: Tables) -> list[Enrolled]:
 
 
 def find(pins: Pins, tables: Tables, name: str) -> Enrolled:
-    """The pod called NAME or NAMESPACE/NAME. Raises PodUnknown."""
-    known = dict(_entries(tables))
-    named = {key: pod for key, pod in known.items() if name in (str(Identity.of(pod)), pod.name.decode())}
-    alive = {key: pod for key, pod in named.items() if links.pod_link_alive(pins, key)} or named
-    if not alive:
-        raise PodUnknown(f"no enrolled pod is called {name}; `sidestep pods` lists the {len(known)} there are")
-    if len(alive) > 1:
-        names = ", ".join(sorted(str(Identity.of(pod)) for pod in alive.values()))
-        raise PodUnknown(f"{name} is the name of several pods: {names}; give NAMESPACE/NAME")
-    return _read(pins, tables, alive)[0]
+    """The pod called NAME or NAMESPACE/NAME. Raises NoSuchPod."""
+    cookie = cookie_of(tables, name)
+    entry = tables.pods.get(Cookie(cookie))
+    if entry is None:
+        raise NoSuchPod(f"{name} has gone just now")
+    return _read(pins, tables, {cookie: entry})[0]
 
 
 def _entries(tables: Tables) -> Iterator[tuple[int, Pod]]:
@@ -179,6 +171,8 @@ def _policy(entry: Pod, ports: Mapping[int, PortRule], networks: Mapping[Network
         loopback_included=PodFlags.LOOPBACK_INCLUDED in flags,
         early_outbound=PodFlags.EARLY_OUTBOUND in flags,
         strict_proxy=PodFlags.STRICT in flags,
+        deny_outbound_ports=with_rule(PortRule.DENY_OUTBOUND) if PodFlags.DENIES in flags else frozenset(),
+        deny_inbound_ports=with_rule(PortRule.DENY_INBOUND) if PodFlags.DENIES in flags else frozenset(),
         acceleration=Level(entry.acceleration),
     )
 

@@ -35,6 +35,8 @@ class Explanation:
     @property
     def word(self) -> str:
         """What became of it, as the counters call it."""
+        if self.verdict.rule == "deny":
+            return "denied"
         return {"pass": "direct", "refuse": "refused"}.get(self.verdict.action, "captured")
 
 
@@ -112,7 +114,7 @@ class Explainer:
     ) -> tuple[Explanation, list[Explanation]]:
         """What arrives on TCP ports in general, and on those of which something else becomes."""
         policy = self._policy
-        named = {TUNNEL_PORT} | policy.exclude_inbound_ports | policy.include_inbound_ports
+        named = {TUNNEL_PORT} | policy.deny_inbound_ports | policy.exclude_inbound_ports | policy.include_inbound_ports
         asked = (next(port for port in range(1024, 65536) if port not in named), *sorted(named))
         general, *each = (self.inbound(source, port, destination, interface=interface) for port in asked)
         return general, [one for one in each if one.verdict.action != general.verdict.action]

@@ -33,7 +33,8 @@ _RULES: dict[str, str | tuple[str, str]] = {
     "I3": "port 15008 is the tunnel's, which the proxy itself listens on",
     "I4": ("all inbound ports are captured but for the excluded ones", "its port is an excluded inbound port"),
     "I5": ("its port is an included inbound port", "its port is not among the included inbound ports"),
-    "early": "the pod has asked for early outbound, and its proxy has not listened yet",
+    "early-outbound": "the pod has asked for early outbound, and its proxy has not listened yet",
+    "deny": "the pod denies this port, whoever asks",
     "no IPv6": "the pod's IPv6 is not captured",
     "self": "it comes from the pod itself, and was decided when it was opened",
     "transit": "it is not for one of the pod's addresses",
@@ -55,7 +56,7 @@ _ANNOTATIONS = {
     "I1": istio.EXCLUDE_INTERFACES,
     "I2": istio.INCLUDE_INBOUND_PORTS,
     "I5": istio.INCLUDE_INBOUND_PORTS,
-    "early": istio.EARLY_OUTBOUND,
+    "early-outbound": istio.EARLY_OUTBOUND,
     "no IPv6": istio.DUAL_STACK,
 }
 
@@ -63,7 +64,7 @@ _ANNOTATIONS = {
 def why(found: Explanation) -> str:
     """The rule in words."""
     rule, action = found.verdict.rule, found.verdict.action
-    if action == "refuse":
+    if action == "refuse" and rule != "deny":
         return _REFUSED
     if rule == "O11" and found.asked.protocol == "udp":
         return _UDP_DIRECT
@@ -87,6 +88,8 @@ def annotation(found: Explanation) -> dict[str, Any] | None:
 
 def _name(found: Explanation) -> str | None:
     rule, action = found.verdict.rule, found.verdict.action
+    if rule == "deny":
+        return istio.DENY_OUTBOUND_PORTS if isinstance(found.asked, Outbound) else istio.DENY_INBOUND_PORTS
     if action == "refuse":
         return istio.STRICT_PROXY
     if rule == "I4" and not _is_always_excluded(found):
@@ -160,7 +163,8 @@ def text_of(document: dict[str, Any]) -> str:
         listening = {True: " (somebody listens)", False: " (NOBODY listens)", None: ""}[goes["is_listening"]]
         lines.append(f"  goes to     {goes['what']}{port}{listening}")
     else:
-        lines.append("  goes to     nobody: connect() fails with EPERM")
+        is_outbound = document["direction"] == "outbound"
+        lines.append(f"  goes to     nobody: {'the call fails with EPERM' if is_outbound else 'the client gets a RST'}")
     for other in document.get("other_ports", ()):
         lines.append(f"  but port {other['port']}: {other['verdict']}, rule {other['rule']}: {other['why']}")
     tried = document.get("try")

@@ -6,7 +6,7 @@ from typing import Any
 
 from bpf.errors import SidestepError
 from bpf.layout import PodFlags
-from cni.annotations import DUAL_STACK, CapturePolicy, policy_of
+from cni.annotations import DENY_INBOUND_PORTS, DENY_OUTBOUND_PORTS, DUAL_STACK, CapturePolicy, policy_of
 from cni.entries import Identity
 from cni.errors import InvalidAnnotation
 from cni.membership import skip_reason
@@ -18,7 +18,9 @@ from installer.pods.api import Api
 from installer.pods.directory import PodDirectory
 from installer.settings import Node
 
-ONLY_NEW = "annotations are read when a pod is made, so changes apply to new pods only"
+ONLY_NEW = "what has changed since the pod was made applies to new pods only"
+NOT_YET = "denied ports change while the pod runs; that they have not takes a look at the agent's log"
+_LIVE = (DENY_OUTBOUND_PORTS, DENY_INBOUND_PORTS)
 _MIRROR = "kubernetes.io/config.mirror"
 
 
@@ -72,7 +74,9 @@ def differences(pod: Enrolled, now: Described, inside: Inside | None) -> dict[st
         return {"known": True, "reason": f"a new pod would be refused: {error}", "changes": []}
     kept, asked = words_of(pod), _words(pod, _as_enrolled(pod, wanted, inside))
     changes = [{"name": name, "enrolled": kept[name], "now": asked[name]} for name in kept if kept[name] != asked[name]]
-    return {"known": True, "reason": ONLY_NEW if changes else "", "changes": changes}
+    is_live = [each["name"] in _LIVE for each in changes]
+    reasons = [ONLY_NEW] * (not all(is_live)) + [NOT_YET] * any(is_live)
+    return {"known": True, "reason": "; ".join(reasons), "changes": changes}
 
 
 def words_of(pod: Enrolled) -> dict[str, str]:

@@ -4,8 +4,8 @@ from typing import Any
 
 from installer.inspect.pod_differences import is_different, uncompared
 
-_TITLES = ("pod", "address", "captured", "direct", "refused", "proxy", "Pod now")
-_VERDICTS = _TITLES[2:5]
+_TITLES = ("pod", "address", "captured", "direct", "refused", "denied", "proxy", "Pod now")
+_VERDICTS = _TITLES[2:6]
 
 
 def table_of(documents: list[dict[str, Any]]) -> str:
@@ -30,7 +30,7 @@ def table_of(documents: list[dict[str, Any]]) -> str:
     if reason := uncompared(documents):
         lines.append(reason)
     elif any(is_different(each["differs"]) for each in documents):
-        lines.append("`sidestep pods NAME` tells what is different; it applies to new pods only")
+        lines.append("`sidestep pods NAME` tells what is different")
     return "\n".join(lines) + "\n"
 
 
@@ -110,5 +110,5 @@ def _acceleration(found: dict[str, Any]) -> list[str]:
 
 
 def _differs(found: dict[str, Any]) -> list[str]:
-    lines = [f'{each["name"]}: "{each["now"]}", was "{each["enrolled"]}"' for each in found["changes"]]
+    lines = [f'{each["name"]}: "{each["now"]}", enrolled as "{each["enrolled"]}"' for each in found["changes"]]
     return [*lines, found["reason"]] if found["reason"] else ["asks for the same"]

@@ -26,6 +26,8 @@ def annotations_of(policy: CapturePolicy) -> dict[str, str]:
         istio.EXCLUDE_INBOUND_PORTS: _joined(sorted(policy.exclude_inbound_ports - ALWAYS_EXCLUDED_INBOUND)) or "15020",
         istio.EXCLUDE_INTERFACES: _joined(policy.exclude_interfaces),
         istio.EARLY_OUTBOUND: "allow" if policy.early_outbound else "",
+        istio.DENY_OUTBOUND_PORTS: _joined(sorted(policy.deny_outbound_ports)),
+        istio.DENY_INBOUND_PORTS: _joined(sorted(policy.deny_inbound_ports)),
         istio.STRICT_PROXY: _boolean(policy.strict_proxy),
         istio.ACCELERATION: str(policy.acceleration),
     }
@@ -67,6 +69,8 @@ def part_of(policy: CapturePolicy, name: str, port: int, network: Network | None
         istio.EXCLUDE_OUTBOUND_PORTS: policy.exclude_outbound_ports,
         istio.INCLUDE_INBOUND_PORTS: policy.include_inbound_ports,
         istio.EXCLUDE_INBOUND_PORTS: policy.exclude_inbound_ports,
+        istio.DENY_OUTBOUND_PORTS: policy.deny_outbound_ports,
+        istio.DENY_INBOUND_PORTS: policy.deny_inbound_ports,
     }
     ranges = {
         istio.INCLUDE_OUTBOUND_RANGES: policy.include_outbound,

@@ -24,6 +24,8 @@ values = st.fixed_dictionaries(
         istio.INCLUDE_INBOUND_PORTS: ports | st.just("*"),
         istio.EXCLUDE_INBOUND_PORTS: ports,
         istio.EXCLUDE_INTERFACES: st.sampled_from(["", "eth1", "eth1,lo", "eth1,eth1"]),
+        istio.DENY_OUTBOUND_PORTS: ports,
+        istio.DENY_INBOUND_PORTS: ports,
         istio.EARLY_OUTBOUND: st.just("allow"),
         istio.STRICT_PROXY: st.sampled_from(["true", "false"]),
         istio.ACCELERATION: st.sampled_from(["off", "proxy", "full"]),
