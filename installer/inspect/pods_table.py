@@ -1,11 +1,14 @@
 """The documents of `sidestep pods` for people."""
 
+import os
+import sys
 from typing import Any
 
 from installer.inspect.pod_differences import is_different, uncompared
 
-_TITLES = ("pod", "address", "captured", "direct", "refused", "denied", "proxy", "Pod now")
-_VERDICTS = _TITLES[2:6]
+_TITLES = ("pod", "address", "captured", "direct", "refused", "proxy", "Pod now")
+_PLAIN_WIDTH = 120
+_VERDICTS = _TITLES[2:5]
 
 
 def table_of(documents: list[dict[str, Any]]) -> str:
@@ -16,7 +19,8 @@ def table_of(documents: list[dict[str, Any]]) -> str:
 
     if not documents:
         return "no pods are enrolled\n"
-    console = Console()
+    # piped it has room, as the table of `sidestep probe` has
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PLAIN_WIDTH)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in _TITLES:
         table.add_column(title, justify="right" if title in _VERDICTS else "left", overflow="fold")
@@ -35,7 +39,9 @@ def table_of(documents: list[dict[str, Any]]) -> str:
 
 
 def _sum(document: dict[str, Any], verdict: str) -> int:
-    return sum(counts.get(verdict, 0) for counts in document["connections"].values())
+    """Of all directions; what is denied is refused too."""
+    counted = (verdict, "denied") if verdict == "refused" else (verdict,)
+    return sum(counts.get(each, 0) for counts in document["connections"].values() for each in counted)
 
 
 def _state(document: dict[str, Any]) -> str:
