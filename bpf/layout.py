@@ -221,7 +221,7 @@ class EndKey(ctypes.Structure):
 class Meeting(ctypes.Structure):
     """The sockets of a connection; user space never reads it."""
 
-    _fields_ = [("cookie", U64), ("client", U64), ("server", U64), ("level", U32), ("zero32", U32)]
+    _fields_ = [("cookie", U64), ("client", U64), ("server", U64), ("level", U32), ("captured", U32)]
 
 
 class Pairing(ctypes.Structure):
@@ -232,7 +232,7 @@ class Pairing(ctypes.Structure):
         ("own_socket", U64),
         ("peer_socket", U64),
         ("level", U32),
-        ("zero32", U32),
+        ("to_proxy", U32),
     ]
 
 

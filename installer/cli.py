@@ -16,6 +16,7 @@ COMMANDS = {
     "accelerate": "programs",
     "agent": "node",
     "attach": "programs",
+    "deny": "deny",
     "detach": "programs",
     "explain": "explain",
     "pods": "pods",

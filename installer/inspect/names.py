@@ -16,11 +16,10 @@ class NoSuchPod(SidestepError):
 
 def cookie_of(tables: Tables, name: str) -> int:
     """The netns cookie of NAMESPACE/NAME, or of NAME where that is enough. Raises NoSuchPod."""
-    every = {key.cookie: Identity.of(pod) for key, pod in tables.pods.every()}
+    every: dict[int, Identity] = {key.cookie: Identity.of(pod) for key, pod in tables.pods.every()}
     found = {cookie: identity for cookie, identity in every.items() if name in (str(identity), identity.name)}
     if len(found) == 1:
-        (cookie,) = found
-        return cookie
+        return next(iter(found))
     if found:
         raise NoSuchPod(f"several pods are called {name}: {_listed(found.values())}; give one of these")
     raise NoSuchPod(f"no enrolled pod is called {name}; enrolled are: {_listed(every.values()) or 'none'}")
