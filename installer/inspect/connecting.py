@@ -104,7 +104,8 @@ def _child(what: Dial, netns_fd: int | None, cgroup: Path | None, writer: int) -
     try:
         told: dict[str, Any] = _work(what, netns_fd, cgroup, stage)
     except OSError as error:
-        told = {"failed": f"{stage[0]}: {error.strerror}"}
+        advice = "; run this as root on the node itself" if error.errno == errno.EPERM else ""
+        told = {"failed": f"{stage[0]}: {error.strerror}{advice}"}
     except BaseException as error:
         told = {"failed": f"{stage[0]}: {error!r}"}
     try:

@@ -1,25 +1,17 @@
-"""`sidestep …` as an operator of a lab's node types it."""
+"""`sidestep …` as an operator types it on a lab's node whose Pods are in a directory."""
 
 import json
 import subprocess
-import sys
 from typing import Any
 
-from tests.lab.node import REPOSITORY, Node
+from tests.lab import command as commands
+from tests.lab.node import Node
 
 
 def sidestep(node: Node, command: str, *argv: object, source: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run it; no mistake may end in a traceback. `source` is whether the node's Pods can be read."""
-    options: list[object] = ["--bpffs", node.bpffs, "--cgroup", node.kubepods]
-    if source:
-        options += ["--pods", node.pods_dir]
-    done = subprocess.run(
-        [sys.executable, "-m", "installer", command, *map(str, options), *map(str, argv)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    """Run it; no mistake may end in a traceback. `source` is whether it is told where the node's Pods are."""
+    told = ("--pods", node.pods_dir) if source else ()
+    done = commands.sidestep(node, command, "--cgroup", node.kubepods, *told, *argv, seconds=60)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
