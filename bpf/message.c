@@ -7,7 +7,8 @@
  *           receiver reads redirected bytes before those that TCP has for it, so none may be there. What was redirected
  *           before is no hindrance to passing, for the same reason. So either path may follow the other at any time.
  *   memory  The receiver has read most of what was redirected to it. The kernel sets no limit to that queue; once our
- *           own is reached the message goes through TCP, whose window stops the sender in the end.
+ *           own is reached the message goes through TCP, whose window stops the sender in the end; so does one that
+ *           comes while the node is short of memory for sockets.
  *
  * The fields are read from the kernel's own structures, at the offsets of this kernel (offsets.py). A socket that is gone
  * may be read too, but nothing is redirected to it then: it left the socket hash before its memory did.
@@ -50,6 +51,17 @@ static __always_inline bool is_drained(const struct pairing *pairing)
 {
     return read32(pairing->own_socket, TCP_WRITE_SEQ) == read32(pairing->own_socket, TCP_SND_UNA)
            && read32(pairing->peer_socket, TCP_COPIED_SEQ) == read32(pairing->peer_socket, TCP_RCV_NXT);
+}
+
+/*
+ * Whether TCP's buffers have passed the node's limit (the middle one of net.ipv4.tcp_mem). TCP makes its senders wait
+ * then; a redirected message would fail with ENOMEM where it meets the upper one, and connections with it.
+ */
+static __always_inline bool is_node_short(const struct pairing *pairing)
+{
+    __u64 since = read64(read64(pairing->peer_socket, SOCK_PROT), PROTO_MEMORY_PRESSURE);
+
+    return since && read64(since, 0);
 }
 
 /* Whether the receiver has too much unread already for one more message of this size. */
@@ -115,7 +127,7 @@ int ss_message(struct sk_msg_md *ctx)
         sums->undrained++;
         return SK_PASS;
     }
-    if (is_behind(pairing, size)) {
+    if (is_behind(pairing, size) || is_node_short(pairing)) {
         sums->over_budget++;
         return SK_PASS;
     }

@@ -64,6 +64,8 @@ SOCKETS = (
     Field("TCP_RCV_NXT", b"tcp_sock", b"rcv_nxt", 4),
     Field("TCP_IS_MPTCP", b"tcp_sock", b"is_mptcp", 1, optional=True),  # CONFIG_MPTCP
     Field("TCP_ULP_OPS", b"inet_connection_sock", b"icsk_ulp_ops", 8),
+    Field("SOCK_PROT", b"sock_common", b"skc_prot", 8),
+    Field("PROTO_MEMORY_PRESSURE", b"proto", b"memory_pressure", 8),
     Field("SOCK_USER_DATA", b"sock", b"sk_user_data", 8),
     Field("PSOCK_INGRESS_MSG", b"sk_psock", b"ingress_msg", 16),
     Field("PSOCK_MSG_TOT_LEN", b"sk_psock", b"msg_tot_len", 4, optional=True),  # since 6.19, 6.18.14, 6.12.75, 6.6.128
