@@ -38,17 +38,8 @@ class Told:
 @contextmanager
 def traced(pair: Pair, told: Told) -> Iterator[None]:
     """A trace of everything, into a file."""
-    argv = [
-        sys.executable,
-        "-m",
-        "installer",
-        "trace",
-        "--bpffs",
-        pair.client.node.bpffs,
-        "--follow",
-        "--output",
-        "json",
-    ]
+    pins = str(pair.client.node.bpffs)
+    argv = [sys.executable, "-m", "installer", "trace", "--bpffs", pins, "--follow", "--output", "json"]
     output = pair.files / "trace.json"
     with output.open("w") as file:
         process = subprocess.Popen(argv, cwd=REPOSITORY, stdout=file, stderr=subprocess.PIPE, text=True)
