@@ -18,6 +18,7 @@ help:
 	@echo 'make test           every test, with lint and types'
 	@echo 'make e2e            a node'"'"'s life with a real containerd, hybrid and pure cgroup2'
 	@echo 'make conformance    every kind of connection, with Istio'"'"'s rules and with sidestep, compared'
+	@echo 'make soak           10 GB through both proxies while the level changes; SOAK="--bytes 1e9 --seconds 60 --seed 2"'
 	@echo 'make nightly        the property tests with 10,000 cases each, an outage of a minute'
 	@echo 'make lint           ruff, mypy --strict, import-linter'
 	@echo 'make bench-cni      a whole ADD through the shim beside iptables-restore, interleaved'
@@ -73,6 +74,10 @@ $(IMAGE): setup Dockerfile image/build.sh pyproject.toml $(wildcard bpf/*.py bpf
 e2e: setup shim image
 	@$(PYTHON) -m pytest -v tests/e2e
 
+# Ten gigabytes, random sizes and pauses, levels changing: every byte in its place. Flags: make soak SOAK=--help
+soak: setup shim
+	@$(PYTHON) -m tests.lab.traffic.soak $(SOAK)
+
 lint: setup
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
@@ -104,4 +109,4 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup shim demo test e2e nightly conformance lint bench-cni bench-connect bench-agent bench-node image clean
+.PHONY: help setup shim demo test e2e soak nightly conformance lint bench-cni bench-connect bench-agent bench-node image clean
