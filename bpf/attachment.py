@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from bpf import syscalls
+from bpf.acceleration import attach_messages, is_possible
 from bpf.compiler import CGROUP_HOOKS, HOOKS, NETNS_HOOK, compile_and_pin, sources_digest
 from bpf.errors import KernelRefused
 from bpf.kernel import require_bpffs
@@ -40,11 +41,13 @@ def attach(pins: Pins, cgroup: Path) -> Outcome:
         _clear_leftovers(pins)
         if not pins.root.exists():
             _attach_fresh(pins, cgroup)
+            _attach_messages(pins)
             return Outcome.ATTACHED
         repin_maps(pins, {})
         if _recorded(pins) == (sources_digest(), str(cgroup)) and is_attached(pins):
             return Outcome.UNCHANGED
         _swap(pins, cgroup)
+        _attach_messages(pins)
         return Outcome.SWAPPED
 
 
@@ -84,6 +87,12 @@ def _exclusively(bpffs: Path) -> Iterator[None]:
         yield
 
 
+def _attach_messages(pins: Pins) -> None:
+    """Acceleration is extra: who can't have it is at level off, which acceleration.py says."""
+    if is_possible(pins):
+        attach_messages(pins)
+
+
 def _clear_leftovers(pins: Pins) -> None:
     for leftover in pins.top.glob("new-*") if pins.top.exists() else ():
         shutil.rmtree(leftover)
@@ -120,8 +129,10 @@ def _swap(pins: Pins, cgroup: Path) -> None:
                 with Descriptor(syscalls.open_pin(path)) as link, suppress(KernelRefused):
                     # refused only for a namespace that is gone, whose link is dead anyway
                     syscalls.update_link(link.fd, steering.fd, path)
-        for hook in HOOKS:
-            (fresh / hook.name).rename(pins.programs / hook.name)
+        for program in {path.name for path in pins.programs.iterdir()} - {path.name for path in fresh.iterdir()}:
+            (pins.programs / program).unlink()
+        for path in list(fresh.iterdir()):
+            path.rename(pins.programs / path.name)
         for stale in {p.name for p in pins.links.iterdir()} - {h.name for h in CGROUP_HOOKS}:
             (pins.links / stale).unlink()
         _record(pins.maps, cgroup)

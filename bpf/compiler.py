@@ -10,12 +10,14 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bpf import syscalls
 from bpf.errors import CompileFailed
+from bpf.offsets import NoOffsets, definitions
 
 HERE = Path(__file__).parent
 _LINES_SHOWN = 40  # of a verifier's log, whose end says why
@@ -31,6 +33,8 @@ SOURCES = (
     "connect.c",
     "datagram.c",
     "bind.c",
+    "pairing.c",
+    "message.c",
     "sockops.c",
     "sockopt.c",
     "lookup.c",
@@ -83,7 +87,7 @@ class Hook:
         return f"ss_{self.name}"
 
 
-CGROUP_SOCK, SOCK_OPS, CGROUP_SOCK_ADDR, CGROUP_SOCKOPT, SK_LOOKUP = 9, 13, 18, 25, 30
+CGROUP_SOCK, SOCK_OPS, SK_MSG, CGROUP_SOCK_ADDR, CGROUP_SOCKOPT, SK_LOOKUP = 9, 13, 16, 18, 25, 30
 
 CGROUP_HOOKS = (
     Hook("sock_create", CGROUP_SOCK, 2),
@@ -102,6 +106,8 @@ CGROUP_HOOKS = (
 )
 NETNS_HOOK = Hook("sk_lookup", SK_LOOKUP, 36)
 HOOKS = (*CGROUP_HOOKS, NETNS_HOOK)
+# there only where the kernel allows acceleration (offsets.py); attached to the socket hash by acceleration.py
+MESSAGE_HOOK = Hook("message", SK_MSG, 7)
 
 
 def sources_digest() -> bytes:
@@ -149,10 +155,18 @@ def try_each(scratch: Path) -> dict[str, str]:
 
 
 def _unit(maps: Path) -> str:
-    parts = [f'#define SIDESTEP_MAPS "{maps}"\n', PROLOGUE]
+    parts = [f'#define SIDESTEP_MAPS "{maps}"\n', _acceleration(), PROLOGUE]
     for name in SOURCES:
         parts.append(f'#line 1 "bpf/{name}"\n{(HERE / name).read_text()}\n')
     return "".join(parts)
+
+
+def _acceleration() -> str:
+    """What the programs of acceleration need of this kernel; without it they are left out."""
+    try:
+        return f"#define ACCELERATION\n{definitions()}"
+    except NoOffsets:
+        return ""
 
 
 def _compiled(maps: Path) -> Any:
@@ -167,6 +181,9 @@ def _main(maps: Path, programs: Path) -> None:
     for hook in HOOKS:
         loaded = unit.load_func(hook.function, hook.program_type, None, hook.attach_type)
         syscalls.pin(loaded.fd, programs / hook.name)
+    with suppress(Exception):  # bcc raises nothing narrower; without it the node's level is off, and capture works
+        loaded = unit.load_func(MESSAGE_HOOK.function, MESSAGE_HOOK.program_type, None, MESSAGE_HOOK.attach_type)
+        syscalls.pin(loaded.fd, programs / MESSAGE_HOOK.name)
 
 
 def _main_each(maps: Path) -> None:

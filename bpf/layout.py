@@ -81,7 +81,7 @@ class Pod(ctypes.Structure):
         ("proxy_gid", U32),
         ("port_rules", U32),
         ("networks", U32),
-        ("zero32", U32),
+        ("acceleration", U32),
         ("source4", Address),
         ("source6", Address),
         ("uid", ctypes.c_char * 64),
@@ -181,6 +181,76 @@ class Nameservers(ctypes.Structure):
     _fields_ = [("slot", Destination * 4), ("used", U32), ("zero32", U32)]
 
 
+class Level(IntEnum):
+    """enum level: how far connections within the node skip TCP's path."""
+
+    OFF = 0
+    PROXY = 1
+    FULL = 2
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+# by their names in settings and annotations
+LEVELS = {str(level): level for level in Level}
+
+
+class Connection(ctypes.Structure):
+    """Key of meetings."""
+
+    _fields_ = [
+        ("client", Address),
+        ("server", Address),
+        ("client_port", U16),
+        ("server_port", U16),
+        ("client_sequence", U32),
+        ("server_sequence", U32),
+    ]
+
+
+class EndKey(ctypes.Structure):
+    """Key of accelerated."""
+
+    _fields_ = [("cookie", U64), ("connection", Connection), ("side", U32)]
+
+
+class Meeting(ctypes.Structure):
+    """The sockets of a connection; user space never reads it."""
+
+    _fields_ = [("cookie", U64), ("client", U64), ("server", U64), ("level", U32), ("zero32", U32)]
+
+
+class Pairing(ctypes.Structure):
+    """What a socket knows of its other end; user space never reads it."""
+
+    _fields_ = [
+        ("peer", EndKey),
+        ("own_socket", U64),
+        ("peer_socket", U64),
+        ("level", U32),
+        ("zero32", U32),
+    ]
+
+
+class Traffic(ctypes.Structure):
+    """What became of a pod's messages, on one CPU or in sum."""
+
+    _fields_ = [
+        ("redirected", U64),
+        ("redirected_bytes", U64),
+        ("undrained", U64),
+        ("over_budget", U64),
+        ("no_peer", U64),
+    ]
+
+
+class Node(ctypes.Structure):
+    """The node's settings that programs read."""
+
+    _fields_ = [("acceleration", U32), ("wanted", U32), ("reason", ctypes.c_char * 248)]
+
+
 class Build(ctypes.Structure):
     """What is attached and where."""
 
@@ -212,6 +282,10 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "listeners": (ListenerKey, Quad),
     "handshakes": (ConnectionKey, Destination),
     "dials": (ConnectionKey, Word),
+    "accelerated": (EndKey, Quad),
+    "meetings": (Connection, Meeting),
+    "traffic": (Cookie, Traffic),
+    "node": (Word, Node),
     "totals": (Word, Quad),
     "build": (Word, Build),
 }
@@ -229,7 +303,7 @@ TOTALS = (
 )
 
 # what only the programs use: kept with the sockets
-STORAGES = ("sockets", "resolvers")
+STORAGES = ("sockets", "resolvers", "pairings")
 
 # the struct of maps.h each mirror stands for; the layout test walks this
 MIRRORS: dict[str, type[ctypes.Structure]] = {
@@ -246,5 +320,11 @@ MIRRORS: dict[str, type[ctypes.Structure]] = {
     "opener": Opener,
     "socket_state": SocketState,
     "nameservers": Nameservers,
+    "connection": Connection,
+    "end_key": EndKey,
+    "meeting": Meeting,
+    "pairing": Pairing,
+    "traffic": Traffic,
+    "node": Node,
     "build": Build,
 }

@@ -39,6 +39,8 @@
 #define MAX_INTERFACES 16384
 #define MAX_HANDSHAKES 16384 /* connections between SYN-ACK and accept, node-wide */
 #define MAX_DIALS 65536      /* connections of TPROXY proxies to their applications, node-wide */
+#define MAX_ACCELERATED 65536 /* ends of accelerated connections, node-wide; others stay on TCP */
+#define MAX_MEETINGS 65536    /* accelerated connections whose connecting end has not sent yet */
 
 /* Listening sockets remembered per pod and port: Envoy has one per worker, any of them serves the whole group. */
 #define LISTENER_SLOTS 16
@@ -74,7 +76,7 @@ struct pod {
     __u32 proxy_gid;
     __u32 port_rules;         /* entries of this pod in port_rules and networks: CHECK compares them */
     __u32 networks;
-    __u32 zero32;
+    __u32 acceleration;       /* enum level: the most this pod allows */
     struct address source4;   /* what captured connections are bound to, so that the proxy sees the pod's address; */
     struct address source6;   /* all zero when the pod has none of that family */
     char uid[64];             /* strings are NUL-terminated; lengths are those Kubernetes and CNI allow */
@@ -194,6 +196,75 @@ struct nameservers {
     __u32 zero32;
 };
 
+/*
+ * How far connections within the node skip TCP's path. Each connection needs a level, and has it when its node, both pods
+ * and the self-test allow as much.
+ */
+enum level {
+    LEVEL_OFF,
+    LEVEL_PROXY, /* between the proxies of two pods */
+    LEVEL_FULL,  /* also between an application and its own proxy */
+    LEVEL_NEVER, /* of a pairing that has not come about */
+};
+
+/*
+ * One TCP connection from its beginning, as both of its ends see it. The first sequence numbers make sure that what meets
+ * are the two ends of one connection, also where networks with equal addresses share a node.
+ */
+struct connection {
+    struct address client;
+    struct address server;
+    __u16 client_port;
+    __u16 server_port;
+    __u32 client_sequence; /* of its first byte */
+    __u32 server_sequence;
+};
+
+/* enum side */
+#define SIDE_CLIENT 0
+#define SIDE_SERVER 1
+
+/* One end of a connection; client and server may be in one network namespace. */
+struct end_key {
+    __u64 cookie;
+    struct connection connection;
+    __u32 side;
+};
+
+/* The kernel's addresses of a connection's two sockets, from the first's establishment until the client knows both. */
+struct meeting {
+    __u64 cookie; /* of the client */
+    __u64 client;
+    __u64 server; /* 0 until it has accepted */
+    __u32 level;  /* what the connection needs */
+    __u32 zero32;
+};
+
+/* What a socket that may be accelerated knows of its other end. */
+struct pairing {
+    struct end_key peer;
+    __u64 own_socket;
+    __u64 peer_socket; /* 0 until it is known */
+    __u32 level;       /* what the connection needs */
+    __u32 zero32;
+};
+
+/* What became of the messages that a pod's sockets have sent on accelerated connections. */
+struct traffic {
+    __u64 redirected;
+    __u64 redirected_bytes;
+    __u64 undrained;   /* passed to TCP: it had bytes under way, which must come first */
+    __u64 over_budget; /* passed: the receiver is behind */
+    __u64 no_peer;     /* passed: the other end is not in the map */
+};
+
+/* The node's settings that programs read. */
+struct node {
+    __u32 acceleration; /* enum level: the most that counts now */
+    __u32 wanted;       /* enum level: the most that was asked for */
+    char reason[248];   /* why it is less, or what is to be known of it, NUL-terminated */
+};
+
 /* What is attached, so that a second start can tell whether anything has to be done. */
 struct build {
     __u8 sources[32]; /* SHA-256 of the joined program text */
@@ -243,6 +314,21 @@ SOCKET_STORAGE(struct socket_state, sockets)
 
 /* sendmsg → recvmsg; only sockets that have asked a nameserver have one */
 SOCKET_STORAGE(struct nameservers, resolvers)
+
+/* sockops (establishment) → message; ends of connections within the node. Entries leave by themselves on close */
+SOCKET_TABLE(struct end_key, __u64, accelerated, MAX_ACCELERATED)
+
+/* sockops (client) → sockops (server) → message (client), which deletes it, or sockops when the client closes first */
+TABLE("hash", struct connection, struct meeting, meetings, MAX_MEETINGS, NO_PREALLOC)
+
+/* sockops → message; freed with the socket */
+SOCKET_STORAGE(struct pairing, pairings)
+
+/* message → agent, which makes an entry at ADD; by netns cookie, on each CPU by itself */
+TABLE("percpu_hash", __u64, struct traffic, traffic, MAX_PODS, NO_PREALLOC)
+
+/* agent → sockops, message; the one entry is 0 */
+TABLE("array", __u32, struct node, node, 1, 0)
 
 /* connect, datagram, lookup → agent; how many connections became what, by enum total, on each CPU by itself */
 TABLE("percpu_array", __u32, __u64, totals, TOTALS, 0)

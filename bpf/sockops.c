@@ -7,18 +7,6 @@
  * socket), so a small map between the two events is enough. Always returns 1: 0 would suppress other programs' replies.
  */
 
-static __always_inline struct address local_address(struct bpf_sock_ops *ctx)
-{
-    return address_of_family(ctx->family, FIELD(ctx->local_ip4), FIELD(ctx->local_ip6[0]), FIELD(ctx->local_ip6[1]),
-                             FIELD(ctx->local_ip6[2]), FIELD(ctx->local_ip6[3]));
-}
-
-static __always_inline struct address remote_address(struct bpf_sock_ops *ctx)
-{
-    return address_of_family(ctx->family, FIELD(ctx->remote_ip4), FIELD(ctx->remote_ip6[0]), FIELD(ctx->remote_ip6[1]),
-                             FIELD(ctx->remote_ip6[2]), FIELD(ctx->remote_ip6[3]));
-}
-
 static __always_inline bool is_proxy_port(__u32 port)
 {
     return port == OUTBOUND_PORT || port == INBOUND_PORT || port == RESOLVER_PORT;
@@ -96,11 +84,13 @@ static __always_inline void record_dial(struct bpf_sock_ops *ctx, struct bpf_soc
     bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
-static __always_inline void forget_dial(struct bpf_sock_ops *ctx, __u64 cookie)
+/* What a socket that asked for it leaves behind. */
+static __always_inline void forget(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 cookie)
 {
     struct connection_key key = connecting_key(ctx, cookie);
 
     dials.delete(&key);
+    forget_meeting(sk);
 }
 
 /* One of the proxy's listeners takes the first free slot; sixteen live ones are enough, any serves the group. */
@@ -149,19 +139,25 @@ int ss_sockops(struct bpf_sock_ops *ctx)
     if (!sk)
         return 1;
     cookie = bpf_get_netns_cookie(ctx);
+    if (op == BPF_SOCK_OPS_STATE_CB) { /* asked for by the socket itself; its pod may be gone by now */
+        if (ctx->args[1] == BPF_TCP_CLOSE)
+            forget(ctx, sk, cookie);
+        return 1;
+    }
     pod = pods.lookup(&cookie);
     if (!pod)
         return 1;
 
     if (op == BPF_SOCK_OPS_TCP_CONNECT_CB)
         record_dial(ctx, sk, pod, cookie);
-    else if (op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
-        offer_original(ctx, sk, cookie);
-    else if (op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
-        take_original(ctx, sk, cookie);
     else if (op == BPF_SOCK_OPS_TCP_LISTEN_CB)
         register_listener(ctx, sk, pod, cookie);
-    else if (ctx->args[1] == BPF_TCP_CLOSE) /* asked for by record_dial alone */
-        forget_dial(ctx, cookie);
+    else if (op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
+        offer_original(ctx, sk, cookie);
+        offer_meeting(ctx, sk, pod, cookie);
+    } else {
+        take_original(ctx, sk, cookie);
+        take_meeting(ctx, sk, pod, cookie);
+    }
     return 1;
 }

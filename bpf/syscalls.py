@@ -7,6 +7,7 @@ Every function raises KernelRefused with the call, its object and errno's text.
 import ctypes
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ _LIBBPF.bpf_map_get_next_key.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c
 _LIBBPF.bpf_map_lookup_batch.argtypes = [ctypes.c_int] + [ctypes.c_void_p] * 6
 _LIBBPF.bpf_link_create.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
 _LIBBPF.bpf_link_update.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+_LIBBPF.bpf_prog_attach.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_uint32]
+_LIBBPF.bpf_map_get_next_id.argtypes = [ctypes.c_uint32, ctypes.c_void_p]
 _LIBBPF.bpf_prog_query.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_uint32] + [ctypes.c_void_p] * 3
 _LIBBPF.bpf_map_get_fd_by_id.argtypes = [ctypes.c_uint32]
 _LIBBPF.bpf_prog_get_fd_by_id.argtypes = [ctypes.c_uint32]
@@ -127,6 +130,19 @@ def update_link(link_fd: int, program_fd: int, subject: object) -> None:
     _checked("bpf_link_update", subject, _LIBBPF.bpf_link_update(link_fd, program_fd, None))
 
 
+def attach_to_map(program_fd: int, map_fd: int, attach_type: int, subject: object) -> None:
+    """Give a socket map its program, in place of one of ours. Sockets keep that with which they came in."""
+    result = _LIBBPF.bpf_prog_attach(program_fd, map_fd, attach_type, 0)
+    _checked("bpf_prog_attach", subject, result)
+
+
+def map_ids() -> Iterator[int]:
+    """The ids of all loaded maps of this machine."""
+    following = ctypes.c_uint32(0)
+    while _LIBBPF.bpf_map_get_next_id(following.value, ctypes.byref(following)) == 0:
+        yield following.value
+
+
 def link_info(link_fd: int) -> LinkInfo:
     """What a link is and where it is attached."""
     info = LinkInfo()
@@ -197,13 +213,13 @@ def map_lookup(map_fd: int, key: ctypes.Structure, value: ctypes.Structure | cty
     return True
 
 
-def map_update(map_fd: int, key: ctypes.Structure, value: ctypes.Structure) -> int:
+def map_update(map_fd: int, key: ctypes.Structure, value: ctypes.Structure | ctypes.Array[Any]) -> int:
     """Create or replace an entry. Returns 0 or the errno, of which callers know E2BIG (full) and ENOMEM."""
     result = _LIBBPF.bpf_map_update_elem(map_fd, ctypes.byref(key), ctypes.byref(value), BPF_ANY)
     return (ctypes.get_errno() or -result) if result < 0 else 0
 
 
-def map_insert(map_fd: int, key: ctypes.Structure, value: ctypes.Structure) -> int:
+def map_insert(map_fd: int, key: ctypes.Structure, value: ctypes.Structure | ctypes.Array[Any]) -> int:
     """Create an entry. Returns 0 or the errno, of which callers know EEXIST besides those of map_update."""
     result = _LIBBPF.bpf_map_update_elem(map_fd, ctypes.byref(key), ctypes.byref(value), BPF_NOEXIST)
     return (ctypes.get_errno() or -result) if result < 0 else 0

@@ -18,17 +18,22 @@ from bpf.layout import (
     TABLES,
     TOTALS,
     Address,
+    Connection,
     ConnectionKey,
     Cookie,
     Destination,
+    EndKey,
     InterfaceKey,
     ListenerKey,
+    Meeting,
     NetworkKey,
+    Node,
     Owner,
     Pod,
     PortKey,
     Quad,
     Route,
+    Traffic,
     Word,
 )
 from bpf.pins import Pins
@@ -100,6 +105,30 @@ class Table(Generic[Key, Value]):
                 yield key, value
 
 
+_TRAFFIC = [field[0] for field in Traffic._fields_]
+
+
+class Sums(Table[Cookie, Traffic]):
+    """A table whose entries are kept on each CPU by itself: read in sum, made with zeroes."""
+
+    def __init__(self, pins: Pins, name: str) -> None:
+        super().__init__(pins, name)
+        self._row = Traffic * possible_cpus()
+
+    def get(self, key: Cookie) -> Traffic | None:
+        """The sums of `key`, or None."""
+        row = self._row()
+        if not syscalls.map_lookup(self.descriptor, key, row):
+            return None
+        return Traffic(*(sum(getattr(each, field) for each in row) for field in _TRAFFIC))
+
+    def begin(self, key: Cookie) -> None:
+        """Make an entry of zeroes; one that is there stays. Raises TableFull when there is no room."""
+        number = syscalls.map_insert(self.descriptor, key, self._row())
+        if number != errno.EEXIST:
+            self._require(number)
+
+
 class Totals:
     """The per-CPU counters of what became of connections."""
 
@@ -132,12 +161,23 @@ class Tables:
         self.listeners: Table[ListenerKey, Quad] = Table(pins, "listeners")
         self.handshakes: Table[ConnectionKey, Destination] = Table(pins, "handshakes")
         self.dials: Table[ConnectionKey, Word] = Table(pins, "dials")
-
+        self.accelerated: Table[EndKey, Quad] = Table(pins, "accelerated")
+        self.meetings: Table[Connection, Meeting] = Table(pins, "meetings")
+        self.traffic = Sums(pins, "traffic")
+        self._node: Table[Word, Node] = Table(pins, "node")
         self._totals = Totals(pins)
 
     def named(self) -> dict[str, Table[Any, Any]]:
         """All tables with entries, by name."""
-        return {name: table for name, table in vars(self).items() if isinstance(table, Table)}
+        return {name: table for name, table in vars(self).items() if isinstance(table, Table) and name[0] != "_"}
+
+    def node_settings(self) -> Node:
+        """The node's settings as the programs see them."""
+        return self._node.get(Word(0)) or Node()
+
+    def set_node(self, settings: Node) -> None:
+        """Make the programs follow other settings, at once."""
+        self._node.put(Word(0), settings)
 
     def connection_totals(self) -> dict[tuple[str, str], int]:
         """How many connections of enrolled pods became what: by direction and verdict, since the map was made."""
@@ -145,7 +185,8 @@ class Tables:
 
     def descriptors(self) -> dict[str, int]:
         """The open descriptor of each map by name: with them a map outlives its pin."""
-        return {name: table.descriptor for name, table in self.named().items()} | {"totals": self._totals.descriptor}
+        own = {"totals": self._totals.descriptor, "node": self._node.descriptor}
+        return {name: table.descriptor for name, table in self.named().items()} | own
 
     def close(self) -> None:
         """Close every descriptor."""

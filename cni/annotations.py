@@ -20,6 +20,7 @@ from typing import Literal, cast
 
 from pydantic import BaseModel, ConfigDict
 
+from bpf.layout import LEVELS, Level
 from cni.errors import InvalidAnnotation
 from cni.pod import Container, Pod, parse_bool
 
@@ -34,9 +35,10 @@ EXCLUDE_INTERFACES = "traffic.sidecar.istio.io/excludeInterfaces"
 REROUTE_INTERFACES = "istio.io/reroute-virtual-interfaces"
 KUBEVIRT_INTERFACES = "traffic.sidecar.istio.io/kubevirtInterfaces"
 
-# sidestep's own: Istio has no such thing, so both are off unless a Pod asks
+# sidestep's own: Istio has no such thing, so the first two are off unless a Pod asks
 EARLY_OUTBOUND = "sidestep.io/early-outbound"
 STRICT_PROXY = "sidestep.io/strict-proxy"
+ACCELERATION = "sidestep.io/acceleration"
 
 DNS_CAPTURE = "ISTIO_META_DNS_CAPTURE"
 DUAL_STACK = "ISTIO_DUAL_STACK"
@@ -103,6 +105,7 @@ class CapturePolicy(BaseModel):
     loopback_included: bool = False
     early_outbound: bool = False
     strict_proxy: bool = False
+    acceleration: Level = Level.PROXY  # at most: the node's level and the other pod's count too
 
 
 def policy_of(pod: Pod) -> CapturePolicy:
@@ -141,6 +144,7 @@ def policy_of(pod: Pod) -> CapturePolicy:
         loopback_included=any(_is_loopback(each.ip) for each in included),
         early_outbound=_early_outbound(pod.annotations),
         strict_proxy=_strict_proxy(pod.annotations),
+        acceleration=_acceleration(pod.annotations),
     )
     refuse_unsupported(policy)
     return policy
@@ -173,6 +177,14 @@ def _strict_proxy(annotations: Mapping[str, str]) -> bool:
     if value is not None and strict is None:
         raise _invalid(STRICT_PROXY, value, "a boolean", "give true or false")
     return bool(strict)
+
+
+def _acceleration(annotations: Mapping[str, str]) -> Level:
+    value = annotations.get(ACCELERATION, str(Level.PROXY))
+    try:
+        return LEVELS[value]
+    except KeyError:
+        raise _invalid(ACCELERATION, value, "a level of acceleration", f"give {', '.join(LEVELS)}") from None
 
 
 def _mode(values: Mapping[str, str]) -> Mode:

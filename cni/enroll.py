@@ -57,6 +57,9 @@ class Enrolments:
                 pod = entries.pod()
                 for row in lasting:
                     self._put(undo, row)
+                if before is None:
+                    undo.callback(self._tables.traffic.remove, Cookie(cookie))
+                self._tables.traffic.begin(Cookie(cookie))
                 if links.link_pod(self._pins, cookie, netns_fd):
                     undo.callback(links.unlink_pod, self._pins, cookie)
                 for row in live:
@@ -172,7 +175,7 @@ class Enrolments:
             self._tables.pods.remove(Cookie(cookie))
             links.unlink_pod(self._pins, cookie)
             self._drop(known.keys)
-            for table in (self._tables.proxies, self._tables.started):
+            for table in (self._tables.proxies, self._tables.started, self._tables.traffic):
                 table.remove(Cookie(cookie))
             return True
 
@@ -294,6 +297,8 @@ class Enrolments:
     def _read_back(self) -> dict[int, _Known]:
         """The index as the maps have it, half-written pods of a crash included (their name is then unknown)."""
         index = {key.cookie: _Known(Identity.of(pod), set()) for key, pod in self._tables.pods.every()}
+        for cookie in index:  # an earlier version of us did not count
+            self._tables.traffic.begin(Cookie(cookie))
         for name in rows.TABLES:
             for key, value in self._table(name).every():
                 cookie = rows.cookie_of_row(name, key, value)

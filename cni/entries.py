@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from bpf.layout import Address, NetworkVerdict, Pod, PodFlags, PortRule
+from bpf.layout import Address, Level, NetworkVerdict, Pod, PodFlags, PortRule
 from cni.annotations import CapturePolicy, Network
 from cni.errors import RegistrationFailed
 from cni.prefixes import effective_prefixes
@@ -59,6 +59,7 @@ class Entries:
     flags: PodFlags
     proxy_uid: int  # as the initial user namespace has them
     proxy_gid: int
+    acceleration: Level
     excluded_interfaces: tuple[str, ...]
     port_rules: dict[int, PortRule]
     networks: dict[Network, NetworkVerdict]
@@ -72,6 +73,7 @@ class Entries:
             proxy_gid=self.proxy_gid,
             port_rules=len(self.port_rules),
             networks=len(self.networks),
+            acceleration=self.acceleration,
             source4=Address.of(self.surroundings.source4),
             source6=Address.of(self.surroundings.source6),
         )
@@ -116,6 +118,7 @@ def entries_of(identity: Identity, policy: CapturePolicy, sandbox: Sandbox, ids:
         flags=flags,
         proxy_uid=ids[0],
         proxy_gid=ids[1],
+        acceleration=policy.acceleration,
         excluded_interfaces=excluded,
         port_rules=port_rules,
         networks=networks,

@@ -49,6 +49,7 @@ class Cluster:
         self.runtime.import_images()
         self.wait_until_installed()
         self.pods: dict[str, CriPod] = {}
+        self.orphans: set[str] = set()  # addresses of sandboxes that the runtime could not take down
 
     def pod(self, name: str, mesh: bool = True) -> CriPod:
         """Make one, as kubelet does. Raises Refused."""

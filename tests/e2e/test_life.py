@@ -81,8 +81,11 @@ def test_pods_made_while_the_configuration_keeps_changing_are_captured(cluster: 
 
 def test_a_plugin_that_somebody_deletes_comes_back(cluster: Cluster, first: CriPod) -> None:
     (cluster.runtime.bin / "sidestep-cni").unlink()
-    with suppress(Refused):
+    before = set(cluster.addresses())
+    try:
         cluster.captured_soon(first, cluster.pod("while-deleted"))
+    except Refused:  # and the runtime could not take the sandbox down either: a chain's DEL begins with the last plugin
+        cluster.orphans = set(cluster.addresses()) - before
     wait_until(cluster.is_installed, "the plugin", 3)
     assert cluster.is_captured(first, cluster.pod("after-deletion"))
 
@@ -109,7 +112,7 @@ def test_pods_that_end_leave_nothing(cluster: Cluster, first: CriPod) -> None:
             del cluster.pods[name]
     wait_until(lambda: cluster.node.entries()["pods"] == 2, "two pods to be left", 10)
     assert cluster.node.entries()["links"] == 2
-    assert sorted(cluster.addresses()) == sorted(ip for pod in cluster.pods.values() for ip in pod.ips)
+    assert set(cluster.addresses()) - cluster.orphans == {ip for pod in cluster.pods.values() for ip in pod.ips}
 
 
 def test_an_outage_of_the_api_server_lets_nobody_through(cluster: Cluster, first: CriPod) -> None:

@@ -130,8 +130,12 @@ class CriPod:
         """As kubelet does."""
         if self.sandbox:
             stub, one = self.runtime.stub, self.sandbox
-            stub.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=one), timeout=SECONDS)
-            stub.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=one), timeout=SECONDS)
+            try:
+                stub.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=one), timeout=SECONDS)
+                stub.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=one), timeout=SECONDS)
+            except grpc.RpcError as error:  # a runtime that has crashed may have forgotten it
+                if error.code() is not grpc.StatusCode.NOT_FOUND:
+                    raise
         self._forget()
 
     def _forget(self) -> None:

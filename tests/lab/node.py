@@ -88,7 +88,7 @@ class Agent:
     def _end(self, how: str) -> None:
         if self.process:
             getattr(self.process, how)()
-            self.process.wait(10)
+            self.process.wait(20)
             self.process = None
 
     def _answers(self) -> bool:

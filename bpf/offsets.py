@@ -1,0 +1,129 @@
+"""Where the kernel keeps what the acceleration programs read of a socket: its type information, through libbpf's BTF API.
+
+Compilers of other projects do this with CO-RE relocations, which BCC lacks; our programs are compiled on the node, so the
+offsets are compiled in. Only child processes import this: libbpf keeps all of vmlinux's types in memory.
+"""
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_LIBBPF = ctypes.CDLL("libbpf.so.1", use_errno=True)
+_LIBBPF.btf__load_vmlinux_btf.restype = ctypes.c_void_p
+_LIBBPF.btf__free.argtypes = [ctypes.c_void_p]
+_LIBBPF.btf__find_by_name_kind.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32]
+_LIBBPF.btf__find_by_name_kind.restype = ctypes.c_int32
+_LIBBPF.btf__type_by_id.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+_LIBBPF.btf__type_by_id.restype = ctypes.c_void_p
+_LIBBPF.btf__name_by_offset.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+_LIBBPF.btf__name_by_offset.restype = ctypes.c_char_p
+_LIBBPF.btf__resolve_size.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+_LIBBPF.btf__resolve_size.restype = ctypes.c_int64
+_LIBBPF.btf__resolve_type.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+
+# uapi/linux/btf.h
+_STRUCT, _UNION = 4, 5
+_LOCKDOWN = "/sys/kernel/security/lockdown"
+
+
+class _Type(ctypes.Structure):
+    """struct btf_type."""
+
+    _fields_ = [("name", ctypes.c_uint32), ("info", ctypes.c_uint32), ("size", ctypes.c_uint32)]
+
+
+class _Member(ctypes.Structure):
+    """struct btf_member."""
+
+    _fields_ = [("name", ctypes.c_uint32), ("type", ctypes.c_uint32), ("offset", ctypes.c_uint32)]
+
+
+class NoOffsets(Exception):
+    """This kernel does not say, or not plausibly."""
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A field that is read: the macro's name, where it is, and its size in bytes."""
+
+    macro: str
+    struct: bytes
+    name: bytes
+    size: int
+    optional: bool = False
+
+
+# struct sock is the first member of struct tcp_sock, several levels down, so its offsets count from the same address
+_FIELDS = (
+    _Field("TCP_WRITE_SEQ", b"tcp_sock", b"write_seq", 4),
+    _Field("TCP_SND_UNA", b"tcp_sock", b"snd_una", 4),
+    _Field("TCP_COPIED_SEQ", b"tcp_sock", b"copied_seq", 4),
+    _Field("TCP_RCV_NXT", b"tcp_sock", b"rcv_nxt", 4),
+    _Field("TCP_IS_MPTCP", b"tcp_sock", b"is_mptcp", 1, optional=True),  # CONFIG_MPTCP
+    _Field("TCP_ULP_OPS", b"inet_connection_sock", b"icsk_ulp_ops", 8),
+    _Field("SOCK_USER_DATA", b"sock", b"sk_user_data", 8),
+    _Field("PSOCK_INGRESS_MSG", b"sk_psock", b"ingress_msg", 16),
+    _Field("PSOCK_MSG_TOT_LEN", b"sk_psock", b"msg_tot_len", 4, optional=True),  # since 6.19, 6.18.14, 6.12.75, 6.6.128
+)
+
+
+def definitions() -> str:
+    """The offsets as C macros; optional fields that there are not have none. Raises NoOffsets."""
+    _require_reading_allowed()
+    btf = _LIBBPF.btf__load_vmlinux_btf()
+    if not btf or ctypes.c_int64(btf).value in range(-4095, 0):
+        raise NoOffsets("the kernel has no type information (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF)")
+    try:
+        return "".join(f"#define {field.macro} {at}\n" for field in _FIELDS if (at := _offset(btf, field)) is not None)
+    finally:
+        _LIBBPF.btf__free(btf)
+
+
+def _require_reading_allowed() -> None:
+    """Programs that read kernel memory do not load on a kernel that is locked down (kernel_lockdown(7))."""
+    try:
+        with open(_LOCKDOWN) as file:
+            if "[confidentiality]" in file.read():
+                raise NoOffsets("the kernel is locked down (confidentiality): programs may not read its memory")
+    except FileNotFoundError:
+        pass
+
+
+def _offset(btf: int, field: _Field) -> int | None:
+    found = _LIBBPF.btf__find_by_name_kind(btf, field.struct, _STRUCT)
+    if found < 0:
+        raise NoOffsets(f"the kernel's type information has no struct {field.struct.decode()}")
+    place = next((each for each in _members(btf, found) if each[0] == field.name), None)
+    if place is None:
+        if field.optional:
+            return None
+        raise NoOffsets(f"the kernel's struct {field.struct.decode()} has no field {field.name.decode()}")
+    _, bits, size = place
+    whole = _LIBBPF.btf__resolve_size(btf, found)
+    if size != field.size or bits % (8 * min(field.size, 8)) or bits // 8 + size > whole:
+        raise NoOffsets(
+            f"{field.name.decode()} of the kernel's struct {field.struct.decode()} has {size} bytes at bit {bits} of "
+            f"{whole} bytes; {field.size} aligned ones were expected"
+        )
+    return bits // 8
+
+
+def _members(btf: int, type_id: int, base: int = 0) -> Iterator[tuple[bytes, int, int]]:
+    """Name, offset in bits and size in bytes of each member; those without a name are replaced by what they contain."""
+    address = _LIBBPF.btf__type_by_id(btf, type_id)
+    head = _Type.from_address(address)
+    members = (_Member * (head.info & 0xFFFF)).from_address(address + ctypes.sizeof(_Type))
+    for member in members:
+        # with the kind flag the upper byte is the width of a bit field
+        bits = base + (member.offset & 0xFFFFFF if head.info >> 31 else member.offset)
+        name = _LIBBPF.btf__name_by_offset(btf, member.name)
+        if name:
+            yield name, bits, _LIBBPF.btf__resolve_size(btf, member.type)
+            continue
+        inner = _LIBBPF.btf__resolve_type(btf, member.type)
+        if inner >= 0 and _kind(btf, inner) in (_STRUCT, _UNION):
+            yield from _members(btf, inner, bits)
+
+
+def _kind(btf: int, type_id: int) -> int:
+    return int(_Type.from_address(_LIBBPF.btf__type_by_id(btf, type_id)).info >> 24 & 0x1F)

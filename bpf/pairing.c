@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Which connections may skip TCP's path, and how their two ends find each other. Called by sockops at establishment.
+ *
+ * The connecting end is established first. It writes a meeting under the connection's addresses, ports and first sequence
+ * numbers, which the accepting end computes for itself. Only a socket on this node with that very connection can meet it, so
+ * none with a remote peer is ever paired. Both ends enter the socket hash here or not at all; whoever has no
+ * place in it stays on TCP, and so does the other.
+ */
+
+static __always_inline struct address local_address(struct bpf_sock_ops *ctx)
+{
+    return address_of_family(ctx->family, FIELD(ctx->local_ip4), FIELD(ctx->local_ip6[0]), FIELD(ctx->local_ip6[1]),
+                             FIELD(ctx->local_ip6[2]), FIELD(ctx->local_ip6[3]));
+}
+
+static __always_inline struct address remote_address(struct bpf_sock_ops *ctx)
+{
+    return address_of_family(ctx->family, FIELD(ctx->remote_ip4), FIELD(ctx->remote_ip6[0]), FIELD(ctx->remote_ip6[1]),
+                             FIELD(ctx->remote_ip6[2]), FIELD(ctx->remote_ip6[3]));
+}
+
+static __always_inline __u32 node_level(void)
+{
+    __u32 zero = 0;
+    struct node *settings = node.lookup(&zero);
+
+    return settings ? settings->acceleration : LEVEL_OFF;
+}
+
+#ifdef ACCELERATION
+/* Whatever this cannot read it does not accelerate. Multipath TCP and upper-layer protocols have paths of their own. */
+static __always_inline bool is_plain_tcp(__u64 socket)
+{
+    __u64 ulp = 1;
+#ifdef TCP_IS_MPTCP
+    __u8 mptcp = 1;
+
+    bpf_probe_read_kernel(&mptcp, sizeof(mptcp), (void *)(socket + TCP_IS_MPTCP));
+    if (mptcp)
+        return false;
+#endif
+    bpf_probe_read_kernel(&ulp, sizeof(ulp), (void *)(socket + TCP_ULP_OPS));
+    return !ulp;
+}
+
+/* What a connecting socket's connection needs, LEVEL_OFF for what is never accelerated. */
+static __always_inline __u32 level_needed(const struct pod *pod, __u64 cookie, struct bpf_sock *sk,
+                                          struct connection *connection, __u32 *allowed)
+{
+    struct socket_state *state = sockets.sk_storage_get(sk, 0, 0);
+    struct owner *owner;
+    struct pod *other;
+    bool proxy;
+
+    if (!state || !(state->flags & SOCKET_OPENED))
+        return LEVEL_OFF;
+    if (state->flags & SOCKET_CAPTURED)
+        return LEVEL_FULL;
+    proxy = (state->opener.uid == pod->proxy_uid || state->opener.gid == pod->proxy_gid)
+            && container_of(pod, cookie, &state->opener) == CONTAINER_TRUSTED;
+    if (!proxy)
+        return LEVEL_OFF;
+    if (is_on_lo(&connection->server))
+        return LEVEL_FULL;
+    owner = addresses.lookup(&connection->server);
+    if (!owner)
+        return LEVEL_OFF;
+    if (owner->cookie == cookie)
+        return LEVEL_FULL;
+    other = pods.lookup(&owner->cookie);
+    if (!other)
+        return LEVEL_OFF;
+    if (other->acceleration < *allowed)
+        *allowed = other->acceleration;
+    return LEVEL_PROXY;
+}
+
+/* The accepting end of a connection between two pods has to be the proxy: what its inbound rules capture. */
+static __always_inline bool is_accepted_by_proxy(const struct pod *pod, __u64 cookie, const struct connection *connection)
+{
+    __u16 port = connection->server_port;
+
+    if (pod->flags & POD_INTERFACES) /* which one it came by is not known here */
+        return false;
+    return decide_inbound(pod->flags, port, rules_of_port(pod, cookie, port), false) != VERDICT_PASS;
+}
+
+/*
+ * What this socket keeps of its pairing, with its own address in the kernel: read back from there it is a number, which
+ * the verifier lets us count from. Nothing when the socket is none to accelerate.
+ */
+static __always_inline struct pairing *begin_pairing(struct bpf_sock *sk)
+{
+    struct pairing *pairing = pairings.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+
+    if (!pairing)
+        return 0;
+    pairing->own_socket = (__u64)sk;
+    if (is_plain_tcp(FIELD(pairing->own_socket)))
+        return pairing;
+    pairings.sk_storage_delete(sk);
+    return 0;
+}
+
+/* The connecting end. */
+static __always_inline void offer_meeting(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct pod *pod,
+                                          __u64 cookie)
+{
+    struct end_key own = {.cookie = cookie, .side = SIDE_CLIENT};
+    struct meeting meeting = {.cookie = cookie, .client = (__u64)sk};
+    __u32 allowed = node_level();
+    struct pairing *pairing;
+    int refused;
+
+    if (pod->acceleration < allowed)
+        allowed = pod->acceleration;
+    if (allowed == LEVEL_OFF)
+        return;
+    own.connection.client = local_address(ctx);
+    own.connection.server = remote_address(ctx);
+    own.connection.client_port = ctx->local_port;
+    own.connection.server_port = swap32(ctx->remote_port);
+    own.connection.client_sequence = ctx->snd_nxt;
+    own.connection.server_sequence = ctx->rcv_nxt;
+    meeting.level = level_needed(pod, cookie, sk, &own.connection, &allowed);
+    if (meeting.level == LEVEL_OFF || meeting.level > allowed)
+        return;
+
+    pairing = begin_pairing(sk);
+    if (!pairing)
+        return;
+    pairing->level = LEVEL_NEVER;
+    refused = meetings.update(&own.connection, &meeting);
+    if (refused)
+        return;
+    refused = accelerated.sock_hash_update(ctx, &own, BPF_ANY);
+    if (refused) {
+        meetings.delete(&own.connection);
+        return;
+    }
+    pairing->peer = own;
+    pairing->peer.side = SIDE_SERVER;
+    /* Which namespace the other end is in it says itself, by when this end sends for the first time. */
+    pairing->peer.cookie = 0;
+    pairing->level = meeting.level;
+    bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+/* Whether the accepting end goes along with what the connecting one offers. */
+static __always_inline bool is_acceptable(const struct meeting *meeting, const struct pod *pod, __u64 cookie,
+                                          const struct connection *connection)
+{
+    if (meeting->level > pod->acceleration)
+        return false;
+    if (meeting->level == LEVEL_FULL)
+        return meeting->cookie == cookie;
+    return is_accepted_by_proxy(pod, cookie, connection);
+}
+
+/* The accepting end. */
+static __always_inline void take_meeting(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct pod *pod,
+                                         __u64 cookie)
+{
+    struct end_key own = {.cookie = cookie, .side = SIDE_SERVER};
+    struct pairing *pairing = 0;
+    struct meeting *meeting;
+    int refused = -1;
+
+    if (node_level() == LEVEL_OFF)
+        return;
+    own.connection.client = remote_address(ctx);
+    own.connection.server = local_address(ctx);
+    own.connection.client_port = swap32(ctx->remote_port);
+    own.connection.server_port = ctx->local_port;
+    own.connection.client_sequence = ctx->rcv_nxt;
+    own.connection.server_sequence = ctx->snd_nxt;
+    meeting = meetings.lookup(&own.connection);
+    if (!meeting)
+        return;
+    if (is_acceptable(meeting, pod, cookie, &own.connection))
+        pairing = begin_pairing(sk);
+    if (pairing) {
+        pairing->peer = own;
+        pairing->peer.side = SIDE_CLIENT;
+        pairing->peer.cookie = meeting->cookie;
+        pairing->peer_socket = meeting->client;
+        pairing->level = meeting->level;
+        refused = accelerated.sock_hash_update(ctx, &own, BPF_ANY);
+    }
+    if (refused) { /* without a meeting the connecting end knows that there is nobody */
+        meetings.delete(&own.connection);
+        return;
+    }
+    meeting->cookie = cookie; /* from here on it tells the client about this end */
+    meeting->server = (__u64)sk;
+}
+
+/* A client that ends without having sent leaves nothing. */
+static __always_inline void forget_meeting(struct bpf_sock *sk)
+{
+    struct pairing *pairing = pairings.sk_storage_get(sk, 0, 0);
+    struct connection connection;
+
+    if (!pairing || pairing->peer_socket || pairing->peer.side != SIDE_SERVER)
+        return;
+    connection = pairing->peer.connection;
+    meetings.delete(&connection);
+}
+#else
+static __always_inline void offer_meeting(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct pod *pod,
+                                          __u64 cookie)
+{
+}
+
+static __always_inline void take_meeting(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct pod *pod,
+                                         __u64 cookie)
+{
+}
+
+static __always_inline void forget_meeting(struct bpf_sock *sk)
+{
+}
+#endif
