@@ -1,23 +1,40 @@
 """Levels of acceleration, for tests that hold at each."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import cycle
 
+from bpf.acceleration import NodeLevel
+from bpf.acceleration import set_level as set_node_level
+from bpf.layout import LEVELS, Cookie
+from bpf.pins import Descriptor, Pins
+from bpf.tables import Tables
+from cni.sandbox import own_cookie, visit
 from tests.lab.node import Node
-
-LEVELS = ("off",)
+from tests.lab.pod import Pod
 
 
 def set_level(node: Node, level: str) -> None:
-    """The whole node's, at once, for connections that are there too."""
-    assert level in LEVELS
+    """The whole node's, at once, for connections that are there too; agent and self-test aren't asked."""
+    with Tables(Pins(node.bpffs)) as tables:
+        set_node_level(tables, NodeLevel(LEVELS[level], LEVELS[level], "a test"))
+
+
+def redirected_bytes(pod: Pod) -> int:
+    """How much of what was sent in the pod has skipped TCP's path so far."""
+    with Descriptor(os.open(pod.netns, os.O_RDONLY)) as netns:
+        cookie = visit(netns.fd, lambda _: own_cookie())
+    with Tables(Pins(pod.node.bpffs)) as tables:
+        sums = tables.traffic.get(Cookie(cookie))
+    assert sums is not None
+    return int(sums.redirected_bytes)
 
 
 @contextmanager
 def changing(node: Node, seconds: float = 0.2) -> Iterator[list[str]]:
-    """From level to level meanwhile, `seconds` each; yields the list of those it has set."""
+    """From level to level meanwhile, `seconds` each; yields the list of those it has set. Afterwards it is off."""
     done, seen = threading.Event(), list[str]()
 
     def change() -> None:
@@ -34,4 +51,4 @@ def changing(node: Node, seconds: float = 0.2) -> Iterator[list[str]]:
     finally:
         done.set()
         thread.join()
-        set_level(node, LEVELS[-1])
+        set_level(node, "off")

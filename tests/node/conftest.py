@@ -26,6 +26,15 @@ def mesh() -> Iterator[Mesh]:
         yield Mesh(node, node.pod("alpha"), node.pod("beta"), node.pod("gamma", mesh=False))
 
 
+@pytest.fixture(scope="module")
+def fast_mesh() -> Iterator[Mesh]:
+    """Likewise, with pods that allow every level of acceleration; the node's is the tests' to set."""
+    with Node() as node:
+        allowed = {"sidestep.io/acceleration": "full"}
+        alpha, beta = (node.pod(name, annotations=allowed) for name in ("alpha", "beta"))
+        yield Mesh(node, alpha, beta, node.pod("gamma", mesh=False))
+
+
 @pytest.fixture
 def node() -> Iterator[Node]:
     """A node of the test's own, with its agent and no pods."""
