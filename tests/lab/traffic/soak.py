@@ -6,7 +6,7 @@ import time
 import click
 
 from tests.lab.demo import exit_on_signals, progress
-from tests.lab.levels import changing
+from tests.lab.levels import changing, redirected_bytes
 from tests.lab.node import Node
 from tests.lab.traffic.program import Load, calling, serving
 
@@ -24,7 +24,7 @@ def soak(total: float, seconds: int, seed: int, parallel: int, mean: int, pause:
     exit_on_signals()
     load = Load(seconds, int(total), 0, parallel, mean, pause, seed)
     with Node() as node:
-        alpha, beta = node.pod("alpha"), node.pod("beta")
+        alpha, beta = (node.pod(name, annotations={"sidestep.io/acceleration": "full"}) for name in ("alpha", "beta"))
         progress(f"soak: {load}, from {alpha.ip4} to {beta.ip4}")
         started = time.monotonic()
         with serving(beta) as server, changing(node, flip) as levels, calling(alpha, beta.ip4, load) as client:
@@ -33,12 +33,13 @@ def soak(total: float, seconds: int, seed: int, parallel: int, mean: int, pause:
                 answered = server.finish()
             except AssertionError as wrong:
                 sys.exit(f"soak: after {time.monotonic() - started:.0f} s: {wrong}")
+        redirected = redirected_bytes(alpha) + redirected_bytes(beta)
     if (asked.sent, asked.received, asked.finished) != (answered.received, answered.sent, answered.finished):
         sys.exit(f"soak: the ends disagree: {asked} {answered}")
     click.echo(
         f"soak: {asked.finished} connections, {asked.sent + asked.received} bytes in {asked.seconds:.0f} s, each in its"
-        f" place; the level was changed {len(levels)} times; blocking calls that came back with EAGAIN:"
-        f" {asked.again + answered.again}"
+        f" place; {redirected} bytes were redirected in the three hops; the level was changed {len(levels)} times;"
+        f" {asked.again + answered.again} blocking calls came back with EAGAIN"
     )
 
 
