@@ -16,8 +16,9 @@ from bpf.pins import Descriptor, Pins
 from bpf.probing import loading
 from bpf.tables import Tables
 
-# uapi/linux/bpf.h: map types SOCKMAP and SOCKHASH; SK_SKB_STREAM_PARSER, _STREAM_VERDICT, SK_MSG_VERDICT, SK_SKB_VERDICT
+# uapi/linux/bpf.h: map types SOCKMAP and SOCKHASH
 _SOCKET_MAPS = (15, 18)
+# SK_SKB_STREAM_PARSER, SK_SKB_STREAM_VERDICT, SK_MSG_VERDICT, SK_SKB_VERDICT
 _SOCKET_HOOKS = (4, 5, 7, 38)
 _OURS = ("ss_", "ssp_")
 
@@ -38,9 +39,11 @@ def is_possible(pins: Pins) -> bool:
 
 def attach_messages(pins: Pins) -> None:
     """Give the socket hash our program. Raises KernelRefused, NotAttached."""
-    with Descriptor(syscalls.open_pin(pins.programs / MESSAGE_HOOK.name)) as program:
-        with Descriptor(pins.open_map("accelerated")) as sockets:
-            syscalls.attach_to_map(program.fd, sockets.fd, MESSAGE_HOOK.attach_type, "accelerated")
+    with (
+        Descriptor(syscalls.open_pin(pins.programs / MESSAGE_HOOK.name)) as program,
+        Descriptor(pins.open_map("accelerated")) as sockets,
+    ):
+        syscalls.attach_to_map(program.fd, sockets.fd, MESSAGE_HOOK.attach_type, "accelerated")
 
 
 def set_level(tables: Tables, node: NodeLevel) -> None:

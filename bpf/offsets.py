@@ -1,12 +1,13 @@
-"""Where the kernel keeps what the acceleration programs read of a socket: its type information, through libbpf's BTF API.
+"""Where the kernel keeps what acceleration reads of a socket: its type information, through libbpf's BTF API.
 
-Compilers of other projects do this with CO-RE relocations, which BCC lacks; our programs are compiled on the node, so the
-offsets are compiled in. Only child processes import this: libbpf keeps all of vmlinux's types in memory.
+BCC knows no CO-RE relocations, which others use for it; our programs are compiled on the node, so the offsets are
+compiled in. Only child processes import this: libbpf keeps all of vmlinux's types in memory.
 """
 
 import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 _LIBBPF = ctypes.CDLL("libbpf.so.1", use_errno=True)
 _LIBBPF.btf__load_vmlinux_btf.restype = ctypes.c_void_p
@@ -23,7 +24,7 @@ _LIBBPF.btf__resolve_type.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
 
 # uapi/linux/btf.h
 _STRUCT, _UNION = 4, 5
-_LOCKDOWN = "/sys/kernel/security/lockdown"
+_LOCKDOWN = Path("/sys/kernel/security/lockdown")
 
 
 class _Type(ctypes.Structure):
@@ -39,7 +40,7 @@ class _Member(ctypes.Structure):
 
 
 class NoOffsets(Exception):
-    """This kernel does not say, or not plausibly."""
+    """The kernel does not say where things are, or not plausibly."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,11 @@ def definitions() -> str:
 def _require_reading_allowed() -> None:
     """Programs that read kernel memory do not load on a kernel that is locked down (kernel_lockdown(7))."""
     try:
-        with open(_LOCKDOWN) as file:
-            if "[confidentiality]" in file.read():
-                raise NoOffsets("the kernel is locked down (confidentiality): programs may not read its memory")
-    except FileNotFoundError:
-        pass
+        state = _LOCKDOWN.read_text()
+    except OSError:  # securityfs is not mounted, or there is no such thing
+        return
+    if "[confidentiality]" in state:
+        raise NoOffsets("the kernel is locked down (confidentiality): programs may not read its memory")
 
 
 def _offset(btf: int, field: _Field) -> int | None:

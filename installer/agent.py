@@ -22,6 +22,7 @@ from cni.follow import Follower
 from cni.pod import Pod
 from cni.server import Server
 from cni.verbs import Verbs
+from installer.acceleration import level
 from installer.health import Readiness
 from installer.host.install import Installer
 from installer.host.uninstall import Deployment, uninstall
@@ -32,7 +33,7 @@ from installer.pods.source import Source, require_source, source_of
 from installer.probe import require_capable
 from installer.reconcile import Place, Reconciler
 from installer.repair import Repairs
-from installer.settings import Attachment, Chain, Logging, Node, Ports, Repair
+from installer.settings import Acceleration, Attachment, Chain, Logging, Node, Ports, Repair
 from installer.signals import Signals
 
 log = structlog.get_logger("agent")
@@ -50,6 +51,7 @@ class Settings:
     node: Node
     chain: Chain
     repair: Repair
+    acceleration: Acceleration
     ports: Ports
     logging: Logging
 
@@ -70,6 +72,7 @@ def run(settings: Settings) -> None:
             server = agent.server()
             signals.call(server.stop)
             agent.install()
+            agent.accelerate()
             log.info(
                 "agent.serving",
                 programs=str(outcome),
@@ -95,7 +98,7 @@ class _Agent:
         pins = settings.attachment.pins
         cgroup = settings.attachment.attach_point()
         self._settings, self._up = settings, up
-        tables = up.enter_context(Tables(pins))
+        self._tables = tables = up.enter_context(Tables(pins))
         self.enrolments = Enrolments(pins, tables)
         self.metrics = Metrics(pins, tables, self.enrolments)
         conditions = ["attached", "synced", "serving", *(["installed"] if settings.chain.install else [])]
@@ -159,6 +162,12 @@ class _Agent:
                 self._settings.chain, self._settings.node, self.metrics.observe_install, self._installed
             )
             self._up.enter_context(installer.running())
+
+    def accelerate(self) -> None:
+        """Find out how far that is possible; nobody waits for it."""
+        node, place = self._settings.node, self._settings.attachment
+        keeper = level.Acceleration(place.pins, self._tables, place.attach_point(), node.cni_agent_run_dir)
+        self._up.enter_context(keeper.running(self._settings.acceleration.level))
 
     def _installed(self, ok: bool, why: str) -> None:
         self.readiness.set("installed", ok, why)

@@ -5,6 +5,7 @@ The agent's imports are slow and large, so they wait until the command that need
 
 import json
 import sys
+from typing import Any
 
 import click
 
@@ -12,7 +13,16 @@ from bpf.attachment import attach as attach_programs
 from bpf.attachment import detach as detach_programs
 from bpf.errors import SidestepError
 from bpf.kernel import require_root
-from installer.settings import Attachment, Chain, Logging, Node, Ports, Repair, take
+from bpf.layout import LEVELS
+from installer.settings import Acceleration, Attachment, Chain, Logging, Node, Ports, Repair, take
+
+_output = click.option(
+    "--output",
+    type=click.Choice(["table", "json", "yaml"]),
+    default="table",
+    show_default=True,
+    help="How it is printed.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,13 +55,14 @@ def detach(attachment: Attachment) -> None:
 @take(Node)
 @take(Chain)
 @take(Repair)
+@take(Acceleration)
 @take(Ports)
 @take(Logging)
-def agent(attachment: Attachment, node: Node, chain: Chain, repair: Repair, ports: Ports, logging: Logging) -> None:
+def agent(**groups: Any) -> None:
     """Attach, then serve the CNI plugin's requests until stopped. Stopping leaves capture as it is."""
     from installer.agent import Settings, run
 
-    run(Settings(attachment, node, chain, repair, ports, logging))
+    run(Settings(**groups))
 
 
 @cli.command()
@@ -68,15 +79,38 @@ def uninstall(attachment: Attachment, node: Node, chain: Chain) -> None:
 
 @cli.command()
 @take(Attachment)
+@take(Node)
+@click.argument("level", type=click.Choice(list(LEVELS)))
+def accelerate(attachment: Attachment, node: Node, level: str) -> None:
+    """Change the node's level of acceleration now, until the agent starts again.
+
+    Connections under way go on: what they send takes the other path from now on. New ones are made at the new level.
+    """
+    from bpf.tables import Tables
+    from installer.acceleration.level import Acceleration as Keeper
+
+    with Tables(attachment.pins) as tables:
+        keeper = Keeper(attachment.pins, tables, attachment.attach_point(), node.cni_agent_run_dir)
+        made = keeper.settle(LEVELS[level])
+    click.echo(f"acceleration: {made.level}" + (f" ({made.reason})" if made.reason else ""))
+
+
+@cli.command()
+@take(Attachment)
+@_output
+def status(attachment: Attachment, output: str) -> None:
+    """Show what is attached, the level of acceleration and why, and what it does for each pod."""
+    from installer.status import status_of, table_of
+
+    document = status_of(attachment.pins)
+    click.echo(table_of(document) if output == "table" else _written(document, output), nl=False)
+
+
+@cli.command()
+@take(Attachment)
 @take(Chain)
 @take(Node)
-@click.option(
-    "--output",
-    type=click.Choice(["table", "json", "yaml"]),
-    default="table",
-    show_default=True,
-    help="How the findings are printed.",
-)
+@_output
 def probe(attachment: Attachment, chain: Chain, node: Node, output: str) -> None:
     """Say whether capture will work on this node, and if not what to do: exit status 0 only if it will.
 
@@ -85,15 +119,16 @@ def probe(attachment: Attachment, chain: Chain, node: Node, output: str) -> None
     from installer.probe import examine_programs
 
     findings = examine_programs(attachment, chain, node)
-    if output == "table":
-        click.echo(findings.table(), nl=False)
-    elif output == "json":
-        click.echo(json.dumps(findings.document(), indent=2))
-    else:
-        import yaml
-
-        click.echo(yaml.safe_dump(findings.document(), sort_keys=False), nl=False)
+    click.echo(findings.table() if output == "table" else _written(findings.document(), output), nl=False)
     sys.exit(0 if findings.works else 1)
+
+
+def _written(document: dict[str, Any], output: str) -> str:
+    if output == "json":
+        return json.dumps(document, indent=2) + "\n"
+    import yaml
+
+    return str(yaml.safe_dump(document, sort_keys=False))
 
 
 def main() -> None:

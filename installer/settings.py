@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from bpf.kernel import attach_point
+from bpf.layout import LEVELS, Level
 from bpf.pins import Pins
 
 _DIRECTORY = click.Path(path_type=Path)
@@ -120,6 +121,23 @@ class Repair:
     reconcile_seconds: float = _setting(
         180.0, "How often the maps are compared with the pods.", click.FloatRange(1), ours=True
     )
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """How far connections within the node skip TCP's path."""
+
+    acceleration: str = _setting(
+        str(Level.PROXY),
+        "The most that counts on this node: between proxies, or (full) to applications that ask for it too.",
+        click.Choice(list(LEVELS)),
+        ours=True,
+    )
+
+    @property
+    def level(self) -> Level:
+        """The chosen level."""
+        return LEVELS[self.acceleration]
 
 
 @dataclass(frozen=True)

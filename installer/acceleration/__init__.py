@@ -1,0 +1,1 @@
+"""How far connections within the node are accelerated: the trial of this kernel, and what follows from it."""

@@ -1,0 +1,211 @@
+"""What acceleration must not break, each tried on this kernel's real sockets. Levels name the checks they need."""
+
+import errno
+import fcntl
+import random
+import select
+import socket
+import struct
+import termios
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from bpf.layout import Level
+from installer.acceleration.pairs import Bench, CheckFailed, end_of, receive, require, send_until_full, wait
+
+_MPTCP = 262  # IPPROTO_MPTCP, uapi/linux/in.h
+_IDLE_LIMIT = 8 << 20  # bytes that a reader who does not read may be sent at most
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER with time 0
+_DELAYED_ACK = 0.06  # seconds; the kernel acknowledges within 40 ms when nobody else does
+
+
+@dataclass(frozen=True)
+class Check:
+    """`needed` is the lowest level that needs it; OFF for what is only to be known of level full."""
+
+    name: str
+    needed: Level
+    run: Callable[[Bench], None]
+
+
+def _first_bytes(bench: Bench) -> None:
+    """What is sent before the other end has accepted comes first."""
+    with bench.redirecting():
+        for _ in range(10):
+            with bench.pair(early=b"first") as pair:
+                pair.client.sendall(b"second")
+                got = receive(pair.server, 11)
+            require(got == b"firstsecond", f"{got!r} instead of b'firstsecond'")
+
+
+def _switches(bench: Bench) -> None:
+    """Bytes stay in order while redirection starts and stops at any moment."""
+    numbers, position, expected = random.Random(1), 0, 0
+    with bench.redirecting(), bench.pair() as pair:
+        pair.client.setblocking(False)
+        pair.server.setblocking(False)
+        for step in range(600):
+            if step % 7 == 0:
+                bench.set_level(numbers.choice((Level.OFF, Level.FULL)))
+            message = _pattern(position, numbers.choice((1, 10, 1000, 30_000)))
+            with suppress(BlockingIOError):
+                position += pair.client.send(message)
+            if numbers.random() < 0.6 or step == 599:
+                expected = _read_pattern(pair.server, expected, 20_000)
+        bench.set_level(Level.FULL)
+        pair.server.settimeout(1)
+        while expected < position:
+            expected = _read_pattern(pair.server, expected, 1 << 20)
+
+
+def _read_pattern(sock: socket.socket, at: int, size: int) -> int:
+    try:
+        got = sock.recv(size)
+    except BlockingIOError:
+        return at
+    except TimeoutError:
+        raise CheckFailed(f"nothing came after byte {at}") from None
+    require(got == _pattern(at, len(got)), f"the wrong bytes came at byte {at}")
+    return at + len(got)
+
+
+def _pattern(at: int, size: int) -> bytes:
+    """Bytes that tell where they belong: every four say which word of the stream they are."""
+    first, last = at // 4, (at + size + 3) // 4
+    words = struct.pack(f">{last - first}I", *range(first, last))
+    return words[at - first * 4 :][:size]
+
+
+def _back_pressure(bench: Bench) -> None:
+    """A reader that does not read stops its sender, and gets all of it in the end."""
+    with bench.redirecting(), bench.pair() as pair:
+        sent = send_until_full(pair.client, bytes(64 << 10), _IDLE_LIMIT)
+        require(sent < _IDLE_LIMIT, f"{sent} bytes were taken from a sender whose reader does not read")
+        receive(pair.server, sent)
+
+
+def _level_triggered(bench: Bench) -> None:
+    _poll(bench, select.EPOLLIN)
+
+
+def _edge_triggered(bench: Bench) -> None:
+    _poll(bench, select.EPOLLIN | select.EPOLLET)
+
+
+def _poll(bench: Bench, events: int) -> None:
+    with bench.redirecting(), bench.pair() as pair, select.epoll() as epoll:
+        epoll.register(pair.server, events)
+        for _ in range(50):
+            pair.client.sendall(b"x")
+            require(bool(epoll.poll(1)), "epoll did not report data")
+            receive(pair.server, 1)
+        require(not epoll.poll(0), "epoll reports data that is not there")
+
+
+def _half_close(bench: Bench) -> None:
+    """An end that has said all still hears."""
+    with bench.redirecting(), bench.pair() as pair:
+        pair.client.sendall(b"request")
+        pair.client.shutdown(socket.SHUT_WR)
+        require(receive(pair.server, 7) == b"request", "the request is not what was sent")
+        require(end_of(pair.server) == "end", "the end of the request did not come")
+        pair.server.sendall(b"reply")
+        require(receive(pair.client, 5) == b"reply", "the reply is not what was sent")
+
+
+def _close_after_send(bench: Bench) -> None:
+    """What was sent before close() arrives, and then the end."""
+    with bench.redirecting(), bench.pair() as pair:
+        pair.client.sendall(b"x" * 50_000)
+        pair.client.close()
+        receive(pair.server, 50_000)
+        require(end_of(pair.server) == "end", "the end did not come")
+
+
+def _reset(bench: Bench) -> None:
+    """A reset reaches the other end."""
+    with bench.redirecting(), bench.pair() as pair:
+        pair.client.sendall(b"x")
+        receive(pair.server, 1)
+        pair.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        pair.client.close()
+        found = end_of(pair.server)
+        require(found == "reset", f"{found} instead of a reset")
+
+
+def _ping_pong(bench: Bench) -> None:
+    """Small messages in turn: none waits for another."""
+    with bench.redirecting(), bench.pair() as pair:
+        for _ in range(500):
+            pair.client.sendall(b"ping")
+            receive(pair.server, 4)
+            pair.server.sendall(b"pong")
+            receive(pair.client, 4)
+
+
+def _mptcp_listener(bench: Bench) -> None:
+    """A listener of Multipath TCP, as Go's are since 1.24, serves clients that know TCP alone."""
+    try:
+        with bench.pair(_MPTCP) as pair:
+            pair.client.sendall(b"request")
+            receive(pair.server, 7)
+            pair.server.sendall(b"reply")
+            receive(pair.client, 5)
+    except OSError as error:
+        if error.errno not in (errno.EPROTONOSUPPORT, errno.ENOPROTOOPT, errno.EINVAL):
+            raise
+
+
+def _redirected_size(bench: Bench) -> None:
+    """FIONREAD of what was redirected."""
+    with bench.redirecting(), bench.pair() as pair:
+        pair.client.sendall(b"x" * 1000)
+        _require_size(pair.server, 1000)
+
+
+def _native_size(bench: Bench) -> None:
+    """FIONREAD of what came through TCP."""
+    with bench.pair() as pair:
+        bench.set_level(Level.OFF)
+        try:
+            pair.client.sendall(b"x" * 1000)
+            wait(0.002)
+            _require_size(pair.server, 1000)
+        finally:
+            bench.set_level(Level.FULL)
+
+
+def _require_size(sock: socket.socket, size: int) -> None:
+    (found,) = struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))
+    require(found == size, f"FIONREAD says {found} with {size} bytes to read")
+
+
+def _resumes(bench: Bench) -> None:
+    """A connection that was on TCP for a while is redirected again."""
+    with bench.pair() as pair:
+        bench.set_level(Level.OFF)
+        pair.client.sendall(b"through TCP")
+        receive(pair.server, 11)
+        bench.set_level(Level.FULL)
+        wait(_DELAYED_ACK)
+        with bench.redirecting():
+            pair.client.sendall(b"past it")
+        receive(pair.server, 7)
+
+
+CHECKS = (
+    Check("order of the first bytes", Level.PROXY, _first_bytes),
+    Check("order across switches", Level.PROXY, _switches),
+    Check("return from TCP", Level.PROXY, _resumes),
+    Check("back-pressure", Level.PROXY, _back_pressure),
+    Check("epoll, level-triggered", Level.PROXY, _level_triggered),
+    Check("epoll, edge-triggered", Level.PROXY, _edge_triggered),
+    Check("half-close", Level.PROXY, _half_close),
+    Check("close after send", Level.PROXY, _close_after_send),
+    Check("reset", Level.PROXY, _reset),
+    Check("ping-pong", Level.PROXY, _ping_pong),
+    Check("MPTCP listener", Level.FULL, _mptcp_listener),
+    Check("FIONREAD of redirected data", Level.OFF, _redirected_size),
+    Check("FIONREAD of other data", Level.OFF, _native_size),
+)

@@ -1,0 +1,91 @@
+"""The level that counts on this node: the lowest of what was asked for, and what self-test and other programs allow."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from bpf.acceleration import NodeLevel, is_possible, level_of, other_owners, set_level
+from bpf.errors import SidestepError
+from bpf.layout import Level
+from bpf.pins import Pins
+from bpf.tables import Tables
+from installer.acceleration.checks import CHECKS
+from installer.acceleration.selftest import Outcome, outcome
+
+log = structlog.get_logger("acceleration")
+
+# how often it is looked for others with such maps; they come with agents that are installed, not with pods
+_LOOK_SECONDS = 60.0
+# how long the end waits for a self-test; its child ends by itself
+_STOP_SECONDS = 3.0
+
+
+def judge(wanted: Level, found: Outcome, others: list[str]) -> NodeLevel:
+    """What the outcome of the self-test and the other owners of socket maps leave of a level."""
+    if wanted is Level.OFF:
+        return NodeLevel(wanted, Level.OFF, "")
+    if found.failure:
+        return NodeLevel(wanted, Level.OFF, found.failure)
+    if others:
+        return NodeLevel(wanted, Level.OFF, f"another program on this node owns sockets: {'; '.join(others)}")
+    for level in (Level.PROXY, Level.FULL):
+        missed = _missed(found.problems, level)
+        if missed and wanted >= level:
+            return NodeLevel(wanted, Level(level - 1), f"level {level} is not safe on this kernel: {missed}")
+    differs = _missed(found.problems, Level.OFF) if wanted is Level.FULL else ""
+    return NodeLevel(wanted, wanted, differs and f"on this kernel applications see a difference: {differs}")
+
+
+def _missed(problems: Mapping[str, str], level: Level) -> str:
+    """The checks that a level needs and that have failed, or were not made."""
+    said = {check.name: problems.get(check.name, "not tried") for check in CHECKS if check.needed is level}
+    return "; ".join(f"{name}: {problem}" for name, problem in said.items() if problem)
+
+
+class Acceleration:
+    """Keeps a node at the level that was asked for, as far as it goes."""
+
+    def __init__(self, pins: Pins, tables: Tables, cgroup: Path, run_dir: Path) -> None:
+        self._pins, self._tables, self._cgroup, self._run_dir = pins, tables, cgroup, run_dir
+        self._stopping = threading.Event()
+        self._outcome: Outcome | None = None
+
+    def settle(self, wanted: Level) -> NodeLevel:
+        """Make the level count that is possible now; the first time on a kernel that takes a second or two."""
+        if wanted is not Level.OFF and self._outcome is None:
+            self._outcome = outcome(self._cgroup, self._run_dir)
+        found = self._outcome or Outcome({})
+        if wanted is not Level.OFF and not found.failure and not is_possible(self._pins):
+            found = Outcome({}, "the kernel refused the program when it was attached")
+        before, node = level_of(self._tables), judge(wanted, found, list(other_owners()))
+        if node != before:
+            set_level(self._tables, node)
+        return node
+
+    @contextmanager
+    def running(self, wanted: Level) -> Iterator[None]:
+        """Settle, and again from time to time, in a thread of its own: nothing has to wait for the self-test."""
+        thread = threading.Thread(target=self._run, args=(wanted,), name="acceleration", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            thread.join(_STOP_SECONDS)
+
+    def _run(self, wanted: Level) -> None:
+        told = None
+        while not self._stopping.is_set():
+            try:
+                node = self.settle(wanted)
+            except SidestepError as error:
+                log.error("acceleration.failed", error=str(error))
+            else:
+                if node != told:
+                    log.info("acceleration.is", level=str(node.level), wanted=str(node.wanted), reason=node.reason)
+                told = node
+            self._stopping.wait(_LOOK_SECONDS)
+            wanted = level_of(self._tables).wanted  # somebody may have changed it meanwhile
