@@ -29,7 +29,9 @@ def mesh() -> Iterator[Mesh]:
 @pytest.fixture(scope="module")
 def fast_mesh() -> Iterator[Mesh]:
     """Likewise, with pods that allow every level of acceleration; the node's is the tests' to set."""
-    with Node() as node:
+    node = Node()
+    node.agent.options = ["--acceleration", "off"]
+    with node:
         allowed = {"sidestep.io/acceleration": "full"}
         alpha, beta = (node.pod(name, annotations=allowed) for name in ("alpha", "beta"))
         yield Mesh(node, alpha, beta, node.pod("gamma", mesh=False))

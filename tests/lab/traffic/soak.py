@@ -23,7 +23,9 @@ def soak(total: float, seconds: int, seed: int, parallel: int, mean: int, pause:
     """Every byte must arrive in its place; exit status 1 says that one did not, and which."""
     exit_on_signals()
     load = Load(seconds, int(total), 0, parallel, mean, pause, seed)
-    with Node() as node:
+    node = Node()
+    node.agent.options = ["--acceleration", "off"]
+    with node:
         alpha, beta = (node.pod(name, annotations={"sidestep.io/acceleration": "full"}) for name in ("alpha", "beta"))
         progress(f"soak: {load}, from {alpha.ip4} to {beta.ip4}")
         started = time.monotonic()
