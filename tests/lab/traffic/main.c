@@ -4,7 +4,7 @@
  *     serves until its standard input ends.
  * traffic client ADDRESS PORT SECONDS BYTES CONNECTIONS PARALLEL MEAN PAUSE SEED
  *     makes connections, PARALLEL at a time, until one of the first three limits is reached (bytes both ways together;
- *     CONNECTIONS 0 is without), each of 0 to 2 * MEAN bytes a way, with pauses of PAUSE microseconds on average.
+ *     CONNECTIONS 0 is without) or it gets SIGTERM, each of 0 to 2 * MEAN bytes a way, with pauses of PAUSE microseconds on average.
  *
  * Both print what they have done as JSON. Exit status 1: bytes wrong, lost, or a connection broken; 2: nothing moved.
  */
@@ -29,6 +29,13 @@
 #define HELLO_MILLISECONDS 20000
 
 static sem_t slots;
+static volatile sig_atomic_t stopping;
+
+static void stop(int number)
+{
+    (void)number;
+    stopping = 1;
+}
 
 static void free_slot(void)
 {
@@ -129,18 +136,21 @@ static void call(char **arguments)
     if (getaddrinfo(arguments[0], arguments[1], &hints, &to))
         fail(1, "%s is no address", arguments[0]);
     sem_init(&slots, 0, parallel);
+    signal(SIGTERM, stop);
     engine_start(STALL_SECONDS, free_slot);
-    for (; asked < bytes && now_ns() < started + seconds * 1000000000; hello.number++) {
+    for (; !stopping && asked < bytes && now_ns() < started + seconds * 1000000000; hello.number++) {
         if (connections && hello.number == connections)
             break;
-        sem_wait(&slots);
+        while (sem_wait(&slots)) /* interrupted */
+            ;
         hello.up = dice(&state) % (2 * mean + 1);
         hello.down = dice(&state) % (2 * mean + 1);
         asked += hello.up + hello.down;
         open_one(to, &hello);
     }
-    while (parallel--)
-        sem_wait(&slots);
+    while (parallel)
+        if (!sem_wait(&slots))
+            parallel--;
     summarise(started);
 }
 

@@ -52,6 +52,10 @@ class Running:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
 
+    def stop(self) -> None:
+        """Have a client make no more connections; those that are there come to their end."""
+        self.process.terminate()
+
     def finish(self, seconds: float = 60) -> Summary:
         """Wait for its end. Raises AssertionError with what it has to say if it isn't content."""
         try:
