@@ -5,15 +5,17 @@ methods here, which fit their observers.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from bpf.acceleration import level_of
 from bpf.attachment import is_attached
 from bpf.compiler import sources_digest
+from bpf.layout import Traffic
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.enroll import Enrolments
@@ -93,6 +95,8 @@ class _KernelCollector(Collector):
         self._pins, self._tables, self._enrolments = pins, tables, enrolments
         self._counted = -_COUNT_SECONDS
         self._entries: dict[str, tuple[int, int]] = {}
+        self._traffic: dict[int, Traffic] = {}
+        self._ended: list[Traffic] = []
 
     def collect(self) -> Iterator[Metric]:
         """One scrape."""
@@ -104,6 +108,7 @@ class _KernelCollector(Collector):
         yield build
         yield from self._maps()
         yield from self._connections()
+        yield from self._acceleration()
 
     def _maps(self) -> Iterator[Metric]:
         if time.monotonic() - self._counted > _COUNT_SECONDS:
@@ -126,6 +131,32 @@ class _KernelCollector(Collector):
         for (direction, verdict), count in self._tables.connection_totals().items():
             family.add_metric([direction, verdict], count)
         yield family
+
+    def _acceleration(self) -> Iterator[Metric]:
+        level = level_of(self._tables).level
+        yield GaugeMetricFamily("sidestep_acceleration_level", "Of this node: 0 off, 1 proxy, 2 full", value=level)
+        now = {key.cookie: sums for key, sums in self._tables.traffic.every()}
+        self._ended += [sums for cookie, sums in self._traffic.items() if cookie not in now]
+        self._ended = [_sum(self._ended)]  # of pods that have gone meanwhile: a counter must not fall
+        self._traffic = now
+        total = _sum([*self._ended, *now.values()])
+        messages = CounterMetricFamily(
+            "sidestep_accelerated_messages",
+            "Messages sent on connections within the node, by what became of them",
+            labels=["outcome"],
+        )
+        for outcome in ("redirected", "undrained", "over_budget", "no_peer"):
+            messages.add_metric([outcome], getattr(total, outcome))
+        yield messages
+        yield CounterMetricFamily(
+            "sidestep_accelerated_bytes", "Bytes redirected past TCP", value=total.redirected_bytes
+        )
+
+
+def _sum(of: Iterable[Traffic]) -> Traffic:
+    """All of them as one."""
+    every = list(of)
+    return Traffic(*(sum(getattr(each, field[0]) for each in every) for field in Traffic._fields_))
 
 
 def _code_name(code: int) -> str:

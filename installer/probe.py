@@ -4,10 +4,9 @@ The agent examines the node in the same way before it touches anything, so it mu
 command line has the real programs compiled and loaded on top, which takes a second.
 """
 
-from pathlib import Path
-
+from bpf.acceleration import other_owners
 from bpf.errors import KernelRefused
-from bpf.kernel import cgroup2_root, own_cgroup
+from bpf.layout import Level
 from bpf.probing.features import Feature, Verdict, try_features
 from installer.checks.attachment import attach_point, bpffs, earlier_installation, programs
 from installer.checks.foreign import other_programs
@@ -15,6 +14,7 @@ from installer.checks.host import host
 from installer.checks.process import process
 from installer.findings import Findings, Row
 from installer.needs import MINIMUM, NEEDS
+from installer.scratch import scratch_places
 from installer.settings import Attachment, Chain, Node
 
 
@@ -25,7 +25,7 @@ def examine(attachment: Attachment, chain: Chain, node: Node) -> Findings:
         *process(),
         *points,
         bpffs(attachment),
-        *(_row(feature) for feature in try_features(_places(point))),
+        *(_row(feature) for feature in try_features(scratch_places(point))),
         *other_programs(point),
         *earlier_installation(attachment),
         *host(chain, node),
@@ -39,7 +39,7 @@ def examine_programs(attachment: Attachment, chain: Chain, node: Node) -> Findin
     found = Findings((*found.rows, programs(attachment)))
     if not found.works:
         return found
-    return Findings((*found.rows, *_connections(attachment)))
+    return Findings((*found.rows, *_connections(attachment), _acceleration(attachment)))
 
 
 def require_capable(attachment: Attachment, chain: Chain, node: Node) -> None:
@@ -59,17 +59,16 @@ def _connections(attachment: Attachment) -> list[Row]:
         ]
 
 
-def _places(point: Path | None) -> list[Path]:
-    """Where a scratch cgroup may be: below the attach point, or where this process is.
+def _acceleration(attachment: Attachment) -> Row:
+    """How far it goes here. Capture works without."""
+    from installer.acceleration.level import judge
+    from installer.acceleration.selftest import try_kernel
 
-    In a container with a cgroup namespace of its own, a process can't be moved to a cgroup outside of it.
-    """
-    places = [point] if point else []
-    try:
-        own = own_cgroup(cgroup2_root())
-    except KernelRefused:
-        return places
-    return [*places, own] if own and own != point else places
+    found = judge(Level.FULL, try_kernel(attachment.attach_point()), list(other_owners()))
+    what, needed_by = "acceleration", "speed within the node"
+    if found.level is Level.FULL:
+        return Row(what, needed_by, f"level {found.level}", Verdict.YES, found.reason)
+    return Row(what, needed_by, f"level {found.level}: {found.reason}", Verdict.WARNING, "see docs/acceleration.md")
 
 
 def _row(feature: Feature) -> Row:

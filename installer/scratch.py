@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bpf.attachment import attach
 from bpf.errors import KernelRefused
+from bpf.kernel import cgroup2_root, own_cgroup
 from bpf.pins import Descriptor, Pins
 from bpf.tables import Tables
 from cni.annotations import CapturePolicy
@@ -35,6 +36,19 @@ _PROXY = 1337
 _LO = 1
 _PREFIX = "sidestep-trial-"
 POD = "192.0.2.1"  # for documentation (RFC 5737): it leads nowhere but into this namespace
+
+
+def scratch_places(point: Path | None) -> list[Path]:
+    """Where a scratch cgroup may be: below the attach point, or where this process is.
+
+    In a container with a cgroup namespace of its own, a process can't be moved to a cgroup outside of it.
+    """
+    places = [point] if point else []
+    try:
+        own = own_cgroup(cgroup2_root())
+    except KernelRefused:
+        return places
+    return [*places, own] if own and own != point else places
 
 
 @contextmanager

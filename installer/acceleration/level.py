@@ -19,6 +19,8 @@ log = structlog.get_logger("acceleration")
 
 # how often it is looked for others with such maps; they come with agents that are installed, not with pods
 _LOOK_SECONDS = 60.0
+# and whether those that were found have gone
+_LOOK_AGAIN_SECONDS = 10.0
 # how long the end waits for a self-test; its child ends by itself
 _STOP_SECONDS = 3.0
 
@@ -87,5 +89,5 @@ class Acceleration:
                 if node != told:
                     log.info("acceleration.is", level=str(node.level), wanted=str(node.wanted), reason=node.reason)
                 told = node
-            self._stopping.wait(_LOOK_SECONDS)
+            self._stopping.wait(_LOOK_SECONDS if told and told.level == told.wanted else _LOOK_AGAIN_SECONDS)
             wanted = level_of(self._tables).wanted  # somebody may have changed it meanwhile

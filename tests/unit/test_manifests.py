@@ -13,7 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 from installer.cli import cli
-from installer.settings import Attachment, Chain, Logging, Node, Ports, Repair, environment_variable
+from installer.settings import Acceleration, Attachment, Chain, Logging, Node, Ports, Repair, environment_variable
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 BUILDS = ["base", *(f"overlays/{path.name}" for path in sorted((MANIFESTS / "overlays").iterdir()))]
@@ -59,7 +59,7 @@ def test_istio_finds_the_daemonset_and_the_plugin_its_own_pods(place: str) -> No
 def test_every_setting_has_its_place_and_no_other_is_there() -> None:
     objects = build(MANIFESTS / "base")
     data = one(objects, "ConfigMap", "istio-cni-config")["data"]
-    groups = (Attachment, Node, Chain, Repair, Ports, Logging)
+    groups = (Attachment, Node, Chain, Repair, Acceleration, Ports, Logging)
     names = {environment_variable(each) for group in groups for each in fields(group)}
     assert set(data) == names - FROM_THE_POD
     (container,) = one(objects, "DaemonSet", "istio-cni-node")["spec"]["template"]["spec"]["containers"]
