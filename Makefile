@@ -21,6 +21,7 @@ help:
 	@echo 'make soak           10 GB through both proxies while the level changes; SOAK="--bytes 1e9 --seconds 60 --seed 2"'
 	@echo 'make nightly        the property tests with 10,000 cases each, an outage of a minute'
 	@echo 'make lint           ruff, mypy --strict, import-linter'
+	@echo 'make bench          requests/s, latency and CPU of two mesh pods, against Istio'"'"'s rules; takes half an hour'
 	@echo 'make bench-cni      a whole ADD through the shim beside iptables-restore, interleaved'
 	@echo 'make bench-connect  whether connect() costs more with more rules or more pods'
 	@echo 'make bench-agent    how long a cold start, a warm start and a swap of the programs take'
@@ -55,7 +56,7 @@ shim: setup
 demo: setup shim
 	@$(PYTHON) -m tests.lab.demo $(if $(KEEP),--keep)
 
-test: setup shim image lint
+test: setup shim image load lint
 	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile tests/unit tests/datapath tests/node tests/e2e
 
 # Docker's way, without docker or a registry; made again only when something of it has changed.
@@ -92,6 +93,20 @@ nightly: setup shim
 conformance: setup shim
 	@$(PYTHON) -m tests.conformance
 
+# As for the image: only who measures needs the load generators and the server.
+LOAD := wrk nghttp2-client iperf3 nginx-light
+load: setup
+	@missing=$$(for each in $(LOAD); do dpkg -s $$each > /dev/null 2>&1 || echo $$each; done); \
+	if [ -n "$$missing" ]; then \
+	    echo "load: installing Debian packages:" $$missing; \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; } \
+	        > build/load.log 2>&1 < /dev/null || { tail -20 build/load.log; exit 1; }; \
+	fi
+
+# A quiet machine, please. Results go to bench/results/; ARGS=--quick for a trial.
+bench: setup shim load
+	@$(PYTHON) -m tests.bench.mesh $(ARGS)
+
 bench-cni: setup shim
 	@$(PYTHON) -m tests.bench.cni
 
@@ -109,4 +124,4 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup shim demo test e2e soak nightly conformance lint bench-cni bench-connect bench-agent bench-node image clean
+.PHONY: help setup shim demo test e2e soak nightly conformance lint load bench bench-cni bench-connect bench-agent bench-node image clean

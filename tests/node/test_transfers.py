@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,10 @@ from tests.lab.traffic.program import Load, calling, serving
 from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh, accelerated_mesh
 
-# Long enough to be there before, meanwhile and after, while new connections are made all the time; with pauses, as the
-# agents need the processor too.
-LOAD = Load(seconds=60, parallel=8, mean=2_000_000, pause=4000, seed=5)
+# Some are there before, meanwhile and after; others are made all the time, so that some are being made at every moment.
+# With pauses, as agents need the processor too.
+LONG = Load(seconds=60, parallel=8, mean=2_000_000, pause=4000, seed=5)
+SHORT = Load(seconds=60, parallel=4, mean=2_000, pause=1000, seed=6)
 LEVEL = "full"  # every connection on the way is redirected, so what holds here does at proxy
 
 
@@ -33,13 +34,16 @@ def full_mesh(fast_mesh: Mesh) -> Mesh:
 @contextmanager
 def streaming(mesh: Mesh) -> Iterator[None]:
     """Every connection made before, meanwhile and shortly after must come to its end with all its bytes."""
-    with serving(mesh.beta) as server, calling(mesh.alpha, mesh.beta.ip4, LOAD) as client:
+    with serving(mesh.beta) as server, ExitStack() as stack:
+        clients = [stack.enter_context(calling(mesh.alpha, mesh.beta.ip4, load)) for load in (LONG, SHORT)]
         assert_redirecting(mesh)
         yield
-        client.stop()
-        asked, answered = client.finish(), server.finish()
-    assert (asked.sent, asked.received) == (answered.received, answered.sent)
-    assert asked.finished == answered.finished > LOAD.parallel
+        for client in clients:
+            client.stop()
+        asked, answered = [client.finish() for client in clients], server.finish()
+    assert sum(each.sent for each in asked) == answered.received
+    assert sum(each.received for each in asked) == answered.sent
+    assert sum(each.finished for each in asked) == answered.finished > LONG.parallel
 
 
 def assert_redirecting(mesh: Mesh) -> None:

@@ -1,0 +1,82 @@
+"""`make bench`: what capture and acceleration cost and gain, against Istio's iptables rules in the same run.
+
+Needs a quiet machine: client, Envoys and server share its cores, and CPU is the whole machine's.
+"""
+
+import random
+from pathlib import Path
+
+import click
+
+from tests.bench.mesh.cpu import busy_cores
+from tests.bench.mesh.load import load
+from tests.bench.mesh.markdown import page
+from tests.bench.mesh.measure import Unreadable
+from tests.bench.mesh.plots import plot
+from tests.bench.mesh.ratios import BASELINE, Metric
+from tests.bench.mesh.results import Results, machine, read
+from tests.bench.mesh.scenarios import SCENARIOS, Pair, pairs
+from tests.bench.mesh.workloads import WORKLOADS
+from tests.lab.node import REPOSITORY
+
+OUTPUT = REPOSITORY / "bench" / "results"
+
+
+def measure(results: Results, living: dict[str, Pair], path: Path) -> None:
+    """Every round: each workload over every pair, in an order drawn anew. Kept after each round."""
+    draw = random.Random(results.seed)
+    for number in range(results.rounds):
+        for name in results.workloads:
+            for scenario in draw.sample(results.scenarios, len(results.scenarios)):
+                try:
+                    results.samples.append(load(living[scenario], WORKLOADS[name], results.seconds, number))
+                except Unreadable as error:
+                    results.failures.append(f"round {number + 1}: {error}")
+                    click.echo(results.failures[-1], err=True)
+        results.write(path)
+        click.echo(f"round {number + 1} of {results.rounds}", err=True)
+
+
+def publish(results: Results, output: Path) -> None:
+    """Everything that is made of the figures."""
+    results.write(output / "mesh.json")
+    (output / "mesh.md").write_text(page(results))
+    for metric in Metric:
+        (output / f"mesh-{metric}.svg").write_text(plot(results, metric))
+
+
+def _chosen(only: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Scenarios and workloads by name; all where none is named."""
+    for name in only:
+        if name not in SCENARIOS and name not in WORKLOADS:
+            raise click.UsageError(f"--only {name}: there are {', '.join((*SCENARIOS, *WORKLOADS))}")
+    scenarios = [name for name in SCENARIOS if name in only or name == BASELINE]
+    workloads = [name for name in WORKLOADS if name in only]
+    return (scenarios if len(scenarios) > 1 or BASELINE in only else list(SCENARIOS)), workloads or list(WORKLOADS)
+
+
+@click.command()
+@click.option("--rounds", default=5, show_default=True, help="Times all pairs take turns at every workload.")
+@click.option("--seconds", default=3, show_default=True, help="Of load in each sample.")
+@click.option("--only", multiple=True, help="A scenario or workload; may be repeated. iptables is always there.")
+@click.option("--output", default=OUTPUT, type=click.Path(path_type=Path), help="Directory of the results.")
+@click.option("--quick", is_flag=True, help="One round of a second: does it run?")
+@click.option("--seed", default=1, show_default=True, help="Of the order in which pairs take turns.")
+@click.option("--render", is_flag=True, help="Only make tables and plots again, of the figures that are there.")
+def bench(rounds: int, seconds: int, only: tuple[str, ...], output: Path, quick: bool, seed: int, render: bool) -> None:
+    """Compare no mesh, iptables, sidestep at every level and chained Envoys."""
+    if render:
+        publish(read(output / "mesh.json"), output)
+        return
+    scenarios, workloads = _chosen(only)
+    rounds, seconds = (1, 1) if quick else (rounds, seconds)
+    results = Results(rounds, seconds, seed, machine(), scenarios, workloads, busy_cores(0.5 if quick else 3))
+    with pairs([SCENARIOS[name] for name in scenarios]) as living:
+        measure(results, living, output / "mesh.json")
+        results.traffic = {name: pair.traffic() for name, pair in living.items() if pair.traffic()}
+    publish(results, output)
+    click.echo(f"{output / 'mesh.md'}: {len(results.samples)} samples, {len(results.failures)} failures")
+
+
+if __name__ == "__main__":
+    bench()

@@ -1,0 +1,116 @@
+"""The run as a page: aims first, then ratios, then what this machine did."""
+
+from collections.abc import Callable
+from functools import partial
+
+from tests.bench.mesh.aims import verdicts
+from tests.bench.mesh.blocks import Block, table
+from tests.bench.mesh.ratios import BASELINE, TITLES, Metric, Samples, Spread
+from tests.bench.mesh.results import Results
+from tests.bench.mesh.workloads import WORKLOADS, Generator
+
+NOTES = """\
+- Each cell is the median of the rounds, with the lowest and the highest in brackets. Ratios are made within a round:
+  the pairs take turns at each workload, in an order that is drawn anew each time.
+- `off`, `proxy`, `full` are sidestep's levels of acceleration, on a node each. `no-mesh` has no Envoys. `unix` is the
+  same two Envoys chained by configuration over unix sockets: what no interception could do better than.
+- Client, both Envoys (one worker thread each), server and kernel share the machine's cores, so requests/s is the whole
+  path's. mTLS is out of scope: plain TCP between the pods. They hang on one bridge; no kube-proxy is in the way.
+- CPU is the whole machine's time that was not idle, load generator and server included: the kernel may do its work on
+  packets while nobody's process runs. It means something on a quiet machine only. CPU of the pods' cgroups is what the
+  scheduler charged to the processes of both pods: without the rest of the machine, and without idle-time softirqs.
+- Not quite comparable: in `unix` wrk (through a preloaded connect()), h2load and nginx use unix sockets too, so the
+  applications gain as well, while iperf3 has none: loopback TCP at both ends, a unix socket between the Envoys.
+- In the streams a request is one write(), and received is what arrived. wrk takes a request's time from its first byte:
+  with a new connection per request, connect() is in requests/s and not in p50.
+"""
+
+
+def page(results: Results) -> str:
+    """All of it."""
+    samples = Samples(results.samples)
+    parts = ["# Two mesh pods, one node", _conditions(results), _aims(samples)]
+    for metric in Metric:
+        parts.append(f"## {TITLES[metric]}, ratio to iptables\n")
+        parts.append(_by_workload(results, partial(samples.ratio, metric=metric), skip=BASELINE))
+    parts.append("## What this machine did\n\nMedians; times of other machines differ, ratios less.\n")
+    for metric, unit in (
+        (Metric.RATE, "requests/s"),
+        (Metric.P50, "p50, µs"),
+        (Metric.P99, "p99, µs"),
+        (Metric.CPU, "CPU seconds of the machine per 1,000 requests"),
+        (Metric.PODS, "CPU seconds of the pods' cgroups per 1,000 requests"),
+    ):
+        parts.append(f"### {unit}\n")
+        parts.append(_by_workload(results, partial(samples.absolute, metric=metric), form=_plain))
+    parts.append("### received by streams, MB/s\n")
+    streams = [name for name in results.workloads if WORKLOADS[name].generator is Generator.IPERF3]
+    parts.append(_by_workload(results, samples.received, form=_plain, workloads=streams))
+    parts += [_redirected(results), _wrong(results, samples), *_beside(results), "## How to read this\n", NOTES]
+    return "\n".join(parts)
+
+
+def _conditions(results: Results) -> str:
+    where = "; ".join(f"{name} {what}" for name, what in results.machine.items())
+    done = len(Samples(results.samples).rounds)
+    text = f"{done} rounds, {results.seconds} s of load in each sample, order drawn with seed {results.seed}.\n\n"
+    text += f"{where}.\n"
+    if done < 5:
+        text += f"\n**{done} rounds are too few to tell anything from: a trial.**\n"
+    if results.busy_cores > 0.05:
+        text += f"\n**The machine was not quiet: {results.busy_cores:.2f} cores were busy before the run.**\n"
+    return text
+
+
+def _aims(samples: Samples) -> str:
+    rows = [
+        [
+            WORKLOADS[each.workload].title,
+            TITLES[each.metric],
+            each.level,
+            str(each.found) if each.found else "–",
+            each.aim,
+            each.verdict,
+        ]
+        for each in verdicts(samples)
+    ]
+    head = ["workload", "figure", "level", "ratio to iptables", "aim", ""]
+    return "## Aims\n\n" + table(head, rows)
+
+
+def _plain(each: Spread) -> str:
+    return f"{each.median:,.0f}" if each.median >= 100 else f"{each.median:.3g}"
+
+
+def _by_workload(
+    results: Results,
+    cell: Callable[[str, str], Spread | None],
+    form: Callable[[Spread], str] = str,
+    skip: str = "",
+    workloads: list[str] | None = None,
+) -> str:
+    scenarios = [each for each in results.scenarios if each != skip]
+    rows = []
+    for workload in results.workloads if workloads is None else workloads:
+        found = [cell(workload, scenario) for scenario in scenarios]
+        if any(found):
+            rows.append([WORKLOADS[workload].title, *(form(each) if each else "–" for each in found)])
+    return table(["workload", *scenarios], rows)
+
+
+def _wrong(results: Results, samples: Samples) -> str:
+    lines = [f"- {scenario}, {WORKLOADS[workload].title}: {n}" for (workload, scenario), n in samples.errors.items()]
+    lines += [f"- {each}" for each in results.failures]
+    return "## Requests and runs that failed\n\n" + ("\n".join(lines) if lines else "None.") + "\n"
+
+
+def _redirected(results: Results) -> str:
+    """Whether acceleration was at work at all."""
+    columns = list(dict.fromkeys(key for sums in results.traffic.values() for key in sums))
+    rows = [[name, *(f"{sums.get(key, 0):,}" for key in columns)] for name, sums in results.traffic.items()]
+    head = ["level", *(key.replace("_", " ") for key in columns)]
+    return "### messages of both pods, whole run\n\n" + (table(head, rows) if rows else "None.\n")
+
+
+def _beside(results: Results) -> list[str]:
+    return [Block(**each).markdown() for each in results.beside]
