@@ -136,7 +136,7 @@ int ss_connect4(struct bpf_sock_addr *ctx)
     source = address_of_ip4(sk->src_ip4);
     resolve_unspecified(&to, &source);
     verdict = decide(pod, cookie, sk, &to, &source, protocol == IPPROTO_UDP);
-    count(verdict);
+    count(cookie, verdict);
     if (verdict == VERDICT_PASS)
         return pass(sk, &to);
     if (verdict == VERDICT_REFUSE || !remember_original(sk, &to))
@@ -171,7 +171,7 @@ int ss_connect6(struct bpf_sock_addr *ctx)
     source = bound_address6(sk);
     resolve_unspecified(&to, &source);
     verdict = decide(pod, cookie, sk, &to, &source, protocol == IPPROTO_UDP);
-    count(verdict);
+    count(cookie, verdict);
     if (verdict == VERDICT_PASS)
         return pass(sk, &to);
     if (verdict == VERDICT_REFUSE || !remember_original(sk, &to))

@@ -120,7 +120,7 @@ int ss_sendmsg4(struct bpf_sock_addr *ctx)
     verdict = redirect(pod, cookie, sk, &to, &bound, &source);
     if (verdict != VERDICT_DNS)
         return verdict == VERDICT_REFUSE ? REFUSE : ALLOW;
-    count(TOTAL_DNS_CAPTURED);
+    count(cookie, TOTAL_DNS_CAPTURED);
     write_destination4(ctx, &to);
     if (!is_unspecified(&source))
         ctx->msg_src_ip4 = source.word[3];
@@ -143,7 +143,7 @@ int ss_sendmsg6(struct bpf_sock_addr *ctx)
     verdict = redirect(pod, cookie, sk, &to, &bound, &source);
     if (verdict != VERDICT_DNS)
         return verdict == VERDICT_REFUSE ? REFUSE : ALLOW;
-    count(TOTAL_DNS_CAPTURED);
+    count(cookie, TOTAL_DNS_CAPTURED);
     write_destination6(ctx, &to);
     if (!is_unspecified(&source)) {
         ctx->msg_src_ip6[0] = source.word[0];

@@ -3,12 +3,16 @@
 
 _Static_assert(TOTAL_OUTBOUND_REFUSED == (int)VERDICT_REFUSE, "verdicts are counted by their number");
 
-static __always_inline void count(__u32 total)
+/* Nobody else writes this CPU's sums. */
+static __always_inline void count(__u64 cookie, __u32 total)
 {
     __u64 *sum = totals.lookup(&total);
+    struct tally *tally = tallies.lookup(&cookie);
 
     if (sum)
-        *sum += 1; /* nobody else writes this CPU's */
+        *sum += 1;
+    if (tally && total < TOTALS)
+        tally->connections[total] += 1;
 }
 
 static __always_inline __u32 rules_of_port(const struct pod *pod, __u64 cookie, __u16 port)

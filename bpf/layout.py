@@ -245,6 +245,12 @@ class Traffic(ctypes.Structure):
     ]
 
 
+class Tally(ctypes.Structure):
+    """What became of a pod's connections, in the order of TOTALS; on one CPU or in sum."""
+
+    _fields_ = [("connections", U64 * 8)]
+
+
 class Node(ctypes.Structure):
     """The node's settings that programs read."""
 
@@ -287,6 +293,7 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "traffic": (Cookie, Traffic),
     "node": (Word, Node),
     "totals": (Word, Quad),
+    "tallies": (Cookie, Tally),
     "build": (Word, Build),
 }
 
@@ -325,6 +332,7 @@ MIRRORS: dict[str, type[ctypes.Structure]] = {
     "meeting": Meeting,
     "pairing": Pairing,
     "traffic": Traffic,
+    "tally": Tally,
     "node": Node,
     "build": Build,
 }

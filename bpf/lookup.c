@@ -37,11 +37,11 @@ static __always_inline int steer_to_proxy(struct bpf_sk_lookup *ctx, __u64 cooki
         refused = bpf_sk_assign(ctx, sk, 0);
         bpf_sk_release(sk);
         if (!refused) {
-            count(TOTAL_INBOUND_CAPTURED);
+            count(cookie, TOTAL_INBOUND_CAPTURED);
             return SK_PASS;
         }
     }
-    count(TOTAL_INBOUND_REFUSED);
+    count(cookie, TOTAL_INBOUND_REFUSED);
     return SK_DROP;
 }
 
@@ -83,7 +83,7 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
     if (decide_inbound(pod->flags, ctx->local_port, rules_of_port(pod, cookie, ctx->local_port),
                        is_excluded_interface(pod, cookie, ctx->ingress_ifindex))
         == VERDICT_PASS) {
-        count(TOTAL_INBOUND_DIRECT);
+        count(cookie, TOTAL_INBOUND_DIRECT);
         return SK_PASS;
     }
     return steer_to_proxy(ctx, cookie);

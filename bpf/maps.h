@@ -145,6 +145,11 @@ enum total {
     TOTALS,
 };
 
+/* The same of one pod alone. */
+struct tally {
+    __u64 connections[TOTALS];
+};
+
 struct listener_key {
     __u64 cookie;
     __u16 port;
@@ -332,6 +337,9 @@ TABLE("array", __u32, struct node, node, 1, 0)
 
 /* connect, datagram, lookup → agent; how many connections became what, by enum total, on each CPU by itself */
 TABLE("percpu_array", __u32, __u64, totals, TOTALS, 0)
+
+/* connect, datagram, lookup → agent, which makes an entry at ADD; by netns cookie, on each CPU by itself */
+TABLE("percpu_hash", __u64, struct tally, tallies, MAX_PODS, NO_PREALLOC)
 
 /* loader → loader of the next start */
 TABLE("array", __u32, struct build, build, 1, 0)

@@ -33,6 +33,7 @@ from bpf.layout import (
     PortKey,
     Quad,
     Route,
+    Tally,
     Traffic,
     Word,
 )
@@ -105,28 +106,29 @@ class Table(Generic[Key, Value]):
                 yield key, value
 
 
-_TRAFFIC = [field[0] for field in Traffic._fields_]
-
-
-class Sums(Table[Cookie, Traffic]):
-    """A table whose entries are kept on each CPU by itself: read in sum, made with zeroes."""
+class Sums(Table[Cookie, Value]):
+    """A table whose entries are 64-bit counters that each CPU has of its own: read in sum, made with zeroes."""
 
     def __init__(self, pins: Pins, name: str) -> None:
         super().__init__(pins, name)
-        self._row = Traffic * possible_cpus()
+        self._counters = ctypes.sizeof(self._value) // 8
+        self._row = (ctypes.c_uint64 * self._counters) * possible_cpus()
 
-    def get(self, key: Cookie) -> Traffic | None:
+    def get(self, key: Cookie) -> Value | None:
         """The sums of `key`, or None."""
         row = self._row()
         if not syscalls.map_lookup(self.descriptor, key, row):
             return None
-        return Traffic(*(sum(getattr(each, field) for each in row) for field in _TRAFFIC))
+        sums = (ctypes.c_uint64 * self._counters)(*map(sum, zip(*row, strict=True)))
+        return self._value.from_buffer_copy(sums)  # type: ignore[return-value]
 
-    def begin(self, key: Cookie) -> None:
-        """Make an entry of zeroes; one that is there stays. Raises TableFull when there is no room."""
+    def begin(self, key: Cookie) -> bool:
+        """Make an entry of zeroes; False when there is one, which stays. Raises TableFull when there is no room."""
         number = syscalls.map_insert(self.descriptor, key, self._row())
-        if number != errno.EEXIST:
-            self._require(number)
+        if number == errno.EEXIST:
+            return False
+        self._require(number)
+        return True
 
 
 class Totals:
@@ -163,9 +165,15 @@ class Tables:
         self.dials: Table[ConnectionKey, Word] = Table(pins, "dials")
         self.accelerated: Table[EndKey, Quad] = Table(pins, "accelerated")
         self.meetings: Table[Connection, Meeting] = Table(pins, "meetings")
-        self.traffic = Sums(pins, "traffic")
+        self.traffic: Sums[Traffic] = Sums(pins, "traffic")
+        self.tallies: Sums[Tally] = Sums(pins, "tallies")
         self._node: Table[Word, Node] = Table(pins, "node")
         self._totals = Totals(pins)
+
+    @property
+    def counters(self) -> "tuple[Sums[Any], ...]":
+        """What is counted for each pod."""
+        return self.traffic, self.tallies
 
     def named(self) -> dict[str, Table[Any, Any]]:
         """All tables with entries, by name."""

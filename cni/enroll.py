@@ -57,9 +57,7 @@ class Enrolments:
                 pod = entries.pod()
                 for row in lasting:
                     self._put(undo, row)
-                if before is None:
-                    undo.callback(self._tables.traffic.remove, Cookie(cookie))
-                self._tables.traffic.begin(Cookie(cookie))
+                self._begin_counting(undo, cookie)
                 if links.link_pod(self._pins, cookie, netns_fd):
                     undo.callback(links.unlink_pod, self._pins, cookie)
                 for row in live:
@@ -175,8 +173,10 @@ class Enrolments:
             self._tables.pods.remove(Cookie(cookie))
             links.unlink_pod(self._pins, cookie)
             self._drop(known.keys)
-            for table in (self._tables.proxies, self._tables.started, self._tables.traffic):
+            for table in (self._tables.proxies, self._tables.started):
                 table.remove(Cookie(cookie))
+            for counters in self._tables.counters:
+                counters.remove(Cookie(cookie))
             return True
 
     def of_attachment(self, container_id: str, ifname: str, netns_cookie: int | None = None) -> list[int]:
@@ -294,11 +294,16 @@ class Enrolments:
             table = self._table(name)
             table.remove(table.key.from_buffer_copy(raw))
 
+    def _begin_counting(self, undo: ExitStack, cookie: int) -> None:
+        for table in self._tables.counters:
+            if table.begin(Cookie(cookie)):
+                undo.callback(table.remove, Cookie(cookie))
+
     def _read_back(self) -> dict[int, _Known]:
         """The index as the maps have it, half-written pods of a crash included (their name is then unknown)."""
         index = {key.cookie: _Known(Identity.of(pod), set()) for key, pod in self._tables.pods.every()}
         for cookie in index:  # an earlier version of us did not count
-            self._tables.traffic.begin(Cookie(cookie))
+            self._begin_counting(ExitStack(), cookie)
         for name in rows.TABLES:
             for key, value in self._table(name).every():
                 cookie = rows.cookie_of_row(name, key, value)
