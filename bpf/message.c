@@ -16,7 +16,11 @@
 #ifdef ACCELERATION
 /* Bytes redirected and unread from which on messages pass: a quarter of what TCP itself buffers (tcp_rmem) or less */
 #define BACKLOG_BUDGET (512 * 1024)
-/* Smaller messages than this do not queue behind others: a stream of them is cheaper in TCP, which joins them */
+/*
+ * Smaller messages than this do not queue behind others: a stream of them is cheaper in TCP, which joins them. But only where
+ * a proxy reads: no read returns redirected bytes and those behind them in TCP together, and an application (nginx) may
+ * take a short read for all there is.
+ */
 #define STREAM_MESSAGE 4096
 /* The low bits of sk_user_data are flags (SK_USER_DATA_PTRMASK, include/net/sock.h) */
 #define USER_DATA_MASK (~7ULL)
@@ -58,7 +62,7 @@ static __always_inline bool is_behind(const struct pairing *pairing, __u32 size)
         return true;
 #ifdef PSOCK_MSG_TOT_LEN
     backlog = read32(psock, PSOCK_MSG_TOT_LEN);
-    return backlog >= BACKLOG_BUDGET || (backlog && size < STREAM_MESSAGE);
+    return backlog >= BACKLOG_BUDGET || (backlog && size < STREAM_MESSAGE && pairing->level == LEVEL_PROXY);
 #else
     return read64(psock, PSOCK_INGRESS_MSG) != psock + PSOCK_INGRESS_MSG; /* list_empty() */
 #endif
