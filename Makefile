@@ -56,7 +56,7 @@ shim: setup
 demo: setup shim
 	@$(PYTHON) -m tests.lab.demo $(if $(KEEP),--keep)
 
-test: setup shim image load lint
+test: setup shim image load applications lint
 	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile tests/unit tests/datapath tests/node tests/e2e
 
 # Docker's way, without docker or a registry; made again only when something of it has changed.
@@ -103,6 +103,16 @@ load: setup
 	        > build/load.log 2>&1 < /dev/null || { tail -20 build/load.log; exit 1; }; \
 	fi
 
+# What tests/node/test_applications.py puts into pods.
+APPLICATIONS := haproxy nginx-light mptcpize openjdk-17-jdk-headless
+applications: setup
+	@missing=$$(for each in $(APPLICATIONS); do dpkg -s $$each > /dev/null 2>&1 || echo $$each; done); \
+	if [ -n "$$missing" ]; then \
+	    echo "applications: installing Debian packages:" $$missing; \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; } \
+	        > build/applications.log 2>&1 < /dev/null || { tail -20 build/applications.log; exit 1; }; \
+	fi
+
 # A quiet machine, please. Results go to bench/results/; ARGS=--quick for a trial.
 bench: setup shim load
 	@$(PYTHON) -m tests.bench.mesh $(ARGS)
@@ -124,4 +134,4 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup shim demo test e2e soak nightly conformance lint load bench bench-cni bench-connect bench-agent bench-node image clean
+.PHONY: help setup shim demo test e2e soak nightly conformance lint load applications bench bench-cni bench-connect bench-agent bench-node image clean

@@ -91,9 +91,9 @@ def serving(pod: Pod) -> Iterator[Running]:
 
 
 @contextmanager
-def calling(pod: Pod, ip: object, load: Load) -> Iterator[Running]:
+def calling(pod: Pod, ip: object, load: Load, port: int = PORT) -> Iterator[Running]:
     """A client in the pod; killed afterwards if nobody has waited for its end."""
-    running = _start(pod, ["client", str(ip), str(PORT), *load.arguments()])
+    running = _start(pod, ["client", str(ip), str(port), *load.arguments()])
     try:
         yield running
     finally:
