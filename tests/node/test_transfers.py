@@ -84,7 +84,7 @@ def test_lowering_and_raising_the_level_loses_nothing(full_mesh: Mesh) -> None:
     with streaming(full_mesh):
         for wanted in ("off", "proxy", LEVEL):
             place = ("--cgroup", full_mesh.node.kubepods, "--cni-agent-run-dir", full_mesh.node.run_dir)
-            sidestep(full_mesh, "accelerate", wanted, *place)
+            assert sidestep(full_mesh, "accelerate", wanted, *place).startswith(f"acceleration: {wanted}")
         assert_redirecting(full_mesh)
 
 
@@ -99,7 +99,7 @@ def test_detaching_loses_nothing() -> None:
             time.sleep(1)  # what has been redirected so far is, until it ends; what comes now is not even captured
 
 
-def sidestep(mesh: Mesh, *arguments: str | Path) -> None:
-    """The command, on this node."""
+def sidestep(mesh: Mesh, *arguments: str | Path) -> str:
+    """What the command prints, on this node."""
     argv = [sys.executable, "-m", "installer", *map(str, arguments), "--bpffs", str(mesh.node.bpffs)]
-    subprocess.run(argv, cwd=REPOSITORY, check=True, timeout=30, stdout=subprocess.DEVNULL)
+    return subprocess.run(argv, cwd=REPOSITORY, check=True, timeout=30, stdout=subprocess.PIPE, text=True).stdout

@@ -3,7 +3,7 @@ import java.io.OutputStream;
 import java.net.ServerSocket;
 import java.net.Socket;
 
-/** Takes messages of a known size and answers each with what available() said of it within two seconds. */
+/** Takes messages of a known size and answers each with what available() said of it within a second. */
 class Available {
     public static void main(String[] arguments) throws Exception {
         int size = Integer.parseInt(arguments[1]);
@@ -27,7 +27,7 @@ class Available {
     }
 
     private static int announced(DataInputStream in) throws Exception {
-        long deadline = System.nanoTime() + 2_000_000_000L;
+        long deadline = System.nanoTime() + 1_000_000_000L;
         while (in.available() == 0 && System.nanoTime() < deadline) {
             Thread.sleep(1);
         }
