@@ -36,8 +36,12 @@ def streaming(mesh: Mesh) -> Iterator[None]:
     """Every connection made before, meanwhile and shortly after must come to its end with all its bytes."""
     with serving(mesh.beta) as server, ExitStack() as stack:
         clients = [stack.enter_context(calling(mesh.alpha, mesh.beta.ip4, load)) for load in (LONG, SHORT)]
-        assert_redirecting(mesh)
-        yield
+        try:
+            assert_redirecting(mesh)
+            yield
+        finally:
+            ended = [each.complaint() for each in (server, *clients) if each.process.poll() is not None]
+            assert not ended, ended  # before its time: more to the point than what else has failed then
         for client in clients:
             client.stop()
         asked, answered = [client.finish() for client in clients], server.finish()

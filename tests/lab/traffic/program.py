@@ -56,6 +56,10 @@ class Running:
         """Have a client make no more connections; those that are there come to their end."""
         self.process.terminate()
 
+    def complaint(self) -> str:
+        """What it has said at its end."""
+        return self.process.communicate(timeout=10)[1]
+
     def finish(self, seconds: float = 60) -> Summary:
         """Wait for its end. Raises AssertionError with what it has to say if it isn't content."""
         try:
