@@ -25,6 +25,7 @@ help:
 	@echo 'make bench-cni      a whole ADD through the shim beside iptables-restore, interleaved'
 	@echo 'make bench-connect  whether connect() costs more with more rules or more pods'
 	@echo 'make bench-agent    how long a cold start, a warm start and a swap of the programs take'
+	@echo 'make bench-trace    what a trace costs those whom it watches'
 	@echo 'make bench-node     memory, start and idle load of an agent with 250 pods and an API server'
 	@echo 'make image          build/image/sidestep.tar, with buildah and debootstrap'
 	@echo 'make shim           build/sidestep-cni, static'
@@ -126,6 +127,9 @@ bench-connect: setup
 bench-agent: setup
 	@$(PYTHON) -m tests.bench.agent
 
+bench-trace: setup shim load
+	@$(PYTHON) -m tests.bench.trace
+
 bench-node: setup
 	@$(PYTHON) -m tests.bench.node
 
@@ -134,4 +138,4 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup shim demo test e2e soak nightly conformance lint load applications bench bench-cni bench-connect bench-agent bench-node image clean
+.PHONY: help setup shim demo test e2e soak nightly conformance lint load applications bench bench-cni bench-connect bench-agent bench-node bench-trace image clean

@@ -221,7 +221,7 @@ class EndKey(ctypes.Structure):
 class Meeting(ctypes.Structure):
     """The sockets of a connection; user space never reads it."""
 
-    _fields_ = [("cookie", U64), ("client", U64), ("server", U64), ("level", U32), ("zero32", U32)]
+    _fields_ = [("cookie", U64), ("client", U64), ("server", U64), ("level", U32), ("captured", U32)]
 
 
 class Pairing(ctypes.Structure):
@@ -232,7 +232,7 @@ class Pairing(ctypes.Structure):
         ("own_socket", U64),
         ("peer_socket", U64),
         ("level", U32),
-        ("zero32", U32),
+        ("to_proxy", U32),
     ]
 
 
@@ -273,6 +273,7 @@ class EventKind(IntEnum):
     INBOUND = 1
     LISTENING = 2
     CLOSED = 3
+    KILLED = 4
 
 
 class Event(ctypes.Structure):
@@ -292,6 +293,8 @@ class Event(ctypes.Structure):
         ("source_port", U16),
         ("destination_port", U16),
         ("command", ctypes.c_char * 16),
+        ("signal", U32),
+        ("sender", U32),
         ("zero32", U32),
     ]
 

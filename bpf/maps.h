@@ -247,7 +247,7 @@ struct meeting {
     __u64 client;
     __u64 server; /* 0 until it has accepted */
     __u32 level;  /* what the connection needs */
-    __u32 zero32;
+    __u32 captured; /* whether the client is an application, captured on its way to its proxy */
 };
 
 /* What a socket that may be accelerated knows of its other end. */
@@ -256,7 +256,7 @@ struct pairing {
     __u64 own_socket;
     __u64 peer_socket; /* 0 until it is known */
     __u32 level;       /* what the connection needs */
-    __u32 zero32;
+    __u32 to_proxy;    /* whether the other end is a proxy */
 };
 
 /* What became of the messages that a pod's sockets have sent on accelerated connections. */
@@ -287,6 +287,7 @@ enum event_kind {
     EVENT_INBOUND,   /* a SYN that arrives, or a datagram for a denied port */
     EVENT_LISTENING, /* the proxy listens on destination's port */
     EVENT_CLOSED,    /* and does not any more */
+    EVENT_KILLED,    /* a process ends of a signal (deaths.c) */
 };
 
 /* Addresses of either family, ports in host order. */
@@ -304,6 +305,8 @@ struct event {
     __u16 source_port;
     __u16 destination_port;
     char command[16];
+    __u32 signal;
+    __u32 sender; /* process id of who sent it, 0 when that was not seen */
     __u32 zero32;
 };
 

@@ -62,7 +62,7 @@ static __always_inline bool is_behind(const struct pairing *pairing, __u32 size)
         return true;
 #ifdef PSOCK_MSG_TOT_LEN
     backlog = read32(psock, PSOCK_MSG_TOT_LEN);
-    return backlog >= BACKLOG_BUDGET || (backlog && size < STREAM_MESSAGE && pairing->level == LEVEL_PROXY);
+    return backlog >= BACKLOG_BUDGET || (backlog && size < STREAM_MESSAGE && pairing->to_proxy);
 #else
     return read64(psock, PSOCK_INGRESS_MSG) != psock + PSOCK_INGRESS_MSG; /* list_empty() */
 #endif

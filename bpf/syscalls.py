@@ -29,6 +29,7 @@ _LIBBPF.bpf_map_lookup_batch.argtypes = [ctypes.c_int] + [ctypes.c_void_p] * 6
 _LIBBPF.bpf_link_create.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
 _LIBBPF.bpf_link_update.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
 _LIBBPF.bpf_prog_attach.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_uint32]
+_LIBBPF.bpf_raw_tracepoint_open.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _LIBBPF.bpf_map_get_next_id.argtypes = [ctypes.c_uint32, ctypes.c_void_p]
 _LIBBPF.bpf_prog_query.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_uint32] + [ctypes.c_void_p] * 3
 _LIBBPF.bpf_map_get_fd_by_id.argtypes = [ctypes.c_uint32]
@@ -128,6 +129,12 @@ def create_link(program_fd: int, target_fd: int, attach_type: int, subject: obje
 def update_link(link_fd: int, program_fd: int, subject: object) -> None:
     """Swap the program of a link in place: no packet or call sees a moment without one."""
     _checked("bpf_link_update", subject, _LIBBPF.bpf_link_update(link_fd, program_fd, None))
+
+
+def open_raw_tracepoint(name: str, program_fd: int) -> int:
+    """Have a program run at a tracepoint for as long as the descriptor that this returns is open."""
+    made = _LIBBPF.bpf_raw_tracepoint_open(name.encode(), program_fd)
+    return _checked("bpf_raw_tracepoint_open", name, made)
 
 
 def attach_to_map(program_fd: int, map_fd: int, attach_type: int, subject: object) -> None:

@@ -16,9 +16,11 @@ COMMANDS = {
     "accelerate": "programs",
     "agent": "node",
     "attach": "programs",
+    "deny": "deny",
     "detach": "programs",
     "probe": "node",
     "status": "status",
+    "trace": "trace",
     "uninstall": "node",
 }
 _WITHOUT_ROOT = ("probe",)  # whose table says it among other things
