@@ -249,3 +249,33 @@ def map_next_key(map_fd: int, key: ctypes.Structure | None, found: ctypes.Struct
         return False
     _checked("bpf_map_get_next_key", map_fd, result)
     return True
+
+
+class Batches:
+    """Reads a map in batches of whole buckets: unlike map_next_key it does not begin anew when an entry goes meanwhile.
+
+    `keys` and `values` hold what the last read() has found.
+    """
+
+    def __init__(self, map_fd: int, key_bytes: int, value_bytes: int, room: int) -> None:
+        """`value_bytes` of an entry are those of all CPUs; `room` is in entries."""
+        self._map_fd, self._room = map_fd, room
+        self._position = ctypes.create_string_buffer(max(key_bytes, 8))
+        self._start: ctypes.Array[ctypes.c_char] | None = None
+        self.keys = ctypes.create_string_buffer(key_bytes * room)
+        self.values = ctypes.create_string_buffer(value_bytes * room)
+        self.is_over = False
+
+    def read(self) -> int:
+        """How many entries there are now, the last ones once `is_over`. Raises KernelRefused, also for ENOTSUPP."""
+        count = ctypes.c_uint32(self._room)
+        places = (self._start, self._position, self.keys, self.values, ctypes.byref(count), None)
+        ctypes.set_errno(0)
+        result = _LIBBPF.bpf_map_lookup_batch(self._map_fd, *places)
+        self.is_over = result < 0 and ctypes.get_errno() == errno.ENOENT
+        if (
+            not self.is_over and ctypes.get_errno() != errno.EINTR
+        ):  # which says that entries went meanwhile (until 6.12)
+            _checked("bpf_map_lookup_batch", self._map_fd, result)
+        self._start = self._position if count.value else self._start
+        return int(count.value)
