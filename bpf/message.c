@@ -52,6 +52,19 @@ static __always_inline bool is_drained(const struct pairing *pairing)
            && read32(pairing->peer_socket, TCP_COPIED_SEQ) == read32(pairing->peer_socket, TCP_RCV_NXT);
 }
 
+/*
+ * Whether TCP as a whole holds as much as the first mark of tcp_mem. Beyond the second the kernel may refuse a redirected
+ * message its memory, and the sender gets ENOMEM, on which proxies break the connection; TCP would merely let it wait.
+ */
+static __always_inline bool is_memory_short(const struct pairing *pairing)
+{
+    __u64 protocol = read64(pairing->own_socket, SOCK_PROT);
+    __u64 allocated = read64(protocol, PROTO_MEMORY_ALLOCATED);
+    __u64 marks = read64(protocol, PROTO_SYSCTL_MEM);
+
+    return (__s64)read64(allocated, 0) >= (__s64)read64(marks, 0);
+}
+
 /* Whether the receiver has too much unread already for one more message of this size. */
 static __always_inline bool is_behind(const struct pairing *pairing, __u32 size)
 {
@@ -115,7 +128,7 @@ int ss_message(struct sk_msg_md *ctx)
         sums->undrained++;
         return SK_PASS;
     }
-    if (is_behind(pairing, size)) {
+    if (is_behind(pairing, size) || is_memory_short(pairing)) {
         sums->over_budget++;
         return SK_PASS;
     }
