@@ -18,8 +18,8 @@ from tests.node.conftest import Mesh, accelerated_mesh
 
 # Some are there before, meanwhile and after; others are made all the time, so that some are being made at every moment.
 # With pauses, as agents need the processor too.
-LONG = Load(seconds=60, parallel=8, mean=2_000_000, pause=4000, seed=5)
-SHORT = Load(seconds=60, parallel=4, mean=2_000, pause=1000, seed=6)
+LONG = Load(seconds=60, parallel=6, mean=2_000_000, pause=10_000, seed=5)
+SHORT = Load(seconds=60, parallel=2, mean=2_000, pause=1000, seed=6)
 LEVEL = "full"  # every connection on the way is redirected, so what holds here does at proxy
 
 
