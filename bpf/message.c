@@ -54,14 +54,16 @@ static __always_inline bool is_drained(const struct pairing *pairing)
 }
 
 /*
- * Whether TCP's buffers have passed the node's limit (the middle one of net.ipv4.tcp_mem). TCP makes its senders wait
- * then; a redirected message would fail with ENOMEM where it meets the upper one, and connections with it.
+ * Whether TCP as a whole holds as much as the first mark of tcp_mem. Beyond the second the kernel may refuse a redirected
+ * message its memory, and the sender gets ENOMEM, on which proxies break the connection; TCP would merely let it wait.
  */
-static __always_inline bool is_node_short(const struct pairing *pairing)
+static __always_inline bool is_memory_short(const struct pairing *pairing)
 {
-    __u64 since = read64(read64(pairing->peer_socket, SOCK_PROT), PROTO_MEMORY_PRESSURE);
+    __u64 protocol = read64(pairing->own_socket, SOCK_PROT);
+    __u64 allocated = read64(protocol, PROTO_MEMORY_ALLOCATED);
+    __u64 marks = read64(protocol, PROTO_SYSCTL_MEM);
 
-    return since && read64(since, 0);
+    return (__s64)read64(allocated, 0) >= (__s64)read64(marks, 0);
 }
 
 /* Whether the receiver has too much unread already for one more message of this size. */
@@ -127,7 +129,7 @@ int ss_message(struct sk_msg_md *ctx)
         sums->undrained++;
         return SK_PASS;
     }
-    if (is_behind(pairing, size) || is_node_short(pairing)) {
+    if (is_behind(pairing, size) || is_memory_short(pairing)) {
         sums->over_budget++;
         return SK_PASS;
     }
