@@ -82,10 +82,18 @@ def test_the_outcome_is_kept_for_this_kernel_and_these_programs(
     assert len(tried) == 3
 
 
-def test_a_failure_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftest, "try_kernel", lambda _: Outcome({}, "no memory"))
-    assert selftest.outcome(Path("/cgroup"), tmp_path).failure == "no memory"
+@pytest.mark.parametrize("found", [Outcome({}, "no memory"), Outcome(GOOD | {"reset": "nothing instead of a reset"})])
+def test_a_failure_is_not_kept(found: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "try_kernel", lambda _: found)
+    assert selftest.outcome(Path("/cgroup"), tmp_path) == found
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_difference_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Outcome(GOOD | {"FIONREAD of other data": "FIONREAD says 0"})
+    monkeypatch.setattr(selftest, "try_kernel", lambda _: found)
+    selftest.outcome(Path("/cgroup"), tmp_path)
+    assert (tmp_path / "selftest.json").exists()
 
 
 def test_offsets_are_those_of_this_kernel() -> None:
