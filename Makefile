@@ -64,7 +64,7 @@ test: setup shim image load applications lint
 IMAGE := build/image/sidestep.tar
 image: $(IMAGE)
 
-$(IMAGE): setup Dockerfile image/build.sh pyproject.toml $(wildcard bpf/*.py bpf/*/*.py bpf/*.c bpf/*.h cni/*.py cni/shim/* installer/*.py installer/*/*.py)
+$(IMAGE): setup Dockerfile image/build.sh pyproject.toml $(wildcard bpf/*.py bpf/*/*.py bpf/*.c bpf/*.h cni/*.py cni/shim/* installer/*.py installer/*/*.py installer/*/*/*.py)
 	@missing=$$(for each in buildah debootstrap; do command -v $$each > /dev/null || echo $$each; done); \
 	if [ -n "$$missing" ]; then \
 	    echo "image: installing Debian packages:" $$missing; \

@@ -36,6 +36,7 @@ SOURCES = (
     "connect.c",
     "datagram.c",
     "bind.c",
+    "reading.h",
     "pairing.c",
     "message.c",
     "sockops.c",
@@ -122,7 +123,7 @@ HOOKS = (*CGROUP_HOOKS, NETNS_HOOK)
 MESSAGE_HOOK = Hook("message", SK_MSG, 7)
 
 # loaded by whoever traces, beside the others' maps: hook → its raw tracepoint
-DEATH_SOURCES = ("maps.h", "address.h", "events.c", "deaths.c")
+DEATH_SOURCES = ("maps.h", "address.h", "reading.h", "events.c", "deaths.c")
 DEATH_HOOKS = {
     Hook("signal", RAW_TRACEPOINT, 0): "signal_generate",
     Hook("exit", RAW_TRACEPOINT, 0): "sched_process_exit",

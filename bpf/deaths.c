@@ -11,22 +11,6 @@ struct sent {
 
 BPF_TABLE("lru_hash", __u32, struct sent, signals, 1024);
 
-static __always_inline __u32 read32(__u64 from, __u32 offset)
-{
-    __u32 value = 0;
-
-    bpf_probe_read_kernel(&value, sizeof(value), (void *)(from + offset));
-    return value;
-}
-
-static __always_inline __u64 read64(__u64 from, __u32 offset)
-{
-    __u64 value = 0;
-
-    bpf_probe_read_kernel(&value, sizeof(value), (void *)(from + offset));
-    return value;
-}
-
 static __always_inline __u64 cookie_of(__u64 task)
 {
     __u64 namespaces = read64(task, TASK_NSPROXY);

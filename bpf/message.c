@@ -26,22 +26,6 @@
 /* The low bits of sk_user_data are flags (SK_USER_DATA_PTRMASK, include/net/sock.h) */
 #define USER_DATA_MASK (~7ULL)
 
-static __always_inline __u32 read32(__u64 from, __u32 offset)
-{
-    __u32 value = 0;
-
-    bpf_probe_read_kernel(&value, sizeof(value), (void *)(from + offset));
-    return value;
-}
-
-static __always_inline __u64 read64(__u64 from, __u32 offset)
-{
-    __u64 value = 0;
-
-    bpf_probe_read_kernel(&value, sizeof(value), (void *)(from + offset));
-    return value;
-}
-
 static __always_inline bool has_ulp(__u64 socket)
 {
     return read64(socket, TCP_ULP_OPS) != 0;

@@ -32,8 +32,8 @@ def explain(attachment: Attachment, node: Node, output: str, **options: Any) -> 
     DEST is ADDRESS:PORT or [IPV6]:PORT. What the kernel's maps have of the pod decides, not what its annotations say by
     now.
     """
-    from installer.inspect.explain_question import Question, answer
-    from installer.inspect.explain_words import text_of
+    from installer.inspect.explain.question import Question, answer
+    from installer.inspect.explain.words import text_of
 
     is_inbound = options["inbound"] is not None
     if is_inbound == (options["dest"] is not None):

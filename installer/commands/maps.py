@@ -19,15 +19,15 @@ def maps(attachment: Attachment, name: str | None, pod: str, limit: int | None, 
 
     Entries are in no order, and printed as they are read. Nothing is changed, and no agent is needed.
     """
-    from installer.inspect.maps import entries_of, maps_of
+    from installer.inspect.maps.listing import entries_of, maps_of
 
     if name is None:
-        from installer.inspect.status_table import maps_table
+        from installer.inspect.status.table import maps_table
 
         found = maps_of(attachment.pins, pod)
         show(found, output, lambda: maps_table(found))
         return
-    from installer.inspect.maps_text import pieces
+    from installer.inspect.maps.text import pieces
 
     listing = entries_of(attachment.pins, name, pod, limit or (_IN_TABLE if output == "table" else None))
     for piece in pieces(listing, output):

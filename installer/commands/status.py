@@ -17,7 +17,7 @@ def status(attachment: Attachment, chain: Chain, node: Node, ports: Ports, outpu
 
     Nothing is changed, and no agent is needed. Give the agent's settings, or run it where the agent runs.
     """
-    from installer.inspect.status import document_of
+    from installer.inspect.status.document import document_of
     from installer.logs import configure_logging
 
     configure_logging(Logging(log_level="error"))  # what is found is told in the status
@@ -26,6 +26,6 @@ def status(attachment: Attachment, chain: Chain, node: Node, ports: Ports, outpu
 
 
 def _table(document: dict[str, object]) -> str:
-    from installer.inspect.status_table import table_of
+    from installer.inspect.status.table import table_of
 
     return table_of(document)

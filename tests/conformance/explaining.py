@@ -7,9 +7,9 @@ from pathlib import Path
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.decision import Action, Verdict
-from installer.inspect.enrolled import find
-from installer.inspect.explain import Asker, Explainer
-from installer.inspect.pod_namespace import looked_into
+from installer.inspect.explain.explainer import Asker, Explainer
+from installer.inspect.pods.enrolled import find
+from installer.inspect.pods.namespace import looked_into
 from tests.conformance.kinds import Probe
 from tests.conformance.world import Seen
 

@@ -8,9 +8,9 @@ from bpf.layout import RULES
 from cni.annotations import CapturePolicy
 from cni.decision import Action, Inbound, Outbound, Verdict
 from cni.entries import Identity
-from installer.inspect.explain import Explanation
-from installer.inspect.explain_words import document_of, text_of
-from installer.inspect.sockets import rows
+from installer.inspect.explain.explainer import Explanation
+from installer.inspect.explain.words import document_of, text_of
+from installer.inspect.pods.sockets import rows
 
 POD = Identity("uid", "pod", "default", "container", "net", "eth0")
 REMOTE = ip_address("203.0.113.7")

@@ -19,7 +19,7 @@ from bpf.layout import Level
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.annotations import ACCELERATION
-from installer.inspect.status import status_of
+from installer.inspect.status.document import status_of
 from tests.bench.mesh.proxies import SERVICES, ChainedEnvoy, InterceptingEnvoy, loopback, pipe
 from tests.bench.mesh.servers import Servers
 from tests.conformance.configs import Config

@@ -5,12 +5,12 @@ from typing import Any
 from bpf.acceleration import NodeLevel, level_of
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, TOTALS, Cookie, Level, PodFlags, Tally, Traffic
 from bpf.tables import Tables
-from installer.inspect import enrolled
-from installer.inspect.enrolled import Enrolled
-from installer.inspect.explain import LISTENERS
-from installer.inspect.pod_differences import described, differences, words_of
-from installer.inspect.pod_namespace import Inside, looked_into, looks_into
-from installer.inspect.policy_words import annotations_of, is_default
+from installer.inspect.explain.explainer import LISTENERS
+from installer.inspect.pods import enrolled
+from installer.inspect.pods.differences import described, differences, words_of
+from installer.inspect.pods.enrolled import Enrolled
+from installer.inspect.pods.namespace import Inside, looked_into, looks_into
+from installer.inspect.pods.words import annotations_of, is_default
 from installer.settings import Attachment, Node
 
 

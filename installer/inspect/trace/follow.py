@@ -14,8 +14,8 @@ from bpf.layout import Event
 from bpf.pins import Pins
 from bpf.tables import Tables
 from bpf.tracing import Trace
-from installer.inspect.events import Document, Reader, Wanted
 from installer.inspect.names import PodNames, cookie_of
+from installer.inspect.trace.events import Document, Reader, Wanted
 
 _POLL_SECONDS = 0.2
 

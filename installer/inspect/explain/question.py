@@ -9,10 +9,10 @@ from typing import Any
 from bpf.errors import SidestepError
 from bpf.tables import Tables
 from cni.decision import IPAddress
-from installer.inspect.enrolled import find
-from installer.inspect.explain import Asker, Explainer, Explanation, Protocol
-from installer.inspect.explain_words import document_of, why
-from installer.inspect.pod_namespace import Inside, looked_into
+from installer.inspect.explain.explainer import Asker, Explainer, Explanation, Protocol
+from installer.inspect.explain.words import document_of, why
+from installer.inspect.pods.enrolled import find
+from installer.inspect.pods.namespace import Inside, looked_into
 from installer.settings import Attachment, Node
 
 # [address]:port or address:port; what is before the port is judged by itself
@@ -56,7 +56,7 @@ def answer(attachment: Attachment, node: Node, question: Question) -> dict[str, 
             document["goes_to"] |= {"is_listening": None} if found.verdict.action == "pass" else {}
             document["other_ports"] = [_briefly(each) for each in others]
         if question.is_tried:
-            from installer.inspect.attempt import tried
+            from installer.inspect.explain.attempt import tried
 
             document["try"] = tried(attachment, node, tables, pod, found, inside, question.interface)
     return document

@@ -11,8 +11,8 @@ from cni.ids import outside_ids
 from cni.namespaces import find
 from cni.rtnl import Rtnl
 from cni.sandbox import visit
-from installer.inspect.enrolled import Enrolled
-from installer.inspect.sockets import LISTENING, rows
+from installer.inspect.pods.enrolled import Enrolled
+from installer.inspect.pods.sockets import LISTENING, rows
 
 
 @dataclass(frozen=True)

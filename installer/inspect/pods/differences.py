@@ -11,9 +11,9 @@ from cni.entries import Identity
 from cni.errors import InvalidAnnotation
 from cni.membership import skip_reason
 from cni.pod import Pod
-from installer.inspect.enrolled import Enrolled
-from installer.inspect.pod_namespace import Inside
-from installer.inspect.policy_words import annotations_of, as_kept, proxy_of
+from installer.inspect.pods.enrolled import Enrolled
+from installer.inspect.pods.namespace import Inside
+from installer.inspect.pods.words import annotations_of, as_kept, proxy_of
 from installer.pods.api import Api
 from installer.pods.directory import PodDirectory
 from installer.settings import Node

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from bpf.errors import SidestepError
 from cni.decision import TPROXY_MARK, IPAddress
-from installer.inspect.sockets import family_of, rows
+from installer.inspect.pods.sockets import family_of, rows
 
 CONNECT_SECONDS = 2.0
 # what the child may take beside that

@@ -4,7 +4,7 @@ import os
 import sys
 from typing import Any
 
-from installer.inspect.pod_differences import is_different, uncompared
+from installer.inspect.pods.differences import is_different, uncompared
 
 _TITLES = ("pod", "address", "captured", "direct", "refused", "proxy", "Pod now")
 _PLAIN_WIDTH = 120

@@ -11,11 +11,11 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.entries import Identity
 from installer import VERSION
-from installer.inspect.chain import chain_of
-from installer.inspect.health import agent_of
-from installer.inspect.maps import maps_of, require_attached
-from installer.inspect.maps_walk import entries
-from installer.inspect.programs import HOW_TO_COUNT, counts_runs, programs_of
+from installer.inspect.maps.listing import maps_of, require_attached
+from installer.inspect.maps.walk import entries
+from installer.inspect.status.chain import chain_of
+from installer.inspect.status.health import agent_of
+from installer.inspect.status.programs import HOW_TO_COUNT, counts_runs, programs_of
 from installer.settings import Attachment, Chain, Node, Ports
 
 

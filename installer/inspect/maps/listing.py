@@ -12,8 +12,8 @@ from bpf.layout import TABLES, Cookie, Pod
 from bpf.pins import Descriptor, Pins
 from bpf.tables import Tables
 from cni.entries import Identity
-from installer.inspect.decode import Names, Plain, cookies, decoded, is_about_pods
-from installer.inspect.maps_walk import KINDS, Entry, entries
+from installer.inspect.maps.decode import Names, Plain, cookies, decoded, is_about_pods
+from installer.inspect.maps.walk import KINDS, Entry, entries
 from installer.inspect.names import cookie_of
 
 

@@ -16,11 +16,11 @@ from bpf.pins import Pins
 from bpf.tables import Table, Tables
 from cni.decision import Action, Inbound, IPAddress, Outbound
 from cni.processes import GONE, Crowd, crowds
-from installer.inspect.connecting import CannotTry, Dial, Seen, dial
-from installer.inspect.enrolled import Enrolled, every
-from installer.inspect.explain import LISTENERS, Explanation, routed
-from installer.inspect.pod_namespace import Inside, looked_into
-from installer.inspect.sockets import endpoint, family_of, plain
+from installer.inspect.explain.connecting import CannotTry, Dial, Seen, dial
+from installer.inspect.explain.explainer import LISTENERS, Explanation, routed
+from installer.inspect.pods.enrolled import Enrolled, every
+from installer.inspect.pods.namespace import Inside, looked_into
+from installer.inspect.pods.sockets import endpoint, family_of, plain
 from installer.settings import Attachment, Node
 
 # the counter that each verdict moves (bpf/layout.py, TOTALS)

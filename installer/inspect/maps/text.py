@@ -8,8 +8,8 @@ from itertools import chain, islice
 from typing import Any
 
 from installer.findings import plain_width
-from installer.inspect.decode import Plain
-from installer.inspect.maps import Listing
+from installer.inspect.maps.decode import Plain
+from installer.inspect.maps.listing import Listing
 
 _SAMPLE = 250  # entries by which the widths of columns are chosen
 _GAP = "  "

@@ -11,8 +11,8 @@ from bpf.tables import Tables
 from cni import decision
 from cni.annotations import CapturePolicy
 from cni.decision import TUNNEL_PORT, Action, Container, Inbound, IPAddress, Outbound, Verdict
-from installer.inspect.enrolled import Enrolled, interface_name
-from installer.inspect.sockets import plain
+from installer.inspect.pods.enrolled import Enrolled, interface_name
+from installer.inspect.pods.sockets import plain
 
 Protocol = Literal["tcp", "udp"]
 

@@ -6,10 +6,10 @@ from typing import Any
 from cni import annotations as istio
 from cni.decision import Inbound, Outbound
 from cni.entries import Identity
-from installer.inspect.explain import LISTENERS, Explanation, routed
-from installer.inspect.pod_namespace import Inside
-from installer.inspect.policy_words import annotations_of, is_default, part_of, proxy_of
-from installer.inspect.sockets import endpoint
+from installer.inspect.explain.explainer import LISTENERS, Explanation, routed
+from installer.inspect.pods.namespace import Inside
+from installer.inspect.pods.sockets import endpoint
+from installer.inspect.pods.words import annotations_of, is_default, part_of, proxy_of
 
 # rule → what it says; two where a rule both captures and lets go: (captured, direct)
 _RULES: dict[str, str | tuple[str, str]] = {

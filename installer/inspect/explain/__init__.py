@@ -1,0 +1,1 @@
+"""What `sidestep explain` says of one connection, and trying it."""

@@ -1,0 +1,1 @@
+"""What `sidestep maps` shows: pinned maps, decoded."""

@@ -1,0 +1,1 @@
+"""Enrolled pods: their policies in Istio's words, their namespaces, how they differ from their Pods now."""

@@ -1,0 +1,1 @@
+"""What `sidestep status` shows: programs, maps, chain, agent."""

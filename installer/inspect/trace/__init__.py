@@ -1,0 +1,1 @@
+"""What `sidestep trace` shows: events as they come."""
