@@ -23,7 +23,7 @@ static __always_inline struct address packet_remote(struct bpf_sk_lookup *ctx)
 }
 
 /* Counts and tells what becomes of a packet. */
-static __always_inline void note(struct bpf_sk_lookup *ctx, __u64 cookie, const struct address *local,
+static __always_inline void note_packet(struct bpf_sk_lookup *ctx, __u64 cookie, const struct address *local,
                                  const struct address *remote, enum rule rule, __u32 counted)
 {
     struct event event = {.kind = EVENT_INBOUND, .cookie = cookie, .verdict = counted, .rule = rule};
@@ -95,7 +95,7 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
     if (!pod || is_own_address(cookie, &remote))
         return SK_PASS;
     if (is_denied_inbound(pod, cookie, ctx->local_port)) {
-        note(ctx, cookie, &local, &remote, RULE_DENY, TOTAL_INBOUND_DENIED);
+        note_packet(ctx, cookie, &local, &remote, RULE_DENY, TOTAL_INBOUND_DENIED);
         return SK_DROP;
     }
     if (ctx->protocol != IPPROTO_TCP || (ctx->family == AF_INET6 && !(pod->flags & POD_IPV6)))
@@ -105,11 +105,11 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
     decision = decide_inbound(pod->flags, ctx->local_port, rules_of_port(pod, cookie, ctx->local_port),
                               is_excluded_interface(pod, cookie, ctx->ingress_ifindex));
     if (decision.verdict == VERDICT_PASS) {
-        note(ctx, cookie, &local, &remote, decision.rule, TOTAL_INBOUND_DIRECT);
+        note_packet(ctx, cookie, &local, &remote, decision.rule, TOTAL_INBOUND_DIRECT);
         return SK_PASS;
     }
     outcome = steer_to_proxy(ctx, cookie);
-    note(ctx, cookie, &local, &remote, decision.rule,
+    note_packet(ctx, cookie, &local, &remote, decision.rule,
          outcome == SK_PASS ? TOTAL_INBOUND_CAPTURED : TOTAL_INBOUND_REFUSED);
     return outcome;
 }
