@@ -24,7 +24,7 @@ static __always_inline struct address packet_remote(struct bpf_sk_lookup *ctx)
 
 /* Counts and tells what becomes of a packet. */
 static __always_inline void note_packet(struct bpf_sk_lookup *ctx, __u64 cookie, const struct address *local,
-                                 const struct address *remote, enum rule rule, __u32 counted)
+                                        const struct address *remote, enum rule rule, __u32 counted)
 {
     struct event event = {.kind = EVENT_INBOUND, .cookie = cookie, .verdict = counted, .rule = rule};
 
