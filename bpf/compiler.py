@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from bpf import syscalls
-from bpf.errors import CompileFailed
+from bpf.errors import CompileFailed, LibraryMissing
 from bpf.offsets import NoOffsets, definitions
 
 HERE = Path(__file__).parent
 _LINES_SHOWN = 40  # of a verifier's log, whose end says why
+_NO_BCC = 3  # exit status of the child
 
 # one unit, in this order: tables, then pure headers, then what builds on them
 SOURCES = (
@@ -131,6 +132,8 @@ def compile_and_pin(maps: Path, programs: Path) -> None:
         text=True,
         errors="replace",
     )
+    if child.returncode == _NO_BCC:
+        raise LibraryMissing("bcc is not there; install it: the package python3-bpfcc on Debian and Ubuntu")
     if child.returncode != 0:
         words = "\n".join(child.stderr.strip().splitlines()[-_LINES_SHOWN:])
         raise CompileFailed(f"the BPF programs in {HERE} do not load on this kernel:\n{words}")
@@ -204,5 +207,8 @@ if __name__ == "__main__":
             _main_each(Path(sys.argv[1]))
         else:
             _main(Path(sys.argv[1]), Path(sys.argv[2]))
+    except ImportError as error:
+        sys.stderr.write(f"{error}; install python3-bpfcc\n")
+        sys.exit(_NO_BCC)
     except Exception as error:  # bcc raises nothing narrower; the compiler's and verifier's words are on stderr already
         sys.exit(str(error))
