@@ -19,12 +19,14 @@ help:
 	@echo 'make test           every test, with lint and types'
 	@echo 'make e2e            a node'"'"'s life with a real containerd, hybrid and pure cgroup2'
 	@echo 'make conformance    every kind of connection, with Istio'"'"'s rules and with sidestep, compared'
+	@echo 'make soak           10 GB through both proxies while the level changes; SOAK="--bytes 1e9 --seconds 60 --seed 2"'
 	@echo 'make nightly        the property tests with 10,000 cases each, an outage of a minute'
 	@echo 'make lint           ruff, mypy --strict, import-linter'
-	@echo 'make bench          requests/s, latency and CPU of two mesh pods, against Istio'"'"'s rules; takes half an hour'
+	@echo 'make bench          requests/s, latency and CPU of two mesh pods, against Istio'"'"'s rules; takes 40 minutes'
 	@echo 'make bench-cni      a whole ADD through the shim beside iptables-restore, interleaved'
 	@echo 'make bench-connect  whether connect() costs more with more rules or more pods'
 	@echo 'make bench-agent    how long a cold start, a warm start and a swap of the programs take'
+	@echo 'make bench-trace    what a trace costs those whom it watches'
 	@echo 'make bench-node     memory, start and idle load of an agent with 250 pods and an API server'
 	@echo 'make image          build/image/sidestep.tar, with buildah and debootstrap'
 	@echo 'make man            build/man/sidestep.1, and a page for each command'
@@ -58,7 +60,7 @@ shim: setup
 demo: setup shim
 	@$(PYTHON) -m tests.lab.demo $(if $(KEEP),--keep)
 
-test: setup shim image load lint
+test: setup shim image load applications lint
 	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile tests/unit tests/datapath tests/node tests/e2e
 
 # Docker's way, without docker or a registry; made again only when something of it has changed.
@@ -76,6 +78,10 @@ $(IMAGE): setup Dockerfile image/build.sh pyproject.toml $(wildcard bpf/*.py bpf
 
 e2e: setup shim image
 	@$(PYTHON) -m pytest -v tests/e2e
+
+# Ten gigabytes, random sizes and pauses, levels changing: every byte in its place. Flags: make soak SOAK=--help
+soak: setup shim
+	@$(PYTHON) -m tests.lab.traffic.soak $(SOAK)
 
 lint: setup
 	@$(PYTHON) -m ruff check .
@@ -111,6 +117,16 @@ load: setup
 	        > build/load.log 2>&1 < /dev/null || { tail -20 build/load.log; exit 1; }; \
 	fi
 
+# What tests/node/test_applications.py puts into pods.
+APPLICATIONS := haproxy nginx-light mptcpize openjdk-17-jdk-headless
+applications: setup
+	@missing=$$(for each in $(APPLICATIONS); do dpkg -s $$each > /dev/null 2>&1 || echo $$each; done); \
+	if [ -n "$$missing" ]; then \
+	    echo "applications: installing Debian packages:" $$missing; \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; } \
+	        > build/applications.log 2>&1 < /dev/null || { tail -20 build/applications.log; exit 1; }; \
+	fi
+
 # A quiet machine, please. Results go to bench/results/; ARGS=--quick for a trial.
 bench: setup shim load
 	@$(PYTHON) -m tests.bench.mesh $(ARGS)
@@ -124,6 +140,9 @@ bench-connect: setup
 bench-agent: setup
 	@$(PYTHON) -m tests.bench.agent
 
+bench-trace: setup shim load
+	@$(PYTHON) -m tests.bench.trace
+
 bench-node: setup
 	@$(PYTHON) -m tests.bench.node
 
@@ -132,4 +151,8 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
+<<<<<<< HEAD
 .PHONY: help setup shim demo test e2e nightly conformance lint man docs load bench bench-cni bench-connect bench-agent bench-node image clean
+=======
+.PHONY: help setup shim demo test e2e soak nightly conformance lint load applications bench bench-cni bench-connect bench-agent bench-node bench-trace image clean
+>>>>>>> main

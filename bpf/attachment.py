@@ -7,6 +7,7 @@ import ctypes
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
@@ -20,6 +21,11 @@ from bpf.kernel import require_bpffs, require_capabilities
 from bpf.layout import STORAGES, TABLES, Build, Word
 from bpf.pins import Descriptor, Pins
 from bpf.restoration import repin_maps
+
+# the programs that capture; the others finish what these have begun
+_DECIDING = ("connect4", "connect6", "sendmsg4", "sendmsg6")
+# seconds from connect() to a busy proxy's asking for the original destination
+_ON_THE_WAY = 1.0
 
 
 class Outcome(StrEnum):
@@ -58,11 +64,22 @@ def detach(pins: Pins) -> bool:
     with _exclusively(pins.bpffs):
         if not pins.top.exists():
             return False
+        _stop_deciding(pins)
         # links first: a capture that stops must stop as a whole before its tables go
         for directory in (pins.netns, pins.links):
             shutil.rmtree(directory, ignore_errors=True)
         shutil.rmtree(pins.top)
         return True
+
+
+def _stop_deciding(pins: Pins) -> None:
+    """Capture nothing more, and wait for what is captured: its proxy has yet to ask where it was to go."""
+    steering = list(pins.netns.glob("*"))
+    deciding = [path for name in _DECIDING if (path := pins.links / name).exists()]
+    for path in (*deciding, *steering):
+        path.unlink()
+    if steering:
+        time.sleep(_ON_THE_WAY)
 
 
 def is_attached(pins: Pins) -> bool:

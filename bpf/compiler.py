@@ -1,6 +1,6 @@
 """BCC in a child process: the program sources become loaded programs and maps, pinned; the child's memory goes with it.
 
-Only this module imports bcc, and only in the child (`python -m bpf.compiler MAPS PROGRAMS`): once it has compiled,
+Only this module imports bcc, and only in the child (`python -m bpf.compiler WHAT MAPS PROGRAMS`): once it has compiled,
 LLVM stays resident at some 120 MiB. The sources are joined as text into one unit because BCC makes programs only of
 functions in its main file; `#line` keeps the compiler's messages pointing at ours.
 """
@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from bpf import syscalls
 from bpf.errors import CompileFailed, LibraryMissing
-from bpf.offsets import NoOffsets, definitions
+from bpf.offsets import TASKS, NoOffsets, definitions
 
 HERE = Path(__file__).parent
 _LINES_SHOWN = 40  # of a verifier's log, whose end says why
@@ -31,6 +32,8 @@ SOURCES = (
     "sockaddr.c",
     "owner.c",
     "facts.c",
+    "events.c",
+    "calls.c",
     "connect.c",
     "datagram.c",
     "bind.c",
@@ -60,6 +63,15 @@ PROLOGUE = """
     __attribute__((section("maps/sockhash:" SIDESTEP_MAPS "/" #name))) \\
     struct name##_table_t name = {.max_entries = (size), .flags = 0}; \\
     BPF_ANNOTATE_KV_PAIR(name, key_t, value_t);
+#define RING(name, bytes) \\
+    struct name##_table_t { \\
+        int key; \\
+        u32 leaf; \\
+        int (*ringbuf_output)(void *, u64, u64); \\
+        u32 max_entries; \\
+    }; \\
+    __attribute__((section("maps/ringbuf:" SIDESTEP_MAPS "/" #name))) \\
+    struct name##_table_t name = {.max_entries = (bytes)};
 #define SOCKET_STORAGE(value_t, name) \\
     struct name##_table_t { \\
         int key; \\
@@ -88,7 +100,7 @@ class Hook:
         return f"ss_{self.name}"
 
 
-CGROUP_SOCK, SOCK_OPS, SK_MSG, CGROUP_SOCK_ADDR, CGROUP_SOCKOPT, SK_LOOKUP = 9, 13, 16, 18, 25, 30
+CGROUP_SOCK, SOCK_OPS, SK_MSG, RAW_TRACEPOINT, CGROUP_SOCK_ADDR, CGROUP_SOCKOPT, SK_LOOKUP = 9, 13, 16, 17, 18, 25, 30
 
 CGROUP_HOOKS = (
     Hook("sock_create", CGROUP_SOCK, 2),
@@ -110,6 +122,13 @@ HOOKS = (*CGROUP_HOOKS, NETNS_HOOK)
 # there only where the kernel allows acceleration (offsets.py); attached to the socket hash by acceleration.py
 MESSAGE_HOOK = Hook("message", SK_MSG, 7)
 
+# loaded by whoever traces, beside the others' maps: hook → its raw tracepoint
+DEATH_SOURCES = ("maps.h", "address.h", "events.c", "deaths.c")
+DEATH_HOOKS = {
+    Hook("signal", RAW_TRACEPOINT, 0): "signal_generate",
+    Hook("exit", RAW_TRACEPOINT, 0): "sched_process_exit",
+}
+
 
 def sources_digest() -> bytes:
     """SHA-256 of everything that decides what the programs are: the 32 bytes kept in the `build` map."""
@@ -125,18 +144,17 @@ def compile_and_pin(maps: Path, programs: Path) -> None:
 
     Raises CompileFailed with the compiler's or verifier's own words.
     """
-    child = subprocess.run(
-        [sys.executable, "-m", "bpf.compiler", str(maps), str(programs)],
-        cwd=HERE.parent,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
-    if child.returncode == _NO_BCC:
-        raise LibraryMissing("bcc is not there; install it: the package python3-bpfcc on Debian and Ubuntu")
+    child = _run("all", maps, programs)
     if child.returncode != 0:
         words = "\n".join(child.stderr.strip().splitlines()[-_LINES_SHOWN:])
         raise CompileFailed(f"the BPF programs in {HERE} do not load on this kernel:\n{words}")
+
+
+def compile_deaths(maps: Path, programs: Path) -> None:
+    """The same for the programs that see processes end. Raises CompileFailed, one line."""
+    child = _run("deaths", maps, programs)
+    if child.returncode != 0:
+        raise CompileFailed(_last_words(child))
 
 
 def try_each(scratch: Path) -> dict[str, str]:
@@ -144,24 +162,33 @@ def try_each(scratch: Path) -> dict[str, str]:
 
     `scratch` is an empty directory on a bpffs for the maps, which are left there. Raises CompileFailed.
     """
-    child = subprocess.run(
-        [sys.executable, "-m", "bpf.compiler", str(scratch)],
-        cwd=HERE.parent,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
+    child = _run("each", scratch)
     if child.returncode != 0:
-        raise CompileFailed(" ".join(child.stderr.strip().splitlines()[-1:]) or "the compiler ended without a word")
+        raise CompileFailed(_last_words(child))
     outcome: dict[str, str] = json.loads(child.stdout)
     return outcome
 
 
-def _unit(maps: Path) -> str:
-    parts = [f'#define SIDESTEP_MAPS "{maps}"\n', _acceleration(), PROLOGUE]
-    for name in SOURCES:
+def _run(what: str, *directories: Path) -> "subprocess.CompletedProcess[str]":
+    argv = [sys.executable, "-m", "bpf.compiler", what, *map(str, directories)]
+    child = subprocess.run(argv, cwd=HERE.parent, capture_output=True, text=True, errors="replace")
+    if child.returncode == _NO_BCC:
+        raise LibraryMissing("bcc is not there; install it: the package python3-bpfcc on Debian and Ubuntu")
+    return child
+
+
+def _last_words(child: "subprocess.CompletedProcess[str]") -> str:
+    return " ".join(child.stderr.strip().splitlines()[-1:]) or "the compiler ended without a word"
+
+
+def _compiled(maps: Path, sources: tuple[str, ...], offsets: str) -> Any:
+    parts = [f'#define SIDESTEP_MAPS "{maps}"\n', offsets, PROLOGUE]
+    for name in sources:
         parts.append(f'#line 1 "bpf/{name}"\n{(HERE / name).read_text()}\n')
-    return "".join(parts)
+    os.environ["BCC_KERNEL_SOURCE"] = str(HERE / "uapi")
+    from bcc import BPF  # the only import of bcc: see the module's docstring
+
+    return BPF(text="".join(parts), cflags=["-Wno-macro-redefined"])
 
 
 def _acceleration() -> str:
@@ -172,43 +199,42 @@ def _acceleration() -> str:
         return ""
 
 
-def _compiled(maps: Path) -> Any:
-    os.environ["BCC_KERNEL_SOURCE"] = str(HERE / "uapi")
-    from bcc import BPF  # the only import of bcc: see the module's docstring
-
-    return BPF(text=_unit(maps), cflags=["-Wno-macro-redefined"])
+def _load(unit: Any, hook: Hook) -> Any:
+    return unit.load_func(hook.function, hook.program_type, None, hook.attach_type)
 
 
-def _main(maps: Path, programs: Path) -> None:
-    unit = _compiled(maps)
+def _main_all(maps: Path, programs: Path) -> None:
+    unit = _compiled(maps, SOURCES, _acceleration())
     for hook in HOOKS:
-        loaded = unit.load_func(hook.function, hook.program_type, None, hook.attach_type)
-        syscalls.pin(loaded.fd, programs / hook.name)
+        syscalls.pin(_load(unit, hook).fd, programs / hook.name)
     with suppress(Exception):  # bcc raises nothing narrower; without it the node's level is off, and capture works
-        loaded = unit.load_func(MESSAGE_HOOK.function, MESSAGE_HOOK.program_type, None, MESSAGE_HOOK.attach_type)
-        syscalls.pin(loaded.fd, programs / MESSAGE_HOOK.name)
+        syscalls.pin(_load(unit, MESSAGE_HOOK).fd, programs / MESSAGE_HOOK.name)
 
 
 def _main_each(maps: Path) -> None:
-    unit = _compiled(maps)
+    unit = _compiled(maps, SOURCES, _acceleration())
     outcome = {}
     for hook in HOOKS:
         try:
-            unit.load_func(hook.function, hook.program_type, None, hook.attach_type)
+            _load(unit, hook)
             outcome[hook.name] = ""
         except Exception as error:  # bcc raises nothing narrower
             outcome[hook.name] = str(error)
     sys.stdout.write(json.dumps(outcome))
 
 
+def _main_deaths(maps: Path, programs: Path) -> None:
+    unit = _compiled(maps, DEATH_SOURCES, definitions(TASKS))
+    for hook in DEATH_HOOKS:
+        syscalls.pin(_load(unit, hook).fd, programs / hook.name)
+
+
 if __name__ == "__main__":
     try:
-        if len(sys.argv) == 2:
-            _main_each(Path(sys.argv[1]))
-        else:
-            _main(Path(sys.argv[1]), Path(sys.argv[2]))
+        mains: dict[str, Callable[..., None]] = {"all": _main_all, "each": _main_each, "deaths": _main_deaths}
+        mains[sys.argv[1]](*map(Path, sys.argv[2:]))
     except ImportError as error:
-        sys.stderr.write(f"{error}; install python3-bpfcc\n")
+        sys.stderr.write(f"{error}\n")
         sys.exit(_NO_BCC)
     except Exception as error:  # bcc raises nothing narrower; the compiler's and verifier's words are on stderr already
         sys.exit(str(error))

@@ -67,6 +67,7 @@ struct address {
 #define POD_TPROXY (1u << 8)            /* interceptionMode TPROXY */
 #define POD_EARLY_OUTBOUND (1u << 9)    /* outbound passes until the proxy has listened for the first time */
 #define POD_STRICT (1u << 10)           /* only the container in proxies counts as the proxy */
+#define POD_DENIES (1u << 12)           /* the pod denies ports */
 #define POD_ROUTES (1u << 11)           /* the pod has entries in routes: it excludes interfaces, or has several */
 
 /* One mesh pod: the decision's constants first, then who it is, so that maps can be matched with pods after a crash. */
@@ -93,6 +94,8 @@ struct pod {
 #define PORT_INCLUDE_OUTBOUND (1u << 1)
 #define PORT_EXCLUDE_INBOUND (1u << 2)
 #define PORT_INCLUDE_INBOUND (1u << 3)
+#define PORT_DENY_OUTBOUND (1u << 4) /* these two may change while the pod runs */
+#define PORT_DENY_INBOUND (1u << 5)
 
 struct port_key {
     __u64 cookie;
@@ -142,6 +145,8 @@ enum total {
     TOTAL_INBOUND_DIRECT,
     TOTAL_INBOUND_CAPTURED,
     TOTAL_INBOUND_REFUSED, /* captured, but no proxy listens */
+    TOTAL_OUTBOUND_DENIED, /* by the pod's own denied ports */
+    TOTAL_INBOUND_DENIED,
     TOTALS,
 };
 
@@ -242,7 +247,7 @@ struct meeting {
     __u64 client;
     __u64 server; /* 0 until it has accepted */
     __u32 level;  /* what the connection needs */
-    __u32 zero32;
+    __u32 captured; /* whether the client is an application, captured on its way to its proxy */
 };
 
 /* What a socket that may be accelerated knows of its other end. */
@@ -251,7 +256,7 @@ struct pairing {
     __u64 own_socket;
     __u64 peer_socket; /* 0 until it is known */
     __u32 level;       /* what the connection needs */
-    __u32 zero32;
+    __u32 to_proxy;    /* whether the other end is a proxy */
 };
 
 /* What became of the messages that a pod's sockets have sent on accelerated connections. */
@@ -268,6 +273,41 @@ struct node {
     __u32 acceleration; /* enum level: the most that counts now */
     __u32 wanted;       /* enum level: the most that was asked for */
     char reason[248];   /* why it is less, or what is to be known of it, NUL-terminated */
+};
+
+/* Somebody reads events until a time of CLOCK_MONOTONIC in ns, 0 for nobody; of one pod, or of all (0). */
+struct tracing {
+    __u64 until;
+    __u64 cookie;
+};
+
+/* struct event, kind */
+enum event_kind {
+    EVENT_CONNECT,   /* connect(), or a datagram, of TCP, UDP or DNS; destination is what was asked for */
+    EVENT_INBOUND,   /* a SYN that arrives, or a datagram for a denied port */
+    EVENT_LISTENING, /* the proxy listens on destination's port */
+    EVENT_CLOSED,    /* and does not any more */
+    EVENT_KILLED,    /* a process ends of a signal (deaths.c) */
+};
+
+/* Addresses of either family, ports in host order. */
+struct event {
+    __u64 time; /* CLOCK_MONOTONIC, ns */
+    __u64 cookie;
+    __u32 kind;
+    __u32 verdict; /* enum total: what it is counted as */
+    __u32 rule;    /* enum rule */
+    __u32 protocol;
+    __u32 pid; /* of the process that called; 0 where none did */
+    __u32 uid; /* as the initial user namespace sees it: of the socket's opener */
+    struct address source;
+    struct address destination;
+    __u16 source_port;
+    __u16 destination_port;
+    char command[16];
+    __u32 signal;
+    __u32 sender; /* process id of who sent it, 0 when that was not seen */
+    __u32 zero32;
 };
 
 /* What is attached, so that a second start can tell whether anything has to be done. */
@@ -334,6 +374,15 @@ TABLE("percpu_hash", __u64, struct traffic, traffic, MAX_PODS, NO_PREALLOC)
 
 /* agent → sockops, message; the one entry is 0 */
 TABLE("array", __u32, struct node, node, 1, 0)
+
+/* `sidestep trace` → whatever emits events; the one entry is 0 */
+TABLE("array", __u32, struct tracing, tracing, 1, 0)
+
+/* connect, datagram, lookup, sockops → `sidestep trace`; events for which the ring had no room, on each CPU by itself */
+TABLE("percpu_array", __u32, __u64, lost, 1, 0)
+
+/* connect, datagram, lookup, sockops → `sidestep trace`; bytes */
+RING(events, 2 * 1024 * 1024)
 
 /* connect, datagram, lookup → agent; how many connections became what, by enum total, on each CPU by itself */
 TABLE("percpu_array", __u32, __u64, totals, TOTALS, 0)

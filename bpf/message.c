@@ -7,7 +7,8 @@
  *           receiver reads redirected bytes before those that TCP has for it, so none may be there. What was redirected
  *           before is no hindrance to passing, for the same reason. So either path may follow the other at any time.
  *   memory  The receiver has read most of what was redirected to it. The kernel sets no limit to that queue; once our
- *           own is reached the message goes through TCP, whose window stops the sender in the end.
+ *           own is reached the message goes through TCP, whose window stops the sender in the end; so does one that
+ *           comes while the node is short of memory for sockets.
  *
  * The fields are read from the kernel's own structures, at the offsets of this kernel (offsets.py). A socket that is gone
  * may be read too, but nothing is redirected to it then: it left the socket hash before its memory did.
@@ -16,7 +17,11 @@
 #ifdef ACCELERATION
 /* Bytes redirected and unread from which on messages pass: a quarter of what TCP itself buffers (tcp_rmem) or less */
 #define BACKLOG_BUDGET (512 * 1024)
-/* Smaller messages than this do not queue behind others: a stream of them is cheaper in TCP, which joins them */
+/*
+ * Smaller messages than this do not queue behind others: a stream of them is cheaper in TCP, which joins them. But only where
+ * a proxy reads: no read returns redirected bytes and those behind them in TCP together, and an application (nginx) may
+ * take a short read for all there is.
+ */
 #define STREAM_MESSAGE 4096
 /* The low bits of sk_user_data are flags (SK_USER_DATA_PTRMASK, include/net/sock.h) */
 #define USER_DATA_MASK (~7ULL)
@@ -48,6 +53,19 @@ static __always_inline bool is_drained(const struct pairing *pairing)
            && read32(pairing->peer_socket, TCP_COPIED_SEQ) == read32(pairing->peer_socket, TCP_RCV_NXT);
 }
 
+/*
+ * Whether TCP as a whole holds as much as the first mark of tcp_mem. Beyond the second the kernel may refuse a redirected
+ * message its memory, and the sender gets ENOMEM, on which proxies break the connection; TCP would merely let it wait.
+ */
+static __always_inline bool is_memory_short(const struct pairing *pairing)
+{
+    __u64 protocol = read64(pairing->own_socket, SOCK_PROT);
+    __u64 allocated = read64(protocol, PROTO_MEMORY_ALLOCATED);
+    __u64 marks = read64(protocol, PROTO_SYSCTL_MEM);
+
+    return (__s64)read64(allocated, 0) >= (__s64)read64(marks, 0);
+}
+
 /* Whether the receiver has too much unread already for one more message of this size. */
 static __always_inline bool is_behind(const struct pairing *pairing, __u32 size)
 {
@@ -58,7 +76,7 @@ static __always_inline bool is_behind(const struct pairing *pairing, __u32 size)
         return true;
 #ifdef PSOCK_MSG_TOT_LEN
     backlog = read32(psock, PSOCK_MSG_TOT_LEN);
-    return backlog >= BACKLOG_BUDGET || (backlog && size < STREAM_MESSAGE);
+    return backlog >= BACKLOG_BUDGET || (backlog && size < STREAM_MESSAGE && pairing->to_proxy);
 #else
     return read64(psock, PSOCK_INGRESS_MSG) != psock + PSOCK_INGRESS_MSG; /* list_empty() */
 #endif
@@ -111,7 +129,7 @@ int ss_message(struct sk_msg_md *ctx)
         sums->undrained++;
         return SK_PASS;
     }
-    if (is_behind(pairing, size)) {
+    if (is_behind(pairing, size) || is_memory_short(pairing)) {
         sums->over_budget++;
         return SK_PASS;
     }

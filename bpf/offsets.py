@@ -5,7 +5,7 @@ compiled in. Only child processes import this: libbpf keeps all of vmlinux's typ
 """
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ _LIBBPF.btf__resolve_type.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
 
 # uapi/linux/btf.h
 _STRUCT, _UNION = 4, 5
+# of fields by their size in bytes, where that is another; a task's name is an array of characters
+_ALIGNMENT = {1: 1, 4: 4, 16: 1}
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
 
 
@@ -44,7 +46,7 @@ class NoOffsets(Exception):
 
 
 @dataclass(frozen=True)
-class _Field:
+class Field:
     """A field that is read: the macro's name, where it is, and its size in bytes."""
 
     macro: str
@@ -54,28 +56,42 @@ class _Field:
     optional: bool = False
 
 
-# struct sock is the first member of struct tcp_sock, several levels down, so its offsets count from the same address
-_FIELDS = (
-    _Field("TCP_WRITE_SEQ", b"tcp_sock", b"write_seq", 4),
-    _Field("TCP_SND_UNA", b"tcp_sock", b"snd_una", 4),
-    _Field("TCP_COPIED_SEQ", b"tcp_sock", b"copied_seq", 4),
-    _Field("TCP_RCV_NXT", b"tcp_sock", b"rcv_nxt", 4),
-    _Field("TCP_IS_MPTCP", b"tcp_sock", b"is_mptcp", 1, optional=True),  # CONFIG_MPTCP
-    _Field("TCP_ULP_OPS", b"inet_connection_sock", b"icsk_ulp_ops", 8),
-    _Field("SOCK_USER_DATA", b"sock", b"sk_user_data", 8),
-    _Field("PSOCK_INGRESS_MSG", b"sk_psock", b"ingress_msg", 16),
-    _Field("PSOCK_MSG_TOT_LEN", b"sk_psock", b"msg_tot_len", 4, optional=True),  # since 6.19, 6.18.14, 6.12.75, 6.6.128
+# struct tcp_sock begins with struct sock, and that with struct sock_common: their offsets count from the same address
+SOCKETS = (
+    Field("TCP_WRITE_SEQ", b"tcp_sock", b"write_seq", 4),
+    Field("TCP_SND_UNA", b"tcp_sock", b"snd_una", 4),
+    Field("TCP_COPIED_SEQ", b"tcp_sock", b"copied_seq", 4),
+    Field("TCP_RCV_NXT", b"tcp_sock", b"rcv_nxt", 4),
+    Field("TCP_IS_MPTCP", b"tcp_sock", b"is_mptcp", 1, optional=True),  # CONFIG_MPTCP
+    Field("TCP_ULP_OPS", b"inet_connection_sock", b"icsk_ulp_ops", 8),
+    Field("SOCK_PROT", b"sock_common", b"skc_prot", 8),
+    Field("SOCK_USER_DATA", b"sock", b"sk_user_data", 8),
+    Field("PROTO_MEMORY_ALLOCATED", b"proto", b"memory_allocated", 8),
+    Field("PROTO_SYSCTL_MEM", b"proto", b"sysctl_mem", 8),
+    Field("PSOCK_INGRESS_MSG", b"sk_psock", b"ingress_msg", 16),
+    Field("PSOCK_MSG_TOT_LEN", b"sk_psock", b"msg_tot_len", 4, optional=True),  # since 6.19, 6.18.14, 6.12.75, 6.6.128
+)
+
+# whose process it is, and how it ends: deaths.c
+TASKS = (
+    Field("TASK_PID", b"task_struct", b"pid", 4),
+    Field("TASK_TGID", b"task_struct", b"tgid", 4),
+    Field("TASK_EXIT_CODE", b"task_struct", b"exit_code", 4),
+    Field("TASK_COMM", b"task_struct", b"comm", 16),
+    Field("TASK_NSPROXY", b"task_struct", b"nsproxy", 8),
+    Field("NSPROXY_NET", b"nsproxy", b"net_ns", 8),
+    Field("NET_COOKIE", b"net", b"net_cookie", 8),
 )
 
 
-def definitions() -> str:
+def definitions(fields: Iterable[Field] = SOCKETS) -> str:
     """The offsets as C macros; optional fields that there are not have none. Raises NoOffsets."""
     _require_reading_allowed()
     btf = _LIBBPF.btf__load_vmlinux_btf()
     if not btf or ctypes.c_int64(btf).value in range(-4095, 0):
         raise NoOffsets("the kernel has no type information (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF)")
     try:
-        return "".join(f"#define {field.macro} {at}\n" for field in _FIELDS if (at := _offset(btf, field)) is not None)
+        return "".join(f"#define {field.macro} {at}\n" for field in fields if (at := _offset(btf, field)) is not None)
     finally:
         _LIBBPF.btf__free(btf)
 
@@ -90,7 +106,7 @@ def _require_reading_allowed() -> None:
         raise NoOffsets("the kernel is locked down (confidentiality): programs may not read its memory")
 
 
-def _offset(btf: int, field: _Field) -> int | None:
+def _offset(btf: int, field: Field) -> int | None:
     found = _LIBBPF.btf__find_by_name_kind(btf, field.struct, _STRUCT)
     if found < 0:
         raise NoOffsets(f"the kernel's type information has no struct {field.struct.decode()}")
@@ -101,7 +117,7 @@ def _offset(btf: int, field: _Field) -> int | None:
         raise NoOffsets(f"the kernel's struct {field.struct.decode()} has no field {field.name.decode()}")
     _, bits, size = place
     whole = _LIBBPF.btf__resolve_size(btf, found)
-    if size != field.size or bits % (8 * min(field.size, 8)) or bits // 8 + size > whole:
+    if size != field.size or bits % (8 * _ALIGNMENT.get(field.size, 8)) or bits // 8 + size > whole:
         raise NoOffsets(
             f"{field.name.decode()} of the kernel's struct {field.struct.decode()} has {size} bytes at bit {bits} of "
             f"{whole} bytes; {field.size} aligned ones were expected"

@@ -44,6 +44,13 @@ static __always_inline bool is_plain_tcp(__u64 socket)
     return !ulp;
 }
 
+static __always_inline bool is_captured(struct bpf_sock *sk)
+{
+    struct socket_state *state = sockets.sk_storage_get(sk, 0, 0);
+
+    return state && state->flags & SOCKET_CAPTURED;
+}
+
 /* What a connecting socket's connection needs, LEVEL_OFF for what is never accelerated. */
 static __always_inline __u32 level_needed(const struct pod *pod, __u64 cookie, struct bpf_sock *sk,
                                           struct connection *connection, __u32 *allowed)
@@ -83,7 +90,7 @@ static __always_inline bool is_accepted_by_proxy(const struct pod *pod, __u64 co
 
     if (pod->flags & POD_INTERFACES) /* which one it came by is not known here */
         return false;
-    return decide_inbound(pod->flags, port, rules_of_port(pod, cookie, port), false) != VERDICT_PASS;
+    return decide_inbound(pod->flags, port, rules_of_port(pod, cookie, port), false).verdict != VERDICT_PASS;
 }
 
 /*
@@ -124,6 +131,7 @@ static __always_inline void offer_meeting(struct bpf_sock_ops *ctx, struct bpf_s
     own.connection.client_sequence = ctx->snd_nxt;
     own.connection.server_sequence = ctx->rcv_nxt;
     meeting.level = level_needed(pod, cookie, sk, &own.connection, &allowed);
+    meeting.captured = is_captured(sk);
     if (meeting.level == LEVEL_OFF || meeting.level > allowed)
         return;
 
@@ -143,6 +151,7 @@ static __always_inline void offer_meeting(struct bpf_sock_ops *ctx, struct bpf_s
     pairing->peer.side = SIDE_SERVER;
     /* Which namespace the other end is in it says itself, by when this end sends for the first time. */
     pairing->peer.cookie = 0;
+    pairing->to_proxy = meeting.level == LEVEL_PROXY || meeting.captured;
     pairing->level = meeting.level;
     bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
@@ -185,6 +194,7 @@ static __always_inline void take_meeting(struct bpf_sock_ops *ctx, struct bpf_so
         pairing->peer.side = SIDE_CLIENT;
         pairing->peer.cookie = meeting->cookie;
         pairing->peer_socket = meeting->client;
+        pairing->to_proxy = !meeting->captured;
         pairing->level = meeting->level;
         refused = accelerated.sock_hash_update(ctx, &own, BPF_ANY);
     }

@@ -39,6 +39,7 @@ _LIBBPF.bpf_map_lookup_batch.argtypes = [ctypes.c_int] + [ctypes.c_void_p] * 6
 _LIBBPF.bpf_link_create.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
 _LIBBPF.bpf_link_update.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
 _LIBBPF.bpf_prog_attach.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_uint32]
+_LIBBPF.bpf_raw_tracepoint_open.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _LIBBPF.bpf_map_get_next_id.argtypes = [ctypes.c_uint32, ctypes.c_void_p]
 _LIBBPF.bpf_prog_query.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_uint32] + [ctypes.c_void_p] * 3
 _LIBBPF.bpf_map_get_fd_by_id.argtypes = [ctypes.c_uint32]
@@ -138,6 +139,12 @@ def create_link(program_fd: int, target_fd: int, attach_type: int, subject: obje
 def update_link(link_fd: int, program_fd: int, subject: object) -> None:
     """Swap the program of a link in place: no packet or call sees a moment without one."""
     _checked("bpf_link_update", subject, _LIBBPF.bpf_link_update(link_fd, program_fd, None))
+
+
+def open_raw_tracepoint(name: str, program_fd: int) -> int:
+    """Have a program run at a tracepoint for as long as the descriptor that this returns is open."""
+    made = _LIBBPF.bpf_raw_tracepoint_open(name.encode(), program_fd)
+    return _checked("bpf_raw_tracepoint_open", name, made)
 
 
 def attach_to_map(program_fd: int, map_fd: int, attach_type: int, subject: object) -> None:
@@ -252,3 +259,33 @@ def map_next_key(map_fd: int, key: ctypes.Structure | None, found: ctypes.Struct
         return False
     _checked("bpf_map_get_next_key", map_fd, result)
     return True
+
+
+class Batches:
+    """Reads a map in batches of whole buckets: unlike map_next_key it does not begin anew when an entry goes meanwhile.
+
+    `keys` and `values` hold what the last read() has found.
+    """
+
+    def __init__(self, map_fd: int, key_bytes: int, value_bytes: int, room: int) -> None:
+        """`value_bytes` of an entry are those of all CPUs; `room` is in entries."""
+        self._map_fd, self._room = map_fd, room
+        self._position = ctypes.create_string_buffer(max(key_bytes, 8))
+        self._start: ctypes.Array[ctypes.c_char] | None = None
+        self.keys = ctypes.create_string_buffer(key_bytes * room)
+        self.values = ctypes.create_string_buffer(value_bytes * room)
+        self.is_over = False
+
+    def read(self) -> int:
+        """How many entries there are now, the last ones once `is_over`. Raises KernelRefused, also for ENOTSUPP."""
+        count = ctypes.c_uint32(self._room)
+        places = (self._start, self._position, self.keys, self.values, ctypes.byref(count), None)
+        ctypes.set_errno(0)
+        result = _LIBBPF.bpf_map_lookup_batch(self._map_fd, *places)
+        self.is_over = result < 0 and ctypes.get_errno() == errno.ENOENT
+        if (
+            not self.is_over and ctypes.get_errno() != errno.EINTR
+        ):  # which says that entries went meanwhile (until 6.12)
+            _checked("bpf_map_lookup_batch", self._map_fd, result)
+        self._start = self._position if count.value else self._start
+        return int(count.value)

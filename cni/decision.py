@@ -1,8 +1,9 @@
 """The capture decision in Python, rule by rule as in docs/semantics.md: the reference that the kernel is held against.
 
 Written to be compared with Istio's rules, not to be fast. Owner groups (O5) are never set on the CNI path and virtual
-interfaces (I0) are refused at ADD. Whether a Pod's IPv6 is captured at all depends on its addresses and is decided
-before; so is what only sidestep has (early outbound, strict proxies).
+interfaces (I0) are refused at ADD. Where no rule of Istio's decides the verdict has a
+word instead: "no IPv6" and "UDP" where those are not captured, "self" and "transit" for packets that are not inbound
+ones, and "early-outbound" and "deny" for what only sidestep has.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ DNS_PORT = 53
 TPROXY_MARK = 1337
 
 IPAddress = IPv4Address | IPv6Address
-Action = Literal["pass", "proxy-outbound", "proxy-inbound", "dns"]
+Action = Literal["pass", "proxy-outbound", "proxy-inbound", "dns", "refuse"]
+# whether a socket with the proxy's ids was opened in the proxy's container; only strict pods ask
+Container = Literal["trusted", "other", "unknown"]
 
 _FIRST_LOOPBACK = frozenset((IPv4Address("127.0.0.1"), IPv6Address("::1")))
 # where Istio's inbound clusters and app probes dial from
@@ -46,24 +49,35 @@ class Outbound:
     protocol: Literal["tcp", "udp"] = "tcp"
     interface: str | None = None  # that the route leaves through, where it is not lo
     mark: int = 0  # SO_MARK
+    container: Container = "trusted"
+    is_ipv6_captured: bool = True  # the pod's first address or ISTIO_DUAL_STACK says so
+    has_proxy_started: bool = True  # or never listened: with early outbound that counts
 
 
 @dataclass(frozen=True)
 class Inbound:
-    """A TCP connection that reaches one of the pod's addresses."""
+    """A TCP connection or datagram that reaches the pod."""
 
     port: int
     source: IPAddress
     own_addresses: frozenset[IPAddress] = frozenset()
     interface: str | None = None  # that it arrives on
+    destination: IPAddress | None = None  # None: one of the pod's addresses
+    protocol: Literal["tcp", "udp"] = "tcp"
+    is_ipv6_captured: bool = True
 
 
 def outbound(policy: CapturePolicy, conn: Outbound) -> Verdict:
     """Rules O0–O11 for a connection that a process in the pod opens, then T for the proxy's own in TPROXY mode."""
+    if conn.port in policy.deny_outbound_ports and not _is_local(_routed(conn), conn.own_addresses):
+        return Verdict("refuse", "deny")
+    if _plain(conn.destination).version == 6 and not conn.is_ipv6_captured:
+        return Verdict("pass", "no IPv6")
     verdict = _redirected(policy, conn)
     if verdict.action == "pass" and _is_inbound_self_call(policy, conn):
-        action = _inbound_by_port(policy, conn.port).action
-        return Verdict(action, "T")
+        verdict = Verdict(_inbound_by_port(policy, conn.port).action, "T")
+    if verdict.action in ("proxy-outbound", "dns") and policy.early_outbound and not conn.has_proxy_started:
+        return Verdict("pass", "early-outbound")
     return verdict
 
 
@@ -71,6 +85,14 @@ def inbound(policy: CapturePolicy, conn: Inbound) -> Verdict:
     """Rules I1–I5 for a connection from outside; what comes through the pod's own loopback was decided outbound."""
     if _is_local(_plain(conn.source), conn.own_addresses):
         return Verdict("pass", "self")
+    if conn.destination is not None and _plain(conn.destination) not in conn.own_addresses:
+        return Verdict("pass", "transit")
+    if conn.port in policy.deny_inbound_ports:
+        return Verdict("refuse", "deny")
+    if conn.protocol == "udp":
+        return Verdict("pass", "UDP")
+    if _plain(conn.source).version == 6 and not conn.is_ipv6_captured:
+        return Verdict("pass", "no IPv6")
     if conn.interface in policy.exclude_interfaces:
         return Verdict("pass", "I1")
     return _inbound_by_port(policy, conn.port)
@@ -90,14 +112,20 @@ def _redirected(policy: CapturePolicy, conn: Outbound) -> Verdict:
         return Verdict("pass", "O1")
     if lo and conn.source is not None and _plain(conn.source) in _INBOUND_SOURCES:
         return Verdict("pass", "O2")
-    if conn.uid == policy.proxy_uid:
-        return Verdict("proxy-inbound", "O3a") if self_call and not dns else Verdict("pass", "O3c")
+    # whoever has the proxy's ids and calls itself ends at the proxy, so the container does not matter for that
+    is_user, is_group = conn.uid == policy.proxy_uid, conn.gid == policy.proxy_gid
+    if is_user and self_call and not dns:
+        return Verdict("proxy-inbound", "O3a")
+    if is_user and conn.container != "other":
+        return Verdict(_of_proxy(conn, lo), "O3c")
     # with DNS capture only TCP that is not DNS is let go here; other UDP meets no rule that could capture it
     if lo and not policy.loopback_included and (not policy.dns_capture or (tcp and not dns)):
         return Verdict("pass", "O3b")
     # O4b is O3b for the group, so it never comes to it
-    if conn.gid == policy.proxy_gid:
-        return Verdict("proxy-inbound", "O4a") if self_call else Verdict("pass", "O4c")
+    if is_group and self_call:
+        return Verdict("proxy-inbound", "O4a")
+    if is_group and conn.container != "other":
+        return Verdict(_of_proxy(conn, lo), "O4c")
     if dns:
         return Verdict("dns", "O6")
     if destination in _FIRST_LOOPBACK:
@@ -109,6 +137,11 @@ def _redirected(policy: CapturePolicy, conn: Outbound) -> Verdict:
     if tcp and (policy.outbound_all or _within(destination, policy.include_outbound)):
         return Verdict("proxy-outbound", "O10")
     return Verdict("pass", "O11")
+
+
+def _of_proxy(conn: Outbound, lo: bool) -> Action:
+    """The proxy's own go out, but nobody's do on the strength of an id that is not confirmed yet."""
+    return "refuse" if conn.container == "unknown" and not lo else "pass"
 
 
 def _is_inbound_self_call(policy: CapturePolicy, conn: Outbound) -> bool:

@@ -4,7 +4,6 @@ What the programs have not seen bound is not marked as the proxy's, so it is nev
 later. Such sockets are fetched from the process that has them and registered as sockops.c does with the marked ones.
 """
 
-import ctypes
 import os
 import socket
 import struct
@@ -16,13 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
-from bpf.pins import Descriptor
+from cni.copies import copy_of, sockets_of
 from cni.processes import GONE
 
-_PIDFD_GETFD = 438  # asm-generic/unistd.h, Linux 5.6; the same on every architecture
 _SO_NETNS_COOKIE = 71  # uapi/asm-generic/socket.h, Linux 5.14
 _LISTEN = "0A"  # TCP_LISTEN in proc_pid_net(5)
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -53,12 +50,12 @@ def listeners_of(proxy: Proxy, pids: list[int], proc: Path) -> Iterator[Listener
         return
     found: dict[int, list[tuple[int, int, int]]] = {socket.AF_INET: [], socket.AF_INET6: []}
     for pid in pids:
-        for number, inode in _sockets(proc, pid):
+        for number, inode in sockets_of(proc, pid):
             if inode in wanted and _is_of_container(proc, pid, proxy.container):
                 found[wanted.pop(inode)].append((pid, number, inode))
     for place in filter(None, chain.from_iterable(zip_longest(*found.values()))):
         with suppress(OSError), ExitStack() as undo:
-            copy = undo.enter_context(_fetch(*place))
+            copy = undo.enter_context(copy_of(*place))
             if _is_listener(copy, proxy):
                 undo.pop_all()
                 address, port = copy.getsockname()[:2]
@@ -88,32 +85,10 @@ def _rows(path: Path, family: int) -> Iterator[tuple[int, int]]:
                 yield int(columns[9]), family
 
 
-def _sockets(proc: Path, pid: int) -> Iterator[tuple[int, int]]:
-    """Descriptor and inode of each socket that a process has."""
-    with suppress(*GONE):
-        for each in (proc / str(pid) / "fd").iterdir():
-            with suppress(*GONE):
-                target = str(each.readlink())
-                if target.startswith("socket:["):
-                    yield int(each.name), int(target[8:-1])
-
-
 def _is_of_container(proc: Path, pid: int, container: str) -> bool:
     with suppress(*GONE):
         return container in (proc / str(pid) / "cgroup").read_text()
     return False
-
-
-def _fetch(pid: int, number: int, inode: int) -> socket.socket:
-    """A copy of another process's socket. Raises OSError, also when the number is something else's by now."""
-    with Descriptor(os.pidfd_open(pid)) as process:
-        got = int(_LIBC.syscall(_PIDFD_GETFD, process.fd, number, 0))
-    if got < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    if os.fstat(got).st_ino != inode:
-        os.close(got)
-        raise ProcessLookupError
-    return socket.socket(fileno=got)
 
 
 def _is_listener(copy: socket.socket, proxy: Proxy) -> bool:

@@ -26,9 +26,14 @@ COMMANDS = {
     "agent": "node",
     "attach": "programs",
     "completion": "completion",
+    "deny": "deny",
     "detach": "programs",
+    "explain": "explain",
+    "maps": "maps",
+    "pods": "pods",
     "probe": "node",
     "status": "status",
+    "trace": "trace",
     "uninstall": "node",
 }
 _WITHOUT_ROOT = ("completion", "probe")  # the table of the latter says it among other things

@@ -26,7 +26,7 @@ STATUSES = (
         "work, its table says what is missing. `sidestep explain`: with `--try`, the kernel did something else.",
     ),
     (USAGE, "The command line is wrong, or a setting in the environment is: one line says which."),
-    (INTERRUPTED, "Interrupted with Ctrl-C. (The agent ends in an orderly way at SIGINT and SIGTERM: 0.)"),
+    (INTERRUPTED, "Interrupted with Ctrl-C. (The agent and `sidestep trace` end in an orderly way then: 0.)"),
     (READER_GONE, "Whoever read the output has gone, as in `sidestep … | head`; nothing is said."),
 )
 

@@ -66,7 +66,7 @@ class Findings:
 
         stream = stream or sys.stdout
         terminal = stream.isatty()
-        console = Console(file=stream, width=None if terminal else _width_asked())
+        console = Console(file=stream, width=None if terminal else plain_width())
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         advised = any(row.advice for row in self.rows)
         for title, least in _COLUMNS if advised else _COLUMNS[:-1]:
@@ -88,6 +88,7 @@ class Findings:
             raise NodeUnfit(f"this node can't capture: {'; '.join(bad)}\n{self.table(sys.stderr)}".rstrip())
 
 
-def _width_asked() -> int:
+def plain_width() -> int:
+    """Columns where there is no terminal: what COLUMNS says, else enough for most tables."""
     asked = os.environ.get("COLUMNS", "")
     return int(asked) if asked.isdecimal() and int(asked) > 0 else _PLAIN_WIDTH

@@ -9,6 +9,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from bpf.errors import SidestepError
+from installer import VERSION
 
 Application = Callable[..., Any]
 # how long the loop sleeps between looks for its end; each look wakes the processor
@@ -19,7 +20,7 @@ _POLL_SECONDS = 0.5
 def serving(port: int, application: Application, purpose: str) -> Iterator[int]:
     """Serve on all addresses meanwhile; yields the port, for 0 any free one. Raises SidestepError when it is taken."""
     server = _listen(port, purpose)
-    server.set_app(application)
+    server.set_app(_signed(application))
     thread = threading.Thread(target=server.serve_forever, args=(_POLL_SECONDS,), name=purpose)
     thread.start()
     try:
@@ -28,6 +29,18 @@ def serving(port: int, application: Application, purpose: str) -> Iterator[int]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _signed(application: Application) -> Application:
+    """Say in every answer who gives it, and in which version: `sidestep status` asks."""
+
+    def signed(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+            return start_response(status, [*headers, ("Server", f"sidestep/{VERSION}")], *error)
+
+        return application(environ, start)
+
+    return signed
 
 
 class _Server(ThreadingMixIn, WSGIServer):

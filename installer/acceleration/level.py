@@ -87,7 +87,7 @@ class Acceleration:
                 log.error("acceleration.failed", error=str(error))
             else:
                 if node != told:
-                    log.info("acceleration.is", level=str(node.level), wanted=str(node.wanted), reason=node.reason)
+                    log.info("acceleration.settled", at=str(node.level), wanted=str(node.wanted), reason=node.reason)
                 told = node
             self._stopping.wait(_LOOK_SECONDS if told and told.level == told.wanted else _LOOK_AGAIN_SECONDS)
             wanted = level_of(self._tables).wanted  # somebody may have changed it meanwhile

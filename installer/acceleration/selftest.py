@@ -15,6 +15,7 @@ import structlog
 from bpf.compiler import sources_digest
 from bpf.errors import SidestepError
 from bpf.layout import Level
+from installer.acceleration.checks import CHECKS
 from installer.scratch import scratch_cgroup, scratch_places
 
 log = structlog.get_logger("acceleration")
@@ -30,6 +31,11 @@ class Outcome:
     problems: Mapping[str, str]
     failure: str = ""
 
+    @property
+    def unsafe(self) -> bool:
+        """Whether a check has failed that some level needs."""
+        return any(self.problems.get(check.name) for check in CHECKS if check.needed is not Level.OFF)
+
 
 def outcome(cgroup: Path, run_dir: Path) -> Outcome:
     """What there is to know of this kernel, from an earlier start if possible. `cgroup` is the attach point."""
@@ -40,7 +46,7 @@ def outcome(cgroup: Path, run_dir: Path) -> Outcome:
         if found["identity"] == identity:
             return Outcome(found["problems"])
     tried = try_kernel(cgroup)
-    if not tried.failure:
+    if not tried.failure and not tried.unsafe:  # what has failed once is tried again at the next start
         _keep(kept, {"identity": identity, "problems": dict(tried.problems)})
     return tried
 
@@ -93,7 +99,6 @@ def _child(cgroup: Path) -> dict[str, str]:
     from bpf.acceleration import is_possible
     from bpf.offsets import definitions
     from cni.annotations import CapturePolicy
-    from installer.acceleration.checks import CHECKS
     from installer.acceleration.pairs import Bench, CheckFailed
     from installer.scratch import scratch_node
 

@@ -3,15 +3,29 @@
 import click
 
 from installer.commands.output import output_option, show
-from installer.settings import Attachment, take
+from installer.settings import Attachment, Chain, Logging, Node, Ports, take
 
 
 @click.command()
 @take(Attachment)
+@take(Chain)
+@take(Node)
+@take(Ports)
 @output_option
-def status(attachment: Attachment, output: str) -> None:
-    """Show what is attached, the level of acceleration and why, and what it does for each pod."""
-    from installer.inspect.status import status_of, table_of
+def status(attachment: Attachment, chain: Chain, node: Node, ports: Ports, output: str) -> None:
+    """Show what is attached and how full it is, the level of acceleration, the plugin's place, and the agent's health.
 
-    document = status_of(attachment.pins)
-    show(document, output, lambda: table_of(document))
+    Nothing is changed, and no agent is needed. Give the agent's settings, or run it where the agent runs.
+    """
+    from installer.inspect.status import document_of
+    from installer.logs import configure_logging
+
+    configure_logging(Logging(log_level="error"))  # what is found is told in the status
+    document = document_of(attachment, chain, node, ports)
+    show(document, output, lambda: _table(document))
+
+
+def _table(document: dict[str, object]) -> str:
+    from installer.inspect.status_table import table_of
+
+    return table_of(document)

@@ -1,6 +1,7 @@
 """The host's CNI configuration directory: which file is ours to edit, and how it is exchanged for another."""
 
 import os
+from contextlib import suppress
 from typing import NamedTuple
 
 import structlog
@@ -26,6 +27,22 @@ class Edit(NamedTuple):
     uid: int
 
 
+class Place(NamedTuple):
+    """Where our entry belongs, what is wrong with it there ("": nothing), and what else is to be known."""
+
+    file: str
+    fault: str
+    remarks: tuple[str, ...]
+
+
+class _Choice(NamedTuple):
+    """The configuration that counts, files that no runtime would take, and a setting that has no effect ("": none)."""
+
+    conf: Conf
+    invalid: tuple[str, ...]
+    not_first: str
+
+
 class _Listing(NamedTuple):
     """What a runtime finds in the directory; `unreadable` says why for what it may read and we may not."""
 
@@ -46,7 +63,11 @@ class ConfDirectory:
         """Make the directory say what it should; None when it does. Raises NoConf, FileRefused."""
         if not self._settings.chained_cni_plugin:
             return self._write_own()
-        conf = self._chosen()
+        conf, invalid, not_first = self._choice()
+        for problem in invalid:
+            self._warn_once("chain.skipped", problem)
+        if not_first:
+            self._warn_once("chain.not_first", not_first)
         if problem := chain.unsupported(conf):
             raise FileRefused(f"{self.path}: {problem}; have the primary plugin write one of these")
         fault = chain.fault(conf, self._entry)
@@ -61,21 +82,37 @@ class ConfDirectory:
 
     def leave(self) -> list[str]:
         """Take our entry out of every file; returns their names. Twice is fine. Raises FileRefused."""
-        changed = []
-        for file, content in sorted(self._listing().contents.items()):
-            try:
-                conf = chain.parse(file, content)
-            except chain.InvalidConf:
-                continue
-            if chain.has_plugin(conf):
-                self._leave(conf)
-                changed.append(file)
-        return changed
+        ours = self._ours()
+        for conf in ours:
+            self._leave(conf)
+        return [conf.file for conf in ours]
+
+    def examine(self) -> Place:
+        """How it is with our entry; nothing is changed. Raises NoConf, FileRefused."""
+        if not self._settings.chained_cni_plugin:
+            wanted = self._own()
+            found = files.read(self.path / wanted.file)
+            return Place(wanted.file, _own_fault(found, self._own_form(wanted)), ())
+        conf, invalid, not_first = self._choice()
+        remarks = (*invalid, *([not_first] if not_first else ()))
+        return Place(conf.file, chain.unsupported(conf) or chain.fault(conf, self._entry), remarks)
+
+    def holding(self) -> list[str]:
+        """The files that have our entry, right or wrong. Raises FileRefused."""
+        return [conf.file for conf in self._ours()]
 
     def present(self) -> list[str]:
         """Which plugins the file has that a runtime takes, for messages; empty when there is none."""
         conf, _ = chain.first_valid(self._listing().contents)
         return [f"{conf.file}:", *conf.types] if conf else []
+
+    def _ours(self) -> list[Conf]:
+        """The configurations that we are in."""
+        found = []
+        for file, content in sorted(self._listing().contents.items()):
+            with suppress(chain.InvalidConf):
+                found.append(chain.parse(file, content))
+        return [conf for conf in found if chain.has_plugin(conf)]
 
     def _leave(self, conf: Conf) -> None:
         rest = chain.without_plugin(conf)
@@ -88,16 +125,22 @@ class ConfDirectory:
             self._exchange(conf, rest)
 
     def _write_own(self) -> Edit | None:
-        file = self._settings.cni_conf_name or chain.STANDALONE_FILE
-        mode = 0o640 if self._settings.cni_conf_group_read else 0o600
-        wanted = Found(chain.standalone(file, self._entry).render(), mode, 0, 0)
-        found = files.read(self.path / file)
-        if found == wanted:
+        conf = self._own()
+        wanted = self._own_form(conf)
+        found = files.read(self.path / conf.file)
+        fault = _own_fault(found, wanted)
+        if not fault:
             return None
-        files.replace(self.path / file, wanted)
-        return Edit(file, (), "file changed" if found else "file missing", found.uid if found else 0)
+        files.replace(self.path / conf.file, wanted)
+        return Edit(conf.file, (), fault, found.uid if found else 0)
 
-    def _chosen(self) -> Conf:
+    def _own(self) -> Conf:
+        return chain.standalone(self._settings.cni_conf_name or chain.STANDALONE_FILE, self._entry)
+
+    def _own_form(self, conf: Conf) -> Found:
+        return Found(conf.render(), 0o640 if self._settings.cni_conf_group_read else 0o600, 0, 0)
+
+    def _choice(self) -> _Choice:
         """The configuration that a runtime takes, or the one that the settings name."""
         listing = self._listing()
         name = self._settings.cni_conf_name
@@ -109,17 +152,17 @@ class ConfDirectory:
             if (not name or file in wanted) and (conf is None or file < conf.file):
                 # the runtime goes by it, so to edit a later one would be in vain
                 raise problem
-        for invalid in problems:
-            self._warn_once("chain.skipped", str(invalid))
-        first, _ = chain.first_valid(listing.contents)
-        if conf and first and conf.file != first.file:
-            self._warn_once("chain.not_first", f"CNI_CONF_NAME is {name}, but the runtime takes {first.file}")
         if conf is None:
+            for invalid in problems:
+                self._warn_once("chain.skipped", str(invalid))
             raise NoConf(
                 f"{self.path / name if name else self.path}: no valid CNI configuration yet; waiting for the primary "
                 "plugin to write one"
             )
-        return conf
+        first, _ = chain.first_valid(listing.contents)
+        not_first = first is not None and conf.file != first.file
+        said = f"CNI_CONF_NAME is {name}, but the runtime takes {first.file}" if first and not_first else ""
+        return _Choice(conf, tuple(map(str, problems)), said)
 
     def _warn_once(self, event: str, problem: str) -> None:
         if problem not in self._reported:
@@ -183,3 +226,10 @@ class ConfDirectory:
         except chain.InvalidConf:
             return None
         return conf if conf and not chain.has_plugin(conf) else None
+
+
+def _own_fault(found: Found | None, wanted: Found) -> str:
+    """What is wrong with a network of our own; empty when nothing is."""
+    if found is None:
+        return "file missing"
+    return "" if found == wanted else "file changed"

@@ -29,6 +29,16 @@ def drop(shim: Path, directory: Path) -> bool:
     return True
 
 
+def fault(shim: Path, directory: Path) -> str:
+    """What is wrong with the plugin in the host's directory; empty when nothing is. Raises FileRefused."""
+    found = files.read(directory / PLUGIN)
+    if found is None:
+        return "missing"
+    if found.content != _content(shim):
+        return "of another version"
+    return "" if found == Found(found.content, _MODE, 0, 0) else "mode or owner changed"
+
+
 def take_away(directory: Path) -> bool:
     """Remove the plugin; False when it was not there."""
     return files.remove(directory / PLUGIN)

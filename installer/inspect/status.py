@@ -1,25 +1,52 @@
-"""`sidestep status`: what the maps say about this node, readable with and without a running agent."""
+"""`sidestep status`: what is attached on this node and what it does, readable with and without a running agent."""
 
+import platform
 from typing import Any
 
 from bpf.acceleration import NodeLevel, level_of
 from bpf.attachment import is_attached
-from bpf.layout import Level, Pod, Traffic
+from bpf.compiler import sources_digest
+from bpf.layout import Build, Level, Pod, Traffic
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.entries import Identity
+from installer import VERSION
+from installer.inspect.chain import chain_of
+from installer.inspect.health import agent_of
+from installer.inspect.maps import maps_of, require_attached
+from installer.inspect.maps_walk import entries
+from installer.inspect.programs import HOW_TO_COUNT, counts_runs, programs_of
+from installer.settings import Attachment, Chain, Node, Ports
 
-_TITLES = ("pod", "level", "redirected", "bytes", "undrained", "over budget", "no peer")
+
+def document_of(attachment: Attachment, chain: Chain, node: Node, ports: Ports) -> dict[str, Any]:
+    """All that is told of a node. Raises NotAttached, KernelRefused."""
+    kernel = status_of(attachment.pins)
+    return {
+        "version": VERSION,
+        "kernel": platform.release(),
+        **kernel,
+        "chain": chain_of(chain, node),
+        "agent": agent_of(node, ports),
+    }
 
 
 def status_of(pins: Pins) -> dict[str, Any]:
-    """The document that is printed. Raises NotAttached."""
+    """What the pins say. Raises NotAttached."""
+    require_attached(pins)
     with Tables(pins) as tables:
         node = level_of(tables)
         pods = [_pod(pod, tables.traffic.get(key) or Traffic(), node) for key, pod in tables.pods.every()]
+    build = next((value for _, value in entries(pins, "build") if isinstance(value, Build)), Build())
     return {
         "attached": is_attached(pins),
+        "attach_point": build.cgroup.decode(),
+        "pins": str(pins.root),
+        "current": bytes(build.sources) == sources_digest(),
         "acceleration": {"level": str(node.level), "wanted": str(node.wanted), "reason": node.reason},
+        "run_counts": {"on": counts_runs(), "how": HOW_TO_COUNT},
+        "programs": programs_of(pins),
+        "maps": maps_of(pins),
         "pods": sorted(pods, key=lambda each: str(each["pod"])),
     }
 
@@ -31,25 +58,3 @@ def _pod(pod: Pod, traffic: Traffic, node: NodeLevel) -> dict[str, Any]:
         "uid": pod.uid.decode(),
         "acceleration": {"level": str(min(Level(pod.acceleration), node.level)), **sums},
     }
-
-
-def table_of(document: dict[str, Any]) -> str:
-    """The same for people."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    told = document["acceleration"]
-    level = told["level"] if told["level"] == told["wanted"] else f"{told['level']} instead of {told['wanted']}"
-    console = Console()
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for title in _TITLES:
-        table.add_column(title, justify="left" if title in _TITLES[:2] else "right")
-    for each in document["pods"]:
-        sums = each["acceleration"]
-        table.add_row(each["pod"], *(str(value) for value in sums.values()))
-    with console.capture() as captured:
-        console.print(f"programs: {'attached' if document['attached'] else 'NOT attached'}", highlight=False)
-        console.print(f"acceleration: {level}{told['reason'] and ' (' + told['reason'] + ')'}", highlight=False)
-        console.print(table)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 import click
 
+from bpf.pins import Pins
 from tests.conformance.compare import Difference, differences, is_as_predicted, predicted
 from tests.conformance.configs import CONFIGS, Config
+from tests.conformance.explaining import Verdicts, disagreements, explained
 from tests.conformance.kinds import Probe, probes_of
 from tests.conformance.world import BySidestep, Capture, Seen, by_iptables, world
 from tests.lab.node import Node
@@ -25,6 +27,8 @@ class Outcome:
     kinds: set[str] = field(default_factory=set)
     found: list[Difference] = field(default_factory=list)
     mispredicted: list[str] = field(default_factory=list)
+    explained: Counter[str] = field(default_factory=Counter)  # connections by rule
+    misexplained: list[str] = field(default_factory=list)
 
     @property
     def unintended(self) -> list[Difference]:
@@ -43,16 +47,29 @@ def run(configs: tuple[Config, ...], outcome: Outcome) -> None:
     with Node() as node, ThreadPoolExecutor(2) as pool:
         for config in configs:
             probes = probes_of(config)
-            ways = [pool.submit(_try, config, capture, probes) for capture in (by_iptables, BySidestep(node))]
-            iptables, sidestep = (way.result() for way in ways)
-            for probe, left, right in zip(probes, iptables, sidestep, strict=True):
+            theirs = pool.submit(_try, config, by_iptables, probes)
+            ours = pool.submit(_try_and_explain, config, node, probes)
+            iptables, (sidestep, verdicts) = theirs.result(), ours.result()
+            for probe, left, right, each in zip(probes, iptables, sidestep, verdicts, strict=True):
                 _take(outcome, config, probe, left, right)
+                _take_explained(outcome, config, probe, each, right)
             click.echo(f"{config.name}: {len(probes)} probes", err=True)
 
 
 def _try(config: Config, capture: Capture, probes: list[Probe]) -> list[Seen]:
     with world(config, capture) as made:
         return made.run(probes)
+
+
+def _try_and_explain(config: Config, node: Node, probes: list[Probe]) -> tuple[list[Seen], list[Verdicts]]:
+    with world(config, BySidestep(node)) as made:
+        return made.run(probes), explained(Pins(node.bpffs), config.name, probes)
+
+
+def _take_explained(outcome: Outcome, config: Config, probe: Probe, verdicts: Verdicts, seen: Seen) -> None:
+    outcome.explained.update(each.rule for each in verdicts)
+    for words in disagreements(probe, verdicts, seen):
+        outcome.misexplained.append(f"{config.name} {probe.name}: explained as {words}")
 
 
 def _take(outcome: Outcome, config: Config, probe: Probe, left: Seen, right: Seen) -> None:
@@ -74,6 +91,8 @@ def report(outcome: Outcome) -> None:
         click.echo(f"DIFFERS {each.config} {each.probe}\n    iptables: {each.iptables}\n    sidestep: {each.sidestep}")
     for line in outcome.mispredicted:
         click.echo(f"REFERENCE {line}")
+    for line in outcome.misexplained:
+        click.echo(f"EXPLAINED {line}")
     intended = Counter((each.probe, each.reason) for each in outcome.found if each.reason)
     if intended:
         click.echo(_ROW.format("differs as intended", "configurations", "why (docs/differences.md)"))
@@ -91,5 +110,7 @@ def main(names: tuple[str, ...]) -> None:
     report(outcome)
     kinds = len(outcome.kinds)
     click.echo(f"{kinds} kinds of connections, {len(configs)} configurations, {time.monotonic() - began:.0f} s")
+    wrong = len(outcome.misexplained)
+    click.echo(f"{outcome.explained.total()} connections explained by {len(outcome.explained)} rules, {wrong} wrongly")
     click.echo(outcome.summary)
-    sys.exit(1 if outcome.unintended or outcome.mispredicted else 0)
+    sys.exit(1 if outcome.unintended or outcome.mispredicted or wrong else 0)

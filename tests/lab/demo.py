@@ -165,7 +165,7 @@ def _gateway(node: Node, version: int) -> str:
 
 def progress(text: str) -> None:
     """What is going on, beside the table."""
-    click.echo(click.style(f"demo: {text}", dim=True), err=True)
+    click.echo(click.style(text, dim=True), err=True)
 
 
 def line(cells: tuple[str, ...]) -> str:
@@ -177,18 +177,18 @@ def line(cells: tuple[str, ...]) -> str:
 @click.option("--keep", is_flag=True, help="Leave the mesh up and say how to look around.")
 def demo(keep: bool) -> None:
     """Build a small mesh, make every kind of connection, say who got it; leave nothing behind."""
-    _exit_on_signals()
+    exit_on_signals()
     with ExitStack() as stack:
         node = stack.enter_context(Node(keep=keep))
         # once down is where it goes, a second Ctrl-C must not stop it halfway
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.SIG_IGN)
-        progress(f"node {node.id}: programs attached at {node.kubepods}")
+        progress(f"demo: node {node.id}: programs attached at {node.kubepods}")
         pods = []
         for name, mesh in (("alpha", True), ("beta", True), ("gamma", False)):
             pods.append(node.pod(name, mesh))
             kind = "mesh pod with Envoy" if mesh else "plain pod"
-            progress(f"{kind} {name}: {pods[-1].ip4} {pods[-1].ip6}")
+            progress(f"demo: {kind} {name}: {pods[-1].ip4} {pods[-1].ip6}")
         alpha, beta, gamma = pods
         click.echo(line(HEADER))
         rows = []
@@ -202,7 +202,7 @@ def demo(keep: bool) -> None:
     sys.exit(0 if good == len(rows) else 1)
 
 
-def _exit_on_signals() -> None:
+def exit_on_signals() -> None:
     """Ctrl-C and SIGTERM unwind this process; a child between fork and exec just goes on."""
     owner = os.getpid()
 

@@ -86,8 +86,11 @@ def _cluster(name: str, source: str | None = None) -> dict[str, Any]:
     return cluster
 
 
-def bootstrap(log: Path, admin: Path, tproxy: bool) -> dict[str, Any]:
-    """Envoy's whole configuration, as istiod would send it for either interception mode."""
+def bootstrap(log: Path, admin: Path, tproxy: bool, buffer: int | None = None) -> dict[str, Any]:
+    """Envoy's whole configuration, as istiod would send it for either interception mode.
+
+    `buffer` is its limit for what it holds of a connection each way, in bytes; its own default is 1 MiB.
+    """
     listeners = [
         _listener("outbound", "0.0.0.0", 15001, "passthrough", log),
         _listener("outbound", "::", 15001, "passthrough", log),
@@ -98,17 +101,17 @@ def bootstrap(log: Path, admin: Path, tproxy: bool) -> dict[str, Any]:
         listener["transparent"] = True
         if listener["name"].startswith("inbound"):
             listener["listener_filters"].append(_filter("original_src", mark=1337))
+    clusters = [
+        _cluster("passthrough"),
+        _cluster("inbound4", None if tproxy else "127.0.0.6"),
+        _cluster("inbound6", None if tproxy else "::6"),
+        {"name": "blackhole", "type": "STATIC", "connect_timeout": "1s"},
+    ]
+    for limited in (*listeners, *clusters) if buffer else ():
+        limited["per_connection_buffer_limit_bytes"] = buffer
     return {
         "admin": {"address": {"pipe": {"path": str(admin)}}},
-        "static_resources": {
-            "listeners": listeners,
-            "clusters": [
-                _cluster("passthrough"),
-                _cluster("inbound4", None if tproxy else "127.0.0.6"),
-                _cluster("inbound6", None if tproxy else "::6"),
-                {"name": "blackhole", "type": "STATIC", "connect_timeout": "1s"},
-            ],
-        },
+        "static_resources": {"listeners": listeners, "clusters": clusters},
     }
 
 
@@ -118,6 +121,7 @@ class Envoy:
     def __init__(self, directory: Path, netns: Path, cgroup: Path, workers: int = 2, tproxy: bool = False) -> None:
         self._directory, self._netns, self._cgroup, self._workers = directory, netns, cgroup, workers
         self._tproxy = tproxy
+        self.buffer: int | None = None
         self.log = directory / "connections.log"
         self.admin = directory / "admin.sock"
         self._read = 0
@@ -125,7 +129,7 @@ class Envoy:
 
     def configuration(self) -> dict[str, Any]:
         """What it is started with; its admin socket must be at `self.admin`."""
-        return bootstrap(self.log, self.admin, self._tproxy)
+        return bootstrap(self.log, self.admin, self._tproxy, self.buffer)
 
     def start(self) -> None:
         """Run it and wait until it is live."""

@@ -1,6 +1,7 @@
 """Meshes made of real parts: CNI plugins, the shim, the agent, Envoy."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -24,6 +25,24 @@ def mesh() -> Iterator[Mesh]:
     """Shared by a module's tests: they leave it as they found it."""
     with Node() as node:
         yield Mesh(node, node.pod("alpha"), node.pod("beta"), node.pod("gamma", mesh=False))
+
+
+@contextmanager
+def accelerated_mesh() -> Iterator[Mesh]:
+    """Likewise, with pods that allow every level of acceleration; the node's is off and the tests' to set."""
+    node = Node()
+    node.agent.options = ["--acceleration", "off"]
+    with node:
+        allowed = {"sidestep.io/acceleration": "full"}
+        alpha, beta = (node.pod(name, annotations=allowed) for name in ("alpha", "beta"))
+        yield Mesh(node, alpha, beta, node.pod("gamma", mesh=False))
+
+
+@pytest.fixture(scope="module")
+def fast_mesh() -> Iterator[Mesh]:
+    """Shared by a module's tests, too."""
+    with accelerated_mesh() as mesh:
+        yield mesh
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ def test_every_probe_agrees_with_istios_rules_or_differs_as_intended() -> None:
     run(CONFIGS, outcome)
     assert outcome.unintended == []
     assert outcome.mispredicted == []
+    assert outcome.misexplained == []
+    assert outcome.explained.total() >= outcome.probes > 0
     assert (len(CONFIGS) >= 25, len(outcome.kinds) >= 60) == (True, True)
 
 

@@ -82,14 +82,23 @@ def test_the_outcome_is_kept_for_this_kernel_and_these_programs(
     assert len(tried) == 3
 
 
-def test_a_failure_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftest, "try_kernel", lambda _: Outcome({}, "no memory"))
-    assert selftest.outcome(Path("/cgroup"), tmp_path).failure == "no memory"
+@pytest.mark.parametrize("found", [Outcome({}, "no memory"), Outcome(GOOD | {"reset": "nothing instead of a reset"})])
+def test_a_failure_is_not_kept(found: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "try_kernel", lambda _: found)
+    assert selftest.outcome(Path("/cgroup"), tmp_path) == found
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_difference_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Outcome(GOOD | {"FIONREAD of other data": "FIONREAD says 0"})
+    monkeypatch.setattr(selftest, "try_kernel", lambda _: found)
+    selftest.outcome(Path("/cgroup"), tmp_path)
+    assert (tmp_path / "selftest.json").exists()
+
+
 def test_offsets_are_those_of_this_kernel() -> None:
-    told = dict(line.removeprefix("#define ").split() for line in offsets.definitions().splitlines())
+    text = offsets.definitions() + offsets.definitions(offsets.TASKS)
+    told = dict(line.removeprefix("#define ").split() for line in text.splitlines())
     assert {"TCP_WRITE_SEQ", "TCP_SND_UNA", "TCP_COPIED_SEQ", "TCP_RCV_NXT", "SOCK_USER_DATA"} <= set(told)
     assert all(int(at) > 0 for at in told.values())
 
@@ -97,17 +106,14 @@ def test_offsets_are_those_of_this_kernel() -> None:
 @pytest.mark.parametrize(
     ("field", "said"),
     [
-        (offsets._Field("X", b"tcp_sock", b"no_such_field", 4), "the kernel's struct tcp_sock has no field no_such"),
-        (offsets._Field("X", b"no_such_struct", b"x", 4), "the kernel's type information has no struct no_such_struct"),
-        (offsets._Field("X", b"tcp_sock", b"snd_una", 8), "snd_una of the kernel's struct tcp_sock has 4 bytes at bit"),
+        (offsets.Field("X", b"tcp_sock", b"no_such_field", 4), "the kernel's struct tcp_sock has no field no_such"),
+        (offsets.Field("X", b"no_such_struct", b"x", 4), "the kernel's type information has no struct no_such_struct"),
+        (offsets.Field("X", b"tcp_sock", b"snd_una", 8), "snd_una of the kernel's struct tcp_sock has 4 bytes at bit"),
     ],
 )
-def test_implausible_type_information_is_refused(
-    field: "offsets._Field", said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(offsets, "_FIELDS", (field,))
+def test_implausible_type_information_is_refused(field: offsets.Field, said: str) -> None:
     with pytest.raises(NoOffsets, match=said):
-        offsets.definitions()
+        offsets.definitions((field,))
 
 
 def test_a_kernel_without_type_information_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

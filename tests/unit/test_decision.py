@@ -305,3 +305,41 @@ def test_excluded_interfaces() -> None:
     assert inbound(policy, replace(arriving(80), interface="eth0")) == Verdict(E6, "I4")
     without_lo = CapturePolicy(exclude_interfaces=("lo",))
     assert outbound(without_lo, replace(from_proxy("10.0.0.5"), interface="eth0")) == Verdict(PASS, "O0")
+
+
+def test_ipv6_that_is_not_captured() -> None:
+    assert outbound(DEFAULT, replace(connection("2001:db8::77"), is_ipv6_captured=False)) == Verdict(PASS, "no IPv6")
+    assert outbound(DEFAULT, replace(connection(f"::ffff:{REMOTE}"), is_ipv6_captured=False)).action == E1
+    assert inbound(DEFAULT, replace(arriving(80, "2001:db8::99"), is_ipv6_captured=False)) == Verdict(PASS, "no IPv6")
+
+
+def test_what_is_no_inbound_connection_of_the_pod() -> None:
+    assert inbound(DEFAULT, replace(arriving(80), protocol="udp")) == Verdict(PASS, "UDP")
+    assert inbound(DEFAULT, replace(arriving(80), destination=ip_address("198.51.100.1"))) == Verdict(PASS, "transit")
+    assert inbound(DEFAULT, replace(arriving(80), destination=ip_address("10.0.0.5"))) == Verdict(E6, "I4")
+
+
+def test_early_outbound_ends_when_the_proxy_has_started() -> None:
+    early = CapturePolicy(early_outbound=True, dns_capture=True)
+    for conn, action, rule in ((connection(REMOTE), E1, "O10"), (connection(REMOTE, 53), RESOLVER, "O6")):
+        assert outbound(early, replace(conn, has_proxy_started=False)) == Verdict(PASS, "early-outbound")
+        assert outbound(early, conn) == Verdict(action, rule)
+    assert outbound(early, replace(from_proxy("10.0.0.5"), has_proxy_started=False)) == Verdict(E6, "O3a")
+
+
+@pytest.mark.parametrize(("user", "rule"), [(from_proxy, "O3c"), (by_proxys_group, "O4c")])
+def test_a_strict_proxy_is_the_one_in_its_container(user: Any, rule: str) -> None:
+    assert outbound(DEFAULT, replace(user(REMOTE), container="unknown")) == Verdict("refuse", rule)
+    assert outbound(DEFAULT, replace(user(REMOTE), container="other")) == Verdict(E1, "O10")
+    assert outbound(DEFAULT, replace(user("127.0.0.1"), container="unknown")).action == PASS
+
+
+def test_denied_ports_come_before_every_rule_but_not_within_the_pod() -> None:
+    ports = frozenset({80})
+    policy = CapturePolicy(deny_outbound_ports=ports, deny_inbound_ports=ports, exclude_outbound_ports=ports)
+    for conn in (connection(REMOTE), from_proxy(REMOTE), replace(connection(REMOTE), protocol="udp")):
+        assert outbound(policy, conn) == Verdict("refuse", "deny")
+    assert outbound(policy, replace(connection("2001:db8::77"), is_ipv6_captured=False)) == Verdict("refuse", "deny")
+    assert outbound(policy, connection("10.0.0.5")).action == PASS
+    assert inbound(policy, replace(arriving(80), protocol="udp")) == Verdict("refuse", "deny")
+    assert inbound(policy, arriving(80, "10.0.0.5")) == Verdict(PASS, "self")

@@ -324,6 +324,7 @@ def test_an_empty_file_is_in_nobodys_way(host: Host) -> None:
     host.write("10-a.conf", {"name": "one", **BRIDGE})
     (host.net / "10-a.conflist").write_text("")
     host.start()
+    wait_until(lambda: names(host.net) == ["10-a.conflist"], "one file")
     host.wait_until_installed()
     assert names(host.net) == ["10-a.conflist"]
 

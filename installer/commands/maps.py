@@ -1,0 +1,34 @@
+"""What is in the pinned maps."""
+
+import click
+
+from installer.commands.output import output_option, show
+from installer.settings import Attachment, take
+
+_IN_TABLE = 1000  # entries, unless more are asked for
+
+
+@click.command()
+@take(Attachment)
+@click.argument("name", required=False)
+@click.option("--pod", metavar="[NAMESPACE/]NAME", default="", help="Only what is about this pod.")
+@click.option("--limit", type=click.IntRange(1), help=f"Entries at most  [default: {_IN_TABLE} in a table, else all]")
+@output_option
+def maps(attachment: Attachment, name: str | None, pod: str, limit: int | None, output: str) -> None:
+    """List the pinned maps, or the entries of the one called NAME in words: addresses, ports, pods, flags.
+
+    Entries are in no order, and printed as they are read. Nothing is changed, and no agent is needed.
+    """
+    from installer.inspect.maps import entries_of, maps_of
+
+    if name is None:
+        from installer.inspect.status_table import maps_table
+
+        found = maps_of(attachment.pins, pod)
+        show(found, output, lambda: maps_table(found))
+        return
+    from installer.inspect.maps_text import pieces
+
+    listing = entries_of(attachment.pins, name, pod, limit or (_IN_TABLE if output == "table" else None))
+    for piece in pieces(listing, output):
+        click.echo(piece, nl=False)

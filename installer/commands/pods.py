@@ -1,0 +1,29 @@
+"""The enrolled pods."""
+
+import click
+
+from installer.commands.output import output_option, show
+from installer.settings import Attachment, Logging, Node, take
+
+
+@click.command()
+@take(Attachment)
+@take(Node)
+@click.argument("name", required=False)
+@output_option
+def pods(attachment: Attachment, node: Node, output: str, name: str | None) -> None:
+    """List the enrolled pods; with NAME or NAMESPACE/NAME tell all about one, and what its Pod asks for now.
+
+    The policy is told in Istio's words: the annotations that would give it. Changed annotations apply to new pods only.
+    """
+    from installer.inspect.pods import pod_of, pods_of
+    from installer.inspect.pods_table import table_of, text_of
+    from installer.logs import configure_logging
+
+    configure_logging(Logging(log_level="warning"))  # to stderr: manifests that can't be read
+    if name is None:
+        documents = pods_of(attachment, node)
+        show(documents, output, lambda: table_of(documents))
+    else:
+        document = pod_of(attachment, node, name)
+        show(document, output, lambda: text_of(document))

@@ -1,0 +1,233 @@
+"""`sidestep explain --try`: make the connection, and hold what happened against what was explained."""
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from bpf.kernel import cgroup2_root
+from bpf.layout import SPREAD6, TOTALS, Address, Build, Cookie, Word
+from bpf.pins import Pins
+from bpf.tables import Table, Tables
+from cni.decision import Action, Inbound, IPAddress, Outbound
+from cni.processes import GONE, Crowd, crowds
+from installer.inspect.connecting import CannotTry, Dial, Seen, dial
+from installer.inspect.enrolled import Enrolled, every
+from installer.inspect.explain import LISTENERS, Explanation, routed
+from installer.inspect.pod_namespace import Inside, looked_into
+from installer.inspect.sockets import endpoint, family_of, plain
+from installer.settings import Attachment, Node
+
+# the counter that each verdict moves (bpf/layout.py, TOTALS)
+_OUTBOUND: dict[tuple[str, str], Action] = {
+    ("outbound", "direct"): "pass",
+    ("outbound", "captured"): "proxy-outbound",
+    ("self", "captured"): "proxy-inbound",
+    ("dns", "captured"): "dns",
+    ("outbound", "refused"): "refuse",
+    ("outbound", "denied"): "refuse",
+}
+_INBOUND: dict[tuple[str, str], Action] = {
+    ("inbound", "direct"): "pass",
+    ("inbound", "captured"): "proxy-inbound",
+    ("inbound", "refused"): "proxy-inbound",
+    ("inbound", "denied"): "refuse",
+}
+# what has happened, in words
+_WORDS: dict[Action, str] = {
+    "pass": "directly",
+    "refuse": "nowhere: it was refused",
+    **{k: f"to {v[0]}" for k, v in LISTENERS.items()},
+}
+
+
+@dataclass(frozen=True)
+class Happened:
+    """What was seen, which verdicts it fits, and what else was not as it should be."""
+
+    seen: Seen
+    fits: frozenset[Action]
+    wrong: str = ""
+
+
+def tried(
+    attachment: Attachment,
+    node: Node,
+    tables: Tables,
+    pod: Enrolled,
+    found: Explanation,
+    inside: Inside | None,
+    interface: str | None,
+) -> dict[str, Any]:
+    """What is printed of it; `interface` is what the socket is bound to, if anything. Raises CannotTry."""
+    trial = _Trial(attachment.pins, node.proc, tables)
+    if isinstance(found.asked, Outbound):
+        happened = trial.outbound(pod, found.asked, inside, interface)
+    else:
+        happened = trial.inbound(pod, found.asked)
+    expected, seen = found.verdict.action, happened.seen
+    fits = sorted(_WORDS[each] for each in happened.fits)
+    differs = happened.wrong if expected in happened.fits else f"it went {' or '.join(fits) or 'nowhere'}"
+    dialled = f", the kernel dialled {endpoint(*seen.dialled)}" if seen.dialled else ""
+    return {
+        "agrees": not differs,
+        "differs": differs,
+        "happened": f"{seen.words}{dialled}; {' or '.join(fits)}",
+        "error": errno.errorcode.get(seen.error) if seen.error else None,
+        **{name: endpoint(*end) if (end := getattr(seen, name)) else None for name in ("dialled", "peer", "local")},
+    }
+
+
+class _Trial:
+    """Where connections are made from."""
+
+    def __init__(self, pins: Pins, proc: Path, tables: Tables) -> None:
+        self._pins, self._proc, self._tables = pins, proc, tables
+
+    def outbound(self, pod: Enrolled, asked: Outbound, inside: Inside | None, interface: str | None) -> Happened:
+        """From the pod, as it was asked."""
+        if inside is None:
+            raise CannotTry(f"{pod.identity}: its network namespace is not found below {self._proc}; give --proc")
+        wanted = Dial(
+            asked.destination,
+            asked.port,
+            asked.protocol,
+            asked.uid,
+            asked.gid,
+            asked.source,
+            asked.mark,
+            interface,
+        )
+        seen, moved = self._counted(pod, lambda: dial(wanted, inside.netns_fd, self._cgroup(pod, asked.container)))
+        fits = _fitting(asked, seen, frozenset(_OUTBOUND[each] for each in moved & _OUTBOUND.keys()))
+        return Happened(seen, fits, _wrong_peer(asked, seen))
+
+    def inbound(self, pod: Enrolled, asked: Inbound) -> Happened:
+        """From wherever on this node its source is: another enrolled pod, or the namespace that we are in."""
+        if asked.source in pod.addresses:
+            raise CannotTry(f"{asked.source} is {pod.identity}'s own; give {pod.identity} a DEST without --inbound")
+        to = asked.destination or _address_of(pod, asked.source)
+        with ExitStack() as stack:
+            netns_fd, cgroup, ids = self._place(asked.source, stack)
+            wanted = Dial(to, asked.port, asked.protocol, *ids, asked.source)
+            seen, moved = self._counted(pod, lambda: dial(wanted, netns_fd, cgroup))
+        counted = frozenset(_INBOUND[each] for each in moved & _INBOUND.keys())
+        return Happened(seen, counted or frozenset(("pass",)))
+
+    def _place(self, source: IPAddress, stack: ExitStack) -> tuple[int | None, Path | None, tuple[int, int]]:
+        """Namespace, cgroup and user to connect as: a pod's proxy, whose connections nobody captures."""
+        owner = self._tables.addresses.get(Address.of(plain(source)))
+        pod = next((each for each in every(self._pins, self._tables) if owner and each.cookie == owner.cookie), None)
+        if pod is None:
+            _require_own(source)
+            return None, None, (0, 0)
+        inside = stack.enter_context(looked_into(pod, self._proc))
+        if inside is None:
+            raise CannotTry(f"{pod.identity}, which has {source}: its network namespace is not found; give --proc")
+        return inside.netns_fd, self._cgroup(pod, "trusted"), (pod.entry.proxy_uid, pod.entry.proxy_gid)
+
+    def _counted(self, pod: Enrolled, work: Callable[[], Seen]) -> tuple[Seen, frozenset[tuple[str, str]]]:
+        """And which of the pod's counters have moved meanwhile, for whatever reason."""
+        before = self._tallies(pod)
+        seen = work()
+        after = self._tallies(pod)
+        return seen, frozenset(name for name in TOTALS if after[name] > before[name])
+
+    def _tallies(self, pod: Enrolled) -> dict[tuple[str, str], int]:
+        tally = self._tables.tallies.get(Cookie(pod.cookie))
+        return dict(zip(TOTALS, tally.connections if tally else [0] * len(TOTALS), strict=True))
+
+    def _cgroup(self, pod: Enrolled, container: str) -> Path:
+        """A cgroup of the pod's processes in which the programs see us; in strict pods the one it should be in."""
+        top = _attached_at(self._pins)
+        crowd = crowds(self._proc).get(pod.inode)
+        is_proxys = {"trusted": True, "other": False}.get(container) if pod.proxy_cgroup is not None else None
+        for directory in _cgroups(self._proc, crowd, top) if crowd else ():
+            if is_proxys is None or (directory.stat().st_ino == pod.proxy_cgroup) == is_proxys:
+                return directory
+        raise CannotTry(f"{pod.identity} has no process in a cgroup below {top}, where the programs are attached")
+
+
+def _fitting(asked: Outbound, seen: Seen, counted: frozenset[Action]) -> frozenset[Action]:
+    """The verdicts that this could be. The counters are all the pod's, so they only help where the socket is silent."""
+    if seen.error in (errno.EPERM, errno.EACCES) and seen.dialled is None:
+        return frozenset(("refuse",))
+    if seen.dialled is None:
+        return counted or frozenset(("pass",))
+    to, port = ip_address(seen.dialled[0]), seen.dialled[1]
+    possible: set[Action] = {action for action, (_, each) in LISTENERS.items() if port == each and _is_near(asked, to)}
+    if (to, port) == (routed(asked), asked.port):
+        possible.add("pass")
+    return frozenset(possible & counted or possible)
+
+
+def _is_near(asked: Outbound, ip: IPAddress) -> bool:
+    """Whether it is one of those where the pod's proxy listens."""
+    return ip.is_loopback or ip in SPREAD6 or ip in asked.own_addresses
+
+
+def _wrong_peer(asked: Outbound, seen: Seen) -> str:
+    """A captured connection must look as if it had gone where it was meant to."""
+    meant = str(routed(asked)), asked.port
+    if seen.peer is None or seen.peer == meant:
+        return ""
+    return f"getpeername() says {endpoint(*seen.peer)}"
+
+
+def _address_of(pod: Enrolled, source: IPAddress) -> IPAddress:
+    """One of the pod's, of the family that its connections have."""
+    entry = pod.entry
+    ip: IPAddress = (entry.source4 if plain(source).version == 4 else entry.source6).ip()
+    if ip.version != plain(source).version or ip.is_unspecified:
+        raise CannotTry(f"{pod.identity} has no IPv{plain(source).version} address; give --to ADDRESS")
+    return ip
+
+
+def _require_own(source: IPAddress) -> None:
+    with socket.socket(family_of(source)) as probe:
+        try:
+            probe.bind((str(source), 0))
+        except OSError as error:
+            raise CannotTry(
+                f"{source} is neither an enrolled pod's nor this machine's: nobody here can connect from it"
+            ) from error
+
+
+def _attached_at(pins: Pins) -> Path:
+    table: Table[Word, Build] = Table(pins, "build")
+    try:
+        build = table.get(Word(0))
+    finally:
+        os.close(table.descriptor)
+    recorded = Path(build.cgroup.decode()) if build else cgroup2_root()
+    return recorded if recorded.is_dir() else cgroup2_root()
+
+
+def _cgroups(proc: Path, crowd: Crowd, top: Path) -> Iterator[Path]:
+    """The cgroup2 directories of a crowd's processes that are below `top`, each once."""
+    seen = set()
+    for pid in crowd.pids:
+        try:
+            lines = (proc / str(pid) / "cgroup").read_text().splitlines()
+        except GONE:
+            continue
+        path = next((line[3:] for line in lines if line.startswith("0::")), "")
+        if path and path not in seen:
+            seen.add(path)
+            directory = _directory(path, top)
+            if directory is not None:
+                yield directory
+
+
+def _directory(path: str, top: Path) -> Path | None:
+    """Where a cgroup's directory is; seen from a cgroup namespace the path starts elsewhere, so then by its name."""
+    plainly = cgroup2_root() / path.lstrip("/")
+    if ".." not in plainly.parts and plainly.is_dir():
+        return plainly if plainly.is_relative_to(top) else None
+    name = Path(path).name
+    return next((Path(at) / name for at, below, _ in os.walk(top) if name in below), None)

@@ -1,0 +1,186 @@
+"""Entries of maps as named plain values, by the structures of bpf/layout.py: readable, in host order, without padding.
+
+What a structure says by itself is read off its fields; only what a number means is said here, a line for each.
+"""
+
+import ctypes
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from enum import IntEnum, IntFlag
+from functools import cache
+from ipaddress import ip_network
+from typing import Any
+
+from bpf.layout import (
+    TOTALS,
+    Address,
+    Build,
+    Destination,
+    EndKey,
+    Level,
+    Meeting,
+    NetworkKey,
+    NetworkVerdict,
+    Node,
+    Pod,
+    PodFlags,
+    PortRule,
+    Quad,
+    Tally,
+    Word,
+)
+
+Plain = dict[str, Any]
+Names = Mapping[int, str]  # cookie → NAMESPACE/NAME
+Structure = ctypes.Structure
+
+# enum side of maps.h
+_SIDES = ("client", "server")
+_FAMILIES = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
+_OUTCOMES = tuple(f"{direction}_{verdict}" for direction, verdict in TOTALS)
+
+
+def _member(kind: type[IntEnum]) -> Callable[[int], str | int]:
+    """The name of an enum's value, or the number of one that this version does not know."""
+    names = {each.value: each.name.lower() for each in kind}
+    return lambda value: names.get(value, value)
+
+
+def _flags(kind: type[IntFlag]) -> Callable[[int], list[str]]:
+    """The names of the bits that are set; what this version does not know, as a number."""
+
+    def named(value: int) -> list[str]:
+        known = [each for each in kind if value & each]
+        rest = value & ~sum(known)
+        return [str(each.name).lower() for each in known] + ([hex(rest)] if rest else [])
+
+    return named
+
+
+def _network(key: NetworkKey) -> str:
+    """The prefix without the bits of cookie and family, and of an IPv4 one without those of the mapping."""
+    ip = key.address.ip()
+    return str(ip_network((ip, key.prefixlen - 96 - (96 if key.family == socket.AF_INET else 0)), strict=False))
+
+
+# what numbers mean: (structure, field) → how they are told
+_FIELDS: dict[tuple[type[Structure], str], Callable[[Any], Any]] = {
+    (Pod, "flags"): _flags(PodFlags),
+    (Pod, "acceleration"): _member(Level),
+    (Node, "acceleration"): _member(Level),
+    (Node, "wanted"): _member(Level),
+    (Meeting, "level"): _member(Level),
+    (Meeting, "client"): hex,
+    (Meeting, "server"): hex,
+    (EndKey, "side"): lambda side: _SIDES[side] if side < len(_SIDES) else side,
+    (Destination, "family"): lambda family: _FAMILIES.get(family, family),
+    (Build, "sources"): lambda raw: bytes(raw).hex(),
+    (Tally, "connections"): lambda counts: dict(zip(_OUTCOMES, counts, strict=True)),
+}
+# plain keys and values of a table: their name, and how they are told; without a name they say nothing
+_KEYS: dict[str, tuple[str, Callable[[int], Any]]] = {
+    "totals": ("connections", lambda index: _OUTCOMES[index] if index < len(_OUTCOMES) else index),
+    "node": ("", int),
+    "tracing": ("", int),
+    "lost": ("", int),
+    "build": ("", int),
+}
+_VALUES: dict[str, tuple[str, Callable[[int], Any]]] = {
+    "port_rules": ("rules", _flags(PortRule)),
+    "networks": ("verdict", _member(NetworkVerdict)),
+    "interfaces": ("", int),
+    "started": ("", int),
+    "dials": ("", int),
+    "proxies": ("cgroup_id", int),
+    "listeners": ("socket_cookie", int),
+    "accelerated": ("socket_cookie", int),
+    "totals": ("count", int),
+    "lost": ("events", int),
+}
+
+
+def decoded(table: str, key: Structure, value: Structure, names: Names) -> dict[str, Plain]:
+    """An entry as {"key": …, "value": …}."""
+    return {"key": _side(_KEYS.get(table), key, names), "value": _side(_VALUES.get(table), value, names)}
+
+
+def cookies(structure: Structure) -> set[int]:
+    """Which pods a key or value is about."""
+    found = set()
+    for path in _paths(type(structure)):
+        each: Any = structure
+        for step in path:
+            each = getattr(each, step)
+        found.add(int(each))
+    return found
+
+
+def is_about_pods(*kinds: type[Structure]) -> bool:
+    """Whether keys or values of these types name a pod."""
+    return any(_paths(kind) for kind in kinds)
+
+
+@cache
+def _paths(kind: type[Structure]) -> tuple[tuple[str, ...], ...]:
+    """Where in a structure its cookies are."""
+    found: list[tuple[str, ...]] = []
+    for name, inner, *_ in kind._fields_:
+        if name == "cookie":
+            found.append((name,))
+        elif isinstance(inner, type) and issubclass(inner, ctypes.Structure):
+            found += [(name, *rest) for rest in _paths(inner)]
+    return tuple(found)
+
+
+def _side(meaning: tuple[str, Callable[[int], Any]] | None, structure: Structure, names: Names) -> Plain:
+    if isinstance(structure, Word | Quad) and meaning is not None:
+        name, told = meaning
+        number = structure.word if isinstance(structure, Word) else structure.quad
+        return {name: told(number)} if name else {}
+    if isinstance(structure, Address):
+        return {"address": _address("", structure)}
+    return _fields(structure, names)
+
+
+def _fields(structure: Structure, names: Names) -> Plain:
+    if isinstance(structure, NetworkKey):
+        return _cookie(structure.cookie, names) | {"network": _network(structure)}
+    plain: Plain = {}
+    for name, *_ in structure._fields_:
+        value = getattr(structure, name)
+        if name == "cookie":
+            plain |= _cookie(value, names)
+        elif not name.startswith("zero"):
+            plain |= _field(structure, name, value, names)
+    return plain
+
+
+def _field(structure: Structure, name: str, value: Any, names: Names) -> Plain:
+    if told := _FIELDS.get((type(structure), name)):
+        return {name: told(value)}
+    if name.endswith("_be"):
+        return {name.removesuffix("_be"): _from_network(value, getattr(type(structure), name).size)}
+    if isinstance(value, Address):
+        return {name: _address(name, value)}
+    if isinstance(value, ctypes.Structure):
+        return {name: _fields(value, names)}
+    if isinstance(value, bytes):
+        return {name: value.decode(errors="replace")}
+    if isinstance(value, ctypes.Array):
+        return {name: [_fields(each, names) if isinstance(each, ctypes.Structure) else each for each in value]}
+    return {name: value}
+
+
+def _cookie(value: int, names: Names) -> Plain:
+    """A pod by its cookie and by its name; None for one that is not enrolled."""
+    return {"pod": names.get(value), "cookie": value}
+
+
+def _address(name: str, value: Address) -> str | None:
+    """As text; a source that is all zero means that there is none."""
+    return None if name.startswith("source") and not any(value.bytes) else str(value.ip())
+
+
+def _from_network(value: int, size: int) -> int:
+    return int.from_bytes(value.to_bytes(size, sys.byteorder), "big")

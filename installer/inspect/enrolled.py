@@ -1,0 +1,182 @@
+"""The enrolled pods as the maps have them: what the programs go by, whatever the Pods' annotations say by now."""
+
+import ctypes
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from socket import AF_INET
+from typing import Any
+
+from bpf import links
+from bpf.layout import INBOUND_PORT, Cookie, Level, NetworkKey, NetworkVerdict, Pod, PodFlags, PortRule
+from bpf.pins import Pins
+from bpf.tables import Table, Tables
+from cni.annotations import ALWAYS_EXCLUDED_INBOUND, CapturePolicy, Network
+from cni.decision import IPAddress
+from cni.entries import Identity, excluded_interfaces_of
+from installer.inspect.names import NoSuchPod, cookie_of
+
+# bits of a network_key before the address, and of the address before an IPv4 one (bpf/maps.h)
+_COOKIE_AND_FAMILY, _MAPPED = 64 + 32, 96
+_LO = 1
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """One pod. `policy` is that of its annotations when it was enrolled, as far as it makes a difference."""
+
+    cookie: int
+    inode: int  # of its network namespace; 0 when that is gone, or its link was detached
+    entry: Pod
+    policy: CapturePolicy
+    addresses: frozenset[IPAddress]
+    excluded: frozenset[int]  # interface indices
+    inbound_listeners: int
+    has_started: bool  # whether its proxy has taken outbound connections; told of pods with early outbound alone
+    proxy_cgroup: int | None  # of strict pods, once it is known
+
+    @property
+    def identity(self) -> Identity:
+        """Who it is."""
+        return Identity.of(self.entry)
+
+    @property
+    def flags(self) -> PodFlags:
+        """What the programs look at first."""
+        return PodFlags(self.entry.flags)
+
+    @property
+    def is_ipv6_captured(self) -> bool:
+        """Whether its IPv6 is."""
+        return PodFlags.IPV6 in self.flags
+
+    def interface_to(self, tables: Tables, ip: IPAddress) -> int | None:
+        """The index of the interface through which an address is reached, where the programs know it."""
+        route = tables.routes.get(NetworkKey.of(self.cookie, ip_network(ip)))
+        return route.ifindex if route else None
+
+    def deciding(self, names: Mapping[int, str]) -> CapturePolicy:
+        """The policy, its excluded interfaces those that the programs know, named by interface_name()."""
+        excluded = tuple(interface_name(index, names) for index in sorted(self.excluded))
+        return self.policy.model_copy(update={"exclude_interfaces": excluded})
+
+
+def interface_name(index: int, names: Mapping[int, str]) -> str:
+    """An interface by name, as far as that is known."""
+    return "lo" if index == _LO else names.get(index, f"interface {index}")
+
+
+def every(pins: Pins, tables: Tables) -> list[Enrolled]:
+    """All of them, by name."""
+    return _read(pins, tables, dict(_entries(tables)))
+
+
+def find(pins: Pins, tables: Tables, name: str) -> Enrolled:
+    """The pod called NAME or NAMESPACE/NAME. Raises NoSuchPod."""
+    cookie = cookie_of(tables, name)
+    entry = tables.pods.get(Cookie(cookie))
+    if entry is None:
+        raise NoSuchPod(f"{name} has gone just now")
+    return _read(pins, tables, {cookie: entry})[0]
+
+
+def _entries(tables: Tables) -> Iterator[tuple[int, Pod]]:
+    """Those of pods that have been enrolled entirely."""
+    return ((key.cookie, pod) for key, pod in tables.pods.every() if pod.name)
+
+
+def _read(pins: Pins, tables: Tables, entries: dict[int, Pod]) -> list[Enrolled]:
+    """One walk of each table, however many pods."""
+    some = entries.keys()
+
+    def with_flag(flag: PodFlags) -> set[int]:
+        return {cookie for cookie in some if entries[cookie].flags & flag}
+
+    rules = _grouped(tables.port_rules, with_flag(PodFlags.PORT_RULES))
+    networks = _grouped(tables.networks, with_flag(PodFlags.NETWORKS))
+    interfaces = _grouped(tables.interfaces, with_flag(PodFlags.INTERFACES))
+    listeners = _grouped(tables.listeners, some)
+    addresses: dict[int, set[IPAddress]] = {}
+    for address, owner in tables.addresses.every():
+        addresses.setdefault(owner.cookie, set()).add(address.ip())
+    inodes = dict(links.linked_pods(pins))
+    found = []
+    for cookie, entry in entries.items():
+        proxy = tables.proxies.get(Cookie(cookie))
+        ports = {key.port: PortRule(value.word) for key, value in rules.get(cookie, ())}
+        ranges = {_network(key): NetworkVerdict(value.word) for key, value in networks.get(cookie, ())}
+        found.append(
+            Enrolled(
+                cookie=cookie,
+                inode=inodes.get(cookie, 0),
+                entry=entry,
+                policy=_policy(entry, ports, ranges),
+                addresses=frozenset(addresses.get(cookie, ())),
+                excluded=frozenset(key.ifindex for key, _ in interfaces.get(cookie, ())),
+                inbound_listeners=sum(key.port == INBOUND_PORT for key, _ in listeners.get(cookie, ())),
+                has_started=tables.started.get(Cookie(cookie)) is not None,
+                proxy_cgroup=proxy.quad if proxy else None,
+            )
+        )
+    return sorted(found, key=lambda each: str(each.identity))
+
+
+def _grouped(table: Table[Any, Any], cookies: Iterable[int]) -> dict[int, list[tuple[Any, Any]]]:
+    """The entries of some pods, by pod; other pods' values are not even read."""
+    wanted = frozenset(cookies)
+    found: dict[int, list[tuple[Any, Any]]] = {}
+    for key in table.every_key() if wanted else ():
+        if key.cookie in wanted and (value := table.get(key)) is not None:
+            found.setdefault(key.cookie, []).append((_copy(key), value))
+    return found
+
+
+def _copy(key: ctypes.Structure) -> ctypes.Structure:
+    return type(key).from_buffer_copy(key)
+
+
+def _network(key: NetworkKey) -> Network:
+    bits, ip = key.prefixlen - _COOKIE_AND_FAMILY, bytes(key.address.bytes)
+    if key.family == AF_INET:
+        return IPv4Network((ip[12:], bits - _MAPPED))
+    return IPv6Network((ip, bits))
+
+
+def _policy(entry: Pod, ports: Mapping[int, PortRule], networks: Mapping[Network, NetworkVerdict]) -> CapturePolicy:
+    flags = PodFlags(entry.flags)
+
+    def with_rule(rule: PortRule) -> frozenset[int]:
+        return frozenset(port for port, rules in ports.items() if rules & rule)
+
+    def with_verdict(verdict: NetworkVerdict) -> tuple[Network, ...]:
+        some = (network for network, found in networks.items() if found == verdict)
+        return tuple(sorted(some, key=order))
+
+    inbound_all = PodFlags.INBOUND_ALL in flags
+    return CapturePolicy(
+        mode="TPROXY" if PodFlags.TPROXY in flags else "REDIRECT",
+        outbound_all=PodFlags.OUTBOUND_ALL in flags,
+        include_outbound=with_verdict(NetworkVerdict.INCLUDED),
+        exclude_outbound=with_verdict(NetworkVerdict.EXCLUDED),
+        include_outbound_ports=with_rule(PortRule.INCLUDE_OUTBOUND),
+        exclude_outbound_ports=with_rule(PortRule.EXCLUDE_OUTBOUND),
+        inbound_all=inbound_all,
+        include_inbound_ports=with_rule(PortRule.INCLUDE_INBOUND),
+        exclude_inbound_ports=with_rule(PortRule.EXCLUDE_INBOUND) if inbound_all else ALWAYS_EXCLUDED_INBOUND,
+        exclude_interfaces=excluded_interfaces_of(entry),
+        proxy_uid=entry.proxy_uid,
+        proxy_gid=entry.proxy_gid,
+        dns_capture=PodFlags.DNS in flags,
+        dual_stack=PodFlags.IPV6 in flags,
+        loopback_included=PodFlags.LOOPBACK_INCLUDED in flags,
+        early_outbound=PodFlags.EARLY_OUTBOUND in flags,
+        strict_proxy=PodFlags.STRICT in flags,
+        deny_outbound_ports=with_rule(PortRule.DENY_OUTBOUND) if PodFlags.DENIES in flags else frozenset(),
+        deny_inbound_ports=with_rule(PortRule.DENY_INBOUND) if PodFlags.DENIES in flags else frozenset(),
+        acceleration=Level(entry.acceleration),
+    )
+
+
+def order(network: Network) -> tuple[int, int, int]:
+    """As effective_prefixes() sorts them: IPv4 first, by address."""
+    return network.version, int(network.network_address), network.prefixlen

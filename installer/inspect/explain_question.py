@@ -1,0 +1,113 @@
+"""`sidestep explain`: from what was typed to what is answered."""
+
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+
+from bpf.errors import SidestepError
+from bpf.tables import Tables
+from cni.decision import IPAddress
+from installer.inspect.enrolled import find
+from installer.inspect.explain import Asker, Explainer, Explanation, Protocol
+from installer.inspect.explain_words import document_of, why
+from installer.inspect.pod_namespace import Inside, looked_into
+from installer.settings import Attachment, Node
+
+# [address]:port or address:port; what is before the port is judged by itself
+_ENDPOINT = re.compile(r"\[(?P<six>[^\]]*)\]:(?P<port6>\d+)|(?P<four>[^:\[\]]*):(?P<port4>\d+)")
+
+
+class BadAddress(SidestepError):
+    """Something typed is no address, or no address and port."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was typed; text is not yet judged."""
+
+    pod: str
+    dest: str | None = None
+    inbound: str | None = None
+    port: int | None = None
+    to: str | None = None
+    as_proxy: bool = False
+    uid: int | None = None
+    gid: int | None = None
+    udp: bool = False
+    source: str | None = None
+    interface: str | None = None
+    mark: int = 0
+    is_tried: bool = False
+
+
+def answer(attachment: Attachment, node: Node, question: Question) -> dict[str, Any]:
+    """The document that is printed. Raises SidestepError for what cannot be answered."""
+    with ExitStack() as stack:
+        tables = stack.enter_context(Tables(attachment.pins))
+        pod = find(attachment.pins, tables, question.pod)
+        inside = stack.enter_context(looked_into(pod, node.proc))
+        explainer = Explainer(pod, tables, inside.interfaces if inside else {})
+        found, others = _explained(explainer, question, inside)
+        document = document_of(pod.identity, found, inside)
+        if question.inbound is not None and question.port is None:
+            document["connection"]["port"] = None
+            document["goes_to"] |= {"is_listening": None} if found.verdict.action == "pass" else {}
+            document["other_ports"] = [_briefly(each) for each in others]
+        if question.is_tried:
+            from installer.inspect.attempt import tried
+
+            document["try"] = tried(attachment, node, tables, pod, found, inside, question.interface)
+    return document
+
+
+def _explained(
+    explainer: Explainer, question: Question, inside: Inside | None
+) -> tuple[Explanation, list[Explanation]]:
+    """The explanation, and those of ports of which something else becomes."""
+    protocol: Protocol = "udp" if question.udp else "tcp"
+    if question.inbound is None:
+        destination, port = endpoint_of(question.dest or "")
+        source = None if question.source is None else address_of(question.source, "--source")
+        by = _asker(explainer, question, inside)
+        how = (source, question.mark, question.interface)
+        return explainer.outbound(destination, port, by, protocol, *how), []
+    source = address_of(question.inbound, "--inbound")
+    to = None if question.to is None else address_of(question.to, "--to")
+    if question.port is None:
+        return explainer.inbound_ports(source, to, question.interface)
+    return explainer.inbound(source, question.port, to, protocol, question.interface), []
+
+
+def _asker(explainer: Explainer, question: Question, inside: Inside | None) -> Asker:
+    if question.as_proxy:
+        return explainer.asker()
+    ids = question.uid or 0, question.gid or 0
+    return Asker(*(inside.outside_ids(*ids) if inside else ids))
+
+
+def _briefly(found: Explanation) -> dict[str, Any]:
+    return {"port": found.asked.port, "verdict": found.word, "rule": found.verdict.rule, "why": why(found)}
+
+
+def endpoint_of(text: str) -> tuple[IPAddress, int]:
+    """The address and port of a DEST. Raises BadAddress."""
+    shape = _ENDPOINT.fullmatch(text)
+    if shape is None:
+        raise BadAddress(f'"{text}" is no address and port; give ADDRESS:PORT or [IPV6]:PORT')
+    address = address_of(shape["six"] if shape["six"] is not None else shape["four"], "DEST")
+    port = int(shape["port6"] or shape["port4"])
+    if port > 65535:
+        raise BadAddress(f'"{text}" has port {port}; ports are 0–65535')
+    return address, port
+
+
+def address_of(text: str, what: str) -> IPAddress:
+    """An address. Raises BadAddress, for a name too: which address a name has is not known here."""
+    try:
+        return ip_address(text)
+    except ValueError:
+        raise BadAddress(
+            f'{what}: "{text}" is no IP address; names are not looked up, so give the address that the pod connects to'
+        ) from None

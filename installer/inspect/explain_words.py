@@ -1,0 +1,193 @@
+"""Why a rule decided as it did, and which annotation is behind it."""
+
+from ipaddress import ip_network
+from typing import Any
+
+from cni import annotations as istio
+from cni.decision import Inbound, Outbound
+from cni.entries import Identity
+from installer.inspect.explain import LISTENERS, Explanation, routed
+from installer.inspect.pod_namespace import Inside
+from installer.inspect.policy_words import annotations_of, is_default, part_of, proxy_of
+from installer.inspect.sockets import endpoint
+
+# rule → what it says; two where a rule both captures and lets go: (captured, direct)
+_RULES: dict[str, str | tuple[str, str]] = {
+    "O0": "it leaves through an excluded interface",
+    "O1": "its port is an excluded outbound port",
+    "O2": "it goes to the pod itself from 127.0.0.6 or ::6, as what the proxy has let in",
+    "O3a": "the proxy's user calls its own pod",
+    "O3b": "it goes to the pod itself, and not from the proxy",
+    "O3c": "it is the proxy's user's",
+    "O4a": "the proxy's group calls its own pod",
+    "O4c": "it is the proxy's group's",
+    "O6": "DNS is captured",
+    "O7": "it goes to 127.0.0.1 or ::1",
+    "O8": "its address is in an excluded range",
+    "O9": "its port is an included outbound port",
+    "O10": "its address is in an included range",
+    "O11": "neither port nor address is included",
+    "T": ("the proxy calls its own pod in TPROXY mode", "the proxy calls a port of its own pod that is not captured"),
+    "I1": "it arrives on an excluded interface",
+    "I2": "no inbound ports are captured",
+    "I3": "port 15008 is the tunnel's, which the proxy itself listens on",
+    "I4": ("all inbound ports are captured but for the excluded ones", "its port is an excluded inbound port"),
+    "I5": ("its port is an included inbound port", "its port is not among the included inbound ports"),
+    "early-outbound": "the pod has asked for early outbound, and its proxy has not listened yet",
+    "deny": "the pod denies this port, whoever asks",
+    "no IPv6": "the pod's IPv6 is not captured",
+    "self": "it comes from the pod itself, and was decided when it was opened",
+    "transit": "it is not for one of the pod's addresses",
+    "UDP": "inbound UDP is never captured",
+}
+_REFUSED = "the ids are the proxy's, and the strict pod's proxy container is not known yet"
+_ALWAYS_EXCLUDED = "its port is one of 15020, 15021 and 15090, which are always excluded"
+_UDP_DIRECT = "UDP other than captured DNS is never captured"
+
+_ANNOTATIONS = {
+    "O0": istio.EXCLUDE_INTERFACES,
+    "O1": istio.EXCLUDE_OUTBOUND_PORTS,
+    "O6": istio.DNS_CAPTURE,
+    "O8": istio.EXCLUDE_OUTBOUND_RANGES,
+    "O9": istio.INCLUDE_OUTBOUND_PORTS,
+    "O10": istio.INCLUDE_OUTBOUND_RANGES,
+    "O11": istio.INCLUDE_OUTBOUND_RANGES,
+    "T": istio.INTERCEPTION_MODE,
+    "I1": istio.EXCLUDE_INTERFACES,
+    "I2": istio.INCLUDE_INBOUND_PORTS,
+    "I5": istio.INCLUDE_INBOUND_PORTS,
+    "early-outbound": istio.EARLY_OUTBOUND,
+    "no IPv6": istio.DUAL_STACK,
+}
+
+
+def why(found: Explanation) -> str:
+    """The rule in words."""
+    rule, action = found.verdict.rule, found.verdict.action
+    if action == "refuse" and rule != "deny":
+        return _REFUSED
+    if rule == "O11" and found.asked.protocol == "udp":
+        return _UDP_DIRECT
+    if _is_always_excluded(found):
+        return _ALWAYS_EXCLUDED
+    words = _RULES[rule]
+    return words if isinstance(words, str) else words[action == "pass"]
+
+
+def annotation(found: Explanation) -> dict[str, Any] | None:
+    """The annotation or variable behind it, its value, whether that is the default, and which part of it fits."""
+    name = _name(found)
+    if name is None:
+        return None
+    value = (annotations_of(found.policy) | proxy_of(found.policy))[name]
+    asked = found.asked
+    network = ip_network(routed(asked)) if isinstance(asked, Outbound) else None
+    part = part_of(found.policy, name, asked.port, network)
+    return {"name": name, "value": value, "is_default": is_default(name, value), "part": part}
+
+
+def _name(found: Explanation) -> str | None:
+    rule, action = found.verdict.rule, found.verdict.action
+    if rule == "deny":
+        return istio.DENY_OUTBOUND_PORTS if isinstance(found.asked, Outbound) else istio.DENY_INBOUND_PORTS
+    if action == "refuse":
+        return istio.STRICT_PROXY
+    if rule == "I4" and not _is_always_excluded(found):
+        return istio.EXCLUDE_INBOUND_PORTS if action == "pass" else istio.INCLUDE_INBOUND_PORTS
+    if (rule == "O11" and found.asked.protocol == "udp") or _is_always_excluded(found):
+        return None
+    return _ANNOTATIONS.get(rule)
+
+
+def _is_always_excluded(found: Explanation) -> bool:
+    is_let_go = found.verdict.rule == "I4" and found.verdict.action == "pass"
+    return is_let_go and found.asked.port in istio.ALWAYS_EXCLUDED_INBOUND
+
+
+def document_of(pod: Identity, found: Explanation, inside: Inside | None) -> dict[str, Any]:
+    """What is printed."""
+    return {
+        "pod": str(pod),
+        "direction": "outbound" if isinstance(found.asked, Outbound) else "inbound",
+        "connection": _connection(found.asked),
+        "verdict": found.word,
+        "rule": found.verdict.rule,
+        "why": why(found),
+        "annotation": annotation(found),
+        "goes_to": _goes_to(found, inside),
+    }
+
+
+def _connection(asked: Outbound | Inbound) -> dict[str, Any]:
+    told: dict[str, Any] = {"protocol": asked.protocol, "port": asked.port, "interface": asked.interface}
+    for name in ("destination", "source"):
+        address = getattr(asked, name)
+        told[name] = None if address is None else str(address)
+    if isinstance(asked, Outbound):
+        told |= {"uid": asked.uid, "gid": asked.gid, "mark": asked.mark}
+    return told
+
+
+def _goes_to(found: Explanation, inside: Inside | None) -> dict[str, Any] | None:
+    """Who gets it. `is_listening` is None where that is not to be seen: outside of the pod, UDP, a lost namespace."""
+    asked, action = found.asked, found.verdict.action
+    if action == "refuse":
+        return None
+    is_seen = inside is not None and asked.protocol == "tcp"
+    if action in LISTENERS:
+        what, port = LISTENERS[action]
+        return {"what": what, "port": port, "is_listening": _listens(inside, port) if is_seen else None}
+    if isinstance(asked, Inbound):
+        told = _listens(inside, asked.port) if is_seen and found.verdict.rule != "transit" else None
+        return {"what": "its own port", "port": asked.port, "is_listening": told}
+    to = routed(asked)
+    is_own = to in asked.own_addresses or to.is_loopback
+    told = _listens(inside, asked.port) if is_seen and is_own else None
+    return {"what": endpoint(to, asked.port), "port": asked.port, "is_listening": told}
+
+
+def _listens(inside: Inside | None, port: int) -> bool:
+    return inside is not None and bool(inside.listeners(port))
+
+
+def text_of(document: dict[str, Any]) -> str:
+    """The same for people."""
+    lines = [_headline(document)]
+    lines.append(f"  {document['verdict']}, rule {document['rule']}: {document['why']}")
+    cause = document["annotation"]
+    if cause:
+        lines.append(f"  annotation  {_shown(cause)}")
+    goes = document["goes_to"]
+    if goes:
+        port = f", port {goes['port']}" if document["verdict"] == "captured" else ""
+        listening = {True: " (somebody listens)", False: " (NOBODY listens)", None: ""}[goes["is_listening"]]
+        lines.append(f"  goes to     {goes['what']}{port}{listening}")
+    else:
+        is_outbound = document["direction"] == "outbound"
+        lines.append(f"  goes to     nobody: {'the call fails with EPERM' if is_outbound else 'the client gets a RST'}")
+    for other in document.get("other_ports", ()):
+        lines.append(f"  but port {other['port']}: {other['verdict']}, rule {other['rule']}: {other['why']}")
+    tried = document.get("try")
+    if tried:
+        lines.append(f"  tried       {tried['happened']}")
+        lines.append(f"              {'as explained' if tried['agrees'] else 'NOT as explained: ' + tried['differs']}")
+    return "\n".join(lines) + "\n"
+
+
+def _headline(document: dict[str, Any]) -> str:
+    asked, protocol = document["connection"], document["connection"]["protocol"].upper()
+    if document["direction"] == "outbound":
+        bound = f", from {asked['source']}" if asked["source"] else ""
+        to = endpoint(asked["destination"], asked["port"])
+        return f"{document['pod']}, uid {asked['uid']} gid {asked['gid']}{bound} → {to} ({protocol})"
+    to = f" at {asked['destination']}" if asked["destination"] else ""
+    port = "any port" if asked["port"] is None else f"port {asked['port']}"
+    return f"{asked['source']} → {document['pod']}{to}, {port} ({protocol})"
+
+
+def _shown(cause: dict[str, Any]) -> str:
+    value, part = cause["value"], cause["part"]
+    if len(value) > 60:
+        value = f"{value[:50]}… ({value.count(',') + 1} elements)"
+    more = f", of which {part}" if part and part != value else ""
+    return f'{cause["name"]}: "{value}"{more}{" (default)" if cause["is_default"] else ""}'

@@ -1,0 +1,79 @@
+"""Whether the agent of this node is there: who answers at the CNI socket, and what it says of itself."""
+
+import http.client
+import json
+import socket
+import struct
+from typing import Any
+
+from bpf.errors import SidestepError
+from cni import protocol
+from installer.settings import Node, Ports
+
+_SECONDS = 3.0  # for an answer; one that does not come is told like one that is refused
+_UCRED = struct.Struct("3i")
+_LOCALHOST = "127.0.0.1"
+# asks whether pods could be enrolled, as a runtime does (CNI's STATUS)
+_STATUS = {
+    "version": 1,
+    "command": "STATUS",
+    "container_id": "",
+    "ifname": "",
+    "netns": "",
+    "args": "",
+    "config": {"cniVersion": protocol.NEWEST_VERSION, "name": "sidestep", "type": "sidestep-cni"},
+}
+
+
+def agent_of(node: Node, ports: Ports) -> dict[str, Any]:
+    """Socket and health port; `fault` says what is wrong with each, "" for nothing."""
+    pid, fault = _at_socket(node)
+    health = _at_port(ports.health_port)
+    return {
+        "socket": str(node.cni_agent_run_dir / protocol.SOCKET_NAME),
+        "pid": pid,
+        "fault": fault,
+        "version": health.pop("version"),
+        "health": health,
+    }
+
+
+def _at_socket(node: Node) -> tuple[int | None, str]:
+    """The process that serves the plugin's requests, and what is wrong with its answer."""
+    pid = None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(_SECONDS)
+        try:
+            connection.connect(str(node.cni_agent_run_dir / protocol.SOCKET_NAME))
+            # 0 for a process that is not to be seen from here, in another process namespace
+            pid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0] or None
+            connection.sendall(protocol.encode(_STATUS))
+            answer = json.loads(protocol.receive(connection)[0])
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None, "nobody is there"
+        except TimeoutError:
+            return pid, f"no answer within {_SECONDS:g} s"
+        except (OSError, ValueError, SidestepError) as error:
+            return pid, str(error)
+    return pid, "" if answer.get("exit") == 0 else str((answer.get("output") or {}).get("msg"))
+
+
+def _at_port(port: int) -> dict[str, Any]:
+    """What /readyz says."""
+    found: dict[str, Any] = {"port": port, "ready": False, "missing": {}, "fault": "", "version": None}
+    connection = http.client.HTTPConnection(_LOCALHOST, port, timeout=_SECONDS)
+    try:
+        connection.request("GET", "/readyz")
+        reply = connection.getresponse()
+        body = json.loads(reply.read(1 << 16))
+    except TimeoutError:
+        return found | {"fault": f"no answer within {_SECONDS:g} s"}
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return found | {"fault": getattr(error, "strerror", None) or f"no agent answers: {error}"}
+    finally:
+        connection.close()
+    name, _, version = (reply.getheader("Server") or "").partition("/")
+    if not isinstance(body, dict) or reply.status not in (200, 503):
+        return found | {"fault": f"no agent answers there: HTTP status {reply.status}"}
+    told = {"ready": reply.status == 200, "missing": body.get("missing", {})}
+    return found | told | {"version": version if name == "sidestep" else None}

@@ -1,0 +1,136 @@
+"""`sidestep maps`: which pinned maps there are, how full, and what is in them."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from bpf import syscalls
+from bpf.errors import KernelRefused, NotAttached, SidestepError
+from bpf.kernel import require_bpffs
+from bpf.layout import TABLES, Cookie, Pod
+from bpf.pins import Descriptor, Pins
+from bpf.tables import Tables
+from cni.entries import Identity
+from installer.inspect.decode import Names, Plain, cookies, decoded, is_about_pods
+from installer.inspect.maps_walk import KINDS, Entry, entries
+from installer.inspect.names import cookie_of
+
+
+class UnknownMap(SidestepError):
+    """There is no such map, or none whose entries could be listed; the message says which there are."""
+
+
+@dataclass
+class Listing:
+    """Entries of one map, decoded as they are read; how many were left out is known once they have been."""
+
+    name: str
+    limit: int | None  # entries at most; None for all
+    _found: Iterator[Entry]
+    _names: Names
+    left_out: int = field(default=0, init=False)
+
+    def __iter__(self) -> Iterator[Plain]:
+        for key, value in islice(self._found, self.limit):
+            yield decoded(self.name, key, value, self._names)
+        self.left_out = sum(1 for _ in self._found)
+
+
+def require_attached(pins: Pins) -> None:
+    """Raise KernelRefused without a bpffs, NotAttached without pins: what every look at the maps needs."""
+    require_bpffs(pins.bpffs)
+    if not pins.maps.is_dir():
+        raise NotAttached(
+            f"nothing is attached: {pins.root} is not there; run `sidestep attach` (or start the agent), or give "
+            "the --bpffs that was attached with"
+        )
+
+
+def maps_of(pins: Pins, pod: str = "") -> list[Plain]:
+    """Every pinned map; with a pod those that have entries of pods, and how many of them are its own."""
+    require_attached(pins)
+    wanted = _cookies_of(pins, pod) if pod else None
+    names = sorted(path.name for path in pins.maps.iterdir())
+    return [_map_of(pins, name, wanted) for name in names if wanted is None or _is_kept_by_pod(name)]
+
+
+def entries_of(pins: Pins, name: str, pod: str = "", limit: int | None = None) -> Listing:
+    """The entries of one map, or those that are about a pod. Raises UnknownMap, NoSuchPod, NotAttached."""
+    require_attached(pins)
+    _require_listable(pins, name)
+    if pod and not _is_kept_by_pod(name):
+        raise UnknownMap(
+            f"the map {name} has no entries of single pods; give --pod with one of {', '.join(sorted(_kept_by_pod()))}"
+        )
+    names = _names(pins)
+    found = entries(pins, name)
+    if pod:
+        found = _about(found, _cookies_of(pins, pod))
+    return Listing(name, limit, found, names)
+
+
+def _map_of(pins: Pins, name: str, pod: set[int] | None) -> Plain:
+    with Descriptor(syscalls.open_pin(pins.maps / name)) as table:
+        info, memory = syscalls.map_info(table.fd), kernel_says(table.fd).get("memlock", "")
+    kind = KINDS.get(info.type, f"type {info.type}")
+    return {
+        "name": name,
+        "kind": kind,
+        "entries": _count(pins, name, pod),
+        "limit": info.max_entries if kind != "ringbuf" and info.max_entries else None,  # a ring's is in bytes
+        "bytes": int(memory) if memory.isdecimal() else None,
+        "key_bytes": info.key_size,
+        "value_bytes": info.value_size,
+    }
+
+
+def _count(pins: Pins, name: str, pod: set[int] | None) -> int | None:
+    """How many entries; None where only the kernel can tell, or where they have another shape than this version's."""
+    if name not in TABLES:
+        return None
+    try:
+        found: Iterable[Entry] = entries(pins, name) if pod is None else _about(entries(pins, name), pod)
+        return sum(1 for _ in found)
+    except (NotAttached, KernelRefused):
+        return None
+
+
+def kernel_says(fd: int) -> dict[str, str]:
+    """What the kernel tells of a BPF map or program beside its info: /proc/self/fdinfo, as BPF does not name it all."""
+    lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _about(found: Iterable[Entry], pods: set[int]) -> Iterator[Entry]:
+    return ((key, value) for key, value in found if (cookies(key) | cookies(value)) & pods)
+
+
+def _names(pins: Pins) -> dict[int, str]:
+    """The pods of this node by cookie."""
+    return {
+        key.cookie: str(Identity.of(value))
+        for key, value in entries(pins, "pods")
+        if isinstance(key, Cookie) and isinstance(value, Pod)
+    }
+
+
+def _cookies_of(pins: Pins, pod: str) -> set[int]:
+    with Tables(pins) as tables:
+        return {cookie_of(tables, pod)}
+
+
+def _kept_by_pod() -> Iterator[str]:
+    return (name for name in TABLES if _is_kept_by_pod(name))
+
+
+def _is_kept_by_pod(name: str) -> bool:
+    return name in TABLES and is_about_pods(*TABLES[name])
+
+
+def _require_listable(pins: Pins, name: str) -> None:
+    listable = {path.name for path in pins.maps.iterdir()} & set(TABLES)
+    if name not in listable:
+        there = "/" not in name and (pins.maps / name).exists()
+        what = f"the map {name} is for the programs alone" if there else f"there is no map {name}"
+        raise UnknownMap(f"{what}; give one of {', '.join(sorted(listable))}")

@@ -1,0 +1,47 @@
+"""Which pod is meant by a name, and which name a pod has."""
+
+from collections.abc import Iterable
+
+from bpf.errors import SidestepError
+from bpf.layout import Cookie
+from bpf.tables import Tables
+from cni.entries import Identity
+
+_SHOWN = 10  # names in a message
+
+
+class NoSuchPod(SidestepError):
+    """No enrolled pod has this name, or several have."""
+
+
+def cookie_of(tables: Tables, name: str) -> int:
+    """The netns cookie of NAMESPACE/NAME, or of NAME where that is enough. Raises NoSuchPod."""
+    every: dict[int, Identity] = {key.cookie: Identity.of(pod) for key, pod in tables.pods.every()}
+    found = {cookie: identity for cookie, identity in every.items() if name in (str(identity), identity.name)}
+    if len(found) == 1:
+        return next(iter(found))
+    if found:
+        raise NoSuchPod(f"several pods are called {name}: {_listed(found.values())}; give one of these")
+    raise NoSuchPod(f"no enrolled pod is called {name}; enrolled are: {_listed(every.values()) or 'none'}")
+
+
+def _listed(identities: Iterable[Identity]) -> str:
+    names = sorted(map(str, identities))
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+class PodNames:
+    """Names by netns cookie, looked up once; a pod that is gone keeps the name it had."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._names: dict[int, str] = {}
+
+    def __call__(self, cookie: int) -> str:
+        """NAMESPACE/NAME, or the cookie where nobody knows."""
+        if cookie not in self._names:
+            pod = self._tables.pods.get(Cookie(cookie))
+            if pod is None:
+                return f"netns {cookie}"
+            self._names[cookie] = str(Identity.of(pod))
+        return self._names[cookie]

@@ -1,0 +1,117 @@
+"""How enrolled pods differ from what their Pods' annotations ask for now; read from where the agent reads them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from bpf.errors import SidestepError
+from bpf.layout import PodFlags
+from cni.annotations import DENY_INBOUND_PORTS, DENY_OUTBOUND_PORTS, DUAL_STACK, CapturePolicy, policy_of
+from cni.entries import Identity
+from cni.errors import InvalidAnnotation
+from cni.membership import skip_reason
+from cni.pod import Pod
+from installer.inspect.enrolled import Enrolled
+from installer.inspect.pod_namespace import Inside
+from installer.inspect.policy_words import annotations_of, as_kept, proxy_of
+from installer.pods.api import Api
+from installer.pods.directory import PodDirectory
+from installer.settings import Node
+
+ONLY_NEW = "what has changed since the pod was made applies to new pods only"
+NOT_YET = "denied ports change while the pod runs; that they have not takes a look at the agent's log"
+_LIVE = (DENY_OUTBOUND_PORTS, DENY_INBOUND_PORTS)
+_MIRROR = "kubernetes.io/config.mirror"
+
+
+@dataclass(frozen=True)
+class Described:
+    """The Pods of this node as they are now; None and why when they can't be had."""
+
+    pods: tuple[Pod, ...] | None
+    problem: str = ""
+
+    def pod(self, identity: Identity) -> Pod | None:
+        """The one that was enrolled; by its UID where both have one, so not a later one of the same name."""
+        for pod in self.pods or ():
+            uids = (None, identity.uid, "") if identity.uid else (pod.uid,)
+            if (pod.namespace, pod.name) == (identity.namespace, identity.name) and (
+                pod.uid in uids or pod.annotations.get(_MIRROR) == identity.uid
+            ):
+                return pod
+        return None
+
+
+def described(node: Node) -> Described:
+    """Ask the source that the settings name, once."""
+    if node.pods is not None:
+        found = PodDirectory(node.pods).every()
+        return Described(None, f"{node.pods} can't be read") if found is None else Described(tuple(found))
+    if not node.kubernetes_node_name:
+        return Described(None, "nowhere to get Pods from; give --pods DIR or --kubernetes-node-name NAME")
+    try:
+        api = Api.of(node, lambda verb, status: None)
+        try:
+            return Described(tuple(api.list_pods(node.kubernetes_node_name, "0")[0]))
+        finally:
+            api.close()
+    except SidestepError as error:
+        return Described(None, str(error))
+
+
+def differences(pod: Enrolled, now: Described, inside: Inside | None) -> dict[str, Any]:
+    """What is printed: the annotations that have other values, and what a new pod would be told."""
+    if now.pods is None:
+        return {"known": False, "reason": f"not compared with the Pod: {now.problem}", "changes": []}
+    described_pod = now.pod(pod.identity)
+    if described_pod is None:
+        return {"known": False, "reason": "its Pod is not there any more", "changes": []}
+    if reason := skip_reason(described_pod):
+        return {"known": True, "reason": f"nothing of a new pod would be captured: {reason}", "changes": []}
+    try:
+        wanted = policy_of(described_pod)
+    except InvalidAnnotation as error:
+        return {"known": True, "reason": f"a new pod would be refused: {error}", "changes": []}
+    kept, asked = words_of(pod), _words(pod, _as_enrolled(pod, wanted, inside))
+    changes = [{"name": name, "enrolled": kept[name], "now": asked[name]} for name in kept if kept[name] != asked[name]]
+    is_live = [each["name"] in _LIVE for each in changes]
+    reasons = [ONLY_NEW] * (not all(is_live)) + [NOT_YET] * any(is_live)
+    return {"known": True, "reason": "; ".join(reasons), "changes": changes}
+
+
+def words_of(pod: Enrolled) -> dict[str, str]:
+    """The pod's policy in Istio's words: annotations, then the fields of its proxy's container."""
+    return _words(pod, pod.policy)
+
+
+def is_different(found: dict[str, Any]) -> bool:
+    """Whether a new pod would be another."""
+    return bool(found["known"] and found["reason"])
+
+
+def _words(pod: Enrolled, policy: CapturePolicy) -> dict[str, str]:
+    told = annotations_of(policy) | proxy_of(policy)
+    if not has_both_families(pod):
+        del told[DUAL_STACK]  # it makes no difference
+    return told
+
+
+def has_both_families(pod: Enrolled) -> bool:
+    """Whether the pod has routable addresses of both."""
+    return all(any(address.bytes) for address in (pod.entry.source4, pod.entry.source6))
+
+
+def _as_enrolled(pod: Enrolled, wanted: CapturePolicy, inside: Inside | None) -> CapturePolicy:
+    """A policy as the maps would have it, were this pod made anew."""
+    kept = as_kept(wanted)
+    uid, gid = inside.outside_ids(kept.proxy_uid, kept.proxy_gid) if inside else (kept.proxy_uid, kept.proxy_gid)
+    changed: dict[str, object] = {"proxy_uid": uid, "proxy_gid": gid}
+    if not has_both_families(pod):
+        changed["dual_stack"] = PodFlags.IPV6 in pod.flags
+    return kept.model_copy(update=changed)
+
+
+def uncompared(rows: Iterable[dict[str, Any]]) -> str:
+    """Why nothing was compared, if that is so for all."""
+    reasons = {row["differs"]["reason"] for row in rows if not row["differs"]["known"]}
+    return reasons.pop() if len(reasons) == 1 else ""

@@ -1,0 +1,68 @@
+"""What is to be seen in an enrolled pod's network namespace: interfaces, and who listens. Nothing is changed there."""
+
+from collections.abc import Collection, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cni.decision import IPAddress
+from cni.errors import SandboxInvalid
+from cni.ids import outside_ids
+from cni.namespaces import find
+from cni.rtnl import Rtnl
+from cni.sandbox import visit
+from installer.inspect.enrolled import Enrolled
+from installer.inspect.sockets import LISTENING, rows
+
+
+@dataclass(frozen=True)
+class Inside:
+    """One look."""
+
+    netns_fd: int  # good while the look lasts
+    interfaces: Mapping[int, str]
+    listening: tuple[tuple[IPAddress, int], ...]  # TCP
+
+    def listeners(self, port: int) -> list[str]:
+        """The addresses on which somebody listens on a port."""
+        return [str(ip) for ip, each in self.listening if each == port]
+
+    def outside_ids(self, uid: int, gid: int) -> tuple[int, int]:
+        """A user and group of the pod as the maps have them. Raises SandboxInvalid for those it does not have."""
+        return outside_ids(self.netns_fd, uid, gid)
+
+
+def looks_into(pods: Collection[Enrolled], proc: Path) -> Generator[tuple[Enrolled, Inside | None], None, None]:
+    """Each pod with a look into its namespace, good until the next; None for those not found.
+
+    `proc` is a procfs of the node. One walk of it does for all.
+    """
+    left = {pod.cookie: pod for pod in pods}
+    inodes = {pod.inode for pod in pods}
+    with find(left.keys(), inodes if 0 not in inodes else None, proc) as found:
+        for cookie, netns_fd in found:
+            try:
+                interfaces, listening = visit(netns_fd, _look)
+            except SandboxInvalid:
+                continue
+            yield left.pop(cookie), Inside(netns_fd, interfaces, listening)
+    for pod in left.values():
+        yield pod, None
+
+
+@contextmanager
+def looked_into(pod: Enrolled, proc: Path) -> Iterator[Inside | None]:
+    """The same for one pod; good meanwhile."""
+    with closing(looks_into([pod], proc)) as looks:
+        yield next(inside for _, inside in looks)
+
+
+def _look(rtnl: Rtnl) -> tuple[dict[int, str], tuple[tuple[IPAddress, int], ...]]:
+    interfaces = {index: name for name, index in rtnl.links()}
+    listening = []
+    for name in ("tcp", "tcp6"):
+        path = Path("/proc/thread-self/net") / name
+        if path.exists():  # without IPv6 there is one of them
+            with path.open() as lines:
+                listening += [(row.local, row.local_port) for row in rows(lines) if row.state == LISTENING]
+    return interfaces, tuple(sorted(listening, key=lambda each: (each[1], each[0].version, int(each[0]))))

@@ -1,0 +1,94 @@
+"""`sidestep pods`: the enrolled pods as the maps have them, with and without a running agent."""
+
+from typing import Any
+
+from bpf.acceleration import NodeLevel, level_of
+from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, TOTALS, Cookie, Level, PodFlags, Tally, Traffic
+from bpf.tables import Tables
+from installer.inspect import enrolled
+from installer.inspect.enrolled import Enrolled
+from installer.inspect.explain import LISTENERS
+from installer.inspect.pod_differences import described, differences, words_of
+from installer.inspect.pod_namespace import Inside, looked_into, looks_into
+from installer.inspect.policy_words import annotations_of, is_default
+from installer.settings import Attachment, Node
+
+
+def pods_of(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
+    """A document for each enrolled pod. Raises NotAttached."""
+    now = described(node)
+    with Tables(attachment.pins) as tables:
+        level = level_of(tables)
+        found = [
+            _document(pod, tables, level, inside) | {"differs": differences(pod, now, inside)}
+            for pod, inside in looks_into(enrolled.every(attachment.pins, tables), node.proc)
+        ]
+    return sorted(found, key=lambda each: str(each["pod"]))
+
+
+def pod_of(attachment: Attachment, node: Node, name: str) -> dict[str, Any]:
+    """The document of one. Raises PodUnknown, NotAttached."""
+    with Tables(attachment.pins) as tables:
+        pod = enrolled.find(attachment.pins, tables, name)
+        now = described(node)
+        with looked_into(pod, node.proc) as inside:
+            document = _document(pod, tables, level_of(tables), inside)
+            return document | {"differs": differences(pod, now, inside)}
+
+
+def _document(pod: Enrolled, tables: Tables, node: NodeLevel, inside: Inside | None) -> dict[str, Any]:
+    identity = pod.identity
+    return {
+        "pod": str(identity),
+        "uid": identity.uid,
+        "netns_cookie": pod.cookie,
+        "container_id": identity.container_id,
+        "network": identity.network,
+        "interface": identity.ifname,
+        "is_adopted": identity.is_adopted,
+        "is_alive": pod.inode != 0,
+        "addresses": [str(ip) for ip in sorted(pod.addresses, key=lambda ip: (ip.version, int(ip)))],
+        "captures_ipv6": pod.is_ipv6_captured,
+        "policy": _policy(pod),
+        "listeners": _listeners(pod, inside),
+        "connections": _connections(tables.tallies.get(Cookie(pod.cookie)) or Tally()),
+        "acceleration": _acceleration(pod, node, tables.traffic.get(Cookie(pod.cookie)) or Traffic()),
+    }
+
+
+def _policy(pod: Enrolled) -> dict[str, Any]:
+    """Annotations and proxy fields that would give it; ids are those that the node sees."""
+    words, names = words_of(pod), annotations_of(pod.policy).keys()
+    told = {
+        "annotations": {name: value for name, value in words.items() if name in names},
+        "proxy": {name: value for name, value in words.items() if name not in names},
+    }
+    return told | {"defaults": [name for name, value in words.items() if is_default(name, value)]}
+
+
+def _listeners(pod: Enrolled, inside: Inside | None) -> dict[str, Any]:
+    """What the programs steer to, and what listens in the namespace; None where that is not to be seen."""
+    ports = (OUTBOUND_PORT, INBOUND_PORT, LISTENERS["dns"][1])
+    told: dict[str, Any] = {
+        "steered_to": pod.inbound_listeners,
+        "listening": {str(port): inside.listeners(port) for port in ports} if inside else None,
+    }
+    if PodFlags.EARLY_OUTBOUND in pod.flags:
+        told["proxy_has_started"] = pod.has_started
+    if PodFlags.STRICT in pod.flags:
+        told["proxy_cgroup"] = pod.proxy_cgroup
+    return told
+
+
+def _connections(tally: Tally) -> dict[str, dict[str, int]]:
+    """By direction and what became of them."""
+    told: dict[str, dict[str, int]] = {}
+    for (direction, verdict), count in zip(TOTALS, tally.connections, strict=True):
+        told.setdefault(direction, {})[verdict] = count
+    return told
+
+
+def _acceleration(pod: Enrolled, node: NodeLevel, traffic: Traffic) -> dict[str, Any]:
+    own = Level(pod.entry.acceleration)
+    sums = {name: getattr(traffic, name) for name, *_ in Traffic._fields_}
+    return {"level": str(min(own, node.level)), "allowed": str(own), "node": str(node.level), **sums}

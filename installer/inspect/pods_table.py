@@ -1,0 +1,120 @@
+"""The documents of `sidestep pods` for people."""
+
+import os
+import sys
+from typing import Any
+
+from installer.inspect.pod_differences import is_different, uncompared
+
+_TITLES = ("pod", "address", "captured", "direct", "refused", "proxy", "Pod now")
+_PLAIN_WIDTH = 120
+_VERDICTS = _TITLES[2:5]
+
+
+def table_of(documents: list[dict[str, Any]]) -> str:
+    """One line a pod, with its first address."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    if not documents:
+        return "no pods are enrolled\n"
+    # piped it has room, as the table of `sidestep probe` has
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PLAIN_WIDTH)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for title in _TITLES:
+        table.add_column(title, justify="right" if title in _VERDICTS else "left", overflow="fold")
+    for each in documents:
+        sums = (str(_sum(each, verdict)) for verdict in _VERDICTS)
+        listens = "listens" if each["listeners"]["steered_to"] else "ABSENT"
+        table.add_row(each["pod"], next(iter(each["addresses"]), "none"), *sums, listens, _state(each))
+    with console.capture() as captured:
+        console.print(table)
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    if reason := uncompared(documents):
+        lines.append(reason)
+    elif any(is_different(each["differs"]) for each in documents):
+        lines.append("`sidestep pods NAME` tells what is different")
+    return "\n".join(lines) + "\n"
+
+
+def _sum(document: dict[str, Any], verdict: str) -> int:
+    """Of all directions; what is denied is refused too."""
+    counted = (verdict, "denied") if verdict == "refused" else (verdict,)
+    return sum(counts.get(each, 0) for counts in document["connections"].values() for each in counted)
+
+
+def _state(document: dict[str, Any]) -> str:
+    if not document["is_alive"]:
+        return "namespace gone"
+    if not document["differs"]["known"]:
+        return "not known"
+    return "different" if is_different(document["differs"]) else "the same"
+
+
+def text_of(document: dict[str, Any]) -> str:
+    """Everything about one."""
+    lines = [f"{document['pod']} (uid {document['uid'] or 'not known'})"]
+    how = "while it ran" if document["is_adopted"] else f"through {document['network']}, {document['interface']}"
+    lines += _section("enrolled", [f"{how}; netns cookie {document['netns_cookie']}"])
+    lines += _section("", [] if document["is_alive"] else ["its network namespace is gone, or not steered any more"])
+    ipv6 = "IPv6 is captured" if document["captures_ipv6"] else "IPv6 is not captured"
+    lines += _section("addresses", [f"{', '.join(document['addresses'])}; {ipv6}"])
+    lines += _section("policy", list(_policy(document["policy"])))
+    lines += _section("listeners", _listeners(document["listeners"]))
+    lines += _section("connections", _connections(document["connections"]))
+    lines += _section("acceleration", _acceleration(document["acceleration"]))
+    lines += _section("Pod now", _differs(document["differs"]))
+    return "\n".join(lines) + "\n"
+
+
+def _section(title: str, lines: list[str]) -> list[str]:
+    return [f"  {title if number == 0 else '':14}{line}" for number, line in enumerate(lines)]
+
+
+def _policy(policy: dict[str, Any]) -> list[str]:
+    """What is not the default first."""
+    words = policy["annotations"] | {f"istio-proxy {name}": value for name, value in policy["proxy"].items()}
+    defaults = {name if name in policy["annotations"] else f"istio-proxy {name}" for name in policy["defaults"]}
+    order = sorted(words, key=lambda name: name in defaults)
+    return [f'{name}: "{words[name]}"{" (default)" if name in defaults else ""}' for name in order]
+
+
+def _listeners(listeners: dict[str, Any]) -> list[str]:
+    count = listeners["steered_to"]
+    lines = [f"{count} of the proxy's sockets get inbound connections" if count else "NO proxy takes inbound ones"]
+    if listeners["listening"] is None:
+        lines.append("its network namespace is not found, so who listens in it is not known")
+    for port, addresses in (listeners["listening"] or {}).items():
+        lines.append(f"port {port}: {_counted(addresses)}")
+    if "proxy_has_started" in listeners:
+        lines.append(f"early outbound {'is over' if listeners['proxy_has_started'] else 'goes on: it all passes'}")
+    if "proxy_cgroup" in listeners:
+        cgroup = listeners["proxy_cgroup"]
+        lines.append(f"the proxy's container {'is not known yet' if cgroup is None else f'is in cgroup {cgroup}'}")
+    return lines
+
+
+def _counted(addresses: list[str]) -> str:
+    each = dict.fromkeys(addresses)
+    told = [f"{ip} ({addresses.count(ip)} sockets)" if addresses.count(ip) > 1 else ip for ip in each]
+    return ", ".join(told) or "nobody"
+
+
+def _connections(connections: dict[str, dict[str, int]]) -> list[str]:
+    return [
+        f"{direction}: {', '.join(f'{count} {verdict}' for verdict, count in counts.items())}"
+        for direction, counts in connections.items()
+    ]
+
+
+def _acceleration(found: dict[str, Any]) -> list[str]:
+    lines = [f"{found['level']}: the pod allows {found['allowed']}, the node {found['node']}"]
+    sums = f"{found['redirected']} messages ({found['redirected_bytes']} bytes) redirected"
+    passed = f"{found['undrained']} undrained, {found['over_budget']} over budget, {found['no_peer']} without peer"
+    return [*lines, f"{sums}; passed to TCP: {passed}"]
+
+
+def _differs(found: dict[str, Any]) -> list[str]:
+    lines = [f'{each["name"]}: "{each["now"]}", enrolled as "{each["enrolled"]}"' for each in found["changes"]]
+    return [*lines, found["reason"]] if found["reason"] else ["asks for the same"]

@@ -1,0 +1,107 @@
+"""The status of a node for people: a line for each part, then programs, maps and pods as tables."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from installer.findings import plain_width
+
+Document = dict[str, Any]
+
+_PROGRAMS = ("program", "id", "attached", "loaded at", "bytes", "runs", "seconds")
+MAPS = ("map", "kind", "entries", "limit", "bytes")
+_PODS = ("pod", "level", "redirected", "bytes", "undrained", "over budget", "no peer")
+_TEXTS = ("program", "map", "pod", "kind", "level", "loaded at")  # the other columns are numbers, to the right
+
+
+def table_of(document: Document) -> str:
+    """The whole status."""
+    lines = (Text(line) for line in _lines(document))
+    programs = (_program(each) for each in document["programs"])
+    pods = ([each["pod"], *each["acceleration"].values()] for each in document["pods"])
+    return rendered(*lines, table(_PROGRAMS, programs), table(MAPS, map(_map, document["maps"])), table(_PODS, pods))
+
+
+def maps_table(maps: Iterable[Document]) -> str:
+    """The list of maps alone."""
+    return rendered(table(MAPS, map(_map, maps)))
+
+
+def table(titles: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> RenderableType:
+    """Rows under titles; what is not known is a dash. Narrow terminals fold long words."""
+    made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for title in titles:
+        made.add_column(title, justify="left" if title in _TEXTS else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
+    return made
+
+
+def rendered(*parts: RenderableType) -> str:
+    """As it suits stdout, without spaces at the ends of lines."""
+    console = Console(width=None if sys.stdout.isatty() else plain_width())
+    with console.capture() as captured:
+        for part in parts:
+            console.print(part, soft_wrap=isinstance(part, Text))
+    return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()) + "\n"
+
+
+def _lines(document: Document) -> Iterator[str]:
+    yield f"sidestep {document['version']}, kernel {document['kernel']}"
+    yield f"programs: {_attached(document)}"
+    told = document["acceleration"]
+    level = told["level"] if told["level"] == told["wanted"] else f"{told['level']} instead of {told['wanted']}"
+    yield f"acceleration: {level}{told['reason'] and ' (' + told['reason'] + ')'}"
+    chain, agent = document["chain"], document["agent"]
+    plugin = chain["plugin"]
+    yield f"plugin: {plugin['file']}: {plugin['fault'] or 'as in this version'}"
+    yield f"chain: {_entry(chain['entry'])}"
+    for remark in chain["entry"]["remarks"]:
+        yield f"chain: {remark}"
+    yield f"agent: {_agent(agent)}"
+    yield f"readiness: {_readiness(agent['health'])}"
+    if not document["run_counts"]["on"]:
+        yield f"runs of programs: not counted; {document['run_counts']['how']} makes the kernel count, at some cost"
+
+
+def _attached(document: Document) -> str:
+    """Where, or that it isn't so: which of them is told by the table."""
+    if not document["attached"]:
+        return f"NOT attached at {document['attach_point'] or 'any cgroup'}; run `sidestep attach` (or start the agent)"
+    other = "" if document["current"] else ", of another version; `sidestep attach` (or the agent's start) swaps them"
+    return f"attached at {document['attach_point']}{other}"
+
+
+def _entry(entry: Document) -> str:
+    place = f"{entry['file']}: " if entry["file"] else ""
+    others = [each for each in entry["found_in"] if each != entry["file"]]
+    return f"{place}{entry['fault'] or 'entry in place'}{'; also in ' * bool(others)}{', '.join(others)}"
+
+
+def _agent(agent: Document) -> str:
+    who = f"process {agent['pid']}" if agent["pid"] else "agent"
+    version = f" (version {agent['version']})" if agent["version"] else ""
+    if agent["fault"]:
+        return f"{agent['socket']}: {agent['fault']}" + (f"; {who}{version} listens" if agent["pid"] else "")
+    return f"{who}{version} answers at {agent['socket']}"
+
+
+def _readiness(health: Document) -> str:
+    if health["fault"]:
+        return f"port {health['port']}: {health['fault']}"
+    missing = "; ".join(f"{name}: {why}" for name, why in health["missing"].items())
+    return "ready" if health["ready"] else f"NOT ready: {missing}"
+
+
+def _program(each: Document) -> list[Any]:
+    seconds = None if each["run_seconds"] is None else f"{each['run_seconds']:.6f}"
+    return [each["hook"], each["id"], each["attached"], each["loaded_at"], each["bytes"], each["runs"], seconds]
+
+
+def _map(each: Document) -> list[Any]:
+    return [each["name"], each["kind"], each["entries"], each["limit"], each["bytes"]]

@@ -1,0 +1,98 @@
+"""Denied ports as an operator meets them: annotations that change, connections that are closed, what is shown."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from tests.lab.command import sidestep, sidestep_json
+from tests.lab.node import Node
+from tests.lab.pod import APP_PORT, Pod
+from tests.lab.waiting import wait_until
+
+OUTBOUND, INBOUND = "sidestep.io/deny-outbound-ports", "sidestep.io/deny-inbound-ports"
+# Keeps one connection to the other application open and says what becomes of it.
+HELD = """
+import socket, sys
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+s.sendall(b"GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+s.recv(1 << 16)
+print("ready", flush=True)
+try:
+    print("data" if s.recv(1) else "end", flush=True)
+except OSError as error:
+    print(error.strerror, flush=True)
+"""
+
+
+@pytest.fixture
+def pods(node: Node) -> Iterator[tuple[Pod, Pod]]:
+    alpha, beta = node.pod("alpha"), node.pod("beta")
+    yield alpha, beta
+    for pod in (alpha, beta):
+        pod.stop()
+
+
+def annotate(pod: Pod, **annotations: str) -> None:
+    """As `kubectl annotate` does."""
+    pod.annotations.update({OUTBOUND if key == "outbound" else INBOUND: value for key, value in annotations.items()})
+    (pod.node.pods_dir / f"{pod.name}.yaml").write_text(yaml.safe_dump(pod.manifest()))
+
+
+def test_an_annotation_that_changes_counts_for_a_running_pod(node: Node, pods: tuple[Pod, Pod]) -> None:
+    alpha, beta = pods
+    assert alpha.curl(beta.ip4).pod == "beta"
+    annotate(alpha, outbound=str(APP_PORT))
+    wait_until(lambda: alpha.curl(beta.ip4).pod is None, "the port to be denied", 5)
+    (denier,) = sidestep_json(node, "deny")
+    assert (denier["pod"], denier["outbound"], denier["inbound"]) == ("default/alpha", [APP_PORT], [])
+    assert denier["refused"]["outbound"] > 0
+    annotate(alpha, outbound="")
+    wait_until(lambda: alpha.curl(beta.ip4).pod == "beta", "the port to be allowed again", 5)
+    assert sidestep(node, "deny").stdout == "no pod denies ports\n"
+
+
+def test_a_denied_inbound_port_refuses_others_and_not_the_pod_itself(pods: tuple[Pod, Pod]) -> None:
+    alpha, beta = pods
+    annotate(beta, inbound=str(APP_PORT))
+    wait_until(lambda: alpha.curl(beta.ip4).pod is None, "the port to be denied", 5)
+    assert alpha.curl(beta.ip6).pod is None
+    assert beta.curl("127.0.0.1").pod == "beta"
+
+
+def test_a_value_that_makes_no_sense_changes_nothing(node: Node, pods: tuple[Pod, Pod]) -> None:
+    alpha, _ = pods
+    annotate(alpha, outbound="9999")
+    wait_until(lambda: bool(sidestep_json(node, "deny")), "the port to be denied", 5)
+    annotate(alpha, outbound="many")
+    wait_until(lambda: "pod.denial_refused" in node.agent.log.read_text(), "the refusal", 5)
+    assert 'deny-outbound-ports: \\"many\\" is not a port' in node.agent.log.read_text()
+    assert [each["outbound"] for each in sidestep_json(node, "deny")] == [[9999]]
+
+
+@pytest.mark.parametrize(("who", "direction"), [("alpha", "outbound"), ("beta", "inbound")])
+def test_kill_resets_what_is_older_than_the_denial(node: Node, pods: tuple[Pod, Pod], who: str, direction: str) -> None:
+    alpha, beta = pods
+    held = alpha.popen(["python3", "-I", "-S", "-c", HELD, str(beta.ip4), str(APP_PORT)], stdout=-1, text=True)
+    assert held.stdout.readline() == "ready\n"
+    annotate(node.pods[who], **{direction: str(APP_PORT)})
+    wait_until(lambda: alpha.curl(beta.ip4).pod is None, "the port to be denied", 5)
+    assert held.poll() is None
+    (denier,) = sidestep_json(node, "deny", who, "--kill")
+    assert denier["killed"], denier
+    assert held.communicate(timeout=5)[0] != "data\n"
+    assert sidestep_json(node, "deny", who, "--kill")[0]["killed"] == []
+
+
+def test_an_unknown_pod_is_one_line(node: Node, pods: tuple[Pod, Pod]) -> None:
+    done = sidestep(node, "deny", "nobody")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "sidestep: no enrolled pod is called nobody; enrolled are: default/alpha, default/beta\n"
+
+
+def test_a_second_is_enough(node: Node, pods: tuple[Pod, Pod]) -> None:
+    alpha, _ = pods
+    annotate(alpha, outbound="7")
+    time.sleep(1)
+    assert [each["outbound"] for each in sidestep_json(node, "deny")] == [[7]]

@@ -1,0 +1,185 @@
+"""`sidestep explain`: what it says of connections of real pods, and that trying them comes out the same."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from bpf.pins import Pins
+from tests.lab.node import Node
+from tests.lab.pod import Pod
+from tests.node.sidestep import document, sidestep
+
+TRAFFIC = "traffic.sidecar.istio.io/"
+ANNOTATIONS = {
+    f"{TRAFFIC}excludeOutboundPorts": "15020,22",
+    f"{TRAFFIC}excludeOutboundIPRanges": "192.0.2.0/24,198.51.100.0/24",
+    f"{TRAFFIC}excludeInboundPorts": "9000",
+    "sidestep.io/deny-outbound-ports": "25",
+    "sidestep.io/deny-inbound-ports": "23",
+}
+DNS = {"ISTIO_DUAL_STACK": "true", "ISTIO_META_DNS_CAPTURE": "true"}
+OUTBOUND, INBOUND = "the proxy's outbound listener", "the proxy's inbound listener"
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with Node() as made:
+        made.pod("alpha", annotations=ANNOTATIONS, proxy_env=DNS)
+        made.pod("beta")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def alpha(node: Node) -> Pod:
+    return node.pods["alpha"]
+
+
+@pytest.fixture(scope="module")
+def beta(node: Node) -> Pod:
+    return node.pods["beta"]
+
+
+def named(node: Node, text: str) -> str:
+    """With the pods' addresses put in."""
+    alpha, beta = node.pods["alpha"], node.pods["beta"]
+    return text.format(own4=alpha.ip4, own6=alpha.ip6, b4=beta.ip4, b6=beta.ip6)
+
+
+@pytest.mark.parametrize(
+    ("question", "verdict", "rule", "annotation", "goes_to"),
+    [
+        ("{b4}:8080", "captured", "O10", ("includeOutboundIPRanges", "*", ""), OUTBOUND),
+        ("[{b6}]:8080", "captured", "O10", ("includeOutboundIPRanges", "*", ""), OUTBOUND),
+        ("[::ffff:{b4}]:8080", "captured", "O10", ("includeOutboundIPRanges", "*", ""), OUTBOUND),
+        ("{b4}:8080 --uid 1000 --gid 1000", "captured", "O10", ("includeOutboundIPRanges", "*", ""), OUTBOUND),
+        ("{b4}:8080 --as-proxy", "direct", "O3c", None, "{b4}:8080"),
+        ("{b4}:8080 --uid 0 --gid 1337", "direct", "O4c", None, "{b4}:8080"),
+        ("{b4}:22", "direct", "O1", ("excludeOutboundPorts", "22,15020", "22"), "{b4}:22"),
+        (
+            "192.0.2.9:80",
+            "direct",
+            "O8",
+            ("excludeOutboundIPRanges", "192.0.2.0/24,198.51.100.0/24", "192.0.2.0/24"),
+            "192.0.2.9:80",
+        ),
+        ("127.0.0.1:8080", "direct", "O3b", None, "127.0.0.1:8080"),
+        ("0.0.0.0:8080", "direct", "O3b", None, "127.0.0.1:8080"),
+        ("{own4}:8080 --as-proxy", "captured", "O3a", None, INBOUND),
+        ("[{own6}]:8080 --as-proxy", "captured", "O3a", None, INBOUND),
+        ("{own4}:8080 --as-proxy --source 127.0.0.6", "direct", "O2", None, "{own4}:8080"),
+        ("{b4}:8080 --source {own4}", "captured", "O10", ("includeOutboundIPRanges", "*", ""), OUTBOUND),
+        ("{b4}:53", "captured", "O6", ("ISTIO_META_DNS_CAPTURE", "true", ""), "pilot-agent's resolver"),
+        ("{b4}:53 --udp", "captured", "O6", ("ISTIO_META_DNS_CAPTURE", "true", ""), "pilot-agent's resolver"),
+        ("{b4}:80 --udp", "direct", "O11", None, "{b4}:80"),
+        ("{b4}:25", "denied", "deny", ("sidestep.io/deny-outbound-ports", "25", "25"), None),
+        ("{b4}:25 --as-proxy", "denied", "deny", ("sidestep.io/deny-outbound-ports", "25", "25"), None),
+        ("--inbound {b4} --port 8080", "captured", "I4", ("includeInboundPorts", "*", ""), INBOUND),
+        ("--inbound {b6} --port 8080", "captured", "I4", ("includeInboundPorts", "*", ""), INBOUND),
+        ("--inbound {b4} --port 9000", "direct", "I4", ("excludeInboundPorts", "9000", "9000"), "its own port"),
+        ("--inbound {b4} --port 15008", "direct", "I3", None, "its own port"),
+        ("--inbound {b4} --port 15090", "direct", "I4", None, "its own port"),
+        ("--inbound {b4} --port 23", "denied", "deny", ("sidestep.io/deny-inbound-ports", "23", "23"), None),
+    ],
+)
+def test_what_is_explained_is_what_happens(
+    node: Node, question: str, verdict: str, rule: str, annotation: tuple[str, str, str] | None, goes_to: str | None
+) -> None:
+    found = document(node, "explain", "alpha", *named(node, question).split(), "--try")
+    assert (found["pod"], found["verdict"], found["rule"]) == ("default/alpha", verdict, rule)
+    cause = found["annotation"]
+    assert (cause and (cause["name"].removeprefix(TRAFFIC), cause["value"], cause["part"])) == annotation
+    assert (found["goes_to"] and found["goes_to"]["what"]) == (goes_to and named(node, goes_to))
+    assert found["try"]["agrees"], found["try"]
+
+
+def test_it_is_told_in_a_few_lines(node: Node, beta: Pod) -> None:
+    done = sidestep(node, "explain", "default/alpha", f"{beta.ip4}:22", "--try")
+    assert done.stdout == (
+        f"default/alpha, uid 0 gid 0 → {beta.ip4}:22 (TCP)\n"
+        "  direct, rule O1: its port is an excluded outbound port\n"
+        '  annotation  traffic.sidecar.istio.io/excludeOutboundPorts: "22,15020", of which 22\n'
+        f"  goes to     {beta.ip4}:22\n"
+        f"  tried       connected, the kernel dialled {beta.ip4}:22; directly\n"
+        "              as explained\n"
+    )
+
+
+def test_without_a_port_all_inbound_ones_are_explained(node: Node, beta: Pod) -> None:
+    found = document(node, "explain", "alpha", "--inbound", beta.ip4)
+    assert (found["verdict"], found["rule"], found["connection"]["port"]) == ("captured", "I4", None)
+    others = {each["port"]: (each["verdict"], each["rule"]) for each in found["other_ports"]}
+    assert others == {
+        23: ("denied", "deny"),
+        9000: ("direct", "I4"),
+        15008: ("direct", "I3"),
+        **dict.fromkeys((15020, 15021, 15090), ("direct", "I4")),
+    }
+
+
+def test_a_listener_that_is_missing_is_told(node: Node, beta: Pod) -> None:
+    bare = node.pod("bare", envoy=False, app=False)
+    process = bare.popen(["sleep", "60"])
+    try:
+        found = document(node, "explain", "bare", f"{beta.ip4}:8080", "--try")
+        assert (found["goes_to"]["is_listening"], found["try"]["error"]) == (False, "ECONNREFUSED")
+        found = document(node, "explain", "bare", "--inbound", beta.ip4, "--port", 8080, "--try")
+        assert (found["goes_to"]["is_listening"], found["try"]["error"]) == (False, "ECONNREFUSED")
+    finally:
+        process.kill()
+        process.wait()
+        bare.stop()
+
+
+def test_early_outbound_and_an_unknown_strict_proxy(node: Node, beta: Pod) -> None:
+    annotations = {"sidestep.io/early-outbound": "allow", "sidestep.io/strict-proxy": "true"}
+    early = node.pod("early", annotations=annotations, envoy=False)
+    try:
+        found = document(node, "explain", "early", f"{beta.ip4}:8080", "--try")
+        assert (found["verdict"], found["rule"], found["try"]["agrees"]) == ("direct", "early-outbound", True)
+        found = document(node, "explain", "early", f"{beta.ip4}:8080", "--as-proxy", "--try")
+        assert (found["verdict"], found["rule"], found["goes_to"]) == ("refused", "O3c", None)
+        assert (found["try"]["agrees"], found["try"]["error"]) == (True, "EPERM")
+    finally:
+        early.stop()
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "message"),
+    [
+        (
+            ("alpha", "example.com:80"),
+            1,
+            '"example.com" is no IP address; names are not looked up, so give the address',
+        ),
+        (("alpha", "example.com"), 1, "give ADDRESS:PORT or [IPV6]:PORT"),
+        (("alpha", "10.0.0.1:99999"), 1, "ports are 0–65535"),
+        (("alpha", "fd00::1:80"), 1, "give ADDRESS:PORT or [IPV6]:PORT"),
+        (("alpha", "10.0.0.1:80", "--interface", "eth9"), 1, "default/alpha has no interface eth9; its namespace: "),
+        (("nobody", "10.0.0.1:80"), 1, "no enrolled pod is called nobody"),
+        (("alpha", "--inbound", "somewhere"), 1, '--inbound: "somewhere" is no IP address'),
+        (("alpha", "--inbound", "203.0.113.1", "--port", "80", "--try"), 1, "nobody here can connect from it"),
+        (("alpha",), 2, "give either DEST or --inbound FROM"),
+        (("alpha", "10.0.0.1:80", "--inbound", "10.0.0.2"), 2, "give either DEST or --inbound FROM"),
+        (("alpha", "10.0.0.1:80", "--port", "80"), 2, "--port is for inbound ones"),
+        (("alpha", "10.0.0.1:80", "--as-proxy", "--uid", "5"), 2, "give either --as-proxy or --uid and --gid"),
+        (("alpha", "--inbound", "10.0.0.2", "--try"), 2, "give --port with --try or --udp"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(node: Node, argv: tuple[str, ...], status: int, message: str) -> None:
+    done = sidestep(node, "explain", *argv)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert message in done.stderr.splitlines()[-1]
+
+
+def test_what_differs_is_told_by_the_exit_status() -> None:
+    with Node() as node:
+        alpha, beta = node.pod("alpha"), node.pod("beta")
+        node.agent.terminate()
+        question = ("explain", "alpha", f"{beta.ip4}:8080", "--try")
+        assert document(node, *question)["try"]["agrees"]
+        (Pins(node.bpffs).links / "connect4").unlink()
+        found = document(node, *question, status=1)
+        assert found["verdict"] == "captured"
+        assert found["try"]["differs"] == "it went directly"
+        assert alpha.curl(beta.ip4).pod == "beta"
+        assert "NOT as explained: it went directly" in sidestep(node, *question).stdout

@@ -1,0 +1,161 @@
+"""`sidestep pods`: what the kernel has of each pod, and how its Pod has changed since."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from bpf.pins import Pins
+from bpf.tables import Tables
+from tests.lab.apiserver import ApiServer
+from tests.lab.node import NODE_NAME, Node
+from tests.lab.pod import Pod
+from tests.lab.waiting import wait_until
+from tests.node.sidestep import document, sidestep
+
+TRAFFIC = "traffic.sidecar.istio.io/"
+ANNOTATIONS = {
+    f"{TRAFFIC}excludeOutboundPorts": "22,15020,22",
+    f"{TRAFFIC}includeOutboundIPRanges": "10.0.0.0/8,10.9.0.0/16,fd00::/8",
+    "sidestep.io/deny-outbound-ports": "25",
+}
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with Node() as made:
+        made.pod("alpha", annotations=ANNOTATIONS)
+        made.pod("beta")
+        made.pod("gamma", mesh=False)
+        yield made
+
+
+@pytest.fixture
+def alpha(node: Node) -> Iterator[Pod]:
+    """Whose manifest is as it was afterwards."""
+    pod = node.pods["alpha"]
+    yield pod
+    rewrite(pod, {})
+
+
+def rewrite(pod: Pod, annotations: dict[str, str]) -> None:
+    """Change the annotations of a Pod that runs."""
+    manifest = pod.manifest()
+    manifest["metadata"]["annotations"] |= annotations
+    (pod.node.pods_dir / f"{pod.name}.yaml").write_text(yaml.safe_dump(manifest))
+
+
+def test_all_enrolled_pods_are_listed(node: Node) -> None:
+    found = document(node, "pods")
+    assert [each["pod"] for each in found] == ["default/alpha", "default/beta"]
+    assert all(each["differs"] == {"known": True, "reason": "", "changes": []} for each in found)
+    table = sidestep(node, "pods").stdout
+    (line,) = [line for line in table.splitlines() if "default/alpha" in line]
+    assert line.split()[1] == str(node.pods["alpha"].ip4)
+    assert line.split()[-3:] == ["listens", "the", "same"]
+    assert "gamma" not in table
+
+
+def test_the_policy_is_told_in_istios_words(node: Node) -> None:
+    policy = document(node, "pods", "alpha")["policy"]
+    told = policy["annotations"] | policy["proxy"]
+    assert {name.removeprefix(TRAFFIC): told[name] for name in told if name not in policy["defaults"]} == {
+        "excludeOutboundPorts": "22,15020",
+        "includeOutboundIPRanges": "10.0.0.0/8,fd00::/8",
+        "sidestep.io/deny-outbound-ports": "25",
+        "ISTIO_DUAL_STACK": "true",
+    }
+    assert told["securityContext.runAsUser"] == "1337"
+
+
+def test_listeners_and_counters(node: Node, alpha: Pod) -> None:
+    beta = node.pods["beta"]
+    before: dict[str, Any] = document(node, "pods", "default/alpha")
+    assert alpha.curl(beta.ip4).pod == "beta"
+    after: dict[str, Any] = document(node, "pods", "default/alpha")
+    assert after["connections"]["outbound"]["captured"] == before["connections"]["outbound"]["captured"] + 1
+    assert after["listeners"]["steered_to"] > 0
+    assert {"0.0.0.0", "::"} == set(after["listeners"]["listening"]["15006"])
+    assert after["addresses"][0] == str(alpha.ip4)
+    with Tables(Pins(node.bpffs)) as tables:
+        assert after["netns_cookie"] in [key.cookie for key in tables.pods.every_key()]
+    text = sidestep(node, "pods", "alpha").stdout
+    assert 'policy        traffic.sidecar.istio.io/includeOutboundIPRanges: "10.0.0.0/8,fd00::/8"' in text
+    assert "asks for the same" in text
+
+
+def test_annotations_that_have_changed_apply_to_new_pods_only(node: Node, alpha: Pod) -> None:
+    rewrite(alpha, {f"{TRAFFIC}excludeOutboundPorts": "22,80", f"{TRAFFIC}includeInboundPorts": ""})
+    differs = document(node, "pods", "alpha")["differs"]
+    assert "applies to new pods only" in differs["reason"]
+    assert {each["name"]: (each["enrolled"], each["now"]) for each in differs["changes"]} == {
+        f"{TRAFFIC}excludeOutboundPorts": ("22,15020", "22,80"),
+        f"{TRAFFIC}includeInboundPorts": ("*", ""),
+    }
+    table = sidestep(node, "pods").stdout
+    assert [line.split()[-1] for line in table.splitlines() if "default/" in line] == ["different", "same"]
+    text = sidestep(node, "pods", "alpha").stdout
+    assert f'Pod now       {TRAFFIC}excludeOutboundPorts: "22,80", enrolled as "22,15020"' in text
+
+
+def test_another_way_to_write_the_same_is_no_difference(node: Node, alpha: Pod) -> None:
+    rewrite(alpha, {f"{TRAFFIC}excludeOutboundPorts": "15020, 22", f"{TRAFFIC}excludeInboundPorts": "15021"})
+    assert document(node, "pods", "alpha")["differs"]["changes"] == []
+
+
+def test_a_pod_that_would_not_be_made_again(node: Node, alpha: Pod) -> None:
+    rewrite(alpha, {f"{TRAFFIC}excludeOutboundPorts": "http"})
+    reason = document(node, "pods", "alpha")["differs"]["reason"]
+    assert reason.startswith("a new pod would be refused: ") and '"http" is not a port' in reason
+    rewrite(alpha, {"sidecar.istio.io/inject": "false"})
+    reason = document(node, "pods", "alpha")["differs"]["reason"]
+    assert reason == "nothing of a new pod would be captured: sidecar.istio.io/inject is false"
+
+
+def test_denied_ports_follow_while_the_pod_runs(node: Node, alpha: Pod) -> None:
+    rewrite(alpha, {"sidestep.io/deny-outbound-ports": "26"})
+
+    def told() -> Any:
+        return document(node, "pods", "alpha")
+
+    wait_until(lambda: told()["policy"]["annotations"]["sidestep.io/deny-outbound-ports"] == "26", "the denied port")
+    assert told()["differs"]["changes"] == []
+
+
+def test_without_a_source_of_pods_it_says_so_in_a_line_and_goes_on(node: Node) -> None:
+    done = sidestep(node, "pods", source=False)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1].startswith("not compared with the Pod: nowhere to get Pods from; give --pods")
+    assert document(node, "pods", "alpha", source=False)["differs"]["known"] is False
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("nobody",), "no enrolled pod is called nobody; enrolled are: default/alpha, default/beta"),
+        (("other/alpha",), "no enrolled pod is called other/alpha"),
+        (("alpha", "--bpffs", "/never"), "/never/sidestep/v1/maps/pods is not there"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(node: Node, argv: tuple[str, ...], message: str) -> None:
+    done = sidestep(node, "pods", *argv)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_the_api_server_is_asked_and_may_be_away_and_so_may_the_agent() -> None:
+    with ApiServer().running() as api, Node(api=api) as node:
+        alpha = node.pod("alpha")
+        node.agent.terminate()
+        kubeconfig = api.kubeconfig(node.directory / "kubeconfig")
+        how = ("--kubeconfig", kubeconfig, "--kubernetes-node-name", NODE_NAME)
+        assert document(node, "pods", "alpha", *how, source=False)["differs"]["reason"] == ""
+        alpha.annotations[f"{TRAFFIC}excludeInboundPorts"] = "9000"
+        alpha.publish(phase="Running", podIP=str(alpha.ip4))
+        (change,) = document(node, "pods", "alpha", *how, source=False)["differs"]["changes"]
+        assert change == {"name": f"{TRAFFIC}excludeInboundPorts", "enrolled": "15020", "now": "9000"}
+        api.stop()
+        differs = document(node, "pods", "alpha", *how, source=False)["differs"]
+        assert differs["known"] is False and "cannot be reached" in differs["reason"]
+        api.start()

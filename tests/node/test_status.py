@@ -1,0 +1,235 @@
+"""`sidestep status`: what an operator sees of a node, whatever state it is in."""
+
+import http.server
+import json
+import os
+import platform
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bpf.compiler import HOOKS
+from bpf.pins import Pins
+from installer import VERSION
+from tests.datapath.conftest import scratch_pins
+from tests.lab.invocation import as_user, one_line, sidestep
+from tests.lab.node import Node
+from tests.lab.waiting import wait_until
+from tests.node.conftest import Mesh
+from tests.node.test_observation import port
+
+STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
+
+
+def options(node: Node, health_port: int | None = None) -> tuple[object, ...]:
+    """Where this lab has what a node has at the default places."""
+    health = health_port or (port(node, "health") if node.agent.process else 9)
+    return "--bpffs", node.bpffs, "--cni-agent-run-dir", node.run_dir, "--health-port", health
+
+
+def status(node: Node, *more: object) -> Any:
+    """As a document."""
+    done = sidestep("status", *options(node), *more, "--output", "json")
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+def table(node: Node, *more: object) -> str:
+    """As text."""
+    done = sidestep("status", *options(node), *more)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_a_node_that_works_is_described(mesh: Mesh) -> None:
+    found = status(mesh.node)
+    assert (found["version"], found["kernel"]) == (VERSION, platform.release())
+    assert (found["attached"], found["current"]) == (True, True)
+    assert found["attach_point"] == str(mesh.node.kubepods)
+    agent = found["agent"]
+    assert (agent["pid"], agent["version"], agent["fault"]) == (mesh.node.agent.pid, VERSION, "")
+    assert (agent["health"]["ready"], agent["health"]["missing"]) == (True, {})
+    assert [each["pod"] for each in found["pods"]] == ["default/alpha", "default/beta"]
+    wait_until(lambda: status(mesh.node)["acceleration"]["wanted"] == "proxy", "the agent to settle the level")
+
+
+def test_programs_are_told_with_where_they_run(mesh: Mesh) -> None:
+    programs = {each["hook"]: each for each in status(mesh.node)["programs"]}
+    assert set(programs) >= {hook.name for hook in HOOKS}
+    assert len({each["id"] for each in programs.values()}) == len(programs)
+    assert programs["sk_lookup"]["attached"] == 2  # once for each pod
+    assert {each["attached"] for name, each in programs.items() if name != "sk_lookup"} == {1}
+    loaded = datetime.fromisoformat(programs["connect4"]["loaded_at"])
+    assert timedelta(0) <= datetime.now(UTC) - loaded < timedelta(minutes=5)
+    assert all(each["bytes"] > 0 for each in programs.values())
+
+
+def test_maps_are_told_with_how_full_they_are(mesh: Mesh) -> None:
+    maps = {each["name"]: each for each in status(mesh.node)["maps"]}
+    counts = mesh.node.entries()
+    assert {name: each["entries"] for name, each in maps.items() if name in counts} == {
+        name: count for name, count in counts.items() if name != "links"
+    }
+    assert (maps["pods"]["kind"], maps["pods"]["entries"], maps["pods"]["limit"]) == ("hash", 2, 4096)
+    assert maps["pods"]["bytes"] > 2 * 1200
+    assert (maps["sockets"]["kind"], maps["sockets"]["entries"]) == ("sk_storage", None)
+
+
+def test_runs_are_counted_only_while_the_kernel_does(mesh: Mesh) -> None:
+    if STATISTICS.read_text().strip() == "0":
+        found = status(mesh.node)
+        assert {each["runs"] for each in found["programs"]} == {None}
+        assert "sysctl kernel.bpf_stats_enabled=1 makes the kernel count" in table(mesh.node)
+        assert STATISTICS.read_text().strip() == "0"
+    with counting():
+        before = {each["hook"]: each for each in status(mesh.node)["programs"]}["connect4"]
+        for _ in range(3):
+            assert mesh.alpha.curl(mesh.beta.ip4).pod == "beta"
+        after = {each["hook"]: each for each in status(mesh.node)["programs"]}["connect4"]
+        assert after["runs"] >= before["runs"] + 3
+        assert 0 < after["run_seconds"] - before["run_seconds"] < 1
+        assert "not counted" not in table(mesh.node)
+
+
+def test_it_is_the_same_in_yaml_and_fits_a_narrow_terminal(mesh: Mesh) -> None:
+    done = sidestep("status", *options(mesh.node), "--output", "yaml")
+    assert yaml.safe_load(done.stdout)["programs"] == status(mesh.node)["programs"]
+    narrow = sidestep("status", *options(mesh.node), columns=80).stdout
+    rows = narrow[narrow.index(" program ") :].splitlines()
+    assert max(map(len, rows)) <= 80
+    assert f"programs: attached at {mesh.node.kubepods}" in narrow.splitlines()
+    assert f"agent: process {mesh.node.agent.pid} (version {VERSION}) answers at" in narrow
+    assert "readiness: ready" in narrow.splitlines()
+
+
+def test_without_its_agent_a_node_is_described_all_the_same(mesh: Mesh) -> None:
+    mesh.node.agent.kill()
+    try:
+        found, text = status(mesh.node), table(mesh.node)
+    finally:
+        mesh.node.agent.start()
+    assert (found["attached"], found["agent"]["pid"], found["agent"]["fault"]) == (True, None, "nobody is there")
+    assert found["agent"]["health"]["fault"] == "Connection refused"
+    assert found["programs"][-2]["attached"] == 2
+    assert f"agent: {mesh.node.run_dir}/cni.sock: nobody is there" in text.splitlines()
+    assert "readiness: port 9: Connection refused" in text.splitlines()
+
+
+def test_an_agent_that_does_not_answer_is_named(mesh: Mesh) -> None:
+    os.kill(mesh.node.agent.pid, signal.SIGSTOP)
+    try:
+        text = table(mesh.node)
+    finally:
+        os.kill(mesh.node.agent.pid, signal.SIGCONT)
+    process = f"process {mesh.node.agent.pid}"
+    assert f"agent: {mesh.node.run_dir}/cni.sock: no answer within 3 s; {process} listens" in text.splitlines()
+    assert f"readiness: port {port(mesh.node, 'health')}: no answer within 3 s" in text.splitlines()
+
+
+def test_somebody_else_on_the_health_port_is_no_agent(mesh: Mesh) -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        done = sidestep("status", *options(mesh.node, other.server_port), "--output", "json")
+        other.shutdown()
+        thread.join()
+    health = json.loads(done.stdout)["agent"]["health"]
+    assert not health["ready"]
+    assert health["fault"].startswith("no agent answers")
+
+
+def test_links_that_are_gone_are_seen(node: Node) -> None:
+    node.agent.terminate()
+    (Pins(node.bpffs).links / "connect4").unlink()
+    found = status(node)
+    assert not found["attached"]
+    assert {each["hook"]: each["attached"] for each in found["programs"]}["connect4"] == 0
+    assert f"programs: NOT attached at {node.kubepods}; run `sidestep attach`" in table(node)
+
+
+def test_programs_that_are_gone_are_seen(node: Node) -> None:
+    node.agent.terminate()
+    (Pins(node.bpffs).programs / "connect4").unlink()
+    found = status(node)
+    assert not found["attached"]
+    assert {each["hook"]: each["id"] for each in found["programs"]}["connect4"] is None
+
+
+def test_the_plugin_and_its_place_in_the_chain_are_told(node: Node, tmp_path: Path) -> None:
+    for directory in ("bin", "net.d"):
+        (tmp_path / directory).mkdir()
+    conf, binary = tmp_path / "net.d" / "10-a.conflist", tmp_path / "bin" / "sidestep-cni"
+    where: list[str | Path] = [
+        "--shim",
+        node.shim,
+        "--mounted-cni-bin-dir",
+        binary.parent,
+        "--mounted-cni-net-dir",
+        conf.parent,
+    ]
+    node.agent.terminate()
+    node.agent.options += ["--install", *where]
+    node.agent.start()
+    wait_until(binary.exists, "the plugin")
+    unready = status(node, *where)
+    assert unready["chain"]["plugin"] == {"file": str(binary), "fault": ""}
+    assert "no valid CNI configuration yet" in unready["chain"]["entry"]["fault"]
+    assert "no valid CNI configuration yet" in unready["agent"]["health"]["missing"]["installed"]
+    assert "readiness: NOT ready: installed: " in table(node, *where)
+
+    conf.write_text(json.dumps({"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "bridge"}]}))
+    wait_until(lambda: status(node, *where)["agent"]["health"]["ready"], "the agent to be ready")
+    entry = status(node, *where)["chain"]["entry"]
+    assert entry == {"file": str(conf), "fault": "", "found_in": [str(conf)], "remarks": []}
+    assert f"chain: {conf}: entry in place" in table(node, *where).splitlines()
+
+    node.agent.terminate()
+    binary.write_bytes(b"another")
+    (conf.parent / "05-broken.conflist").write_text("{")
+    document = json.loads(conf.read_text())
+    conf.write_text(json.dumps({**document, "plugins": [*document["plugins"], {"type": "later"}]}))
+    changed = status(node, *where)["chain"]
+    assert changed["plugin"]["fault"] == "of another version"
+    assert changed["entry"]["fault"] == "entry not last"
+    assert "05-broken.conflist is not JSON" in changed["entry"]["remarks"][0]
+    binary.unlink()
+    conf.write_text(json.dumps({**document, "plugins": document["plugins"][:1]}))
+    text = table(node, *where).splitlines()
+    assert f"plugin: {binary}: missing" in text
+    assert f"chain: {conf}: entry missing" in text
+
+
+@pytest.mark.parametrize("command", ["status", "maps"])
+def test_where_nothing_is_attached_one_line_says_so(command: str) -> None:
+    with scratch_pins() as (pins, _):
+        said = one_line(sidestep(command, "--bpffs", pins.bpffs))
+        assert said.startswith(f"sidestep: nothing is attached: {pins.root} is not there; run `sidestep attach`")
+
+
+@pytest.mark.parametrize("command", ["status", "maps"])
+def test_without_bpffs_one_line_says_so(command: str) -> None:
+    said = one_line(sidestep(command, "--bpffs", "/never"))
+    assert said == "sidestep: /never is no bpffs; mount one: mount -t bpf bpf /never"
+
+
+@pytest.mark.parametrize("command", ["status", "maps"])
+def test_only_root_may_look(command: str) -> None:
+    assert one_line(as_user(command)).startswith("sidestep: running as uid 1000; run as root")
+
+
+@contextmanager
+def counting() -> Iterator[None]:
+    """As the operator would turn it on, and off again."""
+    before = STATISTICS.read_text()
+    STATISTICS.write_text("1")
+    try:
+        yield
+    finally:
+        STATISTICS.write_text(before)
