@@ -41,6 +41,7 @@ def _section(page: Page) -> Iterator[str]:
     if page.options:
         yield from (*_terms(page.options), "")
     if page.commands:
+        yield from ("Commands:", "")
         yield from (*(f"- [{name}](#{'-'.join((*page.words, name))}): {text}" for name, text in page.commands), "")
 
 
