@@ -151,8 +151,4 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-<<<<<<< HEAD
-.PHONY: help setup shim demo test e2e nightly conformance lint man docs load bench bench-cni bench-connect bench-agent bench-node image clean
-=======
-.PHONY: help setup shim demo test e2e soak nightly conformance lint load applications bench bench-cni bench-connect bench-agent bench-node bench-trace image clean
->>>>>>> main
+.PHONY: help setup shim demo test e2e soak nightly conformance lint man docs load applications bench bench-cni bench-connect bench-agent bench-node bench-trace image clean
