@@ -7,7 +7,8 @@ PYTHON := .venv/bin/python
 SHIM := build/sidestep-cni
 DEBIAN := python3-venv python3-bpfcc libbpf1 gcc libc6-dev libjansson-dev \
           containernetworking-plugins iproute2 util-linux curl iptables \
-          containerd runc busybox-static
+          containerd runc busybox-static \
+          groff-base mandoc zsh fish
 # Not the one of Debian 12 if there is another: that has a kustomize of 2019.
 KUBECTL := $(shell command -v kubectl > /dev/null || echo kubernetes-client)
 # Two cores: unit, datapath and node tests each make a lab of their own, so they run side by side.
@@ -28,6 +29,8 @@ help:
 	@echo 'make bench-trace    what a trace costs those whom it watches'
 	@echo 'make bench-node     memory, start and idle load of an agent with 250 pods and an API server'
 	@echo 'make image          build/image/sidestep.tar, with buildah and debootstrap'
+	@echo 'make man            build/man/sidestep.1, and a page for each command'
+	@echo 'make docs           build/site, after bringing docs/cli.md up to date'
 	@echo 'make shim           build/sidestep-cni, static'
 	@echo 'make clean          remove what make made; labs of dead owners with it'
 
@@ -47,7 +50,7 @@ setup: .venv/.installed
 	@/usr/bin/python3 -m venv --system-site-packages .venv > build/setup.log 2>&1 || { tail -20 build/setup.log; exit 1; }
 	@echo 'setup: installing Python packages'
 	@{ $(PYTHON) -m pip install -q --upgrade 'pip>=25.1' && \
-	   $(PYTHON) -m pip install -q --group run --group test --group lint; } \
+	   $(PYTHON) -m pip install -q --group run --group test --group docs --group lint; } \
 	    > build/setup.log 2>&1 || { tail -20 build/setup.log; exit 1; }
 	@touch $@
 
@@ -94,6 +97,16 @@ nightly: setup shim
 conformance: setup shim
 	@$(PYTHON) -m tests.conformance
 
+# What --help shows, as pages for man(1).
+man: setup
+	@$(PYTHON) -m installer.manual man build/man
+	@echo 'man -l build/man/sidestep.1'
+
+docs: setup
+	@$(PYTHON) -m installer.manual markdown docs/cli.md
+	@$(PYTHON) -m mkdocs build --strict --quiet
+	@echo 'build/site/index.html'
+
 # As for the image: only who measures needs the load generators and the server.
 LOAD := wrk nghttp2-client iperf3 nginx-light
 load: setup
@@ -138,4 +151,4 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup shim demo test e2e soak nightly conformance lint load applications bench bench-cni bench-connect bench-agent bench-node bench-trace image clean
+.PHONY: help setup shim demo test e2e soak nightly conformance lint man docs load applications bench bench-cni bench-connect bench-agent bench-node bench-trace image clean

@@ -17,7 +17,7 @@ from bpf import syscalls
 from bpf.acceleration import attach_messages, is_possible
 from bpf.compiler import CGROUP_HOOKS, HOOKS, NETNS_HOOK, compile_and_pin, sources_digest
 from bpf.errors import KernelRefused
-from bpf.kernel import require_bpffs
+from bpf.kernel import require_bpffs, require_capabilities
 from bpf.layout import STORAGES, TABLES, Build, Word
 from bpf.pins import Descriptor, Pins
 from bpf.restoration import repin_maps
@@ -43,6 +43,7 @@ def attach(pins: Pins, cgroup: Path) -> Outcome:
     old on their existing links, maps and live connections stay. Raises CompileFailed, KernelRefused, NotAttached.
     """
     require_bpffs(pins.bpffs)
+    require_capabilities()
     with _exclusively(pins.bpffs):
         _clear_leftovers(pins)
         if not pins.root.exists():

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from bpf import syscalls
-from bpf.errors import CompileFailed
+from bpf.errors import CompileFailed, LibraryMissing
 from bpf.offsets import TASKS, NoOffsets, definitions
 
 HERE = Path(__file__).parent
 _LINES_SHOWN = 40  # of a verifier's log, whose end says why
+_NO_BCC = 3  # exit status of the child
 
 # one unit, in this order: tables, then pure headers, then what builds on them
 SOURCES = (
@@ -171,7 +172,10 @@ def try_each(scratch: Path) -> dict[str, str]:
 
 def _run(what: str, *directories: Path) -> "subprocess.CompletedProcess[str]":
     argv = [sys.executable, "-m", "bpf.compiler", what, *map(str, directories)]
-    return subprocess.run(argv, cwd=HERE.parent, capture_output=True, text=True, errors="replace")
+    child = subprocess.run(argv, cwd=HERE.parent, capture_output=True, text=True, errors="replace")
+    if child.returncode == _NO_BCC:
+        raise LibraryMissing("bcc is not there; install it: the package python3-bpfcc on Debian and Ubuntu")
+    return child
 
 
 def _last_words(child: "subprocess.CompletedProcess[str]") -> str:
@@ -230,5 +234,8 @@ if __name__ == "__main__":
     try:
         mains: dict[str, Callable[..., None]] = {"all": _main_all, "each": _main_each, "deaths": _main_deaths}
         mains[sys.argv[1]](*map(Path, sys.argv[2:]))
+    except ImportError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(_NO_BCC)
     except Exception as error:  # bcc raises nothing narrower; the compiler's and verifier's words are on stderr already
         sys.exit(str(error))

@@ -17,6 +17,10 @@ class KernelRefused(SidestepError):
     """A bpf(2), setns(2) or socket call failed; the message names the call and the errno."""
 
 
+class LibraryMissing(SidestepError):
+    """A library of the distribution is not there; the message names its package."""
+
+
 class NotAttached(SidestepError):
     """The pins that `sidestep attach` makes are not there, or belong to another layout."""
 

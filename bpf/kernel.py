@@ -8,6 +8,8 @@ from bpf.errors import KernelRefused
 
 # kubelet's cgroup, by driver: cgroupfs, systemd; a cgroupRoot puts it one level down
 _KUBEPODS = ("kubepods", "kubepods.slice", "*/kubepods", "*/kubepods.slice")
+# uapi/linux/capability.h
+_ATTACHING = ((12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"))
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,17 @@ def require_root() -> None:
     """Raise KernelRefused unless this process may load and attach programs."""
     if os.geteuid() != 0:
         raise KernelRefused(f"running as uid {os.geteuid()}; run as root with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN")
+
+
+def require_capabilities() -> None:
+    """Raise KernelRefused, naming them, if this process lacks capabilities that attaching takes, as in a container."""
+    effective = capabilities()
+    if missing := [name for bit, name in _ATTACHING if not effective >> bit & 1]:
+        containers = " and ".join(name.removeprefix("CAP_") for name in missing)
+        raise KernelRefused(
+            f"without {' and '.join(missing)} nothing can be attached; run as root with all capabilities, "
+            f"or add {containers} to the container's"
+        )
 
 
 def mounts() -> list[Mount]:

@@ -9,12 +9,14 @@ v1 is the layout: it changes when an old pinned map can't serve new programs.
 """
 
 import ctypes
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from bpf import syscalls
 from bpf.errors import KernelRefused, NotAttached
+from bpf.kernel import require_bpffs
 from bpf.layout import TABLES
 
 LAYOUT = "v1"
@@ -82,10 +84,13 @@ class Pins:
         """A descriptor of a table, its shape checked against layout.py. Raises NotAttached."""
         try:
             fd = syscalls.open_pin(self.maps / name)
-        except KernelRefused as missing:
+        except KernelRefused as refused:
+            if getattr(refused, "errno", 0) != errno.ENOENT:
+                raise
+            require_bpffs(self.bpffs)
             raise NotAttached(
                 f"{self.maps / name} is not there; run `sidestep attach` (or start the agent)"
-            ) from missing
+            ) from refused
         key, value = TABLES[name]
         info = syscalls.map_info(fd)
         wanted = (ctypes.sizeof(key), ctypes.sizeof(value))

@@ -11,9 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bpf.errors import KernelRefused
+from bpf.errors import KernelRefused, LibraryMissing
 
-_LIBBPF = ctypes.CDLL("libbpf.so.1", use_errno=True)
+
+def _library() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise LibraryMissing(
+            f"{error}; install libbpf 1.0 or newer: the package libbpf1 on Debian and Ubuntu, libbpf on Fedora"
+        ) from error
+
+
+_LIBBPF = _library()
 _LIBBPF.bpf_obj_get.argtypes = [ctypes.c_char_p]
 _LIBBPF.bpf_obj_pin.argtypes = [ctypes.c_int, ctypes.c_char_p]
 _LIBBPF.bpf_map_lookup_elem.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]

@@ -1,21 +1,31 @@
-"""`sidestep …`: exit 0 good, 1 failed with one line on stderr, 2 wrong usage.
+"""`sidestep …`: which commands there are. How they end, and with which exit status, is in ending.py.
 
 The agent's imports are slow and large, so a command's module is imported when the command is asked for.
 """
 
+import os
 import sys
+from collections.abc import Callable
+from functools import cache, wraps
 from importlib import import_module
+from typing import Any
 
 import click
+from click.exceptions import NoSuchCommand
+from click.shell_completion import shell_complete
 
-from bpf.errors import SidestepError
 from bpf.kernel import require_root
+from installer import VERSION, ending
+
+NAME = "sidestep"
+COMPLETION = "_SIDESTEP_COMPLETE"  # set by the shell's function: what it wants to know
 
 # command → the module of installer/commands that has it
 COMMANDS = {
     "accelerate": "programs",
     "agent": "node",
     "attach": "programs",
+    "completion": "completion",
     "deny": "deny",
     "detach": "programs",
     "explain": "explain",
@@ -26,7 +36,26 @@ COMMANDS = {
     "trace": "trace",
     "uninstall": "node",
 }
-_WITHOUT_ROOT = ("probe",)  # whose table says it among other things
+_WITHOUT_ROOT = ("completion", "probe")  # the table of the latter says it among other things
+
+
+@cache
+def _command(name: str) -> click.Command:
+    command: click.Command = getattr(import_module(f"installer.commands.{COMMANDS[name]}"), name)
+    if name not in _WITHOUT_ROOT and command.callback:
+        command.callback = _as_root(command.callback)
+    return command
+
+
+def _as_root(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """Looked at when the command runs, so that anybody may read its --help."""
+
+    @wraps(callback)
+    def checked(*args: Any, **options: Any) -> Any:
+        require_root()
+        return callback(*args, **options)
+
+    return checked
 
 
 class _Commands(click.Group):
@@ -36,24 +65,30 @@ class _Commands(click.Group):
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = getattr(import_module(f"installer.commands.{COMMANDS[cmd_name]}"), cmd_name)
-        return command
+        return _command(cmd_name) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except NoSuchCommand as error:  # click knows no others to suggest, as they are not imported
+            raise NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=ctx) from None
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.pass_context
-def cli(context: click.Context) -> None:
+@click.version_option(VERSION, "--version", prog_name=NAME, message="%(prog)s %(version)s")
+def cli() -> None:
     """Istio sidecar traffic capture at the socket layer: no iptables, no conntrack."""
-    if context.invoked_subcommand not in _WITHOUT_ROOT:
-        require_root()
+
+
+def _run() -> int:
+    """What click's own main() does, without its ways of ending."""
+    if instruction := os.environ.get(COMPLETION):
+        return shell_complete(cli, {}, NAME, COMPLETION, instruction)
+    with cli.make_context(NAME, sys.argv[1:]) as context:
+        cli.invoke(context)
+    return ending.GOOD
 
 
 def main() -> None:
-    """The entry point: errors meant for the operator are one line, not a traceback."""
-    try:
-        cli(prog_name="sidestep")
-    except SidestepError as error:
-        click.echo(f"sidestep: {error}", err=True)
-        sys.exit(1)
+    """The entry point."""
+    sys.exit(ending.run(_run))

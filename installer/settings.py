@@ -7,13 +7,15 @@ called SIDESTEP_… in the environment. The manifests' ConfigMap lists them all.
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from bpf.kernel import attach_point
 from bpf.layout import LEVELS, Level
-from bpf.pins import Pins
+
+if TYPE_CHECKING:
+    from bpf.pins import Pins
 
 _DIRECTORY = click.Path(path_type=Path)
 
@@ -42,8 +44,10 @@ class Attachment:
     )
 
     @property
-    def pins(self) -> Pins:
+    def pins(self) -> "Pins":
         """The pins on the chosen bpffs."""
+        from bpf.pins import Pins  # which loads libbpf: --help, completion and the manual do without
+
         return Pins(self.bpffs)
 
     def attach_point(self) -> Path:

@@ -19,6 +19,7 @@ class Signals:
     def __init__(self) -> None:
         self._stop: Callable[[], None] | None = None
         self._before: dict[int, object] = {}
+        self._last: int | None = None
 
     def __enter__(self) -> "Signals":
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -28,13 +29,16 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        if self._last is not None:
+            log.info("agent.stopped", signal=signal.Signals(self._last).name)
 
     def call(self, stop: Callable[[], None]) -> None:
         """From now on a signal calls `stop`; until then it raises Stopped, exit status 0."""
         self._stop = stop
 
     def _arrived(self, number: int, _: FrameType | None) -> None:
-        log.info("agent.stopping", signal=signal.Signals(number).name)
+        """Logs nothing: what it interrupts may be writing a line of the log, and hold the lock for that."""
+        self._last = number
         if self._stop is None:
             raise Stopped(0)
         self._stop()

@@ -6,7 +6,7 @@ from pathlib import Path
 from bpf import syscalls
 from bpf.attachment import is_attached
 from bpf.compiler import HOOKS, sources_digest, try_each
-from bpf.errors import CompileFailed, KernelRefused, NotAttached
+from bpf.errors import CompileFailed, KernelRefused, LibraryMissing, NotAttached
 from bpf.kernel import cgroup2_root, mounts, require_bpffs
 from bpf.layout import TABLES, Build, Word
 from bpf.pins import LAYOUT, Descriptor, Pins
@@ -151,7 +151,7 @@ def programs(attachment: Attachment) -> Row:
         require_bpffs(attachment.bpffs)
         with scratch_pins(attachment.bpffs) as directory:
             refused = {hook: why for hook, why in try_each(directory).items() if why}
-    except CompileFailed as error:
+    except (CompileFailed, LibraryMissing) as error:
         return Row(what, needed_by, str(error), Verdict.NO, "python3-bpfcc 0.25 or newer, with its LLVM")
     except (KernelRefused, OSError):
         return Row(what, needed_by, "not tried: they need a bpffs", Verdict.UNKNOWN, "see the row on bpffs")

@@ -1,5 +1,6 @@
 """`sidestep` as an operator types it: what it says, its exit status, and that no mistake ends in a traceback."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.datapath.conftest import scratch_pins
+from tests.lab.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -33,6 +35,8 @@ def test_attach_twice_then_detach_twice() -> None:
     [
         (("attach", "--bpffs", "/never"), 1, "sidestep: /never is no bpffs; mount one: mount -t bpf bpf /never"),
         (("detach", "--bpffs", "/tmp"), 1, "sidestep: /tmp is no bpffs"),
+        (("status", "--bpffs", "/never"), 1, "sidestep: /never is no bpffs; mount one: mount -t bpf bpf /never"),
+        (("accelerate", "off", "--bpffs", "/tmp"), 1, "sidestep: /tmp is no bpffs; mount one"),
         (("agent",), 1, "nowhere to get Pods from; give --pods DIR"),
         (("agent", "--pods", "/never"), 2, "'/never' does not exist"),
         (("agent", "--pods", "/", "--log-level", "loud"), 2, "'loud' is not one of"),
@@ -43,7 +47,53 @@ def test_a_mistake_is_one_clear_line(argv: tuple[str, ...], status: int, message
     done = sidestep(*argv)
     assert done.returncode == status
     assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("sidestep: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_bpffs_without_programs_says_how_to_get_them() -> None:
+    with scratch_pins() as (pins, _):
+        done = sidestep("status", "--bpffs", pins.bpffs)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert "is not there; run `sidestep attach` (or start the agent)" in done.stderr
+
+
+def test_root_without_capabilities_is_told_which() -> None:
+    with scratch_pins() as (pins, cgroup):
+        dropped = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
+        command = [sys.executable, "-m", "installer", "attach", "--bpffs", str(pins.bpffs), "--cgroup", str(cgroup)]
+        done = subprocess.run([*dropped, *command], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (
+            1,
+            "sidestep: without CAP_SYS_ADMIN nothing can be attached; run as root with all capabilities, "
+            "or add SYS_ADMIN to the container's\n",
+        )
+
+
+def test_the_agent_ends_in_an_orderly_way_at_ctrl_c(tmp_path: Path) -> None:
+    with scratch_pins() as (pins, cgroup):
+        # the self-test of acceleration would go on for a moment, in a cgroup of its own
+        places = (
+            "--bpffs",
+            pins.bpffs,
+            "--cgroup",
+            cgroup,
+            "--pods",
+            tmp_path,
+            "--cni-agent-run-dir",
+            tmp_path / "run",
+        )
+        rest = ("--monitoring-port", "0", "--health-port", "0", "--acceleration", "off")
+        argv = [sys.executable, "-m", "installer", "agent", *map(str, places + rest)]
+        with subprocess.Popen(argv, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
+            try:
+                wait_until(lambda: (tmp_path / "run" / "cni.sock").exists(), "the agent serves", 60)
+            finally:
+                agent.send_signal(signal.SIGINT)
+            said = "".join(agent.communicate(timeout=60))
+        assert agent.returncode == 0
+        assert "Traceback" not in said
 
 
 def test_a_cgroup_that_is_none_is_named() -> None:

@@ -1,0 +1,207 @@
+"""How `sidestep` ends: one clear line, the right exit status, and a traceback for nobody but a bug report."""
+
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from installer import VERSION, crash
+
+REPOSITORY = Path(__file__).parents[2]
+LIMIT = 60
+
+
+def sidestep(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | environment
+    return subprocess.run([REPOSITORY / "sidestep", *argv], env=env, capture_output=True, text=True, timeout=LIMIT)
+
+
+def ending(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What becomes of a command of which only the way it ends matters."""
+    code = f"import sys, time; from installer import ending; sys.exit(ending.run({command}))"
+    env = os.environ | environment
+    argv = [sys.executable, "-c", code]
+    return subprocess.run(argv, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=LIMIT)
+
+
+def one_line(text: str) -> str:
+    assert text.startswith("sidestep: ")
+    assert text.count("\n") == 1
+    assert text.endswith("\n")
+    return text
+
+
+def test_the_version_is_the_projects() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert project["version"] == VERSION
+    assert project["scripts"] == {"sidestep": "installer.cli:main"}
+    done = sidestep("--version")
+    assert (done.returncode, done.stdout) == (0, f"sidestep {VERSION}\n")
+
+
+def test_it_can_be_called_from_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "sidestep").symlink_to(REPOSITORY / "sidestep")
+    (tmp_path / "installer").mkdir()
+    (tmp_path / "click.py").write_text("raise SystemExit('somebody else is root now')")
+    done = subprocess.run(["./sidestep", "--version"], cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"sidestep {VERSION}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("frobnicate",), "No such command 'frobnicate'; see sidestep --help"),
+        (("statsu",), "No such command 'statsu'. Did you mean 'status'? see sidestep --help"),
+        (("attach", "--nope"), "No such option '--nope'; see sidestep attach --help"),
+        (("attach", "here"), "Got unexpected extra argument (here); see sidestep attach --help"),
+        (("attach", "--bpffs"), "Option '--bpffs' requires an argument; see sidestep --help"),
+        (("status", "--output", "xml"), "'xml' is not one of 'table', 'json', 'yaml'; see sidestep status --help"),
+        (("accelerate",), "Choose from: off, proxy, full; see sidestep accelerate --help"),
+        (("completion", "tcsh"), "'tcsh' is not one of 'bash', 'zsh', 'fish'; see sidestep completion --help"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_2(argv: tuple[str, ...], message: str) -> None:
+    done = sidestep(*argv)
+    assert done.returncode == 2
+    assert message in one_line(done.stderr)
+    assert done.stdout == ""
+
+
+def test_a_wrong_setting_in_the_environment_is_named() -> None:
+    done = sidestep("agent", SIDESTEP_RECONCILE_SECONDS="never")
+    assert done.returncode == 2
+    assert "SIDESTEP_RECONCILE_SECONDS" in one_line(done.stderr)
+
+
+def test_no_command_is_help_and_2() -> None:
+    done = sidestep()
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: sidestep ")
+
+
+def test_an_unforeseen_error_is_one_line_and_a_file(tmp_path: Path) -> None:
+    done = ending("lambda: 1 / 0", TMPDIR=str(tmp_path))
+    assert done.returncode == 1
+    said = one_line(done.stderr)
+    assert said.startswith("sidestep: internal error: ZeroDivisionError: division by zero; please report it with the ")
+    file = Path(said.strip().rpartition(" ")[2])
+    try:
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        report = file.read_text()
+    finally:
+        file.unlink()
+    assert report.startswith(f"sidestep {VERSION}\nkernel   Linux {os.uname().release}")
+    assert report.endswith("ZeroDivisionError: division by zero\n")
+    assert "Traceback" in report
+
+
+def test_an_error_in_a_thread_is_one_line_too(tmp_path: Path) -> None:
+    command = "lambda: __import__('threading').Thread(target=lambda: 1 / 0).start() or 0"
+    done = ending(command, TMPDIR=str(tmp_path))
+    said = one_line(done.stderr)
+    Path(said.strip().rpartition(" ")[2]).unlink()
+    assert "ZeroDivisionError" in said
+
+
+def test_whoever_wants_it_sees_the_traceback() -> None:
+    done = ending("lambda: 1 / 0", SIDESTEP_DEBUG="1")
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith("division by zero; please report it with what is above\n")
+
+
+def test_a_file_that_waits_for_us_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.strftime", lambda *_: "20260101T010101Z")
+    monkeypatch.setattr("time.monotonic_ns", lambda: 7)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(crash, "_RUN", tmp_path / "none")
+    waiting = tmp_path / f"crash-20260101T010101Z-{os.getpid()}-7.txt"
+    waiting.symlink_to(tmp_path / "target")
+    assert "SIDESTEP_DEBUG=1" in crash.told(ValueError("no"))
+    assert not (tmp_path / "target").exists()
+
+
+def test_the_run_directory_keeps_the_last_ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(crash, "_RUN", tmp_path)
+    told = [crash.told(ValueError(str(number))) for number in range(13)]
+    left = sorted(tmp_path.iterdir())
+    assert [str(each) for each in left] == sorted(said.rpartition(" ")[2] for said in told[3:])
+
+
+def test_a_missing_library_is_named_with_its_package(tmp_path: Path) -> None:
+    (tmp_path / "libbpf.so.1").touch()
+    for argv in (("status", "--bpffs", "/never"), ("attach",), ("probe",)):
+        done = sidestep(*argv, LD_LIBRARY_PATH=str(tmp_path))
+        assert done.returncode == 1
+        assert "libbpf.so.1" in one_line(done.stderr)
+        assert "install libbpf 1.0 or newer: the package libbpf1 on Debian" in done.stderr
+    assert sidestep("status", "--help", LD_LIBRARY_PATH=str(tmp_path)).returncode == 0
+
+
+def test_a_missing_package_of_pythons_is_named() -> None:
+    done = ending("lambda: sys.modules.update(rich=None) or __import__('rich')")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "sidestep: the Python package rich is missing; `make setup` installs all that is needed\n",
+    )
+
+
+def test_ctrl_c_is_130_without_a_word() -> None:
+    code = (
+        "import sys, time; from installer import ending\n"
+        "sys.exit(ending.run(lambda: print('ready', flush=True) or time.sleep(60)))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=LIMIT)
+    assert (process.returncode, said) == (130, "")
+
+
+@pytest.mark.parametrize("argv", [("--help",), ("agent", "--help"), ("completion", "bash")])
+def test_a_reader_that_has_gone_is_no_error(argv: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as gone:
+        done = subprocess.run([REPOSITORY / "sidestep", *argv], stdout=gone, stderr=subprocess.PIPE, timeout=LIMIT)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_peer_that_has_gone_is_one() -> None:
+    done = ending("lambda: (_ for _ in ()).throw(BrokenPipeError(32, 'Broken pipe'))", SIDESTEP_DEBUG="1")
+    assert done.returncode == 1
+    assert "internal error: BrokenPipeError" in done.stderr
+
+
+def test_output_that_cannot_be_written_is_told() -> None:
+    with Path("/dev/full").open("w") as full:
+        argv = [str(REPOSITORY / "sidestep"), "agent", "--help"]
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, timeout=LIMIT)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "sidestep: the output: No space left on device; make room, or write elsewhere\n",
+    )
+
+
+def test_anybody_may_read_help() -> None:
+    """Also who may not run the command; imported as root: the checkout may be where the user can't go."""
+    code = (
+        "import installer.cli as c, os, sys; [c._command(each) for each in c.COMMANDS]\n"
+        "if os.geteuid() == 0: os.setgroups([]); os.setgid(1000); os.setuid(1000)\n"
+        "sys.argv[1:] = sys.argv[1:] or ['attach']; c.main()"
+    )
+    done = {
+        argv: subprocess.run([sys.executable, "-c", code, *argv], cwd=REPOSITORY, capture_output=True, text=True)
+        for argv in ((), ("attach", "--help"), ("attach", "--nope"))
+    }
+    assert [each.returncode for each in done.values()] == [1, 0, 2]
+    assert re.match(r"sidestep: running as uid \d+; run as root with CAP_BPF", done[()].stderr)
