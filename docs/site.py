@@ -14,7 +14,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[1]
 INDEX = "index.md"
 # what pages may link to, as it is
-BESIDE = ("CHANGELOG.md", "LICENSE", "manifests", "sidestep")
+BESIDE = ("CHANGELOG.md", "LICENSE", "bench", "manifests", "sidestep")
 
 
 def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
@@ -33,6 +33,7 @@ def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Rewrite links between docs/ and what is outside of it."""
     if page.file.src_uri == INDEX:
-        return re.sub(r"\]\(docs/", "](", markdown)
+        markdown = re.sub(r"\]\(docs/", "](", markdown)
     markdown = re.sub(r"\]\(\.\./README\.md", f"]({INDEX}", markdown)
-    return re.sub(r"\]\(\.\./", "](", markdown).replace("](CHANGELOG.md", "](CHANGELOG.txt")
+    markdown = re.sub(r"\]\(\.\./", "](", markdown)
+    return re.sub(r"\]\((CHANGELOG|bench/[^)]*)\.md", r"](\1.txt", markdown)
