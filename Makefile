@@ -20,7 +20,7 @@ help:
 	@echo 'make conformance    every kind of connection, with Istio'"'"'s rules and with sidestep, compared'
 	@echo 'make nightly        the property tests with 10,000 cases each, an outage of a minute'
 	@echo 'make lint           ruff, mypy --strict, import-linter'
-	@echo 'make bench          requests/s, latency and CPU of two mesh pods, against Istio'"'"'s rules; takes half an hour'
+	@echo 'make bench          requests/s, latency and CPU of two mesh pods, against Istio'"'"'s rules; takes 40 minutes'
 	@echo 'make bench-cni      a whole ADD through the shim beside iptables-restore, interleaved'
 	@echo 'make bench-connect  whether connect() costs more with more rules or more pods'
 	@echo 'make bench-agent    how long a cold start, a warm start and a swap of the programs take'

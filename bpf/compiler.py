@@ -30,6 +30,7 @@ SOURCES = (
     "sockaddr.c",
     "owner.c",
     "facts.c",
+    "events.c",
     "connect.c",
     "datagram.c",
     "bind.c",
@@ -59,6 +60,15 @@ PROLOGUE = """
     __attribute__((section("maps/sockhash:" SIDESTEP_MAPS "/" #name))) \\
     struct name##_table_t name = {.max_entries = (size), .flags = 0}; \\
     BPF_ANNOTATE_KV_PAIR(name, key_t, value_t);
+#define RING(name, bytes) \\
+    struct name##_table_t { \\
+        int key; \\
+        u32 leaf; \\
+        int (*ringbuf_output)(void *, u64, u64); \\
+        u32 max_entries; \\
+    }; \\
+    __attribute__((section("maps/ringbuf:" SIDESTEP_MAPS "/" #name))) \\
+    struct name##_table_t name = {.max_entries = (bytes)};
 #define SOCKET_STORAGE(value_t, name) \\
     struct name##_table_t { \\
         int key; \\

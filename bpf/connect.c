@@ -125,27 +125,30 @@ int ss_connect4(struct bpf_sock_addr *ctx)
     __u32 protocol = ctx->protocol;
     struct bpf_sock *sk = ctx->sk;
     struct address source;
-    enum verdict verdict;
+    struct decision decision;
 
     if (!pod || !sk)
         return ALLOW;
     read_destination4(ctx, &to);
+    source = address_of_ip4(sk->src_ip4);
+    if (is_refused_by_pod(pod, cookie, sk, &to, &source))
+        return REFUSE;
     if (!is_of_interest(pod, protocol, to.port_be))
         return pass(sk, &to);
 
-    source = address_of_ip4(sk->src_ip4);
     resolve_unspecified(&to, &source);
-    verdict = decide(pod, cookie, sk, &to, &source, protocol == IPPROTO_UDP);
-    count(cookie, verdict);
-    if (verdict == VERDICT_PASS)
+    decision = decide(pod, cookie, sk, &to, &source, protocol == IPPROTO_UDP);
+    count(cookie, decision.verdict);
+    emit_call(cookie, sk, &to, &source, decision, decision.verdict);
+    if (decision.verdict == VERDICT_PASS)
         return pass(sk, &to);
-    if (verdict == VERDICT_REFUSE || !remember_original(sk, &to))
+    if (decision.verdict == VERDICT_REFUSE || !remember_original(sk, &to))
         return REFUSE;
 
-    rewritten_destination(&to, verdict, &proxy);
+    rewritten_destination(&to, decision.verdict, &proxy);
     if (is_unspecified(&source) && !is_on_lo(&to.address)) {
         source = source_for(pod, cookie, &to);
-        if (!bind_source4(ctx, &source) && verdict != VERDICT_DNS && is_own_address(cookie, &to.address))
+        if (!bind_source4(ctx, &source) && decision.verdict != VERDICT_DNS && is_own_address(cookie, &to.address))
             proxy.address = to.address;
     }
     write_destination4(ctx, &proxy);
@@ -160,27 +163,30 @@ int ss_connect6(struct bpf_sock_addr *ctx)
     __u32 protocol = ctx->protocol;
     struct bpf_sock *sk = ctx->sk;
     struct address source;
-    enum verdict verdict;
+    struct decision decision;
 
     if (!pod || !sk)
         return ALLOW;
     read_destination6(ctx, &to);
+    source = bound_address6(sk);
+    if (is_refused_by_pod(pod, cookie, sk, &to, &source))
+        return REFUSE;
     if (!is_of_interest(pod, protocol, to.port_be) || (to.family == AF_INET6 && !(pod->flags & POD_IPV6)))
         return pass(sk, &to);
 
-    source = bound_address6(sk);
     resolve_unspecified(&to, &source);
-    verdict = decide(pod, cookie, sk, &to, &source, protocol == IPPROTO_UDP);
-    count(cookie, verdict);
-    if (verdict == VERDICT_PASS)
+    decision = decide(pod, cookie, sk, &to, &source, protocol == IPPROTO_UDP);
+    count(cookie, decision.verdict);
+    emit_call(cookie, sk, &to, &source, decision, decision.verdict);
+    if (decision.verdict == VERDICT_PASS)
         return pass(sk, &to);
-    if (verdict == VERDICT_REFUSE || !remember_original(sk, &to))
+    if (decision.verdict == VERDICT_REFUSE || !remember_original(sk, &to))
         return REFUSE;
 
-    rewritten_destination(&to, verdict, &proxy);
+    rewritten_destination(&to, decision.verdict, &proxy);
     if (is_unspecified(&source) && !is_on_lo(&to.address)) {
         source = source_for(pod, cookie, &to);
-        if (!bind_source6(ctx, &source) && verdict != VERDICT_DNS && is_own_address(cookie, &to.address))
+        if (!bind_source6(ctx, &source) && decision.verdict != VERDICT_DNS && is_own_address(cookie, &to.address))
             proxy.address = to.address;
     }
     write_destination6(ctx, &proxy);

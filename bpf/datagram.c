@@ -77,50 +77,56 @@ static __always_inline struct address source_of_query(const struct pod *pod, __u
  * Decide a datagram. DNS: `to` is where it should go instead and `source` where from (all zero: as it is). That is so for
  * a query, and for the resolver's reply to an alias.
  */
-static __always_inline enum verdict redirect(struct pod *pod, __u64 cookie, struct bpf_sock *sk, struct destination *to,
+static __always_inline struct decision redirect(struct pod *pod, __u64 cookie, struct bpf_sock *sk, struct destination *to,
                                              const struct address *bound, struct address *source)
 {
     struct destination resolver = {};
-    enum verdict verdict;
+    struct decision decision;
     int slot;
 
     if (sk->src_port == RESOLVER_PORT && slot_of_alias(&to->address)) {
         *source = to->address;
         to->address = to->family == AF_INET ? pod->source4 : pod->source6;
-        return VERDICT_DNS;
+        return DECIDED(RULE_NONE, VERDICT_DNS);
     }
     if (to->port_be != swap16(DNS_PORT))
-        return VERDICT_PASS;
+        return DECIDED(RULE_NONE, VERDICT_PASS);
     resolve_unspecified(to, bound);
-    verdict = decide(pod, cookie, sk, to, bound, true);
-    if (verdict != VERDICT_DNS)
-        return verdict;
+    decision = decide(pod, cookie, sk, to, bound, true);
+    if (decision.verdict != VERDICT_DNS)
+        return decision;
     slot = slot_of(sk, to);
     if (slot < 0)
-        return VERDICT_REFUSE;
+        return DECIDED(decision.rule, VERDICT_REFUSE);
     *source = source_of_query(pod, cookie, to, bound, slot);
     rewritten_destination(to, VERDICT_DNS, &resolver);
     *to = resolver;
-    return VERDICT_DNS;
+    return decision;
 }
 
 int ss_sendmsg4(struct bpf_sock_addr *ctx)
 {
     __u64 cookie = bpf_get_netns_cookie(ctx);
     struct pod *pod = pods.lookup(&cookie);
+    struct destination to = {}, asked;
     struct address bound, source = {};
     struct bpf_sock *sk = ctx->sk;
-    struct destination to = {};
-    enum verdict verdict;
+    struct decision decision;
 
-    if (!pod || !sk || !(pod->flags & POD_DNS))
+    if (!pod || !sk || !(pod->flags & (POD_DNS | POD_DENIES)))
         return ALLOW;
     read_destination4(ctx, &to);
     bound = address_of_ip4(sk->src_ip4);
-    verdict = redirect(pod, cookie, sk, &to, &bound, &source);
-    if (verdict != VERDICT_DNS)
-        return verdict == VERDICT_REFUSE ? REFUSE : ALLOW;
+    if (is_refused_by_pod(pod, cookie, sk, &to, &bound))
+        return REFUSE;
+    if (!(pod->flags & POD_DNS))
+        return ALLOW;
+    asked = to;
+    decision = redirect(pod, cookie, sk, &to, &bound, &source);
+    if (decision.verdict != VERDICT_DNS)
+        return decision.verdict == VERDICT_REFUSE ? REFUSE : ALLOW;
     count(cookie, TOTAL_DNS_CAPTURED);
+    emit_call(cookie, sk, &asked, &bound, decision, TOTAL_DNS_CAPTURED);
     write_destination4(ctx, &to);
     if (!is_unspecified(&source))
         ctx->msg_src_ip4 = source.word[3];
@@ -131,19 +137,25 @@ int ss_sendmsg6(struct bpf_sock_addr *ctx)
 {
     __u64 cookie = bpf_get_netns_cookie(ctx);
     struct pod *pod = pods.lookup(&cookie);
+    struct destination to = {}, asked;
     struct address bound, source = {};
     struct bpf_sock *sk = ctx->sk;
-    struct destination to = {};
-    enum verdict verdict;
+    struct decision decision;
 
-    if (!pod || !sk || !(pod->flags & POD_DNS) || !(pod->flags & POD_IPV6))
+    if (!pod || !sk || !(pod->flags & (POD_DNS | POD_DENIES)))
         return ALLOW;
     read_destination6(ctx, &to); /* never mapped: the kernel sends those through sendmsg4 */
     bound = bound_address6(sk);
-    verdict = redirect(pod, cookie, sk, &to, &bound, &source);
-    if (verdict != VERDICT_DNS)
-        return verdict == VERDICT_REFUSE ? REFUSE : ALLOW;
+    if (is_refused_by_pod(pod, cookie, sk, &to, &bound))
+        return REFUSE;
+    if (!(pod->flags & POD_DNS) || !(pod->flags & POD_IPV6))
+        return ALLOW;
+    asked = to;
+    decision = redirect(pod, cookie, sk, &to, &bound, &source);
+    if (decision.verdict != VERDICT_DNS)
+        return decision.verdict == VERDICT_REFUSE ? REFUSE : ALLOW;
     count(cookie, TOTAL_DNS_CAPTURED);
+    emit_call(cookie, sk, &asked, &bound, decision, TOTAL_DNS_CAPTURED);
     write_destination6(ctx, &to);
     if (!is_unspecified(&source)) {
         ctx->msg_src_ip6[0] = source.word[0];

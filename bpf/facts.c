@@ -94,13 +94,26 @@ static __always_inline struct address source_for(const struct pod *pod, __u64 co
     return to->family == AF_INET ? pod->source4 : pod->source6;
 }
 
+/* What the pod denies, no matter what its rules say. Its own addresses and loopback are not the network. */
+static __always_inline bool is_denied_outbound(const struct pod *pod, __u64 cookie, struct destination *to)
+{
+    if (!(pod->flags & POD_DENIES) || is_on_lo(&to->address) || is_own_address(cookie, &to->address))
+        return false;
+    return rules_of_port(pod, cookie, swap16(to->port_be)) & PORT_DENY_OUTBOUND;
+}
+
+static __always_inline bool is_denied_inbound(const struct pod *pod, __u64 cookie, __u16 port)
+{
+    return pod->flags & POD_DENIES && rules_of_port(pod, cookie, port) & PORT_DENY_INBOUND;
+}
+
 /* Gather the facts and decide. `source` is what the socket is bound to. */
-static __always_inline enum verdict decide(struct pod *pod, __u64 cookie, struct bpf_sock *sk, struct destination *to,
+static __always_inline struct decision decide(struct pod *pod, __u64 cookie, struct bpf_sock *sk, struct destination *to,
                                            const struct address *source, bool udp)
 {
     struct opener who = opener_of(sk);
     struct outbound facts = {.port = swap16(to->port_be), .udp = udp, .mark = sk->mark};
-    enum verdict verdict;
+    struct decision decision;
 
     facts.ports = rules_of_port(pod, cookie, facts.port);
     facts.network = network_of(pod, cookie, to);
@@ -111,10 +124,10 @@ static __always_inline enum verdict decide(struct pod *pod, __u64 cookie, struct
     facts.proxy_uid = who.uid == pod->proxy_uid;
     facts.proxy_gid = who.gid == pod->proxy_gid;
     facts.container = container_of(pod, cookie, &who);
-    verdict = decide_outbound(pod->flags, &facts);
+    decision = decide_outbound(pod->flags, &facts);
     /* User init containers of a pod that asks for it reach the network while there is no proxy that could do it. */
-    if ((verdict == VERDICT_OUTBOUND || verdict == VERDICT_DNS) && pod->flags & POD_EARLY_OUTBOUND
+    if ((decision.verdict == VERDICT_OUTBOUND || decision.verdict == VERDICT_DNS) && pod->flags & POD_EARLY_OUTBOUND
         && !started.lookup(&cookie))
-        return VERDICT_PASS;
-    return verdict;
+        return DECIDED(RULE_EARLY, VERDICT_PASS);
+    return decision;
 }

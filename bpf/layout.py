@@ -36,6 +36,7 @@ class PodFlags(IntFlag):
     EARLY_OUTBOUND = 1 << 9
     STRICT = 1 << 10
     ROUTES = 1 << 11
+    DENIES = 1 << 12
 
 
 class PortRule(IntFlag):
@@ -45,6 +46,8 @@ class PortRule(IntFlag):
     INCLUDE_OUTBOUND = 1 << 1
     EXCLUDE_INBOUND = 1 << 2
     INCLUDE_INBOUND = 1 << 3
+    DENY_OUTBOUND = 1 << 4
+    DENY_INBOUND = 1 << 5
 
 
 class NetworkVerdict(IntEnum):
@@ -248,13 +251,49 @@ class Traffic(ctypes.Structure):
 class Tally(ctypes.Structure):
     """What became of a pod's connections, in the order of TOTALS; on one CPU or in sum."""
 
-    _fields_ = [("connections", U64 * 8)]
+    _fields_ = [("connections", U64 * 10)]
 
 
 class Node(ctypes.Structure):
     """The node's settings that programs read."""
 
     _fields_ = [("acceleration", U32), ("wanted", U32), ("reason", ctypes.c_char * 248)]
+
+
+class Tracing(ctypes.Structure):
+    """Who reads events, and until when."""
+
+    _fields_ = [("until", U64), ("cookie", U64)]
+
+
+class EventKind(IntEnum):
+    """struct event, kind."""
+
+    CONNECT = 0
+    INBOUND = 1
+    LISTENING = 2
+    CLOSED = 3
+
+
+class Event(ctypes.Structure):
+    """One thing that happened; ports in host order, time in ns of CLOCK_MONOTONIC."""
+
+    _fields_ = [
+        ("time", U64),
+        ("cookie", U64),
+        ("kind", U32),
+        ("verdict", U32),
+        ("rule", U32),
+        ("protocol", U32),
+        ("pid", U32),
+        ("uid", U32),
+        ("source", Address),
+        ("destination", Address),
+        ("source_port", U16),
+        ("destination_port", U16),
+        ("command", ctypes.c_char * 16),
+        ("zero32", U32),
+    ]
 
 
 class Build(ctypes.Structure):
@@ -294,6 +333,8 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "node": (Word, Node),
     "totals": (Word, Quad),
     "tallies": (Cookie, Tally),
+    "tracing": (Word, Tracing),
+    "lost": (Word, Quad),
     "build": (Word, Build),
 }
 
@@ -307,10 +348,21 @@ TOTALS = (
     ("inbound", "direct"),
     ("inbound", "captured"),
     ("inbound", "refused"),
+    ("outbound", "denied"),
+    ("inbound", "denied"),
 )
 
-# what only the programs use: kept with the sockets
-STORAGES = ("sockets", "resolvers", "pairings")
+# enum rule of policy.h, in its order, by the names of docs/semantics.md
+RULES = (
+    "",
+    *("O0", "O1", "O2", "O3a", "O3b", "O3c", "O4a", "O4c", "O6", "O7", "O8", "O9", "O10", "O11"),
+    *("I1", "I3", "I4", "I5"),
+    "early-outbound",
+    "deny",
+)
+
+# maps without entries to open: what is kept with sockets, and the ring of events
+STORAGES = ("sockets", "resolvers", "pairings", "events")
 
 # the struct of maps.h each mirror stands for; the layout test walks this
 MIRRORS: dict[str, type[ctypes.Structure]] = {
@@ -333,6 +385,8 @@ MIRRORS: dict[str, type[ctypes.Structure]] = {
     "pairing": Pairing,
     "traffic": Traffic,
     "tally": Tally,
+    "tracing": Tracing,
+    "event": Event,
     "node": Node,
     "build": Build,
 }

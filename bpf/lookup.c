@@ -22,6 +22,23 @@ static __always_inline struct address packet_remote(struct bpf_sk_lookup *ctx)
                              FIELD(ctx->remote_ip6[2]), FIELD(ctx->remote_ip6[3]));
 }
 
+/* Counts and tells what becomes of a packet. */
+static __always_inline void note(struct bpf_sk_lookup *ctx, __u64 cookie, const struct address *local,
+                                 const struct address *remote, enum rule rule, __u32 counted)
+{
+    struct event event = {.kind = EVENT_INBOUND, .cookie = cookie, .verdict = counted, .rule = rule};
+
+    count(cookie, counted);
+    if (!is_traced(cookie))
+        return;
+    event.protocol = ctx->protocol;
+    event.source = *remote;
+    event.source_port = swap16(ctx->remote_port);
+    event.destination = *local;
+    event.destination_port = ctx->local_port;
+    emit(&event);
+}
+
 /* Any live listener of the pod's proxy; one of another family than the packet's refuses the assignment. */
 static __always_inline int steer_to_proxy(struct bpf_sk_lookup *ctx, __u64 cookie)
 {
@@ -36,12 +53,9 @@ static __always_inline int steer_to_proxy(struct bpf_sk_lookup *ctx, __u64 cooki
             continue;
         refused = bpf_sk_assign(ctx, sk, 0);
         bpf_sk_release(sk);
-        if (!refused) {
-            count(cookie, TOTAL_INBOUND_CAPTURED);
+        if (!refused)
             return SK_PASS;
-        }
     }
-    count(cookie, TOTAL_INBOUND_REFUSED);
     return SK_DROP;
 }
 
@@ -61,11 +75,13 @@ static __always_inline bool is_proxy_dial(struct bpf_sk_lookup *ctx, const struc
 int ss_sk_lookup(struct bpf_sk_lookup *ctx)
 {
     struct address local, remote;
+    struct decision decision;
     struct owner *owner;
     struct pod *pod;
     __u64 cookie;
+    int outcome;
 
-    if (ctx->protocol != IPPROTO_TCP)
+    if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
         return SK_PASS;
     local = packet_local(ctx);
     remote = packet_remote(ctx);
@@ -76,15 +92,24 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
         return SK_PASS;
     cookie = owner->cookie;
     pod = pods.lookup(&cookie);
-    if (!pod || (ctx->family == AF_INET6 && !(pod->flags & POD_IPV6)))
+    if (!pod || is_own_address(cookie, &remote))
         return SK_PASS;
-    if (is_own_address(cookie, &remote) || is_proxy_dial(ctx, pod, cookie, &local, &remote))
+    if (is_denied_inbound(pod, cookie, ctx->local_port)) {
+        note(ctx, cookie, &local, &remote, RULE_DENY, TOTAL_INBOUND_DENIED);
+        return SK_DROP;
+    }
+    if (ctx->protocol != IPPROTO_TCP || (ctx->family == AF_INET6 && !(pod->flags & POD_IPV6)))
         return SK_PASS;
-    if (decide_inbound(pod->flags, ctx->local_port, rules_of_port(pod, cookie, ctx->local_port),
-                       is_excluded_interface(pod, cookie, ctx->ingress_ifindex))
-        == VERDICT_PASS) {
-        count(cookie, TOTAL_INBOUND_DIRECT);
+    if (is_proxy_dial(ctx, pod, cookie, &local, &remote))
+        return SK_PASS;
+    decision = decide_inbound(pod->flags, ctx->local_port, rules_of_port(pod, cookie, ctx->local_port),
+                              is_excluded_interface(pod, cookie, ctx->ingress_ifindex));
+    if (decision.verdict == VERDICT_PASS) {
+        note(ctx, cookie, &local, &remote, decision.rule, TOTAL_INBOUND_DIRECT);
         return SK_PASS;
     }
-    return steer_to_proxy(ctx, cookie);
+    outcome = steer_to_proxy(ctx, cookie);
+    note(ctx, cookie, &local, &remote, decision.rule,
+         outcome == SK_PASS ? TOTAL_INBOUND_CAPTURED : TOTAL_INBOUND_REFUSED);
+    return outcome;
 }

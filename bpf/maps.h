@@ -67,6 +67,7 @@ struct address {
 #define POD_TPROXY (1u << 8)            /* interceptionMode TPROXY */
 #define POD_EARLY_OUTBOUND (1u << 9)    /* outbound passes until the proxy has listened for the first time */
 #define POD_STRICT (1u << 10)           /* only the container in proxies counts as the proxy */
+#define POD_DENIES (1u << 12)           /* the pod denies ports */
 #define POD_ROUTES (1u << 11)           /* the pod has entries in routes: it excludes interfaces, or has several */
 
 /* One mesh pod: the decision's constants first, then who it is, so that maps can be matched with pods after a crash. */
@@ -93,6 +94,8 @@ struct pod {
 #define PORT_INCLUDE_OUTBOUND (1u << 1)
 #define PORT_EXCLUDE_INBOUND (1u << 2)
 #define PORT_INCLUDE_INBOUND (1u << 3)
+#define PORT_DENY_OUTBOUND (1u << 4) /* these two may change while the pod runs */
+#define PORT_DENY_INBOUND (1u << 5)
 
 struct port_key {
     __u64 cookie;
@@ -142,6 +145,8 @@ enum total {
     TOTAL_INBOUND_DIRECT,
     TOTAL_INBOUND_CAPTURED,
     TOTAL_INBOUND_REFUSED, /* captured, but no proxy listens */
+    TOTAL_OUTBOUND_DENIED, /* by the pod's own denied ports */
+    TOTAL_INBOUND_DENIED,
     TOTALS,
 };
 
@@ -270,6 +275,38 @@ struct node {
     char reason[248];   /* why it is less, or what is to be known of it, NUL-terminated */
 };
 
+/* Somebody reads events until a time of CLOCK_MONOTONIC in ns, 0 for nobody; of one pod, or of all (0). */
+struct tracing {
+    __u64 until;
+    __u64 cookie;
+};
+
+/* struct event, kind */
+enum event_kind {
+    EVENT_CONNECT,   /* connect(), or a datagram, of TCP, UDP or DNS; destination is what was asked for */
+    EVENT_INBOUND,   /* a SYN that arrives, or a datagram for a denied port */
+    EVENT_LISTENING, /* the proxy listens on destination's port */
+    EVENT_CLOSED,    /* and does not any more */
+};
+
+/* Addresses of either family, ports in host order. */
+struct event {
+    __u64 time; /* CLOCK_MONOTONIC, ns */
+    __u64 cookie;
+    __u32 kind;
+    __u32 verdict; /* enum total: what it is counted as */
+    __u32 rule;    /* enum rule */
+    __u32 protocol;
+    __u32 pid; /* of the process that called; 0 where none did */
+    __u32 uid; /* as the initial user namespace sees it: of the socket's opener */
+    struct address source;
+    struct address destination;
+    __u16 source_port;
+    __u16 destination_port;
+    char command[16];
+    __u32 zero32;
+};
+
 /* What is attached, so that a second start can tell whether anything has to be done. */
 struct build {
     __u8 sources[32]; /* SHA-256 of the joined program text */
@@ -334,6 +371,15 @@ TABLE("percpu_hash", __u64, struct traffic, traffic, MAX_PODS, NO_PREALLOC)
 
 /* agent → sockops, message; the one entry is 0 */
 TABLE("array", __u32, struct node, node, 1, 0)
+
+/* `sidestep trace` → whatever emits events; the one entry is 0 */
+TABLE("array", __u32, struct tracing, tracing, 1, 0)
+
+/* connect, datagram, lookup, sockops → `sidestep trace`; events for which the ring had no room, on each CPU by itself */
+TABLE("percpu_array", __u32, __u64, lost, 1, 0)
+
+/* connect, datagram, lookup, sockops → `sidestep trace`; bytes */
+RING(events, 2 * 1024 * 1024)
 
 /* connect, datagram, lookup → agent; how many connections became what, by enum total, on each CPU by itself */
 TABLE("percpu_array", __u32, __u64, totals, TOTALS, 0)

@@ -83,7 +83,7 @@ static __always_inline bool is_accepted_by_proxy(const struct pod *pod, __u64 co
 
     if (pod->flags & POD_INTERFACES) /* which one it came by is not known here */
         return false;
-    return decide_inbound(pod->flags, port, rules_of_port(pod, cookie, port), false) != VERDICT_PASS;
+    return decide_inbound(pod->flags, port, rules_of_port(pod, cookie, port), false).verdict != VERDICT_PASS;
 }
 
 /*

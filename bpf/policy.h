@@ -16,6 +16,38 @@ enum verdict {
     VERDICT_REFUSE,   /* whether this is the proxy is not known yet (strict proxies only) */
 };
 
+/* Which rule has decided, by its name in docs/semantics.md; layout.py has the names in this order. */
+enum rule {
+    RULE_NONE,
+    RULE_O0,
+    RULE_O1,
+    RULE_O2,
+    RULE_O3A,
+    RULE_O3B,
+    RULE_O3C,
+    RULE_O4A,
+    RULE_O4C,
+    RULE_O6,
+    RULE_O7,
+    RULE_O8,
+    RULE_O9,
+    RULE_O10,
+    RULE_O11,
+    RULE_I1,
+    RULE_I3,
+    RULE_I4,
+    RULE_I5,
+    RULE_EARLY, /* the pod's outbound passes until its proxy listens */
+    RULE_DENY,  /* the pod denies the port */
+};
+
+struct decision {
+    enum verdict verdict;
+    enum rule rule;
+};
+
+#define DECIDED(by, what) ((struct decision){.verdict = what, .rule = by})
+
 /* Whether a socket with the proxy's ids was opened in the proxy's container. Only strict pods ask. */
 enum container {
     CONTAINER_TRUSTED, /* the proxy's, or nobody asks */
@@ -40,60 +72,62 @@ struct outbound {
 };
 
 /* The proxy's own connections go out, but nobody's do on the strength of an id that is not confirmed yet. */
-static __always_inline enum verdict decide_proxy(const struct outbound *c)
+static __always_inline enum verdict verdict_of_proxy(const struct outbound *c)
 {
     return c->container == CONTAINER_UNKNOWN && !c->loopback ? VERDICT_REFUSE : VERDICT_PASS;
 }
 
 /* The nat table's OUTPUT. */
-static __always_inline enum verdict decide_redirect(__u32 pod_flags, const struct outbound *c)
+static __always_inline struct decision decide_redirect(__u32 pod_flags, const struct outbound *c)
 {
     bool dns = pod_flags & POD_DNS && c->port == DNS_PORT;
     bool self_call = !c->udp && c->loopback && !c->first_loopback && c->port != TUNNEL_PORT;
     /* With DNS capture a resolver of the pod's own is captured too, and other UDP goes on to where nothing matches. */
     bool local_to_app = c->loopback && !(pod_flags & POD_LOOPBACK_INCLUDED) && !dns;
 
-    if (c->excluded_interface) /* O0 */
-        return VERDICT_PASS;
-    if (c->ports & PORT_EXCLUDE_OUTBOUND) /* O1 */
-        return VERDICT_PASS;
-    if (c->loopback && c->from_inbound) /* O2 */
-        return VERDICT_PASS;
+    if (c->excluded_interface)
+        return DECIDED(RULE_O0, VERDICT_PASS);
+    if (c->ports & PORT_EXCLUDE_OUTBOUND)
+        return DECIDED(RULE_O1, VERDICT_PASS);
+    if (c->loopback && c->from_inbound)
+        return DECIDED(RULE_O2, VERDICT_PASS);
 
-    if (c->proxy_uid && self_call && !dns) /* O3a: whoever it is ends at the proxy, so the container does not matter */
-        return VERDICT_INBOUND;
-    if (c->proxy_uid && c->container != CONTAINER_OTHER) /* O3c */
-        return decide_proxy(c);
-    if (local_to_app) /* O3b: before the group is looked at, as in Istio */
-        return VERDICT_PASS;
-    if (c->proxy_gid && self_call) /* O4a; O4b is O3b again */
-        return VERDICT_INBOUND;
-    if (c->proxy_gid && c->container != CONTAINER_OTHER) /* O4c */
-        return decide_proxy(c);
+    if (c->proxy_uid && self_call && !dns) /* whoever it is ends at the proxy, so the container does not matter */
+        return DECIDED(RULE_O3A, VERDICT_INBOUND);
+    if (c->proxy_uid && c->container != CONTAINER_OTHER)
+        return DECIDED(RULE_O3C, verdict_of_proxy(c));
+    if (local_to_app) /* before the group is looked at, as in Istio */
+        return DECIDED(RULE_O3B, VERDICT_PASS);
+    if (c->proxy_gid && self_call) /* O4b is O3b again */
+        return DECIDED(RULE_O4A, VERDICT_INBOUND);
+    if (c->proxy_gid && c->container != CONTAINER_OTHER)
+        return DECIDED(RULE_O4C, verdict_of_proxy(c));
 
-    if (dns) /* O6 */
-        return VERDICT_DNS;
-    if (c->udp || c->first_loopback) /* O7 */
-        return VERDICT_PASS;
-    if (c->network == NETWORK_EXCLUDED) /* O8 */
-        return VERDICT_PASS;
-    if (c->ports & PORT_INCLUDE_OUTBOUND) /* O9 */
-        return VERDICT_OUTBOUND;
-    if ((pod_flags & POD_OUTBOUND_ALL) || c->network == NETWORK_INCLUDED) /* O10 */
-        return VERDICT_OUTBOUND;
-    return VERDICT_PASS; /* O11 */
+    if (dns)
+        return DECIDED(RULE_O6, VERDICT_DNS);
+    if (c->udp || c->first_loopback)
+        return DECIDED(RULE_O7, VERDICT_PASS);
+    if (c->network == NETWORK_EXCLUDED)
+        return DECIDED(RULE_O8, VERDICT_PASS);
+    if (c->ports & PORT_INCLUDE_OUTBOUND)
+        return DECIDED(RULE_O9, VERDICT_OUTBOUND);
+    if ((pod_flags & POD_OUTBOUND_ALL) || c->network == NETWORK_INCLUDED)
+        return DECIDED(RULE_O10, VERDICT_OUTBOUND);
+    return DECIDED(RULE_O11, VERDICT_PASS);
 }
 
 /* `ports` are the PORT_* of `port`, the packet's destination port. */
-static __always_inline enum verdict decide_inbound(__u32 pod_flags, __u16 port, __u32 ports, bool excluded_interface)
+static __always_inline struct decision decide_inbound(__u32 pod_flags, __u16 port, __u32 ports, bool excluded_interface)
 {
-    if (excluded_interface) /* I1 */
-        return VERDICT_PASS;
-    if (port == TUNNEL_PORT && !(pod_flags & POD_TPROXY)) /* I3 */
-        return VERDICT_PASS;
-    if (pod_flags & POD_INBOUND_ALL) /* I4 */
-        return ports & PORT_EXCLUDE_INBOUND ? VERDICT_PASS : VERDICT_INBOUND;
-    return ports & PORT_INCLUDE_INBOUND ? VERDICT_INBOUND : VERDICT_PASS; /* I2, I5 */
+    if (excluded_interface)
+        return DECIDED(RULE_I1, VERDICT_PASS);
+    if (port == TUNNEL_PORT && !(pod_flags & POD_TPROXY))
+        return DECIDED(RULE_I3, VERDICT_PASS);
+    if (pod_flags & POD_INBOUND_ALL)
+        return DECIDED(RULE_I4, ports & PORT_EXCLUDE_INBOUND ? VERDICT_PASS : VERDICT_INBOUND);
+    if (ports & PORT_INCLUDE_INBOUND)
+        return DECIDED(RULE_I5, VERDICT_INBOUND);
+    return DECIDED(RULE_I5, VERDICT_PASS); /* I2 is an empty list */
 }
 
 /*
@@ -106,13 +140,13 @@ static __always_inline bool is_inbound_self_call(__u32 pod_flags, const struct o
            && (c->proxy_uid || c->proxy_gid) && c->mark != TPROXY_MARK;
 }
 
-static __always_inline enum verdict decide_outbound(__u32 pod_flags, const struct outbound *c)
+static __always_inline struct decision decide_outbound(__u32 pod_flags, const struct outbound *c)
 {
-    enum verdict verdict = decide_redirect(pod_flags, c);
+    struct decision decision = decide_redirect(pod_flags, c);
 
-    if (verdict == VERDICT_PASS && is_inbound_self_call(pod_flags, c)) /* T */
+    if (decision.verdict == VERDICT_PASS && is_inbound_self_call(pod_flags, c)) /* T */
         return decide_inbound(pod_flags, c->port, c->ports, c->excluded_interface);
-    return verdict;
+    return decision;
 }
 
 #endif

@@ -84,11 +84,27 @@ static __always_inline void record_dial(struct bpf_sock_ops *ctx, struct bpf_soc
     bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
+/* The proxy begins or ends to listen. */
+static __always_inline void emit_listener(struct bpf_sock_ops *ctx, __u64 cookie, enum event_kind kind)
+{
+    struct event event = {.kind = kind, .cookie = cookie, .protocol = IPPROTO_TCP};
+
+    if (!is_traced(cookie))
+        return;
+    event.destination = local_address(ctx);
+    event.destination_port = ctx->local_port;
+    emit(&event);
+}
+
 /* What a socket that asked for it leaves behind. */
 static __always_inline void forget(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 cookie)
 {
     struct connection_key key = connecting_key(ctx, cookie);
 
+    if (ctx->args[0] == BPF_TCP_LISTEN) {
+        emit_listener(ctx, cookie, EVENT_CLOSED);
+        return;
+    }
     dials.delete(&key);
     forget_meeting(sk);
 }
@@ -117,6 +133,8 @@ static __always_inline void register_listener(struct bpf_sock_ops *ctx, struct b
 
     if (!state || !(state->flags & SOCKET_LISTENER))
         return;
+    emit_listener(ctx, cookie, EVENT_LISTENING);
+    bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG); /* which accepted sockets inherit, and give back */
     if (ctx->local_port == INBOUND_PORT)
         add_listener(ctx, cookie);
     /* istio-validation listens here too, before the user's init containers; but on 127.0.0.1, and Envoy on any address */
@@ -156,6 +174,8 @@ int ss_sockops(struct bpf_sock_ops *ctx)
         offer_original(ctx, sk, cookie);
         offer_meeting(ctx, sk, pod, cookie);
     } else {
+        if (ctx->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG)
+            bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_STATE_CB_FLAG);
         take_original(ctx, sk, cookie);
         take_meeting(ctx, sk, pod, cookie);
     }

@@ -39,6 +39,8 @@ KUBEVIRT_INTERFACES = "traffic.sidecar.istio.io/kubevirtInterfaces"
 EARLY_OUTBOUND = "sidestep.io/early-outbound"
 STRICT_PROXY = "sidestep.io/strict-proxy"
 ACCELERATION = "sidestep.io/acceleration"
+DENY_OUTBOUND_PORTS = "sidestep.io/deny-outbound-ports"
+DENY_INBOUND_PORTS = "sidestep.io/deny-inbound-ports"
 
 DNS_CAPTURE = "ISTIO_META_DNS_CAPTURE"
 DUAL_STACK = "ISTIO_DUAL_STACK"
@@ -61,6 +63,8 @@ _DEFAULTS = {
     EXCLUDE_INTERFACES: "",
     REROUTE_INTERFACES: "",
     KUBEVIRT_INTERFACES: "",
+    DENY_OUTBOUND_PORTS: "",
+    DENY_INBOUND_PORTS: "",
 }
 
 # what Go's strings.TrimSpace removes; str.strip() alone would take 0x1c to 0x1f too
@@ -105,6 +109,8 @@ class CapturePolicy(BaseModel):
     loopback_included: bool = False
     early_outbound: bool = False
     strict_proxy: bool = False
+    deny_outbound_ports: frozenset[int] = frozenset()
+    deny_inbound_ports: frozenset[int] = frozenset()
     acceleration: Level = Level.PROXY  # at most: the node's level and the other pod's count too
 
 
@@ -144,10 +150,21 @@ def policy_of(pod: Pod) -> CapturePolicy:
         loopback_included=any(_is_loopback(each.ip) for each in included),
         early_outbound=_early_outbound(pod.annotations),
         strict_proxy=_strict_proxy(pod.annotations),
+        deny_outbound_ports=_ports(values, DENY_OUTBOUND_PORTS),
+        deny_inbound_ports=_ports(values, DENY_INBOUND_PORTS),
         acceleration=_acceleration(pod.annotations),
     )
     refuse_unsupported(policy)
     return policy
+
+
+def denied_ports(pod: Pod) -> tuple[frozenset[int], frozenset[int]]:
+    """The ports that a Pod denies now, outbound and inbound: of all annotations these alone change a running pod.
+
+    Raises InvalidAnnotation.
+    """
+    values = _DEFAULTS | pod.annotations
+    return _ports(values, DENY_OUTBOUND_PORTS), _ports(values, DENY_INBOUND_PORTS)
 
 
 def refuse_unsupported(policy: CapturePolicy) -> None:

@@ -1,49 +1,37 @@
 """The one place that writes pods into the kernel: entries and the sk_lookup link go in, or come back out.
 
 All or nothing: every step of an enrolment leaves its undoing on a stack, and the pod's own entry, without which the
-programs see no pod, is written last and removed first. The maps are the state; what is kept here beside them is an
-index by pod that is read back from them at start.
+programs see no pod, is written last and removed first.
 """
 
 import ctypes
 import socket
 import struct
-import threading
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
 
-from bpf import attachment, links
+from bpf import links
 from bpf.errors import SidestepError
-from bpf.layout import LISTENER_SLOTS, Address, Cookie, ListenerKey, Pod, PodFlags, Quad, Word
+from bpf.layout import LISTENER_SLOTS, Address, Cookie, ListenerKey, PodFlags, PortKey, PortRule, Quad, Word
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
 from cni import rows
-from cni.entries import Entries, Identity, Surroundings
+from cni.enrolled import Enrolled, Keys, Known
+from cni.entries import Entries, Identity, Surroundings, with_denied
 from cni.errors import RegistrationFailed
 from cni.rows import Row, lasting_rows, live_rows
 
-_NOBODY = Identity("", "", "", "", "", "")
-Keys = set[tuple[str, bytes]]  # by table
 _SO_COOKIE = 57  # uapi/asm-generic/socket.h, Linux 4.12
 
 
-class _Known(NamedTuple):
-    """Whose pod it is, and what it has in the tables."""
-
-    identity: Identity
-    keys: Keys
-
-
-class Enrolments:
-    """The pods of this node in the maps. Safe to use from many threads."""
+class Enrolments(Enrolled):
+    """The pods of this node, to enrol and to take out. Safe to use from many threads."""
 
     def __init__(self, pins: Pins, tables: Tables) -> None:
-        self._pins = pins
-        self._tables = tables
-        self._lock = threading.RLock()
-        self._index = self._read_back()
+        super().__init__(pins, tables)
+        for cookie in self._index:  # an earlier version of us did not count
+            self._begin_counting(ExitStack(), cookie)
 
     def add(self, cookie: int, entries: Entries, netns_fd: int) -> None:
         """Enrol a pod, or bring its enrolment up to date; on any error nothing has changed.
@@ -69,7 +57,7 @@ class Enrolments:
                     raise
                 raise RegistrationFailed(f"{entries.identity} could not be enrolled: {error}") from error
             undo.pop_all()
-            self._index[cookie] = _Known(entries.identity, _keys([*lasting, *live]))
+            self._index[cookie] = Known(entries.identity, _keys([*lasting, *live]))
             if before:
                 self._drop(before.keys - self._index[cookie].keys)
 
@@ -92,40 +80,53 @@ class Enrolments:
                 else:
                     live.append(row)
             lasting = {key for key in known.keys if key[0] in rows.LASTING}
-            self._index[cookie] = _Known(known.identity, known.keys | _keys(live))
+            self._index[cookie] = Known(known.identity, known.keys | _keys(live))
             for row in live:
                 self._table(row.table).put(row.key, row.value)
-            self._index[cookie] = _Known(known.identity, lasting | _keys(live))
+            self._index[cookie] = Known(known.identity, lasting | _keys(live))
             self._drop(known.keys - self._index[cookie].keys)
             pod.source4, pod.source6 = Address.of(surroundings.source4), Address.of(surroundings.source6)
             pod.flags = pod.flags | PodFlags.ROUTES if surroundings.ways else pod.flags & ~PodFlags.ROUTES
             self._tables.pods.put(Cookie(cookie), pod)
             return conflicts
 
-    @contextmanager
-    def undisturbed(self) -> Iterator[None]:
-        """Nobody else enrols or removes a pod meanwhile."""
-        with self._lock:
-            yield
+    def deny(self, cookie: int, denied: Mapping[int, PortRule]) -> bool:
+        """Have a pod deny other ports from now on; False when nothing changes. Nothing happens to one that is gone.
 
-    def entry(self, cookie: int) -> Pod | None:
-        """The pod's own entry as the programs see it; None when it is not enrolled."""
-        return self._tables.pods.get(Cookie(cookie))
-
-    def cookies(self) -> list[int]:
-        """Every enrolled pod."""
+        Raises TableFull, with the ports denied that were before, and some of the new ones.
+        """
         with self._lock:
-            return list(self._index)
+            known, pod = self._index.get(cookie), self._tables.pods.get(Cookie(cookie))
+            if known is None or pod is None:
+                return False
+            before = self._port_rules(known.keys)
+            after = with_denied(before, denied)
+            if after == before:
+                return False
+            for port in before | after:
+                if port not in before:
+                    known.keys.add(("port_rules", bytes(PortKey(cookie, port))))
+                if port in after:
+                    self._tables.port_rules.put(PortKey(cookie, port), Word(after[port]))
+            for flag, wanted in ((PodFlags.PORT_RULES, after), (PodFlags.DENIES, denied)):
+                pod.flags = pod.flags | flag if wanted else pod.flags & ~flag
+            pod.port_rules = len(after)
+            self._tables.pods.put(Cookie(cookie), pod)
+            gone = {("port_rules", bytes(PortKey(cookie, port))) for port in before if port not in after}
+            self._drop(gone)
+            known.keys.difference_update(gone)
+            return True
 
-    def identities(self) -> dict[int, Identity]:
-        """Whose each enrolled namespace is."""
-        with self._lock:
-            return {cookie: known.identity for cookie, known in self._index.items()}
-
-    def unsteered(self) -> set[int]:
-        """The pods whose inbound steering link is gone: their namespace is dead, or somebody has removed it."""
-        with self._lock:
-            return {cookie for cookie in self._index if not links.pod_link_alive(self._pins, cookie)}
+    def _port_rules(self, keys: Keys) -> dict[int, PortRule]:
+        """What is known of a pod's ports."""
+        found = {}
+        for name, raw in keys:
+            if name == "port_rules":
+                key = PortKey.from_buffer_copy(raw)
+                rule = self._tables.port_rules.get(key)
+                if rule is not None:
+                    found[key.port] = PortRule(rule.word)
+        return found
 
     def steer(self, cookie: int, netns_fd: int) -> bool:
         """Give a pod its steering link again; False when it isn't enrolled any more. Raises KernelRefused."""
@@ -150,16 +151,6 @@ class Enrolments:
         free = (key for key, taken in zip(keys, slots, strict=True) if taken is None)
         return any(table.insert(key, Quad(listener.fileno())) for key in free)  # sockops may be quicker
 
-    def unheard(self) -> dict[int, int]:
-        """The pods of which no proxy listens for inbound connections, as far as the programs know: cookie → inode."""
-        with self._lock:
-            heard = {key.cookie for key in self._tables.listeners.every_key()}
-            return {
-                cookie: inode
-                for cookie, inode in links.linked_pods(self._pins)
-                if inode and cookie in self._index and cookie not in heard
-            }
-
     def has_started(self, cookie: int) -> None:
         """Say that a pod's proxy takes outbound connections, for pods that let them through until then."""
         self._tables.started.put(Cookie(cookie), Word(1))
@@ -179,57 +170,6 @@ class Enrolments:
                 counters.remove(Cookie(cookie))
             return True
 
-    def of_attachment(self, container_id: str, ifname: str, netns_cookie: int | None = None) -> list[int]:
-        """The cookies enrolled by one container and interface: what a DEL may remove, with or without a namespace.
-
-        Of an adopted pod the sandbox's container is not always known; its namespace, where the DEL comes with one, is.
-        """
-        with self._lock:
-            return [
-                cookie
-                for cookie, known in self._index.items()
-                if known.identity.ifname == ifname
-                and (
-                    known.identity.container_id == container_id
-                    or (known.identity.is_adopted and cookie == netns_cookie)
-                )
-            ]
-
-    def of_network(self, network: str) -> dict[int, Identity]:
-        """Everything enrolled through one CNI network, by cookie: what a GC looks through."""
-        with self._lock:
-            return {
-                cookie: known.identity for cookie, known in self._index.items() if known.identity.network == network
-            }
-
-    def differences(self, cookie: int, entries: Entries) -> list[str]:
-        """How the maps differ from what the pod should have; a sentence each, empty when they agree."""
-        found = []
-        if not links.pod_link_alive(self._pins, cookie):
-            found.append("the namespace has no inbound steering (sk_lookup) link")
-        pod = self._tables.pods.get(Cookie(cookie))
-        if pod is None:
-            return [*found, f"no entry in pods for {entries.identity} (netns cookie {cookie})"]
-        if bytes(pod) != bytes(_as_adopted(entries, Identity.of(pod)).pod()):
-            found.append(
-                f"entry of {entries.identity} is {Identity.of(pod)} with flags {PodFlags(pod.flags)!s}, "
-                f"should have flags {entries.flags!s}, or differs in proxy ids, sources or counts"
-            )
-        for row in (*lasting_rows(cookie, entries), *live_rows(cookie, entries.surroundings)):
-            stored = self._table(row.table).get(row.key)
-            if stored is None or bytes(stored) != bytes(row.value):
-                found.append(row.meaning)
-        return found
-
-    def damaged(self) -> dict[int, Identity]:
-        """The pods that miss entries which they have been given: somebody has taken them out of the tables."""
-        with self._lock:
-            return {
-                cookie: known.identity
-                for cookie, known in self._index.items()
-                if known.identity.name and not self._is_whole(cookie, known.keys)
-            }
-
     def reclaim(self, spared: Collection[int] = ()) -> list[Identity]:
         """Remove what dead namespaces and interrupted ADDs have left; returns whose it was, where that is known.
 
@@ -248,14 +188,6 @@ class Enrolments:
                     links.unlink_pod(self._pins, cookie)
             return gone
 
-    def is_attached(self) -> bool:
-        """Whether all programs are pinned and their global links attached."""
-        return attachment.is_attached(self._pins)
-
-    def __len__(self) -> int:
-        with self._lock:
-            return len(self._index)
-
     def _claim(self, row: Row, cookie: int) -> None:
         """Make sure no other live pod has the address of a row: inbound steering finds pods by it."""
         if row.table != "addresses":
@@ -272,20 +204,6 @@ class Enrolments:
             )
         self.remove(owner.cookie)
 
-    def _is_whole(self, cookie: int, keys: Keys) -> bool:
-        if self._tables.pods.get(Cookie(cookie)) is None:
-            return False
-        for name, raw in keys:
-            key = self._table(name).key.from_buffer_copy(raw)
-            value = self._table(name).get(key)
-            if value is None or rows.cookie_of_row(name, key, value) != cookie:
-                return False
-        return True
-
-    def _table(self, name: str) -> Table[Any, Any]:
-        table: Table[Any, Any] = getattr(self._tables, name)
-        return table
-
     def _put(self, undo: ExitStack, row: Row) -> None:
         _put(undo, self._table(row.table), row.key, row.value)
 
@@ -298,25 +216,6 @@ class Enrolments:
         for table in self._tables.counters:
             if table.begin(Cookie(cookie)):
                 undo.callback(table.remove, Cookie(cookie))
-
-    def _read_back(self) -> dict[int, _Known]:
-        """The index as the maps have it, half-written pods of a crash included (their name is then unknown)."""
-        index = {key.cookie: _Known(Identity.of(pod), set()) for key, pod in self._tables.pods.every()}
-        for cookie in index:  # an earlier version of us did not count
-            self._begin_counting(ExitStack(), cookie)
-        for name in rows.TABLES:
-            for key, value in self._table(name).every():
-                cookie = rows.cookie_of_row(name, key, value)
-                index.setdefault(cookie, _Known(_NOBODY, set())).keys.add((name, bytes(key)))
-        return index
-
-
-def _as_adopted(entries: Entries, stored: Identity) -> Entries:
-    """What a pod should have; where no CNI call has enrolled it, that need not say by which attachment."""
-    if not stored.is_adopted:
-        return entries
-    known = replace(entries.identity, container_id=stored.container_id, network=stored.network, ifname=stored.ifname)
-    return replace(entries, identity=known)
 
 
 def _keys(of: Iterable[Row]) -> Keys:

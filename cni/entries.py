@@ -1,7 +1,7 @@
 """What one pod's policy and sandbox become in the maps: pure, so that ADD writes and CHECK compares the same thing."""
 
 import ctypes
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -109,6 +109,7 @@ def entries_of(identity: Identity, policy: CapturePolicy, sandbox: Sandbox, ids:
         (PodFlags.EARLY_OUTBOUND, policy.early_outbound),
         (PodFlags.STRICT, policy.strict_proxy),
         (PodFlags.ROUTES, sandbox.routing.ways),
+        (PodFlags.DENIES, policy.deny_outbound_ports | policy.deny_inbound_ports),
     ):
         if wanted:
             flags |= flag
@@ -158,4 +159,19 @@ def _port_rules(policy: CapturePolicy) -> dict[int, PortRule]:
     for ports, rule in lists:
         for port in ports:
             rules[port] = rules.get(port, PortRule(0)) | rule
+    return with_denied(rules, denial(policy.deny_outbound_ports, policy.deny_inbound_ports))
+
+
+def denial(outbound: Collection[int], inbound: Collection[int]) -> dict[int, PortRule]:
+    """What denied ports add to the rules of ports."""
+    rules = dict.fromkeys(outbound, PortRule.DENY_OUTBOUND)
+    for port in inbound:
+        rules[port] = rules.get(port, PortRule(0)) | PortRule.DENY_INBOUND
     return rules
+
+
+def with_denied(rules: Mapping[int, PortRule], denied: Mapping[int, PortRule]) -> dict[int, PortRule]:
+    """The rules of ports with these denied and no others."""
+    kept = {port: rule & ~(PortRule.DENY_OUTBOUND | PortRule.DENY_INBOUND) for port, rule in rules.items()}
+    made = {port: kept.get(port, PortRule(0)) | denied.get(port, PortRule(0)) for port in {*kept, *denied}}
+    return {port: rule for port, rule in made.items() if rule}

@@ -17,6 +17,7 @@ from bpf.tables import Tables
 from cni.admission import Admission
 from cni.adoption import Adoption
 from cni.containers import StrictProxies
+from cni.denial import Denials
 from cni.enroll import Enrolments
 from cni.follow import Follower
 from cni.pod import Pod
@@ -116,6 +117,7 @@ class _Agent:
         self.follower = follower
         self.admission = Admission(self.enrolments, follower, settings.node.proc)
         adoption = Adoption(self.admission, settings.node.proc)
+        self._denials = Denials(self.enrolments, self.source.events)
         self._repairs = Repairs(
             settings=settings.repair,
             actions=self.source.api,
@@ -141,11 +143,13 @@ class _Agent:
         self._up.enter_context(self.follower.running())
         self.source.subscribe(self._reconciler.changed)
         self.source.subscribe(self._repairs.changed)
+        self.source.subscribe_always(self._denials.changed)
         self.source.on_synced(self._synced)
         self._up.enter_context(self.source.running())
         if not self.source.wait_synced(_SYNC_SECONDS):
             log.warning("agent.not_synced", seconds=_SYNC_SECONDS, consequence="pods are enrolled once they are known")
         self._reconciler.once()
+        self._denials.apply(self.source.pods.every() or ())
         self._up.enter_context(self._reconciler.running(self._settings.repair.reconcile_seconds))
 
     def server(self) -> Server:

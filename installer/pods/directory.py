@@ -3,7 +3,8 @@
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ SUFFIXES = (".yaml", ".yml", ".json")
 
 # libyaml's is ten times as fast, but not part of every PyYAML
 _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# told of each change: what was known before, and what is now; None for not there
+Listener = Callable[[Pod | None, Pod | None], None]
+# how often the directory is looked at for somebody who wants to be told
+_LOOK_SECONDS = 0.5
 
 # what tells a changed file without reading it; ctime, since a chmod may make it readable
 Stamp = tuple[int, int, int, int]
@@ -48,6 +54,37 @@ class PodDirectory:
         self._lock = threading.Lock()
         self._manifests: dict[str, _Manifest] = {}
         self._pods: dict[tuple[str, str], list[Pod]] = {}
+        self._listeners: list[Listener] = []
+        self._stopping = threading.Event()
+
+    def subscribe(self, listener: Listener) -> None:
+        """Tell of changes that are seen while running()."""
+        self._listeners.append(listener)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Look for changes meanwhile, in a thread of its own."""
+        thread = threading.Thread(target=self._run, name="manifests", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            thread.join()
+
+    def _run(self) -> None:
+        known: dict[tuple[str, str, str | None], Pod] = {}
+        while not self._stopping.wait(_LOOK_SECONDS):
+            found = self.every()
+            if found is None:
+                continue
+            now = {(pod.namespace, pod.name, pod.uid): pod for pod in found}
+            for key in {*known, *now}:
+                before, after = known.get(key), now.get(key)
+                if before is not after:  # an unchanged file's are the same objects
+                    for tell in self._listeners:
+                        tell(before, after)
+            known = now
 
     def find(self, namespace: str, name: str, uid: str | None) -> Pod:
         """The Pod of that name; a UID counts where both the caller and the manifest have one.

@@ -15,18 +15,26 @@ from installer.settings import Node
 
 @dataclass(frozen=True)
 class Source:
-    """Where Pods come from, and where what happens to them is told. Without API server the last three are None."""
+    """Where Pods come from, and where what happens to them is told; what belongs to another kind of source is None."""
 
     pods: PodSource
     events: PodEvents
     api: Api | None = None
     cluster: ClusterPods | None = None
     cluster_events: ClusterEvents | None = None
+    directory: PodDirectory | None = None
 
     def subscribe(self, listener: Listener) -> None:
         """Tell of changes; a directory's are found by the rounds alone."""
         if self.cluster:
             self.cluster.subscribe(listener)
+
+    def subscribe_always(self, listener: Listener) -> None:
+        """Tell of changes, those of a directory too."""
+        if self.directory:
+            self.directory.subscribe(listener)
+        else:
+            self.subscribe(listener)
 
     def on_synced(self, call: Callable[[], None]) -> None:
         """Call once the Pods are known, which a directory's are."""
@@ -43,7 +51,7 @@ class Source:
     def running(self) -> Iterator[None]:
         """Watch and send meanwhile."""
         with ExitStack() as running:
-            for part in (self.cluster_events, self.cluster):
+            for part in (self.cluster_events, self.cluster, self.directory):
                 if part:
                     running.enter_context(part.running())
             yield
@@ -58,7 +66,8 @@ def require_source(node: Node) -> None:
 def source_of(node: Node, on_request: OnRequest) -> Source:
     """The source that the settings name. Raises ApiFailed when there is no way to the API server."""
     if node.pods is not None:
-        return Source(PodDirectory(node.pods), NoEvents())
+        directory = PodDirectory(node.pods)
+        return Source(directory, NoEvents(), directory=directory)
     api = Api.of(node, on_request)
     cluster = ClusterPods(api, node.kubernetes_node_name)
     events = ClusterEvents(api, node.kubernetes_node_name)

@@ -14,6 +14,7 @@ import pytest
 
 from bpf.attachment import attach, detach
 from bpf.kernel import cgroup2_root
+from bpf.layout import Cookie
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni import sandbox as sandboxes
@@ -124,6 +125,11 @@ class Wire:
             entries = entries_of(identity, policy, self.sandbox, ids)
             self.kernel.enrolments.add(self.sandbox.cookie, entries, netns.fileno())
         return entries
+
+    @property
+    def key(self) -> Cookie:
+        """The pod's key in the tables."""
+        return Cookie(self.sandbox.cookie)
 
     def look_again(self) -> None:
         """Take note of what has changed in the pod's namespace since it was made."""

@@ -4,19 +4,27 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from tests.bench.mesh import establishing
+from tests.bench.mesh.scenarios import BASELINE
 from tests.lab.node import REPOSITORY
 
 SCENARIOS = ("iptables", "full", "unix")
 WORKLOADS = ("new-connection-http", "ping-pong-http", "stream-1024")  # each of the load generators
 
 
-def test_a_quick_run_writes_figures_page_and_plots(tmp_path: Path) -> None:
-    only = [word for name in (*SCENARIOS, *WORKLOADS) for word in ("--only", name)]
-    argv = [sys.executable, "-m", "tests.bench.mesh", "--quick", *only, "--output", str(tmp_path)]
+def quick_run(output: Path, *names: str) -> dict[str, Any]:
+    only = [word for name in names for word in ("--only", name)]
+    argv = [sys.executable, "-m", "tests.bench.mesh", "--quick", *only, "--output", str(output)]
     done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    run = json.loads((tmp_path / "mesh.json").read_text())
+    run: dict[str, Any] = json.loads((output / "mesh.json").read_text())
+    return run
+
+
+def test_a_quick_run_writes_figures_page_and_plots(tmp_path: Path) -> None:
+    run = quick_run(tmp_path, *SCENARIOS, *WORKLOADS)
     assert run["failures"] == []
     seen = {(each["workload"], each["scenario"]) for each in run["samples"]}
     assert seen == {(workload, scenario) for workload in WORKLOADS for scenario in SCENARIOS}
@@ -25,3 +33,16 @@ def test_a_quick_run_writes_figures_page_and_plots(tmp_path: Path) -> None:
     assert run["traffic"]["full"]["redirected"] > 0
     plots = {"mesh-rate.svg", "mesh-p50.svg", "mesh-p99.svg", "mesh-cpu.svg", "mesh-pods-cpu.svg"}
     assert {each.name for each in tmp_path.iterdir()} == {"mesh.json", "mesh.md", *plots}
+
+
+def test_what_is_measured_beside_the_load_has_its_table(tmp_path: Path) -> None:
+    run = quick_run(tmp_path, "tax")
+    assert [len(block["rows"]) for block in run["beside"]] == [5]
+    assert "## Tax on a process outside of the mesh" in (tmp_path / "mesh.md").read_text()
+
+
+def test_connections_are_established_as_they_should_be_either_way() -> None:
+    made = establishing.block(1, (BASELINE.name, "full"))
+    assert [row[0] for row in made.rows] == [
+        f"{direction}, {call}" for direction in ("outbound", "inbound") for call in establishing.CALLS
+    ]

@@ -14,6 +14,7 @@ PRELUDE = """
 #define __always_inline inline __attribute__((always_inline))
 #define TABLE(kind, key_t, value_t, name, size, flags)
 #define SOCKET_TABLE(key_t, value_t, name, size)
+#define RING(name, bytes)
 #define SOCKET_STORAGE(value_t, name)
 #include "maps.h"
 """

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+import click
 import pytest
 
+from tests.bench.mesh.__main__ import Choice, chosen
 from tests.bench.mesh.aims import AIMS, verdicts
+from tests.bench.mesh.beside import BLOCKS
 from tests.bench.mesh.cpu import Spent, busy, charged
 from tests.bench.mesh.load import Sample
 from tests.bench.mesh.markdown import page
@@ -14,6 +17,7 @@ from tests.bench.mesh.measure import Figures, Unreadable, from_h2load, from_iper
 from tests.bench.mesh.plots import plot
 from tests.bench.mesh.ratios import Metric, Samples
 from tests.bench.mesh.results import Results, read
+from tests.bench.mesh.scenarios import SCENARIOS
 from tests.bench.mesh.workloads import WORKLOADS
 
 WRK = """Running 1s test @ http://10.1.2.3:8080/
@@ -125,7 +129,7 @@ def test_the_page_says_what_was_aimed_at_and_what_failed() -> None:
     text = page(run)
     assert "| 1.20 (1.20–1.20) | ≥ 1.4 | **not met** |" in text
     assert "nothing was received" in text
-    assert "too few" in text
+    assert "Too few rounds" in text and "not quiet" not in text
 
 
 def test_a_plot_is_an_svg_with_a_bar_for_every_ratio() -> None:
@@ -140,3 +144,12 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     run = results(sample(0, "iptables", 1000), sample(1, "full", 1200))
     run.write(tmp_path / "mesh.json")
     assert read(tmp_path / "mesh.json") == run
+
+
+def test_what_is_named_is_run_and_iptables_always() -> None:
+    assert chosen(()).scenarios == list(SCENARIOS) and chosen(()).blocks == list(BLOCKS)
+    assert chosen(("full", "stream-64")) == Choice(["iptables", "full"], ["stream-64"], [])
+    assert chosen(("stream-64", "tax")) == Choice(list(SCENARIOS), ["stream-64"], ["tax"])
+    assert chosen(("tax",)) == Choice([], [], ["tax"])
+    with pytest.raises(click.UsageError, match="keepalive-32-tcp"):
+        chosen(("keepalive",))

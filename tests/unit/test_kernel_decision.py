@@ -29,11 +29,11 @@ int outbound(unsigned flags, struct address *to, struct address *source, struct 
     facts.first_loopback = is_first_loopback(&destination.address);
     facts.loopback = is_on_lo(&destination.address) || given->own;
     facts.from_inbound = is_inbound_source(source);
-    return decide_outbound(flags, &facts);
+    return decide_outbound(flags, &facts).verdict;
 }
 int inbound(unsigned flags, struct address *source, bool own, unsigned short port, unsigned ports, bool excluded)
 {
-    return is_on_lo(source) || own ? VERDICT_PASS : decide_inbound(flags, port, ports, excluded);
+    return is_on_lo(source) || own ? VERDICT_PASS : decide_inbound(flags, port, ports, excluded).verdict;
 }
 """
 VERDICTS = ["pass", "proxy-outbound", "proxy-inbound", "dns"]

@@ -4,10 +4,12 @@ Needs a quiet machine: client, Envoys and server share its cores, and CPU is the
 """
 
 import random
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 
+from tests.bench.mesh.beside import BLOCKS
 from tests.bench.mesh.cpu import busy_cores
 from tests.bench.mesh.load import load
 from tests.bench.mesh.markdown import page
@@ -45,20 +47,40 @@ def publish(results: Results, output: Path) -> None:
         (output / f"mesh-{metric}.svg").write_text(plot(results, metric))
 
 
-def _chosen(only: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Scenarios and workloads by name; all where none is named."""
+@dataclass(frozen=True)
+class Choice:
+    """What of all that there is."""
+
+    scenarios: list[str]
+    workloads: list[str]
+    blocks: list[str]
+
+
+def chosen(only: tuple[str, ...]) -> Choice:
+    """By names; everything where none is named. Load needs a workload or a way, and then has all of the other."""
+    everything = (*SCENARIOS, *WORKLOADS, *BLOCKS)
     for name in only:
-        if name not in SCENARIOS and name not in WORKLOADS:
-            raise click.UsageError(f"--only {name}: there are {', '.join((*SCENARIOS, *WORKLOADS))}")
-    scenarios = [name for name in SCENARIOS if name in only or name == BASELINE]
+        if name not in everything:
+            raise click.UsageError(f"--only {name}: there are {', '.join(everything)}")
+    if not only:
+        return Choice(list(SCENARIOS), list(WORKLOADS), list(BLOCKS))
+    blocks = [name for name in BLOCKS if name in only]
+    ways = [name for name in SCENARIOS if name in only]
     workloads = [name for name in WORKLOADS if name in only]
-    return (scenarios if len(scenarios) > 1 or BASELINE in only else list(SCENARIOS)), workloads or list(WORKLOADS)
+    if not ways and not workloads:
+        return Choice([], [], blocks)
+    ways = [name for name in SCENARIOS if name in ways or name == BASELINE] if ways else list(SCENARIOS)
+    return Choice(ways, workloads or list(WORKLOADS), blocks)
 
 
 @click.command()
 @click.option("--rounds", default=5, show_default=True, help="Times all pairs take turns at every workload.")
 @click.option("--seconds", default=3, show_default=True, help="Of load in each sample.")
-@click.option("--only", multiple=True, help="A scenario or workload; may be repeated. iptables is always there.")
+@click.option(
+    "--only",
+    multiple=True,
+    help="A way, a workload, or what is measured beside; may be repeated. iptables is always there.",
+)
 @click.option("--output", default=OUTPUT, type=click.Path(path_type=Path), help="Directory of the results.")
 @click.option("--quick", is_flag=True, help="One round of a second: does it run?")
 @click.option("--seed", default=1, show_default=True, help="Of the order in which pairs take turns.")
@@ -68,12 +90,18 @@ def bench(rounds: int, seconds: int, only: tuple[str, ...], output: Path, quick:
     if render:
         publish(read(output / "mesh.json"), output)
         return
-    scenarios, workloads = _chosen(only)
+    choice = chosen(only)
     rounds, seconds = (1, 1) if quick else (rounds, seconds)
-    results = Results(rounds, seconds, seed, machine(), scenarios, workloads, busy_cores(0.5 if quick else 3))
-    with pairs([SCENARIOS[name] for name in scenarios]) as living:
-        measure(results, living, output / "mesh.json")
-        results.traffic = {name: pair.traffic() for name, pair in living.items() if pair.traffic()}
+    busy = busy_cores(0.5 if quick else 3)
+    results = Results(rounds, seconds, seed, machine(), choice.scenarios, choice.workloads, busy)
+    if choice.workloads:
+        with pairs([SCENARIOS[name] for name in choice.scenarios]) as living:
+            measure(results, living, output / "mesh.json")
+            results.traffic = {name: pair.traffic() for name, pair in living.items() if pair.traffic()}
+    for name in choice.blocks:
+        click.echo(name, err=True)
+        results.beside.append(asdict(BLOCKS[name](rounds)))
+        results.write(output / "mesh.json")
     publish(results, output)
     click.echo(f"{output / 'mesh.md'}: {len(results.samples)} samples, {len(results.failures)} failures")
 

@@ -39,9 +39,11 @@ class Direction:
         return [*where, self.address, str(self.port), str(self.client_id), str(_CONNECTIONS)]
 
 
-def block(rounds: int) -> Block:
-    """The table: sidestep and no capture, as ratios to iptables."""
-    names = [name for name, each in SCENARIOS.items() if each.way is not Way.UNIX]
+WAYS = tuple(name for name, each in SCENARIOS.items() if each.way is not Way.UNIX)
+
+
+def block(rounds: int, names: tuple[str, ...] = WAYS) -> Block:
+    """The table: sidestep and no capture, as ratios to iptables, which has to be among them."""
     found: dict[tuple[str, str, str], list[float]] = {}
     with ExitStack() as stack, tempfile.TemporaryDirectory() as scratch:
         program = Path(scratch) / "handshake"

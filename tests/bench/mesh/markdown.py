@@ -33,7 +33,7 @@ def page(results: Results) -> str:
     for metric in Metric:
         parts.append(f"## {TITLES[metric]}, ratio to iptables\n")
         parts.append(_by_workload(results, partial(samples.ratio, metric=metric), skip=BASELINE))
-    parts.append("## What this machine did\n\nMedians; times of other machines differ, ratios less.\n")
+    parts.append("## What this machine did\n\nTimes of other machines differ, ratios less.\n")
     for metric, unit in (
         (Metric.RATE, "requests/s"),
         (Metric.P50, "p50, µs"),
@@ -53,12 +53,12 @@ def page(results: Results) -> str:
 def _conditions(results: Results) -> str:
     where = "; ".join(f"{name} {what}" for name, what in results.machine.items())
     done = len(Samples(results.samples).rounds)
-    text = f"{done} rounds, {results.seconds} s of load in each sample, order drawn with seed {results.seed}.\n\n"
+    text = f"\nRounds: {done}. Load in each sample: {results.seconds} s. Order drawn with seed {results.seed}.\n\n"
     text += f"{where}.\n"
     if done < 5:
-        text += f"\n**{done} rounds are too few to tell anything from: a trial.**\n"
+        text += "\n**Too few rounds to tell anything from: a trial.**\n"
     if results.busy_cores > 0.05:
-        text += f"\n**The machine was not quiet: {results.busy_cores:.2f} cores were busy before the run.**\n"
+        text += f"\n**The machine was not quiet: {results.busy_cores:.2f} cores were busy before. Trust no figure.**\n"
     return text
 
 
@@ -79,7 +79,10 @@ def _aims(samples: Samples) -> str:
 
 
 def _plain(each: Spread) -> str:
-    return f"{each.median:,.0f}" if each.median >= 100 else f"{each.median:.3g}"
+    def shown(value: float) -> str:
+        return f"{value:,.0f}" if each.median >= 100 else f"{value:.3g}"
+
+    return f"{shown(each.median)} ({shown(each.low)}–{shown(each.high)})"
 
 
 def _by_workload(

@@ -1,0 +1,116 @@
+"""Reading what the programs tell: one reader a node, which takes events out of the ring as they come.
+
+The programs tell nothing unless somebody's interest is fresh, so a reader that was killed costs nothing for long.
+"""
+
+import ctypes
+import fcntl
+import os
+import time
+from collections.abc import Callable
+
+from bpf import syscalls
+from bpf.errors import KernelRefused, SidestepError
+from bpf.kernel import possible_cpus
+from bpf.layout import Event, Tracing, Word
+from bpf.pins import Pins
+
+_LIBBPF = ctypes.CDLL("libbpf.so.1", use_errno=True)
+_Take = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_LIBBPF.ring_buffer__new.argtypes = [ctypes.c_int, _Take, ctypes.c_void_p, ctypes.c_void_p]
+_LIBBPF.ring_buffer__new.restype = ctypes.c_void_p
+_LIBBPF.ring_buffer__consume.argtypes = [ctypes.c_void_p]
+_LIBBPF.ring_buffer__poll.argtypes = [ctypes.c_void_p, ctypes.c_int]
+_LIBBPF.ring_buffer__free.argtypes = [ctypes.c_void_p]
+
+# how long an interest lasts, and how often it is renewed
+_LEASE_SECONDS, _RENEW_SECONDS = 3.0, 1.0
+_NS = 1_000_000_000
+
+
+class TraceBusy(SidestepError):
+    """Somebody reads events already."""
+
+
+class Trace:
+    """Use as a context manager: events flow while it is open. `take` gets each event; it must not keep it.
+
+    `cookie` is the netns cookie of the one pod of interest, 0 for all. Raises NotAttached, KernelRefused, TraceBusy.
+    """
+
+    def __init__(self, pins: Pins, take: Callable[[Event], None], cookie: int = 0) -> None:
+        self._cookie, self._take = cookie, take
+        self._tracing = pins.open_map("tracing")
+        self._lost = pins.open_map("lost")
+        self._ring = 0
+        try:
+            self._lock = _lock(pins)
+            events = syscalls.open_pin(pins.maps / "events")
+            self._callback = _Take(self._hand_over)
+            self._ring = _LIBBPF.ring_buffer__new(events, self._callback, None, None)
+            os.close(events)
+            if not self._ring:
+                raise KernelRefused(f"ring_buffer__new({pins.maps / 'events'}): {os.strerror(ctypes.get_errno())}")
+        except BaseException:
+            self._close()
+            raise
+        self._renewed, self._lost_before, self._live = 0.0, self._count_lost(), False
+        _LIBBPF.ring_buffer__consume(self._ring)  # what an earlier reader has left is nobody's business
+        self._live = True
+
+    def poll(self, seconds: float) -> int:
+        """Hand over what there is, waiting for something at most so long; returns how many events. Call it often."""
+        self._renew()
+        count: int = _LIBBPF.ring_buffer__poll(self._ring, int(seconds * 1000))
+        return max(0, count)  # interrupted by a signal is as good as nothing
+
+    @property
+    def lost(self) -> int:
+        """Events for which there was no room since it was opened."""
+        return self._count_lost() - self._lost_before
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write(0)
+        self._close()
+
+    def _hand_over(self, _: int, data: int, __: int) -> int:
+        if self._live:
+            self._take(Event.from_address(data))
+        return 0
+
+    def _renew(self) -> None:
+        if time.monotonic() - self._renewed > _RENEW_SECONDS:
+            self._renewed = time.monotonic()
+            self._write(time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(_LEASE_SECONDS * _NS))
+
+    def _count_lost(self) -> int:
+        row = (ctypes.c_uint64 * possible_cpus())()
+        syscalls.map_lookup(self._lost, Word(0), row)
+        return sum(row)
+
+    def _write(self, until: int) -> None:
+        if number := syscalls.map_update(self._tracing, Word(0), Tracing(until, self._cookie)):
+            raise syscalls.refused("bpf_map_update_elem", "tracing", number)
+
+    def _close(self) -> None:
+        if self._ring:
+            _LIBBPF.ring_buffer__free(self._ring)
+            self._ring = 0
+        for name in ("_tracing", "_lost", "_lock"):
+            if hasattr(self, name):
+                os.close(getattr(self, name))
+                delattr(self, name)
+
+
+def _lock(pins: Pins) -> int:
+    """Hold the ring for this process. Raises TraceBusy."""
+    descriptor = os.open(pins.maps, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise TraceBusy("somebody else traces on this node; end that `sidestep trace` first") from None
+    return descriptor
