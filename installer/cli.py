@@ -18,7 +18,9 @@ COMMANDS = {
     "attach": "programs",
     "detach": "programs",
     "probe": "node",
+    "report": "report",
     "status": "status",
+    "top": "top",
     "uninstall": "node",
 }
 _WITHOUT_ROOT = ("probe",)  # whose table says it among other things
