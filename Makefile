@@ -8,7 +8,7 @@ SHIM := build/sidestep-cni
 DEBIAN := python3-venv python3-bpfcc libbpf1 gcc libc6-dev libjansson-dev \
           containernetworking-plugins iproute2 util-linux curl iptables \
           containerd runc busybox-static \
-          groff-base mandoc zsh fish
+          groff-base mandoc zsh fish chromium fonts-dejavu-core
 # Not the one of Debian 12 if there is another: that has a kustomize of 2019.
 KUBECTL := $(shell command -v kubectl > /dev/null || echo kubernetes-client)
 # Two cores: unit, datapath and node tests each make a lab of their own, so they run side by side.

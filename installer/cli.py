@@ -32,7 +32,9 @@ COMMANDS = {
     "maps": "maps",
     "pods": "pods",
     "probe": "node",
+    "report": "report",
     "status": "status",
+    "top": "top",
     "trace": "trace",
     "uninstall": "node",
 }

@@ -171,6 +171,11 @@ def take(group: type[Group]) -> Callable[[Command], Command]:
     return decorate
 
 
+def take_one(group: type[Any], name: str) -> Callable[[Command], Command]:
+    """Give a command one setting of a group, as an argument of its own name."""
+    return _option(next(each for each in fields(group) if each.name == name))
+
+
 def environment_variable(each: Any) -> str:
     """The environment variable of a field of a group."""
     name = each.name.upper()

@@ -1,0 +1,62 @@
+"""Everything that the page tells, gathered from a node: plain values, so that pages can be made of invented ones."""
+
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bpf.pins import Pins
+from bpf.tables import Tables
+from installer.inspect.sampling.flows import Flow, Inside, Observation, Watcher, flows_between
+from installer.inspect.sampling.sample import Fill, Rates, Sample, fills_of, rates_between, take_sample
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """One node, and what happened on it while it was looked at."""
+
+    name: str
+    kernel: str
+    taken: datetime
+    sample: Sample
+    rates: Rates
+    fills: tuple[Fill, ...] = ()
+    flows: tuple[Flow, ...] = ()
+    inside: Mapping[int, Inside] = field(default_factory=dict)
+    unseen: Mapping[int, str] = field(default_factory=dict)  # pods whose sockets could not be read, and why
+    blind: str = ""  # why no sockets could be read at all
+
+
+def gather(pins: Pins, name: str, seconds: float, proc: Path) -> NodeView:
+    """Look at the node for that long; `proc` is a procfs of the node. Raises NotAttached."""
+    with Tables(pins) as tables:
+        watcher = Watcher(proc)
+        before = take_sample(pins, tables)
+        first, _ = _observe(watcher, tables, before)
+        time.sleep(max(0.0, before.at + seconds - time.monotonic()))
+        after = take_sample(pins, tables)
+        second, blind = _observe(watcher, tables, after)
+        fills = fills_of(tables)
+    return NodeView(
+        name or os.uname().nodename,
+        platform.release(),
+        datetime.now(UTC),
+        after,
+        rates_between(before, after),
+        tuple(fills),
+        tuple(flows_between(first, second)),
+        second.inside,
+        second.unseen,
+        blind,
+    )
+
+
+def _observe(watcher: Watcher, tables: Tables, sample: Sample) -> tuple[Observation, str]:
+    """What the sockets say, and why they say nothing: without them the page still has all the counters."""
+    try:
+        return watcher.observe(tables, sample.pods), ""
+    except OSError as error:
+        return Observation(), f"{error.filename or 'namespaces'}: {error.strerror}"

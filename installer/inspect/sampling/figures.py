@@ -1,0 +1,38 @@
+"""How numbers are written for people: short, with the digits that tell something."""
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def rate(value: float) -> str:
+    """Events each second: "0", "0.4", "12.3", "1,204"."""
+    if value == 0:
+        return "0"
+    if value < 0.05:
+        return "<0.1"
+    return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
+
+
+def count(value: float) -> str:
+    """A whole number with its thousands parted."""
+    return f"{value:,.0f}"
+
+
+def size(value: float) -> str:
+    """Bytes: "0 B", "812 B", "1.4 MiB"."""
+    for unit in _UNITS:
+        if value < 999.5 or unit == _UNITS[-1]:
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
+
+
+def share(value: float | None) -> str:
+    """A part of a whole from 0 to 1: "–" when there is no whole; never "0 %" or "100 %" of what is not."""
+    if value is None:
+        return "–"
+    percent = value * 100
+    if 0 < percent < 0.1:
+        return "<0.1 %"
+    if 99.9 < percent < 100:
+        return ">99.9 %"
+    return f"{percent:.0f} %" if percent in (0, 100) or percent >= 10 else f"{percent:.1f} %"

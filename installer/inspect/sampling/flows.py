@@ -1,0 +1,237 @@
+"""Who talks with whom: the live TCP connections of the enrolled pods, from the sockets in their namespaces.
+
+The maps have no entry for each flow, on purpose: connections cost nothing while nobody looks. So this looks at the
+sockets themselves. What it can't see are connections whose two ends are elsewhere or that ended without a trace; the
+counters of sample.py have those too. Bytes are TCP's: what is redirected between sockets is not in them.
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address
+from pathlib import Path
+from typing import NamedTuple
+
+from bpf.layout import OUTBOUND_PORT, SPREAD6, Address, PodFlags
+from bpf.tables import Tables
+from cni.errors import SandboxInvalid
+from cni.namespaces import PROC, find
+from cni.rtnl import IpAddress
+from cni.sandbox import INBOUND_SOURCE6, visit
+from installer.inspect.sampling.sample import PodSample
+from installer.inspect.sampling.sockets import ESTABLISHED, LISTEN, TIME_WAIT, TcpSocket, tcp_sockets
+
+# who has an end of a connection
+PROXY, APP, UNKNOWN = "proxy", "app", "?"
+
+# 127.0.0.0/8, which has SPREAD4 and 127.0.0.6 too
+_LOOPBACK4 = bytes(10) + b"\xff\xff\x7f"
+_SPREAD6 = SPREAD6.network_address.packed[: SPREAD6.prefixlen // 8]
+_LOCAL6 = (IPv6Address("::1").packed, INBOUND_SOURCE6.packed)
+
+
+class Ends(NamedTuple):
+    """One connection: the client's address and port, then the server's; addresses as in the maps."""
+
+    client: bytes
+    client_port: int
+    server: bytes
+    server_port: int
+
+
+class Place(NamedTuple):
+    """An end of a flow: an enrolled pod of this node by its cookie, or else an address."""
+
+    cookie: int | None
+    ip: IpAddress | None = None
+
+
+@dataclass
+class Seen:
+    """One connection at one moment."""
+
+    source: Place
+    target: Place
+    client: str = UNKNOWN  # PROXY, APP or, out of this node and in TIME_WAIT, UNKNOWN
+    server: str = UNKNOWN
+    alive: bool = False  # else it ended within the last minute (TIME_WAIT)
+    transferred: int = 0
+
+
+@dataclass
+class Inside:
+    """Established connections between a pod's applications and its own proxy; `other` is neither."""
+
+    outbound: int = 0
+    inbound: int = 0
+    other: int = 0
+
+
+@dataclass
+class Observation:
+    """All connections at one moment; `at` is of the monotonic clock, in seconds."""
+
+    at: float = field(default_factory=time.monotonic)
+    connections: dict[Ends, Seen] = field(default_factory=dict)
+    inside: dict[int, Inside] = field(default_factory=dict)
+    accelerated: set[Ends] = field(default_factory=set)
+    unseen: dict[int, str] = field(default_factory=dict)  # cookies of pods that could not be looked into, and why
+
+
+@dataclass
+class Flow:
+    """The connections from one place to another."""
+
+    source: Place
+    target: Place
+    ports: Counter[int] = field(default_factory=Counter)  # of the server
+    ways: Counter[tuple[str, str]] = field(default_factory=Counter)  # who has the two ends, of live connections
+    alive: int = 0
+    ended: int = 0  # within the last minute, as far as TIME_WAIT tells
+    accelerated: int = 0  # of the live ones
+    opened: float = 0.0  # each second
+    rate: float = 0.0  # bytes of TCP in both directions, each second
+
+    @property
+    def way(self) -> tuple[str, str]:
+        """Who has the ends of most of them."""
+        return self.ways.most_common(1)[0][0] if self.ways else (UNKNOWN, UNKNOWN)
+
+
+class Watcher:
+    """Looks into the namespaces of pods; remembers where they were, so that looking again is cheap."""
+
+    def __init__(self, proc: Path = PROC) -> None:
+        """`proc` is a procfs of the node."""
+        self._proc = proc
+        self._inodes: dict[int, int] = {}
+
+    def observe(self, tables: Tables, pods: Mapping[int, PodSample]) -> Observation:
+        """All connections of these pods now. Raises OSError when namespaces can't be looked for."""
+        found = Observation()
+        sockets: dict[int, list[TcpSocket]] = {}
+        known = self._inodes if self._inodes.keys() >= pods.keys() else None
+        with find(pods.keys(), set(known.values()) if known is not None else None, self._proc) as namespaces:
+            for cookie, netns in namespaces:
+                self._inodes[cookie] = os.fstat(netns).st_ino
+                try:
+                    sockets[cookie] = visit(netns, lambda _: list(tcp_sockets(ESTABLISHED, TIME_WAIT, LISTEN)))
+                except SandboxInvalid as error:
+                    found.unseen[cookie] = str(error)
+        for cookie in pods.keys() - sockets.keys() - found.unseen.keys():
+            found.unseen[cookie] = "its network namespace is not to be found: give a procfs of the node with --proc"
+        self._inodes = {cookie: inode for cookie, inode in self._inodes.items() if cookie in pods}
+        found.accelerated = set(_accelerated(tables))
+        _Reading(found, pods, sockets).read()
+        return found
+
+
+class _Reading:
+    """Makes connections of all namespaces' sockets."""
+
+    def __init__(
+        self, found: Observation, pods: Mapping[int, PodSample], sockets: Mapping[int, list[TcpSocket]]
+    ) -> None:
+        self._found, self._pods, self._sockets = found, pods, sockets
+        self._owners = {bytes(Address.of(ip).bytes): cookie for cookie, pod in pods.items() for ip in pod.addresses}
+        self._listening = {
+            cookie: {each.local_port for each in those if each.state == LISTEN} for cookie, those in sockets.items()
+        }
+
+    def read(self) -> None:
+        for cookie, those in self._sockets.items():
+            inside = self._found.inside[cookie] = Inside()
+            connected = [each for each in those if each.state != LISTEN]
+            here = {(each.local, each.local_port, each.remote, each.remote_port) for each in connected}
+            for each in connected:
+                if (each.remote, each.remote_port, each.local, each.local_port) in here:
+                    self._inside(cookie, inside, each)
+                elif not (_is_local(each.local) or _is_local(each.remote) or self._owners.get(each.remote) == cookie):
+                    self._outside(cookie, each)  # else one end of what was inside: the other leaves no TIME_WAIT
+
+    def _inside(self, cookie: int, inside: Inside, each: TcpSocket) -> None:
+        """A connection that does not leave the pod, which is told by its client."""
+        if each.state != ESTABLISHED or self._serves(cookie, each):
+            return
+        if each.remote_port == OUTBOUND_PORT and _is_local(each.remote):
+            inside.outbound += 1
+        elif self._role(cookie, each) == PROXY:
+            inside.inbound += 1
+        else:
+            inside.other += 1
+
+    def _outside(self, cookie: int, each: TcpSocket) -> None:
+        own, other = Place(cookie), self._place(each.remote)
+        serves = self._serves(cookie, each)
+        if serves:
+            ends = Ends(each.remote, each.remote_port, each.local, each.local_port)
+        else:
+            ends = Ends(each.local, each.local_port, each.remote, each.remote_port)
+        seen = self._found.connections.get(ends)
+        if seen is None:
+            seen = self._found.connections[ends] = Seen(*((other, own) if serves else (own, other)))
+        if each.state != ESTABLISHED:
+            return
+        seen.alive = True
+        seen.transferred = max(seen.transferred, each.transferred)  # both ends may have been read, one earlier
+        if serves:
+            seen.server = self._role(cookie, each)
+        else:
+            seen.client = self._role(cookie, each)
+
+    def _place(self, raw: bytes) -> Place:
+        cookie = self._owners.get(raw)
+        return Place(None, Address.from_buffer_copy(raw).ip()) if cookie is None else Place(cookie)
+
+    def _serves(self, cookie: int, each: TcpSocket) -> bool:
+        """Whether the local end is the server's. A captured pod may have a proxy that serves any port unheard."""
+        if each.local_port in self._listening[cookie]:
+            return True
+        other = self._owners.get(each.remote)
+        if other is not None and each.remote_port in self._listening.get(other, ()):
+            return False
+        return each.local_port < each.remote_port  # ephemeral ports are the high ones
+
+    def _role(self, cookie: int, each: TcpSocket) -> str:
+        pod = self._pods[cookie]
+        # in TPROXY mode the proxy is root, as its sockets are transparent; its group is not told
+        proxies = (pod.proxy_uid, 0) if PodFlags.TPROXY in pod.flags else (pod.proxy_uid,)
+        return PROXY if each.uid in proxies else APP
+
+
+def flows_between(before: Observation, after: Observation) -> list[Flow]:
+    """Connections by where they come from and go to, busiest first, with what changed between two observations."""
+    seconds = after.at - before.at
+    flows: dict[tuple[Place, Place], Flow] = {}
+    for ends, seen in after.connections.items():
+        flow = flows.setdefault((seen.source, seen.target), Flow(seen.source, seen.target))
+        flow.ports[ends.server_port] += 1
+        if seen.alive:
+            flow.alive += 1
+            flow.ways[seen.client, seen.server] += 1
+            flow.accelerated += ends in after.accelerated
+        else:
+            flow.ended += 1
+        earlier = before.connections.get(ends)
+        if seconds > 0:
+            flow.opened += (earlier is None) / seconds
+            flow.rate += max(0, seen.transferred - (earlier.transferred if earlier else 0)) / seconds
+    return sorted(flows.values(), key=lambda flow: (-flow.rate, -flow.opened, -flow.alive, -flow.ended))
+
+
+def _accelerated(tables: Tables) -> Iterator[Ends]:
+    for key in tables.accelerated.every_key():
+        it = key.connection
+        yield Ends(bytes(it.client.bytes), it.client_port, bytes(it.server.bytes), it.server_port)
+
+
+def _is_local(raw: bytes) -> bool:
+    """Whether it is loopback, where captured connections are spread, or where proxies dial their applications from."""
+    return raw.startswith((_LOOPBACK4, _SPREAD6)) or raw in _LOCAL6
+
+
+def names_of(pods: Iterable[PodSample]) -> dict[int, str]:
+    """Cookie → namespace/name."""
+    return {pod.cookie: str(pod.identity) for pod in pods}

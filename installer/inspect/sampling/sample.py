@@ -1,0 +1,212 @@
+"""The node's counters at one moment, and what two moments say about the time between them.
+
+Read-only, from the pins alone: with and without a running agent. `sidestep report` and `sidestep top` both draw this.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from bpf.acceleration import NodeLevel, level_of
+from bpf.attachment import is_attached
+from bpf.layout import (
+    INBOUND_PORT,
+    LISTENER_SLOTS,
+    TOTALS,
+    Cookie,
+    Level,
+    ListenerKey,
+    Pod,
+    PodFlags,
+    Tally,
+    Traffic,
+)
+from bpf.pins import Pins
+from bpf.tables import Tables
+from cni.entries import Identity
+from cni.rtnl import IpAddress
+
+Name = TypeVar("Name")
+
+# direction and verdict, as in layout.TOTALS
+Kind = tuple[str, str]
+# fields of struct traffic: messages of accelerated connections by what became of them, and the bytes of the first
+REDIRECTED, BYTES = "redirected", "redirected_bytes"
+PASSED = ("undrained", "over_budget", "no_peer")
+# verdicts that mean that a connection did not come about
+_FAILED = ("refused", "denied")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one pod or of all: since the maps were made, or for each second of a time between two samples."""
+
+    connections: Mapping[Kind, float]
+    messages: Mapping[str, float]
+
+    def of(self, direction: str, verdict: str) -> float:
+        """Connections of one kind; those that this version does not count are 0."""
+        return self.connections.get((direction, verdict), 0)
+
+    @property
+    def refused(self) -> float:
+        """Connections that did not come about, in whichever direction."""
+        return sum(count for kind, count in self.connections.items() if is_failure(kind))
+
+    @property
+    def captured(self) -> float:
+        """Connections, and datagrams to nameservers, that went to the proxy."""
+        return sum(count for (_, verdict), count in self.connections.items() if verdict == "captured")
+
+    @property
+    def direct(self) -> float:
+        """Connections that the policy lets pass."""
+        return sum(count for (_, verdict), count in self.connections.items() if verdict == "direct")
+
+    @property
+    def passed(self) -> float:
+        """Messages of accelerated connections that took TCP's path all the same."""
+        return sum(self.messages.get(cause, 0) for cause in PASSED)
+
+    @property
+    def share(self) -> float | None:
+        """Of the messages on accelerated connections, those that skipped TCP's path: 0 to 1; None without any."""
+        redirected = self.messages.get(REDIRECTED, 0)
+        return redirected / (redirected + self.passed) if redirected + self.passed else None
+
+
+@dataclass(frozen=True)
+class PodSample:
+    """One enrolled pod."""
+
+    cookie: int
+    identity: Identity
+    addresses: tuple[IpAddress, ...]
+    flags: PodFlags
+    proxy_uid: int
+    level: Level  # what counts for it on this node
+    listening: bool  # whether the proxy has been seen to listen for inbound connections
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The node at one moment; `at` is of the monotonic clock, in seconds."""
+
+    at: float
+    attached: bool
+    level: NodeLevel
+    pods: Mapping[int, PodSample]
+    total: Counts
+
+
+@dataclass(frozen=True)
+class Fill:
+    """How full a map is."""
+
+    name: str
+    entries: int
+    limit: int
+
+    @property
+    def share(self) -> float:
+        """0 to 1."""
+        return self.entries / self.limit if self.limit else 0.0
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What happened between two samples, for each second of it; pods are those of the second sample."""
+
+    seconds: float
+    pods: Mapping[int, Counts]
+    total: Counts
+
+
+def is_failure(kind: Kind) -> bool:
+    """Whether a connection of this kind did not come about."""
+    return kind[1] in _FAILED
+
+
+def take_sample(pins: Pins, tables: Tables) -> Sample:
+    """Read the counters now."""
+    level = level_of(tables)
+    addresses: dict[int, list[IpAddress]] = {}
+    for address, owner in tables.addresses.every():
+        addresses.setdefault(owner.cookie, []).append(address.ip())
+    pods = {
+        key.cookie: _pod(tables, key, pod, level.level, addresses.get(key.cookie, ()))
+        for key, pod in tables.pods.every()
+    }
+    total = Counts(tables.connection_totals(), _summed(pod.counts.messages for pod in pods.values()))
+    return Sample(time.monotonic(), is_attached(pins), level, pods, total)
+
+
+def _pod(tables: Tables, key: Cookie, pod: Pod, node: Level, addresses: Iterable[IpAddress]) -> PodSample:
+    tally = tables.tallies.get(key) or Tally()
+    traffic = tables.traffic.get(key) or Traffic()
+    ordered = sorted(addresses, key=lambda ip: (ip.is_link_local, ip.version, ip.packed))
+    return PodSample(
+        key.cookie,
+        Identity.of(pod),
+        tuple(ordered),
+        PodFlags(pod.flags),
+        pod.proxy_uid,
+        min(Level(pod.acceleration), node),
+        _listens(tables, key.cookie),
+        Counts(
+            dict(zip(TOTALS, tally.connections, strict=True)),
+            {name: getattr(traffic, name) for name, *_ in Traffic._fields_},
+        ),
+    )
+
+
+def _listens(tables: Tables, cookie: int) -> bool:
+    slots = range(LISTENER_SLOTS)  # they are filled from 0, but those of closed sockets become free
+    return any(tables.listeners.get(ListenerKey(cookie, INBOUND_PORT, slot)) is not None for slot in slots)
+
+
+def fills_of(tables: Tables) -> list[Fill]:
+    """How full each map is: a walk over all their keys, so not for every second."""
+    return [Fill(name, table.count(), table.limit) for name, table in tables.named().items()]
+
+
+def rates_between(before: Sample, after: Sample) -> Rates:
+    """Differences of counters by the seconds between them.
+
+    A counter that is lower than before began anew meanwhile, and one that was not there began at 0.
+    """
+    seconds = after.at - before.at
+    none = Counts({}, {})
+    pods = {}
+    for cookie, pod in after.pods.items():
+        earlier = before.pods.get(cookie)
+        pods[cookie] = _rate(earlier.counts if earlier else none, pod.counts, seconds)
+    connections = _per_second(before.total.connections, after.total.connections, seconds)
+    # pods that have gone took their share of the sum of messages with them
+    return Rates(seconds, pods, Counts(connections, _summed(each.messages for each in pods.values())))
+
+
+def _rate(before: Counts, after: Counts, seconds: float) -> Counts:
+    return Counts(
+        _per_second(before.connections, after.connections, seconds),
+        _per_second(before.messages, after.messages, seconds),
+    )
+
+
+def _per_second(before: Mapping[Name, float], after: Mapping[Name, float], seconds: float) -> dict[Name, float]:
+    found = {}
+    for name, count in after.items():
+        earlier = before.get(name, 0)
+        more = count - earlier if count >= earlier else count
+        found[name] = more / seconds if seconds > 0 else 0.0
+    return found
+
+
+def _summed(each: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {name: 0 for name, *_ in Traffic._fields_}
+    for counts in each:
+        for name, count in counts.items():
+            total[name] += count
+    return total

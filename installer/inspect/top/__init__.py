@@ -1,0 +1,1 @@
+"""`sidestep top`: the node's pods live in the terminal."""

@@ -1,0 +1,85 @@
+"""One screen of `sidestep top`: the node in a line, its pods in a table, as many as fit."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bpf.layout import TOTALS
+from installer.inspect.sampling import figures
+from installer.inspect.sampling.sample import BYTES, Counts, PodSample, Rates, Sample
+
+# lines that are not pods: two of the head, the table's title and rules, the foot
+_OTHER_LINES = 7
+_NOTHING = Counts(dict.fromkeys(TOTALS, 0), {})
+
+
+@dataclass(frozen=True)
+class Order:
+    """A way to sort: the key that chooses it, and what comes first."""
+
+    key: str
+    name: str
+    of: Callable[[Counts], float]
+
+
+ORDERS = (
+    Order("c", "captured", lambda counts: counts.captured),
+    Order("d", "direct", lambda counts: counts.direct),
+    Order("f", "failed", lambda counts: counts.refused),
+    Order("a", "accelerated", lambda counts: counts.messages.get(BYTES, 0)),
+    Order("n", "name", lambda counts: 0),
+)
+
+
+def screen(sample: Sample, rates: Rates, order: Order, height: int) -> RenderableType:
+    """What is shown; `height` is the terminal's, in lines."""
+    pods = sorted(sample.pods.values(), key=lambda pod: str(pod.identity))
+    pods.sort(key=lambda pod: -order.of(rates.pods.get(pod.cookie, _NOTHING)))
+    shown = pods[: max(1, height - _OTHER_LINES)]
+    left = f"{len(pods) - len(shown)} more pods below; " if len(shown) < len(pods) else ""
+    keys = "  ".join(f"{each.key} {each.name}" for each in ORDERS)
+    foot = Text(f"{left}sorted by {order.name}; keys: {keys}  q quit", style="dim", no_wrap=True, overflow="ellipsis")
+    return Group(_head(sample, rates), _table(shown, rates), foot)
+
+
+def _head(sample: Sample, rates: Rates) -> Text:
+    attached = ("attached", "green") if sample.attached else ("NOT ATTACHED", "bold red")
+    level = sample.level
+    wanted = f" instead of {level.wanted}" if level.level != level.wanted else ""
+    total = rates.total
+    return Text.assemble(
+        ("sidestep ", "bold"),
+        attached,
+        f"  {len(sample.pods)} pods  captured {figures.rate(total.captured)}/s  ",
+        f"direct {figures.rate(total.direct)}/s  ",
+        (f"failed {figures.rate(total.refused)}/s", "red" if total.refused else ""),
+        f"\nacceleration {level.level}{wanted}: {figures.share(total.share)} of messages past TCP, "
+        f"{figures.size(total.messages.get(BYTES, 0))}/s",
+        no_wrap=True,
+        overflow="ellipsis",
+    )
+
+
+def _table(pods: list[PodSample], rates: Rates) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), expand=True)
+    table.add_column("pod", ratio=1, no_wrap=True, overflow="ellipsis", min_width=12)
+    for title in ("out/s", "in/s", "dns/s", "direct/s", "failed/s", "level", "past TCP", "bytes/s"):
+        table.add_column(title, justify="left" if title == "level" else "right", no_wrap=True)
+    for pod in pods:
+        counts = rates.pods.get(pod.cookie, _NOTHING)
+        table.add_row(
+            Text(str(pod.identity), style="" if pod.listening else "yellow"),
+            figures.rate(counts.of("outbound", "captured") + counts.of("self", "captured")),
+            figures.rate(counts.of("inbound", "captured")),
+            figures.rate(counts.of("dns", "captured")),
+            figures.rate(counts.direct),
+            Text(figures.rate(counts.refused), style="red" if counts.refused else ""),
+            str(pod.level),
+            figures.share(counts.share),
+            figures.size(counts.messages.get(BYTES, 0)),
+        )
+    return table

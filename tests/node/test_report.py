@@ -1,0 +1,121 @@
+"""`sidestep report`: a page of a node with traffic, opened in a real browser that has no network."""
+
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bpf import acceleration
+from bpf.layout import Level
+from bpf.pins import Pins
+from bpf.tables import Tables
+from tests.lab.command import sidestep
+from tests.lab.node import Node
+from tests.lab.waiting import wait_until
+from tests.node.conftest import Mesh
+
+LOAD = """
+import http.client, json, sys, time
+end, count = time.time() + 6, 0
+connection = http.client.HTTPConnection(sys.argv[1], 8080)
+while time.time() < end:
+    connection.request("GET", "/")
+    connection.getresponse().read()
+    count += 1
+    time.sleep(0.005)
+print(json.dumps(count))
+"""
+# a browser that asks anybody anything finds nobody
+BROWSER = [
+    "chromium",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--enable-logging=stderr",
+    "--virtual-time-budget=2000",
+]
+
+
+def level_of(node: Node) -> Level:
+    with Tables(Pins(node.bpffs)) as tables:
+        return acceleration.level_of(tables).level
+
+
+@pytest.fixture(scope="module")
+def page(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "node.html"
+    # the self-test comes after the agent's start; connections of before it are not accelerated
+    wait_until(lambda: level_of(mesh.node) is Level.PROXY, "the level", 20)
+    load = threading.Thread(target=mesh.alpha.python, args=(LOAD, mesh.beta.ip4))
+    load.start()
+    made = sidestep(mesh.node, "report", "--seconds", "1", "-o", path)
+    load.join()
+    assert (made.returncode, made.stdout, made.stderr) == (0, f"report: {path}\n", "")
+    return path
+
+
+@pytest.fixture(scope="module")
+def seen(page: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """What the browser made of the page: its text, and what it had to complain about."""
+    profile = tmp_path_factory.mktemp("profile")
+    argv = [*BROWSER, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    shutil.rmtree(profile, ignore_errors=True)
+    text = re.sub(r"<(style|script).*?</\1>", " ", done.stdout, flags=re.S)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text)), done.stderr
+
+
+def test_it_asks_nobody_for_anything(page: Path) -> None:
+    text = page.read_text().replace("http://www.w3.org/", "")  # names of XML's vocabularies
+    for pattern in (
+        r"""(?:src|href)\s*=\s*["']?(?![#"']|data:)""",
+        r"""url\((?!["']?(?:#|data:))""",
+        "@import",
+        "https?://",
+    ):
+        assert re.findall(pattern, text) == [], pattern
+
+
+def test_the_browser_has_nothing_to_complain_about(seen: tuple[str, str]) -> None:
+    assert [line for line in seen[1].splitlines() if ":CONSOLE" in line or "ERR_" in line] == []
+
+
+def test_pods_and_what_they_do_are_on_it(mesh: Mesh, seen: tuple[str, str]) -> None:
+    text = seen[0]
+    for expected in ("default/alpha", "default/beta", str(mesh.beta.ip4), "attached", "Who talks with whom", "Maps"):
+        assert expected in text
+    assert re.search(r"default/alpha default/beta 8080 proxy → proxy", text)
+    redirected = re.search(r"Redirected from socket to socket, past TCP ([0-9,.]+) ([0-9,]+)", text)
+    assert redirected is not None
+    assert int(redirected[2].replace(",", "")) > 100
+
+
+def test_it_can_be_looked_at_in_any_width(page: Path, tmp_path: Path) -> None:
+    for width in (400, 1280):
+        shot = tmp_path / f"{width}.png"
+        argv = [*BROWSER, f"--user-data-dir={tmp_path / str(width)}", f"--window-size={width},1200"]
+        subprocess.run([*argv, f"--screenshot={shot}", page.as_uri()], check=True, capture_output=True, timeout=60)
+        assert shot.stat().st_size > 10_000  # a blank page is smaller
+
+
+def test_an_empty_node_has_a_page_too(node: Node, tmp_path: Path) -> None:
+    made = sidestep(node, "report", "--seconds", "0.1")
+    assert made.returncode == 0
+    assert made.stdout.startswith("<!doctype html>") or made.stdout.startswith("<!DOCTYPE html>")
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "not" / "there.html"
+
+
+def test_a_place_that_is_not_there_is_one_line(mesh: Mesh, nowhere: Path) -> None:
+    done = sidestep(mesh.node, "report", "--seconds", "0.1", "-o", nowhere)
+    assert done.returncode == 1
+    assert done.stderr.startswith("sidestep: ") and done.stderr.count("\n") == 1 and str(nowhere) in done.stderr

@@ -1,0 +1,117 @@
+"""Rates from two samples, and the pages and screens that are made of them, for any number of pods."""
+
+from datetime import UTC, datetime
+from ipaddress import ip_address
+
+import pytest
+from rich.console import Console
+
+from bpf.acceleration import NodeLevel
+from bpf.layout import TOTALS, Level, PodFlags, Traffic
+from cni.entries import Identity
+from installer.inspect.report.page import render
+from installer.inspect.report.view import NodeView
+from installer.inspect.sampling import figures
+from installer.inspect.sampling.sample import Counts, Fill, PodSample, Rates, Sample, rates_between
+from installer.inspect.top.screen import ORDERS, screen
+
+MESSAGES = [field[0] for field in Traffic._fields_]
+
+
+def counts(value: float, **messages: float) -> Counts:
+    return Counts(dict.fromkeys(TOTALS, value), dict.fromkeys(MESSAGES, 0.0) | messages)
+
+
+def pod(number: int, value: float, name: str = "") -> PodSample:
+    identity = Identity(f"uid{number}", name or f"pod-{number}", "default", f"c{number}", "net", "eth0")
+    address = ip_address("10.0.0.0") + number + 1
+    return PodSample(number, identity, (address,), PodFlags(0), 1337, Level.PROXY, True, counts(value))
+
+
+def sample(at: float, *pods: PodSample, total: float = 0) -> Sample:
+    level = NodeLevel(Level.PROXY, Level.PROXY, "")
+    return Sample(at, True, level, {each.cookie: each for each in pods}, counts(total))
+
+
+def test_a_rate_is_the_difference_by_the_seconds() -> None:
+    rates = rates_between(sample(10, pod(1, 100), total=100), sample(12, pod(1, 150), total=150))
+    assert rates.seconds == 2
+    assert rates.pods[1].of("outbound", "captured") == rates.total.of("outbound", "captured") == 25
+
+
+def test_a_new_pod_began_at_nothing_and_one_that_is_gone_is_not_there() -> None:
+    rates = rates_between(sample(0, pod(1, 100)), sample(2, pod(2, 30)))
+    assert set(rates.pods) == {2}
+    assert rates.pods[2].captured == 15 * sum(verdict == "captured" for _, verdict in TOTALS)
+
+
+def test_a_counter_that_began_anew_gives_no_negative_rate() -> None:
+    assert rates_between(sample(0, pod(1, 100)), sample(1, pod(1, 7))).pods[1].of("inbound", "captured") == 7
+
+
+def test_no_time_no_rate() -> None:
+    assert rates_between(sample(5, pod(1, 1)), sample(5, pod(1, 9))).pods[1].captured == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (0.01, "<0.1"), (0.06, "0.1"), (12.34, "12.3"), (99.97, "100"), (1234.5, "1,234")]
+)
+def test_rates_are_written_short(value: float, text: str) -> None:
+    assert figures.rate(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0 B"), (812, "812 B"), (1500, "1.5 KiB"), (5 << 30, "5.0 GiB")])
+def test_sizes_have_units(value: float, text: str) -> None:
+    assert figures.size(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0, "0 %"), (0.0001, "<0.1 %"), (0.055, "5.5 %"), (0.9999, ">99.9 %"), (1, "100 %")],
+)
+def test_shares_never_round_to_what_they_are_not(value: float | None, text: str) -> None:
+    assert figures.share(value) == text
+
+
+def view(*pods: PodSample) -> NodeView:
+    taken = sample(1, *pods)
+    rates = Rates(1.0, {each.cookie: each.counts for each in pods}, counts(1))
+    fills = (Fill("pods", len(pods), 4096),)
+    return NodeView("node-1", "6.18", datetime(2026, 1, 2, tzinfo=UTC), taken, rates, fills)
+
+
+@pytest.mark.parametrize("number", [0, 1, 250])
+def test_there_is_a_page_for_any_number_of_pods(number: int) -> None:
+    page = render(view(*(pod(each, each) for each in range(number))))
+    assert page.count("default/pod-") >= number
+    assert page.rstrip().endswith("</html>")
+
+
+def test_names_cannot_smuggle_markup_into_the_page() -> None:
+    page = render(view(pod(1, 1, name="<script>alert(1)</script>")))
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+
+
+def drawn(number: int, order: str, width: int = 120, height: int = 24) -> list[str]:
+    pods = [pod(each, each) for each in range(number)]
+    rates = Rates(1.0, {each.cookie: each.counts for each in pods}, counts(number))
+    console = Console(width=width, height=height)
+    with console.capture() as captured:
+        console.print(screen(sample(1, *pods), rates, next(each for each in ORDERS if each.name == order), height))
+    return captured.get().splitlines()
+
+
+@pytest.mark.parametrize("number", [0, 1, 250])
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_screen_is_never_larger_than_the_terminal(number: int, width: int) -> None:
+    lines = drawn(number, "captured", width)
+    assert len(lines) <= 24
+    assert all(len(line) <= width for line in lines)
+
+
+def test_the_busiest_pods_come_first() -> None:
+    lines = drawn(250, "captured")
+    assert "default/pod-249" in next(line for line in lines if "default/" in line)
+    assert "more pods below; sorted by captured" in lines[-1]
+    assert "default/pod-0 " in next(line for line in drawn(250, "name") if "default/" in line)
