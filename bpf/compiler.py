@@ -205,11 +205,24 @@ def _load(unit: Any, hook: Hook) -> Any:
 
 
 def _main_all(maps: Path, programs: Path) -> None:
-    unit = _compiled(maps, SOURCES, _acceleration())
-    for hook in HOOKS:
-        syscalls.pin(_load(unit, hook).fd, programs / hook.name)
+    unit, loaded = _loaded(maps)
+    for hook, program in loaded.items():
+        syscalls.pin(program.fd, programs / hook.name)
     with suppress(Exception):  # bcc raises nothing narrower; without it the node's level is off, and capture works
         syscalls.pin(_load(unit, MESSAGE_HOOK).fd, programs / MESSAGE_HOOK.name)
+
+
+def _loaded(maps: Path) -> tuple[Any, dict[Hook, Any]]:
+    """All that captures. Whatever it is about acceleration that a kernel refuses, it captures without."""
+    offsets = _acceleration()
+    try:
+        unit = _compiled(maps, SOURCES, offsets)
+        return unit, {hook: _load(unit, hook) for hook in HOOKS}
+    except Exception:  # bcc raises nothing narrower
+        if not offsets:
+            raise
+    unit = _compiled(maps, SOURCES, "")
+    return unit, {hook: _load(unit, hook) for hook in HOOKS}
 
 
 def _main_each(maps: Path) -> None:

@@ -48,7 +48,7 @@ int ss_exit(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     event.pid = process;
     event.uid = bpf_get_current_uid_gid();
-    bpf_probe_read_kernel(event.command, sizeof(event.command), (void *)(task + TASK_COMM));
+    read_kernel(event.command, sizeof(event.command), (void *)(task + TASK_COMM));
     sent = signals.lookup(&process);
     if (sent && sent->signal == event.signal)
         event.sender = sent->sender;

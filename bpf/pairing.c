@@ -36,11 +36,11 @@ static __always_inline bool is_plain_tcp(__u64 socket)
 #ifdef TCP_IS_MPTCP
     __u8 mptcp = 1;
 
-    bpf_probe_read_kernel(&mptcp, sizeof(mptcp), (void *)(socket + TCP_IS_MPTCP));
+    read_kernel(&mptcp, sizeof(mptcp), (void *)(socket + TCP_IS_MPTCP));
     if (mptcp)
         return false;
 #endif
-    bpf_probe_read_kernel(&ulp, sizeof(ulp), (void *)(socket + TCP_ULP_OPS));
+    read_kernel(&ulp, sizeof(ulp), (void *)(socket + TCP_ULP_OPS));
     return !ulp;
 }
 
