@@ -114,6 +114,27 @@ def test_metrics_are_served(deployment: Deployment) -> None:
     assert "sidestep_attached 1.0" in text
 
 
+def test_operators_can_look_from_within(deployment: Deployment) -> None:
+    def status() -> Any:
+        done = deployment.sidestep("status", "--output", "json")
+        return json.loads(done.stdout) if done.exit_code == 0 else done.stderr.decode()
+
+    # the self-test needs a cgroup, namespaces and programs of its own: all of that is allowed in there
+    wait_until(lambda: status()["acceleration"]["level"] == "proxy", "the level that the manifests ask for", 30)
+    assert status()["attached"]
+    for command in (
+        ("pods",),
+        ("maps", "pods"),
+        ("trace", "--seconds", "0.5"),
+        ("deny",),
+        ("report", "--seconds", "0.2"),
+    ):
+        done = deployment.sidestep(*command)
+        assert done.exit_code == 0, (command, done.stderr.decode())
+        if command[0] == "trace":
+            assert done.stderr.decode() == "tracing\n"
+
+
 def test_its_root_is_read_only(deployment: Deployment) -> None:
     request = cri.ExecSyncRequest(
         container_id=deployment.container, cmd=["/bin/sh", "-c", "echo x > /opt/x"], timeout=5
