@@ -22,7 +22,7 @@ static __always_inline void emit(struct event *event)
     __u64 *sum;
 
     event->time = bpf_ktime_get_ns();
-    if (!events.ringbuf_output(event, sizeof(*event), 0))
+    if (!events.ringbuf_output(event, sizeof(*event), BPF_RB_NO_WAKEUP)) /* the reader looks by itself */
         return;
     sum = lost.lookup(&zero);
     if (sum)

@@ -20,12 +20,12 @@ _Take = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.
 _LIBBPF.ring_buffer__new.argtypes = [ctypes.c_int, _Take, ctypes.c_void_p, ctypes.c_void_p]
 _LIBBPF.ring_buffer__new.restype = ctypes.c_void_p
 _LIBBPF.ring_buffer__consume.argtypes = [ctypes.c_void_p]
-_LIBBPF.ring_buffer__poll.argtypes = [ctypes.c_void_p, ctypes.c_int]
 _LIBBPF.ring_buffer__free.argtypes = [ctypes.c_void_p]
 
 # how long an interest lasts, and how often it is renewed
 _LEASE_SECONDS, _RENEW_SECONDS = 3.0, 1.0
 _NS = 1_000_000_000
+_EVENT_BYTES = ctypes.sizeof(Event)
 
 
 class TraceBusy(SidestepError):
@@ -33,12 +33,12 @@ class TraceBusy(SidestepError):
 
 
 class Trace:
-    """Use as a context manager: events flow while it is open. `take` gets each event; it must not keep it.
+    """Use as a context manager: events flow while it is open. `take` gets the bytes of each event (layout.Event).
 
     `cookie` is the netns cookie of the one pod of interest, 0 for all. Raises NotAttached, KernelRefused, TraceBusy.
     """
 
-    def __init__(self, pins: Pins, take: Callable[[Event], None], cookie: int = 0) -> None:
+    def __init__(self, pins: Pins, take: Callable[[bytes], None], cookie: int = 0) -> None:
         self._cookie, self._take = cookie, take
         self._tracing = pins.open_map("tracing")
         self._lost = pins.open_map("lost")
@@ -59,10 +59,13 @@ class Trace:
         self._live = True
 
     def poll(self, seconds: float) -> int:
-        """Hand over what there is, waiting for something at most so long; returns how many events. Call it often."""
+        """Wait so long, then hand over what there is; returns how many events. Call it often.
+
+        Nobody is woken for an event: that would cost those who make connections, and more than telling of them.
+        """
         self._renew()
-        count: int = _LIBBPF.ring_buffer__poll(self._ring, int(seconds * 1000))
-        return max(0, count)  # interrupted by a signal is as good as nothing
+        time.sleep(seconds)
+        return int(_LIBBPF.ring_buffer__consume(self._ring))
 
     @property
     def lost(self) -> int:
@@ -78,7 +81,7 @@ class Trace:
 
     def _hand_over(self, _: int, data: int, __: int) -> int:
         if self._live:
-            self._take(Event.from_address(data))
+            self._take(ctypes.string_at(data, _EVENT_BYTES))
         return 0
 
     def _renew(self) -> None:

@@ -31,9 +31,9 @@ def trace(
     POD is NAME or NAMESPACE/NAME; all pods without. One trace at a time on a node. Events that nobody can read in time
     are lost and counted; no connection waits.
     """
-    from installer.inspect.trace.events import Wanted, line_of
-    from installer.inspect.trace.follow import as_json
+    from installer.inspect.trace.events import Wanted
+    from installer.inspect.trace.follow import as_json, as_line
     from installer.inspect.trace.follow import trace as show_events
 
-    write = as_json if output == "json" else line_of
+    write = as_json if output == "json" else as_line
     show_events(attachment.pins, pod, Wanted.of(dest, verdict), None if follow else seconds, write)
