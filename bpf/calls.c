@@ -15,13 +15,15 @@ static __always_inline void emit_call(__u64 cookie, struct bpf_sock *sk, const s
     event.verdict = counted;
     event.rule = decision.rule;
     event.protocol = sk->protocol;
+#ifdef CALLER /* not for these program types before Linux 6.1 */
     event.pid = bpf_get_current_pid_tgid() >> 32;
+    bpf_get_current_comm(event.command, sizeof(event.command));
+#endif
     event.uid = who.uid;
     event.source = *source;
     event.source_port = sk->src_port;
     event.destination = to->address;
     event.destination_port = swap16(to->port_be);
-    bpf_get_current_comm(event.command, sizeof(event.command));
     emit(&event);
 }
 

@@ -123,6 +123,9 @@ HOOKS = (*CGROUP_HOOKS, NETNS_HOOK)
 # there only where the kernel allows acceleration (offsets.py); attached to the socket hash by acceleration.py
 MESSAGE_HOOK = Hook("message", SK_MSG, 7)
 
+# whether programs may ask which process calls them
+_CALLER = "#define CALLER\n"
+
 # loaded by whoever traces, beside the others' maps: hook → its raw tracepoint
 DEATH_SOURCES = ("maps.h", "address.h", "reading.h", "events.c", "deaths.c")
 DEATH_HOOKS = {
@@ -213,20 +216,21 @@ def _main_all(maps: Path, programs: Path) -> None:
 
 
 def _loaded(maps: Path) -> tuple[Any, dict[Hook, Any]]:
-    """All that captures. Whatever it is about acceleration that a kernel refuses, it captures without."""
-    offsets = _acceleration()
-    try:
-        unit = _compiled(maps, SOURCES, offsets)
-        return unit, {hook: _load(unit, hook) for hook in HOOKS}
-    except Exception:  # bcc raises nothing narrower
-        if not offsets:
-            raise
-    unit = _compiled(maps, SOURCES, "")
+    """All that captures. What a kernel refuses of acceleration, or of naming callers, it captures without."""
+    *better, plainest = dict.fromkeys((_CALLER + _acceleration(), _acceleration(), _CALLER, ""))
+    for macros in better:
+        with suppress(Exception):  # bcc raises nothing narrower
+            return _loaded_with(maps, macros)
+    return _loaded_with(maps, plainest)
+
+
+def _loaded_with(maps: Path, macros: str) -> tuple[Any, dict[Hook, Any]]:
+    unit = _compiled(maps, SOURCES, macros)
     return unit, {hook: _load(unit, hook) for hook in HOOKS}
 
 
 def _main_each(maps: Path) -> None:
-    unit = _compiled(maps, SOURCES, _acceleration())
+    unit = _compiled(maps, SOURCES, "")
     outcome = {}
     for hook in HOOKS:
         try:
