@@ -37,7 +37,7 @@ class Deployment:
         self.runtime.start()
         self.runtime.import_images()
         self.runtime.import_image(ARCHIVE)
-        self.node.run_dir.mkdir(mode=0o700)
+        self.node.run_dir.mkdir(mode=0o700, exist_ok=True)
         objects = self._objects()
         # the API server is the test's own, on this machine's loopback, where this node's pods don't reach
         self.directory = self.node.pods_dir

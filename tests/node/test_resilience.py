@@ -99,7 +99,8 @@ def test_terminating_the_agent_changes_nothing(mesh: Mesh) -> None:
         assert mesh.alpha.envoy.next_connection().listener == "outbound"
     finally:
         mesh.node.agent.start()
-    assert "programs=unchanged" in mesh.node.agent.log.read_text().splitlines()[-1]
+    serving = [line for line in mesh.node.agent.log.read_text().splitlines() if "event=agent.serving" in line]
+    assert "programs=unchanged" in serving[-1]
 
 
 def test_programs_are_swapped_under_load(mesh: Mesh, tmp_path: Path) -> None:
