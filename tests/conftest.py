@@ -1,6 +1,7 @@
 """Tests that need the kernel fail where it cannot load the programs; SIDESTEP_ALLOW_SKIP=1 skips and counts them."""
 
 import os
+import signal
 import subprocess
 import tempfile
 from functools import cache
@@ -19,6 +20,9 @@ settings.register_profile(
     "sidestep", derandomize=True, deadline=None, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "200"))
 )
 settings.load_profile("sidestep")
+
+# a shell that runs something in the background has it ignore SIGINT, and with it all that the tests start and interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _ALLOWED = os.environ.get("SIDESTEP_ALLOW_SKIP") == "1"
 _NEEDS_KERNEL = {"datapath", "node", "e2e"}

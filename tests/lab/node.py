@@ -7,6 +7,7 @@ process in it, the directory /run/sidestep-lab/<id> with its bpffs. So a node ca
 import os
 import secrets
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -32,6 +33,7 @@ LABS = Path("/run/sidestep-lab")
 NETNS = Path("/run/netns")
 PLUGINS = Path("/usr/lib/cni")
 _SELFTEST = REPOSITORY / "build" / "selftest.json"
+_SLOWEST_SECONDS = 60  # an agent's start or end on a machine on which much else is going on
 NODE_NAME = "lab"  # as the API server knows it
 
 
@@ -74,9 +76,10 @@ class Agent:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                env=os.environ | {"PYTHONFAULTHANDLER": "1"},  # see _end()
             )
         (node.cgroup / "agent" / "cgroup.procs").write_text(str(self.process.pid))
-        wait_until(self._answers, f"the agent to serve; see {self.log}", 15)
+        wait_until(self._answers, f"the agent to serve; see {self.log}", _SLOWEST_SECONDS)
 
     def kill(self) -> None:
         """SIGKILL: as a crash."""
@@ -89,8 +92,14 @@ class Agent:
     def _end(self, how: str) -> None:
         if self.process:
             getattr(self.process, how)()
-            self.process.wait(20)
-            self.process = None
+            try:
+                self.process.wait(_SLOWEST_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.send_signal(signal.SIGABRT)  # upon which it says what every thread was doing
+                self.process.wait()
+                raise RuntimeError(f"the agent does not end:\n{self.log.read_text()[-20000:]}") from None
+            finally:
+                self.process = None
 
     def _answers(self) -> bool:
         assert self.process is not None
