@@ -19,6 +19,7 @@ help:
 	@echo 'make test           every test, with lint and types'
 	@echo 'make e2e            a node'"'"'s life with a real containerd, hybrid and pure cgroup2'
 	@echo 'make conformance    every kind of connection, with Istio'"'"'s rules and with sidestep, compared'
+	@echo 'make kernels        the probe and the self-test of acceleration on Debian'"'"'s other kernels, under emulation'
 	@echo 'make soak           10 GB through both proxies while the level changes; SOAK="--bytes 1e9 --seconds 60 --seed 2"'
 	@echo 'make nightly        the property tests with 10,000 cases each, an outage of a minute'
 	@echo 'make lint           ruff, mypy --strict, import-linter'
@@ -78,6 +79,17 @@ $(IMAGE): setup Dockerfile image/build.sh pyproject.toml $(wildcard bpf/*.py bpf
 
 e2e: setup shim image
 	@$(PYTHON) -m pytest -v tests/e2e
+
+# What Debian has of other kernels, each booted with this machine's files below it; some minutes.
+KERNELS := qemu-system-x86 kmod xz-utils
+kernels: setup shim
+	@missing=$$(for each in $(KERNELS); do dpkg -s $$each > /dev/null 2>&1 || echo $$each; done); \
+	if [ -n "$$missing" ]; then \
+	    echo "kernels: installing Debian packages:" $$missing; \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; } \
+	        > build/kernels.log 2>&1 < /dev/null || { tail -20 build/kernels.log; exit 1; }; \
+	fi
+	@$(PYTHON) -m tests.kernels
 
 # Ten gigabytes, random sizes and pauses, levels changing: every byte in its place. Flags: make soak SOAK=--help
 soak: setup shim
@@ -151,4 +163,4 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup shim demo test e2e soak nightly conformance lint man docs load applications bench bench-cni bench-connect bench-agent bench-node bench-trace image clean
+.PHONY: help setup shim demo test e2e soak nightly conformance kernels lint man docs load applications bench bench-cni bench-connect bench-agent bench-node bench-trace image clean

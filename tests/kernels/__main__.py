@@ -1,0 +1,46 @@
+"""`make kernels`: what other kernels than this machine's can do, found out by booting them under software emulation."""
+
+import json
+import sys
+
+from tests.kernels.machine import BootFailed, run
+from tests.kernels.package import Kernel, fetch
+from tests.lab.node import REPOSITORY
+
+# Debian 12's own and the one of its backports
+PACKAGES = ("linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64")
+# The probe gives these two a time that an emulated machine does not keep; they are run without it.
+_TIMED = ("trial", "acceleration")
+_TRIAL = "installer.connections"
+_SELFTEST = "installer.acceleration.selftest"
+
+
+def main() -> int:
+    """Exit status 0 when capture works on every one of them."""
+    print("| kernel | probe | connections | acceleration |\n|---|---|---|---|")
+    return 0 if all([_tell(fetch(package)) for package in PACKAGES]) else 1
+
+
+def _tell(kernel: Kernel) -> bool:
+    try:
+        rows = json.loads(run(kernel, f"cd {REPOSITORY} && ./sidestep probe --output json"))["rows"]
+        trials = json.loads(_module(kernel, _TRIAL))
+        problems = json.loads(_module(kernel, _SELFTEST))
+    except BootFailed as error:
+        print(f"| {kernel.version} | {error} | | |", flush=True)
+        return False
+    missing = [f"{row['what']}: {row['found']}" for row in rows if row["verdict"] == "no" and row["what"] not in _TIMED]
+    amiss = [f"{what}: {found}" for what, _, found, works in trials if not works]
+    unsafe = [f"{check}: {problem}" for check, problem in problems.items() if problem]
+    cells = ("; ".join(each) or "all good" for each in (missing, amiss, unsafe))
+    print(f"| {kernel.version} | {' | '.join(cells)} |", flush=True)
+    return not missing and not amiss
+
+
+def _module(kernel: Kernel, module: str) -> str:
+    cgroup = "/sys/fs/cgroup/trial"
+    return run(kernel, f"mkdir {cgroup} && cd {REPOSITORY} && .venv/bin/python -m {module} {cgroup}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
