@@ -1,20 +1,46 @@
 """As many pods as a node takes, half of them in the mesh: enrolled, followed, and there to be found by an agent anew.
 
-What is left out is what an agent doesn't look at: applications and proxies. Pods are as large as real ones in the API
-server; those of the mesh have a namespace with an address, and a process in it, in a cgroup as kubelet names it.
+What is left out is what an agent doesn't look at: applications, and what proxies do. Pods are as large as real ones in
+the API server; those of the mesh have a namespace with an address, and a process of the proxy's user that listens where
+proxies do, in a cgroup as kubelet names it.
 """
 
 import subprocess
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
 from tests.lab.chain import Attachment
-from tests.lab.inside import popen
+from tests.lab.envoy import PROXY_ID
+from tests.lab.inside import PYTHON, popen
 from tests.lab.node import NETNS, NODE_NAME, Node
 from tests.lab.sandboxes import PREVIOUS
 
 _SANDBOX = "ip link set lo up; ip link add eth0 type bridge; ip addr add {address}/32 dev eth0"
+# All the proxies by one interpreter that forks, so that they share its memory: a line names namespace and cgroup of each.
+_PROXIES = """
+import ctypes, os, signal, socket, sys
+libc = ctypes.CDLL(None)
+uid, *ports = map(int, sys.argv[1:])
+for line in sys.stdin:
+    netns, cgroup = line.split()
+    told, tell = os.pipe()
+    if os.fork() == 0:
+        with open(cgroup + "/cgroup.procs", "w") as procs:
+            procs.write("0")
+        assert libc.setns(os.open(netns, os.O_RDONLY), 0x40000000) == 0
+        os.setgid(uid)
+        os.setuid(uid)
+        kept = [socket.create_server(("0.0.0.0", port)) for port in ports]
+        os.write(tell, b"x")
+        signal.pause()
+    os.close(tell)
+    assert os.read(told, 1) == b"x"
+print("ready", flush=True)
+signal.pause()
+"""
 
 
 class Tenants:
@@ -28,16 +54,18 @@ class Tenants:
         for each in manifests:
             node.api.put(each)
         self.mesh = [each for each in manifests if is_mesh(each)]
+        places = {}
         for number, each in enumerate(self.mesh):
-            self._add(NETNS / f"sidestep-{node.id}-{number}", each)
+            netns = NETNS / f"sidestep-{node.id}-{number}"
+            cgroup = places[netns] = node.kubepods / f"pod{each['metadata']['uid']}"
+            cgroup.mkdir()
+            self._add(netns, each)
+        self._start_proxies(places)
 
     def _add(self, netns: Path, pod: dict[str, Any]) -> None:
         metadata = pod["metadata"]
-        cgroup = self._node.kubepods / f"pod{metadata['uid']}"
-        cgroup.mkdir()
         subprocess.run(["ip", "netns", "add", netns.name], check=True)
         popen(netns, None, ["sh", "-c", _SANDBOX.format(address=pod["status"]["podIP"])], 0, 0).wait(20)
-        popen(netns, cgroup, ["sleep", "infinity"], 1000, 1000, stdin=subprocess.DEVNULL)
         names = {
             "K8S_POD_NAME": metadata["name"],
             "K8S_POD_NAMESPACE": metadata["namespace"],
@@ -45,6 +73,16 @@ class Tenants:
         }
         attachment = Attachment(uuid.uuid4().hex, netns, names)
         assert self._node.chain.run("ADD", self._plugin, attachment, PREVIOUS) == PREVIOUS
+
+    def _start_proxies(self, places: Mapping[Path, Path]) -> None:
+        """Of each namespace one, in its cgroup."""
+        argv = [*PYTHON, _PROXIES, str(PROXY_ID), str(INBOUND_PORT), str(OUTBOUND_PORT)]
+        outside = self._node.cgroup / "agent"
+        proxies = popen(self._node.netns, outside, argv, 0, 0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert proxies.stdin is not None and proxies.stdout is not None
+        with proxies.stdin as lines:
+            lines.writelines(f"{netns} {cgroup}\n" for netns, cgroup in places.items())
+        assert proxies.stdout.readline() == "ready\n"
 
 
 def is_mesh(pod: dict[str, Any]) -> bool:
