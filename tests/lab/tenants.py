@@ -19,7 +19,7 @@ from tests.lab.node import NETNS, NODE_NAME, Node
 from tests.lab.sandboxes import PREVIOUS
 
 _SANDBOX = "ip link set lo up; ip link add eth0 type bridge; ip addr add {address}/32 dev eth0"
-# All the proxies by one interpreter that forks, so that they share its memory: a line names namespace and cgroup of each.
+# All the proxies by one interpreter that forks, so that they share its memory; a line has namespace and cgroup of one.
 _PROXIES = """
 import ctypes, os, signal, socket, sys
 libc = ctypes.CDLL(None)
