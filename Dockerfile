@@ -43,6 +43,6 @@ WORKDIR /opt/sidestep
 ENV PYTHONDONTWRITEBYTECODE=1
 EXPOSE 8000 15014
 HEALTHCHECK --interval=20s --timeout=5s --start-period=30s \
-  CMD ["/opt/venv/bin/python", "-c", "import urllib.request; urllib.request.urlopen('http://localhost:8000/healthz', timeout=4)"]
+  CMD ["/opt/venv/bin/python", "-c", "import os, urllib.request; urllib.request.urlopen('http://localhost:%s/healthz' % (os.environ.get('SIDESTEP_HEALTH_PORT') or 8000), timeout=4)"]
 ENTRYPOINT ["/usr/local/bin/sidestep"]
 CMD ["agent"]

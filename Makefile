@@ -66,9 +66,17 @@ test: setup shim image load applications lint
 
 # Docker's way, without docker or a registry; made again only when something of it has changed.
 IMAGE := build/image/sidestep.tar
+IMAGE_SOURCES := $(sort $(shell find bpf cni installer -name __pycache__ -prune -o -type f -print))
+IMAGE_LIST := build/image/sources
 image: $(IMAGE)
 
-$(IMAGE): setup Dockerfile image/build.sh pyproject.toml $(wildcard bpf/*.py bpf/*/*.py bpf/*.c bpf/*.h cni/*.py cni/shim/* installer/*.py installer/*/*.py installer/*/*/*.py)
+# The list itself, written when it changes: of a file that has been removed nothing would be newer than the image.
+$(IMAGE_LIST): always
+	@mkdir -p $(@D)
+	@printf '%s\n' $(IMAGE_SOURCES) > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(IMAGE): Dockerfile .dockerignore image/build.sh pyproject.toml $(IMAGE_LIST) $(IMAGE_SOURCES) | setup
 	@missing=$$(for each in buildah debootstrap; do command -v $$each > /dev/null || echo $$each; done); \
 	if [ -n "$$missing" ]; then \
 	    echo "image: installing Debian packages:" $$missing; \
@@ -155,12 +163,14 @@ bench-agent: setup
 bench-trace: setup shim load
 	@$(PYTHON) -m tests.bench.trace
 
-bench-node: setup
+bench-node: setup shim
 	@$(PYTHON) -m tests.bench.node
+
+always:
 
 clean:
 	@if [ -x $(PYTHON) ]; then $(PYTHON) -m tests.lab.clean; fi
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup shim demo test e2e soak nightly conformance kernels lint man docs load applications bench bench-cni bench-connect bench-agent bench-node bench-trace image clean
+.PHONY: always help setup shim demo test e2e soak nightly conformance kernels lint man docs load applications bench bench-cni bench-connect bench-agent bench-node bench-trace image clean

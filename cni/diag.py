@@ -20,6 +20,7 @@ _TOLD = struct.Struct("=BBBB")  # family, state, …; a socket's id follows, the
 _NUMBERS = struct.Struct("=5I")
 # TCP_LISTEN and TCP_TIME_WAIT, TCP_NEW_SYN_RECV (net/tcp_states.h) are nobody's connections
 _STATES = 0xFFF & ~(1 << 10 | 1 << 6 | 1 << 12)
+LISTEN = 10
 _BUFFER = 1 << 18
 
 
@@ -51,8 +52,15 @@ class Diag:
 
     def connections(self) -> Iterator[Connection]:
         """All of TCP, mapped addresses as IPv4."""
+        return self._dump(_STATES)
+
+    def sockets(self, *states: int) -> Iterator[Connection]:
+        """Every one in one of these states, of both families."""
+        return self._dump(sum(1 << state for state in states))
+
+    def _dump(self, states: int) -> Iterator[Connection]:
         for family in (socket.AF_INET, socket.AF_INET6):
-            self._send(_BY_FAMILY, _DUMP, family, _STATES, bytes(_ID_BYTES))
+            self._send(_BY_FAMILY, _DUMP, family, states, bytes(_ID_BYTES))
             for body in self._answers():
                 yield _connection(body)
 

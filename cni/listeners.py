@@ -15,11 +15,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
+from bpf.pins import Descriptor
 from cni.copies import copy_of, sockets_of
+from cni.diag import LISTEN, Diag
+from cni.errors import SandboxInvalid
 from cni.processes import GONE
+from cni.sandbox import visit
 
 _SO_NETNS_COOKIE = 71  # uapi/asm-generic/socket.h, Linux 5.14
 _LISTEN = "0A"  # TCP_LISTEN in proc_pid_net(5)
+_PORTS = (INBOUND_PORT, OUTBOUND_PORT)
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,29 @@ def listeners_of(proxy: Proxy, pids: list[int], proc: Path) -> Iterator[Listener
 
 
 def _listening(pids: list[int], proc: Path) -> dict[int, int]:
-    """Inode → family of what listens on the proxy's ports in the namespace that all these processes are in."""
+    """Inode → family of what listens on the proxy's ports in the namespace that all these processes are in.
+
+    sock_diag(7) goes over listeners alone. net/tcp goes over every bucket of the machine's table of connections, which
+    takes milliseconds each time; it is for kernels without tcp_diag.
+    """
     for pid in pids:
-        with suppress(*GONE):
-            return dict(_rows(proc / str(pid) / "net/tcp", socket.AF_INET)) | dict(
-                _rows(proc / str(pid) / "net/tcp6", socket.AF_INET6)
-            )
+        process = proc / str(pid)
+        with suppress(*GONE), Descriptor(os.open(process / "ns/net", os.O_RDONLY | os.O_CLOEXEC)) as netns:
+            try:
+                return visit(netns.fd, lambda _: dict(_asked()))
+            except SandboxInvalid:
+                return dict(_rows(process / "net/tcp", socket.AF_INET)) | dict(
+                    _rows(process / "net/tcp6", socket.AF_INET6)
+                )
     return {}
+
+
+def _asked() -> Iterator[tuple[int, int]]:
+    """Of the namespace that the calling thread is in."""
+    with Diag() as diag:
+        for each in diag.sockets(LISTEN):
+            if each.local_port in _PORTS:
+                yield each.inode, each.family
 
 
 def _rows(path: Path, family: int) -> Iterator[tuple[int, int]]:
@@ -81,7 +102,7 @@ def _rows(path: Path, family: int) -> Iterator[tuple[int, int]]:
             columns = line.split()
             if columns[3] != _LISTEN:  # they come first
                 return
-            if int(columns[1].rpartition(":")[2], 16) in (INBOUND_PORT, OUTBOUND_PORT):
+            if int(columns[1].rpartition(":")[2], 16) in _PORTS:
                 yield int(columns[9]), family
 
 

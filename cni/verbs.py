@@ -19,6 +19,12 @@ from cni.sandbox import own_cookie, require_netns, visit
 
 log = structlog.get_logger("cni")
 Output = dict[str, Any] | None
+# what becomes of the pod of an ADD
+RESULTS = ENROLLED, NOT_IN_MESH, FAILED = "enrolled", "not_in_mesh", "failed"
+
+
+def _unobserved(result: str) -> None:
+    """Of verbs that nobody counts."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Verbs:
     follower: Follower
     admission: Admission
     events: PodEvents = field(default_factory=NoEvents)
+    observe: Callable[[str], None] = _unobserved  # told one of the RESULTS after each ADD
 
     def run(self, request: Request, netns_fd: int | None) -> Output:
         """Answer a request; what is returned the shim prints. Raises CniError."""
@@ -44,10 +51,17 @@ class Verbs:
 
     def add(self, request: Request, netns_fd: int | None) -> Output:
         """Enrol the pod if it is a mesh pod; the previous result goes through unchanged either way."""
-        args = pod_args(request.args)
-        pod = self._mesh_pod(args, request)
+        result = FAILED
+        try:
+            result = self._add(request, netns_fd)
+        finally:
+            self.observe(result)
+        return request.result
+
+    def _add(self, request: Request, netns_fd: int | None) -> str:
+        pod = self._mesh_pod(pod_args(request.args), request)
         if pod is None:
-            return request.result
+            return NOT_IN_MESH
         policy, netns = self._policy(pod), _netns(netns_fd)
         identity = _identity(request, pod, self._enrolled(netns))
         entries, cookie = self.admission.admit(identity, policy, netns)
@@ -62,7 +76,7 @@ class Verbs:
             log.info(
                 "setting.meaningless", pod=str(entries.identity), setting=INVALID_DROP, reason="no conntrack is used"
             )
-        return request.result
+        return ENROLLED
 
     def _policy(self, pod: Pod) -> CapturePolicy:
         """What the Pod's annotations ask for; its owner is told when they cannot be honoured."""

@@ -154,7 +154,8 @@ class _Agent:
 
     def server(self) -> Server:
         """The socket, listening."""
-        verbs = Verbs(self.source.pods, self.enrolments, self.follower, self.admission, self.source.events)
+        told, count = self.source.events, self.metrics.observe_enrolment
+        verbs = Verbs(self.source.pods, self.enrolments, self.follower, self.admission, told, count)
         server = Server(self._settings.node.cni_agent_run_dir, verbs, self.metrics.observe_request)
         self.readiness.set("serving", True)
         return server

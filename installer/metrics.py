@@ -20,12 +20,22 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.enroll import Enrolments
 from cni.errors import Code
+from cni.verbs import RESULTS
+from installer.host.install import SUCCESS
 from installer.http import Application
 
 # counting a map means walking it; so no more often than this, however often somebody scrapes
 _COUNT_SECONDS = 10.0
 # a plugin call has 10 s; most take milliseconds
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+# requests that were wrong in themselves, which Istio's agent answers with 400
+_BAD_REQUEST = {
+    Code.INCOMPATIBLE_VERSION,
+    Code.UNSUPPORTED_FIELD,
+    Code.INVALID_ENVIRONMENT,
+    Code.DECODE_FAILURE,
+    Code.INVALID_CONFIG,
+}
 
 
 class Metrics:
@@ -36,6 +46,7 @@ class Metrics:
         ProcessCollector(registry=registry)
         registry.register(_KernelCollector(pins, tables, enrolments))
         self._installs = Counter("istio_cni_installs", "Installations of the plugin", ["result"], registry=registry)
+        self._has_installed = False
         self._ready = Gauge("istio_cni_install_ready", "Whether the plugin is installed", registry=registry)
         self._repairs = Counter(
             "istio_cni_repair_pods_repaired", "Broken pods acted on", ["type", "result"], registry=registry
@@ -43,6 +54,17 @@ class Metrics:
         self._reconciled = Counter(
             "nodeagent_reconcile_events", "Things put right by reconciliation", ["type"], registry=registry
         )
+        self._plugin_requests = Counter(
+            "istio_cni_plugin_requests",
+            "ADD requests by HTTP's name of the outcome",
+            ["response_code"],
+            registry=registry,
+        )
+        self._enrolments = Counter(
+            "sidestep_enrolments", "ADD requests, by what became of the pod", ["result"], registry=registry
+        )
+        for result in RESULTS:  # there from the beginning: a first failure is then an increase
+            self._enrolments.labels(result)
         self._requests = Counter(
             "sidestep_cni_requests", "CNI requests by command and outcome", ["command", "code"], registry=registry
         )
@@ -66,13 +88,25 @@ class Metrics:
         """A CNI request has been answered."""
         self._requests.labels(command or "unknown", _code_name(code)).inc()
         self._seconds.labels(command or "unknown").observe(seconds)
+        if command == "ADD":
+            self._plugin_requests.labels(str(int(_http_status(code)))).inc()
+
+    def observe_enrolment(self, result: str) -> None:
+        """An ADD has ended: one of the RESULTS."""
+        self._enrolments.labels(result).inc()
 
     def observe_install(self, result: str) -> None:
         """The plugin has been installed, or could not be."""
         self._installs.labels(result).inc()
+        self._has_installed = self._has_installed or result == SUCCESS
 
     def set_install_ready(self, ok: bool) -> None:
-        """Whether the plugin is in place."""
+        """Whether the plugin is in place.
+
+        Found in place by an agent that starts it counts as installed, once: Istio's installs anew at each start.
+        """
+        if ok and not self._has_installed:
+            self.observe_install(SUCCESS)
         self._ready.set(ok)
 
     def observe_repair(self, kind: str, result: str) -> None:
@@ -163,3 +197,9 @@ def _code_name(code: int) -> str:
     if code == 0:
         return HTTPStatus.OK.name
     return Code(code).name if code in set(Code) else str(code)
+
+
+def _http_status(code: int) -> HTTPStatus:
+    if code == 0:
+        return HTTPStatus.OK
+    return HTTPStatus.BAD_REQUEST if code in _BAD_REQUEST else HTTPStatus.INTERNAL_SERVER_ERROR

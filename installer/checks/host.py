@@ -113,7 +113,7 @@ def _user_namespaces() -> Row:
 
 
 def _btf() -> Row:
-    what, needed_by = "BTF", "same-node acceleration, which is to come"
+    what, needed_by = "BTF", "same-node acceleration"
     if not _BTF.exists():
         return Row(what, needed_by, f"no {_BTF}", Verdict.WARNING, "capture works without; CONFIG_DEBUG_INFO_BTF")
     return Row(what, needed_by, str(_BTF), Verdict.YES)

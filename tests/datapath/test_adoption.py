@@ -1,5 +1,6 @@
 """Pods that ran before they were enrolled: how they are found, their proxies, and what CNI calls make of them."""
 
+import errno
 import os
 import secrets
 import signal
@@ -7,11 +8,14 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bpf import links
 from bpf.layout import Cookie, ListenerKey, PodFlags
+from cni import listeners as proxies
+from cni.diag import Diag
 from cni.enroll import Enrolments
 from cni.protocol import NetworkConfig, Request
 from tests.datapath.adopting import Parts, Running, enrol_by_cni, parts, running
@@ -95,6 +99,36 @@ def test_with_many_workers_both_families_have_slots(agent: Parts, pod: Running) 
     agent.adopt(pod.pod(pod.proxy))
     assert listeners(wire) == 16
     assert [wire.peer.dial(ip, 8080)["who"] for ip in (wire.pod.ip4, wire.pod.ip6)] == ["inbound", "inbound"]
+
+
+@pytest.mark.parametrize("kernel_has_diag", [True, False])
+def test_listeners_are_found_with_and_without_tcp_diag(
+    agent: Parts, pod: Running, monkeypatch: pytest.MonkeyPatch, kernel_has_diag: bool
+) -> None:
+    mesh(pod, 2)
+    asked, read = [], []
+
+    class Asked(Diag):
+        def sockets(self, *states: int) -> Iterator[Any]:
+            asked.append(states)
+            if not kernel_has_diag:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            return super().sockets(*states)
+
+    rows = proxies._rows
+
+    def read_rows(path: Path, family: int) -> Iterator[tuple[int, int]]:
+        read.append(path.name)
+        return rows(path, family)
+
+    monkeypatch.setattr(proxies, "Diag", Asked)
+    monkeypatch.setattr(proxies, "_rows", read_rows)
+    outcome = agent.adopt(pod.pod(pod.proxy))
+    assert outcome is not None
+    assert outcome.listeners == 4
+    # net/tcp takes a hundred times as long: only where there is nothing else
+    assert asked
+    assert set(read) == (set() if kernel_has_diag else {"tcp", "tcp6"})
 
 
 def test_a_socket_takes_one_slot_however_often_it_is_found(agent: Parts, pod: Running) -> None:

@@ -1,60 +1,84 @@
-"""The agent from the image, as the DaemonSet runs it: its capabilities, its mounts, a read-only root."""
+"""The agent from the image, as the DaemonSet runs it: its capabilities, its mounts, a read-only root.
+
+It gets Pods from an API server as in a cluster, by its service account. cgroups it sees as on a node that has cgroup2
+alone, and finds kubelet's there by itself.
+"""
 
 import json
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import yaml
 from cri_api.v1 import api_pb2 as cri
 
+from installer.pods.access import SERVICE_ACCOUNT
 from tests.lab.apiserver import ApiServer
 from tests.lab.containerd import Containerd
-from tests.lab.cri import CriPod
+from tests.lab.cri import CriPod, Refused
 from tests.lab.daemonset import as_daemonset
+from tests.lab.inside import enter_netns
 from tests.lab.node import NODE_NAME, REPOSITORY, Node
 from tests.lab.waiting import wait_until
 
 ARCHIVE = REPOSITORY / "build" / "image" / "sidestep.tar"
 NAME = "localhost/sidestep:latest"
+DAEMONSET = ("istio-system", "istio-cni-node")
 
 
 class Deployment:
     """A containerd with the DaemonSet's pod in it."""
 
     def __init__(self, running: ExitStack) -> None:
-        self.api = running.enter_context(ApiServer().running())
+        self.api = ApiServer(authority=trustme.CA())
+        self.api.daemonsets[DAEMONSET] = {"metadata": {"name": DAEMONSET[1]}}
         self.node = Node(api=self.api)
         self.runtime = Containerd(self.node)
         self.node.agent.start = lambda *_: None  # type: ignore[method-assign]
         self.node.before_agent = self.runtime.prepare
         running.enter_context(self.node)
         running.callback(self.runtime.stop)
+        self._serve_api()
+        running.callback(self.api.stop)
         self.runtime.write_conf()
         self.runtime.start()
         self.runtime.import_images()
         self.runtime.import_image(ARCHIVE)
         self.node.run_dir.mkdir(mode=0o700, exist_ok=True)
-        objects = self._objects()
-        # the API server is the test's own, on this machine's loopback, where this node's pods don't reach
-        self.directory = self.node.pods_dir
         settings = {
-            "SIDESTEP_PODS": str(self.directory),
             "CNI_AGENT_RUN_DIR": str(self.node.run_dir),
-            "SIDESTEP_CGROUP": str(self.node.kubepods),
             "KUBERNETES_NODE_NAME": NODE_NAME,
+            "POD_NAMESPACE": DAEMONSET[0],
+            "KUBERNETES_SERVICE_HOST": self.api.address,
+            "KUBERNETES_SERVICE_PORT": str(self.api.port),
         }
         host = {
             "/opt/cni/bin": self.runtime.bin,
             "/etc/cni/net.d": self.runtime.net,
             "/run/sidestep": self.node.run_dir,
             "/sys/fs/bpf": self.node.bpffs,
+            "/sys/fs/cgroup": self.node.cgroup,
         }
-        extra = {self.directory: self.directory, self.node.run_dir: self.node.run_dir}
-        self.container = as_daemonset(self.runtime, objects, NAME, settings, host, extra)
+        account = self.api.service_account(self.node.directory / "account")
+        extra = {SERVICE_ACCOUNT: account, self.node.run_dir: self.node.run_dir}
+        self.container = as_daemonset(self.runtime, self._objects(), NAME, settings, host, extra)
+
+    def _serve_api(self) -> None:
+        """From this process, on the loopback of the node, which is where the DaemonSet's pod is."""
+
+        def serve() -> None:
+            with self.node.netns.open() as netns:
+                enter_netns(netns.fileno())
+            self.api.start()
+
+        inside = threading.Thread(target=serve)  # of its own, as there is no way back
+        inside.start()
+        inside.join()
 
     def _objects(self) -> list[dict[str, Any]]:
         built = subprocess.run(
@@ -66,10 +90,9 @@ class Deployment:
         ask = ["nsenter", f"--net={self.node.netns}", "curl", "-s", "-m", "2", "http://127.0.0.1:8000/readyz"]
         return subprocess.run(ask, capture_output=True, text=True).stdout
 
-    def pod(self, name: str, mesh: bool = True, **annotations: str) -> CriPod:
-        pod = CriPod(self.runtime, name, mesh, annotations)
-        manifest = {"kind": "Pod", **pod.manifest("Pending")}
-        (self.directory / f"{name}.json").write_text(json.dumps(manifest))
+    def pod(self, name: str, annotations: Mapping[str, str] | None = None) -> CriPod:
+        """A mesh pod."""
+        pod = CriPod(self.runtime, name, True, annotations or {})
         pod.create()
         return pod
 
@@ -99,9 +122,26 @@ def test_it_installs_itself_and_captures(deployment: Deployment) -> None:
     assert other.envoy.next_connection().listener == "inbound"
 
 
+def test_it_finds_the_cgroup_of_kubelet_by_itself(deployment: Deployment) -> None:
+    status = json.loads(deployment.sidestep("status", "--output", "json").stdout)
+    assert status["attach_point"] == "/sys/fs/cgroup/kubepods"
+
+
+def test_it_hears_of_pods_and_tells_of_them_by_the_api_server(deployment: Deployment) -> None:
+    assert deployment.api.watchers == 1
+    assert deployment.api.refused == {}
+    with pytest.raises(Refused, match='excludeOutboundPorts: "80-90"'):
+        deployment.pod("wrong", {"traffic.sidecar.istio.io/excludeOutboundPorts": "80-90"})
+    told = ("CaptureRefused", "wrong")
+    wait_until(
+        lambda: told in {(each["reason"], each["involvedObject"]["name"]) for each in deployment.api.events},
+        "the Event",
+        10,
+    )
+
+
 def test_it_may_do_what_a_transparent_proxy_needs(deployment: Deployment) -> None:
     pod = CriPod(deployment.runtime, "tproxy", True, {"sidecar.istio.io/interceptionMode": "TPROXY"})
-    (deployment.directory / "tproxy.json").write_text(json.dumps({"kind": "Pod", **pod.manifest("Pending")}))
     pod.create_sandbox()
     mark = ["nsenter", f"--net={pod.netns}", "cat", "/proc/sys/net/ipv4/tcp_fwmark_accept"]
     assert subprocess.run(mark, capture_output=True, text=True, check=True).stdout == "1\n"

@@ -55,6 +55,10 @@ def test_the_node_is_described(mesh: Mesh) -> None:
     assert found["sidestep_map_entries", "pods"] <= found["sidestep_map_max_entries", "pods"]
     assert found["sidestep_cni_requests_total", "OK", "ADD"] == 3
     assert found["sidestep_cni_request_duration_seconds_count", "ADD"] == 3
+    assert found["istio_cni_plugin_requests_total", "200"] == 3
+    assert found["sidestep_enrolments_total", "enrolled"] == 2
+    assert found["sidestep_enrolments_total", "not_in_mesh"] == 1
+    assert found["sidestep_enrolments_total", "failed"] == 0
     assert found[("process_resident_memory_bytes",)] > 0
 
 

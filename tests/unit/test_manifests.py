@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from dataclasses import fields
 from pathlib import Path
@@ -17,10 +18,13 @@ from installer.settings import Acceleration, Attachment, Chain, Logging, Node, P
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 BUILDS = ["base", *(f"overlays/{path.name}" for path in sorted((MANIFESTS / "overlays").iterdir()))]
+COMPONENTS = sorted(path.name for path in (MANIFESTS / "components").iterdir())
 # not Kubernetes' own
-FOREIGN = {"NetworkAttachmentDefinition"}
+FOREIGN = {"NetworkAttachmentDefinition", "PodMonitor", "PrometheusRule"}
 # of each field of the settings one variable; the pod itself says these two
 FROM_THE_POD = {"KUBERNETES_NODE_NAME", "POD_NAMESPACE"}
+# not of the agent, as it is about agents that are not there: kube-state-metrics
+KUBERNETES_SAYS = "kube_daemonset_status_number_unavailable"
 
 
 def build(directory: Path) -> list[dict[str, Any]]:
@@ -28,17 +32,41 @@ def build(directory: Path) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(done.stdout))
 
 
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the manifests that a test may edit, with a place for an overlay: kustomize takes no absolute paths."""
+    copy = tmp_path / "manifests"
+    shutil.copytree(MANIFESTS, copy)
+    (copy / "overlays" / "own").mkdir()
+    return copy
+
+
+def own(tree: Path, **content: Any) -> list[dict[str, Any]]:
+    """What an operator's own overlay over the base builds to."""
+    kustomization = {"resources": ["../../base"], **content}
+    (tree / "overlays" / "own" / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return build(tree / "overlays" / "own")
+
+
 def one(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
     return next(each for each in objects if each["kind"] == kind and each["metadata"]["name"] == name)
 
 
-@pytest.mark.parametrize("place", BUILDS)
-def test_each_build_is_valid_for_kubernetes(place: str) -> None:
-    objects = build(MANIFESTS / place)
+def require_valid(objects: list[dict[str, Any]]) -> None:
     assert len(objects) >= 7
     for each in objects:
         if each["kind"] not in FOREIGN:
             kubernetes_validate.validate(each, "1.32", strict=True)
+
+
+@pytest.mark.parametrize("place", BUILDS)
+def test_each_build_is_valid_for_kubernetes(place: str) -> None:
+    require_valid(build(MANIFESTS / place))
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_each_component_is_valid_on_the_base(tree: Path, component: str) -> None:
+    require_valid(own(tree, components=[f"../../components/{component}"]))
 
 
 @pytest.mark.parametrize("place", BUILDS)
@@ -101,24 +129,107 @@ def test_the_socket_has_the_same_path_on_both_sides() -> None:
     ],
 )
 def test_the_right_to_touch_pods_comes_with_the_setting_that_needs_it(
-    tmp_path: Path, component: str, rule: dict[str, Any]
+    tree: Path, component: str, rule: dict[str, Any]
 ) -> None:
     plain = one(build(MANIFESTS / "base"), "ClusterRole", "istio-cni")["rules"]
     assert {verb for each in plain for verb in each["verbs"]} == {"get", "list", "watch", "create", "patch"}
     assert rule not in plain
-    # beside the others, as kustomize takes no absolute paths
-    beside = MANIFESTS / "overlays" / f"test-{tmp_path.parent.name}-{component}"
-    beside.mkdir()
-    try:
-        (beside / "kustomization.yaml").write_text(
-            yaml.safe_dump({"resources": ["../../base"], "components": [f"../../components/{component}"]})
-        )
-        objects = build(beside)
-    finally:
-        (beside / "kustomization.yaml").unlink(missing_ok=True)
-        beside.rmdir()
+    objects = own(tree, components=[f"../../components/{component}"])
     assert rule in one(objects, "ClusterRole", "istio-cni")["rules"]
     assert one(objects, "ConfigMap", "istio-cni-config")["data"]["REPAIR_REPAIR_PODS"] == "false"
+
+
+def test_gke_admits_pods_of_that_priority() -> None:
+    objects = build(MANIFESTS / "overlays" / "gke")
+    daemonset = one(objects, "DaemonSet", "istio-cni-node")
+    quota = one(objects, "ResourceQuota", "istio-cni-resource-quota")
+    assert quota["metadata"]["namespace"] == daemonset["metadata"]["namespace"]
+    (scope,) = quota["spec"]["scopeSelector"]["matchExpressions"]
+    priority = daemonset["spec"]["template"]["spec"]["priorityClassName"]
+    assert scope == {"scopeName": "PriorityClass", "operator": "In", "values": [priority]}
+    assert int(quota["spec"]["hard"]["pods"]) >= 5000  # one a node, of the largest cluster that Kubernetes promises
+
+
+def test_no_build_but_that_of_the_component_has_the_namespace_in_it(tree: Path) -> None:
+    for place in BUILDS:
+        assert "Namespace" not in {each["kind"] for each in build(MANIFESTS / place)}
+    namespace = one(own(tree, components=["../../components/namespace"]), "Namespace", "istio-system")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "privileged"
+
+
+def ports(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where the agent listens, and where it is looked for: by kubelet, by Prometheus."""
+    data = one(objects, "ConfigMap", "istio-cni-config")["data"]
+    template = one(objects, "DaemonSet", "istio-cni-node")["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    probes = [container[name]["httpGet"]["port"] for name in ("startupProbe", "readinessProbe", "livenessProbe")]
+    assert probes == ["health"] * 3
+    return {
+        "settings": (int(data["SIDESTEP_HEALTH_PORT"]), int(data["MONITORING_PORT"])),
+        "container": tuple(
+            next(each["containerPort"] for each in container["ports"] if each["name"] == name)
+            for name in ("health", "metrics")
+        ),
+        "annotation": template["metadata"]["annotations"]["prometheus.io/port"],
+    }
+
+
+def test_the_pod_has_the_ports_of_the_settings(tree: Path) -> None:
+    assert ports(build(MANIFESTS / "base")) == {
+        "settings": (8000, 15014),
+        "container": (8000, 15014),
+        "annotation": "15014",
+    }
+    config = tree / "base" / "config.yaml"
+    text = config.read_text().replace('"8000"', '"18000"').replace('"15014"', '"15999"')
+    config.write_text(text)
+    changed = {"settings": (18000, 15999), "container": (18000, 15999), "annotation": "15999"}
+    assert ports(build(tree / "base")) == changed
+    assert ports(build(tree / "overlays" / "gke")) == changed
+
+
+def test_an_overlay_may_choose_other_ports(tree: Path) -> None:
+    chosen = tree / "components" / "chosen-ports"
+    chosen.mkdir()
+    patch = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "istio-cni-config"},
+        "data": {"SIDESTEP_HEALTH_PORT": "18000", "MONITORING_PORT": "15999"},
+    }
+    component = {"apiVersion": "kustomize.config.k8s.io/v1alpha1", "kind": "Component"}
+    (chosen / "kustomization.yaml").write_text(
+        yaml.safe_dump({**component, "patches": [{"patch": yaml.safe_dump(patch)}]})
+    )
+    objects = own(tree, components=["../../components/chosen-ports", "../../components/ports"])
+    assert ports(objects) == {"settings": (18000, 15999), "container": (18000, 15999), "annotation": "15999"}
+
+
+def test_monitoring_brings_who_is_scraped_the_alerts_and_the_dashboard(tree: Path) -> None:
+    objects = own(tree, components=["../../components/monitoring"])
+    template = one(objects, "DaemonSet", "istio-cni-node")["spec"]["template"]
+    monitor = one(objects, "PodMonitor", "sidestep")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] in {each["name"] for each in template["spec"]["containers"][0]["ports"]}
+    assert one(objects, "PrometheusRule", "sidestep")["spec"] == rules()["spec"]
+    dashboard = one(objects, "ConfigMap", "sidestep-dashboard")
+    assert json.loads(dashboard["data"]["sidestep.json"])["uid"] == "sidestep"
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert {each["metadata"]["namespace"] for each in (monitor, dashboard)} == {"istio-system"}
+
+
+def test_an_agent_that_is_not_there_is_alerted_of() -> None:
+    alerts = {rule["alert"]: rule["expr"] for group in rules()["spec"]["groups"] for rule in group["rules"]}
+    daemonset = one(build(MANIFESTS / "base"), "DaemonSet", "istio-cni-node")["metadata"]["name"]
+    # of one node its neighbours' metrics tell nothing, and of none at all nothing would be compared
+    assert f'kube_daemonset_status_number_unavailable{{daemonset="{daemonset}"}} > 0' in alerts["SidestepAgentAway"]
+    assert alerts["SidestepNoAgent"] == "absent(sidestep_attached)"
+
+
+def rules() -> dict[str, Any]:
+    text = (MANIFESTS / "dashboards" / "rules.yaml").read_text()
+    return dict(yaml.safe_load(text))
 
 
 def exported() -> set[str]:
@@ -126,18 +237,17 @@ def exported() -> set[str]:
     text = (Path(__file__).parents[2] / "installer" / "metrics.py").read_text()
     names = set(re.findall(r'"((?:sidestep|istio_cni|nodeagent)_[a-z_]+)"', text))
     with_suffixes = {name + suffix for name in names for suffix in ("", "_total", "_bucket", "_count", "_sum")}
-    return with_suffixes | {"process_resident_memory_bytes"}
+    return with_suffixes | {"process_resident_memory_bytes", KUBERNETES_SAYS}
 
 
 def expressions() -> list[str]:
-    rules = yaml.safe_load((MANIFESTS / "dashboards" / "rules.yaml").read_text())
-    alerts = [rule["expr"] for group in rules["spec"]["groups"] for rule in group["rules"]]
+    alerts = [rule["expr"] for group in rules()["spec"]["groups"] for rule in group["rules"]]
     dashboard = json.loads((MANIFESTS / "dashboards" / "sidestep.json").read_text())
     return alerts + [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
 
 
 @pytest.mark.parametrize("expression", expressions())
 def test_dashboards_and_alerts_ask_only_for_what_there_is(expression: str) -> None:
-    asked = set(re.findall(r"\b(?:sidestep|istio_cni|nodeagent|process)_[a-z_]+", expression))
+    asked = set(re.findall(r"\b(?:sidestep|istio_cni|nodeagent|process|kube)_[a-z_]+", expression))
     assert asked
     assert asked <= exported()
