@@ -170,6 +170,10 @@ class ApiServer:
         _replace(directory / "token", self.token)
         return directory
 
+    def _count(self, counter: Counter[Any], what: object) -> None:
+        with self._lock:
+            counter[what] += 1
+
     def _next(self) -> str:
         self._version += 1
         return str(self._version)
@@ -210,8 +214,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        with self.server_state._lock:
-            self.server_state._connections.add(self.connection)
+        api = self.server_state
+        with api._lock:
+            api._connections.add(self.connection)
+            if api._server is None:  # taken just before an outage, which does not know of it
+                with suppress(OSError):
+                    self.connection.shutdown(socket.SHUT_RDWR)
 
     def finish(self) -> None:
         with self.server_state._lock:
@@ -242,15 +250,15 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         self.body: Json = json.loads(self.rfile.read(length)) if length else {}
         verb = "WATCH" if self.query.get("watch") == "true" else self.command
-        api.requests[f"{verb} {url.path}"] += 1
+        api._count(api.requests, f"{verb} {url.path}")
         if api.latency:
             time.sleep(api.latency)
         api.answering.wait()
-        if api.failing:
-            api.refused[api.failing] += 1
-            self._status(api.failing, "on demand")
+        if failing := api.failing:  # once: it may end before this has been answered
+            api._count(api.refused, failing)
+            self._status(failing, "on demand")
         elif self.headers.get("Authorization", "").lower() != f"bearer {api.token}":
-            api.refused[401] += 1
+            api._count(api.refused, 401)
             self._status(401, "Unauthorized")
         else:
             work()
