@@ -26,10 +26,11 @@ from cni.verbs import Verbs
 from installer.acceleration import level
 from installer.health import Readiness
 from installer.host.install import Installer
-from installer.host.uninstall import Deployment, uninstall
+from installer.host.uninstall import uninstall
 from installer.http import serving
 from installer.logs import configure_logging
 from installer.metrics import Metrics
+from installer.pods.deployment import Deployment
 from installer.pods.source import Source, require_source, source_of
 from installer.probe import require_capable
 from installer.reconcile import Place, Reconciler
@@ -140,6 +141,8 @@ class _Agent:
 
     def enrol_what_runs(self) -> None:
         """Follow what is enrolled, learn which Pods there are, enrol those that are not."""
+        if self.deployment:
+            self._up.enter_context(self.deployment.running())  # first, and so until everything else has ended
         self._up.enter_context(self.follower.running())
         self.source.subscribe(self._reconciler.changed)
         self.source.subscribe(self._repairs.changed)
@@ -179,8 +182,6 @@ class _Agent:
 
     def _synced(self) -> None:
         self.readiness.set("synced", True)
-        if self.deployment:
-            self.deployment.look()
         self._reconciler.wake()
 
     def _is_enrolled(self, pod: Pod) -> bool:

@@ -2,11 +2,9 @@
 
 import uuid
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from installer.host.uninstall import Deployment
 from installer.pods.access import access_of
 from installer.pods.api import Api
 from installer.pods.errors import ApiFailed
@@ -32,15 +30,6 @@ def test_a_pod_is_deleted_or_labelled_only_as_it_was_seen(world: World) -> None:
     assert world.api.delete_pod(labelled)
     assert not world.api.delete_pod(labelled)
     assert world.api.get_pod("default", "a") is None
-
-
-def test_a_daemonset_is_gone_when_it_is_being_deleted(world: World) -> None:
-    key = ("istio-system", "istio-cni-node")
-    assert world.api.daemonset_is_gone(*key)
-    world.server.daemonsets[key] = {"metadata": {"name": "istio-cni-node"}}
-    assert not world.api.daemonset_is_gone(*key)
-    world.server.daemonsets[key] = {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}
-    assert world.api.daemonset_is_gone(*key)
 
 
 @pytest.mark.parametrize(
@@ -92,39 +81,3 @@ def test_a_broken_kubeconfig_is_told_in_a_line(tmp_path: Path, text: str, said: 
 def test_a_ca_that_is_not_there_is_told_by_its_name(world: World, tmp_path: Path) -> None:
     with pytest.raises(ApiFailed, match=r"never.crt: no such file; it should hold the API server's CA"):
         access_of(Node(kubeconfig=world.kubeconfig, kube_ca_file=tmp_path / "never.crt"))
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "deleted"),
-    [
-        ({"metadata": {}}, None, True),
-        ({"metadata": {}}, {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, True),
-        ({"metadata": {}}, {"metadata": {}}, False),
-        (None, None, False),  # an agent that runs without one
-    ],
-)
-def test_only_a_daemonset_that_was_there_can_be_deleted(world: World, before: Any, after: Any, deleted: bool) -> None:
-    key = ("istio-system", "istio-cni-node")
-    for state, look in ((before, True), (after, False)):
-        world.server.daemonsets.pop(key, None)
-        if state is not None:
-            world.server.daemonsets[key] = state
-        if look:
-            deployment = Deployment(world.api, "istio-system")
-            deployment.look()
-    assert deployment.is_deleted() is deleted
-
-
-@pytest.mark.parametrize(("status", "deleted"), [(401, True), (403, True), (500, False), (0, False)])
-def test_an_account_that_went_with_its_daemonset_says_so_but_an_outage_says_nothing(
-    world: World, monkeypatch: pytest.MonkeyPatch, status: int, deleted: bool
-) -> None:
-    monkeypatch.setattr("installer.host.uninstall._PAUSE", 0.0)
-    world.server.daemonsets["istio-system", "istio-cni-node"] = {"metadata": {}}
-    deployment = Deployment(world.api, "istio-system")
-    deployment.look()
-    if status:
-        world.server.failing = status
-    else:
-        world.server.stop()
-    assert deployment.is_deleted() is deleted

@@ -53,8 +53,8 @@ def test_after_a_broken_watch_the_cache_is_right(world: World, fault: Callable[[
 def test_a_server_that_has_fallen_behind_is_asked_for_what_it_has(world: World) -> None:
     world.server.put(manifest("a"))
     world.start()
-    world.pods._version = "999999"  # as another server of the cluster might have said
-    world.pods._list_again = 0.0
+    world.pods._watch._version = "999999"  # as another server of the cluster might have said
+    world.pods._watch._list_again = 0.0
     world.server.drop_watches()
     world.server.put(manifest("b"))
     world.wait_for("a", "b")
@@ -66,7 +66,7 @@ def test_a_server_that_has_fallen_behind_is_asked_for_what_it_has(world: World) 
 def test_listing_again_after_a_time_costs_no_scan(world: World) -> None:
     world.server.put(manifest("a"))
     world.start()
-    world.pods._list_again = 0.0
+    world.pods._watch._list_again = 0.0
     world.server.put(manifest("b"))
     world.wait_for("a", "b")
     wait_until(lambda: world.server.requests[WATCH] == 2, "another watch", 5)
