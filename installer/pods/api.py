@@ -20,7 +20,7 @@ from kubernetes.client.rest import RESTClientObject, RESTResponse
 from cni.pod import Pod
 from installer.pods.access import access_of
 from installer.pods.answers import Json, Watching, parse, pod_of, reason_of, said_by
-from installer.pods.errors import ApiFailed, Expired
+from installer.pods.errors import ApiFailed, Conflict, Expired
 from installer.pods.resource import DAEMONSET, Owner, Resource, daemonset_of, pods_of
 from installer.settings import Node
 
@@ -131,13 +131,16 @@ class Api:
         return pod
 
     def delete_pod(self, pod: Pod) -> bool:
-        """Delete this very pod; False when it is gone, or has changed since."""
+        """Delete this very pod; False when it is gone. Raises Conflict when it has changed since."""
         preconditions = {"uid": pod.uid, "resourceVersion": pod.metadata.resource_version}
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions}
         return self._done(_Call("delete", "DELETE", _pod_path(pod.namespace, pod.name), body=body))
 
     def label_pod(self, pod: Pod, key: str, value: str) -> bool:
-        """Put a label on a pod, as Istio does through its status; False if it has that key, is gone or has changed."""
+        """Put a label on a pod, as Istio does through its status; False when it is gone, or has that key.
+
+        Raises Conflict when it has changed since.
+        """
         if key in pod.labels:
             return False
         metadata = {"resourceVersion": pod.metadata.resource_version, "uid": pod.uid, "labels": {key: value}}
@@ -146,7 +149,10 @@ class Api:
 
     def create_event(self, namespace: str, event: Json) -> bool:
         """A core/v1 Event; False when there is no such namespace any more, or an Event of that name already."""
-        return self._done(_Call("create", "POST", f"/api/v1/namespaces/{quote(namespace)}/events", body=event))
+        try:
+            return self._done(_Call("create", "POST", f"/api/v1/namespaces/{quote(namespace)}/events", body=event))
+        except Conflict:
+            return False
 
     def repeat_event(self, namespace: str, name: str, count: int, now: str) -> bool:
         """Count an Event that has happened again; False when it is gone. `now` is RFC 3339."""
@@ -172,7 +178,7 @@ class Api:
         try:
             self._json(call)
         except ApiFailed as error:
-            if error.status in (404, 409):
+            if error.status == 404:
                 return False
             raise
         return True
@@ -204,7 +210,7 @@ class Api:
             said = said_by(response)
         # 504 with these words: this server has not come as far as the version that another one gave us
         expired = answer.status == 410 or (answer.status == 504 and said.startswith("Too large resource version"))
-        kind = Expired if expired else ApiFailed
+        kind = Expired if expired else Conflict if answer.status == 409 else ApiFailed
         raise kind(f"{self._configuration.host}: {call}: {answer.status} {said}", answer.status)
 
     def _ask(self, call: _Call, authorization: dict[str, str], seconds: float) -> RESTResponse:

@@ -120,15 +120,11 @@ class _Handler(BaseHTTPRequestHandler):
                     found.update(self.body)
                 self._object(found)
             case ["api", "v1", "namespaces", namespace, "pods", name, "status"]:
-                pod = api.pods.get((namespace, name))
-                given = self.body["metadata"]
-                if pod and self._matches(pod, given):
-                    pod["metadata"].setdefault("labels", {}).update(given["labels"])
-                    self._object(api.put(pod))
-                elif pod:
-                    self._status(409, "the object has been modified")
-                else:
-                    self._object(None)
+                with api._lock:
+                    pod = self._as_seen(namespace, name, self.body["metadata"])
+                    if pod:
+                        pod["metadata"].setdefault("labels", {}).update(self.body["metadata"]["labels"])
+                        self._object(api.put(pod))
             case _:
                 self._status(404, "no such resource")
 
@@ -136,18 +132,29 @@ class _Handler(BaseHTTPRequestHandler):
         api = self.server_state
         match self.parts:
             case ["api", "v1", "namespaces", namespace, "pods", name]:
-                pod = api.pods.get((namespace, name))
-                if pod and not self._matches(pod, self.body.get("preconditions") or {}):
-                    self._status(409, "precondition failed")
-                    return
-                if pod:
-                    api.delete(namespace, name)
-                self._object(pod)
+                with api._lock:
+                    pod = self._as_seen(namespace, name, self.body.get("preconditions") or {})
+                    if pod:
+                        api.delete(namespace, name)
+                        self._object(pod)
             case _:
                 self._status(404, "no such resource")
 
-    def _matches(self, pod: Json, given: Json) -> bool:
-        return all(pod["metadata"][key] == given[key] for key in ("uid", "resourceVersion") if given.get(key))
+    def _as_seen(self, namespace: str, name: str, given: Json) -> Json | None:
+        """The Pod to change, unless it is gone or another than the client means: that is then answered."""
+        api = self.server_state
+        api.written.append((self.command, self.body))
+        pod = api.pods.get((namespace, name))
+        if pod is None:
+            self._object(None)
+            return None
+        if api.conflicts:
+            api.conflicts -= 1
+            pod = api.put(pod)
+        if any(pod["metadata"][key] != given[key] for key in ("uid", "resourceVersion") if given.get(key)):
+            self._status(409, "the object has been modified")
+            return None
+        return pod
 
     def _is_selected(self, thing: Json) -> bool:
         field, _, value = self.query.get("fieldSelector", "").partition("=")

@@ -36,6 +36,7 @@ class ApiServer:
         self.daemonsets: dict[tuple[str, str], Json] = {}
         self.requests: Counter[str] = Counter()
         self.refused: Counter[int] = Counter()
+        self.written: list[tuple[str, Json]] = []  # what Pods were deleted and patched with, refused ones too
         self.sent_in_full = 0  # DaemonSets of which more than the metadata was asked for
         self.scans = 0  # lists that a real server can only answer by reading all the cluster's pods
         # faults
@@ -44,6 +45,7 @@ class ApiServer:
         self.answering = threading.Event()  # while cleared, connections and requests are taken and not answered
         self.answering.set()
         self.failing = 0  # HTTP status of every answer
+        self.conflicts = 0  # so many next changes of Pods find that somebody was quicker
         self.expired_before = 0  # resourceVersions below are answered 410
         self.page_limit = 100
         self.bookmark_seconds = 60.0

@@ -7,7 +7,7 @@ import pytest
 
 from installer.pods.access import access_of
 from installer.pods.api import Api
-from installer.pods.errors import ApiFailed
+from installer.pods.errors import ApiFailed, Conflict
 from installer.settings import Node
 from tests.lab.cluster import World, manifest
 
@@ -18,8 +18,10 @@ def test_a_pod_is_deleted_or_labelled_only_as_it_was_seen(world: World) -> None:
     seen = world.api.get_pod("default", "a")
     assert seen is not None
     world.server.put(manifest("a", uid=uid, annotations={"changed": "meanwhile"}))
-    assert not world.api.delete_pod(seen)
-    assert not world.api.label_pod(seen, "k", "v")
+    with pytest.raises(Conflict):
+        world.api.delete_pod(seen)
+    with pytest.raises(Conflict):
+        world.api.label_pod(seen, "k", "v")
     now = world.api.get_pod("default", "a")
     assert now is not None
     assert world.api.label_pod(now, "k", "v")
