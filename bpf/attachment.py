@@ -97,6 +97,12 @@ def is_attached(pins: Pins) -> bool:
     )
 
 
+def is_deciding(pins: Pins) -> bool:
+    """Whether the programs without which connections pass uncaptured are attached: a tenth of is_attached()'s time."""
+    cgroup = Path(_recorded(pins)[1])
+    return all(_is_linked(pins.links / name, cgroup) for name in _DECIDING)
+
+
 @contextmanager
 def _exclusively(bpffs: Path) -> Iterator[None]:
     """One attach or detach at a time on this bpffs; the lock goes with the process."""

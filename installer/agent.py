@@ -157,7 +157,14 @@ class _Agent:
 
     def server(self) -> Server:
         """The socket, listening."""
-        verbs = Verbs(self.source.pods, self.enrolments, self.follower, self.admission, self.source.events)
+        verbs = Verbs(
+            self.source.pods,
+            self.enrolments,
+            self.follower,
+            self.admission,
+            self.source.events,
+            call_for_help=self._reconciler.wake,
+        )
         server = Server(self._settings.node.cni_agent_run_dir, verbs, self.metrics.observe_request)
         self.readiness.set("serving", True)
         return server

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bpf import attachment, compiler, syscalls
-from bpf.attachment import Outcome, attach, is_attached
+from bpf.attachment import Outcome, attach, is_attached, is_deciding
 from bpf.compiler import CGROUP_HOOKS
 from bpf.errors import CompileFailed, KernelRefused, NotAttached
 from bpf.layout import TABLES, Cookie, Owner
@@ -96,8 +96,10 @@ def test_links_of_a_cgroup_that_went_and_came_back_are_made_anew() -> None:
         cgroup.rmdir()
         cgroup.mkdir()
         assert not is_attached(pins)
+        assert not is_deciding(pins)
         assert attach(pins, cgroup) is Outcome.SWAPPED
         assert is_attached(pins)
+        assert is_deciding(pins)
         assert attach(pins, cgroup) is Outcome.UNCHANGED
 
 

@@ -18,6 +18,7 @@ from cni import adoption
 from cni.annotations import CapturePolicy
 from cni.enroll import Enrolments
 from cni.entries import Identity
+from cni.errors import Code, NotCaptured
 from cni.processes import Crowd, crowds
 from cni.protocol import NetworkConfig, Request
 from tests.datapath.adopting import Parts, Running, enrol_by_cni, parts, running
@@ -161,6 +162,45 @@ print(json.dumps(s.getpeername()), flush=True)
     client.stdin.write("go on\n")
     client.stdin.flush()
     assert json.loads(client.stdout.readline()) == [str(pod.wire.peer.ip4), 8080]
+
+
+def add(agent: Parts, pod: Running) -> None:
+    """As the runtime does it."""
+    config = NetworkConfig.model_validate({"cniVersion": "1.0.0", "name": "net", "type": "sidestep-cni"})
+    names = f"K8S_POD_NAME=pod;K8S_POD_NAMESPACE=default;K8S_POD_UID={pod.uid}"
+    request = Request(version=1, command="ADD", container_id="c", ifname="eth0", netns="x", args=names, config=config)
+    with pod.wire.pod.path.open() as netns:
+        agent.verbs.run(request, netns.fileno())
+
+
+@pytest.mark.parametrize("tamper", [detach_links, unpin_links])
+def test_an_add_that_would_leave_a_pod_open_fails_and_has_it_put_right(
+    agent: Parts, pod: Running, tamper: Callable[[Pins], None]
+) -> None:
+    agent.enrolments.remove(pod.wire.sandbox.cookie)
+    tamper(agent.kernel.pins)
+    with pytest.raises(NotCaptured, match=r"default/pod.* would run uncaptured") as refused:
+        add(agent, pod)
+    assert refused.value.code == Code.TRY_AGAIN_LATER
+    with agent.reconciler.running(seconds=3600):  # no round is due: what adopts pods is the call
+        wait_until(lambda: len(agent.enrolments) == 1, "the pod to be adopted, as it runs", 30)
+    assert is_attached(agent.kernel.pins)
+    add(agent, pod)
+    assert is_captured(pod.wire)
+
+
+def test_what_a_refused_add_has_written_is_taken_back(agent: Parts, pod: Running) -> None:
+    agent.pods.pods = [pod.pod(pod.proxy)]
+    detach_links(agent.kernel.pins)
+    before = agent.kernel.entries()
+    with pytest.raises(NotCaptured):
+        add(agent, pod)  # once more of what is enrolled, as for a second interface
+    assert agent.kernel.entries() == before
+    agent.enrolments.remove(pod.wire.sandbox.cookie)
+    empty = agent.kernel.entries()
+    with pytest.raises(NotCaptured):
+        add(agent, pod)
+    assert agent.kernel.entries() == empty
 
 
 def test_maps_that_were_replaced_behind_our_back_are_ours_again(agent: Parts, pod: Running) -> None:
