@@ -137,6 +137,7 @@ class _Agent:
             events=self.source.events,
             observe=self.metrics.observe_reconcile,
             claims=self._repairs.claims,
+            deny=lambda: self._denials.look(self.source.pods),
         )
 
     def enrol_what_runs(self) -> None:
@@ -152,7 +153,6 @@ class _Agent:
         if not self.source.wait_synced(_SYNC_SECONDS):
             log.warning("agent.not_synced", seconds=_SYNC_SECONDS, consequence="pods are enrolled once they are known")
         self._reconciler.once()
-        self._denials.apply(self.source.pods.every() or ())
         self._up.enter_context(self._reconciler.running(self._settings.repair.reconcile_seconds))
 
     def server(self) -> Server:
