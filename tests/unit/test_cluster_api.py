@@ -1,14 +1,17 @@
 """What the agent does through the API server, and how it gets there."""
 
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from installer.pods.access import access_of
 from installer.pods.api import Api
 from installer.pods.errors import ApiFailed, Conflict
 from installer.settings import Node
+from tests.lab.apiserver import ApiServer
 from tests.lab.cluster import World, manifest
 
 
@@ -83,3 +86,41 @@ def test_a_broken_kubeconfig_is_told_in_a_line(tmp_path: Path, text: str, said: 
 def test_a_ca_that_is_not_there_is_told_by_its_name(world: World, tmp_path: Path) -> None:
     with pytest.raises(ApiFailed, match=r"never.crt: no such file; it should hold the API server's CA"):
         access_of(Node(kubeconfig=world.kubeconfig, kube_ca_file=tmp_path / "never.crt"))
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ApiServer]:
+    """A server without TLS, as a pod is told of it, and its account."""
+    with ApiServer().running() as server:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", server.address)
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
+        (tmp_path / "token").write_text(server.token)
+        yield server
+
+
+def test_the_servers_protocol_is_what_the_environment_says(
+    inside: ApiServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_PROTOCOL", "http")
+    inside.put(manifest("a"))
+    api = Api(access_of(Node(), tmp_path), lambda verb, status: None)
+    assert api.get_pod("default", "a") is not None
+    api.close()
+
+
+@pytest.mark.parametrize("protocol", [None, "", "https"])
+def test_a_server_is_reached_by_https_unless_something_else_is_said(
+    inside: ApiServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, protocol: str | None
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_PROTOCOL", raising=False)
+    if protocol is not None:
+        monkeypatch.setenv("KUBERNETES_SERVICE_PROTOCOL", protocol)
+    trustme.CA().cert_pem.write_to_path(tmp_path / "ca.crt")
+    assert access_of(Node(), tmp_path)().host == f"https://{inside.address}:{inside.port}"
+
+
+@pytest.mark.usefixtures("inside")
+def test_a_protocol_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_PROTOCOL", "tcp")
+    with pytest.raises(ApiFailed, match=r'KUBERNETES_SERVICE_PROTOCOL: "tcp" is no way .*; give http or https'):
+        access_of(Node(), tmp_path)
