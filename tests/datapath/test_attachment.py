@@ -103,6 +103,16 @@ def test_links_of_a_cgroup_that_went_and_came_back_are_made_anew() -> None:
         assert attach(pins, cgroup) is Outcome.UNCHANGED
 
 
+def test_programs_go_on_deciding_while_it_is_not_recorded_where() -> None:
+    with scratch_pins() as (pins, cgroup):
+        attach(pins, cgroup)
+        (pins.maps / "build").unlink()
+        assert not is_attached(pins)
+        assert is_deciding(pins)
+        (pins.links / "sendmsg6").unlink()
+        assert not is_deciding(pins)
+
+
 def test_links_move_to_another_cgroup() -> None:
     with scratch_pins() as (pins, cgroup):
         attach(pins, cgroup)
@@ -110,8 +120,10 @@ def test_links_move_to_another_cgroup() -> None:
         inner.mkdir()
         assert attach(pins, inner) is Outcome.SWAPPED
         assert attach(pins, inner) is Outcome.UNCHANGED
+        assert is_deciding(pins)
         inner.rmdir()
         assert not is_attached(pins)
+        assert not is_deciding(pins)
 
 
 def test_a_connection_passes_two_copies_of_the_programs_as_one(wire: Wire) -> None:
