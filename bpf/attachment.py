@@ -97,6 +97,20 @@ def is_attached(pins: Pins) -> bool:
     )
 
 
+def is_deciding(pins: Pins) -> bool:
+    """Whether the programs without which connections pass uncaptured are attached: a tenth of is_attached()'s time.
+
+    Those of before do as well, while what somebody has taken is put back and it is not recorded where to.
+    """
+    recorded = _recorded(pins)[1]
+    try:
+        wanted = Path(recorded).stat().st_ino if recorded else 0
+    except OSError:  # the cgroup has gone
+        return False
+    found = {_cgroup_of(pins.links / name) for name in _DECIDING}
+    return 0 not in found and found <= {wanted or max(found)}
+
+
 @contextmanager
 def _exclusively(bpffs: Path) -> Iterator[None]:
     """One attach or detach at a time on this bpffs; the lock goes with the process."""
@@ -178,10 +192,18 @@ def _relink(program: Path, pinned: Path, attach_type: int, cgroup: Path) -> None
 def _is_linked(pinned: Path, cgroup: Path) -> bool:
     """Whether the pinned link is attached to the cgroup that has this path now; its id is the directory's inode."""
     try:
-        with Descriptor(syscalls.open_pin(pinned)) as link:
-            return bool(syscalls.link_info(link.fd).cgroup_id == cgroup.stat().st_ino)
-    except (KernelRefused, OSError):
+        return _cgroup_of(pinned) == cgroup.stat().st_ino
+    except OSError:
         return False
+
+
+def _cgroup_of(pinned: Path) -> int:
+    """Id of the cgroup that a pinned link is attached to; 0 when there is no link, or it is attached to none."""
+    try:
+        with Descriptor(syscalls.open_pin(pinned)) as link:
+            return int(syscalls.link_info(link.fd).cgroup_id)
+    except (KernelRefused, OSError):
+        return 0
 
 
 def _link_cgroup(programs: Path, links: Path, cgroup: Path) -> None:

@@ -1,14 +1,15 @@
 """Denied ports of running pods: the one thing in a Pod's annotations that counts while it runs."""
 
+import threading
 from collections.abc import Iterable
 
 import structlog
 
+from bpf.errors import SidestepError
 from cni.annotations import denied_ports
 from cni.enroll import Enrolments
 from cni.entries import denial
-from cni.errors import InvalidAnnotation
-from cni.pod import Pod, PodEvents
+from cni.pod import Pod, PodEvents, PodSource
 
 log = structlog.get_logger("denial")
 
@@ -18,37 +19,64 @@ class Denials:
 
     def __init__(self, enrolments: Enrolments, events: PodEvents) -> None:
         self._enrolments, self._events = enrolments, events
+        self._lock = threading.Lock()  # between reading a Pod and writing: what was read first is written first
+        self._refused: dict[str, str] = {}  # UID or name → why, to say it once
 
     def changed(self, before: Pod | None, after: Pod | None) -> None:
         """A Pod is new, has changed or is gone."""
-        if after is not None and (before is None or before.annotations != after.annotations):
-            self.apply([after])
+        with self._lock:
+            if after is None:
+                self._refused.pop(_key(before) if before else "", None)
+            elif before is None or before.annotations != after.annotations:
+                self._refused.pop(_key(after), None)
+                self._apply([after])
 
-    def apply(self, pods: Iterable[Pod]) -> None:
-        """Have these pods deny what their annotations say. What is refused changes nothing, and its owner is told."""
+    def look(self, pods: PodSource) -> None:
+        """Have every enrolled pod deny what its annotations say now.
+
+        Of a change that came while its ADD was under way nobody could have known, and a table that was full may have
+        room by now.
+        """
+        with self._lock:
+            self._apply(pods.every() or ())
+
+    def _apply(self, pods: Iterable[Pod]) -> None:
+        """What is refused changes nothing, and the owner is told."""
         by_owner = {
             (identity.uid or None, identity.namespace, identity.name): cookie
             for cookie, identity in self._enrolments.identities().items()
         }
         for pod in pods:
             cookie = by_owner.get((pod.uid, pod.namespace, pod.name))
-            if cookie is not None:
-                self._apply(cookie, pod)
+            if cookie is None:
+                continue
+            try:
+                self._deny(cookie, pod)
+            except SidestepError as error:
+                self._refuse(pod, str(error))
+            else:
+                self._refused.pop(_key(pod), None)
 
-    def _apply(self, cookie: int, pod: Pod) -> None:
-        name = f"{pod.namespace}/{pod.name}"
-        try:
-            outbound, inbound = denied_ports(pod)
-        except InvalidAnnotation as error:
-            log.error("pod.denial_refused", pod=name, problem=str(error))
-            self._events.warning(pod, "DenialRefused", f"{error}. What was denied before stays denied")
-            return
+    def _deny(self, cookie: int, pod: Pod) -> None:
+        """Raises InvalidAnnotation, TableFull."""
+        outbound, inbound = denied_ports(pod)
         if self._enrolments.deny(cookie, denial(outbound, inbound)):
             told = {"outbound": _listed(outbound), "inbound": _listed(inbound)}
-            log.info("pod.denies", pod=name, netns_cookie=cookie, **told)
+            log.info("pod.denies", pod=f"{pod.namespace}/{pod.name}", netns_cookie=cookie, **told)
             self._events.normal(
                 pod, "DeniedPortsChanged", f"denied from now on: outbound {told['outbound']}, inbound {told['inbound']}"
             )
+
+    def _refuse(self, pod: Pod, problem: str) -> None:
+        if self._refused.get(_key(pod)) == problem:
+            return
+        self._refused[_key(pod)] = problem
+        log.error("pod.denial_refused", pod=f"{pod.namespace}/{pod.name}", problem=problem)
+        self._events.warning(pod, "DenialRefused", f"{problem}. What was denied before stays denied")
+
+
+def _key(pod: Pod) -> str:
+    return pod.uid or f"{pod.namespace}/{pod.name}"
 
 
 def _listed(ports: Iterable[int]) -> str:

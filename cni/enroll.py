@@ -93,25 +93,24 @@ class Enrolments(Enrolled):
     def deny(self, cookie: int, denied: Mapping[int, PortRule]) -> bool:
         """Have a pod deny other ports from now on; False when nothing changes. Nothing happens to one that is gone.
 
-        Raises TableFull, with the ports denied that were before, and some of the new ones.
+        Raises TableFull, with what was denied before.
         """
-        with self._lock:
+        with self._lock, ExitStack() as undo:
             known, pod = self._index.get(cookie), self._tables.pods.get(Cookie(cookie))
             if known is None or pod is None:
                 return False
-            before = self._port_rules(known.keys)
+            before, flags = self._port_rules(known.keys), PodFlags(pod.flags)
             after = with_denied(before, denied)
-            if after == before:
-                return False
-            for port in before | after:
-                if port not in before:
-                    known.keys.add(("port_rules", bytes(PortKey(cookie, port))))
-                if port in after:
-                    self._tables.port_rules.put(PortKey(cookie, port), Word(after[port]))
             for flag, wanted in ((PodFlags.PORT_RULES, after), (PodFlags.DENIES, denied)):
-                pod.flags = pod.flags | flag if wanted else pod.flags & ~flag
-            pod.port_rules = len(after)
+                flags = flags | flag if wanted else flags & ~flag
+            if (after, flags) == (before, pod.flags):
+                return False
+            for port, rule in after.items():
+                _put(undo, self._tables.port_rules, PortKey(cookie, port), Word(rule))
+            pod.flags, pod.port_rules = flags, len(after)
             self._tables.pods.put(Cookie(cookie), pod)
+            undo.pop_all()
+            known.keys.update(("port_rules", bytes(PortKey(cookie, port))) for port in after)
             gone = {("port_rules", bytes(PortKey(cookie, port))) for port in before if port not in after}
             self._drop(gone)
             known.keys.difference_update(gone)

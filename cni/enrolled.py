@@ -127,6 +127,10 @@ class Enrolled:
         """Whether all programs are pinned and their global links attached."""
         return attachment.is_attached(self._pins)
 
+    def is_captured(self, cookie: int) -> bool:
+        """Whether connections of an enrolled pod are decided on in both directions: cheap enough for every ADD."""
+        return attachment.is_deciding(self._pins) and links.pod_link_alive(self._pins, cookie)
+
     def __len__(self) -> int:
         with self._lock:
             return len(self._index)

@@ -66,6 +66,12 @@ class RegistrationFailed(CniError):
     code = Code.REGISTRATION_FAILED
 
 
+class NotCaptured(CniError):
+    """Entries are there, but the programs that read them are not attached; that is being put right."""
+
+    code = Code.TRY_AGAIN_LATER
+
+
 class CheckFailed(CniError):
     """CHECK found the registration different from what the Pod asks for."""
 

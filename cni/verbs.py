@@ -10,7 +10,15 @@ from cni.admission import Admission
 from cni.annotations import INVALID_DROP, CapturePolicy, policy_of
 from cni.enroll import Enrolments
 from cni.entries import Identity
-from cni.errors import CheckFailed, CniError, Code, InvalidAnnotation, InvalidRequest, SandboxInvalid
+from cni.errors import (
+    CheckFailed,
+    CniError,
+    Code,
+    InvalidAnnotation,
+    InvalidRequest,
+    NotCaptured,
+    SandboxInvalid,
+)
 from cni.follow import Follower
 from cni.membership import skip_reason, skip_unseen
 from cni.pod import NoEvents, Pod, PodEvents, PodSource
@@ -27,6 +35,10 @@ def _unobserved(result: str) -> None:
     """Of verbs that nobody counts."""
 
 
+def _nobody() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Verbs:
     """ADD, DEL, CHECK, STATUS and GC over one node's pods. Handlers may run at the same time in many threads."""
@@ -37,6 +49,7 @@ class Verbs:
     admission: Admission
     events: PodEvents = field(default_factory=NoEvents)
     observe: Callable[[str], None] = _unobserved  # told one of the RESULTS after each ADD
+    call_for_help: Callable[[], None] = _nobody  # called when the programs are found detached
 
     def run(self, request: Request, netns_fd: int | None) -> Output:
         """Answer a request; what is returned the shim prints. Raises CniError."""
@@ -63,8 +76,9 @@ class Verbs:
         if pod is None:
             return NOT_IN_MESH
         policy, netns = self._policy(pod), _netns(netns_fd)
-        identity = _identity(request, pod, self._enrolled(netns))
-        entries, cookie = self.admission.admit(identity, policy, netns)
+        known = self._enrolled(netns)
+        entries, cookie = self.admission.admit(_identity(request, pod, known), policy, netns)
+        self._require_captured(cookie, entries.identity, known)
         log.info(
             "pod.enrolled",
             pod=str(entries.identity),
@@ -85,6 +99,19 @@ class Verbs:
         except InvalidAnnotation as error:
             self.events.warning(pod, "CaptureRefused", str(error))
             raise
+
+    def _require_captured(self, cookie: int, identity: Identity, before: Identity | None) -> None:
+        """Entries alone capture nothing. Raises NotCaptured, having taken back an enrolment that is new."""
+        if self.enrolments.is_captured(cookie):
+            return
+        if before is None:
+            self.follower.forget(cookie)
+            self.enrolments.remove(cookie)
+        self.call_for_help()
+        raise NotCaptured(
+            f"{identity} would run uncaptured: sidestep's programs are not attached to the pods' cgroup on this node; "
+            "the agent is attaching them again, so try again"
+        )
 
     def delete(self, request: Request, netns_fd: int | None) -> Output:
         """Forget what this attachment enrolled; unknown ones are fine, and the namespace is not needed."""

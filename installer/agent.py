@@ -26,10 +26,11 @@ from cni.verbs import Verbs
 from installer.acceleration import level
 from installer.health import Readiness
 from installer.host.install import Installer
-from installer.host.uninstall import Deployment, uninstall
+from installer.host.uninstall import uninstall
 from installer.http import serving
 from installer.logs import configure_logging
 from installer.metrics import Metrics
+from installer.pods.deployment import Deployment
 from installer.pods.source import Source, require_source, source_of
 from installer.probe import require_capable
 from installer.reconcile import Place, Reconciler
@@ -136,10 +137,13 @@ class _Agent:
             events=self.source.events,
             observe=self.metrics.observe_reconcile,
             claims=self._repairs.claims,
+            deny=lambda: self._denials.look(self.source.pods),
         )
 
     def enrol_what_runs(self) -> None:
         """Follow what is enrolled, learn which Pods there are, enrol those that are not."""
+        if self.deployment:
+            self._up.enter_context(self.deployment.running())  # first, and so until everything else has ended
         self._up.enter_context(self.follower.running())
         self.source.subscribe(self._reconciler.changed)
         self.source.subscribe(self._repairs.changed)
@@ -149,13 +153,19 @@ class _Agent:
         if not self.source.wait_synced(_SYNC_SECONDS):
             log.warning("agent.not_synced", seconds=_SYNC_SECONDS, consequence="pods are enrolled once they are known")
         self._reconciler.once()
-        self._denials.apply(self.source.pods.every() or ())
         self._up.enter_context(self._reconciler.running(self._settings.repair.reconcile_seconds))
 
     def server(self) -> Server:
         """The socket, listening."""
-        told, count = self.source.events, self.metrics.observe_enrolment
-        verbs = Verbs(self.source.pods, self.enrolments, self.follower, self.admission, told, count)
+        verbs = Verbs(
+            self.source.pods,
+            self.enrolments,
+            self.follower,
+            self.admission,
+            self.source.events,
+            observe=self.metrics.observe_enrolment,
+            call_for_help=self._reconciler.wake,
+        )
         server = Server(self._settings.node.cni_agent_run_dir, verbs, self.metrics.observe_request)
         self.readiness.set("serving", True)
         return server
@@ -180,8 +190,6 @@ class _Agent:
 
     def _synced(self) -> None:
         self.readiness.set("synced", True)
-        if self.deployment:
-            self.deployment.look()
         self._reconciler.wake()
 
     def _is_enrolled(self, pod: Pod) -> bool:

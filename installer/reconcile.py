@@ -1,9 +1,9 @@
 """What the maps and links say against what there is: at start, every few minutes, and when the Pods are known again.
 
 Each round first puts back what somebody has taken from the kernel half, then lets go of what is gone, then enrols
-running mesh pods that are not, and last compares entries and addresses. It is Istio's repair of pods that started
-without capture, and does not wait for their validation to fail. Programs that are detached capture nobody, so that is
-looked for every few seconds.
+running mesh pods that are not, and last compares entries, addresses and denied ports. It is Istio's repair of pods that
+started without capture, and does not wait for their validation to fail. Programs that are detached capture nobody, so
+that is looked for every few seconds.
 """
 
 import random
@@ -51,6 +51,10 @@ def _claims_nothing(_: Pod) -> bool:
     return False
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Place:
     """Where the programs are, and the open tables."""
@@ -73,6 +77,7 @@ class Reconciler:
     events: PodEvents
     observe: Callable[[str, int], None]  # told of each kind of thing that was done, and how many
     claims: Callable[[Pod], bool] = _claims_nothing  # whether a pod that runs without capture is somebody else's case
+    deny: Callable[[], None] = _nothing  # brings what running pods deny up to date
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _wake: threading.Event = field(default_factory=threading.Event)
     _stopping: bool = False
@@ -82,7 +87,7 @@ class Reconciler:
 
     def once(self) -> Counter[str]:
         """One round; returns how many things of each kind had to be done. What fails is logged, and tried again."""
-        return self._do(self._restore, self._sweep, self._adopt, self._listen, self._mend, self._compare)
+        return self._do(self._restore, self._sweep, self._adopt, self._listen, self._mend, self._compare, self._deny)
 
     def look(self) -> Counter[str]:
         """The part of a round that cannot wait for the next one."""
@@ -166,8 +171,10 @@ class Reconciler:
     def _sweep(self) -> Done:
         """Pods whose namespace is gone, and pods that live but have lost their inbound steering."""
         swept = self.follower.sweep()
+        pods = self._pods_of(swept.steered) if swept.steered else {}
         for cookie in swept.steered:
             log.warning("steering.restored", netns_cookie=cookie, reason="somebody has removed its link")
+            self._tell_repaired(pods.get(cookie), "its inbound steering is back: somebody had removed it")
         for identity in swept.gone:
             log.info("pod.reclaimed", pod=str(identity), container=identity.container_id)
         counts = {STEERED: len(swept.steered), RECLAIMED: len(swept.gone)}
@@ -229,11 +236,17 @@ class Reconciler:
                 if cookie in pods:
                     self.adoption.admission.admit(damaged[cookie], policy_of(pods[cookie]), netns)
                     log.warning("entries.restored", pod=str(damaged[cookie]), reason="somebody has removed some")
+                    self._tell_repaired(pods[cookie], "its entries are complete again: somebody had removed some")
                     count += 1
         return {MENDED: count} if count else {}
 
     def _compare(self) -> Done:
         self.follower.look_at_all()
+        return {}
+
+    def _deny(self) -> Done:
+        """Denied ports that changed while nobody could tell, or that there was no room for."""
+        self.deny()
         return {}
 
     def _pods_of(self, cookies: Iterable[int]) -> dict[int, Pod]:
@@ -258,11 +271,16 @@ class Reconciler:
         unseen = skip_unseen(pod.namespace, pod.name, node.pod_namespace, node.exclude_namespaces)
         return unseen is None and skip_reason(pod) is None
 
+    def _tell_repaired(self, pod: Pod | None, message: str) -> None:
+        """Its owner, where the Pod is known; what happens again and again becomes one Event."""
+        if pod is not None:
+            self.events.normal(pod, "CaptureRepaired", message)
+
     def _tell(self, outcome: Adopted) -> None:
         pod, name, uid = outcome.pod, f"{outcome.pod.namespace}/{outcome.pod.name}", outcome.pod.uid or ""
         why = outcome.problem or outcome.left_alone
         if not why:
-            self.events.normal(pod, "CaptureRepaired", "enrolled while running: new connections are captured")
+            self._tell_repaired(pod, "enrolled while running: new connections are captured")
         elif self._told.get(uid) != why:
             self._told[uid] = why
             if outcome.problem:

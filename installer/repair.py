@@ -10,21 +10,32 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from cni.adoption import Adoption
 from cni.membership import skip_reason
 from cni.pod import ContainerStatus, Pod, PodEvents
-from installer.pods.errors import ApiFailed
+from installer.pods.errors import ApiFailed, Conflict
 from installer.selectors import Selector
 from installer.settings import Repair
 
 log = structlog.get_logger("repair")
 
 SUCCESS, SKIP, FAIL = "success", "skip", "fail"
+# a Pod whose container crashes again and again changes while it is acted on. As often as Istio tries, within some two
+# seconds: who tells of changes waits meanwhile
+_ATTEMPTS, _FIRST_PAUSE, _LONGEST_PAUSE = 5, 0.1, 0.8
 
 
 class PodActions(Protocol):
-    """What may be done to a Pod through the API server; False when it is gone or has changed. Raises ApiFailed."""
+    """What may be done to a Pod through the API server; False when it is gone.
+
+    Raises Conflict when it is not as it was seen, ApiFailed.
+    """
+
+    def get_pod(self, namespace: str, name: str) -> Pod | None:
+        """The Pod of that name as it is now."""
+        ...
 
     def delete_pod(self, pod: Pod) -> bool:
         """Delete this very Pod."""
@@ -33,6 +44,9 @@ class PodActions(Protocol):
     def label_pod(self, pod: Pod, key: str, value: str) -> bool:
         """Put a label on it."""
         ...
+
+
+Ask = Callable[[PodActions, Pod], bool]
 
 
 @dataclass
@@ -131,7 +145,7 @@ class Repairs:
         if self.is_enrolled(pod):  # as above; and a successor would fare no better
             return SKIP
         return self._asked(
-            lambda actions: actions.delete_pod(pod),
+            lambda actions, now: actions.delete_pod(now),
             pod,
             "DeleteBrokenPod",
             "deleted: it started without traffic capture",
@@ -142,23 +156,43 @@ class Repairs:
         if key in pod.labels or self.is_enrolled(pod):
             return SKIP
         return self._asked(
-            lambda actions: actions.label_pod(pod, key, value),
+            lambda actions, now: actions.label_pod(now, key, value),
             pod,
             "LabelBrokenPod",
             f"labelled {key}={value}: no capture",
         )
 
-    def _asked(self, ask: Callable[[PodActions], bool], pod: Pod, reason: str, message: str) -> str:
+    def _asked(self, ask: Ask, pod: Pod, reason: str, message: str) -> str:
         if self.actions is None:
             return FAIL
         try:
-            done = ask(self.actions)
+            done = self._ask(self.actions, ask, pod)
         except ApiFailed as error:
             log.error("repair.failed", pod=f"{pod.namespace}/{pod.name}", error=str(error))
             return FAIL
         if done:
             self.events.warning(pod, reason, message)
         return SUCCESS if done else SKIP
+
+    def _ask(self, actions: PodActions, ask: Ask, pod: Pod) -> bool:
+        """False when there is nothing to do any more. Raises ApiFailed."""
+        try:
+            return ask(actions, pod)
+        except Conflict:
+            patiently = Retrying(
+                stop=stop_after_attempt(_ATTEMPTS - 1),
+                wait=wait_random_exponential(_FIRST_PAUSE, max=_LONGEST_PAUSE),
+                retry=retry_if_exception_type(Conflict),
+                reraise=True,
+            )
+            return patiently(self._ask_again, actions, ask, pod)
+
+    def _ask_again(self, actions: PodActions, ask: Ask, pod: Pod) -> bool:
+        """Of the Pod as it is now, if it is that Pod and still to be acted on."""
+        now = actions.get_pod(pod.namespace, pod.name)
+        if now is None or now.uid != pod.uid or now.metadata.deletion_timestamp is not None:
+            return False
+        return self.is_broken(now) and not self.is_enrolled(now) and ask(actions, now)
 
 
 def _has_passed(status: ContainerStatus) -> bool:

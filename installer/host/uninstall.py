@@ -2,12 +2,9 @@
 
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import structlog
 
 from bpf.attachment import detach
 from bpf.errors import SidestepError
@@ -15,18 +12,7 @@ from bpf.pins import Descriptor
 from installer.host import files, plugin
 from installer.host.chain import PLUGIN, entry_of
 from installer.host.confdir import ConfDirectory
-from installer.pods.api import Api
-from installer.pods.errors import ApiFailed
 from installer.settings import Attachment, Chain, Node
-
-log = structlog.get_logger("uninstall")
-
-# Istio's name for it, by which istiod and istioctl find it
-DAEMONSET = "istio-cni-node"
-# kubectl deletes account and roles together with the DaemonSet, so the question is often refused: for as many attempts
-# in a row, seconds apart, that says the same. Well within a pod's 30 s to end
-_ATTEMPTS, _PAUSE = 4, 1.0
-_NO_RIGHTS = (401, 403)
 
 
 class AgentRunning(SidestepError):
@@ -73,35 +59,3 @@ def _nobody_serving(run_dir: Path) -> Iterator[None]:
                 f"an agent serves {run_dir} and would put everything back; delete its DaemonSet, or stop it, first"
             ) from None
         yield
-
-
-class Deployment:
-    """The DaemonSet that this agent belongs to, if it does: with it goes what the agent has done.
-
-    One that was never seen is none of ours: an agent that runs without a DaemonSet undoes nothing when it ends.
-    """
-
-    def __init__(self, api: Api, namespace: str) -> None:
-        self._api, self._namespace = api, namespace
-        self._seen = False
-
-    def look(self) -> None:
-        """Ask once whether it is there; when the API server answers."""
-        if not self._seen:
-            try:
-                self._seen = not self._api.daemonset_is_gone(self._namespace, DAEMONSET)
-            except ApiFailed as error:
-                log.warning("daemonset.unknown", error=str(error), consequence="deleting it will not uninstall")
-
-    def is_deleted(self) -> bool:
-        """Whether it has been, or is being, deleted. When the API server can't be asked nothing may be undone."""
-        for attempt in range(_ATTEMPTS if self._seen else 0):
-            try:
-                return self._api.daemonset_is_gone(self._namespace, DAEMONSET)
-            except ApiFailed as error:
-                if error.status not in _NO_RIGHTS:
-                    log.warning("daemonset.unknown", error=str(error), consequence="nothing is uninstalled")
-                    return False
-                log.info("daemonset.no_rights", attempt=attempt + 1, error=str(error))
-                time.sleep(_PAUSE)
-        return self._seen

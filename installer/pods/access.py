@@ -32,7 +32,8 @@ def access_of(node: Node, account: Path = SERVICE_ACCOUNT) -> Callable[[], Confi
     if node.skip_tls_verify:
         log.warning("api.unverified", consequence="whoever is on the way to the API server can take its place")
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # else it says so too, not as we log
-    read()  # what is wrong from the beginning is said at the beginning
+    if str(read().host).startswith("http:"):  # what is wrong from the beginning is said at the beginning
+        log.warning("api.unencrypted", consequence="whoever is on the way to the API server can read the agent's token")
     return read
 
 
@@ -41,9 +42,12 @@ def _from_account(account: Path) -> Configuration:
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
     if not host or not port:
         raise NoAccess("KUBERNETES_SERVICE_HOST and _PORT are not set: not in a cluster; give --kubeconfig FILE")
+    protocol = os.environ.get("KUBERNETES_SERVICE_PROTOCOL") or "https"  # as install-cni has it
+    if protocol not in ("http", "https"):
+        raise NoAccess(f'KUBERNETES_SERVICE_PROTOCOL: "{protocol}" is no way to the API server; give http or https')
     configuration = Configuration()
-    configuration.host = f"https://{f'[{host}]' if ':' in host else host}:{port}"
-    configuration.ssl_ca_cert = str(account / "ca.crt")
+    configuration.host = f"{protocol}://{f'[{host}]' if ':' in host else host}:{port}"
+    configuration.ssl_ca_cert = str(account / "ca.crt") if protocol == "https" else None
 
     def read_token(into: Configuration) -> None:
         try:

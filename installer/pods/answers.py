@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import structlog
 import urllib3
@@ -17,6 +17,7 @@ from installer.pods.errors import ApiFailed, Expired
 log = structlog.get_logger("api")
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 # OpenSSL's words for what it does not like, without where in its source it says so
 _TLS = re.compile(r"\[SSL(?:: \w+)?\] (.+?)(?: \(_ssl\.c:\d+\))?\W*$")
@@ -25,29 +26,38 @@ _BULK = ("managedFields", "volumes", "volumeMounts", "env")
 
 
 @dataclass(frozen=True)
-class Change:
-    """One event of a watch. `pod` is None for a bookmark; `version` is where a later watch may go on."""
+class Change(Generic[T]):
+    """One event of a watch. `thing` is None for a bookmark; `version` is where a later watch may go on."""
 
     kind: str
-    pod: Pod | None
+    thing: T | None
     version: str
 
 
-class Watching:
+class Watching(Generic[T]):
     """A watch that is under way."""
 
-    def __init__(self, response: urllib3.HTTPResponse) -> None:
-        self._response = response
+    def __init__(self, response: urllib3.HTTPResponse, read: Callable[[Json], T | None]) -> None:
+        self._response, self._read = response, read
 
-    def changes(self) -> Iterator[Change]:
+    def changes(self) -> Iterator[Change[T]]:
         """What happens, as it happens. Raises Expired, ApiFailed when the connection breaks."""
         try:
             for line in self._response:
                 if line.strip():
-                    yield _change(parse(line))
+                    yield self._change(parse(line))
         except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
             # AttributeError: urllib3 finds its connection gone when somebody else has closed it
             raise ApiFailed(f"the watch broke off: {reason_of(error)}") from error
+
+    def _change(self, event: Json) -> Change[T]:
+        kind, thing = event["type"], event["object"]
+        if kind == "ERROR":
+            status = int(thing.get("code", 0))
+            failure = Expired if status == 410 else ApiFailed
+            raise failure(f"the watch ended: {thing.get('message', 'no reason given')}", status)
+        version = str(thing["metadata"].get("resourceVersion", ""))
+        return Change(kind, None if kind == "BOOKMARK" else self._read(thing), version)
 
     def close(self) -> None:
         """End it; callable from any thread, whatever another one is reading."""
@@ -68,16 +78,6 @@ def _without_bulk(thing: Json) -> Json:
         if isinstance(thing.get(key), list) and (key != "env" or thing.get("name") != PROXY_CONTAINER):
             del thing[key]
     return thing
-
-
-def _change(event: Json) -> Change:
-    kind, thing = event["type"], event["object"]
-    if kind == "ERROR":
-        status = int(thing.get("code", 0))
-        failure = Expired if status == 410 else ApiFailed
-        raise failure(f"the watch ended: {thing.get('message', 'no reason given')}", status)
-    version = str(thing["metadata"].get("resourceVersion", ""))
-    return Change(kind, None if kind == "BOOKMARK" else pod_of(thing), version)
 
 
 def pod_of(thing: Json) -> Pod | None:

@@ -4,11 +4,12 @@ The kubernetes client reads the configuration and speaks TLS; its generated mode
 memory than all the rest of the agent. Every call has a timeout, and none tries again: that is for the caller to say.
 """
 
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import urllib3
@@ -19,7 +20,8 @@ from kubernetes.client.rest import RESTClientObject, RESTResponse
 from cni.pod import Pod
 from installer.pods.access import access_of
 from installer.pods.answers import Json, Watching, parse, pod_of, reason_of, said_by
-from installer.pods.errors import ApiFailed, Expired
+from installer.pods.errors import ApiFailed, Conflict, Expired
+from installer.pods.resource import DAEMONSET, Owner, Resource, daemonset_of, pods_of
 from installer.settings import Node
 
 # seconds for the connection of a watch, and for the answer to anything else
@@ -27,12 +29,14 @@ _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 10.0
 # a list comes in pages of so many pods
 _PAGE = 250
-# the server ends a watch after so many seconds. It sends a bookmark about every minute, so one that is silent for
-# longer than the second figure is dead, whatever the connection looks like
-_WATCH_SECONDS = 300
+# the server ends a watch after so many seconds, each time others, so that not all nodes ask again at once (as
+# client-go's reflectors do). It sends a bookmark about every minute, so one that is silent for longer than the last
+# figure is dead, whatever the connection looks like
+_WATCH_SECONDS = (300, 600)
 _SILENCE_SECONDS = 90.0
 
 OnRequest = Callable[[str, int], None]
+T = TypeVar("T")
 
 # what is left to a second attempt when the first has used up the time
 _SHORTEST_SECONDS = 0.1
@@ -53,6 +57,7 @@ class _Call:
     query: dict[str, str] | None = None
     body: Json | None = None
     seconds: float = _ANSWER_SECONDS
+    accept: str = "application/json"
 
     def __str__(self) -> str:
         return f"{self.verb} {self.path}"
@@ -72,41 +77,45 @@ class Api:
         """From the settings. Raises ApiFailed when the configuration is unusable."""
         return cls(access_of(node), on_request)
 
-    def list_pods(self, node_name: str, version: str = "") -> tuple[list[Pod], str]:
-        """All pods of a node, and the resourceVersion from which to watch.
+    def list_all(self, resource: Resource[T], version: str = "") -> tuple[list[T], str]:
+        """All there is, and the resourceVersion from which to watch.
 
         `version` says how old the list may be: not older than that, "0" for what the server has at hand, "" for the
         newest. Only the newest may cost a scan of all the cluster's pods in etcd, and is for when nothing else will do.
         Raises Expired when the server cannot tell what there was at that version.
         """
-        pods: list[Pod] = []
-        query = {"fieldSelector": f"spec.nodeName={node_name}"}
+        things: list[T] = []
+        query = {"fieldSelector": resource.selector}
         # a limit sends the server to etcd (apiserver's cacher, which else answers such a list from memory)
         query |= {"resourceVersion": version} if version else {"limit": str(_PAGE)}
         while True:
-            page = self._json(_Call("list", "GET", "/api/v1/pods", query))
-            pods += filter(None, map(pod_of, page.get("items") or ()))
+            page = self._json(_Call("list", "GET", resource.path, query, accept=resource.accept("List")))
+            things += [thing for each in page.get("items") or () if (thing := resource.read(each)) is not None]
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):
-                return pods, str(metadata.get("resourceVersion", ""))
+                return things, str(metadata.get("resourceVersion", ""))
             query["continue"] = metadata["continue"]
 
     @contextmanager
-    def watch_pods(self, node_name: str, version: str) -> Iterator["Watching"]:
-        """Changes of a node's pods since a resourceVersion, until the server ends it. Raises Expired."""
+    def watch(self, resource: Resource[T], version: str) -> Iterator[Watching[T]]:
+        """Changes since a resourceVersion, until the server ends it. Raises Expired."""
         query = {
-            "fieldSelector": f"spec.nodeName={node_name}",
+            "fieldSelector": resource.selector,
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": version,
-            "timeoutSeconds": str(_WATCH_SECONDS),
+            "timeoutSeconds": str(random.randint(*_WATCH_SECONDS)),
         }
-        answer = self._request(_Call("watch", "GET", "/api/v1/pods", query, seconds=_SILENCE_SECONDS))
-        watching = Watching(answer.response)
+        call = _Call("watch", "GET", resource.path, query, seconds=_SILENCE_SECONDS, accept=resource.accept())
+        watching = Watching(self._request(call).response, resource.read)
         try:
             yield watching
         finally:
             watching.close()
+
+    def list_pods(self, node_name: str, version: str = "") -> tuple[list[Pod], str]:
+        """All pods of a node, as list_all()."""
+        return self.list_all(pods_of(node_name), version)
 
     def get_pod(self, namespace: str, name: str, seconds: float = _ANSWER_SECONDS) -> Pod | None:
         """One pod; None when there is none of that name."""
@@ -122,13 +131,16 @@ class Api:
         return pod
 
     def delete_pod(self, pod: Pod) -> bool:
-        """Delete this very pod; False when it is gone, or has changed since."""
+        """Delete this very pod; False when it is gone. Raises Conflict when it has changed since."""
         preconditions = {"uid": pod.uid, "resourceVersion": pod.metadata.resource_version}
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions}
         return self._done(_Call("delete", "DELETE", _pod_path(pod.namespace, pod.name), body=body))
 
     def label_pod(self, pod: Pod, key: str, value: str) -> bool:
-        """Put a label on a pod, as Istio does through its status; False if it has that key, is gone or has changed."""
+        """Put a label on a pod, as Istio does through its status; False when it is gone, or has that key.
+
+        Raises Conflict when it has changed since.
+        """
         if key in pod.labels:
             return False
         metadata = {"resourceVersion": pod.metadata.resource_version, "uid": pod.uid, "labels": {key: value}}
@@ -137,23 +149,26 @@ class Api:
 
     def create_event(self, namespace: str, event: Json) -> bool:
         """A core/v1 Event; False when there is no such namespace any more, or an Event of that name already."""
-        return self._done(_Call("create", "POST", f"/api/v1/namespaces/{quote(namespace)}/events", body=event))
+        try:
+            return self._done(_Call("create", "POST", f"/api/v1/namespaces/{quote(namespace)}/events", body=event))
+        except Conflict:
+            return False
 
     def repeat_event(self, namespace: str, name: str, count: int, now: str) -> bool:
         """Count an Event that has happened again; False when it is gone. `now` is RFC 3339."""
         path = f"/api/v1/namespaces/{quote(namespace)}/events/{quote(name)}"
         return self._done(_Call("patch", "PATCH", path, body={"count": count, "lastTimestamp": now}))
 
-    def daemonset_is_gone(self, namespace: str, name: str) -> bool:
-        """Whether a DaemonSet does not exist, or is being deleted."""
-        path = f"/apis/apps/v1/namespaces/{quote(namespace)}/daemonsets/{quote(name)}"
+    def get_daemonset(self, namespace: str, seconds: float = _ANSWER_SECONDS) -> Owner | None:
+        """The agents' DaemonSet; None when there is none."""
+        resource = daemonset_of(namespace)
+        call = _Call("get", "GET", f"{resource.path}/{DAEMONSET}", seconds=seconds, accept=resource.accept())
         try:
-            found = self._json(_Call("get", "GET", path))
+            return resource.read(self._json(call))
         except ApiFailed as error:
             if error.status == 404:
-                return True
+                return None
             raise
-        return bool((found.get("metadata") or {}).get("deletionTimestamp"))
 
     def close(self) -> None:
         """Close the connections."""
@@ -163,7 +178,7 @@ class Api:
         try:
             self._json(call)
         except ApiFailed as error:
-            if error.status in (404, 409):
+            if error.status == 404:
                 return False
             raise
         return True
@@ -195,13 +210,13 @@ class Api:
             said = said_by(response)
         # 504 with these words: this server has not come as far as the version that another one gave us
         expired = answer.status == 410 or (answer.status == 504 and said.startswith("Too large resource version"))
-        kind = Expired if expired else ApiFailed
+        kind = Expired if expired else Conflict if answer.status == 409 else ApiFailed
         raise kind(f"{self._configuration.host}: {call}: {answer.status} {said}", answer.status)
 
     def _ask(self, call: _Call, authorization: dict[str, str], seconds: float) -> RESTResponse:
         url = self._configuration.host + call.path + (f"?{urlencode(call.query)}" if call.query else "")
         timeout = (_CONNECT_SECONDS, seconds) if call.verb == "watch" else seconds
-        headers = {"Accept": "application/json", "User-Agent": "sidestep", **authorization}
+        headers = {"Accept": call.accept, "User-Agent": "sidestep", **authorization}
         headers |= _CONTENT_TYPES.get(call.method, {})
         status = 0
         try:

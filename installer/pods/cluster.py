@@ -1,7 +1,7 @@
-"""Pods of this node as the API server has them: a list, then a watch that goes on where the last one ended.
+"""Pods of this node as the API server has them.
 
 One thread keeps the cache; whoever asks for a Pod gets it from there, and only for one that is not there yet a request
-is made. Whatever fails is tried again with growing pauses, each a little different from node to node.
+is made.
 """
 
 import random
@@ -14,27 +14,19 @@ import structlog
 
 from cni.errors import PodNotFound
 from cni.pod import Pod
-from installer.pods.answers import Change, Watching
+from installer.pods.answers import Change
 from installer.pods.api import Api
-from installer.pods.errors import ApiFailed, Expired
+from installer.pods.errors import ApiFailed
+from installer.pods.listwatch import ListWatch
+from installer.pods.resource import pods_of
 
 log = structlog.get_logger("pods")
 
 # told of each change: what was known before, and what is now; None for not there
 Listener = Callable[[Pod | None, Pod | None], None]
 
-# the resourceVersion of a first list: as old as it may be, for the watch goes on from there and brings it up to date.
-# It comes out of the server's memory, where a start of all nodes at once does not hurt
-_ANY = "0"
 # what kubelet calls a static pod by: not the UID of the object that stands for it in the API, but this annotation of it
 _MIRROR = "kubernetes.io/config.mirror"
-# how long running() waits for the thread at its end, which may be waiting for a server that does not answer
-_STOP_SECONDS = 3.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
-# a watch that ends sooner counts as a failure: a server that keeps hanging up must not be asked in a loop
-_SHORTEST_WATCH = 1.0
-# seconds after which everything is listed again, should a server ever forget to tell something
-_RESYNC_SECONDS = (1800.0, 3600.0)
 # how long one find() may take: the plugin waits 10 s for its answer
 _FIND_SECONDS = 8.0
 # pauses between its requests; a request that nobody answers uses up the time by itself
@@ -49,12 +41,8 @@ class ClusterPods:
         self._node = node_name
         self._lock = threading.Lock()
         self._pods: dict[str, Pod] = {}  # by UID: a name may belong to an old and a new Pod for a while
-        self._version = _ANY  # of the list or the last event, "" for none that is any good
-        self._listed = False  # whether a watch may go on from there
-        self._list_again = 0.0
         self._synced = threading.Event()
-        self._stopping = threading.Event()
-        self._watching: Watching | None = None
+        self._watch = ListWatch(api, pods_of(node_name), self._replace, self._apply)
         self._listeners: list[Listener] = []
         self._when_synced: list[Callable[[], None]] = []
 
@@ -98,75 +86,17 @@ class ClusterPods:
                 break
             if pause == 0 or time.monotonic() + pause > deadline:
                 break
-            self._stopping.wait(pause * random.uniform(0.7, 1.3))
+            self._watch.pause(pause * random.uniform(0.7, 1.3))
         raise PodNotFound(f"Pod {namespace}/{name} (UID {uid or 'not given'}) cannot be had: {problem}")
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """List and watch in a thread of its own meanwhile."""
-        thread = threading.Thread(target=self._run, name="pods", daemon=True)
-        thread.start()
-        try:
+        with self._watch.running():
             yield
-        finally:
-            self._stopping.set()
-            with self._lock:
-                if self._watching:
-                    self._watching.close()
-            thread.join(_STOP_SECONDS)
 
-    def _run(self) -> None:
-        failures = 0
-        while not self._stopping.is_set():
-            started = time.monotonic()
-            try:
-                self._list_and_watch()
-                short = time.monotonic() - started < _SHORTEST_WATCH
-                failures = failures + 1 if short else 0
-            except Expired:
-                self._version, self._listed = "", False
-                failures += 1
-            except ApiFailed as error:
-                failures = 1 if time.monotonic() - started > _LONGEST_PAUSE else failures + 1
-                self._say(failures, str(error))
-            except Exception:
-                failures += 1
-                self._version, self._listed = "", False
-                log.exception("pods.failed")
-            if failures:
-                longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(failures - 1, 10))
-                self._stopping.wait(random.uniform(0.5, 1.0) * longest)
-
-    def _say(self, failures: int, problem: str) -> None:
-        """The first failure in a row, and every eighth after it: an outage must not fill the log."""
-        if not self._stopping.is_set() and failures % 8 == 1:
-            log.warning("pods.api_away", node=self._node, failures=failures, problem=problem)
-
-    def _list_and_watch(self) -> None:
-        if not self._listed or time.monotonic() > self._list_again:
-            pods, self._version = self._api.list_pods(self._node, self._version)
-            self._listed = True
-            self._list_again = time.monotonic() + random.uniform(*_RESYNC_SECONDS)
-            self._replace(pods)
-        with self._api.watch_pods(self._node, self._version) as watching:
-            with self._lock:
-                self._watching = watching
-            try:
-                if not self._stopping.is_set():  # else running() may have been too early to close it
-                    self._follow(watching)
-            finally:
-                with self._lock:
-                    self._watching = None
-
-    def _follow(self, watching: Watching) -> None:
-        for change in watching.changes():
-            self._apply(change)
-            self._version = change.version or self._version
-            if time.monotonic() > self._list_again:
-                return
-
-    def _apply(self, change: Change) -> None:
-        pod = change.pod
+    def _apply(self, change: Change[Pod]) -> None:
+        pod = change.thing
         if pod is None or not pod.uid:
             return
         with self._lock:

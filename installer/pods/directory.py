@@ -82,9 +82,16 @@ class PodDirectory:
             for key in {*known, *now}:
                 before, after = known.get(key), now.get(key)
                 if before is not after:  # an unchanged file's are the same objects
-                    for tell in self._listeners:
-                        tell(before, after)
+                    self._tell(before, after)
             known = now
+
+    def _tell(self, before: Pod | None, after: Pod | None) -> None:
+        """One listener's fault must neither keep the others from hearing nor end the looking."""
+        for listener in self._listeners:
+            try:
+                listener(before, after)
+            except Exception:
+                self._log.exception("manifest.listener_failed")
 
     def find(self, namespace: str, name: str, uid: str | None) -> Pod:
         """The Pod of that name; a UID counts where both the caller and the manifest have one.

@@ -15,5 +15,9 @@ class Expired(ApiFailed):
     """The resourceVersion of a watch is too old for the server: list again."""
 
 
+class Conflict(ApiFailed):
+    """What was to be changed is not as it was seen: look again."""
+
+
 class NoAccess(ApiFailed):
     """The settings, or what they point to, do not say how to reach the API server."""

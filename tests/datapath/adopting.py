@@ -149,7 +149,7 @@ def parts(kernel: Kernel, proc: Path = Path("/proc")) -> Iterator[Parts]:
         events=events,
         observe=lambda *_: None,
     )
-    verbs = Verbs(pods, enrolments, follower, admission)
+    verbs = Verbs(pods, enrolments, follower, admission, events, reconciler.wake)
     try:
         yield Parts(kernel, enrolments, follower, admission, adoption, pods, events, verbs, reconciler)
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bpf import attachment, compiler, syscalls
-from bpf.attachment import Outcome, attach, is_attached
+from bpf.attachment import Outcome, attach, is_attached, is_deciding
 from bpf.compiler import CGROUP_HOOKS
 from bpf.errors import CompileFailed, KernelRefused, NotAttached
 from bpf.layout import TABLES, Cookie, Owner
@@ -96,9 +96,21 @@ def test_links_of_a_cgroup_that_went_and_came_back_are_made_anew() -> None:
         cgroup.rmdir()
         cgroup.mkdir()
         assert not is_attached(pins)
+        assert not is_deciding(pins)
         assert attach(pins, cgroup) is Outcome.SWAPPED
         assert is_attached(pins)
+        assert is_deciding(pins)
         assert attach(pins, cgroup) is Outcome.UNCHANGED
+
+
+def test_programs_go_on_deciding_while_it_is_not_recorded_where() -> None:
+    with scratch_pins() as (pins, cgroup):
+        attach(pins, cgroup)
+        (pins.maps / "build").unlink()
+        assert not is_attached(pins)
+        assert is_deciding(pins)
+        (pins.links / "sendmsg6").unlink()
+        assert not is_deciding(pins)
 
 
 def test_links_move_to_another_cgroup() -> None:
@@ -108,8 +120,10 @@ def test_links_move_to_another_cgroup() -> None:
         inner.mkdir()
         assert attach(pins, inner) is Outcome.SWAPPED
         assert attach(pins, inner) is Outcome.UNCHANGED
+        assert is_deciding(pins)
         inner.rmdir()
         assert not is_attached(pins)
+        assert not is_deciding(pins)
 
 
 def test_a_connection_passes_two_copies_of_the_programs_as_one(wire: Wire) -> None:

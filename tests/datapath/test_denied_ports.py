@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from bpf.layout import PodFlags, PortKey, PortRule
+from bpf.errors import TableFull
+from bpf.layout import PodFlags, PortKey, PortRule, Word
 from cni.annotations import CapturePolicy
 from cni.entries import denial
 from tests.datapath.conftest import APP, PROXY, Wire
@@ -129,6 +130,28 @@ def test_what_is_denied_changes_while_the_pod_runs(wire: Wire) -> None:
     assert wire.kernel.entries() == before
     rule = wire.kernel.tables.port_rules.get(PortKey(cookie, 8080))
     assert rule is not None and PortRule(rule.word) == PortRule.EXCLUDE_OUTBOUND
+
+
+def test_ports_for_which_there_is_no_room_change_nothing(wire: Wire) -> None:
+    wire.mesh(denying(outbound=(8080,)))
+    cookie, enrolments, rules = wire.sandbox.cookie, wire.kernel.enrolments, wire.kernel.tables.port_rules
+    before = wire.kernel.entries()
+    filler = [PortKey(1 + number // 65536, number % 65536) for number in range(rules.limit - before["port_rules"] - 1)]
+    try:
+        for key in filler:
+            rules.put(key, Word(PortRule.EXCLUDE_OUTBOUND))
+        with pytest.raises(TableFull, match="BPF map port_rules is full"):
+            enrolments.deny(cookie, denial((9090, 9091, 9092), ()))
+    finally:
+        for key in filler:
+            rules.remove(key)
+    assert wire.kernel.entries() == before
+    assert enrolments.damaged() == {}
+    assert wire.pod.dial(wire.peer.ip4, 8080) == {"error": DENIED}
+    assert wire.pod.dial(wire.peer.ip4, 9090)["who"] == "outbound"
+    assert enrolments.deny(cookie, denial((9090, 9091, 9092), ()))
+    assert wire.pod.dial(wire.peer.ip4, 8080)["who"] == "outbound"
+    assert wire.pod.dial(wire.peer.ip4, 9090) == {"error": DENIED}
 
 
 def test_denied_connections_are_counted(wire: Wire) -> None:

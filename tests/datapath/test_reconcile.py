@@ -16,8 +16,10 @@ from bpf.pins import Descriptor, Pins
 from bpf.tables import Tables
 from cni import adoption
 from cni.annotations import CapturePolicy
+from cni.denial import Denials
 from cni.enroll import Enrolments
 from cni.entries import Identity
+from cni.errors import Code, NotCaptured
 from cni.processes import Crowd, crowds
 from cni.protocol import NetworkConfig, Request
 from tests.datapath.adopting import Parts, Running, enrol_by_cni, parts, running
@@ -141,6 +143,15 @@ def pinned_id(pins: Pins, name: str) -> int:
         return int(syscalls.map_info(pinned.fd).id)
 
 
+@pytest.mark.parametrize("tamper", [detach_steering, unpin_steering])
+def test_a_pod_that_is_steered_again_is_told(agent: Parts, pod: Running, tamper: Callable[[Pins], None]) -> None:
+    agent.events.events.clear()
+    tamper(agent.kernel.pins)
+    agent.reconciler.look()
+    ((reason, message),) = agent.events.events
+    assert (reason, message.partition(":")[0]) == ("CaptureRepaired", "its inbound steering is back")
+
+
 @pytest.mark.parametrize("tamper", [unpin_maps, unpin_some_maps, unpin_programs])
 def test_a_live_connection_keeps_its_original_destination(
     agent: Parts, pod: Running, tamper: Callable[[Pins], None]
@@ -163,6 +174,45 @@ print(json.dumps(s.getpeername()), flush=True)
     assert json.loads(client.stdout.readline()) == [str(pod.wire.peer.ip4), 8080]
 
 
+def add(agent: Parts, pod: Running) -> None:
+    """As the runtime does it."""
+    config = NetworkConfig.model_validate({"cniVersion": "1.0.0", "name": "net", "type": "sidestep-cni"})
+    names = f"K8S_POD_NAME=pod;K8S_POD_NAMESPACE=default;K8S_POD_UID={pod.uid}"
+    request = Request(version=1, command="ADD", container_id="c", ifname="eth0", netns="x", args=names, config=config)
+    with pod.wire.pod.path.open() as netns:
+        agent.verbs.run(request, netns.fileno())
+
+
+@pytest.mark.parametrize("tamper", [detach_links, unpin_links])
+def test_an_add_that_would_leave_a_pod_open_fails_and_has_it_put_right(
+    agent: Parts, pod: Running, tamper: Callable[[Pins], None]
+) -> None:
+    agent.enrolments.remove(pod.wire.sandbox.cookie)
+    tamper(agent.kernel.pins)
+    with pytest.raises(NotCaptured, match=r"default/pod.* would run uncaptured") as refused:
+        add(agent, pod)
+    assert refused.value.code == Code.TRY_AGAIN_LATER
+    with agent.reconciler.running(seconds=3600):  # no round is due: what adopts pods is the call
+        wait_until(lambda: len(agent.enrolments) == 1, "the pod to be adopted, as it runs", 30)
+    assert is_attached(agent.kernel.pins)
+    add(agent, pod)
+    assert is_captured(pod.wire)
+
+
+def test_what_a_refused_add_has_written_is_taken_back(agent: Parts, pod: Running) -> None:
+    agent.pods.pods = [pod.pod(pod.proxy)]
+    detach_links(agent.kernel.pins)
+    before = agent.kernel.entries()
+    with pytest.raises(NotCaptured):
+        add(agent, pod)  # once more of what is enrolled, as for a second interface
+    assert agent.kernel.entries() == before
+    agent.enrolments.remove(pod.wire.sandbox.cookie)
+    empty = agent.kernel.entries()
+    with pytest.raises(NotCaptured):
+        add(agent, pod)
+    assert agent.kernel.entries() == empty
+
+
 def test_maps_that_were_replaced_behind_our_back_are_ours_again(agent: Parts, pod: Running) -> None:
     before = agent.kernel.entries()
     detach(agent.kernel.pins)
@@ -182,7 +232,9 @@ def test_entries_that_somebody_removes_are_back_after_a_round(agent: Parts, pod:
     before = agent.kernel.entries()
     removed = next(key for key in getattr(agent.kernel.tables, table).every_key())
     getattr(agent.kernel.tables, table).remove(removed)
+    agent.events.events.clear()
     assert agent.reconciler.once() == {"mended": 1}
+    assert [reason for reason, _ in agent.events.events] == ["CaptureRepaired"]
     assert agent.kernel.entries() == before
     assert is_captured(pod.wire)
     assert agent.enrolments.of_attachment(pod.sandbox, "eth0") == [pod.wire.sandbox.cookie]
@@ -271,6 +323,22 @@ def test_a_refusal_is_told_once(agent: Parts, pod: Running) -> None:
     ((reason, message),) = agent.events.events
     assert reason == "CaptureRefused"
     assert '"80-90" is not a port' in message
+
+
+def test_a_change_of_denied_ports_that_nobody_was_told_of_is_found(agent: Parts, pod: Running) -> None:
+    """As when it comes between an ADD's look at its Pod and the enrolment."""
+    denials = Denials(agent.enrolments, agent.events)
+    agent.reconciler.deny = lambda: denials.look(agent.pods)
+    agent.events.events.clear()
+    agent.pods.pods = [pod.pod(pod.proxy, **{"sidestep.io/deny-outbound-ports": "8080"})]
+    denials.changed(None, pod.pod(pod.proxy, uid="not enrolled yet"))
+    for _ in range(2):
+        agent.reconciler.once()
+    assert [reason for reason, _ in agent.events.events] == ["DeniedPortsChanged"]
+    assert "error" in pod.wire.pod.dial(pod.wire.peer.ip4, 8080)
+    agent.pods.pods = [pod.pod(pod.proxy)]
+    agent.reconciler.once()
+    assert is_captured(pod.wire)
 
 
 def test_what_is_somebody_elses_case_is_left_to_them(agent: Parts, pod: Running) -> None:

@@ -54,7 +54,7 @@ class Installed:
 @pytest.fixture
 def installed(tmp_path: Path) -> Iterator[Installed]:
     with ApiServer().running() as api:
-        api.daemonsets[DAEMONSET] = {"metadata": {"name": DAEMONSET[1]}}
+        api.put_daemonset(*DAEMONSET)
         node = Node(api=api)
         made = Installed(node, api, tmp_path)
         with node:
@@ -63,7 +63,7 @@ def installed(tmp_path: Path) -> Iterator[Installed]:
 
 
 def test_what_an_agent_takes_away_at_its_end_it_does_not_put_back(installed: Installed) -> None:
-    del installed.api.daemonsets[DAEMONSET]
+    installed.api.delete_daemonset(*DAEMONSET)
     with Descriptor(os.open(installed.node.bpffs, os.O_RDONLY | os.O_DIRECTORY)) as bpffs:
         fcntl.flock(bpffs.fd, fcntl.LOCK_EX)  # between chain and programs it has to wait for us
         ending = threading.Thread(target=installed.node.agent.terminate)
@@ -76,6 +76,26 @@ def test_what_an_agent_takes_away_at_its_end_it_does_not_put_back(installed: Ins
     ending.join()
     assert installed.document() == PRIMARY
     assert not (installed.bin / "sidestep-cni").exists()
+    assert not (installed.node.bpffs / "sidestep").exists()
+
+
+def test_an_agent_whose_pod_is_deleted_by_force_leaves_everything(installed: Installed) -> None:
+    wait_until(lambda: installed.api.daemonset_watchers(DAEMONSET[0]) == 1, "the watch", 30)
+    installed.api.token = "of another pod"
+    installed.node.agent.terminate()
+    assert installed.is_installed()
+    assert (installed.node.bpffs / "sidestep").exists()
+    assert "`sidestep uninstall`" in installed.node.agent.log.read_text()
+
+
+def test_an_agent_whose_account_went_with_its_daemonset_undoes_everything(installed: Installed) -> None:
+    wait_until(lambda: installed.api.daemonset_watchers(DAEMONSET[0]) == 1, "the watch", 30)
+    installed.api.token = "of nobody"
+    installed.api.delete_daemonset(*DAEMONSET)
+    wait_until(lambda: "daemonset.deleted" in installed.node.agent.log.read_text(), "the deletion to be seen", 30)
+    assert installed.is_installed()
+    installed.node.agent.terminate()
+    assert installed.document() == PRIMARY
     assert not (installed.node.bpffs / "sidestep").exists()
 
 

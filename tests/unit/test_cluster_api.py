@@ -1,16 +1,17 @@
 """What the agent does through the API server, and how it gets there."""
 
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+import trustme
 
-from installer.host.uninstall import Deployment
 from installer.pods.access import access_of
 from installer.pods.api import Api
-from installer.pods.errors import ApiFailed
+from installer.pods.errors import ApiFailed, Conflict
 from installer.settings import Node
+from tests.lab.apiserver import ApiServer
 from tests.lab.cluster import World, manifest
 
 
@@ -20,8 +21,10 @@ def test_a_pod_is_deleted_or_labelled_only_as_it_was_seen(world: World) -> None:
     seen = world.api.get_pod("default", "a")
     assert seen is not None
     world.server.put(manifest("a", uid=uid, annotations={"changed": "meanwhile"}))
-    assert not world.api.delete_pod(seen)
-    assert not world.api.label_pod(seen, "k", "v")
+    with pytest.raises(Conflict):
+        world.api.delete_pod(seen)
+    with pytest.raises(Conflict):
+        world.api.label_pod(seen, "k", "v")
     now = world.api.get_pod("default", "a")
     assert now is not None
     assert world.api.label_pod(now, "k", "v")
@@ -32,15 +35,6 @@ def test_a_pod_is_deleted_or_labelled_only_as_it_was_seen(world: World) -> None:
     assert world.api.delete_pod(labelled)
     assert not world.api.delete_pod(labelled)
     assert world.api.get_pod("default", "a") is None
-
-
-def test_a_daemonset_is_gone_when_it_is_being_deleted(world: World) -> None:
-    key = ("istio-system", "istio-cni-node")
-    assert world.api.daemonset_is_gone(*key)
-    world.server.daemonsets[key] = {"metadata": {"name": "istio-cni-node"}}
-    assert not world.api.daemonset_is_gone(*key)
-    world.server.daemonsets[key] = {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}
-    assert world.api.daemonset_is_gone(*key)
 
 
 @pytest.mark.parametrize(
@@ -94,37 +88,39 @@ def test_a_ca_that_is_not_there_is_told_by_its_name(world: World, tmp_path: Path
         access_of(Node(kubeconfig=world.kubeconfig, kube_ca_file=tmp_path / "never.crt"))
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "deleted"),
-    [
-        ({"metadata": {}}, None, True),
-        ({"metadata": {}}, {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}, True),
-        ({"metadata": {}}, {"metadata": {}}, False),
-        (None, None, False),  # an agent that runs without one
-    ],
-)
-def test_only_a_daemonset_that_was_there_can_be_deleted(world: World, before: Any, after: Any, deleted: bool) -> None:
-    key = ("istio-system", "istio-cni-node")
-    for state, look in ((before, True), (after, False)):
-        world.server.daemonsets.pop(key, None)
-        if state is not None:
-            world.server.daemonsets[key] = state
-        if look:
-            deployment = Deployment(world.api, "istio-system")
-            deployment.look()
-    assert deployment.is_deleted() is deleted
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ApiServer]:
+    """A server without TLS, as a pod is told of it, and its account."""
+    with ApiServer().running() as server:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", server.address)
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
+        (tmp_path / "token").write_text(server.token)
+        yield server
 
 
-@pytest.mark.parametrize(("status", "deleted"), [(401, True), (403, True), (500, False), (0, False)])
-def test_an_account_that_went_with_its_daemonset_says_so_but_an_outage_says_nothing(
-    world: World, monkeypatch: pytest.MonkeyPatch, status: int, deleted: bool
+def test_the_servers_protocol_is_what_the_environment_says(
+    inside: ApiServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("installer.host.uninstall._PAUSE", 0.0)
-    world.server.daemonsets["istio-system", "istio-cni-node"] = {"metadata": {}}
-    deployment = Deployment(world.api, "istio-system")
-    deployment.look()
-    if status:
-        world.server.failing = status
-    else:
-        world.server.stop()
-    assert deployment.is_deleted() is deleted
+    monkeypatch.setenv("KUBERNETES_SERVICE_PROTOCOL", "http")
+    inside.put(manifest("a"))
+    api = Api(access_of(Node(), tmp_path), lambda verb, status: None)
+    assert api.get_pod("default", "a") is not None
+    api.close()
+
+
+@pytest.mark.parametrize("protocol", [None, "", "https"])
+def test_a_server_is_reached_by_https_unless_something_else_is_said(
+    inside: ApiServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, protocol: str | None
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_PROTOCOL", raising=False)
+    if protocol is not None:
+        monkeypatch.setenv("KUBERNETES_SERVICE_PROTOCOL", protocol)
+    trustme.CA().cert_pem.write_to_path(tmp_path / "ca.crt")
+    assert access_of(Node(), tmp_path)().host == f"https://{inside.address}:{inside.port}"
+
+
+@pytest.mark.usefixtures("inside")
+def test_a_protocol_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_PROTOCOL", "tcp")
+    with pytest.raises(ApiFailed, match=r'KUBERNETES_SERVICE_PROTOCOL: "tcp" is no way .*; give http or https'):
+        access_of(Node(), tmp_path)

@@ -9,7 +9,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from cni.errors import Code, PodNotFound
+from cni.pod import Pod
 from installer.pods.directory import PodDirectory
+from tests.lab.waiting import wait_until
 
 
 def manifest(name: str, namespace: str | None = None, uid: str | None = None, user: int = 1337) -> str:
@@ -244,3 +246,18 @@ def test_many_threads_find_their_pods_while_files_change(directory: PodDirectory
 
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(find, names * 5)) == names * 5
+
+
+def test_one_listeners_fault_keeps_nobody_from_hearing(directory: PodDirectory) -> None:
+    heard: list[str] = []
+
+    def broken(before: Pod | None, after: Pod | None) -> None:
+        raise RuntimeError("a listener's own fault")
+
+    directory.subscribe(broken)
+    directory.subscribe(lambda before, after: heard.append((after or before).name))  # type: ignore[union-attr]
+    with directory.running():
+        for number, name in enumerate(("a", "b")):
+            put(directory.path / f"{name}.yaml", manifest(name))
+            wait_until(lambda: len(heard) == number + 1, "the change to be told", 30)  # noqa: B023
+    assert heard == ["a", "b"]
