@@ -88,6 +88,12 @@ class Node:
     skip_tls_verify: bool = _setting(False, "Do not verify the API server's certificate.")
     pod_namespace: str = _setting("istio-system", "Namespace of the agent's own DaemonSet.")
     exclude_namespaces: tuple[str, ...] = _setting("", "Namespaces, by commas, whose pods are left alone.")
+    agent_timeout_seconds: float = _setting(
+        10.0,
+        "How long the plugin waits for the agent before it fails a mesh pod.",
+        click.FloatRange(0, 600, min_open=True),
+        ours=True,
+    )
     proc: Path = _setting(Path("/proc"), "procfs of the node; /host/proc in a container.", ours=True)
 
 

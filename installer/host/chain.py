@@ -95,6 +95,7 @@ def entry_of(node: Node) -> Document:
         "cni_agent_run_dir": str(node.cni_agent_run_dir),
         "pod_namespace": node.pod_namespace,
         "exclude_namespaces": list(node.exclude_namespaces),
+        "agent_timeout_seconds": node.agent_timeout_seconds,
     }
 
 

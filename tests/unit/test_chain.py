@@ -24,6 +24,7 @@ def test_the_entry_tells_the_runtime_what_to_pass() -> None:
         "type": "sidestep-cni",
         "capabilities": {"io.kubernetes.cri.pod-annotations": True, "cgroupPath": True},
         "cni_agent_run_dir": "/run/sidestep",
+        "agent_timeout_seconds": 10.0,
         "pod_namespace": "istio-system",
         "exclude_namespaces": ["kube-system"],
     }
