@@ -52,6 +52,7 @@ def attach(pins: Pins, cgroup: Path) -> Outcome:
             return Outcome.ATTACHED
         repin_maps(pins, {})
         if _recorded(pins) == (sources_digest(), str(cgroup)) and is_attached(pins):
+            _attach_messages(pins)  # the last thing that a start does, so a crash may have come before it
             return Outcome.UNCHANGED
         _swap(pins, cgroup)
         _attach_messages(pins)

@@ -18,16 +18,30 @@ if TYPE_CHECKING:
     from bpf.pins import Pins
 
 _DIRECTORY = click.Path(path_type=Path)
+# comes before the names that network providers choose (05-cilium, 10-calico, 10-flannel), and after multus' 00-multus,
+# which has to stay the first and calls the next one
+_OWNED_FILE = "00-sidestep-cni.conflist"
 
 Group = TypeVar("Group")
 Command = Callable[..., Any]
 
 
-def _setting(default: Any, help: str, kind: Any = None, ours: bool = False) -> Any:
-    """A field of a group; `ours` says that install-cni has no such setting."""
+class _ListName(click.ParamType[str]):
+    """The name, without a directory, of a file that a runtime reads as a list of plugins."""
+
+    name = "filename"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if "/" in value or value.startswith(".") or not value.endswith(".conflist"):
+            self.fail(f'"{value}" is no name of a list of plugins; give one like {_OWNED_FILE}', param, ctx)
+        return value
+
+
+def _setting(default: Any, help: str, kind: Any = None, ours: bool = False, also: tuple[str, ...] = ()) -> Any:
+    """A field of a group; `ours` says that install-cni has no such setting, `also` are further variables for it."""
     if kind is None:
         kind = _DIRECTORY if isinstance(default, Path) else type(default)
-    return field(default=default, metadata={"help": help, "kind": kind, "ours": ours})
+    return field(default=default, metadata={"help": help, "kind": kind, "ours": ours, "also": also})
 
 
 def _listed(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
@@ -74,6 +88,12 @@ class Node:
     cni_agent_run_dir: Path = _setting(
         Path("/run/sidestep"), "Where the CNI socket is; the same path for agent and container runtime."
     )
+    agent_timeout_seconds: float = _setting(
+        10.0,
+        "How long the plugin waits for the agent before it fails a mesh pod.",
+        click.FloatRange(0, 600, min_open=True),
+        ours=True,
+    )
     pods: Path | None = _setting(
         None,
         "Directory of Pod manifests (.yaml, .yml, .json), for a node without API server.",
@@ -102,6 +122,16 @@ class Chain:
         "", "Configuration file to edit  [default: the first valid one; standalone: YYY-sidestep-cni.conf]"
     )
     chained_cni_plugin: bool = _setting(True, "Append to the chain; false writes a file of our own (multus).")
+    istio_owned_cni_config: bool = _setting(
+        False, "Leave the primary configuration alone: write a file that comes before it and has all of it, and us."
+    )
+    istio_owned_cni_config_filename: str = _setting(
+        _OWNED_FILE,
+        "That file.",
+        _ListName(),
+        # what Istio's chart sets, though install-cni reads the other
+        also=("ISTIO_OWNED_CNI_CONF_FILENAME",),
+    )
     cni_conf_group_read: bool = _setting(False, "Mode 0640 instead of 0600 for a file of our own.")
     shim: Path = _setting(Path("/opt/cni/bin/sidestep-cni"), "The plugin to drop, in this image.", ours=True)
 
@@ -191,7 +221,7 @@ def _option(each: Any) -> Callable[[Command], Command]:
         each.name,
         type=kind,
         default=each.default,
-        envvar=environment_variable(each),
+        envvar=[environment_variable(each), *each.metadata["also"]],
         show_envvar=True,
         show_default=each.default not in (None, ""),
         callback=_listed if listed else None,

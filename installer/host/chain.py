@@ -29,6 +29,8 @@ OLDEST_VERSION = VERSIONS[0]
 _WRAPPED = "wrapped"
 # kept in our own entry of a list whose cniVersion was older than the plugin's oldest: what it was ("" for none)
 _RAISED = "raised_from"
+# kept in our own entry of a list of our own: the primary configuration's file, of which it has everything
+_MADE_FROM = "made_from"
 
 Document = dict[str, Any]
 
@@ -93,6 +95,7 @@ def entry_of(node: Node) -> Document:
         "type": PLUGIN,
         "capabilities": {"io.kubernetes.cri.pod-annotations": True, "cgroupPath": True},
         "cni_agent_run_dir": str(node.cni_agent_run_dir),
+        "agent_timeout_seconds": node.agent_timeout_seconds,
         "pod_namespace": node.pod_namespace,
         "exclude_namespaces": list(node.exclude_namespaces),
     }
@@ -101,6 +104,17 @@ def entry_of(node: Node) -> Document:
 def standalone(file: str, entry: Document) -> Conf:
     """A network of our own, which multus calls beside the pod's."""
     return Conf(file, {"cniVersion": OLDEST_VERSION, "name": STANDALONE_NETWORK, **entry})
+
+
+def owned(primary: Conf, entry: Document, file: str) -> Conf:
+    """A list of our own with the primary one's network, version and plugins, and with us."""
+    document = with_plugin(primary, entry).document
+    return Conf(file, {**document, "plugins": [*_others(document["plugins"]), {**entry, _MADE_FROM: primary.file}]})
+
+
+def is_owned(conf: Conf) -> bool:
+    """Whether owned() has made it."""
+    return conf.is_list and isinstance(_kept(conf, _MADE_FROM), str)
 
 
 def with_plugin(conf: Conf, entry: Document) -> Conf:
@@ -118,7 +132,9 @@ def with_plugin(conf: Conf, entry: Document) -> Conf:
 
 
 def without_plugin(conf: Conf) -> Conf | None:
-    """The configuration without us, as it was before; None when nothing is left of it."""
+    """The configuration without us, as it was before; None when nothing is left of it, or it is ours as a whole."""
+    if is_owned(conf):
+        return None
     left = taken_out(conf)
     marker = wrapped_from(conf)
     if left is None or marker is None or len(left.plugins) > 1:

@@ -1,21 +1,18 @@
 """The host's CNI configuration directory: which file is ours to edit, and how it is exchanged for another."""
 
-import os
-from contextlib import suppress
 from typing import NamedTuple
 
 import structlog
 
 from installer.host import chain, files
-from installer.host.chain import Conf, Document
+from installer.host.candidates import Candidates, NoConf
+from installer.host.chain import PLUGIN, Conf, Document
 from installer.host.files import FileRefused, Found
 from installer.settings import Chain
 
 log = structlog.get_logger("chain")
 
-
-class NoConf(FileRefused):
-    """There is no configuration yet that the plugin could be put into."""
+_CHANGED = "file changed"
 
 
 class Edit(NamedTuple):
@@ -35,21 +32,6 @@ class Place(NamedTuple):
     remarks: tuple[str, ...]
 
 
-class _Choice(NamedTuple):
-    """The configuration that counts, files that no runtime would take, and a setting that has no effect ("": none)."""
-
-    conf: Conf
-    invalid: tuple[str, ...]
-    not_first: str
-
-
-class _Listing(NamedTuple):
-    """What a runtime finds in the directory; `unreadable` says why for what it may read and we may not."""
-
-    contents: dict[str, bytes]
-    unreadable: dict[str, FileRefused]
-
-
 class ConfDirectory:
     """Puts our entry into the configuration that counts, and takes it out again."""
 
@@ -57,28 +39,18 @@ class ConfDirectory:
         self._settings = settings
         self._entry = entry
         self.path = settings.mounted_cni_net_dir
-        self._reported: set[str] = set()
+        self._there = Candidates(settings)
 
-    def enter(self) -> Edit | None:
-        """Make the directory say what it should; None when it does. Raises NoConf, FileRefused."""
+    def enter(self) -> list[Edit]:
+        """Make the directory say what it should; empty when it does. Raises NoConf, FileRefused."""
         if not self._settings.chained_cni_plugin:
-            return self._write_own()
-        conf, invalid, not_first = self._choice()
-        for problem in invalid:
-            self._warn_once("chain.skipped", problem)
-        if not_first:
-            self._warn_once("chain.not_first", not_first)
-        if problem := chain.unsupported(conf):
-            raise FileRefused(f"{self.path}: {problem}; have the primary plugin write one of these")
-        fault = chain.fault(conf, self._entry)
-        if not fault:
-            return self._finish_wrapping(conf)
-        for kind in chain.replaced_types(conf):
-            log.warning("chain.replaced", file=conf.file, plugin=kind, reason="sidestep takes its place")
-        if chain.is_raised(conf):
-            log.warning("chain.version_raised", file=conf.file, to=chain.OLDEST_VERSION, reason="older have no chains")
-        uid = self._exchange(conf, chain.with_plugin(conf, self._entry))
-        return Edit(conf.file, tuple(conf.types), fault, uid)
+            edits = self._write(self._standalone(), _CHANGED)
+        elif self._settings.istio_owned_cni_config:
+            edits = self._enter_owned()
+        else:
+            edits = self._enter_primary()
+        self._remove_outdated()  # last, as a runtime goes by it until then
+        return edits
 
     def leave(self) -> list[str]:
         """Take our entry out of every file; returns their names. Twice is fine. Raises FileRefused."""
@@ -90,12 +62,12 @@ class ConfDirectory:
     def examine(self) -> Place:
         """How it is with our entry; nothing is changed. Raises NoConf, FileRefused."""
         if not self._settings.chained_cni_plugin:
-            wanted = self._own()
-            found = files.read(self.path / wanted.file)
-            return Place(wanted.file, _own_fault(found, self._own_form(wanted)), ())
-        conf, invalid, not_first = self._choice()
+            return Place(self._standalone().file, self._fault(self._standalone(), _CHANGED), ())
+        if self._settings.istio_owned_cni_config:
+            return self._examine_owned()
+        conf, invalid, not_first = self._there.primary()
         remarks = (*invalid, *([not_first] if not_first else ()))
-        return Place(conf.file, chain.unsupported(conf) or chain.fault(conf, self._entry), remarks)
+        return self._place_in(conf, remarks)
 
     def holding(self) -> list[str]:
         """The files that have our entry, right or wrong. Raises FileRefused."""
@@ -103,16 +75,12 @@ class ConfDirectory:
 
     def present(self) -> list[str]:
         """Which plugins the file has that a runtime takes, for messages; empty when there is none."""
-        conf, _ = chain.first_valid(self._listing().contents)
+        conf = self._there.taken()
         return [f"{conf.file}:", *conf.types] if conf else []
 
     def _ours(self) -> list[Conf]:
         """The configurations that we are in."""
-        found = []
-        for file, content in sorted(self._listing().contents.items()):
-            with suppress(chain.InvalidConf):
-                found.append(chain.parse(file, content))
-        return [conf for conf in found if chain.has_plugin(conf)]
+        return [conf for conf in self._there.every() if chain.has_plugin(conf)]
 
     def _leave(self, conf: Conf) -> None:
         rest = chain.without_plugin(conf)
@@ -124,64 +92,105 @@ class ConfDirectory:
         else:
             self._exchange(conf, rest)
 
-    def _write_own(self) -> Edit | None:
-        conf = self._own()
-        wanted = self._own_form(conf)
-        found = files.read(self.path / conf.file)
-        fault = _own_fault(found, wanted)
-        if not fault:
-            return None
-        files.replace(self.path / conf.file, wanted)
-        return Edit(conf.file, (), fault, found.uid if found else 0)
+    def _enter_primary(self) -> list[Edit]:
+        conf, invalid, not_first = self._there.primary()
+        self._say_skipped(invalid)
+        if not_first:
+            self._there.warn_once("chain.not_first", not_first)
+        return self._put_into(conf)
 
-    def _own(self) -> Conf:
+    def _enter_owned(self) -> list[Edit]:
+        """A list of our own that comes first and follows the primary one, whoever writes that and however often.
+
+        If something comes before it nevertheless, that is what the runtime takes, and it gets our entry like any other.
+        """
+        edits = []
+        ahead = self._there.ahead()
+        if ahead:
+            self._there.warn_once("chain.not_first", self._passed_over(ahead))
+            edits = self._put_into(ahead)
+            if ahead.file == self._settings.istio_owned_cni_config_filename:
+                return edits
+        try:
+            primary, invalid, _ = self._there.primary()
+        except NoConf:
+            if ahead:
+                return edits
+            raise
+        self._say_skipped(invalid)
+        self._require_supported(primary)
+        return edits + self._write(self._owned(primary), _not_as(primary))
+
+    def _examine_owned(self) -> Place:
+        if ahead := self._there.ahead():
+            return self._place_in(ahead, (self._passed_over(ahead),))
+        primary, invalid, _ = self._there.primary()
+        own = self._owned(primary)
+        return Place(own.file, chain.unsupported(primary) or self._fault(own, _not_as(primary)), invalid)
+
+    def _place_in(self, conf: Conf, remarks: tuple[str, ...]) -> Place:
+        return Place(conf.file, chain.unsupported(conf) or chain.fault(conf, self._entry), remarks)
+
+    def _put_into(self, conf: Conf) -> list[Edit]:
+        self._require_supported(conf)
+        fault = chain.fault(conf, self._entry)
+        if not fault:
+            return self._finish_wrapping(conf)
+        for kind in chain.replaced_types(conf):
+            log.warning("chain.replaced", file=conf.file, plugin=kind, reason="sidestep takes its place")
+        if chain.is_raised(conf):
+            log.warning("chain.version_raised", file=conf.file, to=chain.OLDEST_VERSION, reason="older have no chains")
+        uid = self._exchange(conf, chain.with_plugin(conf, self._entry))
+        return [Edit(conf.file, tuple(conf.types), fault, uid)]
+
+    def _require_supported(self, conf: Conf) -> None:
+        if problem := chain.unsupported(conf):
+            raise FileRefused(f"{self.path}: {problem}; have the primary plugin write one of these")
+
+    def _say_skipped(self, invalid: tuple[str, ...]) -> None:
+        for problem in invalid:
+            self._there.warn_once("chain.skipped", problem)
+
+    def _passed_over(self, ahead: Conf) -> str:
+        name = self._settings.istio_owned_cni_config_filename
+        if ahead.file == name:
+            return f"ISTIO_OWNED_CNI_CONFIG_FILENAME is {name}, which is somebody else's; choose another"
+        return f"{ahead.file}, which the runtime takes, comes before ISTIO_OWNED_CNI_CONFIG_FILENAME, which is {name}"
+
+    def _remove_outdated(self) -> None:
+        """Lists of our own by other settings than these: nobody would bring them up to date."""
+        settings = self._settings
+        current = settings.chained_cni_plugin and settings.istio_owned_cni_config
+        for conf in self._there.every():
+            if chain.is_owned(conf) and not (current and conf.file == settings.istio_owned_cni_config_filename):
+                files.remove(self.path / conf.file)
+                log.info("chain.outdated", file=conf.file, reason="made by other settings; removed")
+
+    def _write(self, conf: Conf, changed: str) -> list[Edit]:
+        """A file that is ours as a whole; `changed` says what it is when it isn't so."""
+        fault = self._fault(conf, changed)
+        if not fault:
+            return []
+        found = files.read(self.path / conf.file)
+        files.replace(self.path / conf.file, self._own_form(conf))
+        others = tuple(kind for kind in conf.types if kind != PLUGIN)
+        return [Edit(conf.file, others, fault, found.uid if found else 0)]
+
+    def _fault(self, conf: Conf, changed: str) -> str:
+        """What is wrong with a file that is ours as a whole; empty when nothing is."""
+        found = files.read(self.path / conf.file)
+        if found is None:
+            return "file missing"
+        return "" if found == self._own_form(conf) else changed
+
+    def _standalone(self) -> Conf:
         return chain.standalone(self._settings.cni_conf_name or chain.STANDALONE_FILE, self._entry)
+
+    def _owned(self, primary: Conf) -> Conf:
+        return chain.owned(primary, self._entry, self._settings.istio_owned_cni_config_filename)
 
     def _own_form(self, conf: Conf) -> Found:
         return Found(conf.render(), 0o640 if self._settings.cni_conf_group_read else 0o600, 0, 0)
-
-    def _choice(self) -> _Choice:
-        """The configuration that a runtime takes, or the one that the settings name."""
-        listing = self._listing()
-        name = self._settings.cni_conf_name
-        wanted = chain.siblings(name) if name else sorted(listing.contents)
-        conf, problems = chain.first_valid(
-            {file: listing.contents[file] for file in wanted if file in listing.contents}
-        )
-        for file, problem in sorted(listing.unreadable.items()):
-            if (not name or file in wanted) and (conf is None or file < conf.file):
-                # the runtime goes by it, so to edit a later one would be in vain
-                raise problem
-        if conf is None:
-            for invalid in problems:
-                self._warn_once("chain.skipped", str(invalid))
-            raise NoConf(
-                f"{self.path / name if name else self.path}: no valid CNI configuration yet; waiting for the primary "
-                "plugin to write one"
-            )
-        first, _ = chain.first_valid(listing.contents)
-        not_first = first is not None and conf.file != first.file
-        said = f"CNI_CONF_NAME is {name}, but the runtime takes {first.file}" if first and not_first else ""
-        return _Choice(conf, tuple(map(str, problems)), said)
-
-    def _warn_once(self, event: str, problem: str) -> None:
-        if problem not in self._reported:
-            self._reported.add(problem)
-            log.warning(event, directory=str(self.path), problem=problem)
-
-    def _listing(self) -> _Listing:
-        listing = _Listing({}, {})
-        with files.explained(self.path), os.scandir(self.path) as entries:
-            names = [each.name for each in entries if not each.is_dir(follow_symlinks=False)]
-        for name in names:
-            if not name.endswith(chain.SUFFIXES) or files.is_temporary(name):
-                continue
-            try:
-                if file := files.read(self.path / name):
-                    listing.contents[name] = file.content
-            except FileRefused as problem:
-                listing.unreadable[name] = problem
-        return listing
 
     def _exchange(self, old: Conf, new: Conf) -> int:
         """One file for another, whose mode and owner stay; at every instant the network is there. Returns the owner.
@@ -199,14 +208,14 @@ class ConfDirectory:
             files.remove(self.path / old.file)
         return before.uid
 
-    def _finish_wrapping(self, conf: Conf) -> Edit | None:
+    def _finish_wrapping(self, conf: Conf) -> list[Edit]:
         """Remove the single plugin's file that a crash has left beside the list made from it and behind it."""
         before = chain.without_plugin(conf)
         if before is None or before.file == conf.file or self._single(before.file) != before:
-            return None
+            return []
         uid = (files.read(self.path / before.file) or Found(b"", 0, 0, 0)).uid
         files.remove(self.path / before.file)
-        return Edit(before.file, tuple(before.types), "left beside its list", uid)
+        return [Edit(before.file, tuple(before.types), "left beside its list", uid)]
 
     def _is_foreign(self, new: Conf) -> bool:
         """Whether the list that would be replaced is somebody else's, rather than what we have made of the file."""
@@ -228,8 +237,5 @@ class ConfDirectory:
         return conf if conf and not chain.has_plugin(conf) else None
 
 
-def _own_fault(found: Found | None, wanted: Found) -> str:
-    """What is wrong with a network of our own; empty when nothing is."""
-    if found is None:
-        return "file missing"
-    return "" if found == wanted else "file changed"
+def _not_as(primary: Conf) -> str:
+    return f"not what {primary.file} has"

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 import structlog
 
 from installer.host import files, plugin
+from installer.host.candidates import NoConf
 from installer.host.chain import PLUGIN, entry_of
-from installer.host.confdir import ConfDirectory, Edit, NoConf
+from installer.host.confdir import ConfDirectory, Edit
 from installer.host.files import FileRefused
 from installer.host.watching import Watcher
 from installer.settings import Chain, Node
@@ -27,12 +28,12 @@ log = structlog.get_logger("install")
 _SETTLE_SECONDS = 0.05
 # install-cni calls it a fight when it has to repair more than 5 times in a row, less than 5 s apart
 _FIGHT_REPAIRS, _FIGHT_SECONDS = 5, 25.0
-# then once a second has to do: between the two writers pods would start uncaptured, so it must not be long
-_FIGHT_PAUSE = 1.0
+# then this often has to do: between the two writers pods start uncaptured, so even then it is repaired within a second
+_FIGHT_PAUSE = 0.8
 _FIGHT_SAID_SECONDS = 30.0
 # by the type of a plugin in the file: how its installer is made to leave the others in
 _ADVICE = {"cilium-cni": "set Cilium's cni.exclusive=false"}
-_OTHER_ADVICE = "another installer rewrites the file; have it keep plugins that are not its own"
+_OTHER_ADVICE = "another installer rewrites the file; have it keep others' plugins, or see ISTIO_OWNED_CNI_CONFIG"
 
 SUCCESS, NO_BINARY, NO_CONF = "SUCCESS", "COPY_BINARIES_FAILURE", "CREATE_CNI_CONFIG_FAILURE"
 
@@ -93,8 +94,7 @@ class Installer:
             return self._failed(NO_BINARY, _with_setting(error, "MOUNTED_CNI_BIN_DIR"))
         try:
             files.clear_leftovers(self._conf.path)
-            if edit := self._conf.enter():
-                edits.append(edit)
+            edits += self._conf.enter()
         except NoConf as waiting:
             self._on_ready(False, str(waiting))
             return edits

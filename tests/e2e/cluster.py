@@ -5,10 +5,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from bpf.kernel import cgroup2_root, mounts
+from bpf.pins import Pins
+from bpf.tables import Tables
+from cni.enrolled import Enrolled
 from tests.lab.apiserver import ApiServer
 from tests.lab.containerd import Containerd, pure_cgroup2
 from tests.lab.cri import APP_PORT, CriPod, Refused
@@ -17,6 +21,7 @@ from tests.lab.waiting import wait_until
 
 DAEMONSET = ("istio-system", "istio-cni-node")
 PRIMARY = "10-lab.conflist"
+OWNED = "00-sidestep-cni.conflist"
 
 
 class Cluster:
@@ -40,7 +45,6 @@ class Cluster:
             self.runtime.net,
         ]
         self.node.agent.options += ["--install", "--shim", self.node.shim, *self._directories]
-        self.node.agent.options += ["--reconcile-seconds", "2"]
         self.node.before_agent = self.runtime.prepare
         running.enter_context(self.node)
         running.callback(self.runtime.stop)
@@ -70,7 +74,15 @@ class Cluster:
         wait_until(lambda: self.is_installed(conf), f"the plugin in {conf}", 10)
 
     def is_installed(self, conf: str = PRIMARY) -> bool:
-        return (self.runtime.bin / "sidestep-cni").exists() and self.plugins(conf)[-1] == "sidestep-cni"
+        has_plugin = (self.runtime.bin / "sidestep-cni").exists() and (self.runtime.net / conf).exists()
+        return has_plugin and self.plugins(conf)[-1] == "sidestep-cni"
+
+    def seconds_to_repair(self, tamper: Callable[[], object]) -> float:
+        """How long it takes until the plugin is there again, and in the chain, after somebody has taken it away."""
+        tamper()
+        begun = time.monotonic()
+        wait_until(self.is_installed, "the repair", 10)
+        return time.monotonic() - begun
 
     def plugins(self, conf: str = PRIMARY) -> list[str]:
         """By their types, in their order."""
@@ -101,8 +113,19 @@ class Cluster:
         return self.proxies_between(one, other, ip) == {f"{one.name} outbound", f"{other.name} inbound"}
 
     def captured_soon(self, one: CriPod, other: CriPod) -> None:
-        """A pod that was made while the plugin was away has to be in the mesh within a reconciliation."""
+        """A pod that was made while the plugin was away has to be in the mesh long before the next reconciliation."""
         wait_until(lambda: self.is_captured(one, other) and self.is_captured(other, one), "capture both ways", 15)
+
+    def seconds_until_enrolled(self, pod: CriPod) -> float:
+        """How long a pod that runs stays outside of the mesh from now on."""
+        begun = time.monotonic()
+        wait_until(lambda: pod.uid in self._enrolled(), f"{pod.name} to be enrolled", 15)
+        return time.monotonic() - begun
+
+    def _enrolled(self) -> set[str]:
+        pins = Pins(self.node.bpffs)
+        with Tables(pins) as tables:
+            return {identity.uid for identity in Enrolled(pins, tables).identities().values()}
 
     def another_version(self, directory: Path) -> Path:
         """This one's source with other programs."""

@@ -4,13 +4,14 @@ Where the plugin is in the chain throughout, a mesh pod is captured from its fir
 """
 
 import threading
+import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.cluster import Cluster
+from tests.e2e.cluster import OWNED, PRIMARY, Cluster
 from tests.lab.cri import CriPod, Refused
 from tests.lab.waiting import wait_until
 
@@ -115,6 +116,60 @@ def test_the_plugin_goes_where_a_new_primary_configuration_is(cluster: Cluster, 
     path.unlink()
     cluster.wait_until_installed()
     assert cluster.is_captured(first, cluster.pod("back-again"))
+
+
+def test_what_starts_without_the_plugin_is_enrolled_as_soon_as_the_agent_knows_that_it_runs(
+    cluster: Cluster, first: CriPod
+) -> None:
+    agent = cluster.node.agent
+    agent.terminate()
+    agent.options.remove("--install")
+    agent.start()
+    cluster.runtime.write_conf()
+    try:
+        for number in range(3):
+            pod = cluster.pod(f"uncaptured{number}")
+            print(f"{pod.name} was open for {cluster.seconds_until_enrolled(pod):.3f} s")
+            cluster.captured_soon(first, pod)
+    finally:
+        agent.terminate()
+        agent.options.append("--install")
+        agent.start()
+    cluster.wait_until_installed()
+
+
+def test_with_a_list_of_our_own_no_moment_is_open_however_often_the_primary_one_is_overwritten(
+    cluster: Cluster, first: CriPod
+) -> None:
+    agent, primary = cluster.node.agent, cluster.runtime.net / PRIMARY
+    during: list[list[str]] = []
+
+    def restart(*options: str) -> None:
+        agent.terminate()
+        agent.options[before:] = options
+        agent.start()
+
+    def overwrite() -> None:
+        restart("--istio-owned-cni-config")
+        cluster.wait_until_installed(OWNED)
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            cluster.runtime.write_conf()  # by a rename
+            time.sleep(0.05)
+            primary.write_text(primary.read_text())  # or in place: for a moment it is empty
+            time.sleep(0.05)
+            primary.unlink()
+            time.sleep(0.05)
+        during.append(cluster.plugins(OWNED))
+        cluster.runtime.write_conf()
+        during.append(cluster.plugins())
+        restart()  # and back: the primary one gets the entry before ours goes
+        cluster.wait_until_installed()
+
+    before = len(agent.options)
+    pods_during(cluster, first, "owned", overwrite)
+    assert during == [["bridge", "portmap", "sidestep-cni"], ["bridge", "portmap"]]
+    assert not (cluster.runtime.net / OWNED).exists()
 
 
 def test_what_starts_without_the_plugin_is_captured_once_it_is_installed(cluster: Cluster, first: CriPod) -> None:

@@ -24,6 +24,7 @@ def test_the_entry_tells_the_runtime_what_to_pass() -> None:
         "type": "sidestep-cni",
         "capabilities": {"io.kubernetes.cri.pod-annotations": True, "cgroupPath": True},
         "cni_agent_run_dir": "/run/sidestep",
+        "agent_timeout_seconds": 10.0,
         "pod_namespace": "istio-system",
         "exclude_namespaces": ["kube-system"],
     }
@@ -135,6 +136,32 @@ def test_a_wrapped_list_that_got_another_plugin_stays_a_list() -> None:
     left = chain.without_plugin(again)
     assert left is not None
     assert (left.file, left.types) == ("10-a.conflist", ["bridge", "bandwidth"])
+
+
+def test_a_list_of_our_own_has_all_of_the_primary_one() -> None:
+    primary = listed(BRIDGE, {"type": "istio-cni"}, ENTRY, {"type": "portmap"}, disableCheck=True)
+    own = chain.owned(primary, ENTRY, "00-own.conflist")
+    assert own.file == "00-own.conflist"
+    assert own.document == {
+        "cniVersion": "1.0.0",
+        "name": "net",
+        "plugins": [BRIDGE, {"type": "portmap"}, {**ENTRY, "made_from": "10-a.conflist"}],
+        "disableCheck": True,
+    }
+    assert chain.is_owned(own)
+    assert not chain.is_owned(chain.with_plugin(primary, ENTRY))
+    assert chain.without_plugin(own) is None
+
+
+@pytest.mark.parametrize("version", ["0.2.0", "1.0.0", None])
+def test_a_list_of_our_own_is_made_from_a_single_plugin_too(version: str | None) -> None:
+    head = {"cniVersion": version} if version else {}
+    single = Conf("10-a.conf", {**head, "name": "mynet", **BRIDGE})
+    own = chain.owned(single, ENTRY, "00-own.conflist")
+    assert own.plugins == [BRIDGE, {**ENTRY, "made_from": "10-a.conf"}]
+    assert (own.document["name"], own.document["cniVersion"]) == ("mynet", "1.0.0" if version == "1.0.0" else "0.3.1")
+    wrapped = chain.with_plugin(single, ENTRY)
+    assert chain.owned(wrapped, ENTRY, "00-own.conflist").plugins == [BRIDGE, {**ENTRY, "made_from": "10-a.conflist"}]
 
 
 def test_nothing_is_left_of_a_network_of_our_own() -> None:
@@ -258,6 +285,17 @@ def test_in_and_out_again_is_as_before_and_twice_in_is_once(conf: Conf) -> None:
     assert inside.types == [*conf.types, "sidestep-cni"]
     assert chain.without_plugin(inside) == conf
     assert chain.parse(inside.file, inside.render()) == inside
+
+
+@given(lists | singles)
+def test_a_list_of_our_own_is_the_primary_one_and_us(conf: Conf) -> None:
+    own = chain.owned(conf, ENTRY, "00-own.conflist")
+    inside = chain.with_plugin(conf, ENTRY)
+    assert own.plugins[:-1] == inside.plugins[:-1]
+    assert own.types[-1] == "sidestep-cni"
+    assert {**own.document, "plugins": 0} == {**inside.document, "plugins": 0}
+    assert chain.parse(own.file, own.render()) == own
+    assert chain.is_owned(own)
 
 
 @given(lists, st.lists(st.tuples(st.integers(0, 4), st.sampled_from([ENTRY, {"type": "istio-cni"}])), max_size=3))

@@ -1,82 +1,18 @@
 """The plugin on the host and in the chain: put there, kept there against others, and taken away without a trace."""
 
-import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from inotify_simple import INotify
 from structlog.testing import capture_logs
 
-from installer.host import watching
 from installer.host.confdir import ConfDirectory
 from installer.host.files import FileRefused
-from installer.host.install import Installer
-from installer.settings import Chain, Node
 from tests.lab.waiting import wait_until
-
-BRIDGE: dict[str, Any] = {"type": "bridge", "ipam": {}}
-LIST = {"cniVersion": "1.0.0", "name": "net", "plugins": [BRIDGE]}
-
-
-def names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
-
-
-class Host:
-    """The two directories of a host, and an installer that works on them."""
-
-    def __init__(self, root: Path) -> None:
-        self.bin, self.net, self.shim = root / "bin", root / "net.d", root / "image" / "sidestep-cni"
-        for directory in (self.bin, self.net, self.shim.parent):
-            directory.mkdir()
-        self.shim.write_bytes(b"\x7fELF one")
-        self.results: list[str] = []
-        self.ready: tuple[bool, str] = (False, "")
-        self._running = ExitStack()
-
-    def chain(self, **options: Any) -> Chain:
-        return Chain(
-            install=True, mounted_cni_bin_dir=self.bin, mounted_cni_net_dir=self.net, shim=self.shim, **options
-        )
-
-    def start(self, **options: Any) -> None:
-        installer = Installer(self.chain(**options), Node(), self.results.append, self._on_ready)
-        self._running.enter_context(installer.running())
-
-    def stop(self) -> None:
-        self._running.close()
-
-    def write(self, name: str, document: Any, mode: int = 0o644) -> Path:
-        path = self.net / name
-        fresh = path.with_name(f"{name}.tmp")
-        fresh.write_text(json.dumps(document))
-        fresh.chmod(mode)
-        fresh.rename(path)
-        return path
-
-    def types(self, name: str) -> list[str]:
-        try:
-            return [plugin["type"] for plugin in json.loads((self.net / name).read_text())["plugins"]]
-        except FileNotFoundError:
-            return []
-
-    def is_installed(self, name: str = "10-a.conflist") -> bool:
-        shim = self.bin / "sidestep-cni"
-        return (
-            shim.exists() and shim.read_bytes() == self.shim.read_bytes() and self.types(name)[-1:] == ["sidestep-cni"]
-        )
-
-    def wait_until_installed(self, name: str = "10-a.conflist") -> None:
-        wait_until(lambda: self.is_installed(name) and self.ready[0], "the plugin to be installed", 3)
-
-    def _on_ready(self, ok: bool, why: str) -> None:
-        self.ready = (ok, why)
+from tests.unit.cni_host import BRIDGE, LIST, Host, names
 
 
 @pytest.fixture
@@ -117,60 +53,6 @@ def test_stopping_leaves_everything(host: Host) -> None:
     assert host.is_installed()
 
 
-def overwrite(host: Host) -> None:
-    host.write("10-a.conflist", {**LIST, "plugins": [BRIDGE, {"type": "tuning"}]})
-
-
-def truncate(host: Host) -> None:
-    (host.net / "10-a.conflist").write_text("")
-    host.write("10-a.conflist", LIST)
-
-
-def change_options(host: Host) -> None:
-    document = json.loads((host.net / "10-a.conflist").read_text())
-    document["plugins"][-1]["cni_agent_run_dir"] = "/elsewhere"
-    host.write("10-a.conflist", document)
-
-
-def delete_shim(host: Host) -> None:
-    (host.bin / "sidestep-cni").unlink()
-
-
-def break_shim(host: Host) -> None:
-    (host.bin / "sidestep-cni").write_bytes(b"")
-
-
-def take_execution_away(host: Host) -> None:
-    (host.bin / "sidestep-cni").chmod(0o600)
-
-
-def replace_directory(host: Host) -> None:
-    shutil.rmtree(host.net)
-    host.net.mkdir()
-    host.write("10-a.conflist", LIST)
-
-
-def upgrade(host: Host) -> None:
-    host.shim.write_bytes(b"\x7fELF two, longer")
-    (host.bin / "wake").write_text("")
-
-
-@pytest.mark.parametrize(
-    "tamper",
-    [overwrite, truncate, change_options, delete_shim, break_shim, take_execution_away, replace_directory, upgrade],
-)
-def test_what_somebody_else_does_is_repaired(host: Host, tamper: Callable[[Host], None]) -> None:
-    host.write("10-a.conflist", LIST)
-    host.start()
-    host.wait_until_installed()
-    before = (host.net / "10-a.conflist").read_text()
-    tamper(host)
-    wait_until(lambda: len(host.results) > 1, "the repair", 3)
-    host.wait_until_installed()
-    assert (host.bin / "sidestep-cni").stat().st_mode & 0o7777 == 0o755
-    assert ("/elsewhere" in (host.net / "10-a.conflist").read_text()) == ("/elsewhere" in before)
-
-
 def test_a_name_that_now_comes_first_gets_the_entry(host: Host) -> None:
     host.write("10-a.conflist", LIST)
     host.start()
@@ -200,24 +82,6 @@ def test_a_standalone_network_has_a_file_of_its_own(host: Host) -> None:
     assert own.stat().st_mode & 0o7777 == 0o640
     assert json.loads(own.read_text())["type"] == "sidestep-cni"
     assert host.types("10-a.conflist") == ["bridge"]
-
-
-def test_an_installer_that_keeps_rewriting_is_named_and_not_raced(host: Host) -> None:
-    host.write("10-a.conflist", LIST)
-    with capture_logs() as logs:
-        host.start()
-        for _ in range(7):
-            host.wait_until_installed()
-            host.write("10-a.conflist", {**LIST, "plugins": [{"type": "cilium-cni"}]})
-        wait_until(lambda: any(line["event"] == "chain.contested" for line in logs), "the fight to be noticed", 5)
-        host.stop()
-    contested = [line for line in logs if line["event"] == "chain.contested"]
-    assert len(contested) == 1
-    assert (contested[0]["file"], contested[0]["found"]) == ("10-a.conflist", "entry missing")
-    assert (contested[0]["plugins"], contested[0]["uid"]) == ("cilium-cni", os.geteuid())
-    assert "cni.exclusive=false" in contested[0]["advice"]
-    assert contested[0]["repairs"] > 5
-    assert len(host.results) <= 9
 
 
 def test_a_link_in_the_way_is_replaced_not_followed(host: Host, tmp_path: Path) -> None:
@@ -281,32 +145,6 @@ def test_a_directory_that_is_not_there_is_told_with_its_setting(host: Host, away
     assert (
         host.ready[1] == f"{directory}: No such file or directory; is {setting} the directory that this platform uses?"
     )
-
-
-def test_without_inotify_it_looks_often(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> INotify:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    monkeypatch.setattr(watching, "INotify", refuse)
-    host.write("10-a.conflist", LIST)
-    with capture_logs() as logs:
-        host.start()
-        host.wait_until_installed()
-        overwrite(host)
-        host.wait_until_installed()
-        host.stop()
-    failed = [line for line in logs if line["event"] == "watch.failed"]
-    assert [line["problem"] for line in failed] == ["inotify: Too many open files; raise fs.inotify.max_user_instances"]
-
-
-def test_a_mistake_of_ours_does_not_end_the_repairs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ConfDirectory, "enter", lambda _: 1 // 0)
-    host.write("10-a.conflist", LIST)
-    host.start()
-    wait_until(lambda: "internal error: ZeroDivisionError" in host.ready[1], "the mistake to be told", 3)
-    monkeypatch.undo()
-    host.write("10-a.conflist", LIST)
-    host.wait_until_installed()
 
 
 def test_what_cannot_be_done_is_said_with_the_setting(host: Host) -> None:

@@ -10,13 +10,14 @@ import queue
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from installer.host import files, plugin
+from installer.host import chain, files, plugin
 from installer.host.chain import entry_of
 from installer.host.confdir import ConfDirectory
 from installer.host.install import Installer
@@ -30,15 +31,20 @@ BEFORE = {
     "single": ("10-a.conf", {"cniVersion": "0.4.0", "name": "net", "type": "bridge"}),
     "single, behind its list": ("10-a.json", {"cniVersion": "0.4.0", "name": "net", "type": "bridge"}),
 }
+# what there was, and whose list has our entry: the primary plugin's, or one of our own
+CASES = [*((kind, "primary") for kind in BEFORE), ("list", "owned"), ("single", "owned")]
 
 
 class Host:
     """The two directories of a host and the image's shim."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, mode: str = "primary") -> None:
         self.root = root
         self.chain = Chain(
-            mounted_cni_bin_dir=root / "bin", mounted_cni_net_dir=root / "net", shim=root / "image" / "sidestep-cni"
+            mounted_cni_bin_dir=root / "bin",
+            mounted_cni_net_dir=root / "net",
+            shim=root / "image" / "sidestep-cni",
+            istio_owned_cni_config=mode == "owned",
         )
         for directory in (self.chain.mounted_cni_bin_dir, self.chain.mounted_cni_net_dir, self.chain.shim.parent):
             directory.mkdir(parents=True)
@@ -57,6 +63,16 @@ class Host:
             files.clear_leftovers(directory)
         ConfDirectory(self.chain, entry_of(Node())).leave()
         plugin.take_away(self.chain.mounted_cni_bin_dir)
+
+    def change_mode(self) -> None:
+        """The setting is another from now on."""
+        self.chain = replace(self.chain, istio_owned_cni_config=not self.chain.istio_owned_cni_config)
+
+    def taken(self) -> list[str]:
+        """Which plugins a runtime would call."""
+        found = {path.name: path.read_bytes() for path in self.chain.mounted_cni_net_dir.iterdir()}
+        conf, _ = chain.first_valid({name: each for name, each in found.items() if not files.is_temporary(name)})
+        return conf.types if conf else []
 
     def visible(self) -> dict[str, bytes]:
         """What a runtime could read or execute."""
@@ -113,30 +129,37 @@ def killed_at_every_step(work: Callable[[], None], prepare: Callable[[], None]) 
     pytest.fail("it never gets through")
 
 
-@pytest.mark.parametrize("kind", BEFORE)
+def saved(host: Host) -> Callable[[], None]:
+    """Keep the directories as they are; returns what brings that back."""
+    copy = host.root / "saved"
+    for directory in ("bin", "net"):
+        shutil.copytree(host.root / directory, copy / directory)
+
+    def restore() -> None:
+        for directory in ("bin", "net"):
+            shutil.rmtree(host.root / directory)
+            shutil.copytree(copy / directory, host.root / directory)
+
+    return restore
+
+
+@pytest.mark.parametrize(("kind", "mode"), CASES)
 @pytest.mark.parametrize("verb", ["install", "uninstall"])
 def test_killed_anywhere_nothing_is_half_written_and_the_next_start_recovers(
-    tmp_path: Path, kind: str, verb: str
+    tmp_path: Path, kind: str, verb: str, mode: str
 ) -> None:
     name, document = BEFORE[kind]
-    host = Host(tmp_path)
+    host = Host(tmp_path, mode)
     conf = host.chain.mounted_cni_net_dir / name
     conf.write_text(json.dumps(document, indent=2) + "\n")
     outside = host.visible()
     host.install()
     inside = host.visible()
-    saved = tmp_path / "saved"
     host.uninstall()
     assert host.visible() == outside
     if verb == "uninstall":
         host.install()
-    for directory in ("bin", "net"):
-        shutil.copytree(host.root / directory, saved / directory)
-
-    def restore() -> None:
-        for directory in ("bin", "net"):
-            shutil.rmtree(host.root / directory)
-            shutil.copytree(saved / directory, host.root / directory)
+    restore = saved(host)
 
     whole = {(path, content) for state in (outside, inside) for path, content in state.items()}
     steps = 0
@@ -145,18 +168,39 @@ def test_killed_anywhere_nothing_is_half_written_and_the_next_start_recovers(
         seen = host.visible()
         assert set(seen.items()) <= whole
         assert any(path.startswith("net/") for path in seen), "the network was gone"
-        if "net/10-a.conflist" in seen and b"sidestep-cni" in seen["net/10-a.conflist"] and verb == "install":
+        if "sidestep-cni" in host.taken():
             assert "bin/sidestep-cni" in seen, "the chain names a plugin that is not there"
         getattr(host, verb)()
         assert host.visible() == (inside if verb == "install" else outside)
         assert not any(files.is_temporary(each) for each in host.everything())
+    assert steps >= (10 if verb == "install" or mode == "primary" else 4)
+
+
+@pytest.mark.parametrize("kind", ["list", "single"])
+@pytest.mark.parametrize("mode", ["primary", "owned"])
+def test_killed_anywhere_in_a_change_of_whose_list_it_is_the_plugin_is_called_throughout(
+    tmp_path: Path, kind: str, mode: str
+) -> None:
+    name, document = BEFORE[kind]
+    host = Host(tmp_path, mode)
+    (host.chain.mounted_cni_net_dir / name).write_text(json.dumps(document, indent=2) + "\n")
+    host.install()
+    restore = saved(host)
+    host.change_mode()
+    host.install()
+    after = host.visible()
+    steps = 0
+    for _ in killed_at_every_step(host.install, restore):
+        steps += 1
+        assert host.taken() == ["bridge", "sidestep-cni"]
+        host.install()
+        assert host.visible() == after
+        assert not any(files.is_temporary(each) for each in host.everything())
     assert steps >= 10
 
 
-def test_content_is_on_disk_before_its_name_and_the_name_before_going_on(tmp_path: Path) -> None:
-    host = Host(tmp_path)
-    (host.chain.mounted_cni_net_dir / "10-a.conf").write_text(json.dumps(BEFORE["single"][1]))
-    trace = tmp_path / "trace"
+def traced(work: Callable[[], None], trace: Path) -> list[str]:
+    """What it did to files, in order; those that are not finished are called tmp."""
 
     def note(count: int, name: str, args: tuple[Any, ...]) -> None:
         if name in ("write", "fchmod", "fsync"):
@@ -168,12 +212,48 @@ def test_content_is_on_disk_before_its_name_and_the_name_before_going_on(tmp_pat
         with trace.open("a") as file:
             file.write(re.sub(r"\.sidestep-tmp-\w+", "tmp", f"{name} {what}\n"))
 
-    assert in_child(host.install, note) == 0
-    written = ["fchmod tmp", "fsync tmp"]
-    assert trace.read_text().splitlines() == [
-        *["write tmp"] * 3,
-        *[*written, "rename tmp sidestep-cni", "fsync bin"],
-        "write tmp",
-        *[*written, "rename tmp 10-a.conflist", "fsync net"],
+    assert in_child(work, note) == 0
+    return trace.read_text().splitlines()
+
+
+def replaced(name: str, directory: str, writes: int = 1) -> list[str]:
+    """The one order in which a power loss leaves the old file or the new one."""
+    return [*["write tmp"] * writes, "fchmod tmp", "fsync tmp", f"rename tmp {name}", f"fsync {directory}"]
+
+
+SHIM_IN_PLACE = replaced("sidestep-cni", "bin", writes=3)
+ORDERS: Mapping[tuple[str, str, str], list[str]] = {
+    ("install", "list", "primary"): [*SHIM_IN_PLACE, *replaced("10-a.conflist", "net")],
+    ("install", "single", "primary"): [
+        *SHIM_IN_PLACE,
+        *replaced("10-a.conflist", "net"),
         *["unlink 10-a.conf", "fsync net"],
-    ]
+    ],
+    ("install", "single", "owned"): [*SHIM_IN_PLACE, *replaced("00-sidestep-cni.conflist", "net")],
+    # the chain must be on disk without us before the plugin goes
+    ("uninstall", "list", "primary"): [
+        *replaced("10-a.conflist", "net"),
+        *["unlink sidestep-cni", "fsync bin"],
+    ],
+    ("uninstall", "single", "primary"): [
+        *replaced("10-a.conf", "net"),
+        *["unlink 10-a.conflist", "fsync net"],
+        *["unlink sidestep-cni", "fsync bin"],
+    ],
+    ("uninstall", "single", "owned"): [
+        *["unlink 00-sidestep-cni.conflist", "fsync net"],
+        *["unlink sidestep-cni", "fsync bin"],
+    ],
+}
+
+
+@pytest.mark.parametrize(("verb", "kind", "mode"), ORDERS)
+def test_content_is_on_disk_before_its_name_and_the_name_before_going_on(
+    tmp_path: Path, verb: str, kind: str, mode: str
+) -> None:
+    name, document = BEFORE[kind]
+    host = Host(tmp_path, mode)
+    (host.chain.mounted_cni_net_dir / name).write_text(json.dumps(document))
+    if verb == "uninstall":
+        host.install()
+    assert traced(getattr(host, verb), tmp_path / "trace") == ORDERS[verb, kind, mode]

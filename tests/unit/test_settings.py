@@ -22,6 +22,8 @@ INSTALL_CNI = {
     "MOUNTED_CNI_NET_DIR",
     "CNI_AGENT_RUN_DIR",
     "CNI_CONF_GROUP_READ",
+    "ISTIO_OWNED_CNI_CONFIG",
+    "ISTIO_OWNED_CNI_CONFIG_FILENAME",
     "KUBE_CA_FILE",
     "SKIP_TLS_VERIFY",
     "MONITORING_PORT",
@@ -79,6 +81,29 @@ def test_what_install_cni_takes_as_a_boolean_is_one_here() -> None:
     assert chosen(Chain).chained_cni_plugin is True
     assert chosen(Chain, CHAINED_CNI_PLUGIN="false").chained_cni_plugin is False
     assert chosen(Repair, "--no-repair-enabled").repair_enabled is False
+
+
+def test_the_name_that_istios_chart_sets_counts_too_but_after_the_one_that_install_cni_reads() -> None:
+    assert chosen(Chain).istio_owned_cni_config_filename == "00-sidestep-cni.conflist"
+    chart = {"ISTIO_OWNED_CNI_CONF_FILENAME": "02-chart.conflist", "ISTIO_OWNED_CNI_CONFIG_FILENAME": ""}
+    assert chosen(Chain, **chart).istio_owned_cni_config_filename == "02-chart.conflist"
+    both = chart | {"ISTIO_OWNED_CNI_CONFIG_FILENAME": "03-binary.conflist"}
+    assert chosen(Chain, **both).istio_owned_cni_config_filename == "03-binary.conflist"
+
+
+@pytest.mark.parametrize("name", ["00-own.conf", "../00-own.conflist", "/etc/00-own.conflist", ".conflist"])
+def test_a_list_of_our_own_has_the_name_of_a_list(name: str) -> None:
+    command = click.command()(take(Chain)(lambda **_: None))
+    done = CliRunner().invoke(command, ["--istio-owned-cni-config-filename", name])
+    assert done.exit_code == 2
+    assert f'"{name}" is no name of a list of plugins; give one like 00-sidestep-cni.conflist' in done.output
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "601", "x"])
+def test_the_plugin_is_told_no_time_that_it_would_refuse(seconds: str) -> None:
+    assert chosen(Node, SIDESTEP_AGENT_TIMEOUT_SECONDS="2.5").agent_timeout_seconds == 2.5
+    done = CliRunner().invoke(click.command()(take(Node)(lambda **_: None)), ["--agent-timeout-seconds", seconds])
+    assert done.exit_code == 2
 
 
 def test_namespaces_are_listed_with_commas() -> None:
