@@ -1,19 +1,28 @@
 """`sidestep trace` beside real traffic: what it tells, whom it leaves out, and that nobody waits for it."""
 
 import json
+import os
 import signal
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from bpf import syscalls
 from bpf.layout import Tracing, Word
 from bpf.pins import Descriptor, Pins
 from tests.lab.command import sidestep, tracing
 from tests.lab.node import Node
-from tests.lab.pod import APP_PORT
+from tests.lab.pod import APP_PORT, Pod
+from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
+
+LIMIT = 60
 
 
 def events_of(process: "subprocess.Popen[str]", count: int) -> list[dict[str, Any]]:
@@ -53,6 +62,103 @@ def test_one_pod_one_verdict_one_destination(mesh: Mesh) -> None:
             assert event["verdict"] == "captured"
 
 
+def until(trace: "subprocess.Popen[str]", **fields: object) -> list[dict[str, Any]]:
+    """Events up to the first that has these fields."""
+    assert trace.stdout is not None
+    events = []
+    for line in trace.stdout:
+        events.append(json.loads(line))
+        if fields.items() <= events[-1].items():
+            break
+    return events
+
+
+SEND = """
+import errno, json, socket, sys
+family, address, port = sys.argv[1:]
+with socket.socket(getattr(socket, family), socket.SOCK_DGRAM) as s:
+    try:
+        s.sendto(b"x", (address, int(port)))
+        print("0")
+    except OSError as error:
+        print(json.dumps(errno.errorcode[error.errno]))
+"""
+
+
+@contextmanager
+def extra(mesh: Mesh, name: str, annotations: dict[str, str] | None = None, **env: str) -> Iterator[Pod]:
+    """Another pod of the mesh, without a proxy."""
+    pod = mesh.node.pod(
+        name, annotations=annotations, proxy_env={"ISTIO_DUAL_STACK": "true", **env}, app=False, envoy=False
+    )
+    try:
+        yield pod
+    finally:
+        pod.stop()
+
+
+def test_dns_that_goes_to_the_resolver_is_told_with_whom_was_asked(mesh: Mesh) -> None:
+    with (
+        extra(mesh, "dns", ISTIO_META_DNS_CAPTURE="true") as pod,
+        tracing(mesh.node, "dns", "--output", "json") as trace,
+    ):
+        for family, address in (("AF_INET", "192.0.2.53"), ("AF_INET6", "2001:db8::53")):
+            pod.python(SEND, family, address, 53)
+        four, six = events_of(trace, 2)
+    for event, destination in ((four, "192.0.2.53:53"), (six, "[2001:db8::53]:53")):
+        assert (event["event"], event["destination"], event["protocol"]) == ("connect", destination, "udp")
+        assert (event["direction"], event["verdict"], event["listener"]) == ("dns", "captured", 15053)
+        assert (event["rule"], event["uid"]) == ("O6", 1000)
+
+
+def test_a_connection_without_a_listener_is_refused_and_the_listeners_come_and_go(mesh: Mesh) -> None:
+    with extra(mesh, "quiet") as pod, tracing(mesh.node, "quiet", "--verdict", "refused", "--output", "json") as trace:
+        assert mesh.gamma.curl(pod.ip4).pod is None
+        (refused,) = events_of(trace, 1)
+        pod.envoy.start()
+        begun = [events_of(trace, 8)]
+        pod.envoy.stop()
+        begun.append(events_of(trace, 8))
+    assert (refused["event"], refused["pod"], refused["protocol"]) == ("inbound", "default/quiet", "tcp")
+    assert (refused["direction"], refused["verdict"], refused["rule"]) == ("inbound", "refused", "I4")
+    assert refused["destination"] == f"{pod.ip4}:{APP_PORT}"
+    assert refused["source"].rpartition(":")[0] == str(mesh.gamma.ip4)
+    listeners = {f"{ip}:{port}" for ip in ("0.0.0.0", "[::]") for port in (15001, 15006)}
+    for events, kind in zip(begun, ("listening", "closed"), strict=True):
+        assert {each["event"] for each in events} == {kind}
+        assert {each["destination"] for each in events} == listeners
+
+
+def test_a_datagram_to_a_denied_port_is_told(mesh: Mesh) -> None:
+    deny = {"sidestep.io/deny-outbound-ports": "9"}
+    with extra(mesh, "sender", deny) as pod, tracing(mesh.node, "sender", "--output", "json") as trace:
+        for family, address in (("AF_INET", "192.0.2.1"), ("AF_INET6", "2001:db8::1")):
+            assert pod.python(SEND, family, address, 9) == "EPERM"
+        four, six = events_of(trace, 2)
+    for event, destination in ((four, "192.0.2.1:9"), (six, "[2001:db8::1]:9")):
+        assert (event["event"], event["destination"], event["protocol"]) == ("connect", destination, "udp")
+        assert (event["direction"], event["verdict"], event["rule"]) == ("outbound", "denied", "deny")
+        assert event["uid"] == 1000
+
+
+def test_what_arrives_at_a_denied_port_is_told(mesh: Mesh) -> None:
+    deny = {"sidestep.io/deny-inbound-ports": str(APP_PORT)}
+    with (
+        extra(mesh, "denier", deny) as pod,
+        tracing(mesh.node, "denier", "--verdict", "denied", "--output", "json") as trace,
+    ):
+        assert mesh.gamma.curl(pod.ip4).pod is None
+        assert mesh.gamma.python(SEND, "AF_INET6", pod.ip6, APP_PORT) == 0
+        tcp, udp = events_of(trace, 2)
+    for event, protocol, destination, source in (
+        (tcp, "tcp", f"{pod.ip4}:{APP_PORT}", str(mesh.gamma.ip4)),
+        (udp, "udp", f"[{pod.ip6}]:{APP_PORT}", f"[{mesh.gamma.ip6}]"),
+    ):
+        assert (event["event"], event["protocol"], event["destination"]) == ("inbound", protocol, destination)
+        assert (event["direction"], event["verdict"], event["rule"]) == ("inbound", "denied", "deny")
+        assert event["source"].rpartition(":")[0] == source
+
+
 def test_a_proxy_that_is_killed_and_comes_back(node: Node) -> None:
     pod = node.pod("alpha")
     with tracing(node, "--output", "json") as trace:
@@ -68,7 +174,7 @@ def test_a_proxy_that_is_killed_and_comes_back(node: Node) -> None:
     assert kinds.count("closed") == kinds.count("listening") == 8
     (killed,) = [each for each in seen if each["event"] == "killed"]
     assert (killed["pod"], killed["signal"], killed["uid"]) == ("default/alpha", "SIGKILL", 1337)
-    assert killed["sender"]
+    assert killed["sender"] == os.getpid()
 
 
 def test_people_get_a_line_an_event(mesh: Mesh) -> None:
@@ -78,6 +184,17 @@ def test_people_get_a_line_an_event(mesh: Mesh) -> None:
         line = trace.stdout.readline()
     assert f"→ [{mesh.beta.ip6}]:{APP_PORT} tcp: outbound captured, to 15001, O10\n" in line
     assert " default/alpha: curl (" in line
+
+
+def test_yaml_is_a_document_an_event(mesh: Mesh) -> None:
+    with tracing(mesh.node, "alpha", "--verdict", "captured", "--output", "yaml") as trace:
+        for _ in range(2):
+            mesh.alpha.curl(mesh.beta.ip4)
+        trace.send_signal(signal.SIGINT)
+        output, said = trace.communicate(timeout=LIMIT)
+    assert (trace.returncode, said) == (0, "")
+    events = list(yaml.safe_load_all(output))
+    assert [(each["pod"], each["rule"], each["listener"]) for each in events] == [("default/alpha", "O10", 15001)] * 2
 
 
 def test_interrupted_it_ends_and_leaves_nothing(mesh: Mesh) -> None:
@@ -93,6 +210,61 @@ def test_interrupted_it_ends_and_leaves_nothing(mesh: Mesh) -> None:
     assert not list(Pins(mesh.node.bpffs).top.glob("trace-*"))
 
 
+FLOOD = """
+import socket
+while True:
+    s = socket.socket()
+    s.connect_ex(("198.51.100.1", 7))
+    s.close()
+"""
+
+
+@contextmanager
+def flooded(node: Node, name: str) -> Iterator[None]:
+    """A pod makes events as fast as it can."""
+    pod = node.pod(name, annotations={"sidestep.io/deny-outbound-ports": "7"}, app=False, envoy=False)
+    flood = pod.popen(["python3", "-I", "-S", "-c", FLOOD])
+    try:
+        yield
+    finally:
+        flood.kill()
+        flood.wait()
+        pod.stop()
+
+
+def test_interrupted_under_load_it_ends_without_a_word(mesh: Mesh, tmp_path: Path) -> None:
+    with flooded(mesh.node, "flood"):
+        file = tmp_path / "events"
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            with (
+                file.open("w") as output,
+                tracing(mesh.node, "--verdict", "denied", "--output", "json", output=output) as trace,
+            ):
+                wait_until(lambda: file.stat().st_size > 1_000_000, "events", LIMIT)
+                trace.send_signal(number)
+                said = trace.communicate(timeout=LIMIT)[1]
+            assert trace.returncode == 0
+            assert all("events lost" in line for line in said.splitlines()), said
+            assert all(json.loads(line)["event"] in ("connect", "lost") for line in file.open())
+
+
+def test_it_does_not_wait_for_a_reader_that_does_not_read(mesh: Mesh) -> None:
+    with flooded(mesh.node, "flood2"), tracing(mesh.node, "--verdict", "denied") as trace:
+        assert trace.stdout is not None
+        trace.stdout.readline()
+        time.sleep(0.5)
+
+        def has_ended() -> bool:
+            trace.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+            return trace.poll() is not None
+
+        wait_until(has_ended, "the trace to end", LIMIT)
+        assert trace.stderr is not None
+        said = trace.stderr.read()
+    assert all("events lost" in line for line in said.splitlines()), said
+
+
 def test_one_trace_at_a_time(mesh: Mesh) -> None:
     with tracing(mesh.node):
         second = sidestep(mesh.node, "trace", "--seconds", "1")
@@ -100,12 +272,18 @@ def test_one_trace_at_a_time(mesh: Mesh) -> None:
     assert second.stderr == "sidestep: somebody else traces on this node; end that `sidestep trace` first\n"
 
 
-@pytest.mark.parametrize("what", ["10.0.0.0/33", "example.com:80", "10.0.0.1:http"])
+@pytest.mark.parametrize("what", ["10.0.0.0/33", "example.com:80", "10.0.0.1:http", ":99999", ":", ""])
 def test_a_destination_that_cannot_be_understood_is_one_line(mesh: Mesh, what: str) -> None:
     done = sidestep(mesh.node, "trace", "--dest", what)
-    assert done.returncode == 1
-    said = f'"{what}" is no destination; give 10.0.0.0/8, 10.1.2.3:80, [fd00::1]:80 or :80'
-    assert done.stderr == f"sidestep: {said}\n"
+    assert (done.returncode, done.stdout) == (2, "")
+    said = f'"{what}" is no destination; give 10.0.0.0/8, 10.1.2.3:80, [fd00::1]:80 or :80; see sidestep trace --help'
+    assert done.stderr == f"sidestep: Invalid value for '--dest': {said}\n"
+
+
+def test_a_pod_that_nobody_knows_is_one_line(mesh: Mesh) -> None:
+    done = sidestep(mesh.node, "trace", "nobody")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "sidestep: no enrolled pod is called nobody; enrolled are: default/alpha, default/beta\n"
 
 
 CONNECTS = """
