@@ -17,6 +17,7 @@ from bpf import syscalls
 from bpf.layout import Tracing, Word
 from bpf.pins import Descriptor, Pins
 from tests.lab.command import sidestep, tracing
+from tests.lab.inside import PYTHON
 from tests.lab.node import Node
 from tests.lab.pod import APP_PORT, Pod
 from tests.lab.waiting import wait_until
@@ -175,6 +176,58 @@ def test_a_proxy_that_is_killed_and_comes_back(node: Node) -> None:
     (killed,) = [each for each in seen if each["event"] == "killed"]
     assert (killed["pod"], killed["signal"], killed["uid"]) == ("default/alpha", "SIGKILL", 1337)
     assert killed["sender"] == os.getpid()
+
+
+VICTIM = """
+import resource, signal
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+signal.signal(signal.SIGCHLD, lambda *_: None)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+# Two processes send a signal each, on the victim's processor and before it: it gets both before it can do anything.
+KILLERS = """
+import os, sys
+victim, first, second = map(int, sys.argv[1:])
+processor = {min(os.sched_getaffinity(0))}
+os.sched_setaffinity(victim, processor)
+os.sched_setaffinity(0, processor)
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+ready, go = os.pipe(), os.pipe()
+other = os.fork()
+if not other:
+    os.write(ready[1], b"x")
+    os.read(go[0], 1)
+    os.kill(victim, second)
+    os._exit(0)
+os.read(ready[0], 1)
+os.kill(victim, first)
+os.write(go[1], b"x")
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (signal.SIGKILL, signal.SIGKILL),
+        (signal.SIGKILL, signal.SIGCHLD),
+        (signal.SIGABRT, signal.SIGCHLD),
+        (signal.SIGTERM, signal.SIGTERM),
+    ],
+)
+def test_the_sender_is_who_has_killed_and_not_who_came_later(mesh: Mesh, first: int, second: int) -> None:
+    with tracing(mesh.node, "alpha", "--output", "json") as trace:
+        victim = mesh.alpha.popen([*PYTHON, VICTIM], stdout=subprocess.PIPE)
+        assert victim.stdout.readline() == b"ready\n"
+        killers = subprocess.Popen([*PYTHON, KILLERS, *map(str, (victim.pid, int(first), int(second)))])
+        assert killers.wait(LIMIT) == 0
+        assert victim.wait(LIMIT) == -first
+        killed = until(trace, event="killed", pid=victim.pid)[-1]
+    victim.stdout.close()
+    assert (killed["signal"], killed["sender"]) == (signal.Signals(first).name, killers.pid)
 
 
 def test_people_get_a_line_an_event(mesh: Mesh) -> None:
