@@ -65,7 +65,7 @@ class Compared:
     def lines(self) -> list[str]:
         """What is printed."""
         rate, before = statistics.median(self.traced), statistics.median(self.untraced)
-        short = "" if rate >= _OFFERED else f" (this machine does not make {_OFFERED:,})"
+        short = "" if rate >= _OFFERED else f" (less than the {_OFFERED:,} that it is about)"
         return [
             f"  {self.name}, traced / not: {spread(self.ratios)}; aim ≥ {_AIM}: {'met' if self.is_met else 'NOT MET'}",
             f"    connections a second: {rate:,.0f} with a trace, {before:,.0f} without{short}",
