@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * Raw tracepoints signal_generate and sched_process_exit, loaded by `sidestep trace` alone and gone with it: which
- * processes of enrolled pods a signal has killed, and who sent it. The two are joined by the process's id.
+ * processes of enrolled pods a signal has killed, and who sent it. The two are joined by the process's id and the signal:
+ * others may arrive between, which the process handles or which come too late.
  */
 
-struct sent {
+#define SIGNAL_DELIVERED 0 /* TRACE_SIGNAL_DELIVERED of trace/events/signal.h: not ignored, nor pending or lost */
+
+struct delivery {
+    __u32 process;
     __u32 signal;
-    __u32 sender;
 };
 
-BPF_TABLE("lru_hash", __u32, struct sent, signals, 1024);
+BPF_TABLE("lru_hash", struct delivery, __u32, senders, 1024);
 
 static __always_inline __u64 cookie_of(__u64 task)
 {
@@ -18,17 +21,22 @@ static __always_inline __u64 cookie_of(__u64 task)
     return namespaces ? read64(read64(namespaces, NSPROXY_NET), NET_COOKIE) : 0;
 }
 
+/* (signal, info, task, is for the group, result) */
 int ss_signal(struct bpf_raw_tracepoint_args *ctx)
 {
-    struct sent sent = {.signal = ctx->args[0], .sender = bpf_get_current_pid_tgid() >> 32};
+    __u32 sender = bpf_get_current_pid_tgid() >> 32;
+    struct delivery delivery = {};
     __u64 task = ctx->args[2];
-    __u64 cookie = cookie_of(task);
-    __u32 process;
+    __u64 cookie;
 
+    if ((int)ctx->args[4] != SIGNAL_DELIVERED)
+        return 0;
+    cookie = cookie_of(task);
     if (!pods.lookup(&cookie))
         return 0;
-    process = read32(task, TASK_TGID);
-    signals.update(&process, &sent);
+    delivery.process = read32(task, TASK_TGID);
+    delivery.signal = ctx->args[0];
+    senders.update(&delivery, &sender);
     return 0;
 }
 
@@ -36,23 +44,24 @@ int ss_exit(struct bpf_raw_tracepoint_args *ctx)
 {
     struct event event = {.kind = EVENT_KILLED};
     __u64 task = ctx->args[0];
-    struct sent *sent;
-    __u32 process;
+    struct delivery delivery = {};
+    __u32 *sender;
 
     event.signal = read32(task, TASK_EXIT_CODE) & 0x7f; /* wait(2) */
-    process = read32(task, TASK_TGID);
-    if (!event.signal || process != read32(task, TASK_PID))
+    event.pid = read32(task, TASK_TGID);
+    if (!event.signal || event.pid != read32(task, TASK_PID))
         return 0;
     event.cookie = cookie_of(task);
     if (!pods.lookup(&event.cookie) || !is_traced(event.cookie))
         return 0;
-    event.pid = process;
     event.uid = bpf_get_current_uid_gid();
     read_kernel(event.command, sizeof(event.command), (void *)(task + TASK_COMM));
-    sent = signals.lookup(&process);
-    if (sent && sent->signal == event.signal)
-        event.sender = sent->sender;
-    signals.delete(&process);
+    delivery.process = event.pid;
+    delivery.signal = event.signal;
+    sender = senders.lookup(&delivery);
+    if (sender)
+        event.sender = *sender;
+    senders.delete(&delivery);
     emit(&event);
     return 0;
 }

@@ -7,7 +7,6 @@ import ctypes
 import fcntl
 import os
 import time
-from collections.abc import Callable
 
 from bpf import syscalls
 from bpf.errors import KernelRefused, SidestepError
@@ -26,6 +25,9 @@ _LIBBPF.ring_buffer__free.argtypes = [ctypes.c_void_p]
 _LEASE_SECONDS, _RENEW_SECONDS = 3.0, 1.0
 _NS = 1_000_000_000
 _EVENT_BYTES = ctypes.sizeof(Event)
+# taken at once: who is slower than the programs are must come to its senses, and lose events rather than memory
+_BATCH = 20_000
+_ENOUGH = -1  # ends a consume early; the event that it is said of is taken all the same
 
 
 class TraceBusy(SidestepError):
@@ -33,13 +35,14 @@ class TraceBusy(SidestepError):
 
 
 class Trace:
-    """Use as a context manager: events flow while it is open. `take` gets the bytes of each event (layout.Event).
+    """Use as a context manager: events flow while it is open.
 
     `cookie` is the netns cookie of the one pod of interest, 0 for all. Raises NotAttached, KernelRefused, TraceBusy.
     """
 
-    def __init__(self, pins: Pins, take: Callable[[bytes], None], cookie: int = 0) -> None:
-        self._cookie, self._take = cookie, take
+    def __init__(self, pins: Pins, cookie: int = 0) -> None:
+        self._cookie = cookie
+        self._taken: list[bytes] = []
         self._tracing = pins.open_map("tracing")
         self._lost = pins.open_map("lost")
         self._ring = 0
@@ -54,18 +57,17 @@ class Trace:
         except BaseException:
             self._close()
             raise
-        self._renewed, self._lost_before, self._live = 0.0, self._count_lost(), False
-        _LIBBPF.ring_buffer__consume(self._ring)  # what an earlier reader has left is nobody's business
-        self._live = True
+        self._renewed, self._lost_before = 0.0, self._count_lost()
+        self._consume()  # what an earlier reader has left is nobody's business
 
-    def poll(self, seconds: float) -> int:
-        """Wait so long, then hand over what there is; returns how many events. Call it often.
+    def poll(self, seconds: float) -> list[bytes]:
+        """Wait so long, then return what there is: the bytes of each event (layout.Event). Call it often.
 
         Nobody is woken for an event: that would cost those who make connections, and more than telling of them.
         """
         self._renew()
         time.sleep(seconds)
-        return int(_LIBBPF.ring_buffer__consume(self._ring))
+        return self._consume()
 
     @property
     def lost(self) -> int:
@@ -79,10 +81,15 @@ class Trace:
         self._write(0)
         self._close()
 
+    def _consume(self) -> list[bytes]:
+        _LIBBPF.ring_buffer__consume(self._ring)
+        taken, self._taken = self._taken, []
+        return taken
+
     def _hand_over(self, _: int, data: int, __: int) -> int:
-        if self._live:
-            self._take(ctypes.string_at(data, _EVENT_BYTES))
-        return 0
+        """Nothing that can fail: what is raised here goes nowhere, and a signal's handler may run here."""
+        self._taken.append(ctypes.string_at(data, _EVENT_BYTES))
+        return 0 if len(self._taken) < _BATCH else _ENOUGH
 
     def _renew(self) -> None:
         if time.monotonic() - self._renewed > _RENEW_SECONDS:

@@ -39,9 +39,11 @@ def run(command: Callable[[], int]) -> int:
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.excepthook = _thread_crashed
+    sys.unraisablehook = _hook_of_unraisable()
     try:
         return _flushed(_status(command))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # while it waited for a reader
+        _drop_output()
         return INTERRUPTED
 
 
@@ -96,10 +98,14 @@ def _flushed(status: int) -> int:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # or the interpreter tries again when it ends, and complains
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return status or READER_GONE
     return status
+
+
+def _drop_output() -> None:
+    """Or the interpreter tries to write it again when it ends, and waits or complains."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -118,3 +124,17 @@ def _reader_is_gone() -> bool:
 def _thread_crashed(args: threading.ExceptHookArgs) -> None:
     if isinstance(args.exc_value, Exception):
         _said(crash.told(args.exc_value), FAILED)
+
+
+def _hook_of_unraisable() -> Callable[["sys.UnraisableHookArgs"], None]:
+    """For what is raised where nobody can catch it, as in a callback of a C library; told once, it may be each time."""
+    seen: set[type[BaseException]] = set()
+
+    def hook(args: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(args.exc_value, Exception) or args.exc_type in seen:
+            return
+        seen.add(args.exc_type)
+        with suppress(Exception):  # the interpreter may be coming to its end
+            _said(crash.told(args.exc_value), FAILED)
+
+    return hook

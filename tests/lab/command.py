@@ -5,9 +5,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Timer
 from typing import Any
 
 from tests.lab.node import REPOSITORY, Node
+
+_TRACE_SECONDS = 120.0
 
 
 def sidestep(node: Node, *argv: object, seconds: float = 30) -> "subprocess.CompletedProcess[str]":
@@ -23,17 +26,19 @@ def sidestep_json(node: Node, *argv: object) -> Any:
 
 
 @contextmanager
-def tracing(node: Node, *argv: object) -> Iterator["subprocess.Popen[str]"]:
-    """`sidestep trace … --follow` that is under way when it is yielded; interrupted at the end, if it still runs."""
+def tracing(node: Node, *argv: object, output: Any = subprocess.PIPE) -> Iterator["subprocess.Popen[str]"]:
+    """`sidestep trace … --follow` that is under way when it is yielded; killed at the end, if it still runs."""
     command = _argv(node, ("trace", *argv, "--follow"))
-    with subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stderr is not None
-        assert process.stderr.readline() == "tracing\n"
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=subprocess.PIPE, text=True) as process:
+        # or a test that waits for an event that does not come would wait for ever
+        limit = Timer(_TRACE_SECONDS, process.kill)
+        limit.start()
         try:
+            assert process.stderr is not None
+            assert process.stderr.readline() == "tracing\n"
             yield process
         finally:
+            limit.cancel()
             process.kill()
 
 

@@ -1,17 +1,22 @@
 """How `sidestep` ends: one clear line, the right exit status, and a traceback for nobody but a bug report."""
 
+import fcntl
 import os
 import re
 import signal
 import stat
 import subprocess
 import sys
+import termios
+import time
 import tomllib
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from installer import VERSION, crash
+from tests.lab.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 LIMIT = 60
@@ -24,10 +29,26 @@ def sidestep(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 def ending(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """What becomes of a command of which only the way it ends matters."""
-    code = f"import sys, time; from installer import ending; sys.exit(ending.run({command}))"
+    code = f"import signal, sys, time; from installer import ending; sys.exit(ending.run({command}))"
     env = os.environ | environment
     argv = [sys.executable, "-c", code]
     return subprocess.run(argv, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=LIMIT)
+
+
+def waiting_in(pipe: IO[str]) -> int:
+    """Bytes that have been written and not read."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def interrupt_until_it_ends(process: "subprocess.Popen[str]") -> None:
+    """As somebody who presses Ctrl-C again; signals that come too fast would be one."""
+
+    def has_ended() -> bool:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        return process.poll() is not None
+
+    wait_until(has_ended, "the process to end", LIMIT)
 
 
 def one_line(text: str) -> str:
@@ -109,6 +130,20 @@ def test_an_error_in_a_thread_is_one_line_too(tmp_path: Path) -> None:
     assert "ZeroDivisionError" in said
 
 
+def test_an_error_that_nobody_can_catch_is_one_line_and_told_once(tmp_path: Path) -> None:
+    call = "__import__('ctypes').CFUNCTYPE(None)(lambda: 1 / 0)"
+    done = ending(f"lambda: [{call}() for _ in range(3)] and 0", TMPDIR=str(tmp_path))
+    assert done.returncode == 0
+    said = one_line(done.stderr)
+    Path(said.strip().rpartition(" ")[2]).unlink()
+    assert said.startswith("sidestep: internal error: ZeroDivisionError: division by zero; please report it with the ")
+
+
+def test_ctrl_c_where_nobody_can_catch_it_is_no_error() -> None:
+    done = ending("lambda: __import__('ctypes').CFUNCTYPE(None)(lambda: signal.raise_signal(2))() or 0")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_whoever_wants_it_sees_the_traceback() -> None:
     done = ending("lambda: 1 / 0", SIDESTEP_DEBUG="1")
     assert "Traceback" in done.stderr
@@ -165,6 +200,23 @@ def test_ctrl_c_is_130_without_a_word() -> None:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=LIMIT)
     assert (process.returncode, said) == (130, "")
+
+
+def test_ctrl_c_twice_does_not_wait_for_a_reader_that_does_not_read() -> None:
+    code = (
+        "import sys; from installer import ending\n"
+        "sys.stderr.write('ready\\n')\n"
+        "sys.exit(ending.run(lambda: print('x' * (1 << 20)) or 0))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stderr.readline() == "ready\n"
+        output = process.stdout
+        wait_until(lambda: waiting_in(output) > 0, "the pipe to fill", LIMIT)
+        interrupt_until_it_ends(process)
+        assert (process.returncode, process.stderr.read()) == (130, "")
 
 
 @pytest.mark.parametrize("argv", [("--help",), ("agent", "--help"), ("completion", "bash")])

@@ -2,17 +2,23 @@
 
 import ctypes
 import json
+import signal
 from ipaddress import ip_address
 
 import pytest
+import yaml
 
 from bpf.layout import RULES, TOTALS, Address, Event, EventKind
-from installer.inspect.trace.events import BadFilter, Reader, Told, Wanted, line_of, told
+from installer.inspect.trace.events import Reader, Told, told
+from installer.inspect.trace.interruption import Interruption
+from installer.inspect.trace.wanted import BadFilter, Wanted
+from installer.inspect.trace.writing import FORMS, line_of
 
+UNKNOWN_KIND = 9
 READER = Reader(lambda cookie: f'default/pod-{cookie}"')
 
 
-def event(kind: EventKind = EventKind.CONNECT, **fields: object) -> Told:
+def event(kind: int = EventKind.CONNECT, **fields: object) -> Told:
     made = Event(time=5_000_000_123, cookie=7, kind=kind, verdict=1, rule=RULES.index("O10"), protocol=6)
     made.pid, made.uid, made.command = 42, 1000, b'cu"rl'
     made.source, made.source_port = Address.of(ip_address("10.0.0.1")), 40000
@@ -37,6 +43,39 @@ def test_json_is_the_document(kind: EventKind) -> None:
             assert json.loads(READER.json(each)) == READER.read(each)
 
 
+def test_what_a_newer_version_tells_is_shown_by_its_number() -> None:
+    later = event(rule=37, verdict=12)
+    found = READER.read(later)
+    assert (found["rule"], found["direction"], found["verdict"]) == ("rule 37", "unknown", "verdict 12")
+    assert json.loads(READER.json(later)) == found
+    assert line_of(found).endswith("tcp: unknown verdict 12, rule 37")
+    unknown = READER.read(event(UNKNOWN_KIND))
+    assert (unknown["pod"], unknown["event"]) == ('default/pod-7"', "event 9")
+    assert json.loads(READER.json(event(UNKNOWN_KIND))) == unknown
+    assert line_of(unknown).endswith('default/pod-7": event 9')
+
+
+def test_a_process_cannot_write_to_a_terminal_by_its_name() -> None:
+    for name in (b"\x1b[2J", "\u202egpj".encode(), b"a\nb", b"\x7f\x9b"):
+        assert READER.read(event(command=name))["process"].isprintable()
+    assert READER.read(event(command="größe".encode()))["process"] == "größe"
+
+
+@pytest.mark.parametrize("kind", EventKind)
+def test_each_form_says_the_same(kind: EventKind) -> None:
+    for name in (b"curl", b"- [yes", b"\x1b\x85", "größe".encode(), b"'\\\"#:", b"\xff"):
+        each = event(kind, command=name)
+        written = FORMS["yaml"].event(READER, each)
+        assert written.startswith("---\n")
+        assert yaml.safe_load(written) == json.loads(FORMS["json"].event(READER, each)) == READER.read(each)
+
+
+def test_what_is_lost_is_in_the_stream_of_programs_and_not_in_that_of_people() -> None:
+    told_of = {"event": "lost", "count": 3}
+    assert json.loads(FORMS["json"].lost(3)) == yaml.safe_load(FORMS["yaml"].lost(3)) == told_of
+    assert FORMS["table"].lost(3) == ""
+
+
 def test_lines_are_for_people() -> None:
     assert line_of(READER.read(event())).endswith(
         'default/pod-7": cu"rl (42) → [fd00::9]:443 tcp: outbound captured, to 15001, O10'
@@ -50,27 +89,87 @@ def test_lines_are_for_people() -> None:
 @pytest.mark.parametrize(
     ("destination", "takes"),
     [
-        ("", True),
+        (None, True),
         (":443", True),
         (":80", False),
         ("fd00::/8", True),
         ("fd00::9", True),
         ("[fd00::9]:443", True),
         ("[fd00::9]:80", False),
+        ("[fd00::9]", True),
+        ("[fd00::/8]:443", True),
+        ("fd00::8/8", True),
         ("10.0.0.0/8", False),
+        ("::ffff:10.0.0.1", False),
     ],
 )
-def test_destinations_are_filtered(destination: str, takes: bool) -> None:
+def test_destinations_are_filtered(destination: str | None, takes: bool) -> None:
     assert Wanted.of(destination, None).takes(event()) is takes
+
+
+@pytest.mark.parametrize(
+    ("destination", "takes"),
+    [
+        ("10.1.2.3", True),
+        ("10.1.2.3:65535", True),
+        ("10.1.2.4/8", True),
+        ("10.0.0.0/8:65535", True),
+        ("::ffff:10.1.2.3", True),
+        ("[::ffff:10.1.2.3]:65535", True),
+        ("::ffff:10.1.0.0/112", True),
+        ("::ffff:10.2.0.0/112", False),
+        ("::/0", False),
+        (":0", False),
+    ],
+)
+def test_ipv4_is_ipv4_however_it_is_written(destination: str, takes: bool) -> None:
+    to = event(destination=Address.of(ip_address("10.1.2.3")), destination_port=65535)
+    assert Wanted.of(destination, None).takes(to) is takes
 
 
 def test_verdicts_are_filtered_and_listeners_have_none() -> None:
     assert Wanted.of(None, "captured").takes(event())
     assert not Wanted.of(None, "denied").takes(event())
     assert not Wanted.of(None, "captured").takes(event(EventKind.LISTENING))
+    assert not Wanted.of(None, "captured").takes(event(EventKind.KILLED))
+    assert not Wanted.of(None, "captured").takes(event(verdict=len(TOTALS)))
+    assert not Wanted.of(None, "captured").takes(event(UNKNOWN_KIND))
 
 
-@pytest.mark.parametrize("text", ["10.0.0.0/33", "host:80", "1.2.3.4:http", "[::1"])
+@pytest.mark.parametrize("kind", [EventKind.LISTENING, EventKind.CLOSED])
+def test_who_asks_for_refusals_sees_whether_the_proxy_listens(kind: EventKind) -> None:
+    assert Wanted.of(None, "refused").takes(event(kind))
+    assert not Wanted.of(None, "refused").takes(event(EventKind.KILLED))
+
+
+BAD_DESTINATIONS = """
+    10.0.0.0/33 host:80 1.2.3.4:http [::1 [::1]80 [] []:80 :99999 :65536 :-5 :+5 :8_0 :٣ :
+    1.2.3.4: [::1]: [fd00::]/8 ::1]
+"""
+
+
+@pytest.mark.parametrize("text", ["", *BAD_DESTINATIONS.split()])
 def test_what_is_no_destination_is_refused(text: str) -> None:
     with pytest.raises(BadFilter, match="is no destination; give"):
         Wanted.of(text, None)
+
+
+def test_asked_once_it_ends_by_itself_and_asked_twice_it_stops() -> None:
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with Interruption() as interruption:
+        assert not interruption.is_asked
+        signal.raise_signal(signal.SIGTERM)
+        assert interruption.is_asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_who_is_to_ignore_ctrl_c_goes_on_doing_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            signal.raise_signal(signal.SIGINT)
+            assert not interruption.is_asked
+    finally:
+        signal.signal(signal.SIGINT, before)

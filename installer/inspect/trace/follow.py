@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import click
 
@@ -13,60 +13,60 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from bpf.tracing import Trace
 from installer.inspect.names import PodNames, cookie_of
-from installer.inspect.trace.events import Reader, Told, Wanted, line_of, told
+from installer.inspect.trace.events import Reader, told
+from installer.inspect.trace.interruption import Interruption
+from installer.inspect.trace.wanted import Wanted
+from installer.inspect.trace.writing import Form
 
 # the ring holds some 18,000 events: enough for 100,000 a second, three times over
 _POLL_SECONDS = 0.05
 
 
-def trace(
-    pins: Pins, pod: str | None, wanted: Wanted, seconds: float | None, write: Callable[[Reader, Told], str]
-) -> None:
-    """Print events until the time is up, or for ever; Ctrl-C ends it. Raises SidestepError."""
+def trace(pins: Pins, pod: str | None, wanted: Wanted, seconds: float | None, form: Form) -> None:
+    """Print events until the time is up, or for ever; Ctrl-C and SIGTERM end it. Raises SidestepError."""
     with ExitStack() as running:
+        interruption = running.enter_context(Interruption())
         tables = running.enter_context(Tables(pins))
-        reader = Reader(PodNames(tables))
-        lines: list[str] = []
-
-        def take(raw: bytes) -> None:
-            event = told(raw)
-            if wanted.takes(event):
-                lines.append(write(reader, event))
-
-        events = running.enter_context(Trace(pins, take, cookie_of(tables, pod) if pod else 0))
+        events = running.enter_context(Trace(pins, cookie_of(tables, pod) if pod else 0))
         if not wanted.verdict:
-            _tell_deaths(running, pins)
-        with suppress(KeyboardInterrupt):
-            events.poll(0)
+            _tell_deaths(running, pins, interruption)
+        follower = _Follower(events, Reader(PodNames(tables)), wanted, form)
+        if not interruption.is_asked:
+            events.poll(0)  # from now on they come
             click.echo("tracing", err=True)
-            _follow(events, lines, time.monotonic() + seconds if seconds else None)
+        until = time.monotonic() + seconds if seconds else None
+        while not interruption.is_asked and (until is None or time.monotonic() < until):
+            follower.look(_POLL_SECONDS)
+        follower.look(0)
 
 
-def _tell_deaths(running: ExitStack, pins: Pins) -> None:
+def _tell_deaths(running: ExitStack, pins: Pins, interruption: Interruption) -> None:
     try:
         running.enter_context(deaths_told(pins))
     except SidestepError as error:
-        click.echo(f"sidestep: processes that are killed are not shown: {error}", err=True)
+        if not interruption.is_asked:  # a Ctrl-C ends the compiler too
+            click.echo(f"sidestep: processes that are killed are not shown: {error}", err=True)
 
 
-def _follow(events: Trace, lines: list[str], until: float | None) -> None:
-    lost = 0
-    while until is None or time.monotonic() < until:
-        events.poll(_POLL_SECONDS)
+@dataclass
+class _Follower:
+    events: Trace
+    reader: Reader
+    wanted: Wanted
+    form: Form
+    lost: int = 0
+
+    def look(self, seconds: float) -> None:
+        """Wait so long, then print what has come, and how much was lost."""
+        lines = []
+        for raw in self.events.poll(seconds):
+            event = told(raw)
+            if self.wanted.takes(event):
+                lines.append(self.form.event(self.reader, event))
+        if missed := self.events.lost - self.lost:
+            self.lost += missed
+            click.echo(f"sidestep: {missed} events lost; no connection has waited for us", err=True)
+            lines += [self.form.lost(missed)] if self.form.lost(missed) else []
         if lines:
             sys.stdout.write("\n".join(lines) + "\n")
             sys.stdout.flush()
-            lines.clear()
-        if events.lost > lost:
-            click.echo(f"sidestep: {events.lost - lost} events lost; no connection has waited for us", err=True)
-            lost = events.lost
-
-
-def as_json(reader: Reader, event: Told) -> str:
-    """One object a line, for pipes."""
-    return reader.json(event)
-
-
-def as_line(reader: Reader, event: Told) -> str:
-    """For people."""
-    return line_of(reader.read(event))

@@ -1,0 +1,85 @@
+"""Which events somebody wants to see."""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
+
+from bpf.errors import SidestepError
+from bpf.layout import Address, EventKind
+from installer.inspect.trace.events import Told, counted_as
+
+Network = IPv4Network | IPv6Network
+
+_LISTENERS = (EventKind.LISTENING, EventKind.CLOSED)
+_MAPPED = 96  # bits of ::ffff:0:0/96
+
+
+class BadFilter(SidestepError):
+    """What should be shown was not said in a way that can be understood."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which events are shown; None for any. `port` in host order."""
+
+    network: Network | None = None
+    port: int | None = None
+    verdict: str | None = None
+
+    @classmethod
+    def of(cls, destination: str | None, verdict: str | None) -> "Wanted":
+        """From the command line: `10.0.0.0/8`, `10.1.2.3:80`, `[fd00::1]:80` or `:80`. Raises BadFilter."""
+        if destination is None:
+            return cls(verdict=verdict)
+        try:
+            return cls(*_parsed(destination), verdict)
+        except ValueError:
+            raise BadFilter(
+                f'"{destination}" is no destination; give 10.0.0.0/8, 10.1.2.3:80, [fd00::1]:80 or :80'
+            ) from None
+
+    def takes(self, event: Told) -> bool:
+        """Whether an event is one of them. Processes have no verdict; who asks for refusals asks for listeners too."""
+        if self.verdict and not self._takes_verdict(event):
+            return False
+        if self.port is not None and event.destination_port != self.port:
+            return False
+        return self.network is None or Address.from_buffer_copy(event.destination).ip() in self.network
+
+    def _takes_verdict(self, event: Told) -> bool:
+        if event.kind in _LISTENERS:
+            return self.verdict == "refused"
+        return event.kind <= EventKind.INBOUND and counted_as(event.verdict)[1] == self.verdict
+
+
+def _parsed(text: str) -> tuple[Network | None, int | None]:
+    """Raises ValueError."""
+    host, port = _split(text)
+    network = ip_network(host, strict=False) if host is not None else None
+    return network and _unmapped(network), None if port is None else _port(port)
+
+
+def _split(text: str) -> tuple[str | None, str | None]:
+    """Host and port; an address with several colons needs brackets to have a port. Raises ValueError."""
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or rest[:1] not in ("", ":"):
+            raise ValueError(text)
+        return host, rest[1:] if rest else None
+    if text.count(":") != 1:
+        return text, None
+    host, _, port = text.partition(":")
+    return host or None, port
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= 0xFFFF):
+        raise ValueError(text)
+    return int(text)
+
+
+def _unmapped(network: Network) -> Network:
+    """Events have IPv4 as such, also what a program calls ::ffff:10.0.0.1."""
+    if isinstance(network, IPv4Network) or network.prefixlen < _MAPPED:
+        return network
+    ip4: IPv4Address | None = network.network_address.ipv4_mapped
+    return network if ip4 is None else IPv4Network((ip4, network.prefixlen - _MAPPED))
