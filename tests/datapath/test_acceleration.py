@@ -1,7 +1,6 @@
 """Which connections are redirected past TCP, and which never: real programs, small stand-ins for proxies and apps."""
 
 import ctypes
-import errno
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bpf import attachment, syscalls
-from bpf.acceleration import NodeLevel, level_of, other_owners, set_level
+from bpf.acceleration import NodeLevel, level_of, set_level
 from bpf.attachment import attach, detach
 from bpf.compiler import compile_and_pin
 from bpf.layout import LEVELS, Cookie, EndKey, Level, Traffic
@@ -25,7 +24,6 @@ from cni.plumbing import prepare
 from cni.sandbox import own_cookie, visit
 from tests.datapath.conftest import APP, PROXY, Kernel, Namespace, Wire, look, scratch_pins
 from tests.lab.inside import PYTHON
-from tests.lab.machine import other_owner_for_all
 from tests.lab.waiting import wait_until
 
 EXCHANGE = Path(__file__).with_name("exchange.py").read_text()
@@ -320,51 +318,16 @@ def test_a_client_that_never_speaks_leaves_nothing(pods: Pods) -> None:
     wait_until(lambda: pods.tables.meetings.count() == 0, "the meeting to be forgotten")
 
 
-PASS_ALL = bytes.fromhex("b7000000010000009500000000000000")  # r0 = SK_PASS; exit
-
-
-def owners(pods: Pods) -> list[str]:
-    return [owner for owner in other_owners(pods.wire.kernel.pins) if "their_" in owner]
-
-
-@pytest.mark.parametrize("name", ["their_verdict", "ss_message"])
-def test_another_owner_of_socket_maps_is_named(pods: Pods, name: str) -> None:
-    with (
-        other_owner_for_all(),
-        Descriptor(loading.create_map(loading.SOCKHASH, 4, 4, 16, 0, "their_sockets")) as sockets,
-        Descriptor(loading.load_program(16, 7, PASS_ALL, name)) as program,
-    ):
-        assert not owners(pods)
-        syscalls.attach_to_map(program.fd, sockets.fd, 7, "their_sockets")
-        (found,) = owners(pods)
-    assert found.startswith(f"{name} on map their_sockets (id ")
-
-
-def test_another_program_on_our_own_map_is_named(wire: Wire) -> None:
-    with scratch_pins() as (pins, cgroup):
-        attach(pins, cgroup)
-        assert not [owner for owner in other_owners(pins) if "their_" in owner]
-        with (
-            Descriptor(pins.open_map("accelerated")) as sockets,
-            Descriptor(loading.load_program(16, 7, PASS_ALL, "their_verdict")) as program,
-        ):
-            syscalls.attach_to_map(program.fd, sockets.fd, 7, "accelerated")
-            (found,) = [owner for owner in other_owners(pins) if "their_" in owner]
-    assert found.startswith("their_verdict on map accelerated (id ")
-
-
-def test_where_the_kernel_does_not_tell_programs_any_other_socket_map_counts(
-    pods: Pods, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(fd: int, attach_type: int) -> loading.Attached:
-        raise syscalls.refused("bpf_prog_query", f"attach type {attach_type}", errno.EINVAL)  # before 5.18
-
-    monkeypatch.setattr(loading, "attached_to", refuse)
-    assert not owners(pods)
-    with Descriptor(loading.create_map(loading.SOCKHASH, 4, 4, 16, 0, "their_sockets")):
-        (found,) = owners(pods)
-    assert found.startswith("whoever made map their_sockets (id ")
-    assert not [owner for owner in other_owners(pods.wire.kernel.pins) if "accelerated" in owner]
+def test_ipv6_that_a_pod_does_not_capture_is_its_applications(pods: Pods) -> None:
+    both(pods)
+    pods.enrol(pods.other, CapturePolicy(dual_stack=False))
+    with pods.dialled(pods.one, pods.other.ip6, PROXY) as connection:
+        assert connection.say("hello") == "olleh"
+        assert pods.tables.accelerated.count() == pods.tables.meetings.count() == 0
+    assert pods.traffic(pods.one).redirected == pods.traffic(pods.other).redirected == 0
+    with pods.dialled(pods.one, pods.other.ip4, PROXY) as connection:
+        assert connection.say("hello") == "olleh"
+    assert pods.traffic(pods.one).redirected == 1
 
 
 def test_the_reason_of_a_level_fits_its_field(pods: Pods) -> None:
