@@ -24,6 +24,7 @@ from cni.plumbing import prepare
 from cni.sandbox import own_cookie, visit
 from tests.datapath.conftest import APP, PROXY, Kernel, Namespace, Wire, look, scratch_pins
 from tests.lab.inside import PYTHON
+from tests.lab.machine import acceleration_needed
 from tests.lab.waiting import wait_until
 
 EXCHANGE = Path(__file__).with_name("exchange.py").read_text()
@@ -97,12 +98,13 @@ def visit_cookie(pod: Namespace) -> int:
 @pytest.fixture
 def pods(wire: Wire) -> Iterator[Pods]:
     pods = Pods(wire)
-    try:
-        yield pods
-    finally:
-        pods.level(Level.OFF)
-        for cookie in pods.cookies.values():
-            wire.kernel.enrolments.remove(cookie)
+    with acceleration_needed():
+        try:
+            yield pods
+        finally:
+            pods.level(Level.OFF)
+            for cookie in pods.cookies.values():
+                wire.kernel.enrolments.remove(cookie)
 
 
 def both(pods: Pods, one: Level = Level.PROXY, other: Level = Level.PROXY, node: Level = Level.PROXY) -> None:

@@ -8,6 +8,7 @@ from cni.annotations import CapturePolicy
 from tests.datapath.conftest import APP, PROXY, Wire
 from tests.datapath.test_acceleration import EXCHANGE, Pods, both
 from tests.lab.inside import PYTHON
+from tests.lab.machine import acceleration_needed
 from tests.lab.waiting import wait_until
 
 # One socket all the time, told what to do with it line by line; connect() to AF_UNSPEC disconnects it (connect(2)).
@@ -85,7 +86,8 @@ def pods(wire: Wire) -> Iterator[Pods]:
     pods.enrol(pods.other, policy)
     pods.other.start([*PYTHON, EXCHANGE, "serve", "9090"], APP)
     try:
-        yield pods
+        with acceleration_needed():
+            yield pods
     finally:
         for cookie in pods.cookies.values():
             wire.kernel.enrolments.remove(cookie)

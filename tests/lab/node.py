@@ -76,7 +76,7 @@ class Agent:
                 start_new_session=True,
             )
         (node.cgroup / "agent" / "cgroup.procs").write_text(str(self.process.pid))
-        wait_until(self._answers, f"the agent to serve; see {self.log}", 15)
+        wait_until(self._answers, f"the agent to serve; see {self.log}", 60)  # it may have to compile
 
     def kill(self) -> None:
         """SIGKILL: as a crash."""
@@ -89,7 +89,7 @@ class Agent:
     def _end(self, how: str) -> None:
         if self.process:
             getattr(self.process, how)()
-            self.process.wait(20)
+            self.process.wait(60)
             self.process = None
 
     def _answers(self) -> bool:
