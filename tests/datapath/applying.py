@@ -193,6 +193,22 @@ def returning(bench: Bench) -> dict[str, object]:
     return dict(found)
 
 
+def queued(bench: Bench) -> dict[str, int]:
+    """What becomes of a body's small end while its proxy reads nothing, and then of a stream of small messages."""
+    found: dict[str, int] = {}
+    bench.set_level(Level.FULL)
+    with bench.pair() as pair:
+        for name, messages in (("tail", [bytes(20_000), bytes(20_000), b"end"]), ("stream", [b"small"] * 10)):
+            before = bench.traffic()
+            for each in messages:
+                pair.client.sendall(each)
+            after = bench.traffic()
+            found |= {f"{name} redirected": after.redirected - before.redirected}
+            found |= {f"{name} over budget": after.over_budget - before.over_budget}
+        receive(pair.server, 40_053)
+    return found
+
+
 def _read_whole(pair: Pair, flags: int, got: list[bytes]) -> None:
     while sum(map(len, got)) < len(WHOLE):
         chunk = pair.client.recv(len(WHOLE), flags)
@@ -210,6 +226,7 @@ def _main(cgroup: Path) -> dict[str, object]:
         }
         found |= {events: asleep_in_tcp(bench, events) for events in ("wait for all", "low water")}
         found["returning"] = returning(bench)
+        found["queued"] = queued(bench)
     return found
 
 

@@ -239,7 +239,7 @@ print("sent", flush=True)
 
 
 def test_detaching_loses_nothing_that_is_on_its_way(wire: Wire) -> None:
-    with scratch_pins() as (pins, cgroup):
+    with acceleration_needed(), scratch_pins() as (pins, cgroup):
         attach(pins, cgroup)
         tables = Tables(pins)
         wire.kernel = Kernel(pins, cgroup, tables, Enrolments(pins, tables))

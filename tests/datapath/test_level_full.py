@@ -50,3 +50,10 @@ def test_a_reader_that_tcp_has_put_to_sleep_gets_everything_in_order(seen: dict[
 
 def test_only_a_reader_that_does_not_block_is_redirected_to_again(seen: dict[str, Any]) -> None:
     assert seen["returning"] == {"blocking": 0, "not blocking": 10}
+
+
+def test_small_messages_pass_only_where_there_are_many(seen: dict[str, Any]) -> None:
+    queued = seen["queued"]
+    assert (queued["tail redirected"], queued["tail over budget"]) == (3, 0)
+    # four in a row are redirected, the end above being the first; then one is sent to TCP, where the others follow it
+    assert (queued["stream redirected"], queued["stream over budget"]) == (3, 1)
