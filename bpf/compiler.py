@@ -56,6 +56,7 @@ PROLOGUE = """
         key_t key; \\
         value_t leaf; \\
         value_t *(*lookup)(key_t *); \\
+        int (*delete)(key_t *); \\
         int (*sock_hash_update)(void *, void *, int); \\
         int (*msg_redirect_hash)(void *, void *, int); \\
         u32 max_entries; \\

@@ -231,8 +231,14 @@ class Pairing(ctypes.Structure):
         ("peer", EndKey),
         ("own_socket", U64),
         ("peer_socket", U64),
+        ("allocated", U64),
+        ("marks", U64),
         ("level", U32),
-        ("to_proxy", U32),
+        ("small", U32),
+        ("to_proxy", U8),
+        ("has_passed", U8),
+        ("zero16", U16),
+        ("zero32", U32),
     ]
 
 

@@ -255,8 +255,14 @@ struct pairing {
     struct end_key peer;
     __u64 own_socket;
     __u64 peer_socket; /* 0 until it is known */
+    __u64 allocated;   /* where TCP counts the pages it holds, and where the marks of tcp_mem are */
+    __u64 marks;
     __u32 level;       /* what the connection needs */
-    __u32 to_proxy;    /* whether the other end is a proxy */
+    __u32 small;       /* small messages in a row */
+    __u8 to_proxy;     /* whether the other end is a proxy */
+    __u8 has_passed;   /* whether anything has gone by TCP in this direction */
+    __u16 zero16;
+    __u32 zero32;
 };
 
 /* What became of the messages that a pod's sockets have sent on accelerated connections. */

@@ -3,9 +3,11 @@
  * sk_msg: hands what is sent on an accelerated connection to the receiving socket, past TCP. Passing a message on is
  * always safe, redirecting one only while two things hold, which are looked at for each message:
  *
- *   order   TCP has nothing under way in this direction: all sent bytes are acknowledged, all received ones read. A
- *           receiver reads redirected bytes before those that TCP has for it, so none may be there. What was redirected
- *           before is no hindrance to passing, for the same reason. So either path may follow the other at any time.
+ *   order   The receiver has read all that was ever written to TCP in this direction: it reads redirected bytes before
+ *           those that TCP has for it. What was redirected before is no hindrance to passing, for the same reason. So
+ *           either path may follow the other at any time, but for one thing: a reader that TCP has put to sleep until
+ *           more comes (MSG_WAITALL, SO_RCVLOWAT) has taken in what TCP had, and nothing but TCP wakes it. A proxy does
+ *           not sleep there, nor does whoever reads without blocking; anybody else stays with TCP once he has been there.
  *   memory  The receiver has read most of what was redirected to it. The kernel sets no limit to that queue; once our
  *           own is reached the message goes through TCP, whose window stops the sender in the end; so does one that
  *           comes while the node is short of memory for sockets.
@@ -18,11 +20,14 @@
 /* Bytes redirected and unread from which on messages pass: a quarter of what TCP itself buffers (tcp_rmem) or less */
 #define BACKLOG_BUDGET (512 * 1024)
 /*
- * Smaller messages than this do not queue behind others: a stream of them is cheaper in TCP, which joins them. But only where
- * a proxy reads: no read returns redirected bytes and those behind them in TCP together, and an application (nginx) may
- * take a short read for all there is.
+ * After so many messages in a row that are smaller than this, none queues behind others: such a stream is cheaper in TCP,
+ * which joins them. But only where a proxy reads: no read returns redirected bytes and those behind them in TCP together,
+ * and an application (nginx) may take a short read for all there is.
  */
 #define STREAM_MESSAGE 4096
+#define STREAM_RUN 4
+/* O_NONBLOCK (uapi/asm-generic/fcntl.h) */
+#define NONBLOCK 04000
 /* The low bits of sk_user_data are flags (SK_USER_DATA_PTRMASK, include/net/sock.h) */
 #define USER_DATA_MASK (~7ULL)
 
@@ -31,10 +36,29 @@ static __always_inline bool has_ulp(__u64 socket)
     return read64(socket, TCP_ULP_OPS) != 0;
 }
 
-static __always_inline bool is_drained(const struct pairing *pairing)
+/* Whether the receiver's calls return at once when there is nothing; whoever has no descriptor yet may have any. */
+static __always_inline bool never_sleeps(__u64 socket)
 {
-    return read32(pairing->own_socket, TCP_WRITE_SEQ) == read32(pairing->own_socket, TCP_SND_UNA)
-           && read32(pairing->peer_socket, TCP_COPIED_SEQ) == read32(pairing->peer_socket, TCP_RCV_NXT);
+    __u64 file = read64(read64(socket, SOCK_SOCKET), SOCKET_FILE);
+
+    return read32(file, FILE_FLAGS) & NONBLOCK;
+}
+
+/*
+ * Both ends count the same bytes: what is written, be it sent by now or not, and what is read of it. Urgent bytes count at
+ * both; FIN does too, but nobody writes after it; window probes are not written, and acknowledgements do not matter.
+ */
+static __always_inline bool is_drained(struct pairing *pairing)
+{
+    struct connection *connection = &pairing->peer.connection;
+    __u32 first = pairing->peer.side == SIDE_SERVER ? connection->client_sequence : connection->server_sequence;
+    __u32 written = read32(pairing->own_socket, TCP_WRITE_SEQ);
+
+    if (written != first)
+        pairing->has_passed = 1;
+    if (written != read32(pairing->peer_socket, TCP_COPIED_SEQ))
+        return false;
+    return !pairing->has_passed || pairing->to_proxy || never_sleeps(pairing->peer_socket);
 }
 
 /*
@@ -43,15 +67,11 @@ static __always_inline bool is_drained(const struct pairing *pairing)
  */
 static __always_inline bool is_memory_short(const struct pairing *pairing)
 {
-    __u64 protocol = read64(pairing->own_socket, SOCK_PROT);
-    __u64 allocated = read64(protocol, PROTO_MEMORY_ALLOCATED);
-    __u64 marks = read64(protocol, PROTO_SYSCTL_MEM);
-
-    return (__s64)read64(allocated, 0) >= (__s64)read64(marks, 0);
+    return (__s64)read64(pairing->allocated, 0) >= (__s64)read64(pairing->marks, 0);
 }
 
-/* Whether the receiver has too much unread already for one more message of this size. */
-static __always_inline bool is_behind(const struct pairing *pairing, __u32 size)
+/* Whether the receiver has too much unread already for one more message. */
+static __always_inline bool is_behind(const struct pairing *pairing)
 {
     __u64 psock = read64(pairing->peer_socket, SOCK_USER_DATA) & USER_DATA_MASK;
     __u32 backlog;
@@ -60,7 +80,7 @@ static __always_inline bool is_behind(const struct pairing *pairing, __u32 size)
         return true;
 #ifdef PSOCK_MSG_TOT_LEN
     backlog = read32(psock, PSOCK_MSG_TOT_LEN);
-    return backlog >= BACKLOG_BUDGET || (backlog && size < STREAM_MESSAGE && pairing->to_proxy);
+    return backlog >= BACKLOG_BUDGET || (backlog && pairing->small > STREAM_RUN && pairing->to_proxy);
 #else
     return read64(psock, PSOCK_INGRESS_MSG) != psock + PSOCK_INGRESS_MSG; /* list_empty() */
 #endif
@@ -109,11 +129,12 @@ int ss_message(struct sk_msg_md *ctx)
         sums->no_peer++;
         return SK_PASS;
     }
+    pairing->small = size < STREAM_MESSAGE ? pairing->small + 1 : 0;
     if (!is_drained(pairing) || has_ulp(pairing->own_socket) || has_ulp(pairing->peer_socket)) {
         sums->undrained++;
         return SK_PASS;
     }
-    if (is_behind(pairing, size) || is_memory_short(pairing)) {
+    if (is_behind(pairing) || is_memory_short(pairing)) {
         sums->over_budget++;
         return SK_PASS;
     }

@@ -59,13 +59,14 @@ class Field:
 # struct tcp_sock begins with struct sock, and that with struct sock_common: their offsets count from the same address
 SOCKETS = (
     Field("TCP_WRITE_SEQ", b"tcp_sock", b"write_seq", 4),
-    Field("TCP_SND_UNA", b"tcp_sock", b"snd_una", 4),
     Field("TCP_COPIED_SEQ", b"tcp_sock", b"copied_seq", 4),
-    Field("TCP_RCV_NXT", b"tcp_sock", b"rcv_nxt", 4),
     Field("TCP_IS_MPTCP", b"tcp_sock", b"is_mptcp", 1, optional=True),  # CONFIG_MPTCP
     Field("TCP_ULP_OPS", b"inet_connection_sock", b"icsk_ulp_ops", 8),
     Field("SOCK_PROT", b"sock_common", b"skc_prot", 8),
     Field("SOCK_USER_DATA", b"sock", b"sk_user_data", 8),
+    Field("SOCK_SOCKET", b"sock", b"sk_socket", 8),
+    Field("SOCKET_FILE", b"socket", b"file", 8),
+    Field("FILE_FLAGS", b"file", b"f_flags", 4),
     Field("PROTO_MEMORY_ALLOCATED", b"proto", b"memory_allocated", 8),
     Field("PROTO_SYSCTL_MEM", b"proto", b"sysctl_mem", 8),
     Field("PSOCK_INGRESS_MSG", b"sk_psock", b"ingress_msg", 16),

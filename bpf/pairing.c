@@ -4,8 +4,8 @@
  *
  * The connecting end is established first. It writes a meeting under the connection's addresses, ports and first sequence
  * numbers, which the accepting end computes for itself. Only a socket on this node with that very connection can meet it, so
- * none with a remote peer is ever paired. Both ends enter the socket hash here or not at all; whoever has no
- * place in it stays on TCP, and so does the other.
+ * none with a remote peer is ever paired. Both ends enter the socket hash here or not at all: when the accepting one
+ * declines, or has no place in it, the other leaves it again, and both stay on TCP.
  */
 
 static __always_inline struct address local_address(struct bpf_sock_ops *ctx)
@@ -51,6 +51,18 @@ static __always_inline bool is_captured(struct bpf_sock *sk)
     return state && state->flags & SOCKET_CAPTURED;
 }
 
+/* The accepting end of a connection between two pods has to be the proxy: what lookup.c hands to it. */
+static __always_inline bool is_accepted_by_proxy(const struct pod *pod, __u64 cookie, const struct connection *connection)
+{
+    __u16 port = connection->server_port;
+
+    if (pod->flags & POD_INTERFACES) /* which one it came by is not known here */
+        return false;
+    if (!(pod->flags & POD_IPV6) && !is_mapped(&connection->server))
+        return false;
+    return decide_inbound(pod->flags, port, rules_of_port(pod, cookie, port), false).verdict != VERDICT_PASS;
+}
+
 /* What a connecting socket's connection needs, LEVEL_OFF for what is never accelerated. */
 static __always_inline __u32 level_needed(const struct pod *pod, __u64 cookie, struct bpf_sock *sk,
                                           struct connection *connection, __u32 *allowed)
@@ -76,21 +88,29 @@ static __always_inline __u32 level_needed(const struct pod *pod, __u64 cookie, s
     if (owner->cookie == cookie)
         return LEVEL_FULL;
     other = pods.lookup(&owner->cookie);
-    if (!other)
+    if (!other || !is_accepted_by_proxy(other, owner->cookie, connection))
         return LEVEL_OFF;
     if (other->acceleration < *allowed)
         *allowed = other->acceleration;
     return LEVEL_PROXY;
 }
 
-/* The accepting end of a connection between two pods has to be the proxy: what its inbound rules capture. */
-static __always_inline bool is_accepted_by_proxy(const struct pod *pod, __u64 cookie, const struct connection *connection)
+/*
+ * A socket may connect again, or listen, after it was disconnected (connect() to AF_UNSPEC), and is still in the map then:
+ * with what nobody has read of the connection before, and for the peer of that.
+ */
+static __always_inline void end_pairing(struct bpf_sock *sk, __u64 cookie)
 {
-    __u16 port = connection->server_port;
+    struct pairing *pairing = pairings.sk_storage_get(sk, 0, 0);
+    struct end_key own;
 
-    if (pod->flags & POD_INTERFACES) /* which one it came by is not known here */
-        return false;
-    return decide_inbound(pod->flags, port, rules_of_port(pod, cookie, port), false).verdict != VERDICT_PASS;
+    if (!pairing)
+        return;
+    own = pairing->peer;
+    own.cookie = cookie;
+    own.side = own.side == SIDE_SERVER ? SIDE_CLIENT : SIDE_SERVER;
+    accelerated.delete(&own);
+    pairings.sk_storage_delete(sk);
 }
 
 /*
@@ -100,12 +120,18 @@ static __always_inline bool is_accepted_by_proxy(const struct pod *pod, __u64 co
 static __always_inline struct pairing *begin_pairing(struct bpf_sock *sk)
 {
     struct pairing *pairing = pairings.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+    __u64 protocol;
 
     if (!pairing)
         return 0;
     pairing->own_socket = (__u64)sk;
-    if (is_plain_tcp(FIELD(pairing->own_socket)))
+    pairing->level = LEVEL_NEVER;
+    if (is_plain_tcp(FIELD(pairing->own_socket))) {
+        protocol = read64(FIELD(pairing->own_socket), SOCK_PROT);
+        pairing->allocated = read64(protocol, PROTO_MEMORY_ALLOCATED);
+        pairing->marks = read64(protocol, PROTO_SYSCTL_MEM);
         return pairing;
+    }
     pairings.sk_storage_delete(sk);
     return 0;
 }
@@ -138,7 +164,6 @@ static __always_inline void offer_meeting(struct bpf_sock_ops *ctx, struct bpf_s
     pairing = begin_pairing(sk);
     if (!pairing)
         return;
-    pairing->level = LEVEL_NEVER;
     refused = meetings.update(&own.connection, &meeting);
     if (refused)
         return;
@@ -165,6 +190,18 @@ static __always_inline bool is_acceptable(const struct meeting *meeting, const s
     if (meeting->level == LEVEL_FULL)
         return meeting->cookie == cookie;
     return is_accepted_by_proxy(pod, cookie, connection);
+}
+
+/*
+ * The connecting end leaves the map again, and knows by there being no meeting that there is nobody. No byte can be lost: it
+ * gets some by the map from the accepting end alone.
+ */
+static __always_inline void decline(const struct meeting *meeting, struct connection *connection)
+{
+    struct end_key client = {.cookie = meeting->cookie, .connection = *connection, .side = SIDE_CLIENT};
+
+    meetings.delete(connection);
+    accelerated.delete(&client);
 }
 
 /* The accepting end. */
@@ -198,8 +235,10 @@ static __always_inline void take_meeting(struct bpf_sock_ops *ctx, struct bpf_so
         pairing->level = meeting->level;
         refused = accelerated.sock_hash_update(ctx, &own, BPF_ANY);
     }
-    if (refused) { /* without a meeting the connecting end knows that there is nobody */
-        meetings.delete(&own.connection);
+    if (refused) {
+        if (pairing)
+            pairings.sk_storage_delete(sk);
+        decline(meeting, &own.connection);
         return;
     }
     meeting->cookie = cookie; /* from here on it tells the client about this end */
@@ -229,6 +268,10 @@ static __always_inline void take_meeting(struct bpf_sock_ops *ctx, struct bpf_so
 }
 
 static __always_inline void forget_meeting(struct bpf_sock *sk)
+{
+}
+
+static __always_inline void end_pairing(struct bpf_sock *sk, __u64 cookie)
 {
 }
 #endif

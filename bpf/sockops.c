@@ -162,6 +162,8 @@ int ss_sockops(struct bpf_sock_ops *ctx)
             forget(ctx, sk, cookie);
         return 1;
     }
+    if (op == BPF_SOCK_OPS_TCP_CONNECT_CB || op == BPF_SOCK_OPS_TCP_LISTEN_CB)
+        end_pairing(sk, cookie); /* whatever is said of its pod by now */
     pod = pods.lookup(&cookie);
     if (!pod)
         return 1;

@@ -64,7 +64,7 @@ def _acceleration(attachment: Attachment) -> Row:
     from installer.acceleration.level import judge
     from installer.acceleration.selftest import try_kernel
 
-    found = judge(Level.FULL, try_kernel(attachment.attach_point()), list(other_owners()))
+    found = judge(Level.FULL, try_kernel(attachment.attach_point()), list(other_owners(attachment.pins)))
     what, needed_by = "acceleration", "speed within the node"
     if found.level is Level.FULL:
         return Row(what, needed_by, f"level {found.level}", Verdict.YES, found.reason)

@@ -12,12 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from bpf.layout import Level
-from installer.acceleration.pairs import Bench, CheckFailed, end_of, receive, require, send_until_full, wait
+from installer.acceleration.pairs import SECONDS, Bench, CheckFailed, end_of, receive, require, send_until_full, wait
 
 _MPTCP = 262  # IPPROTO_MPTCP, uapi/linux/in.h
 _IDLE_LIMIT = 8 << 20  # bytes that a reader who does not read may be sent at most
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER with time 0
-_DELAYED_ACK = 0.06  # seconds; the kernel acknowledges within 40 ms when nobody else does
+_WAKE_UPS = 20  # of a thread that waits already
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,35 @@ def _poll(bench: Bench, events: int) -> None:
             require(bool(epoll.poll(1)), "epoll did not report data")
             receive(pair.server, 1)
         require(not epoll.poll(0), "epoll reports data that is not there")
+
+
+def _blocked_reader(bench: Bench) -> None:
+    """A reader that waits already is woken."""
+    with bench.redirecting(), bench.pair() as pair:
+        pair.server.settimeout(None)
+        for _ in range(_WAKE_UPS):
+            with pair.sending_later(b"x"):
+                require(_read_blocking(pair.server) == b"x", "a reader was not woken")
+
+
+def _read_blocking(sock: socket.socket) -> bytes:
+    """A call that sleeps in the kernel, at most for SECONDS; one that says EAGAIN has been woken for nothing."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(SECONDS), 0))
+    try:
+        return sock.recv(1)
+    except BlockingIOError:
+        return b""
+
+
+def _blocked_poll(bench: Bench) -> None:
+    """So is who waits for epoll, at every level and edge."""
+    for events in (select.EPOLLIN, select.EPOLLIN | select.EPOLLET):
+        with bench.redirecting(), bench.pair() as pair, select.epoll() as epoll:
+            epoll.register(pair.server, events)
+            for _ in range(_WAKE_UPS):
+                with pair.sending_later(b"x"):
+                    require(bool(epoll.poll(SECONDS)), "epoll did not wake whom it should")
+                receive(pair.server, 1)
 
 
 def _half_close(bench: Bench) -> None:
@@ -188,7 +217,6 @@ def _resumes(bench: Bench) -> None:
         pair.client.sendall(b"through TCP")
         receive(pair.server, 11)
         bench.set_level(Level.FULL)
-        wait(_DELAYED_ACK)
         with bench.redirecting():
             pair.client.sendall(b"past it")
         receive(pair.server, 7)
@@ -201,6 +229,8 @@ CHECKS = (
     Check("back-pressure", Level.PROXY, _back_pressure),
     Check("epoll, level-triggered", Level.PROXY, _level_triggered),
     Check("epoll, edge-triggered", Level.PROXY, _edge_triggered),
+    Check("wake-up of a reader", Level.PROXY, _blocked_reader),
+    Check("wake-up of epoll", Level.PROXY, _blocked_poll),
     Check("half-close", Level.PROXY, _half_close),
     Check("close after send", Level.PROXY, _close_after_send),
     Check("reset", Level.PROXY, _reset),

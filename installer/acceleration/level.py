@@ -1,8 +1,9 @@
 """The level that counts on this node: the lowest of what was asked for, and what self-test and other programs allow."""
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -13,7 +14,7 @@ from bpf.layout import Level
 from bpf.pins import Pins
 from bpf.tables import Tables
 from installer.acceleration.checks import CHECKS
-from installer.acceleration.selftest import Outcome, outcome
+from installer.acceleration.selftest import Outcome, kept_outcome, outcome
 
 log = structlog.get_logger("acceleration")
 
@@ -23,16 +24,24 @@ _LOOK_SECONDS = 60.0
 _LOOK_AGAIN_SECONDS = 10.0
 # how long the end waits for a self-test; its child ends by itself
 _STOP_SECONDS = 3.0
+# until a self-test that failed is made again: at first, and at most, as it may never succeed on this kernel
+_RETRY_SECONDS, _RETRY_SECONDS_LIMIT = 10.0, 1800.0
 
 
-def judge(wanted: Level, found: Outcome, others: list[str]) -> NodeLevel:
-    """What the outcome of the self-test and the other owners of socket maps leave of a level."""
+def judge(wanted: Level, found: Outcome, others: list[str], before: Level = Level.OFF) -> NodeLevel:
+    """What the outcome of the self-test and the other owners of socket maps leave of a level.
+
+    `before` is what has counted so far, and counts until something is known.
+    """
     if wanted is Level.OFF:
         return NodeLevel(wanted, Level.OFF, "")
-    if found.failure:
-        return NodeLevel(wanted, Level.OFF, found.failure)
     if others:
         return NodeLevel(wanted, Level.OFF, f"another program on this node owns sockets: {'; '.join(others)}")
+    if found.postponed:
+        level = min(wanted, before)
+        return NodeLevel(wanted, level, "" if level is wanted else f"not tried yet: {found.postponed}")
+    if found.failure:
+        return NodeLevel(wanted, Level.OFF, found.failure)
     for level in (Level.PROXY, Level.FULL):
         missed = _missed(found.problems, level)
         if missed and wanted >= level:
@@ -54,18 +63,37 @@ class Acceleration:
         self._pins, self._tables, self._cgroup, self._run_dir = pins, tables, cgroup, run_dir
         self._stopping = threading.Event()
         self._outcome: Outcome | None = None
+        self._again_at = 0.0  # time.monotonic()
+        self._pause = _RETRY_SECONDS
 
     def settle(self, wanted: Level) -> NodeLevel:
-        """Make the level count that is possible now; the first time on a kernel that takes a second or two."""
-        if wanted is not Level.OFF and self._outcome is None:
-            self._outcome = outcome(self._cgroup, self._run_dir)
-        found = self._outcome or Outcome({})
-        if wanted is not Level.OFF and not found.failure and not is_possible(self._pins):
+        """Make the level count that is possible now; the first time on a kernel that takes a second or two.
+
+        Raises SidestepError, OSError.
+        """
+        asked_before = level_of(self._tables).wanted
+        found = Outcome({}) if wanted is Level.OFF else self._known()
+        before = level_of(self._tables)
+        if before.wanted is not asked_before:  # by an operator, while the self-test was running
+            wanted = before.wanted
+        if wanted is not Level.OFF and found.is_good and not is_possible(self._pins):
             found = Outcome({}, "the kernel refused the program when it was attached")
-        before, node = level_of(self._tables), judge(wanted, found, list(other_owners()))
+        node = judge(wanted, found, list(other_owners(self._pins)), before.level)
         if node != before:
             set_level(self._tables, node)
         return node
+
+    def _known(self) -> Outcome:
+        """What the self-test has found, here or in another process. What failed is tried again, ever more seldom."""
+        if self._outcome and not self._outcome.is_good:
+            self._outcome = kept_outcome(self._run_dir) or self._outcome
+        if self._outcome and (self._outcome.is_good or time.monotonic() < self._again_at):
+            return self._outcome
+        self._outcome = outcome(self._cgroup, self._run_dir)
+        self._again_at = time.monotonic() + self._pause
+        if not self._outcome.postponed:
+            self._pause = min(2 * self._pause, _RETRY_SECONDS_LIMIT)
+        return self._outcome
 
     @contextmanager
     def running(self, wanted: Level) -> Iterator[None]:
@@ -83,11 +111,12 @@ class Acceleration:
         while not self._stopping.is_set():
             try:
                 node = self.settle(wanted)
-            except SidestepError as error:
+            except (SidestepError, OSError) as error:  # what is missing now may be there the next time
                 log.error("acceleration.failed", error=str(error))
             else:
                 if node != told:
                     log.info("acceleration.settled", at=str(node.level), wanted=str(node.wanted), reason=node.reason)
                 told = node
             self._stopping.wait(_LOOK_SECONDS if told and told.level == told.wanted else _LOOK_AGAIN_SECONDS)
-            wanted = level_of(self._tables).wanted  # somebody may have changed it meanwhile
+            with suppress(SidestepError, OSError):
+                wanted = level_of(self._tables).wanted if told else wanted  # somebody may have changed it meanwhile

@@ -2,6 +2,7 @@
 
 import selectors
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,8 @@ from installer.scratch import Scratch
 _DESTINATION = ("198.51.100.1", 80)
 # how long anything may take that happens at once where nothing is wrong
 SECONDS = 1.0
+# for a thread to go to sleep; one that does not make it is only not what was to be tried
+_MOMENT = 0.002
 
 
 class CheckFailed(Exception):
@@ -33,6 +36,16 @@ class Pair:
 
     client: socket.socket
     server: socket.socket
+
+    @contextmanager
+    def sending_later(self, message: bytes) -> Iterator[None]:
+        """Have the client send from another thread, in a moment: when this one has gone to sleep."""
+        sender = threading.Timer(_MOMENT, self.client.sendall, (message,))
+        sender.start()
+        try:
+            yield
+        finally:
+            sender.join()
 
 
 class Bench:

@@ -5,9 +5,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -20,34 +21,51 @@ from installer.scratch import scratch_cgroup, scratch_places
 
 log = structlog.get_logger("acceleration")
 
-_CHILD_SECONDS = 30
+_CHILD_SECONDS = 60  # where others need the processors
 _FILE = "selftest.json"  # in the run directory, which like a kernel lasts until a reboot
+_SOCKETS, _MARKS = Path("/proc/net/sockstat"), Path("/proc/sys/net/ipv4/tcp_mem")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the checks have found: name → what is wrong, empty when nothing is. `failure` is why there are none."""
+    """What the checks have found: name → what is wrong, empty when nothing is.
+
+    `failure` is why there are none. `postponed` is what the machine lacks now for the checks to say anything.
+    """
 
     problems: Mapping[str, str]
     failure: str = ""
+    postponed: str = ""
+    seconds: float = 0.0  # that they took, start and compiler included
 
     @property
     def unsafe(self) -> bool:
         """Whether a check has failed that some level needs."""
         return any(self.problems.get(check.name) for check in CHECKS if check.needed is not Level.OFF)
 
+    @property
+    def is_good(self) -> bool:
+        """Whether it says all, and nothing that another try could."""
+        return not (self.failure or self.postponed or self.unsafe)
+
+
+def kept_outcome(run_dir: Path) -> Outcome | None:
+    """What an earlier start or another process has found about this kernel and these programs."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads((run_dir / _FILE).read_text())
+        if found["identity"] == _identity():
+            return Outcome(found["problems"], seconds=found["seconds"])
+    return None
+
 
 def outcome(cgroup: Path, run_dir: Path) -> Outcome:
     """What there is to know of this kernel, from an earlier start if possible. `cgroup` is the attach point."""
-    kept = run_dir / _FILE
-    identity = _identity()
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(kept.read_text())
-        if found["identity"] == identity:
-            return Outcome(found["problems"])
+    if kept := kept_outcome(run_dir):
+        return kept
     tried = try_kernel(cgroup)
-    if not tried.failure and not tried.unsafe:  # what has failed once is tried again at the next start
-        _keep(kept, {"identity": identity, "problems": dict(tried.problems)})
+    if tried.is_good:  # what has failed once is tried again
+        found = {"identity": _identity(), "problems": dict(tried.problems), "seconds": tried.seconds}
+        _keep(run_dir / _FILE, found)
     return tried
 
 
@@ -61,12 +79,28 @@ def _identity() -> str:
 
 def try_kernel(cgroup: Path) -> Outcome:
     """The same, whatever is kept, and without keeping it."""
+    lack, started = memory_shortage(), time.monotonic()
+    if lack:
+        return Outcome({}, postponed=lack)
     tried = Outcome({}, "there is no cgroup to try it in")
     for place in scratch_places(cgroup):
         tried = _try(place)
         if not tried.failure:
             break
-    return tried
+    lack = memory_shortage()
+    if lack and not tried.is_good:
+        return Outcome({}, postponed=lack)
+    return replace(tried, seconds=round(time.monotonic() - started, 3))
+
+
+def memory_shortage() -> str:
+    """Why nothing is redirected now by anybody (message.c, is_memory_short); empty when that is not so."""
+    try:
+        line = next(line for line in _SOCKETS.read_text().splitlines() if line.startswith("TCP:"))
+        used, first = int(line.split()[-1]), int(_MARKS.read_text().split()[0])  # pages of the whole machine
+    except (OSError, ValueError, StopIteration):
+        return ""
+    return f"TCP on this machine holds {used} pages, net.ipv4.tcp_mem allows {first} at ease" if used >= first else ""
 
 
 def _try(cgroup: Path) -> Outcome:
@@ -77,12 +111,15 @@ def _try(cgroup: Path) -> Outcome:
             child = subprocess.run(argv, cwd=root, capture_output=True, text=True, timeout=_CHILD_SECONDS)
     except subprocess.TimeoutExpired:
         return Outcome({}, f"the self-test did not end within {_CHILD_SECONDS} s")
-    except SidestepError as error:
+    except (SidestepError, OSError) as error:
         return Outcome({}, f"the self-test could not be run: {error}")
     if child.returncode != 0:
         said = " ".join(child.stderr.strip().splitlines()[-1:])
         return Outcome({}, said or f"the self-test ended with status {child.returncode}")
-    return Outcome(json.loads(child.stdout))
+    try:
+        return Outcome(json.loads(child.stdout))
+    except ValueError:
+        return Outcome({}, f"the self-test said {child.stdout[:80]!r}")
 
 
 def _keep(path: Path, document: Mapping[str, object]) -> None:

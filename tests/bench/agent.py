@@ -1,7 +1,8 @@
 """`make bench-agent`: from starting the agent's process to its socket answering.
 
 Cold: nothing is pinned. Warm: same sources, everything pinned. Swap: the sources have changed. Interpreter start and
-imports are counted. Beside them the time `sidestep attach` itself takes, whole process.
+imports are counted. Beside them the time `sidestep attach` itself takes, whole process, and the self-test that decides
+about acceleration, which nobody waits for.
 """
 
 import shutil
@@ -17,6 +18,7 @@ import click
 
 from bpf.attachment import detach
 from bpf.pins import Pins
+from installer.acceleration.selftest import try_kernel
 from tests.lab.node import REPOSITORY, Node
 
 ROUNDS = 7
@@ -70,6 +72,7 @@ def bench() -> None:
         agent.terminate()
         measure("sidestep attach, cold", forget, attach)
         measure("sidestep attach, warm", lambda: None, attach)
+        measure("self-test of acceleration", lambda: None, lambda: try_kernel(node.kubepods))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Levels of acceleration, for tests that hold at each."""
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from bpf.layout import LEVELS, Cookie
 from bpf.pins import Descriptor, Pins
 from bpf.tables import Tables
 from cni.sandbox import own_cookie, visit
+from installer.acceleration.selftest import memory_shortage
 from tests.lab.node import REPOSITORY, Node
 from tests.lab.pod import Pod
 from tests.lab.waiting import wait_until
@@ -28,11 +30,34 @@ def set_level(node: Node, level: str) -> None:
 
 
 def start_agent(node: Node, level: str, source: Path = REPOSITORY) -> None:
-    """Start an agent that is to bring the node to a level, and wait until it has."""
+    """Start an agent that is to bring the node to a level, and wait until it says that it has."""
+    logged = node.agent.log.stat().st_size if node.agent.log.exists() else 0
     node.agent.options = ["--acceleration", level]
     node.agent.start(source)
+    wait_for_level(node, level, logged)
+
+
+def wait_for_level(node: Node, level: str, logged: int = 0) -> None:
+    """Until the agent has settled it, which it says after the first `logged` bytes of its log.
+
+    A machine that is busy may need several self-tests. Raises TimeoutError with what counts instead, and why.
+    """
+
+    def is_settled() -> bool:
+        said = re.findall(r"acceleration\.settled .*?\bat=(\w+)", node.agent.log.read_text()[logged:])
+        return bool(said) and said[-1] == level
+
+    try:
+        wait_until(is_settled, f"level {level}", 90)
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}: {state(node)}; see {node.agent.log}") from None
+
+
+def state(node: Node) -> str:
+    """The level that counts, and why."""
     with Tables(Pins(node.bpffs)) as tables:
-        wait_until(lambda: level_of(tables).level == LEVELS[level], f"level {level}; see {node.agent.log}", 20)
+        found = level_of(tables)
+    return f"level {found.level} of {found.wanted} ({found.reason}); {memory_shortage() or 'TCP has memory'}"
 
 
 def redirected_bytes(pod: Pod) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.lab.machine import acceleration_needed
 from tests.lab.node import Node
 from tests.lab.pod import Pod
 
@@ -32,7 +33,7 @@ def accelerated_mesh() -> Iterator[Mesh]:
     """Likewise, with pods that allow every level of acceleration; the node's is off and the tests' to set."""
     node = Node()
     node.agent.options = ["--acceleration", "off"]
-    with node:
+    with acceleration_needed(), node:
         allowed = {"sidestep.io/acceleration": "full"}
         alpha, beta = (node.pod(name, annotations=allowed) for name in ("alpha", "beta"))
         yield Mesh(node, alpha, beta, node.pod("gamma", mesh=False))

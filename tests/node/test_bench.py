@@ -30,7 +30,11 @@ def test_a_quick_run_writes_figures_page_and_plots(tmp_path: Path) -> None:
     assert seen == {(workload, scenario) for workload in WORKLOADS for scenario in SCENARIOS}
     assert all(each["figures"]["requests"] > 0 and each["figures"]["errors"] == 0 for each in run["samples"])
     assert all(each["spent"]["pods"] > 0 for each in run["samples"])
-    assert run["traffic"]["full"]["redirected"] > 0
+    messages = {(each["workload"], each["scenario"]): each["messages"] for each in run["samples"]}
+    redirected = [messages[workload, "full"]["redirected"] for workload in WORKLOADS]
+    assert min(redirected) > 0 and sum(redirected) <= run["traffic"]["full"]["redirected"]
+    assert not any(messages[workload, "unix"] for workload in WORKLOADS)
+    assert "| gRPC-like ping-pong, HTTP | full | " in (tmp_path / "mesh.md").read_text()
     plots = {"mesh-rate.svg", "mesh-p50.svg", "mesh-p99.svg", "mesh-cpu.svg", "mesh-pods-cpu.svg"}
     assert {each.name for each in tmp_path.iterdir()} == {"mesh.json", "mesh.md", *plots}
 

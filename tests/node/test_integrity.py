@@ -38,9 +38,11 @@ def test_streams_arrive_to_the_byte(fast_mesh: Mesh, level: str) -> None:
 
 
 def test_streams_arrive_to_the_byte_while_the_level_changes(fast_mesh: Mesh) -> None:
+    before = redirected_bytes(fast_mesh.alpha)
     with changing(fast_mesh.node) as seen:
         assert_all_arrives(fast_mesh, fast_mesh.beta.ip4, Load(seconds=3, seed=3))
     assert len(seen) > 10
+    assert redirected_bytes(fast_mesh.alpha) - before > 1_000_000
 
 
 def relayed(spoil: Callable[[bytearray], bytes]) -> str:

@@ -4,28 +4,28 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.lab.levels import redirected_bytes, start_agent
+from tests.lab.levels import redirected_bytes, start_agent, state
 from tests.lab.node import REPOSITORY
 from tests.lab.traffic.program import Load, calling, serving
 from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh, accelerated_mesh
 
 # Some are there before, meanwhile and after; others are made all the time, so that some are being made at every moment.
-# With pauses, as agents need the processor too.
-LONG = Load(seconds=60, parallel=6, mean=2_000_000, pause=10_000, seed=5)
-SHORT = Load(seconds=60, parallel=2, mean=2_000, pause=1000, seed=6)
+# With pauses, as agents need the processor too; until they are told to stop, which is before these seconds are over.
+LONG = Load(seconds=1200, parallel=6, mean=2_000_000, pause=10_000, seed=5)
+SHORT = Load(seconds=1200, parallel=2, mean=2_000, pause=1000, seed=6)
 LEVEL = "full"  # every connection on the way is redirected, so what holds here does at proxy
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def full_mesh(fast_mesh: Mesh) -> Mesh:
-    """Brought to its level by its agent."""
+    """Brought to its level by an agent of this source tree, whatever the test before has left."""
     fast_mesh.node.agent.terminate()
     start_agent(fast_mesh.node, LEVEL)
     return fast_mesh
@@ -53,8 +53,15 @@ def streaming(mesh: Mesh) -> Iterator[None]:
 def assert_redirecting(mesh: Mesh) -> None:
     """Now, not only before."""
     before = redirected_bytes(mesh.alpha)
-    # nothing is while another test keeps TCP short of memory
-    wait_until(lambda: redirected_bytes(mesh.alpha) > before, "data to be redirected", 60)
+    wait_for(mesh, lambda: redirected_bytes(mesh.alpha) > before, "data to be redirected")
+
+
+def wait_for(mesh: Mesh, condition: Callable[[], bool], what: str) -> None:
+    """Raises TimeoutError with the level, and why it is that."""
+    try:
+        wait_until(condition, what, 60)
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}: {state(mesh.node)}") from None
 
 
 def changed_sources(directory: Path) -> Path:
@@ -90,8 +97,7 @@ def test_lowering_and_raising_the_level_loses_nothing(full_mesh: Mesh) -> None:
         for wanted in ("off", "proxy", LEVEL):
             place = ("--cgroup", full_mesh.node.kubepods, "--cni-agent-run-dir", full_mesh.node.run_dir)
             command, said = ("accelerate", wanted, *place), f"acceleration: {wanted}"
-            # while another test keeps TCP short of memory, the self-test finds that nothing is redirected
-            wait_until(lambda: sidestep(full_mesh, *command).startswith(said), said, 60)  # noqa: B023
+            wait_for(full_mesh, lambda: sidestep(full_mesh, *command).startswith(said), said)  # noqa: B023
         assert_redirecting(full_mesh)
 
 

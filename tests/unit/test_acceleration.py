@@ -1,18 +1,26 @@
 """What level a node is at, from what was asked for, what the self-test found and who else has socket maps."""
 
 import ctypes
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from bpf import offsets
 from bpf.acceleration import NodeLevel
+from bpf.errors import SidestepError
 from bpf.layout import Level
 from bpf.offsets import NoOffsets
+from bpf.pins import Pins
+from bpf.tables import Tables
 from cni.annotations import policy_of
 from cni.errors import InvalidAnnotation
 from cni.pod import Pod
-from installer.acceleration import selftest
+from installer.acceleration import level, selftest
 from installer.acceleration.checks import CHECKS
 from installer.acceleration.level import judge
 from installer.acceleration.selftest import Outcome
@@ -22,8 +30,8 @@ OTHER = ["their_verdict on map theirs (id 7)"]
 
 
 def test_where_nothing_is_wrong_the_wanted_level_counts() -> None:
-    for level in Level:
-        assert judge(level, Outcome(GOOD), []) == NodeLevel(level, level, "")
+    for each in Level:
+        assert judge(each, Outcome(GOOD), []) == NodeLevel(each, each, "")
 
 
 @pytest.mark.parametrize("check", [check.name for check in CHECKS if check.needed is Level.PROXY])
@@ -61,6 +69,15 @@ def test_no_outcome_no_acceleration() -> None:
     assert judge(Level.OFF, Outcome({}, "no BTF"), OTHER) == NodeLevel(Level.OFF, Level.OFF, "")
 
 
+def test_what_could_not_be_tried_yet_leaves_the_level_as_it_was() -> None:
+    found = Outcome({}, postponed="no memory")
+    assert judge(Level.FULL, found, []) == NodeLevel(Level.FULL, Level.OFF, "not tried yet: no memory")
+    reason = "not tried yet: no memory"
+    assert judge(Level.FULL, found, [], Level.PROXY) == NodeLevel(Level.FULL, Level.PROXY, reason)
+    assert judge(Level.PROXY, found, [], Level.FULL) == NodeLevel(Level.PROXY, Level.PROXY, "")
+    assert judge(Level.FULL, found, OTHER, Level.FULL).level is Level.OFF
+
+
 def test_the_outcome_is_kept_for_this_kernel_and_these_programs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +99,14 @@ def test_the_outcome_is_kept_for_this_kernel_and_these_programs(
     assert len(tried) == 3
 
 
-@pytest.mark.parametrize("found", [Outcome({}, "no memory"), Outcome(GOOD | {"reset": "nothing instead of a reset"})])
+@pytest.mark.parametrize(
+    "found",
+    [
+        Outcome({}, "no cgroup"),
+        Outcome({}, postponed="no memory"),
+        Outcome(GOOD | {"reset": "nothing instead of a reset"}),
+    ],
+)
 def test_a_failure_is_not_kept(found: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "try_kernel", lambda _: found)
     assert selftest.outcome(Path("/cgroup"), tmp_path) == found
@@ -96,10 +120,147 @@ def test_a_difference_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (tmp_path / "selftest.json").exists()
 
 
+def test_a_machine_short_of_memory_for_sockets_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Path] = []
+
+    def failing(place: Path) -> Outcome:
+        tried.append(place)
+        (tmp_path / "sockstat").write_text(sockets.replace("99", str(after)))
+        return Outcome(GOOD | {"reset": "nothing was redirected"})
+
+    sockets = "sockets: used 64\nTCP: inuse 1 orphan 0 tw 0 alloc 67 mem 99\nUDP: inuse 0 mem 500\n"
+    monkeypatch.setattr(selftest, "_SOCKETS", tmp_path / "sockstat")
+    monkeypatch.setattr(selftest, "_MARKS", tmp_path / "tcp_mem")
+    monkeypatch.setattr(selftest, "_try", failing)
+    (tmp_path / "sockstat").write_text(sockets)
+    (tmp_path / "tcp_mem").write_text("99\t200\t300\n")
+    said = "TCP on this machine holds 99 pages, net.ipv4.tcp_mem allows 99 at ease"
+    assert selftest.try_kernel(tmp_path) == Outcome({}, postponed=said)
+    assert not tried
+    (tmp_path / "tcp_mem").write_text("100\t200\t300\n")
+    after = 99
+    assert selftest.try_kernel(tmp_path).unsafe
+    after = 100  # it became short meanwhile
+    assert selftest.try_kernel(tmp_path).postponed.startswith("TCP on this machine holds 100 pages")
+
+
+class Clock:
+    """Stands in for the module time."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@dataclass
+class Kernel:
+    """What a keeper sees of it: outcomes in their order, the last one for ever; and the node's level."""
+
+    outcomes: list[Outcome]
+    node: NodeLevel = field(default_factory=lambda: NodeLevel(Level.OFF, Level.OFF, ""))
+    tried: int = 0
+    meanwhile: Callable[[], object] = lambda: None
+
+    def outcome(self, *_: Path) -> Outcome:
+        self.meanwhile()
+        self.tried += 1
+        return self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
+
+    def set_level(self, _: object, node: NodeLevel) -> None:
+        self.node = node
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(level, "time", clock)
+    return clock
+
+
+def keeper(kernel: Kernel, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> level.Acceleration:
+    monkeypatch.setattr(level, "outcome", kernel.outcome)
+    monkeypatch.setattr(level, "level_of", lambda _: kernel.node)
+    monkeypatch.setattr(level, "set_level", kernel.set_level)
+    monkeypatch.setattr(level, "other_owners", lambda _: iter(()))
+    monkeypatch.setattr(level, "is_possible", lambda _: True)
+    return level.Acceleration(cast(Pins, None), cast(Tables, None), Path("/cgroup"), run_dir)
+
+
+BAD = Outcome(GOOD | {"reset": "nothing was redirected"})
+
+
+def test_what_has_failed_is_tried_again_ever_more_seldom(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel([BAD])
+    kept = keeper(kernel, tmp_path, monkeypatch)
+    times = []
+    for _ in range(6000):
+        before = kernel.tried
+        assert kept.settle(Level.PROXY).level is Level.OFF
+        if kernel.tried > before:
+            times.append(clock.now)
+        clock.now += 1
+    assert [later - earlier for earlier, later in pairwise(times)][:4] == [10, 20, 40, 80]
+    assert max(later - earlier for earlier, later in pairwise(times)) == 1800
+    kernel.outcomes = [Outcome(GOOD)]
+    clock.now += 1800
+    assert kept.settle(Level.PROXY).level is Level.PROXY
+
+
+def test_what_could_not_be_tried_is_tried_soon(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel([*[Outcome({}, postponed="no memory")] * 20, Outcome(GOOD)])
+    kept = keeper(kernel, tmp_path, monkeypatch)
+    for _ in range(20):
+        assert kept.settle(Level.FULL) == NodeLevel(Level.FULL, Level.OFF, "not tried yet: no memory")
+        clock.now += 10
+    assert kept.settle(Level.FULL).level is Level.FULL
+
+
+def test_what_a_command_has_found_counts_for_an_agent_whose_own_test_failed(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = keeper(Kernel([BAD]), tmp_path, monkeypatch)
+    assert agent.settle(Level.FULL).level is Level.OFF
+    monkeypatch.setattr(selftest, "try_kernel", lambda _: Outcome(GOOD))
+    assert selftest.outcome(Path("/cgroup"), tmp_path).is_good
+    assert agent.settle(Level.FULL) == NodeLevel(Level.FULL, Level.FULL, "")
+
+
+def test_what_is_asked_for_during_the_self_test_counts(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel([Outcome(GOOD)])
+    kernel.meanwhile = lambda: kernel.set_level(None, NodeLevel(Level.FULL, Level.FULL, ""))
+    assert keeper(kernel, tmp_path, monkeypatch).settle(Level.PROXY).wanted is Level.FULL
+
+
+def test_an_error_of_the_system_does_not_end_the_keeper(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, wanted = Kernel([Outcome(GOOD)]), threading.Event()
+    errors = [OSError("no file descriptors"), SidestepError("no map")]
+
+    def owners(_: object) -> Iterator[str]:
+        if errors:
+            raise errors.pop()
+        wanted.set()
+        return iter(())
+
+    kept = keeper(kernel, tmp_path, monkeypatch)
+    monkeypatch.setattr(level, "other_owners", owners)
+    monkeypatch.setattr(level, "_LOOK_AGAIN_SECONDS", 0.01)
+    with kept.running(Level.PROXY):
+        assert wanted.wait(20)
+    assert kernel.node.level is Level.PROXY
+
+
 def test_offsets_are_those_of_this_kernel() -> None:
     text = offsets.definitions() + offsets.definitions(offsets.TASKS)
     told = dict(line.removeprefix("#define ").split() for line in text.splitlines())
-    assert {"TCP_WRITE_SEQ", "TCP_SND_UNA", "TCP_COPIED_SEQ", "TCP_RCV_NXT", "SOCK_USER_DATA"} <= set(told)
+    assert {"TCP_WRITE_SEQ", "TCP_COPIED_SEQ", "SOCK_USER_DATA", "FILE_FLAGS"} <= set(told)
     assert all(int(at) > 0 for at in told.values())
 
 
@@ -135,8 +296,8 @@ def _pod(**annotations: str) -> Pod:
 
 def test_a_pod_is_at_level_proxy_unless_it_says_otherwise() -> None:
     assert policy_of(_pod()).acceleration is Level.PROXY
-    for level in Level:
-        assert policy_of(_pod(**{"sidestep.io/acceleration": str(level)})).acceleration is level
+    for each in Level:
+        assert policy_of(_pod(**{"sidestep.io/acceleration": str(each)})).acceleration is each
 
 
 @pytest.mark.parametrize("value", ["", "Full", "on", "2"])

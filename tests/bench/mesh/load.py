@@ -1,7 +1,7 @@
 """Loading one pair with one workload, and what came of it."""
 
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.bench.mesh.cpu import Spent, spent
@@ -23,6 +23,7 @@ class Sample:
     scenario: str
     figures: Figures
     spent: Spent
+    messages: dict[str, int] = field(default_factory=dict)  # of both pods, by their fate; none without sidestep
 
 
 def load(pair: Pair, workload: Workload, seconds: int, number: int) -> Sample:
@@ -32,7 +33,7 @@ def load(pair: Pair, workload: Workload, seconds: int, number: int) -> Sample:
     (pair.files / "ping").write_bytes(b"x" * PING)
     (pair.files / "requests.log").unlink(missing_ok=True)
     cgroups = pair.client.cgroup, pair.server.cgroup
-    before = spent(cgroups)
+    before, counted = spent(cgroups), pair.traffic()
     process = pair.client.popen(
         _command(pair, workload, seconds),
         env=pair.environment(workload.service) if workload.generator is Generator.WRK else None,
@@ -48,7 +49,9 @@ def load(pair: Pair, workload: Workload, seconds: int, number: int) -> Sample:
         process.communicate()
         raise Unreadable(f"{workload.generator} in {pair.scenario.name} does not come to an end") from error
     after = spent(cgroups)
-    return Sample(number, workload.name, pair.scenario.name, _figures(pair, workload, output), after - before)
+    messages = {key: count - counted[key] for key, count in pair.traffic().items()}
+    figures = _figures(pair, workload, output)
+    return Sample(number, workload.name, pair.scenario.name, figures, after - before, messages)
 
 
 def _command(pair: Pair, workload: Workload, seconds: int) -> list[str | Path]:

@@ -9,6 +9,8 @@ from tests.bench.mesh.ratios import BASELINE, TITLES, Metric, Samples, Spread
 from tests.bench.mesh.results import Results
 from tests.bench.mesh.workloads import WORKLOADS, Generator
 
+_FATES = ("redirected", "undrained", "over_budget", "no_peer")  # fields of struct traffic
+
 NOTES = """\
 - Each cell is the median of the rounds, with the lowest and the highest in brackets. Ratios are made within a round:
   the pairs take turns at each workload, in an order that is drawn anew each time.
@@ -46,7 +48,14 @@ def page(results: Results) -> str:
     parts.append("### received by streams, MB/s\n")
     streams = [name for name in results.workloads if WORKLOADS[name].generator is Generator.IPERF3]
     parts.append(_by_workload(results, samples.received, form=_plain, workloads=streams))
-    parts += [_redirected(results), _wrong(results, samples), *_beside(results), "## How to read this\n", NOTES]
+    parts += [
+        _redirected(results),
+        _passed(results, samples),
+        _wrong(results, samples),
+        *_beside(results),
+        "## How to read this\n",
+        NOTES,
+    ]
     return "\n".join(parts)
 
 
@@ -113,6 +122,20 @@ def _redirected(results: Results) -> str:
     rows = [[name, *(f"{sums.get(key, 0):,}" for key in columns)] for name, sums in results.traffic.items()]
     head = ["level", *(key.replace("_", " ") for key in columns)]
     return "### messages of both pods, whole run\n\n" + (table(head, rows) if rows else "None.\n")
+
+
+def _passed(results: Results, samples: Samples) -> str:
+    """Of each workload's messages on accelerated connections, those that were redirected, and why others were not."""
+    rows = []
+    for workload in results.workloads:
+        for scenario in results.scenarios:
+            sums = samples.messages(workload, scenario)
+            whole = sum(sums.get(key, 0) for key in _FATES)
+            if whole:
+                shares = (f"{100 * sums.get(key, 0) / whole:.1f}" for key in _FATES)
+                rows.append([WORKLOADS[workload].title, scenario, f"{whole:,}", *shares])
+    head = ["workload", "level", "messages", *(key.replace("_", " ") + ", %" for key in _FATES)]
+    return "### messages of both pods, by workload\n\n" + (table(head, rows) if rows else "None.\n")
 
 
 def _beside(results: Results) -> list[str]:

@@ -105,6 +105,15 @@ class Samples:
         places = [self._by_place.get((workload, scenario, number)) for number in self.rounds]
         return spread(each.figures.received / each.figures.seconds / 1e6 for each in places if each)
 
+    def messages(self, workload: str, scenario: str) -> dict[str, int]:
+        """What became of messages in all rounds."""
+        sums: dict[str, int] = {}
+        for number in self.rounds:
+            sample = self._by_place.get((workload, scenario, number))
+            for key, count in sample.messages.items() if sample else ():
+                sums[key] = sums.get(key, 0) + count
+        return sums
+
     def _at(self, workload: str, scenario: str, number: int, metric: Metric) -> float | None:
         sample = self._by_place.get((workload, scenario, number))
         return value(sample, metric) if sample else None

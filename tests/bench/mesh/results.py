@@ -47,11 +47,13 @@ class Results:
 def read(path: Path) -> Results:
     """What write() has written."""
     text = json.loads(path.read_text())
-    samples = [
-        Sample(each["round"], each["workload"], each["scenario"], Figures(**each["figures"]), Spent(**each["spent"]))
-        for each in text.pop("samples")
-    ]
-    return Results(**text, samples=samples)
+    return Results(**text | {"samples": [_sample(each) for each in text["samples"]]})
+
+
+def _sample(each: dict[str, Any]) -> Sample:
+    figures, spent = Figures(**each["figures"]), Spent(**each["spent"])
+    # runs before messages were counted for each sample have none
+    return Sample(each["round"], each["workload"], each["scenario"], figures, spent, each.get("messages", {}))
 
 
 def machine() -> dict[str, str]:

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from bpf.acceleration import level_of
 from bpf.attachment import detach
 from bpf.layout import Level
 from bpf.pins import Pins
-from bpf.tables import Tables
 from cni.annotations import ACCELERATION
 from installer.inspect.status.document import status_of
 from tests.bench.mesh.proxies import SERVICES, ChainedEnvoy, InterceptingEnvoy, loopback, pipe
@@ -25,9 +23,10 @@ from tests.bench.mesh.servers import Servers
 from tests.conformance.configs import Config
 from tests.conformance.world import by_iptables
 from tests.lab.envoy import Envoy
+from tests.lab.levels import wait_for_level
+from tests.lab.machine import acceleration_needed
 from tests.lab.node import Node
 from tests.lab.pod import Pod
-from tests.lab.waiting import wait_until
 
 FILES = 20_000  # open files of a process: thousands of idle connections through one Envoy
 _SOURCE = Path(__file__).with_name("unixway.c")
@@ -103,7 +102,7 @@ class Pair:
 def pairs(scenarios: Sequence[Scenario]) -> Iterator[dict[str, Pair]]:
     """All of them at once, by name; idle ones cost nothing. Taken down on leaving."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
-    with ExitStack() as stack:
+    with acceleration_needed(), ExitStack() as stack:
         yield {each.name: _pair(stack, each) for each in scenarios}
 
 
@@ -140,21 +139,8 @@ def _node(scenario: Scenario) -> Iterator[Node]:
             node.agent.terminate()
             detach(Pins(node.bpffs))
         if scenario.level is not None:
-            _settle(node, scenario.level)
+            wait_for_level(node, str(scenario.level))
         yield node
-
-
-def _settle(node: Node, level: Level) -> None:
-    """Wait until the agent's self-test is over. Raises RuntimeError where this kernel does not allow the level."""
-    with Tables(Pins(node.bpffs)) as tables:
-
-        def is_settled() -> bool:
-            found = level_of(tables)
-            if found.wanted is level and found.level is not level:
-                raise RuntimeError(f"this kernel does not allow level {level}: {found.reason}")
-            return found.level is level
-
-        wait_until(is_settled, f"level {level}; see {node.agent.log}", 60)
 
 
 def _pod(stack: ExitStack, node: Node, scenario: Scenario, name: str) -> Pod:

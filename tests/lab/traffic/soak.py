@@ -38,8 +38,13 @@ def soak(total: float, seconds: int, seed: int, parallel: int, mean: int, pause:
         redirected = redirected_bytes(alpha) + redirected_bytes(beta)
     if (asked.sent, asked.received, asked.finished) != (answered.received, answered.sent, answered.finished):
         sys.exit(f"soak: the ends disagree: {asked} {answered}")
+    moved = asked.sent + asked.received
+    if moved < total:
+        sys.exit(f"soak: {moved} of {total:.0f} bytes in {seconds} s, each in its place: too few to say so")
+    if not redirected:
+        sys.exit(f"soak: nothing was redirected of {moved} bytes")
     click.echo(
-        f"soak: {asked.finished} connections, {asked.sent + asked.received} bytes in {asked.seconds:.0f} s, each in its"
+        f"soak: {asked.finished} connections, {moved} bytes in {asked.seconds:.0f} s, each in its"
         f" place; {redirected} bytes were redirected in the three hops; the level was changed {len(levels)} times;"
         f" {asked.again + answered.again} blocking calls came back with EAGAIN"
     )

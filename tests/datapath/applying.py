@@ -1,0 +1,234 @@
+"""What an application notices of its connection with its own proxy: run as `-m tests.datapath.applying CGROUP`.
+
+Prints what each case has seen over plain TCP and at level full. Both ends are this process, `proxy` the accepting one.
+"""
+
+import errno
+import json
+import os
+import select
+import socket
+import struct
+import sys
+import termios
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from fcntl import ioctl
+from pathlib import Path
+
+from bpf.layout import Level
+from cni.annotations import CapturePolicy
+from installer.acceleration.pairs import Bench, Pair, end_of, receive
+from installer.scratch import scratch_node
+
+MESSAGE = bytes(range(250)) * 4
+SO_ZEROCOPY, MSG_ZEROCOPY, MSG_ERRQUEUE = 60, 0x4000000, 0x2000
+BYTES_RECEIVED = 128  # offset of tcpi_bytes_received in struct tcp_info (uapi/linux/tcp.h)
+WHOLE = bytes(range(256)) * 256
+
+
+def low_water(application: socket.socket, proxy: socket.socket) -> object:
+    """Whether less than SO_RCVLOWAT wakes poll()."""
+    application.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1000)
+    proxy.sendall(b"0123456789")
+    return bool(_poll(application))
+
+
+def wait_all(application: socket.socket, proxy: socket.socket) -> object:
+    """How much of 1000 bytes a blocking recv() with MSG_WAITALL gets, when 10 are there and 990 come later."""
+    proxy.sendall(MESSAGE[:10])
+    _poll(application)
+    application.settimeout(None)
+    later = threading.Timer(0.2, proxy.sendall, (MESSAGE[10:],))
+    later.start()
+    got = application.recv(1000, socket.MSG_WAITALL)
+    later.join()
+    return len(got)
+
+
+def zero_copy(application: socket.socket, proxy: socket.socket) -> object:
+    """Whether the notification of MSG_ZEROCOPY comes after the data have."""
+    proxy.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
+    proxy.send(MESSAGE, MSG_ZEROCOPY)
+    assert receive(application, len(MESSAGE)) == MESSAGE
+    return bool(_poll(proxy, 0, 200))
+
+
+def tcp_info(application: socket.socket, proxy: socket.socket) -> object:
+    """What of 1000 bytes TCP_INFO says has been received."""
+    proxy.sendall(MESSAGE)
+    receive(application, 1000)
+    told = application.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    return struct.unpack_from("Q", told, BYTES_RECEIVED)[0]
+
+
+def unsent(application: socket.socket, proxy: socket.socket) -> object:
+    """Whether SIOCOUTQ counts what the application has not acknowledged, its proxy having sent all that goes."""
+    proxy.setblocking(False)
+    with suppress(BlockingIOError):
+        for _ in range(6):
+            proxy.send(bytes(64 << 10))
+    (waiting,) = struct.unpack("i", ioctl(proxy, termios.TIOCOUTQ, bytes(4)))
+    return waiting > 0
+
+
+def close_unread(application: socket.socket, proxy: socket.socket) -> object:
+    """How the proxy sees the end of an application that has not read all."""
+    proxy.sendall(MESSAGE)
+    _poll(application)
+    application.close()
+    return end_of(proxy)
+
+
+def spliced(application: socket.socket, proxy: socket.socket) -> object:
+    """What splice() gets of data that poll() reports."""
+    reading, writing = os.pipe()
+    proxy.sendall(MESSAGE)
+    assert _poll(application)
+    application.setblocking(False)
+    try:
+        return os.splice(application.fileno(), writing, 1000)
+    except BlockingIOError:
+        return "EAGAIN"
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def urgent(application: socket.socket, proxy: socket.socket) -> object:
+    """Whether an urgent byte is kept out of the stream."""
+    proxy.sendall(b"a")
+    proxy.send(b"!", socket.MSG_OOB)
+    proxy.sendall(b"z")
+    got = b""
+    while not got.endswith(b"z"):
+        got += receive(application, 1)
+    return got.decode()
+
+
+def reset(application: socket.socket, proxy: socket.socket) -> object:
+    """What a blocking recv() says when the connection is reset, and what the next one says."""
+    proxy.sendall(b"x")
+    receive(application, 1)
+    application.settimeout(None)
+    proxy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    threading.Timer(0.2, proxy.close).start()
+    said = []
+    for _ in range(2):
+        try:
+            said.append(repr(application.recv(1)))
+        except OSError as error:
+            said.append(errno.errorcode[error.errno or 0])
+    return said
+
+
+CASES = (reset, low_water, wait_all, zero_copy, tcp_info, unsent, close_unread, spliced, urgent)
+
+
+def _poll(sock: socket.socket, events: int = select.POLLIN, milliseconds: int = 200) -> object:
+    poll = select.poll()
+    poll.register(sock, events)
+    return poll.poll(milliseconds)
+
+
+def seen(bench: Bench, case: Callable[[socket.socket, socket.socket], object], level: Level) -> object:
+    """What a case sees, all of its messages going one way."""
+    bench.set_level(level)
+    with bench.pair() as pair:
+        before = bench.traffic()
+        found = case(pair.client, pair.server)
+        after = bench.traffic()
+    if level is Level.FULL:
+        assert after.redirected > before.redirected, case.__name__
+        assert (after.undrained, after.no_peer) == (before.undrained, before.no_peer), case.__name__
+    else:
+        assert after.redirected == before.redirected, case.__name__
+    return found
+
+
+def asleep_in_tcp(bench: Bench, events: str) -> dict[str, object]:
+    """What a reader gets that TCP has put to sleep with its first bytes, and how many messages were redirected then."""
+    bench.set_level(Level.FULL)
+    with bench.pair() as pair:
+        bench.set_level(Level.OFF)
+        got: list[bytes] = []
+        if events == "low water":
+            pair.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 60_000)
+        pair.client.settimeout(None)
+        flags = socket.MSG_WAITALL if events == "wait for all" else 0
+        reader = threading.Thread(target=_read_whole, args=(pair, flags, got), daemon=True)
+        reader.start()
+        pair.server.sendall(WHOLE[:100])
+        threading.Event().wait(0.3)  # for it to be asleep; if it is not yet, nothing can go wrong
+        bench.set_level(Level.FULL)
+        before = bench.traffic().redirected
+        for at in range(100, len(WHOLE), 5000):
+            pair.server.sendall(WHOLE[at : at + 5000])
+        reader.join(3)
+        redirected = bench.traffic().redirected - before
+        is_stuck = reader.is_alive()
+        with suppress(OSError):
+            pair.client.shutdown(socket.SHUT_RDWR)
+        reader.join()
+        return {"stuck": is_stuck, "whole": b"".join(got) == WHOLE, "redirected": redirected}
+
+
+def returning(bench: Bench) -> dict[str, object]:
+    """Of two readers that TCP has served before: what is redirected to one that blocks and to one that does not."""
+    found = {}
+    for name, timeout in (("blocking", None), ("not blocking", 1.0)):
+        bench.set_level(Level.FULL)
+        with bench.pair() as pair:
+            bench.set_level(Level.OFF)
+            pair.server.sendall(MESSAGE)
+            pair.client.settimeout(timeout)
+            receive(pair.client, len(MESSAGE))
+            bench.set_level(Level.FULL)
+            before = bench.traffic()
+            for _ in range(10):
+                pair.server.sendall(MESSAGE)
+                receive(pair.client, len(MESSAGE))
+            found[name] = bench.traffic().redirected - before.redirected
+    return dict(found)
+
+
+def queued(bench: Bench) -> dict[str, int]:
+    """What becomes of a body's small end while its proxy reads nothing, and then of a stream of small messages."""
+    found: dict[str, int] = {}
+    bench.set_level(Level.FULL)
+    with bench.pair() as pair:
+        for name, messages in (("tail", [bytes(20_000), bytes(20_000), b"end"]), ("stream", [b"small"] * 10)):
+            before = bench.traffic()
+            for each in messages:
+                pair.client.sendall(each)
+            after = bench.traffic()
+            found |= {f"{name} redirected": after.redirected - before.redirected}
+            found |= {f"{name} over budget": after.over_budget - before.over_budget}
+        receive(pair.server, 40_053)
+    return found
+
+
+def _read_whole(pair: Pair, flags: int, got: list[bytes]) -> None:
+    while sum(map(len, got)) < len(WHOLE):
+        chunk = pair.client.recv(len(WHOLE), flags)
+        if not chunk:
+            return
+        got.append(chunk)
+        pair.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)  # the rest may be less
+
+
+def _main(cgroup: Path) -> dict[str, object]:
+    with scratch_node(cgroup, CapturePolicy(acceleration=Level.FULL)) as scratch:
+        bench = Bench(scratch)
+        found: dict[str, object] = {
+            case.__name__: [seen(bench, case, level) for level in (Level.OFF, Level.FULL)] for case in CASES
+        }
+        found |= {events: asleep_in_tcp(bench, events) for events in ("wait for all", "low water")}
+        found["returning"] = returning(bench)
+        found["queued"] = queued(bench)
+    return found
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_main(Path(sys.argv[1]))))
