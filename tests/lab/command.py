@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tests.lab import invocation
 from tests.lab.node import REPOSITORY, Node
 
 
-def sidestep(node: Node, *argv: object, seconds: float = 30) -> "subprocess.CompletedProcess[str]":
+def sidestep(node: Node, *argv: object, seconds: float = 60) -> "subprocess.CompletedProcess[str]":
     """`sidestep …` with this node's pins."""
-    return subprocess.run(_argv(node, argv), cwd=REPOSITORY, capture_output=True, text=True, timeout=seconds)
+    command, *rest = argv
+    return invocation.sidestep(command, "--bpffs", node.bpffs, *rest, seconds=seconds)
 
 
 def sidestep_json(node: Node, *argv: object) -> Any:
@@ -25,7 +27,8 @@ def sidestep_json(node: Node, *argv: object) -> Any:
 @contextmanager
 def tracing(node: Node, *argv: object) -> Iterator["subprocess.Popen[str]"]:
     """`sidestep trace … --follow` that is under way when it is yielded; interrupted at the end, if it still runs."""
-    command = _argv(node, ("trace", *argv, "--follow"))
+    options = map(str, ("--bpffs", node.bpffs, *argv, "--follow"))
+    command = [sys.executable, "-m", "installer", "trace", *options]
     with subprocess.Popen(
         command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -35,8 +38,3 @@ def tracing(node: Node, *argv: object) -> Iterator["subprocess.Popen[str]"]:
             yield process
         finally:
             process.kill()
-
-
-def _argv(node: Node, argv: tuple[object, ...]) -> list[str]:
-    command, *rest = map(str, argv)
-    return [sys.executable, "-m", "installer", command, "--bpffs", str(node.bpffs), *rest]

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,15 +17,19 @@ OUTBOUND, INBOUND = "sidestep.io/deny-outbound-ports", "sidestep.io/deny-inbound
 # Keeps one connection to the other application open and says what becomes of it.
 HELD = """
 import socket, sys
-s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+own = ("", int(sys.argv[3])) if len(sys.argv) > 3 else None
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])), source_address=own)
 s.sendall(b"GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
 s.recv(1 << 16)
 print("ready", flush=True)
 try:
     print("data" if s.recv(1) else "end", flush=True)
-except OSError as error:
-    print(error.strerror, flush=True)
+except (ConnectionResetError, ConnectionAbortedError):
+    print("reset", flush=True)
 """
+
+
+EPHEMERAL, DATABASE = 40000, 5432
 
 
 @pytest.fixture
@@ -40,6 +46,15 @@ def annotate(pod: Pod, **annotations: str) -> None:
     (pod.node.pods_dir / f"{pod.name}.yaml").write_text(yaml.safe_dump(pod.manifest()))
 
 
+def hold(client: Pod, server: Pod, own_port: int | None = None) -> Any:
+    """A process of the client that holds a connection."""
+    more = () if own_port is None else (str(own_port),)
+    argv = ["python3", "-I", "-S", "-c", HELD, str(server.ip4), str(APP_PORT), *more]
+    held = client.popen(argv, uid=0, stdout=-1, text=True)
+    assert held.stdout.readline() == "ready\n"
+    return held
+
+
 def test_an_annotation_that_changes_counts_for_a_running_pod(node: Node, pods: tuple[Pod, Pod]) -> None:
     alpha, beta = pods
     assert alpha.curl(beta.ip4).pod == "beta"
@@ -51,6 +66,7 @@ def test_an_annotation_that_changes_counts_for_a_running_pod(node: Node, pods: t
     annotate(alpha, outbound="")
     wait_until(lambda: alpha.curl(beta.ip4).pod == "beta", "the port to be allowed again", 5)
     assert sidestep(node, "deny").stdout == "no pod denies ports\n"
+    assert sidestep(node, "deny", "alpha").stdout == "alpha denies no ports\n"
 
 
 def test_a_denied_inbound_port_refuses_others_and_not_the_pod_itself(pods: tuple[Pod, Pod]) -> None:
@@ -74,15 +90,66 @@ def test_a_value_that_makes_no_sense_changes_nothing(node: Node, pods: tuple[Pod
 @pytest.mark.parametrize(("who", "direction"), [("alpha", "outbound"), ("beta", "inbound")])
 def test_kill_resets_what_is_older_than_the_denial(node: Node, pods: tuple[Pod, Pod], who: str, direction: str) -> None:
     alpha, beta = pods
-    held = alpha.popen(["python3", "-I", "-S", "-c", HELD, str(beta.ip4), str(APP_PORT)], stdout=-1, text=True)
-    assert held.stdout.readline() == "ready\n"
+    held = hold(alpha, beta)
     annotate(node.pods[who], **{direction: str(APP_PORT)})
     wait_until(lambda: alpha.curl(beta.ip4).pod is None, "the port to be denied", 5)
     assert held.poll() is None
     (denier,) = sidestep_json(node, "deny", who, "--kill")
     assert denier["killed"], denier
-    assert held.communicate(timeout=5)[0] != "data\n"
+    assert denier["problem"] == ""
+    assert held.communicate(timeout=30)[0] == "reset\n"
     assert sidestep_json(node, "deny", who, "--kill")[0]["killed"] == []
+
+
+def test_kill_leaves_alone_what_has_a_denied_port_at_its_clients_end(node: Node, pods: tuple[Pod, Pod]) -> None:
+    alpha, beta = pods
+    gamma = node.pod("gamma", mesh=False)
+    outgoing, incoming = hold(alpha, beta, own_port=EPHEMERAL), hold(gamma, beta, own_port=DATABASE)
+    annotate(alpha, inbound=str(EPHEMERAL))
+    annotate(beta, outbound=str(DATABASE))
+    wait_until(lambda: len(sidestep_json(node, "deny")) == 2, "the ports to be denied", 30)
+    killed = {each["pod"]: (each["killed"], each["problem"]) for each in sidestep_json(node, "deny", "--kill")}
+    assert killed == {"default/alpha": ([], ""), "default/beta": ([], "")}
+    for held in (outgoing, incoming):
+        assert held.poll() is None
+        held.kill()
+        held.communicate()
+    gamma.stop()
+
+
+def test_a_namespace_that_is_not_found_is_told_and_the_other_pods_get_theirs(
+    node: Node, pods: tuple[Pod, Pod], tmp_path: Path
+) -> None:
+    alpha, beta = pods
+    held = hold(alpha, beta)
+    for pod in pods:
+        annotate(pod, outbound=str(APP_PORT))
+    wait_until(lambda: len(sidestep_json(node, "deny")) == 2, "the ports to be denied", 30)
+    proc = tmp_path / "proc"  # in which alpha's process is, and nobody of beta
+    (proc / "self/ns").mkdir(parents=True)
+    (proc / "self/ns/net").symlink_to("/proc/self/ns/net")
+    (proc / str(held.pid)).symlink_to(f"/proc/{held.pid}")
+    done = sidestep(node, "deny", "--kill", "--proc", proc)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] in ("1 connection reset", "2 connections reset")  # the proxy's own may be gone
+    why = "network namespace not found; give a procfs of the node with --proc"
+    assert done.stderr == f"sidestep: not all of the denied connections are closed: default/beta: {why}\n"
+    assert held.communicate(timeout=30)[0] == "reset\n"
+
+
+def test_a_wrong_procfs_is_one_line(node: Node, pods: tuple[Pod, Pod]) -> None:
+    done = sidestep(node, "deny", "--kill", "--proc", "/never")
+    assert done.returncode == 1
+    assert done.stderr.startswith("sidestep: /never is no procfs of this node; give one with --proc: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_piped_a_row_is_one_line(node: Node, pods: tuple[Pod, Pod]) -> None:
+    ports = ",".join(map(str, range(60000, 60008)))
+    annotate(pods[0], outbound=ports)
+    wait_until(lambda: bool(sidestep_json(node, "deny")), "the ports to be denied", 30)
+    text = sidestep(node, "deny").stdout
+    assert any("default/alpha" in line and ports in line for line in text.splitlines()), text
 
 
 def test_an_unknown_pod_is_one_line(node: Node, pods: tuple[Pod, Pod]) -> None:
