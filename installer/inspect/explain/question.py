@@ -45,7 +45,7 @@ class Question:
 def answer(attachment: Attachment, node: Node, question: Question) -> dict[str, Any]:
     """The document that is printed. Raises SidestepError for what cannot be answered."""
     with ExitStack() as stack:
-        tables = stack.enter_context(Tables(attachment.pins))
+        tables = stack.enter_context(Tables(attachment.pins.look_only()))
         pod = find(attachment.pins, tables, question.pod)
         inside = stack.enter_context(looked_into(pod, node.proc))
         explainer = Explainer(pod, tables, inside.interfaces if inside else {})

@@ -29,7 +29,7 @@ def top(pins: Pins, seconds: float) -> None:
         raise NoTerminal("top needs a terminal; `sidestep report` and `sidestep status --output json` don't")
     console = Console()
     order = ORDERS[0]
-    with Tables(pins) as tables, _keys() as keys, suppress(KeyboardInterrupt):
+    with Tables(pins.look_only()) as tables, _keys() as keys, suppress(KeyboardInterrupt):
         before = take_sample(pins, tables)
         with Live(console=console, screen=True, auto_refresh=False) as live:
             pause = 0.2  # the first figures come soon
