@@ -123,9 +123,8 @@ class _Trial:
         with ExitStack() as stack:
             netns_fd, cgroup, ids = self._place(asked.source, stack)
             wanted = Dial(to, asked.port, asked.protocol, *ids, asked.source)
-            seen, action = self._told(pod, lambda: dial(wanted, netns_fd, cgroup))
-            if action:
-                return Happened(seen, frozenset((action,)))
+            if told := self._told(pod, lambda: dial(wanted, netns_fd, cgroup)):
+                return told
             # nothing is told of what passes uncounted, nor where somebody else traces or has rewritten the source
             seen, counted = self._counted(pod, _INBOUND, lambda: dial(wanted, netns_fd, cgroup))
         if len(counted) > 1:
@@ -144,21 +143,21 @@ class _Trial:
             raise CannotTry(f"{pod.identity}, which has {source}: its network namespace is not found; give --proc")
         return inside.netns_fd, self._cgroup(pod, "trusted"), (pod.entry.proxy_uid, pod.entry.proxy_gid)
 
-    def _told(self, pod: Enrolled, work: Callable[[], Seen]) -> tuple[Seen | None, Action | None]:
-        """What the programs say of just this connection; nothing where they do not, or somebody else listens."""
+    def _told(self, pod: Enrolled, work: Callable[[], Seen]) -> Happened | None:
+        """What the programs say of just this connection; None where they do not, or somebody else listens."""
         events: list[bytes] = []
         with ExitStack() as stack:
             try:
                 trace = stack.enter_context(Trace(self._pins, events.append, pod.cookie))
                 trace.poll(0)
             except (TraceBusy, KernelRefused):
-                return None, None
+                return None
             seen = work()
             trace.poll(_EVENT_SECONDS)
         for each in map(Event.from_buffer_copy, events):
             if each.kind == EventKind.INBOUND and (str(each.source.ip()), each.source_port) == seen.local:
-                return seen, _INBOUND.get(TOTALS[each.verdict])
-        return seen, None
+                return Happened(seen, frozenset((_INBOUND[TOTALS[each.verdict]],)))
+        return None
 
     def _counted(
         self, pod: Enrolled, actions: Mapping[tuple[str, str], Action], work: Callable[[], Seen]
