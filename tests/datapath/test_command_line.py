@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.datapath.conftest import scratch_pins
 from tests.lab.invocation import REPOSITORY, as_user, sidestep
@@ -22,6 +23,23 @@ def test_attach_twice_then_detach_twice() -> None:
         assert "removed" in sidestep("detach", "--bpffs", pins.bpffs).stdout
         again = sidestep("detach", "--bpffs", pins.bpffs)
         assert (again.returncode, again.stdout) == (0, "nothing was attached\n")
+
+
+def test_what_is_done_is_told_to_programs_too() -> None:
+    with scratch_pins() as (pins, cgroup):
+        at = ("--bpffs", pins.bpffs, "--cgroup", cgroup)
+
+        def told(command: str, *argv: object, output: str = "json") -> object:
+            done = sidestep(command, *argv, "--output", output)
+            assert (done.returncode, done.stderr) == (0, "")
+            return yaml.safe_load(done.stdout)
+
+        attached = {"outcome": "attached", "attach_point": str(cgroup), "pins": str(pins.root)}
+        assert told("attach", *at) == attached
+        assert told("attach", *at, output="yaml") == attached | {"outcome": "unchanged"}
+        assert told("accelerate", "off", *at) == {"level": "off", "wanted": "off", "reason": ""}
+        assert told("detach", "--bpffs", pins.bpffs) == {"was_attached": True, "pins": str(pins.top)}
+        assert told("detach", "--bpffs", pins.bpffs, output="yaml")["was_attached"] is False  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
