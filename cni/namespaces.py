@@ -11,11 +11,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from bpf.errors import SidestepError
+from bpf.kernel import capabilities
 from bpf.pins import Descriptor
 from cni.errors import SandboxInvalid
 from cni.sandbox import own_cookie, visit
 
 PROC = Path("/proc")
+# uapi/linux/capability.h: seeing other users' namespaces, and entering any
+_LOOKING = ((19, "CAP_SYS_PTRACE"), (21, "CAP_SYS_ADMIN"))
 
 # a process or mount that went away meanwhile, or one that is not ours to look into; not EMFILE and its like
 _NOT_THERE = (FileNotFoundError, ProcessLookupError, PermissionError, NotADirectoryError)
@@ -28,6 +31,14 @@ class NoProcfs(SidestepError):
 def require_procfs(proc: Path) -> None:
     """Raise NoProcfs unless processes and their namespaces are to be seen there."""
     _own_inode(proc)
+
+
+def why_absent(proc: Path) -> str:
+    """What is to be done about a namespace that is not found."""
+    effective = capabilities()
+    if missing := [name for bit, name in _LOOKING if not effective >> bit & 1]:
+        return f"network namespace not found without {' and '.join(missing)}; run as root with all capabilities"
+    return f"network namespace not found below {proc}; give a procfs of the node with --proc"
 
 
 @contextmanager

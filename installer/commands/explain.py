@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from installer.commands.output import output_option, show
-from installer.settings import Attachment, Node, take, take_one
+from installer.settings import PORT, Attachment, Node, take, take_one
 
 _NO_ID = 0xFFFFFFFF  # what the kernel takes for nobody
 
@@ -18,7 +18,7 @@ _NO_ID = 0xFFFFFFFF  # what the kernel takes for nobody
 @click.argument("pod")
 @click.argument("dest", required=False)
 @click.option("--inbound", metavar="FROM", help="Explain what arrives from this address instead.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port of the pod that it arrives on  [default: all]")
+@click.option("--port", type=PORT, help="Port of the pod that it arrives on  [default: all]")
 @click.option("--to", metavar="ADDRESS", help="Address of the pod that it arrives at.")
 @click.option("--as-proxy", is_flag=True, help="The pod's proxy connects.")
 @click.option("--uid", type=click.IntRange(0, _NO_ID - 1), help="User that connects, as the pod has it  [default: 0]")

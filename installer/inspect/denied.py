@@ -12,7 +12,7 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.closing import Closed, Denied, close_denied
 from cni.entries import Identity
-from cni.namespaces import find
+from cni.namespaces import find, why_absent
 from cni.processes import Crowd, crowds
 from installer.inspect.names import cookie_of
 
@@ -79,7 +79,7 @@ def kill(pins: Pins, pods: list[Denier], proc: Path) -> Iterator[tuple[Denier, C
             pod = left.pop(cookie)
             yield pod, close_denied(netns, inhabited.get(inode, Crowd(inode)), pod.denied, proc)
     for pod in left.values():
-        yield pod, Closed(problem="network namespace not found; give a procfs of the node with --proc")
+        yield pod, Closed(problem=why_absent(proc))
 
 
 def table_of(pods: list[Denier], name: str | None) -> str:

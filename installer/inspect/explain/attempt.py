@@ -17,6 +17,7 @@ from bpf.pins import Pins
 from bpf.tables import Table, Tables
 from bpf.tracing import Trace, TraceBusy
 from cni.decision import Action, Inbound, IPAddress, Outbound
+from cni.namespaces import why_absent
 from cni.processes import GONE, Crowd, crowds
 from installer.inspect.explain.connecting import CannotTry, Dial, Seen, dial
 from installer.inspect.explain.explainer import LISTENERS, Explanation, routed
@@ -97,7 +98,7 @@ class _Trial:
     def outbound(self, pod: Enrolled, asked: Outbound, inside: Inside | None, interface: str | None) -> Happened:
         """From the pod, as it was asked."""
         if inside is None:
-            raise CannotTry(f"{pod.identity}: its network namespace is not found below {self._proc}; give --proc")
+            raise CannotTry(f"{pod.identity}: {why_absent(self._proc)}")
         wanted = Dial(
             asked.destination,
             asked.port,
@@ -140,7 +141,7 @@ class _Trial:
             return None, None, (0, 0)
         inside = stack.enter_context(looked_into(pod, self._proc))
         if inside is None:
-            raise CannotTry(f"{pod.identity}, which has {source}: its network namespace is not found; give --proc")
+            raise CannotTry(f"{pod.identity}, which has {source}: {why_absent(self._proc)}")
         return inside.netns_fd, self._cgroup(pod, "trusted"), (pod.entry.proxy_uid, pod.entry.proxy_gid)
 
     def _told(self, pod: Enrolled, work: Callable[[], Seen]) -> Happened | None:

@@ -18,7 +18,7 @@ from bpf.layout import OUTBOUND_PORT, SPREAD6, Address, PodFlags
 from bpf.tables import Tables
 from cni.diag import ESTABLISHED, LISTEN, TIME_WAIT, Diag, TcpSocket
 from cni.errors import SandboxInvalid
-from cni.namespaces import PROC, find
+from cni.namespaces import PROC, find, why_absent
 from cni.rtnl import IpAddress
 from cni.sandbox import INBOUND_SOURCE6, visit
 from installer.inspect.sampling.sample import PodSample
@@ -121,7 +121,7 @@ class Watcher:
                 except SandboxInvalid as error:
                     found.unseen[cookie] = str(error)
         for cookie in pods.keys() - sockets.keys() - found.unseen.keys():
-            found.unseen[cookie] = "its network namespace is not to be found: give a procfs of the node with --proc"
+            found.unseen[cookie] = why_absent(self._proc)
         self._inodes = {cookie: inode for cookie, inode in self._inodes.items() if cookie in pods}
         found.accelerated = set(_accelerated(tables))
         _Reading(found, pods, sockets).read()
