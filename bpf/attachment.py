@@ -19,7 +19,7 @@ from bpf.compiler import CGROUP_HOOKS, HOOKS, NETNS_HOOK, compile_and_pin, sourc
 from bpf.errors import KernelRefused
 from bpf.kernel import require_bpffs, require_capabilities
 from bpf.layout import STORAGES, TABLES, Build, Word
-from bpf.pins import Descriptor, Pins
+from bpf.pins import Descriptor, OtherVersion, Pins
 from bpf.restoration import repin_maps
 
 # the programs that capture; the others finish what these have begun
@@ -44,7 +44,7 @@ def attach(pins: Pins, cgroup: Path) -> Outcome:
     """
     require_bpffs(pins.bpffs)
     require_capabilities()
-    with _exclusively(pins.bpffs):
+    with _exclusively(pins.bpffs), _of_this_version():
         _clear_leftovers(pins)
         if not pins.root.exists():
             _attach_fresh(pins, cgroup)
@@ -110,6 +110,18 @@ def is_deciding(pins: Pins) -> bool:
         return False
     found = {_cgroup_of(pins.links / name) for name in _DECIDING}
     return 0 not in found and found <= {wanted or max(found)}
+
+
+@contextmanager
+def _of_this_version() -> Iterator[None]:
+    """Whoever attaches is told what makes room for it, which those who only look must not be."""
+    try:
+        yield
+    except OtherVersion as error:
+        found = str(error).partition("; ")[0]
+        raise OtherVersion(
+            f"{found}; run `sidestep detach` and start again: until then nothing of the node's pods is captured"
+        ) from error
 
 
 @contextmanager

@@ -108,5 +108,8 @@ def has_mount(path: Path, filesystem: str) -> bool:
 
 def require_bpffs(path: Path) -> None:
     """Raise KernelRefused unless `path` is a mounted bpffs, the only place pins can be."""
+    if not path.exists():
+        how = f"mkdir -p {path} && mount -t bpf bpf {path}"
+        raise KernelRefused(f"{path} is no bpffs, it does not exist; make one: {how}")
     if not has_mount(path, "bpf"):
         raise KernelRefused(f"{path} is no bpffs; mount one: mount -t bpf bpf {path}")

@@ -11,7 +11,7 @@ v1 is the layout: it changes when an old pinned map can't serve new programs.
 import ctypes
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bpf import syscalls
@@ -20,6 +20,16 @@ from bpf.kernel import require_bpffs
 from bpf.layout import TABLES
 
 LAYOUT = "v1"
+
+# whoever only looks must not be told to detach: that would end the capture of every pod
+_ITS_OWN = (
+    "another version of sidestep is attached: use the command of that one, in its agent's container "
+    "(kubectl exec -n istio-system AGENT -- sidestep …)"
+)
+
+
+class OtherVersion(NotAttached):
+    """What is pinned was made by a version whose maps have other shapes."""
 
 
 class Descriptor:
@@ -44,6 +54,7 @@ class Pins:
     """The directories of one installation below a bpffs mount."""
 
     bpffs: Path
+    is_read_only: bool = False  # how maps are opened
 
     @property
     def top(self) -> Path:
@@ -80,14 +91,30 @@ class Pins:
         for directory in (self.top, self.root, self.maps, self.programs, self.links, self.netns):
             directory.mkdir(mode=0o700, exist_ok=True)
 
+    def look_only(self) -> "Pins":
+        """The same, from which maps are opened for reading alone: all that is needed where nothing is to be changed."""
+        return replace(self, is_read_only=True)
+
+    def require_attached(self) -> None:
+        """Raise KernelRefused without a bpffs, NotAttached without pins: what every look at the maps needs."""
+        require_bpffs(self.bpffs)
+        if self.maps.is_dir():
+            return
+        if others := sorted(path.name for path in self.top.glob("v*") if path != self.root):
+            raise OtherVersion(f"{self.top} has the pins of layout {', '.join(others)}, not {LAYOUT}; {_ITS_OWN}")
+        raise NotAttached(
+            f"nothing is attached: {self.root} is not there; run `sidestep attach` (or start the agent), or give the "
+            "--bpffs that was attached with"
+        )
+
     def open_map(self, name: str) -> int:
-        """A descriptor of a table, its shape checked against layout.py. Raises NotAttached."""
+        """A descriptor of a table, its shape checked against layout.py. Raises NotAttached, OtherVersion."""
         try:
-            fd = syscalls.open_pin(self.maps / name)
+            fd = syscalls.open_pin(self.maps / name, syscalls.READ_ONLY if self.is_read_only else 0)
         except KernelRefused as refused:
             if getattr(refused, "errno", 0) != errno.ENOENT:
                 raise
-            require_bpffs(self.bpffs)
+            self.require_attached()
             raise NotAttached(
                 f"{self.maps / name} is not there; run `sidestep attach` (or start the agent)"
             ) from refused
@@ -96,8 +123,8 @@ class Pins:
         wanted = (ctypes.sizeof(key), ctypes.sizeof(value))
         if (info.key_size, info.value_size) != wanted:
             os.close(fd)
-            raise NotAttached(
-                f"{self.maps / name} has key and value of {(info.key_size, info.value_size)} bytes, this version "
-                f"writes {wanted}; run `sidestep detach` and start again"
+            raise OtherVersion(
+                f"{self.maps / name} has key and value of {(info.key_size, info.value_size)} bytes, this version has "
+                f"{wanted}; {_ITS_OWN}"
             )
         return fd

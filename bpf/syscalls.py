@@ -24,7 +24,7 @@ def _library() -> ctypes.CDLL:
 
 
 _LIBBPF = _library()
-_LIBBPF.bpf_obj_get.argtypes = [ctypes.c_char_p]
+_LIBBPF.bpf_obj_get_opts.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
 _LIBBPF.bpf_obj_pin.argtypes = [ctypes.c_int, ctypes.c_char_p]
 _LIBBPF.bpf_map_lookup_elem.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
 _LIBBPF.bpf_map_update_elem.argtypes = [
@@ -48,6 +48,14 @@ _LIBBPF.bpf_obj_get_info_by_fd.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes
 
 # uapi/linux/bpf.h: create or replace; only create
 BPF_ANY, BPF_NOEXIST = 0, 1
+# BPF_F_RDONLY: a map's descriptor that changes nothing, to be had from a read-only bpffs too
+READ_ONLY = 1 << 3
+
+
+class _ObjectOptions(ctypes.Structure):
+    """struct bpf_obj_get_opts of libbpf 1.0; its size is how libbpf knows which fields there are."""
+
+    _fields_ = [("size", ctypes.c_size_t), ("file_flags", ctypes.c_uint32)]
 
 
 class MapInfo(ctypes.Structure):
@@ -120,9 +128,10 @@ def _checked(call: str, subject: object, result: int) -> int:
     return result
 
 
-def open_pin(path: Path) -> int:
-    """A file descriptor of the pinned map, program or link at `path`; the caller closes it."""
-    return _checked("bpf_obj_get", path, _LIBBPF.bpf_obj_get(os.fsencode(path)))
+def open_pin(path: Path, flags: int = 0) -> int:
+    """A file descriptor of the pinned map, program or link at `path`; the caller closes it. Links take no flags."""
+    options = _ObjectOptions(size=ctypes.sizeof(_ObjectOptions), file_flags=flags)
+    return _checked("bpf_obj_get", path, _LIBBPF.bpf_obj_get_opts(os.fsencode(path), ctypes.byref(options)))
 
 
 def pin(fd: int, path: Path) -> None:

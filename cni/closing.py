@@ -1,6 +1,8 @@
 """Ends connections of a pod that its denied ports would not let begin any more."""
 
-from collections.abc import Iterator
+import errno
+import os
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -8,11 +10,17 @@ from pathlib import Path
 
 from bpf.layout import OUTBOUND_PORT, SPREAD4, SPREAD6
 from cni.copies import copy_of, sockets_of
-from cni.diag import Connection, Diag
+from cni.diag import CONNECTED, LISTEN, Diag, TcpSocket
+from cni.errors import SandboxInvalid
 from cni.processes import Crowd
 from cni.sandbox import visit
 
 Address = IPv4Address | IPv6Address
+
+_ADVICE = {
+    errno.EOPNOTSUPP: "this kernel ends no connections: it is built without CONFIG_INET_DIAG_DESTROY; restart the pod",
+    errno.EPERM: "not permitted; run as root with CAP_SYS_ADMIN and CAP_NET_ADMIN, on the node itself",
+}
 
 
 @dataclass(frozen=True)
@@ -23,45 +31,91 @@ class Denied:
     inbound: frozenset[int]
     own: frozenset[Address]
 
-    def covers(self, connection: Connection, remote: Address, remote_port: int) -> bool:
-        """Whether a connection with this (original) destination would be refused now."""
+    def covers(self, *, is_inbound: bool, local_port: int, remote: Address, remote_port: int) -> bool:
+        """Whether a connection with this (original) destination would be refused now: by its server's port alone."""
         if remote.is_loopback or remote in self.own:
             return False
-        return remote_port in self.outbound or connection.local_port in self.inbound
+        return local_port in self.inbound if is_inbound else remote_port in self.outbound
 
 
-def close_denied(netns: int, crowd: Crowd, denied: Denied, proc: Path) -> list[str]:
-    """Reset every such connection of a namespace; returns the destinations. Raises OSError."""
-    with_original = visit(netns, lambda _: list(_connections()))
-    captured = {each.inode: each for each in with_original if _is_captured(each)}
-    originals = dict(_originals(captured, crowd, proc))
-    wanted = []
-    for each in with_original:
-        remote, port = originals.get(each.inode, (each.remote, each.remote_port))
-        if denied.covers(each, remote, port):
-            wanted.append((each, f"{remote}:{port}" if remote.version == 4 else f"[{remote}]:{port}"))
-    return visit(netns, lambda _: list(_destroy(wanted)))
+@dataclass(frozen=True)
+class Closed:
+    """The destinations of the connections that have been reset, and what stopped that; "" for nothing."""
+
+    destinations: tuple[str, ...] = ()
+    problem: str = ""
 
 
-def _connections() -> Iterator[Connection]:
+@dataclass(frozen=True)
+class _Doomed:
+    socket: TcpSocket
+    destination: str
+
+
+def close_denied(netns: int, crowd: Crowd, denied: Denied, proc: Path) -> Closed:
+    """Reset every such connection of a namespace; what fails is told, as other pods are to have their turn."""
+    try:
+        every = visit(netns, lambda _: list(_sockets()))
+        doomed = list(_denied(every, crowd, denied, proc))
+        return visit(netns, lambda _: _destroyed(doomed))
+    except SandboxInvalid as error:
+        return Closed(problem=_told(error.__cause__ or error))
+
+
+def _sockets() -> Iterator[TcpSocket]:
     with Diag() as diag:
-        yield from diag.connections()
+        yield from diag.sockets(*CONNECTED, LISTEN)
 
 
-def _destroy(wanted: list[tuple[Connection, str]]) -> Iterator[str]:
-    with Diag() as diag:
-        for connection, destination in wanted:
-            if diag.destroy(connection):
-                yield destination
+def _denied(every: list[TcpSocket], crowd: Crowd, denied: Denied, proc: Path) -> Iterator[_Doomed]:
+    """Those that are to end, captured ones by their original destinations.
+
+    These come first: once the proxy's own connection is gone it ends them in an orderly way, as if all were well.
+    """
+    listening = {each.local_port for each in every if each.state == LISTEN}
+    connected = [each for each in every if each.state != LISTEN]
+    originals = dict(_originals({each.inode for each in connected if _is_captured(each)}, crowd, proc))
+    for each in sorted(connected, key=lambda each: each.inode not in originals):
+        remote, port = originals.get(each.inode, (each.remote_ip, each.remote_port))
+        is_inbound = _is_inbound(each, listening)
+        if denied.covers(is_inbound=is_inbound, local_port=each.local_port, remote=remote, remote_port=port):
+            yield _Doomed(each, f"{remote}:{port}" if remote.version == 4 else f"[{remote}]:{port}")
 
 
-def _is_captured(connection: Connection) -> bool:
-    return connection.remote_port == OUTBOUND_PORT and (
-        connection.remote.is_loopback or connection.remote in SPREAD4 or connection.remote in SPREAD6
-    )
+def _is_inbound(each: TcpSocket, listening: Collection[int]) -> bool:
+    """Whether the pod has accepted it.
+
+    Who listens does not tell: what the proxy accepts has the port it was meant for, on which nobody has to listen.
+    Where the kernel does not tell either, ephemeral ports are the high ones.
+    """
+    if each.has_dialled is not None:
+        return not each.has_dialled
+    return each.local_port in listening or each.local_port < each.remote_port
 
 
-def _originals(captured: dict[int, Connection], crowd: Crowd, proc: Path) -> Iterator[tuple[int, tuple[Address, int]]]:
+def _destroyed(doomed: list[_Doomed]) -> Closed:
+    gone = []
+    try:
+        with Diag() as diag:
+            for each in doomed:
+                if diag.destroy(each.socket):
+                    gone.append(each.destination)
+    except OSError as error:
+        return Closed(tuple(gone), _told(error))
+    return Closed(tuple(gone))
+
+
+def _told(error: BaseException) -> str:
+    number = getattr(error, "errno", None)
+    return _ADVICE.get(number, os.strerror(number)) if number else str(error)
+
+
+def _is_captured(each: TcpSocket) -> bool:
+    to = each.remote_ip
+    return each.remote_port == OUTBOUND_PORT and (to.is_loopback or to in SPREAD4 or to in SPREAD6)
+
+
+def _originals(captured: set[int], crowd: Crowd, proc: Path) -> Iterator[tuple[int, tuple[Address, int]]]:
     """Inode → where a captured connection was to go: what getpeername() of its own socket says."""
     for pid in crowd.pids if captured else ():
         for number, inode in sockets_of(proc, pid):

@@ -10,14 +10,35 @@ from collections.abc import Collection, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from bpf.errors import SidestepError
+from bpf.kernel import capabilities
 from bpf.pins import Descriptor
 from cni.errors import SandboxInvalid
 from cni.sandbox import own_cookie, visit
 
 PROC = Path("/proc")
+# uapi/linux/capability.h: seeing other users' namespaces, and entering any
+_LOOKING = ((19, "CAP_SYS_PTRACE"), (21, "CAP_SYS_ADMIN"))
 
 # a process or mount that went away meanwhile, or one that is not ours to look into; not EMFILE and its like
 _NOT_THERE = (FileNotFoundError, ProcessLookupError, PermissionError, NotADirectoryError)
+
+
+class NoProcfs(SidestepError):
+    """The directory that is to be a procfs of the node is none."""
+
+
+def require_procfs(proc: Path) -> None:
+    """Raise NoProcfs unless processes and their namespaces are to be seen there."""
+    _own_inode(proc)
+
+
+def why_absent(proc: Path) -> str:
+    """What is to be done about a namespace that is not found."""
+    effective = capabilities()
+    if missing := [name for bit, name in _LOOKING if not effective >> bit & 1]:
+        return f"network namespace not found without {' and '.join(missing)}; run as root with all capabilities"
+    return f"network namespace not found below {proc}; give a procfs of the node with --proc"
 
 
 @contextmanager
@@ -28,7 +49,7 @@ def find(
 
     An inode is a namespace's for life: who knows those of all `cookies` passes them, and other namespaces are not even
     entered. `proc` is a procfs of the node, which in a container is not the one in /proc; it takes CAP_SYS_PTRACE to
-    see the namespaces of other users' processes, and CAP_SYS_ADMIN to read a cookie. Raises OSError.
+    see the namespaces of other users' processes, and CAP_SYS_ADMIN to read a cookie. Raises OSError, NoProcfs.
     """
     with closing(_search(set(cookies), inodes, proc)) as found:
         yield found
@@ -42,7 +63,7 @@ def open_netns(cookie: int, inode: int | None = None, proc: Path = PROC) -> Iter
 
 
 def _search(left: set[int], inodes: Collection[int] | None, proc: Path) -> Generator[tuple[int, int], None, None]:
-    seen = {(proc / "self/ns/net").stat().st_ino}
+    seen = {_own_inode(proc)}
     for path, inode in _places(proc):
         if not left:
             return
@@ -63,6 +84,16 @@ def _search(left: set[int], inodes: Collection[int] | None, proc: Path) -> Gener
             if cookie in left:
                 left.discard(cookie)
                 yield cookie, netns.fd
+
+
+def _own_inode(proc: Path) -> int:
+    try:
+        return (proc / "self/ns/net").stat().st_ino
+    except _NOT_THERE as error:
+        raise NoProcfs(
+            f"{proc} is no procfs of this node; give one with --proc: /proc on the node, /host/proc in the agent's "
+            "container"
+        ) from error
 
 
 def _places(proc: Path) -> Iterator[tuple[Path, int]]:

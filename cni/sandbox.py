@@ -162,9 +162,10 @@ def visit(netns_fd: int, work: Callable[[Rtnl], T]) -> T:
             with Rtnl() as rtnl:
                 outcome.append(work(rtnl))
         except OSError as error:
-            failure.append(
-                SandboxInvalid(f"cannot work in the network namespace passed as CNI_NETNS: {error.strerror}")
-            )
+            words = f"cannot work in the network namespace passed as CNI_NETNS: {error.strerror}"
+            invalid = SandboxInvalid(words)
+            invalid.__cause__ = error  # for whom no CNI_NETNS was passed
+            failure.append(invalid)
         except BaseException as error:
             failure.append(error)
 

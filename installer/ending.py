@@ -23,7 +23,8 @@ STATUSES = (
     (
         FAILED,
         "It could not be done: one line on standard error says why and what to do. `sidestep probe`: capture will not "
-        "work, its table says what is missing. `sidestep explain`: with `--try`, the kernel did something else.",
+        "work, its table says what is missing. `sidestep explain`: with `--try`, the kernel did something else. "
+        "`sidestep status`: the programs are not attached. `sidestep deny`: with `--kill`, some connections stay.",
     ),
     (USAGE, "The command line is wrong, or a setting in the environment is: one line says which."),
     (INTERRUPTED, "Interrupted with Ctrl-C. (The agent and `sidestep trace` end in an orderly way then: 0.)"),

@@ -22,6 +22,23 @@ _DIRECTORY = click.Path(path_type=Path)
 # which has to stay the first and calls the next one
 _OWNED_FILE = "00-sidestep-cni.conflist"
 
+
+class _Port(click.ParamType[int]):
+    """A port number, told as the annotations' are."""
+
+    name = "port"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Of a port; 0 is one."""
+        if isinstance(value, int):
+            return value
+        if not (str(value).isdecimal() and int(value) <= 0xFFFF):
+            self.fail(f'"{value}" is not a port; ports are 0–65535', param, ctx)
+        return int(value)
+
+
+PORT = _Port()
+
 Group = TypeVar("Group")
 Command = Callable[..., Any]
 
@@ -178,8 +195,8 @@ class Acceleration:
 class Ports:
     """Where health and metrics are served."""
 
-    monitoring_port: int = _setting(15014, "Prometheus /metrics.", click.IntRange(0, 65535))
-    health_port: int = _setting(8000, "/healthz and /readyz.", click.IntRange(0, 65535), ours=True)
+    monitoring_port: int = _setting(15014, "Prometheus /metrics.", PORT)
+    health_port: int = _setting(8000, "/healthz and /readyz.", PORT, ours=True)
 
 
 def take(group: type[Group]) -> Callable[[Command], Command]:

@@ -7,10 +7,10 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(SHELLS))
+@click.argument("shell", metavar="SHELL", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the script that completes this command's words in a shell; it needs `sidestep` on the PATH.
+    """Print the script that completes this command's words in SHELL; it needs `sidestep` on the PATH.
 
     \b
     bash:  sidestep completion bash > /etc/bash_completion.d/sidestep

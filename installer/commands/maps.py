@@ -8,9 +8,16 @@ from installer.settings import Attachment, take
 _IN_TABLE = 1000  # entries, unless more are asked for
 
 
+def _names(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
+    """What a shell offers: the maps whose entries can be listed, whether or not they are there."""
+    from bpf.layout import TABLES
+
+    return [name for name in sorted(TABLES) if name.startswith(begun)]
+
+
 @click.command()
 @take(Attachment)
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=_names)
 @click.option("--pod", metavar="[NAMESPACE/]NAME", default="", help="Only what is about this pod.")
 @click.option("--limit", type=click.IntRange(1), help=f"Entries at most  [default: {_IN_TABLE} in a table, else all]")
 @output_option

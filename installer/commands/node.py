@@ -28,12 +28,13 @@ def agent(**groups: Any) -> None:
 @take(Attachment)
 @take(Node)
 @take(Chain)
-def uninstall(attachment: Attachment, node: Node, chain: Chain) -> None:
+@output_option
+def uninstall(attachment: Attachment, node: Node, chain: Chain, output: str) -> None:
     """Take the plugin out of the chain and off the host, detach the programs. Open connections go on."""
     from installer.host.uninstall import uninstall
 
     done = uninstall(attachment, node, chain)
-    click.echo("\n".join(done) if done else "nothing was installed")
+    show({"done": done}, output, lambda: "\n".join(done or ["nothing was installed"]) + "\n")
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""How commands print what they have found: a table for people, JSON or YAML for programs."""
+"""How commands print what they have found: something for people, JSON or YAML for programs."""
 
 import json
 from collections.abc import Callable
@@ -6,22 +6,31 @@ from typing import Any
 
 import click
 
-output_option = click.option(
-    "--output",
-    type=click.Choice(["table", "json", "yaml"]),
-    default="table",
-    show_default=True,
-    help="How it is printed.",
-)
+
+def output_or(people: str) -> Callable[[Any], Any]:
+    """The option of a command that prints `people` unless it is asked for something else."""
+    return click.option(
+        "--output",
+        type=click.Choice([people, "json", "yaml"]),
+        default=people,
+        show_default=True,
+        help="How it is printed.",
+    )
+
+
+output_option = output_or("table")
 
 
 def show(document: Any, output: str, table: Callable[[], str]) -> None:
     """Print a document of plain values, or what `table` makes of it."""
-    if output == "table":
-        click.echo(table(), nl=False)
-    elif output == "json":
-        click.echo(json.dumps(document, indent=2))
-    else:
-        import yaml
+    click.echo(text_of(document, output) if output in ("json", "yaml") else table(), nl=False)
 
-        click.echo(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), nl=False)
+
+def text_of(document: Any, output: str) -> str:
+    """A document of plain values as JSON or YAML."""
+    if output == "json":
+        return json.dumps(document, indent=2) + "\n"
+    import yaml
+
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    return text

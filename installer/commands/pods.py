@@ -14,7 +14,8 @@ from installer.settings import Attachment, Logging, Node, take
 def pods(attachment: Attachment, node: Node, output: str, name: str | None) -> None:
     """List the enrolled pods; with NAME or NAMESPACE/NAME tell all about one, and what its Pod asks for now.
 
-    The policy is told in Istio's words: the annotations that would give it. Changed annotations apply to new pods only.
+    The policy is told in Istio's words: the annotations that would give it. Changed annotations apply to new pods only,
+    but for those that deny ports, which count within a second.
     """
     from installer.inspect.pods.document import pod_of, pods_of
     from installer.inspect.pods.table import table_of, text_of

@@ -1,45 +1,55 @@
 """The kernel's side alone: attach, detach, accelerate."""
 
+from pathlib import Path
+
 import click
 
 from bpf.layout import LEVELS
-from installer.settings import Attachment, Node, take
+from installer.commands.output import output_option, show
+from installer.settings import Attachment, Node, take, take_one
 
 
 @click.command()
 @take(Attachment)
-def attach(attachment: Attachment) -> None:
+@output_option
+def attach(attachment: Attachment, output: str) -> None:
     """Compile, load, pin and attach the programs; swap them if the sources changed; else do nothing."""
     from bpf.attachment import attach as attach_programs
 
     cgroup = attachment.attach_point()
     outcome = attach_programs(attachment.pins, cgroup)
-    click.echo(f"{outcome}: programs at {cgroup}, pins in {attachment.pins.root}")
+    document = {"outcome": str(outcome), "attach_point": str(cgroup), "pins": str(attachment.pins.root)}
+    show(document, output, lambda: f"{outcome}: programs at {cgroup}, pins in {attachment.pins.root}\n")
 
 
 @click.command()
 @take(Attachment)
-def detach(attachment: Attachment) -> None:
+@output_option
+def detach(attachment: Attachment, output: str) -> None:
     """Remove links, programs and maps. Open connections go on, new ones are not captured."""
     from bpf.attachment import detach as detach_programs
 
     found = detach_programs(attachment.pins)
-    click.echo(f"detached: pins in {attachment.pins.top} removed" if found else "nothing was attached")
+    text = f"detached: pins in {attachment.pins.top} removed\n" if found else "nothing was attached\n"
+    show({"was_attached": found, "pins": str(attachment.pins.top)}, output, lambda: text)
 
 
 @click.command()
 @take(Attachment)
-@take(Node)
-@click.argument("level", type=click.Choice(list(LEVELS)))
-def accelerate(attachment: Attachment, node: Node, level: str) -> None:
+@take_one(Node, "cni_agent_run_dir")
+@click.argument("level", metavar="LEVEL", type=click.Choice(list(LEVELS)))
+@output_option
+def accelerate(attachment: Attachment, cni_agent_run_dir: Path, level: str, output: str) -> None:
     """Change the node's level of acceleration now, until the agent starts again.
 
-    Connections under way go on: what they send takes the other path from now on. New ones are made at the new level.
+    LEVEL is off, proxy or full. Connections under way go on: what they send takes the other path from now on. New ones
+    are made at the new level.
     """
     from bpf.tables import Tables
     from installer.acceleration.level import Acceleration
 
     with Tables(attachment.pins) as tables:
-        keeper = Acceleration(attachment.pins, tables, attachment.attach_point(), node.cni_agent_run_dir)
+        keeper = Acceleration(attachment.pins, tables, attachment.attach_point(), cni_agent_run_dir)
         made = keeper.settle(LEVELS[level])
-    click.echo(f"acceleration: {made.level}" + (f" ({made.reason})" if made.reason else ""))
+    document = {"level": str(made.level), "wanted": str(made.wanted), "reason": made.reason}
+    show(document, output, lambda: f"acceleration: {made.level}{made.reason and f' ({made.reason})'}\n")

@@ -2,10 +2,15 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from installer.commands.output import output_or, text_of
 from installer.settings import Attachment, Node, take, take_one
+
+if TYPE_CHECKING:
+    from installer.inspect.report.view import NodeView
 
 
 @click.command()
@@ -24,20 +29,32 @@ from installer.settings import Attachment, Node, take, take_one
     default="-",
     help="Where the page goes  [default: standard output]",
 )
-def report(attachment: Attachment, kubernetes_node_name: str, proc: Path, seconds: float, path: Path) -> None:
+@output_or("html")
+def report(
+    attachment: Attachment, kubernetes_node_name: str, proc: Path, seconds: float, path: Path, output: str
+) -> None:
     """Write a page about this node: who talks with whom, what is refused, how full the maps are.
 
-    It is one HTML file that needs no network, for a browser, a mail or paper.
+    It is one HTML file that needs no network, for a browser, a mail or paper; or the same as JSON or YAML.
     """
-    from installer.inspect.report.page import render
     from installer.inspect.report.view import gather
     from installer.inspect.report.writing import write
 
-    if str(path) == "-" and sys.stdout.isatty():
+    if output == "html" and str(path) == "-" and sys.stdout.isatty():
         raise click.UsageError("a page of HTML is not for a terminal: give -o FILE, or redirect the output")
-    page = render(gather(attachment.pins, kubernetes_node_name, seconds, proc))
+    text = _text(gather(attachment.pins, kubernetes_node_name, seconds, proc), output)
     if str(path) == "-":
-        click.echo(page, nl=False)
+        click.echo(text, nl=False)
     else:
-        write(path, page)
+        write(path, text)
         click.echo(f"report: {path}")
+
+
+def _text(view: "NodeView", output: str) -> str:
+    if output == "html":
+        from installer.inspect.report.page import render
+
+        return render(view)
+    from installer.inspect.report.document import document_of
+
+    return text_of(document_of(view), output)

@@ -1,5 +1,7 @@
 """What is attached, and what it does."""
 
+import sys
+
 import click
 
 from installer.commands.output import output_option, show
@@ -15,7 +17,8 @@ from installer.settings import Attachment, Chain, Logging, Node, Ports, take
 def status(attachment: Attachment, chain: Chain, node: Node, ports: Ports, output: str) -> None:
     """Show what is attached and how full it is, the level of acceleration, the plugin's place, and the agent's health.
 
-    Nothing is changed, and no agent is needed. Give the agent's settings, or run it where the agent runs.
+    Nothing is changed, and no agent is needed. Give the agent's settings, or run it where the agent runs. Exit status 1
+    if the programs are not attached.
     """
     from installer.inspect.status.document import document_of
     from installer.logs import configure_logging
@@ -23,6 +26,7 @@ def status(attachment: Attachment, chain: Chain, node: Node, ports: Ports, outpu
     configure_logging(Logging(log_level="error"))  # what is found is told in the status
     document = document_of(attachment, chain, node, ports)
     show(document, output, lambda: _table(document))
+    sys.exit(0 if document["attached"] else 1)
 
 
 def _table(document: dict[str, object]) -> str:

@@ -1,5 +1,6 @@
 """What pods deny, what that has refused, and which connections are older than it."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,9 @@ from bpf.layout import TOTALS, Cookie, PodFlags, PortRule, Tally
 from bpf.links import linked_pods
 from bpf.pins import Pins
 from bpf.tables import Tables
-from cni.closing import Denied, close_denied
+from cni.closing import Closed, Denied, close_denied
 from cni.entries import Identity
-from cni.namespaces import find
+from cni.namespaces import find, why_absent
 from cni.processes import Crowd, crowds
 from installer.inspect.names import cookie_of
 
@@ -65,34 +66,32 @@ def _refused(tables: Tables, cookie: int) -> dict[str, int]:
     return {direction: sums[index] for index, (direction, verdict) in enumerate(TOTALS) if verdict == "denied"}
 
 
-def kill(pins: Pins, pods: list[Denier], proc: Path) -> Iterator[tuple[Denier, list[str]]]:
-    """Reset the connections that each would not let begin any more, with their destinations. Raises OSError."""
-    inodes = {cookie: inode for cookie, inode in linked_pods(pins) if inode}
-    by_cookie = {each.cookie: each for each in pods if each.cookie in inodes}
-    inhabited = crowds(proc)
-    with find(by_cookie, [inodes[cookie] for cookie in by_cookie], proc) as found:
+def kill(pins: Pins, pods: list[Denier], proc: Path) -> Iterator[tuple[Denier, Closed]]:
+    """Reset the connections that each would not let begin any more. Raises OSError, NoProcfs."""
+    inodes = dict(linked_pods(pins))
+    left = {each.cookie: each for each in pods}
+    known = {inodes.get(cookie, 0) for cookie in left}
+    with find(left.keys(), known if 0 not in known else None, proc) as found:
+        inhabited: dict[int, Crowd] | None = None
         for cookie, netns in found:
-            crowd = inhabited.get(inodes[cookie], Crowd(inodes[cookie]))
-            yield by_cookie[cookie], close_denied(netns, crowd, by_cookie[cookie].denied, proc)
+            inhabited = crowds(proc) if inhabited is None else inhabited
+            inode = os.fstat(netns).st_ino
+            pod = left.pop(cookie)
+            yield pod, close_denied(netns, inhabited.get(inode, Crowd(inode)), pod.denied, proc)
+    for pod in left.values():
+        yield pod, Closed(problem=why_absent(proc))
 
 
-def table_of(pods: list[Denier]) -> str:
-    """For people."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
+def table_of(pods: list[Denier], name: str | None) -> str:
+    """For people; `name` is the pod that was asked for."""
     if not pods:
-        return "no pod denies ports\n"
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for title in ("pod", "denied outbound", "refused", "denied inbound", "refused"):
-        table.add_column(title, justify="right" if title == "refused" else "left", overflow="fold")
-    for each in pods:
-        outbound, inbound = (",".join(map(str, sorted(ports))) for ports in (each.denied.outbound, each.denied.inbound))
-        table.add_row(
-            str(each.identity), outbound, str(each.refused["outbound"]), inbound, str(each.refused["inbound"])
-        )
-    console = Console()
-    with console.capture() as captured:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+        return f"{name} denies no ports\n" if name else "no pod denies ports\n"
+    from installer.inspect.printing import rendered, table
+
+    titles = ("pod", "denied outbound", "refused", "denied inbound", "refused")
+    return rendered(table(titles, map(_row, pods), ("pod", "denied outbound", "denied inbound")))
+
+
+def _row(pod: Denier) -> tuple[object, ...]:
+    outbound, inbound = (",".join(map(str, sorted(ports))) for ports in (pod.denied.outbound, pod.denied.inbound))
+    return str(pod.identity), outbound, pod.refused["outbound"], inbound, pod.refused["inbound"]

@@ -13,7 +13,8 @@ Made of what `--help` shows, by `make docs`; the same as pages for man(1): `make
 - Every command works as root on the node, or in the agent's container:
   `kubectl exec -n istio-system PODNAME -- sidestep status`. `completion`, `--help` and `--version` need nobody special.
 - What only looks reads the pinned maps, so it works while the agent is down, and changes nothing.
-- `--output json` and `yaml` print the same document for programs.
+- `--output json` and `yaml` print the same document for programs, `trace` one for each event. Three commands have no
+  `--output`: `agent` logs, `top` draws, `completion` prints a script.
 - An error is one line on standard error that says what to do next. Nothing ends in a traceback: an unforeseen error
   leaves a file for the bug report and names it.
 - In a shell: `eval "$(sidestep completion bash)"` (or `zsh`; fish: `sidestep completion fish | source`).

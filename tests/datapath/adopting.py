@@ -149,7 +149,7 @@ def parts(kernel: Kernel, proc: Path = Path("/proc")) -> Iterator[Parts]:
         events=events,
         observe=lambda *_: None,
     )
-    verbs = Verbs(pods, enrolments, follower, admission, events, reconciler.wake)
+    verbs = Verbs(pods, enrolments, follower, admission, events, call_for_help=reconciler.wake)
     try:
         yield Parts(kernel, enrolments, follower, admission, adoption, pods, events, verbs, reconciler)
     finally:

@@ -147,5 +147,13 @@ def test_a_connection_passes_two_copies_of_the_programs_as_one(wire: Wire) -> No
 
 def test_tables_of_another_shape_are_refused(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TABLES, "pods", (Cookie, Owner))
-    with pytest.raises(NotAttached, match=r"pods has key and value of .* run `sidestep detach`"):
+    with pytest.raises(NotAttached, match=r"pods has key and value of .* use the command of that one"):
         wire.kernel.pins.open_map("pods")
+
+
+def test_whoever_attaches_over_tables_of_another_shape_is_told_to_detach(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TABLES, "build", (Cookie, Owner))
+    with pytest.raises(NotAttached, match=r"build has key and value of .*; run `sidestep detach` and start again"):
+        attach(wire.kernel.pins, wire.kernel.cgroup)

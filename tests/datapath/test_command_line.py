@@ -6,16 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.datapath.conftest import scratch_pins
+from tests.lab.invocation import REPOSITORY, as_user, sidestep
 from tests.lab.waiting import wait_until
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-def sidestep(*argv: object, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "installer", *map(str, argv)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload,no-any-return]
 
 
 def test_attach_twice_then_detach_twice() -> None:
@@ -30,12 +25,32 @@ def test_attach_twice_then_detach_twice() -> None:
         assert (again.returncode, again.stdout) == (0, "nothing was attached\n")
 
 
+def test_what_is_done_is_told_to_programs_too() -> None:
+    with scratch_pins() as (pins, cgroup):
+        at = ("--bpffs", pins.bpffs, "--cgroup", cgroup)
+
+        def told(command: str, *argv: object, output: str = "json") -> object:
+            done = sidestep(command, *argv, "--output", output)
+            assert (done.returncode, done.stderr) == (0, "")
+            return yaml.safe_load(done.stdout)
+
+        attached = {"outcome": "attached", "attach_point": str(cgroup), "pins": str(pins.root)}
+        assert told("attach", *at) == attached
+        assert told("attach", *at, output="yaml") == attached | {"outcome": "unchanged"}
+        assert told("accelerate", "off", *at) == {"level": "off", "wanted": "off", "reason": ""}
+        assert told("detach", "--bpffs", pins.bpffs) == {"was_attached": True, "pins": str(pins.top)}
+        assert told("detach", "--bpffs", pins.bpffs, output="yaml")["was_attached"] is False  # type: ignore[index]
+
+
 @pytest.mark.parametrize(
     ("argv", "status", "message"),
     [
-        (("attach", "--bpffs", "/never"), 1, "sidestep: /never is no bpffs; mount one: mount -t bpf bpf /never"),
+        (
+            ("attach", "--bpffs", "/never"),
+            1,
+            "sidestep: /never is no bpffs, it does not exist; make one: mkdir -p /never",
+        ),
         (("detach", "--bpffs", "/tmp"), 1, "sidestep: /tmp is no bpffs"),
-        (("status", "--bpffs", "/never"), 1, "sidestep: /never is no bpffs; mount one: mount -t bpf bpf /never"),
         (("accelerate", "off", "--bpffs", "/tmp"), 1, "sidestep: /tmp is no bpffs; mount one"),
         (("agent",), 1, "nowhere to get Pods from; give --pods DIR"),
         (("agent", "--pods", "/never"), 2, "'/never' does not exist"),
@@ -53,7 +68,7 @@ def test_a_mistake_is_one_clear_line(argv: tuple[str, ...], status: int, message
 
 def test_a_bpffs_without_programs_says_how_to_get_them() -> None:
     with scratch_pins() as (pins, _):
-        done = sidestep("status", "--bpffs", pins.bpffs)
+        done = sidestep("maps", "--bpffs", pins.bpffs)
         assert done.returncode == 1
         assert done.stderr.count("\n") == 1
         assert "is not there; run `sidestep attach` (or start the agent)" in done.stderr
@@ -124,9 +139,7 @@ def test_a_run_directory_that_is_a_file_is_named(tmp_path: Path) -> None:
 
 
 def test_only_root_may() -> None:
-    # imported as root: the checkout may be where the user cannot go
-    code = "import installer.cli, os, sys; os.setuid(1000); sys.argv[1:] = ['attach']; installer.cli.main()"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    done = as_user("attach")
     assert (done.returncode, done.stderr) == (
         1,
         "sidestep: running as uid 1000; run as root with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN\n",

@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from threading import Timer
 from typing import Any
 
+from tests.lab import invocation
 from tests.lab.node import REPOSITORY, Node
 
 _TRACE_SECONDS = 120.0
 
 
-def sidestep(node: Node, *argv: object, seconds: float = 30) -> "subprocess.CompletedProcess[str]":
+def sidestep(node: Node, *argv: object, seconds: float = 60) -> "subprocess.CompletedProcess[str]":
     """`sidestep …` with this node's pins."""
-    return subprocess.run(_argv(node, argv), cwd=REPOSITORY, capture_output=True, text=True, timeout=seconds)
+    command, *rest = argv
+    return invocation.sidestep(command, "--bpffs", node.bpffs, *rest, seconds=seconds)
 
 
 def sidestep_json(node: Node, *argv: object) -> Any:
@@ -28,7 +30,8 @@ def sidestep_json(node: Node, *argv: object) -> Any:
 @contextmanager
 def tracing(node: Node, *argv: object, output: Any = subprocess.PIPE) -> Iterator["subprocess.Popen[str]"]:
     """`sidestep trace … --follow` that is under way when it is yielded; killed at the end, if it still runs."""
-    command = _argv(node, ("trace", *argv, "--follow"))
+    options = map(str, ("--bpffs", node.bpffs, *argv, "--follow"))
+    command = [sys.executable, "-m", "installer", "trace", *options]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=subprocess.PIPE, text=True) as process:
         # or a test that waits for an event that does not come would wait for ever
         limit = Timer(_TRACE_SECONDS, process.kill)
@@ -40,8 +43,3 @@ def tracing(node: Node, *argv: object, output: Any = subprocess.PIPE) -> Iterato
         finally:
             limit.cancel()
             process.kill()
-
-
-def _argv(node: Node, argv: tuple[object, ...]) -> list[str]:
-    command, *rest = map(str, argv)
-    return [sys.executable, "-m", "installer", command, "--bpffs", str(node.bpffs), *rest]

@@ -2,20 +2,23 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 
 
-def sidestep(*argv: object, columns: int = 120) -> "subprocess.CompletedProcess[str]":
+def sidestep(
+    *argv: object, columns: int = 120, seconds: float = 60, environment: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
     """Run a command of this source tree to its end; its output goes to a pipe of so many columns."""
     return subprocess.run(
         [sys.executable, "-m", "installer", *map(str, argv)],
         cwd=REPOSITORY,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "COLUMNS": str(columns)},
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "COLUMNS": str(columns), **(environment or {})},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=seconds,
     )
 
 

@@ -1,10 +1,15 @@
 """`sidestep explain`: what it says of connections of real pods, and that trying them comes out the same."""
 
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from bpf.pins import Pins
+from tests.lab import invocation
+from tests.lab.command import tracing
+from tests.lab.envoy import PROXY_ID
+from tests.lab.inside import PYTHON
 from tests.lab.node import Node
 from tests.lab.pod import Pod
 from tests.node.sidestep import document, sidestep
@@ -92,6 +97,53 @@ def test_what_is_explained_is_what_happens(
     assert found["try"]["agrees"], found["try"]
 
 
+# Connects as the proxy, so that nothing is captured on the way, as often as it can.
+FLOOD = """
+import socket, sys
+print("ready", flush=True)
+while True:
+    with socket.socket() as s:
+        s.connect_ex((sys.argv[1], int(sys.argv[2])))
+"""
+
+
+@pytest.fixture
+def busy(alpha: Pod, beta: Pod) -> Iterator[None]:
+    """Connections to an uncaptured port of alpha, one after the other."""
+    argv = [*PYTHON, FLOOD, str(alpha.ip4), "9000"]
+    with beta.popen(argv, uid=PROXY_ID, stdout=subprocess.PIPE, text=True) as flood:
+        assert flood.stdout.readline() == "ready\n"
+        yield
+        flood.kill()
+
+
+@pytest.mark.usefixtures("busy")
+@pytest.mark.parametrize(
+    ("port", "happened"), [(8080, f"to {INBOUND}"), (9000, "directly"), (23, "nowhere: it was refused")]
+)
+def test_what_others_do_meanwhile_is_not_taken_for_ours(node: Node, beta: Pod, port: int, happened: str) -> None:
+    found = document(node, "explain", "alpha", "--inbound", beta.ip4, "--port", port, "--try")["try"]
+    assert found["agrees"], found
+    assert found["happened"].partition("; ")[2] == happened
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_pod_that_is_too_busy_is_told_while_somebody_else_traces(node: Node, beta: Pod) -> None:
+    with tracing(node, "--dest", ":1"):
+        done = sidestep(node, "explain", "alpha", "--inbound", beta.ip4, "--port", 8080, "--try")
+    if done.returncode == 0:  # a quiet moment
+        assert f"; to {INBOUND}\n" in done.stdout
+    else:
+        assert "default/alpha has too many connections at the moment to tell which of them was ours" in done.stderr
+
+
+def test_settings_of_the_agent_that_it_does_not_need_are_not_looked_at(node: Node, beta: Pod) -> None:
+    stale = {"SIDESTEP_PODS": "/gone", "CNI_AGENT_RUN_DIR": "/gone"}
+    for argv in (("explain", "alpha", f"{beta.ip4}:80"), ("deny",)):
+        done = invocation.sidestep(argv[0], "--bpffs", node.bpffs, *argv[1:], environment=stale)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_it_is_told_in_a_few_lines(node: Node, beta: Pod) -> None:
     done = sidestep(node, "explain", "default/alpha", f"{beta.ip4}:22", "--try")
     assert done.stdout == (
@@ -148,19 +200,24 @@ def test_early_outbound_and_an_unknown_strict_proxy(node: Node, beta: Pod) -> No
     [
         (
             ("alpha", "example.com:80"),
-            1,
+            2,
             '"example.com" is no IP address; names are not looked up, so give the address',
         ),
-        (("alpha", "example.com"), 1, "give ADDRESS:PORT or [IPV6]:PORT"),
-        (("alpha", "10.0.0.1:99999"), 1, "ports are 0–65535"),
-        (("alpha", "fd00::1:80"), 1, "give ADDRESS:PORT or [IPV6]:PORT"),
+        (("alpha", "example.com"), 2, "give ADDRESS:PORT or [IPV6]:PORT"),
+        (("alpha", "10.0.0.1:99999"), 2, "ports are 0–65535"),
+        (("alpha", "fd00::1:80"), 2, "give ADDRESS:PORT or [IPV6]:PORT"),
         (("alpha", "10.0.0.1:80", "--interface", "eth9"), 1, "default/alpha has no interface eth9; its namespace: "),
         (("nobody", "10.0.0.1:80"), 1, "no enrolled pod is called nobody"),
-        (("alpha", "--inbound", "somewhere"), 1, '--inbound: "somewhere" is no IP address'),
+        (("alpha", "--inbound", "somewhere"), 2, '--inbound: "somewhere" is no IP address'),
         (("alpha", "--inbound", "203.0.113.1", "--port", "80", "--try"), 1, "nobody here can connect from it"),
         (("alpha",), 2, "give either DEST or --inbound FROM"),
         (("alpha", "10.0.0.1:80", "--inbound", "10.0.0.2"), 2, "give either DEST or --inbound FROM"),
-        (("alpha", "10.0.0.1:80", "--port", "80"), 2, "--port is for inbound ones"),
+        (("alpha", "10.0.0.1:80", "--source", "here"), 2, '--source: "here" is no IP address'),
+        (("alpha", "10.0.0.1:80", "--port", "80"), 2, "--port needs --inbound"),
+        (("alpha", "10.0.0.1:80", "--port", "0"), 2, "--port needs --inbound"),
+        (("alpha", "--inbound", "10.0.0.2", "--uid", "0"), 2, "--uid needs DEST, and not --inbound"),
+        (("alpha", "10.0.0.1:80", "--uid", "4294967295"), 2, "4294967295 is not in the range 0<=x<=4294967294"),
+        (("alpha", "10.0.0.1:80", "--mark", "4294967296"), 2, "4294967296 is not in the range 0<=x<=4294967295"),
         (("alpha", "10.0.0.1:80", "--as-proxy", "--uid", "5"), 2, "give either --as-proxy or --uid and --gid"),
         (("alpha", "--inbound", "10.0.0.2", "--try"), 2, "give --port with --try or --udp"),
     ],

@@ -179,9 +179,12 @@ def test_a_map_of_another_shape_is_named(node: Node) -> None:
     maps = Pins(node.bpffs).maps
     (maps / "port_rules").unlink()
     (maps / "networks").rename(maps / "port_rules")
-    assert one_line(sidestep("maps", "port_rules", "--bpffs", node.bpffs)).startswith(
-        f"sidestep: {maps}/port_rules has key and value of (32, 4) bytes, this version writes (16, 4)"
+    said = one_line(sidestep("maps", "port_rules", "--bpffs", node.bpffs))
+    assert said.startswith(
+        f"sidestep: {maps}/port_rules has key and value of (32, 4) bytes, this version has (16, 4); another version of "
+        "sidestep is attached: use the command of that one"
     )
+    assert "detach" not in said  # which would end the capture of every pod
 
 
 def test_a_reader_that_goes_away_is_no_error(mesh: Mesh) -> None:
@@ -210,7 +213,9 @@ def test_a_large_map_is_told_in_little_memory(large: Pins, form: str, tmp_path: 
 
 
 def test_what_a_table_leaves_out_of_a_large_map_is_counted(large: Pins) -> None:
-    lines = sidestep("maps", "port_rules", "--bpffs", large.bpffs).stdout.splitlines()
+    done = sidestep("maps", "port_rules", "--bpffs", large.bpffs)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (0, "")
     assert lines[-1] == f"{MANY - 1000} more entries left out; --limit {MANY} shows all"
     assert len(lines) == 1 + 1000 + 1
 

@@ -135,7 +135,10 @@ def test_without_a_source_of_pods_it_says_so_in_a_line_and_goes_on(node: Node) -
     [
         (("nobody",), "no enrolled pod is called nobody; enrolled are: default/alpha, default/beta"),
         (("other/alpha",), "no enrolled pod is called other/alpha"),
-        (("alpha", "--bpffs", "/never"), "/never is no bpffs; mount one: mount -t bpf bpf /never"),
+        (
+            ("alpha", "--bpffs", "/never"),
+            "/never is no bpffs, it does not exist; make one: mkdir -p /never && mount -t bpf bpf /never",
+        ),
     ],
 )
 def test_a_mistake_is_one_clear_line(node: Node, argv: tuple[str, ...], message: str) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bpf import acceleration
-from bpf.layout import Level
+from bpf.layout import Cookie, Level, Word
 from bpf.pins import Pins
 from bpf.tables import Tables
-from tests.lab.command import sidestep
+from tests.lab.command import sidestep, sidestep_json
 from tests.lab.node import Node
 from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
@@ -28,6 +29,10 @@ while time.time() < end:
     count += 1
     time.sleep(0.005)
 print(json.dumps(count))
+"""
+DENIED = """
+import errno, json, socket, sys
+print(json.dumps([errno.errorcode[socket.socket().connect_ex((sys.argv[1], 2525))] for _ in range(3)]))
 """
 # a browser that asks anybody anything finds nobody
 BROWSER = [
@@ -47,9 +52,31 @@ def level_of(node: Node) -> Level:
 
 
 @pytest.fixture(scope="module")
-def page(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def troubled(mesh: Mesh) -> Iterator[Mesh]:
+    """Something is denied and something refused, and a map is a tenth full."""
+    node = mesh.node
+    mesh.alpha.annotations["sidestep.io/deny-outbound-ports"] = "2525"
+    (node.pods_dir / "alpha.yaml").write_text(yaml.safe_dump(mesh.alpha.manifest()))
+    wait_until(lambda: bool(sidestep_json(node, "deny")), "the port to be denied", 30)
+    denied = mesh.alpha.python(DENIED, mesh.beta.ip4)
+    assert denied == ["EPERM"] * 3
+    bare = node.pod("bare", envoy=False)
+    assert mesh.gamma.curl(bare.ip4).pod is None
+    rows = [Cookie((1 << 63) + number) for number in range(410)]
+    with Tables(Pins(node.bpffs)) as tables:
+        for row in rows:
+            tables.started.put(row, Word(1))
+        yield mesh
+        for row in rows:
+            tables.started.remove(row)
+    bare.stop()
+
+
+@pytest.fixture(scope="module")
+def page(troubled: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "node.html"
     # the self-test comes after the agent's start; connections of before it are not accelerated
+    mesh = troubled
     wait_until(lambda: level_of(mesh.node) is Level.PROXY, "the level", 20)
     load = threading.Thread(target=mesh.alpha.python, args=(LOAD, mesh.beta.ip4))
     load.start()
@@ -94,6 +121,50 @@ def test_pods_and_what_they_do_are_on_it(mesh: Mesh, seen: tuple[str, str]) -> N
     redirected = re.search(r"Redirected from socket to socket, past TCP ([0-9,.]+) ([0-9,]+)", text)
     assert redirected is not None
     assert int(redirected[2].replace(",", "")) > 100
+
+
+def test_what_was_denied_and_refused_is_told_by_reason(seen: tuple[str, str]) -> None:
+    for reason, pod, least in (
+        ("outbound: to a port that the pod denies", "default/alpha", 3),
+        ("inbound: captured, but no proxy listens on port 15006", "default/bare", 1),
+    ):
+        row = re.search(rf"{re.escape(reason)} {pod} ([0-9.,<]+) ([0-9,]+)", seen[0])
+        assert row is not None, reason
+        assert int(row[2].replace(",", "")) >= least
+    assert "No proxy listens in default/bare" in seen[0]
+
+
+def test_how_full_a_map_is_is_told_in_percent(seen: tuple[str, str]) -> None:
+    assert re.search(r" started 41[0-9] 4,096 10 % ", seen[0]), seen[0][-1500:]
+    assert re.search(r" pods 3 4,096 &lt;0\.1 % ", seen[0])
+
+
+@pytest.mark.parametrize("output", ["json", "yaml"])
+def test_programs_are_told_the_same(troubled: Mesh, output: str, tmp_path: Path) -> None:
+    path = tmp_path / "node"
+    made = sidestep(troubled.node, "report", "--seconds", "0.1", "--output", output, "-o", path)
+    assert (made.returncode, made.stdout, made.stderr) == (0, f"report: {path}\n", "")
+    found = yaml.safe_load(path.read_text())
+    assert (found["attached"], found["blind"], found["unseen"]) == (True, "", {})
+    pods = {each["pod"]: each for each in found["pods"]}
+    assert list(pods) == ["default/alpha", "default/bare", "default/beta"]
+    assert pods["default/alpha"]["total"]["connections"]["outbound"]["denied"] >= 3
+    assert pods["default/bare"]["is_proxy_listening"] is False
+    assert {each["name"]: each["entries"] for each in found["maps"]}["pods"] == 3
+    assert sidestep_json(troubled.node, "report", "--seconds", "0.1")["node"] == found["node"]
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing_behind(troubled: Mesh, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", full], check=True)
+    try:
+        done = sidestep(troubled.node, "report", "--seconds", "0.1", "-o", full / "node.html")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert f"cannot write {full}/node.html: No space left on device" in done.stderr
+        assert list(full.iterdir()) == []
+    finally:
+        subprocess.run(["umount", full], check=True)
 
 
 def test_it_can_be_looked_at_in_any_width(page: Path, tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ import yaml
 from bpf.compiler import HOOKS
 from bpf.pins import Pins
 from installer import VERSION
-from tests.datapath.conftest import scratch_pins
-from tests.lab.invocation import as_user, one_line, sidestep
+from tests.lab.invocation import one_line, sidestep
 from tests.lab.node import Node
 from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
@@ -34,17 +33,17 @@ def options(node: Node, health_port: int | None = None) -> tuple[object, ...]:
     return "--bpffs", node.bpffs, "--cni-agent-run-dir", node.run_dir, "--health-port", health
 
 
-def status(node: Node, *more: object) -> Any:
+def status(node: Node, *more: object, code: int = 0) -> Any:
     """As a document."""
     done = sidestep("status", *options(node), *more, "--output", "json")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (code, "")
     return json.loads(done.stdout)
 
 
-def table(node: Node, *more: object) -> str:
+def table(node: Node, *more: object, code: int = 0) -> str:
     """As text."""
     done = sidestep("status", *options(node), *more)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (code, "")
     return done.stdout
 
 
@@ -148,16 +147,16 @@ def test_somebody_else_on_the_health_port_is_no_agent(mesh: Mesh) -> None:
 def test_links_that_are_gone_are_seen(node: Node) -> None:
     node.agent.terminate()
     (Pins(node.bpffs).links / "connect4").unlink()
-    found = status(node)
+    found = status(node, code=1)
     assert not found["attached"]
     assert {each["hook"]: each["attached"] for each in found["programs"]}["connect4"] == 0
-    assert f"programs: NOT attached at {node.kubepods}; run `sidestep attach`" in table(node)
+    assert f"programs: NOT attached at {node.kubepods}; run `sidestep attach`" in table(node, code=1)
 
 
 def test_programs_that_are_gone_are_seen(node: Node) -> None:
     node.agent.terminate()
     (Pins(node.bpffs).programs / "connect4").unlink()
-    found = status(node)
+    found = status(node, code=1)
     assert not found["attached"]
     assert {each["hook"]: each["id"] for each in found["programs"]}["connect4"] is None
 
@@ -206,22 +205,54 @@ def test_the_plugin_and_its_place_in_the_chain_are_told(node: Node, tmp_path: Pa
     assert f"chain: {conf}: entry missing" in text
 
 
-@pytest.mark.parametrize("command", ["status", "maps"])
-def test_where_nothing_is_attached_one_line_says_so(command: str) -> None:
-    with scratch_pins() as (pins, _):
-        said = one_line(sidestep(command, "--bpffs", pins.bpffs))
-        assert said.startswith(f"sidestep: nothing is attached: {pins.root} is not there; run `sidestep attach`")
+@pytest.mark.parametrize("output", ["table", "json", "yaml"])
+def test_where_nothing_is_attached_the_rest_is_told_all_the_same(node: Node, output: str) -> None:
+    node.agent.terminate()
+    detached = sidestep("detach", "--bpffs", node.bpffs)
+    assert detached.returncode == 0, detached.stderr
+    done = sidestep("status", *options(node, 9), "--cgroup", node.kubepods, "--output", output)
+    assert (done.returncode, done.stderr) == (1, "")
+    missing = f"nothing is attached: {Pins(node.bpffs).root} is not there; run `sidestep attach`"
+    if output == "table":
+        lines = done.stdout.splitlines()
+        assert lines[0] == f"sidestep {VERSION}, kernel {platform.release()}"
+        assert lines[1].startswith(f"programs: NOT attached: {missing}")
+        assert lines[2] == f"attach point: {node.kubepods}"
+        assert f"agent: {node.run_dir}/cni.sock: nobody is there" in lines
+        assert any(line.startswith("chain: ") for line in lines)
+        return
+    found = yaml.safe_load(done.stdout)
+    assert (found["attached"], found["attach_point"]) == (False, str(node.kubepods))
+    assert found["problem"].startswith(missing)
+    assert (found["version"], found["kernel"]) == (VERSION, platform.release())
+    assert (found["agent"]["fault"], found["chain"]["plugin"]["file"]) == (
+        "nobody is there",
+        "/host/opt/cni/bin/sidestep-cni",
+    )
 
 
-@pytest.mark.parametrize("command", ["status", "maps"])
-def test_without_bpffs_one_line_says_so(command: str) -> None:
-    said = one_line(sidestep(command, "--bpffs", "/never"))
-    assert said == "sidestep: /never is no bpffs; mount one: mount -t bpf bpf /never"
+def test_without_bpffs_the_rest_is_told_too() -> None:
+    done = sidestep("status", "--bpffs", "/never", "--output", "json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["attached"]) == (1, False)
+    assert found["problem"].startswith("/never is no bpffs, it does not exist; make one: mkdir -p /never")
 
 
-@pytest.mark.parametrize("command", ["status", "maps"])
-def test_only_root_may_look(command: str) -> None:
-    assert one_line(as_user(command)).startswith("sidestep: running as uid 1000; run as root")
+def test_pins_of_another_layout_are_named_and_not_to_be_detached(node: Node) -> None:
+    node.agent.terminate()
+    pins = Pins(node.bpffs)
+    pins.root.rename(pins.top / "v0")
+    try:
+        found = status(node, code=1)
+        said = table(node, code=1).splitlines()[1]
+        refused = one_line(sidestep("maps", "--bpffs", node.bpffs))
+    finally:
+        (pins.top / "v0").rename(pins.root)
+    assert found["attached"] is None
+    assert said == f"programs: {found['problem']}"
+    assert refused == f"sidestep: {found['problem']}"
+    assert "has the pins of layout v0, not v1; another version of sidestep is attached: use the command of" in said
+    assert "detach" not in said
 
 
 @contextmanager

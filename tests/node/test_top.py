@@ -12,8 +12,10 @@ import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pyte
+import pytest
 
 from tests.lab.command import sidestep
 from tests.lab.node import REPOSITORY
@@ -25,7 +27,7 @@ ALTERNATE, NORMAL = b"\x1b[?1049h", b"\x1b[?1049l"
 class Terminal:
     """A terminal with `sidestep top` in it, and what it shows."""
 
-    def __init__(self, mesh: Mesh, lines: int = 24, columns: int = 110) -> None:
+    def __init__(self, mesh: Mesh, lines: int = 24, columns: int = 110, errors: Path | None = None) -> None:
         self.controller, terminal = pty.openpty()
         self.before = termios.tcgetattr(terminal)
         self._screen = pyte.Screen(columns, lines)
@@ -37,7 +39,13 @@ class Terminal:
         environment.pop("COLUMNS", None)
         environment.pop("LINES", None)
         self.process = subprocess.Popen(
-            argv, cwd=REPOSITORY, stdin=terminal, stdout=terminal, stderr=terminal, env=environment, process_group=0
+            argv,
+            cwd=REPOSITORY,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=errors.open("w") if errors else terminal,
+            env=environment,
+            process_group=0,
         )
         self.terminal = terminal
 
@@ -113,19 +121,32 @@ def test_another_size_is_another_screen(mesh: Mesh) -> None:
         terminal.shows("default/alpha", "default/beta", "q quit")
 
 
-def test_the_terminal_is_as_it_was(mesh: Mesh) -> None:
-    for end in (b"q", b"\x03"):
-        with shown(mesh) as terminal:
-            terminal.shows("default/alpha")
-            assert termios.tcgetattr(terminal.terminal)[3] & termios.ECHO == 0
-            if end == b"\x03":
-                terminal.process.send_signal(signal.SIGINT)
-            else:
-                terminal.press(end)
-            assert terminal.ends() in (0, 130)
-            assert termios.tcgetattr(terminal.terminal) == terminal.before
-            assert terminal.written.count(ALTERNATE) == terminal.written.count(NORMAL) == 1
-            assert b"Traceback" not in terminal.written
+@pytest.mark.parametrize("end", [None, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_terminal_is_as_it_was(mesh: Mesh, end: signal.Signals | None) -> None:
+    with shown(mesh) as terminal:
+        terminal.shows("default/alpha")
+        assert termios.tcgetattr(terminal.terminal)[3] & termios.ECHO == 0
+        if end is None:
+            terminal.press(b"q")
+        else:
+            terminal.process.send_signal(end)
+        assert terminal.ends() in (0, 130)
+        assert termios.tcgetattr(terminal.terminal) == terminal.before
+        assert terminal.written.count(ALTERNATE) == terminal.written.count(NORMAL) == 1
+        assert b"Traceback" not in terminal.written
+
+
+def test_a_terminal_that_goes_away_is_no_error(mesh: Mesh, tmp_path: Path) -> None:
+    terminal = Terminal(mesh, errors=tmp_path / "errors")
+    try:
+        terminal.shows("default/alpha")
+        os.close(terminal.terminal)
+        os.close(terminal.controller)
+        assert terminal.process.wait(20) == 0
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+    assert (tmp_path / "errors").read_text() == ""
 
 
 def test_without_a_terminal_it_is_one_line(mesh: Mesh) -> None:

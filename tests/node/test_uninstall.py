@@ -40,10 +40,10 @@ class Installed:
     def is_installed(self) -> bool:
         return self.document() != PRIMARY and (self.bin / "sidestep-cni").exists()
 
-    def uninstall(self) -> "subprocess.CompletedProcess[str]":
+    def uninstall(self, *more: str) -> "subprocess.CompletedProcess[str]":
         options = ["--bpffs", self.node.bpffs, "--cni-agent-run-dir", self.node.run_dir, *self.directories]
         return subprocess.run(
-            [sys.executable, "-m", "installer", "uninstall", *map(str, options)],
+            [sys.executable, "-m", "installer", "uninstall", *map(str, options), *more],
             cwd=REPOSITORY,
             capture_output=True,
             text=True,
@@ -121,3 +121,4 @@ def test_uninstalling_under_a_running_agent_is_refused(installed: Installed) -> 
     assert installed.document() == PRIMARY
     again = installed.uninstall()
     assert (again.returncode, again.stdout) == (0, "nothing was installed\n")
+    assert json.loads(installed.uninstall("--output", "json").stdout) == {"done": []}

@@ -56,6 +56,7 @@ def completed(*words: str) -> list[str]:
         (("sidestep", ""), sorted(COMMANDS)),
         (("sidestep", "sta"), ["status"]),
         (("sidestep", "accelerate", ""), ["off", "proxy", "full"]),
+        (("sidestep", "maps", "p"), ["pods", "port_rules", "proxies"]),
         (("sidestep", "status", "--output", ""), ["table", "json", "yaml"]),
         (("sidestep", "status", "--out"), ["--output"]),
         (("sidestep", "completion", "z"), ["zsh"]),

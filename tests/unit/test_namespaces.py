@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cni.namespaces import find, open_netns
+from cni.namespaces import NoProcfs, find, open_netns
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_mounts_that_are_gone_or_something_else_are_passed_over(proc: Path) -> N
 
 
 def test_no_procfs_is_an_error_and_not_an_empty_node(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(NoProcfs, match=f"{tmp_path}/host/proc is no procfs of this node; give one with --proc"):
         found(tmp_path / "host/proc")
 
 

@@ -3,25 +3,27 @@
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from bpf.errors import KernelRefused
 from bpf.kernel import cgroup2_root
-from bpf.layout import SPREAD6, TOTALS, Address, Build, Cookie, Word
+from bpf.layout import SPREAD6, TOTALS, Address, Build, Cookie, Event, EventKind, Word
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
+from bpf.tracing import Trace, TraceBusy
 from cni.decision import Action, Inbound, IPAddress, Outbound
+from cni.namespaces import why_absent
 from cni.processes import GONE, Crowd, crowds
 from installer.inspect.explain.connecting import CannotTry, Dial, Seen, dial
 from installer.inspect.explain.explainer import LISTENERS, Explanation, routed
 from installer.inspect.pods.enrolled import Enrolled, every
 from installer.inspect.pods.namespace import Inside, looked_into
 from installer.inspect.pods.sockets import endpoint, family_of, plain
-from installer.settings import Attachment, Node
 
 # the counter that each verdict moves (bpf/layout.py, TOTALS)
 _OUTBOUND: dict[tuple[str, str], Action] = {
@@ -46,6 +48,10 @@ _WORDS: dict[Action, str] = {
 }
 
 
+_EVENT_SECONDS = 0.05  # until an event can be read
+_ATTEMPTS = 20
+
+
 @dataclass(frozen=True)
 class Happened:
     """What was seen, which verdicts it fits, and what else was not as it should be."""
@@ -56,8 +62,8 @@ class Happened:
 
 
 def tried(
-    attachment: Attachment,
-    node: Node,
+    pins: Pins,
+    proc: Path,
     tables: Tables,
     pod: Enrolled,
     found: Explanation,
@@ -65,7 +71,7 @@ def tried(
     interface: str | None,
 ) -> dict[str, Any]:
     """What is printed of it; `interface` is what the socket is bound to, if anything. Raises CannotTry."""
-    trial = _Trial(attachment.pins, node.proc, tables)
+    trial = _Trial(pins, proc, tables)
     if isinstance(found.asked, Outbound):
         happened = trial.outbound(pod, found.asked, inside, interface)
     else:
@@ -92,7 +98,7 @@ class _Trial:
     def outbound(self, pod: Enrolled, asked: Outbound, inside: Inside | None, interface: str | None) -> Happened:
         """From the pod, as it was asked."""
         if inside is None:
-            raise CannotTry(f"{pod.identity}: its network namespace is not found below {self._proc}; give --proc")
+            raise CannotTry(f"{pod.identity}: {why_absent(self._proc)}")
         wanted = Dial(
             asked.destination,
             asked.port,
@@ -103,8 +109,11 @@ class _Trial:
             asked.mark,
             interface,
         )
-        seen, moved = self._counted(pod, lambda: dial(wanted, inside.netns_fd, self._cgroup(pod, asked.container)))
-        fits = _fitting(asked, seen, frozenset(_OUTBOUND[each] for each in moved & _OUTBOUND.keys()))
+        cgroup = self._cgroup(pod, asked.container)
+        seen, counted = self._counted(pod, _OUTBOUND, lambda: dial(wanted, inside.netns_fd, cgroup))
+        fits = _fitting(asked, seen, frozenset(counted))
+        if len(counted) > 1 and len(fits) > 1:
+            raise _too_busy(pod)
         return Happened(seen, fits, _wrong_peer(asked, seen))
 
     def inbound(self, pod: Enrolled, asked: Inbound) -> Happened:
@@ -115,9 +124,13 @@ class _Trial:
         with ExitStack() as stack:
             netns_fd, cgroup, ids = self._place(asked.source, stack)
             wanted = Dial(to, asked.port, asked.protocol, *ids, asked.source)
-            seen, moved = self._counted(pod, lambda: dial(wanted, netns_fd, cgroup))
-        counted = frozenset(_INBOUND[each] for each in moved & _INBOUND.keys())
-        return Happened(seen, counted or frozenset(("pass",)))
+            if told := self._told(pod, lambda: dial(wanted, netns_fd, cgroup)):
+                return told
+            # nothing is told of what passes uncounted, nor where somebody else traces or has rewritten the source
+            seen, counted = self._counted(pod, _INBOUND, lambda: dial(wanted, netns_fd, cgroup))
+        if len(counted) > 1:
+            raise _too_busy(pod)
+        return Happened(seen, frozenset(counted or ("pass",)))
 
     def _place(self, source: IPAddress, stack: ExitStack) -> tuple[int | None, Path | None, tuple[int, int]]:
         """Namespace, cgroup and user to connect as: a pod's proxy, whose connections nobody captures."""
@@ -128,15 +141,39 @@ class _Trial:
             return None, None, (0, 0)
         inside = stack.enter_context(looked_into(pod, self._proc))
         if inside is None:
-            raise CannotTry(f"{pod.identity}, which has {source}: its network namespace is not found; give --proc")
+            raise CannotTry(f"{pod.identity}, which has {source}: {why_absent(self._proc)}")
         return inside.netns_fd, self._cgroup(pod, "trusted"), (pod.entry.proxy_uid, pod.entry.proxy_gid)
 
-    def _counted(self, pod: Enrolled, work: Callable[[], Seen]) -> tuple[Seen, frozenset[tuple[str, str]]]:
-        """And which of the pod's counters have moved meanwhile, for whatever reason."""
-        before = self._tallies(pod)
-        seen = work()
-        after = self._tallies(pod)
-        return seen, frozenset(name for name in TOTALS if after[name] > before[name])
+    def _told(self, pod: Enrolled, work: Callable[[], Seen]) -> Happened | None:
+        """What the programs say of just this connection; None where they do not, or somebody else listens."""
+        events: list[bytes] = []
+        with ExitStack() as stack:
+            try:
+                trace = stack.enter_context(Trace(self._pins, events.append, pod.cookie))
+                trace.poll(0)
+            except (TraceBusy, KernelRefused):
+                return None
+            seen = work()
+            trace.poll(_EVENT_SECONDS)
+        for each in map(Event.from_buffer_copy, events):
+            if each.kind == EventKind.INBOUND and (str(each.source.ip()), each.source_port) == seen.local:
+                return Happened(seen, frozenset((_INBOUND[TOTALS[each.verdict]],)))
+        return None
+
+    def _counted(
+        self, pod: Enrolled, actions: Mapping[tuple[str, str], Action], work: Callable[[], Seen]
+    ) -> tuple[Seen, set[Action]]:
+        """And what that has counted as, one of them if the pod has a quiet moment: its other connections count too."""
+        left: set[Action] | None = None
+        for _ in range(_ATTEMPTS):
+            before = self._tallies(pod)
+            seen = work()
+            after = self._tallies(pod)
+            moved = {action for name, action in actions.items() if after[name] > before[name]}
+            left = moved if left is None else left & moved  # ours is among them each time
+            if len(left) < 2:
+                break
+        return seen, left or set()
 
     def _tallies(self, pod: Enrolled) -> dict[tuple[str, str], int]:
         tally = self._tables.tallies.get(Cookie(pod.cookie))
@@ -151,6 +188,13 @@ class _Trial:
             if is_proxys is None or (directory.stat().st_ino == pod.proxy_cgroup) == is_proxys:
                 return directory
         raise CannotTry(f"{pod.identity} has no process in a cgroup below {top}, where the programs are attached")
+
+
+def _too_busy(pod: Enrolled) -> CannotTry:
+    return CannotTry(
+        f"{pod.identity} has too many connections at the moment to tell which of them was ours; try again, or see what "
+        f"`sidestep trace {pod.identity}` says"
+    )
 
 
 def _fitting(asked: Outbound, seen: Seen, counted: frozenset[Action]) -> frozenset[Action]:
@@ -199,7 +243,7 @@ def _require_own(source: IPAddress) -> None:
 
 
 def _attached_at(pins: Pins) -> Path:
-    table: Table[Word, Build] = Table(pins, "build")
+    table: Table[Word, Build] = Table(pins.look_only(), "build")
     try:
         build = table.get(Word(0))
     finally:

@@ -4,16 +4,17 @@ import re
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 from bpf.errors import SidestepError
+from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.decision import IPAddress
 from installer.inspect.explain.explainer import Asker, Explainer, Explanation, Protocol
 from installer.inspect.explain.words import document_of, why
 from installer.inspect.pods.enrolled import find
 from installer.inspect.pods.namespace import Inside, looked_into
-from installer.settings import Attachment, Node
 
 # [address]:port or address:port; what is before the port is judged by itself
 _ENDPOINT = re.compile(r"\[(?P<six>[^\]]*)\]:(?P<port6>\d+)|(?P<four>[^:\[\]]*):(?P<port4>\d+)")
@@ -38,16 +39,24 @@ class Question:
     udp: bool = False
     source: str | None = None
     interface: str | None = None
-    mark: int = 0
+    mark: int | None = None
     is_tried: bool = False
 
+    def require_endpoints(self) -> None:
+        """Raise BadAddress unless what is to be addresses are some."""
+        if self.dest is not None:
+            endpoint_of(self.dest)
+        for what in ("inbound", "to", "source"):
+            if getattr(self, what) is not None:
+                address_of(getattr(self, what), f"--{what}")
 
-def answer(attachment: Attachment, node: Node, question: Question) -> dict[str, Any]:
+
+def answer(pins: Pins, proc: Path, question: Question) -> dict[str, Any]:
     """The document that is printed. Raises SidestepError for what cannot be answered."""
     with ExitStack() as stack:
-        tables = stack.enter_context(Tables(attachment.pins))
-        pod = find(attachment.pins, tables, question.pod)
-        inside = stack.enter_context(looked_into(pod, node.proc))
+        tables = stack.enter_context(Tables(pins.look_only()))
+        pod = find(pins, tables, question.pod)
+        inside = stack.enter_context(looked_into(pod, proc))
         explainer = Explainer(pod, tables, inside.interfaces if inside else {})
         found, others = _explained(explainer, question, inside)
         document = document_of(pod.identity, found, inside)
@@ -58,7 +67,7 @@ def answer(attachment: Attachment, node: Node, question: Question) -> dict[str, 
         if question.is_tried:
             from installer.inspect.explain.attempt import tried
 
-            document["try"] = tried(attachment, node, tables, pod, found, inside, question.interface)
+            document["try"] = tried(pins, proc, tables, pod, found, inside, question.interface)
     return document
 
 
@@ -71,7 +80,7 @@ def _explained(
         destination, port = endpoint_of(question.dest or "")
         source = None if question.source is None else address_of(question.source, "--source")
         by = _asker(explainer, question, inside)
-        how = (source, question.mark, question.interface)
+        how = (source, question.mark or 0, question.interface)
         return explainer.outbound(destination, port, by, protocol, *how), []
     source = address_of(question.inbound, "--inbound")
     to = None if question.to is None else address_of(question.to, "--to")

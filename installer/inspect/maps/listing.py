@@ -7,7 +7,6 @@ from pathlib import Path
 
 from bpf import syscalls
 from bpf.errors import KernelRefused, NotAttached, SidestepError
-from bpf.kernel import require_bpffs
 from bpf.layout import TABLES, Cookie, Pod
 from bpf.pins import Descriptor, Pins
 from bpf.tables import Tables
@@ -37,19 +36,10 @@ class Listing:
         self.left_out = sum(1 for _ in self._found)
 
 
-def require_attached(pins: Pins) -> None:
-    """Raise KernelRefused without a bpffs, NotAttached without pins: what every look at the maps needs."""
-    require_bpffs(pins.bpffs)
-    if not pins.maps.is_dir():
-        raise NotAttached(
-            f"nothing is attached: {pins.root} is not there; run `sidestep attach` (or start the agent), or give "
-            "the --bpffs that was attached with"
-        )
-
-
 def maps_of(pins: Pins, pod: str = "") -> list[Plain]:
     """Every pinned map; with a pod those that have entries of pods, and how many of them are its own."""
-    require_attached(pins)
+    pins = pins.look_only()
+    pins.require_attached()
     wanted = _cookies_of(pins, pod) if pod else None
     names = sorted(path.name for path in pins.maps.iterdir())
     return [_map_of(pins, name, wanted) for name in names if wanted is None or _is_kept_by_pod(name)]
@@ -57,7 +47,8 @@ def maps_of(pins: Pins, pod: str = "") -> list[Plain]:
 
 def entries_of(pins: Pins, name: str, pod: str = "", limit: int | None = None) -> Listing:
     """The entries of one map, or those that are about a pod. Raises UnknownMap, NoSuchPod, NotAttached."""
-    require_attached(pins)
+    pins = pins.look_only()
+    pins.require_attached()
     _require_listable(pins, name)
     if pod and not _is_kept_by_pod(name):
         raise UnknownMap(
@@ -71,7 +62,7 @@ def entries_of(pins: Pins, name: str, pod: str = "", limit: int | None = None) -
 
 
 def _map_of(pins: Pins, name: str, pod: set[int] | None) -> Plain:
-    with Descriptor(syscalls.open_pin(pins.maps / name)) as table:
+    with Descriptor(syscalls.open_pin(pins.maps / name, syscalls.READ_ONLY)) as table:
         info, memory = syscalls.map_info(table.fd), kernel_says(table.fd).get("memlock", "")
     kind = KINDS.get(info.type, f"type {info.type}")
     return {

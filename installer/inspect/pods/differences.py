@@ -18,8 +18,8 @@ from installer.pods.api import Api
 from installer.pods.directory import PodDirectory
 from installer.settings import Node
 
-ONLY_NEW = "what has changed since the pod was made applies to new pods only"
-NOT_YET = "denied ports change while the pod runs; that they have not takes a look at the agent's log"
+ONLY_NEW = "what has changed since the pod was made applies to new pods only, denied ports apart"
+NOT_YET = "denied ports change while the pod runs: within a second, or the agent is down, or its log says why not"
 _LIVE = (DENY_OUTBOUND_PORTS, DENY_INBOUND_PORTS)
 _MIRROR = "kubernetes.io/config.mirror"
 

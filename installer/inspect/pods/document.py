@@ -17,7 +17,7 @@ from installer.settings import Attachment, Node
 def pods_of(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
     """A document for each enrolled pod. Raises NotAttached."""
     now = described(node)
-    with Tables(attachment.pins) as tables:
+    with Tables(attachment.pins.look_only()) as tables:
         level = level_of(tables)
         found = [
             _document(pod, tables, level, inside) | {"differs": differences(pod, now, inside)}
@@ -28,7 +28,7 @@ def pods_of(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
 
 def pod_of(attachment: Attachment, node: Node, name: str) -> dict[str, Any]:
     """The document of one. Raises PodUnknown, NotAttached."""
-    with Tables(attachment.pins) as tables:
+    with Tables(attachment.pins.look_only()) as tables:
         pod = enrolled.find(attachment.pins, tables, name)
         now = described(node)
         with looked_into(pod, node.proc) as inside:

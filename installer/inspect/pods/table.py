@@ -1,36 +1,25 @@
 """The documents of `sidestep pods` for people."""
 
-import os
-import sys
 from typing import Any
 
 from installer.inspect.pods.differences import is_different, uncompared
 
 _TITLES = ("pod", "address", "captured", "direct", "refused", "proxy", "Pod now")
-_PLAIN_WIDTH = 120
 _VERDICTS = _TITLES[2:5]
 
 
 def table_of(documents: list[dict[str, Any]]) -> str:
     """One line a pod, with its first address."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
+    from installer.inspect.printing import rendered, table
 
     if not documents:
         return "no pods are enrolled\n"
-    # piped it has room, as the table of `sidestep probe` has
-    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PLAIN_WIDTH)
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for title in _TITLES:
-        table.add_column(title, justify="right" if title in _VERDICTS else "left", overflow="fold")
+    rows = []
     for each in documents:
-        sums = (str(_sum(each, verdict)) for verdict in _VERDICTS)
         listens = "listens" if each["listeners"]["steered_to"] else "ABSENT"
-        table.add_row(each["pod"], next(iter(each["addresses"]), "none"), *sums, listens, _state(each))
-    with console.capture() as captured:
-        console.print(table)
-    lines = [line.rstrip() for line in captured.get().splitlines()]
+        sums = (_sum(each, verdict) for verdict in _VERDICTS)
+        rows.append((each["pod"], next(iter(each["addresses"]), "none"), *sums, listens, _state(each)))
+    lines = [rendered(table(_TITLES, rows, set(_TITLES) - set(_VERDICTS))).rstrip("\n")]
     if reason := uncompared(documents):
         lines.append(reason)
     elif any(is_different(each["differs"]) for each in documents):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bpf.pins import Pins
 from bpf.tables import Tables
+from cni.namespaces import NoProcfs
 from installer.inspect.sampling.flows import Flow, Inside, Observation, Watcher, flows_between
 from installer.inspect.sampling.sample import Fill, Rates, Sample, fills_of, rates_between, take_sample
 
@@ -32,7 +33,7 @@ class NodeView:
 
 def gather(pins: Pins, name: str, seconds: float, proc: Path) -> NodeView:
     """Look at the node for that long; `proc` is a procfs of the node. Raises NotAttached."""
-    with Tables(pins) as tables:
+    with Tables(pins.look_only()) as tables:
         watcher = Watcher(proc)
         before = take_sample(pins, tables)
         first, _ = _observe(watcher, tables, before)
@@ -58,5 +59,7 @@ def _observe(watcher: Watcher, tables: Tables, sample: Sample) -> tuple[Observat
     """What the sockets say, and why they say nothing: without them the page still has all the counters."""
     try:
         return watcher.observe(tables, sample.pods), ""
+    except NoProcfs as error:
+        return Observation(), str(error)
     except OSError as error:
         return Observation(), f"{error.filename or 'namespaces'}: {error.strerror}"

@@ -17,12 +17,21 @@ def write(path: Path, page: str) -> None:
         if path.exists() and not path.is_file():  # a device or a pipe: not to be replaced
             path.write_text(page)
             return
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".sidestep-", delete=False) as made:
+        _replace(path, page)
+    except OSError as error:
+        raise ReportNotWritten(f"cannot write {path}: {error.strerror}; give another file with -o") from error
+
+
+def _replace(path: Path, page: str) -> None:
+    made = tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".sidestep-", delete=False)  # noqa: SIM115
+    try:
+        with made:
             made.write(page)
         Path(made.name).chmod(0o666 & ~_umask())
         Path(made.name).replace(path)
-    except OSError as error:
-        raise ReportNotWritten(f"cannot write {path}: {error.strerror}; give another file with -o") from error
+    except BaseException:
+        Path(made.name).unlink(missing_ok=True)
+        raise
 
 
 def _umask() -> int:

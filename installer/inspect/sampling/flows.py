@@ -8,7 +8,7 @@ counters of sample.py have those too. Bytes are TCP's: what is redirected betwee
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 from bpf.layout import OUTBOUND_PORT, SPREAD6, Address, PodFlags
 from bpf.tables import Tables
+from cni.diag import ESTABLISHED, LISTEN, TIME_WAIT, Diag, TcpSocket
 from cni.errors import SandboxInvalid
-from cni.namespaces import PROC, find
+from cni.namespaces import PROC, find, why_absent
 from cni.rtnl import IpAddress
 from cni.sandbox import INBOUND_SOURCE6, visit
 from installer.inspect.sampling.sample import PodSample
-from installer.inspect.sampling.sockets import ESTABLISHED, LISTEN, TIME_WAIT, TcpSocket, tcp_sockets
 
 # who has an end of a connection
 PROXY, APP, UNKNOWN = "proxy", "app", "?"
@@ -117,11 +117,11 @@ class Watcher:
             for cookie, netns in namespaces:
                 self._inodes[cookie] = os.fstat(netns).st_ino
                 try:
-                    sockets[cookie] = visit(netns, lambda _: list(tcp_sockets(ESTABLISHED, TIME_WAIT, LISTEN)))
+                    sockets[cookie] = visit(netns, lambda _: list(_sockets()))
                 except SandboxInvalid as error:
                     found.unseen[cookie] = str(error)
         for cookie in pods.keys() - sockets.keys() - found.unseen.keys():
-            found.unseen[cookie] = "its network namespace is not to be found: give a procfs of the node with --proc"
+            found.unseen[cookie] = why_absent(self._proc)
         self._inodes = {cookie: inode for cookie, inode in self._inodes.items() if cookie in pods}
         found.accelerated = set(_accelerated(tables))
         _Reading(found, pods, sockets).read()
@@ -187,6 +187,8 @@ class _Reading:
 
     def _serves(self, cookie: int, each: TcpSocket) -> bool:
         """Whether the local end is the server's. A captured pod may have a proxy that serves any port unheard."""
+        if each.has_dialled is not None:
+            return not each.has_dialled
         if each.local_port in self._listening[cookie]:
             return True
         other = self._owners.get(each.remote)
@@ -221,6 +223,11 @@ def flows_between(before: Observation, after: Observation) -> list[Flow]:
     return sorted(flows.values(), key=lambda flow: (-flow.rate, -flow.opened, -flow.alive, -flow.ended))
 
 
+def _sockets() -> Iterator[TcpSocket]:
+    with Diag() as diag:
+        yield from diag.sockets(ESTABLISHED, TIME_WAIT, LISTEN)
+
+
 def _accelerated(tables: Tables) -> Iterator[Ends]:
     for key in tables.accelerated.every_key():
         it = key.connection
@@ -230,8 +237,3 @@ def _accelerated(tables: Tables) -> Iterator[Ends]:
 def _is_local(raw: bytes) -> bool:
     """Whether it is loopback, where captured connections are spread, or where proxies dial their applications from."""
     return raw.startswith((_LOOPBACK4, _SPREAD6)) or raw in _LOCAL6
-
-
-def names_of(pods: Iterable[PodSample]) -> dict[int, str]:
-    """Cookie → namespace/name."""
-    return {pod.cookie: str(pod.identity) for pod in pods}

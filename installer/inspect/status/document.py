@@ -6,12 +6,13 @@ from typing import Any
 from bpf.acceleration import NodeLevel, level_of
 from bpf.attachment import is_attached
 from bpf.compiler import sources_digest
+from bpf.errors import KernelRefused, SidestepError
 from bpf.layout import Build, Level, Pod, Traffic
-from bpf.pins import Pins
+from bpf.pins import OtherVersion, Pins
 from bpf.tables import Tables
 from cni.entries import Identity
 from installer import VERSION
-from installer.inspect.maps.listing import maps_of, require_attached
+from installer.inspect.maps.listing import maps_of
 from installer.inspect.maps.walk import entries
 from installer.inspect.status.chain import chain_of
 from installer.inspect.status.health import agent_of
@@ -20,8 +21,13 @@ from installer.settings import Attachment, Chain, Node, Ports
 
 
 def document_of(attachment: Attachment, chain: Chain, node: Node, ports: Ports) -> dict[str, Any]:
-    """All that is told of a node. Raises NotAttached, KernelRefused."""
-    kernel = status_of(attachment.pins)
+    """All that is told of a node; `problem` says why nothing of the kernel's side is, "" where it is."""
+    try:
+        kernel = status_of(attachment.pins)
+    except OtherVersion as error:
+        kernel = _unknown(attachment, None, str(error))
+    except SidestepError as error:
+        kernel = _unknown(attachment, False, str(error))
     return {
         "version": VERSION,
         "kernel": platform.release(),
@@ -32,14 +38,16 @@ def document_of(attachment: Attachment, chain: Chain, node: Node, ports: Ports) 
 
 
 def status_of(pins: Pins) -> dict[str, Any]:
-    """What the pins say. Raises NotAttached."""
-    require_attached(pins)
+    """What the pins say. Raises NotAttached, KernelRefused."""
+    pins = pins.look_only()
+    pins.require_attached()
     with Tables(pins) as tables:
         node = level_of(tables)
         pods = [_pod(pod, tables.traffic.get(key) or Traffic(), node) for key, pod in tables.pods.every()]
     build = next((value for _, value in entries(pins, "build") if isinstance(value, Build)), Build())
     return {
         "attached": is_attached(pins),
+        "problem": "",
         "attach_point": build.cgroup.decode(),
         "pins": str(pins.root),
         "current": bytes(build.sources) == sources_digest(),
@@ -48,6 +56,26 @@ def status_of(pins: Pins) -> dict[str, Any]:
         "programs": programs_of(pins),
         "maps": maps_of(pins),
         "pods": sorted(pods, key=lambda each: str(each["pod"])),
+    }
+
+
+def _unknown(attachment: Attachment, attached: bool | None, problem: str) -> dict[str, Any]:
+    """The same without anything to tell; the attach point is where the programs would be."""
+    try:
+        attach_point = str(attachment.attach_point())
+    except KernelRefused:
+        attach_point = ""
+    return {
+        "attached": attached,
+        "problem": problem,
+        "attach_point": attach_point,
+        "pins": str(attachment.pins.root),
+        "current": False,
+        "acceleration": None,
+        "run_counts": {"on": counts_runs(), "how": HOW_TO_COUNT},
+        "programs": [],
+        "maps": [],
+        "pods": [],
     }
 
 

@@ -35,7 +35,7 @@ def programs_of(pins: Pins) -> list[dict[str, Any]]:
 
 def _program(pins: Pins, hook: Hook, counting: bool) -> dict[str, Any]:
     try:
-        opened = Descriptor(syscalls.open_pin(pins.programs / hook.name))
+        opened = Descriptor(syscalls.open_pin(pins.programs / hook.name, syscalls.READ_ONLY))
     except KernelRefused:
         blank = dict.fromkeys(("id", "tag", "loaded_at", "bytes", "runs", "run_seconds"))
         return {"hook": hook.name, **blank, "attached": 0}
@@ -57,7 +57,8 @@ def _program(pins: Pins, hook: Hook, counting: bool) -> dict[str, Any]:
 def _attachments(pins: Pins, hook: Hook, program_id: int) -> int:
     """In how many places the program runs: 1 for a cgroup or the socket hash, for steering the pods' namespaces."""
     if hook == MESSAGE_HOOK:
-        with suppress(KernelRefused), Descriptor(syscalls.open_pin(pins.maps / "accelerated")) as sockets:
+        path = pins.maps / "accelerated"
+        with suppress(KernelRefused), Descriptor(syscalls.open_pin(path, syscalls.READ_ONLY)) as sockets:
             return attached_to(sockets.fd, hook.attach_type).programs.count(program_id)
         return 0
     links = pins.netns.iterdir() if hook == NETNS_HOOK else [pins.links / hook.name]

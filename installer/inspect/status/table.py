@@ -1,15 +1,11 @@
 """The status of a node for people: a line for each part, then programs, maps and pods as tables."""
 
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from installer.findings import plain_width
+from installer.inspect.printing import rendered, table
 
 Document = dict[str, Any]
 
@@ -22,41 +18,26 @@ _TEXTS = ("program", "map", "pod", "kind", "level", "loaded at")  # the other co
 def table_of(document: Document) -> str:
     """The whole status."""
     lines = (Text(line) for line in _lines(document))
+    if document["problem"]:
+        return rendered(*lines)
     programs = (_program(each) for each in document["programs"])
     pods = ([each["pod"], *each["acceleration"].values()] for each in document["pods"])
-    return rendered(*lines, table(_PROGRAMS, programs), table(MAPS, map(_map, document["maps"])), table(_PODS, pods))
+    maps = map(_map, document["maps"])
+    return rendered(*lines, table(_PROGRAMS, programs, _TEXTS), table(MAPS, maps, _TEXTS), table(_PODS, pods, _TEXTS))
 
 
 def maps_table(maps: Iterable[Document]) -> str:
     """The list of maps alone."""
-    return rendered(table(MAPS, map(_map, maps)))
-
-
-def table(titles: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> RenderableType:
-    """Rows under titles; what is not known is a dash. Narrow terminals fold long words."""
-    made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for title in titles:
-        made.add_column(title, justify="left" if title in _TEXTS else "right", overflow="fold")
-    for row in rows:
-        made.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
-    return made
-
-
-def rendered(*parts: RenderableType) -> str:
-    """As it suits stdout, without spaces at the ends of lines."""
-    console = Console(width=None if sys.stdout.isatty() else plain_width())
-    with console.capture() as captured:
-        for part in parts:
-            console.print(part, soft_wrap=isinstance(part, Text))
-    return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()) + "\n"
+    return rendered(table(MAPS, map(_map, maps), _TEXTS))
 
 
 def _lines(document: Document) -> Iterator[str]:
     yield f"sidestep {document['version']}, kernel {document['kernel']}"
     yield f"programs: {_attached(document)}"
-    told = document["acceleration"]
-    level = told["level"] if told["level"] == told["wanted"] else f"{told['level']} instead of {told['wanted']}"
-    yield f"acceleration: {level}{told['reason'] and ' (' + told['reason'] + ')'}"
+    if document["problem"]:
+        yield f"attach point: {document['attach_point'] or 'none, as cgroup2 is not mounted'}"
+    if told := document["acceleration"]:
+        yield f"acceleration: {_level(told)}"
     chain, agent = document["chain"], document["agent"]
     plugin = chain["plugin"]
     yield f"plugin: {plugin['file']}: {plugin['fault'] or 'as in this version'}"
@@ -65,12 +46,19 @@ def _lines(document: Document) -> Iterator[str]:
         yield f"chain: {remark}"
     yield f"agent: {_agent(agent)}"
     yield f"readiness: {_readiness(agent['health'])}"
-    if not document["run_counts"]["on"]:
+    if not (document["problem"] or document["run_counts"]["on"]):
         yield f"runs of programs: not counted; {document['run_counts']['how']} makes the kernel count, at some cost"
+
+
+def _level(told: Document) -> str:
+    level = told["level"] if told["level"] == told["wanted"] else f"{told['level']} instead of {told['wanted']}"
+    return f"{level}{told['reason'] and ' (' + told['reason'] + ')'}"
 
 
 def _attached(document: Document) -> str:
     """Where, or that it isn't so: which of them is told by the table."""
+    if document["problem"]:
+        return f"{'' if document['attached'] is None else 'NOT attached: '}{document['problem']}"
     if not document["attached"]:
         return f"NOT attached at {document['attach_point'] or 'any cgroup'}; run `sidestep attach` (or start the agent)"
     other = "" if document["current"] else ", of another version; `sidestep attach` (or the agent's start) swaps them"

@@ -1,5 +1,6 @@
 """The loop of `sidestep top`: a sample a second, keys in between, and the terminal as it was at the end."""
 
+import errno
 import os
 import select
 import signal
@@ -24,12 +25,12 @@ class NoTerminal(SidestepError):
 
 
 def top(pins: Pins, seconds: float) -> None:
-    """Show the node until q or Ctrl-C. Raises NoTerminal, NotAttached."""
+    """Show the node until q, Ctrl-C, or a signal to end. Raises NoTerminal, NotAttached."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise NoTerminal("top needs a terminal; `sidestep report` and `sidestep status --output json` don't")
     console = Console()
     order = ORDERS[0]
-    with Tables(pins) as tables, _keys() as keys, suppress(KeyboardInterrupt):
+    with Tables(pins.look_only()) as tables, _until_hung_up(), _keys() as keys, suppress(KeyboardInterrupt):
         before = take_sample(pins, tables)
         with Live(console=console, screen=True, auto_refresh=False) as live:
             pause = 0.2  # the first figures come soon
@@ -47,36 +48,60 @@ def top(pins: Pins, seconds: float) -> None:
 
 
 @contextmanager
+def _until_hung_up() -> Iterator[None]:
+    """Whose terminal has gone has nobody left to tell of it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+
+
+@contextmanager
 def _keys() -> "Iterator[_Keys]":
-    """Keys as they are pressed, without echo; the terminal's settings come back."""
+    """Keys as they are pressed, without echo; the terminal's settings come back, also at a signal that ends us."""
     descriptor = sys.stdin.fileno()
     settings = termios.tcgetattr(descriptor)
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    former = signal.signal(signal.SIGWINCH, lambda *_: None)
+    keys = _Keys(descriptor, reader)
+    handlers = {signal.SIGWINCH: lambda *_: None, signal.SIGTERM: keys.end, signal.SIGHUP: keys.end}
+    former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     former_wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     tty.setcbreak(descriptor)
     try:
-        yield _Keys(descriptor, reader)
+        yield keys
     finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, settings)
+        with suppress(termios.error):  # the terminal may have gone
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, settings)
         signal.set_wakeup_fd(former_wakeup)
-        signal.signal(signal.SIGWINCH, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
         os.close(reader)
         os.close(writer)
 
 
 class _Keys:
-    """Waits for a key or for the window's new size."""
+    """Waits for a key, for the window's new size, or for a signal that ends us."""
 
-    def __init__(self, terminal: int, resized: int) -> None:
-        self._terminal, self._resized = terminal, resized
+    def __init__(self, terminal: int, signalled: int) -> None:
+        self._terminal, self._signalled = terminal, signalled
+        self._is_over = False
+
+    def end(self, *_: object) -> None:
+        """A signal's handler: from now on q is pressed."""
+        self._is_over = True
 
     def __call__(self, seconds: float) -> str | None:
         """The key, empty when the window has another size, None when the time is up."""
-        ready, _, _ = select.select([self._terminal, self._resized], [], [], seconds)
-        if self._resized in ready:
+        ready, _, _ = select.select([self._terminal, self._signalled], [], [], seconds)
+        if self._signalled in ready:
             with suppress(BlockingIOError):
-                os.read(self._resized, 64)
+                os.read(self._signalled, 64)
+        if self._is_over:
+            return "q"
         if self._terminal in ready:
-            return os.read(self._terminal, 1).decode(errors="replace") or "q"
+            try:
+                return os.read(self._terminal, 1).decode(errors="replace") or "q"
+            except OSError:  # the terminal has gone
+                return "q"
         return "" if ready else None

@@ -1,0 +1,91 @@
+"""The same as the page tells, in plain values for programs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from installer.inspect.report.view import NodeView
+from installer.inspect.sampling.flows import Flow, Place
+from installer.inspect.sampling.sample import Counts
+
+Plain = dict[str, Any]
+
+
+def document_of(view: NodeView) -> Plain:
+    """Totals are since the maps were made, rates of each second of the time it was looked at."""
+    sample = view.sample
+    return {
+        "node": view.name,
+        "kernel": view.kernel,
+        "taken": view.taken.isoformat(timespec="seconds"),
+        "seconds": round(view.rates.seconds, 3),
+        "attached": sample.attached,
+        "acceleration": {
+            "level": str(sample.level.level),
+            "wanted": str(sample.level.wanted),
+            "reason": sample.level.reason,
+            "share": sample.total.share,
+        },
+        "total": _counts(sample.total),
+        "rates": _counts(view.rates.total),
+        "pods": [_pod(view, cookie) for cookie in _by_name(view)],
+        "flows": [_flow(flow, _names(view)) for flow in view.flows],
+        "maps": [
+            {"name": fill.name, "entries": fill.entries, "limit": fill.limit, "share": fill.share}
+            for fill in view.fills
+        ],
+        "unseen": {_names(view).get(cookie, str(cookie)): why for cookie, why in view.unseen.items()},
+        "blind": view.blind,
+    }
+
+
+def _names(view: NodeView) -> dict[int, str]:
+    return {cookie: str(pod.identity) for cookie, pod in view.sample.pods.items()}
+
+
+def _by_name(view: NodeView) -> list[int]:
+    names = _names(view)
+    return sorted(names, key=names.__getitem__)
+
+
+def _pod(view: NodeView, cookie: int) -> Plain:
+    pod, inside = view.sample.pods[cookie], view.inside.get(cookie)
+    return {
+        "pod": str(pod.identity),
+        "addresses": [str(ip) for ip in pod.addresses],
+        "level": str(pod.level),
+        "is_proxy_listening": pod.listening,
+        "total": _counts(pod.counts),
+        "rates": _counts(view.rates.pods[cookie]),
+        "inside": None if inside is None else vars(inside),
+    }
+
+
+def _counts(counts: Counts) -> Plain:
+    """Connections by direction and what became of them; messages of accelerated ones by what became of them."""
+    connections: dict[str, Plain] = {}
+    for (direction, verdict), count in counts.connections.items():
+        connections.setdefault(direction, {})[verdict] = count
+    return {"connections": connections, "messages": dict(counts.messages)}
+
+
+def _flow(flow: Flow, names: Mapping[int, str]) -> Plain:
+    client, server = flow.way
+    return {
+        "source": _place(flow.source, names),
+        "target": _place(flow.target, names),
+        "client": client,
+        "server": server,
+        "ports": dict(flow.ports),
+        "open": flow.alive,
+        "ended": flow.ended,
+        "accelerated": flow.accelerated,
+        "opened_per_second": flow.opened,
+        "bytes_per_second": flow.rate,
+    }
+
+
+def _place(place: Place, names: Mapping[int, str]) -> Plain:
+    """A pod of this node or an address, the other being None."""
+    if place.cookie is None:
+        return {"pod": None, "address": str(place.ip)}
+    return {"pod": names.get(place.cookie), "address": None}
