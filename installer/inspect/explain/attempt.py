@@ -146,15 +146,14 @@ class _Trial:
 
     def _told(self, pod: Enrolled, work: Callable[[], Seen]) -> Happened | None:
         """What the programs say of just this connection; None where they do not, or somebody else listens."""
-        events: list[bytes] = []
         with ExitStack() as stack:
             try:
-                trace = stack.enter_context(Trace(self._pins, events.append, pod.cookie))
+                trace = stack.enter_context(Trace(self._pins, pod.cookie))
                 trace.poll(0)
             except (TraceBusy, KernelRefused):
                 return None
             seen = work()
-            trace.poll(_EVENT_SECONDS)
+            events = trace.poll(_EVENT_SECONDS)
         for each in map(Event.from_buffer_copy, events):
             if each.kind == EventKind.INBOUND and (str(each.source.ip()), each.source_port) == seen.local:
                 return Happened(seen, frozenset((_INBOUND[TOTALS[each.verdict]],)))
