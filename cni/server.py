@@ -57,10 +57,17 @@ class Server:
             self._listener = _listen(self._directory, run_dir)
             undo.pop_all()
         self._wake, self._stopper = socket.socketpair()
+        self._stopper.setblocking(False)
+
+    @property
+    def wakes(self) -> int:
+        """A descriptor, not blocking: whatever is written to it has the effect of stop()."""
+        return self._stopper.fileno()
 
     def stop(self) -> None:
         """End serve() after the requests under way; callable from a signal handler."""
-        self._stopper.send(b"x")
+        with suppress(BlockingIOError):  # then it has been called often
+            self._stopper.send(b"x")
 
     def serve(self) -> None:
         """Accept until stop(); requests under way are finished, then the socket is removed."""

@@ -72,7 +72,7 @@ def run(settings: Settings) -> None:
             agent = _Agent(settings, up)
             agent.enrol_what_runs()
             server = agent.server()
-            signals.call(server.stop)
+            signals.call(server.stop, server.wakes)
             agent.install()
             agent.accelerate()
             log.info(

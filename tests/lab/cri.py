@@ -176,9 +176,19 @@ class CriPod:
             linux=cri.LinuxContainerConfig(security_context=context),
         )
         request = cri.CreateContainerRequest(pod_sandbox_id=self.sandbox, config=config, sandbox_config=self._config())
-        made = self.runtime.stub.CreateContainer(request, timeout=SECONDS).container_id
+        made = self._create(request)
         self.containers[name] = made
         self.runtime.stub.StartContainer(cri.StartContainerRequest(container_id=made), timeout=SECONDS)
+
+    def _create(self, request: Any) -> str:
+        """Again, as kubelet does, where a containerd that was killed has forgotten what it wrote on the disk."""
+        for _ in range(10):
+            try:
+                return str(self.runtime.stub.CreateContainer(request, timeout=SECONDS).container_id)
+            except grpc.RpcError as error:
+                if "failed to rename" not in str(error.details()):
+                    raise
+        raise AssertionError(f"{self.name}: containerd's snapshots stay in its way")
 
     def start_envoy(self) -> None:
         """The proxy, listening."""

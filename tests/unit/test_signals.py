@@ -19,8 +19,22 @@ class Interrupted(io.TextIOBase):
 
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(Interrupted()))
 with Signals() as signals:
-    signals.call(lambda: sys.stdout.write("asked to stop\\n"))
+    signals.call(lambda: sys.stdout.write("asked to stop\\n"), -1)
     structlog.get_logger().info("agent.serving")
+"""
+
+# the signal is handled while the main thread waits and is not interrupted, as when it comes just before the waiting
+UNSEEN = """
+import select, signal, socket, threading, time
+from installer.signals import Signals
+
+woken, wakes = socket.socketpair()
+wakes.setblocking(False)
+with Signals() as signals:
+    signals.call(lambda: print("asked to stop"), wakes.fileno())
+    elsewhere = lambda: (time.sleep(0.5), signal.pthread_kill(threading.get_ident(), signal.SIGTERM))
+    threading.Thread(target=elsewhere).start()
+    print("woken" if select.select([woken], [], [], 30)[0] else "asleep")
 """
 
 
@@ -30,3 +44,9 @@ def test_a_signal_in_the_middle_of_a_line_of_the_log() -> None:
     assert done.stdout.startswith("asked to stop\n")
     assert "agent.stopped" in done.stdout.splitlines()[-1]
     assert "SIGTERM" in done.stdout
+
+
+def test_a_signal_that_does_not_interrupt_the_waiting_ends_it() -> None:
+    done = subprocess.run([sys.executable, "-c", UNSEEN], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.splitlines()[:2]) == ["asked to stop", "woken"]
