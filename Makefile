@@ -11,8 +11,8 @@ DEBIAN := python3-venv python3-bpfcc libbpf1 gcc libc6-dev libjansson-dev \
           groff-base mandoc zsh fish chromium fonts-dejavu-core
 # Not the one of Debian 12 if there is another: that has a kustomize of 2019.
 KUBECTL := $(shell command -v kubectl > /dev/null || echo kubernetes-client)
-# Two cores: unit, datapath and node tests each make a lab of their own, so they run side by side.
-WORKERS ?= 2
+# For two cores: tests wait more than they work, and each makes a lab of its own, so they run side by side.
+WORKERS ?= 3
 
 help:
 	@echo 'make demo [KEEP=1]  a small mesh on this machine, and who got each connection'
