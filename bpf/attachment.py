@@ -24,6 +24,8 @@ from bpf.restoration import repin_maps
 
 # the programs that capture; the others finish what these have begun
 _DECIDING = ("connect4", "connect6", "sendmsg4", "sendmsg6")
+# what connections can go on without: those that were accelerated go by TCP from then on
+_FORGETTABLE = ("pairings",)
 # seconds from connect() to a busy proxy's asking for the original destination
 _ON_THE_WAY = 1.0
 
@@ -160,9 +162,7 @@ def _attach_fresh(pins: Pins, cgroup: Path) -> None:
 
 def _swap(pins: Pins, cgroup: Path) -> None:
     pins.make_directories()
-    for name in TABLES:  # a table of another shape must not meet the new programs; one that is missing is made anew
-        if (pins.maps / name).exists():
-            os.close(pins.open_map(name))
+    _make_way(pins)
     fresh = pins.top / f"new-{os.getpid()}"
     fresh.mkdir(mode=0o700)
     try:
@@ -183,6 +183,18 @@ def _swap(pins: Pins, cgroup: Path) -> None:
         _record(pins.maps, cgroup)
     finally:
         shutil.rmtree(fresh)
+
+
+def _make_way(pins: Pins) -> None:
+    """A map of another shape must not meet the new programs; one that is missing is made anew. Raises OtherVersion."""
+    for name in TABLES:
+        if (pins.maps / name).exists():
+            os.close(pins.open_map(name))
+    for name, value in STORAGES.items():
+        if value and (pins.maps / name).exists() and not pins.has_values(name, value):
+            if name not in _FORGETTABLE:
+                raise OtherVersion(f"{pins.maps / name} is another version's")
+            (pins.maps / name).unlink()
 
 
 def _relink(program: Path, pinned: Path, attach_type: int, cgroup: Path) -> None:

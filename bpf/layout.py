@@ -371,7 +371,12 @@ RULES = (
 )
 
 # maps without entries to open: what is kept with sockets, and the ring of events
-STORAGES = ("sockets", "resolvers", "pairings", "events")
+STORAGES: dict[str, type[ctypes.Structure] | None] = {
+    "sockets": SocketState,
+    "resolvers": Nameservers,
+    "pairings": Pairing,
+    "events": None,
+}
 
 # the struct of maps.h each mirror stands for; the layout test walks this
 MIRRORS: dict[str, type[ctypes.Structure]] = {

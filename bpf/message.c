@@ -87,7 +87,7 @@ static __always_inline bool is_behind(const struct pairing *pairing)
 }
 
 /* The connecting end learns here who its peer is. */
-static __always_inline bool knows_peer(struct pairing *pairing)
+static __always_inline bool knows_peer(struct pairing *pairing, __u64 cookie)
 {
     struct connection connection;
     struct meeting *meeting;
@@ -99,6 +99,8 @@ static __always_inline bool knows_peer(struct pairing *pairing)
     if (!meeting) /* the other end has declined */
         pairing->level = LEVEL_NEVER;
     if (!meeting || !meeting->server)
+        return false;
+    if (pairing->level == LEVEL_PROXY && meeting->cookie == cookie) /* another CPU's two writes, seen in another order */
         return false;
     pairing->peer.cookie = meeting->cookie;
     pairing->peer_socket = meeting->server;
@@ -125,7 +127,7 @@ int ss_message(struct sk_msg_md *ctx)
     sums = traffic.lookup(&cookie);
     if (!sums)
         return SK_PASS;
-    if (!knows_peer(pairing)) {
+    if (!knows_peer(pairing, cookie)) {
         sums->no_peer++;
         return SK_PASS;
     }

@@ -38,6 +38,11 @@ def unpin_others(pins: Pins, held: Mapping[str, int]) -> list[str]:
     return others
 
 
+def is_pinned(pins: Pins, name: str, held: int) -> bool:
+    """Whether the pin of that name is the map of this descriptor."""
+    return _pinned_id(pins.maps / name) == int(syscalls.map_info(held).id)
+
+
 def _pinned_id(path: Path) -> int | None:
     try:
         with Descriptor(syscalls.open_pin(path)) as pinned:

@@ -6,6 +6,7 @@ The programs tell nothing unless somebody's interest is fresh, so a reader that 
 import ctypes
 import fcntl
 import os
+import threading
 import time
 
 from bpf import syscalls
@@ -57,15 +58,19 @@ class Trace:
         except BaseException:
             self._close()
             raise
-        self._renewed, self._lost_before = 0.0, self._count_lost()
+        self._lost_before = self._count_lost()
         self._consume()  # what an earlier reader has left is nobody's business
+        self._closing = threading.Event()
+        # of its own: while whoever reads our output is slow, events are lost and counted, rather than not made
+        self._renewing = threading.Thread(target=self._renew, name="trace", daemon=True)
+        self._write(_until())
+        self._renewing.start()
 
     def poll(self, seconds: float) -> list[bytes]:
         """Wait so long, then return what there is: the bytes of each event (layout.Event). Call it often.
 
         Nobody is woken for an event: that would cost those who make connections, and more than telling of them.
         """
-        self._renew()
         time.sleep(seconds)
         return self._consume()
 
@@ -78,6 +83,8 @@ class Trace:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self._renewing.join()
         self._write(0)
         self._close()
 
@@ -92,9 +99,8 @@ class Trace:
         return 0 if len(self._taken) < _BATCH else _ENOUGH
 
     def _renew(self) -> None:
-        if time.monotonic() - self._renewed > _RENEW_SECONDS:
-            self._renewed = time.monotonic()
-            self._write(time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(_LEASE_SECONDS * _NS))
+        while not self._closing.wait(_RENEW_SECONDS):
+            self._write(_until())
 
     def _count_lost(self) -> int:
         row = (ctypes.c_uint64 * possible_cpus())()
@@ -113,6 +119,11 @@ class Trace:
             if hasattr(self, name):
                 os.close(getattr(self, name))
                 delattr(self, name)
+
+
+def _until() -> int:
+    """The end of an interest that begins now, ns on the clock of the programs."""
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(_LEASE_SECONDS * _NS)
 
 
 def _lock(pins: Pins) -> int:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from bpf import attachment, links
 from bpf.layout import Cookie, Pod, PodFlags
 from bpf.pins import Pins
+from bpf.restoration import is_pinned
 from bpf.tables import Table, Tables
 from cni import rows
 from cni.entries import Entries, Identity
@@ -129,7 +130,9 @@ class Enrolled:
 
     def is_captured(self, cookie: int) -> bool:
         """Whether connections of an enrolled pod are decided on in both directions: cheap enough for every ADD."""
-        return attachment.is_deciding(self._pins) and links.pod_link_alive(self._pins, cookie)
+        if not attachment.is_deciding(self._pins) or not links.pod_link_alive(self._pins, cookie):
+            return False
+        return is_pinned(self._pins, "pods", self._tables.pods.descriptor)  # whoever attaches anew makes other tables
 
     def __len__(self) -> int:
         with self._lock:

@@ -28,11 +28,6 @@ class NoProcfs(SidestepError):
     """The directory that is to be a procfs of the node is none."""
 
 
-def require_procfs(proc: Path) -> None:
-    """Raise NoProcfs unless processes and their namespaces are to be seen there."""
-    _own_inode(proc)
-
-
 def why_absent(proc: Path) -> str:
     """What is to be done about a namespace that is not found."""
     effective = capabilities()

@@ -20,6 +20,7 @@ from bpf.attachment import attach
 from bpf.errors import KernelRefused
 from bpf.kernel import cgroup2_root, own_cgroup
 from bpf.pins import Descriptor, Pins
+from bpf.probing import scratch
 from bpf.tables import Tables
 from cni.annotations import CapturePolicy
 from cni.enroll import Enrolments
@@ -34,7 +35,6 @@ _RECURSIVE_PRIVATE = 0x44000  # MS_REC | MS_PRIVATE, uapi/linux/mount.h
 _GET_FLAGS, _SET_FLAGS, _UP = 0x8913, 0x8914, 1  # uapi/linux/sockios.h, if.h
 _PROXY = 1337
 _LO = 1
-_PREFIX = "sidestep-trial-"
 POD = "192.0.2.1"  # for documentation (RFC 5737): it leads nowhere but into this namespace
 
 
@@ -54,25 +54,18 @@ def scratch_places(point: Path | None) -> list[Path]:
 @contextmanager
 def scratch_cgroup(parent: Path) -> Iterator[Path]:
     """An empty cgroup below `parent`; what is in it when it is left is killed. Raises KernelRefused."""
-    for left in parent.glob(f"{_PREFIX}*"):
-        if not Path(f"/proc/{left.name.removeprefix(_PREFIX)}").exists():
-            with suppress(OSError):
-                left.rmdir()
-    made = parent / f"{_PREFIX}{os.getpid()}"
+    stack = ExitStack()
     try:
-        made.mkdir()
+        made = stack.enter_context(scratch.scratch_cgroup(parent))
     except OSError as error:
-        raise KernelRefused(f"cgroup {made}: {error.strerror}") from error
+        raise KernelRefused(f"cgroup {error.filename or parent}: {error.strerror}") from error
     try:
         yield made
     finally:
         with suppress(OSError):
             (made / "cgroup.kill").write_text("1")
-        for _ in range(100):
-            with suppress(OSError):
-                made.rmdir()
-                break
-            os.sched_yield()
+        with suppress(OSError):  # then the next trial removes it
+            stack.close()
 
 
 @dataclass(frozen=True)
@@ -95,7 +88,7 @@ def scratch_node(cgroup: Path, policy: CapturePolicy, local: Sequence[str] = ())
         raise OSError(ctypes.get_errno(), "unshare: " + os.strerror(ctypes.get_errno()))
     _mount(b"none", Path("/"), None, _RECURSIVE_PRIVATE)
     with ExitStack() as stack:
-        bpffs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX)))
+        bpffs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=scratch.PREFIX)))
         _mount(b"bpf", bpffs, b"bpf", 0)
         stack.callback(_LIBC.umount, os.fsencode(bpffs))
         pins = Pins(bpffs)

@@ -56,6 +56,10 @@ def _missed(problems: Mapping[str, str], level: Level) -> str:
     return "; ".join(f"{name}: {problem}" for name, problem in said.items() if problem)
 
 
+class Stopping(SidestepError):
+    """The node's level is nobody's business any more."""
+
+
 class Acceleration:
     """Keeps a node at the level that was asked for, as far as it goes."""
 
@@ -73,6 +77,8 @@ class Acceleration:
         """
         asked_before = level_of(self._tables).wanted
         found = Outcome({}) if wanted is Level.OFF else self._known()
+        if self._stopping.is_set():  # nobody has waited for the self-test, and the tables may be closed by now
+            raise Stopping("the agent ends")
         before = level_of(self._tables)
         if before.wanted is not asked_before:  # by an operator, while the self-test was running
             wanted = before.wanted
@@ -111,6 +117,8 @@ class Acceleration:
         while not self._stopping.is_set():
             try:
                 node = self.settle(wanted)
+            except Stopping:
+                return
             except (SidestepError, OSError) as error:  # what is missing now may be there the next time
                 log.error("acceleration.failed", error=str(error))
             else:

@@ -16,10 +16,10 @@ class NotClosed(SidestepError):
 @click.command()
 @take(Attachment)
 @take_one(Node, "proc")
-@click.argument("pod", required=False)
+@click.argument("name", metavar="[POD]", required=False)
 @click.option("--kill", "killing", is_flag=True, help="Reset open connections that would be refused now.")
 @output_option
-def deny(attachment: Attachment, proc: Path, pod: str | None, killing: bool, output: str) -> None:
+def deny(attachment: Attachment, proc: Path, name: str | None, killing: bool, output: str) -> None:
     """Show the ports that pods deny, by sidestep.io/deny-outbound-ports and sidestep.io/deny-inbound-ports.
 
     POD is NAME or NAMESPACE/NAME; all pods without. An annotation that changes counts within a second for new
@@ -29,15 +29,15 @@ def deny(attachment: Attachment, proc: Path, pod: str | None, killing: bool, out
     from installer.inspect.denied import deniers, kill, table_of
 
     with Tables(attachment.pins.look_only()) as tables:
-        pods = deniers(tables, pod)
+        pods = deniers(tables, name)
+    closed = {each.cookie: outcome for each, outcome in kill(attachment.pins, pods, proc)} if killing else {}
     documents = [each.document() for each in pods]
-    closed = {str(each.identity): outcome for each, outcome in kill(attachment.pins, pods, proc)} if killing else {}
-    for document in documents if killing else ():
-        outcome = closed[document["pod"]]
+    for pod, document in zip(pods, documents, strict=True) if killing else ():
+        outcome = closed[pod.cookie]
         document |= {"killed": list(outcome.destinations), "problem": outcome.problem}
-    show(documents, output, lambda: table_of(pods, pod))
+    show(documents, output, lambda: table_of(pods, name))
     if killing and output == "table":
         count = sum(len(each.destinations) for each in closed.values())
         click.echo(f"{count} connection{'s'[: count != 1]} reset")
-    if problems := [f"{name}: {each.problem}" for name, each in closed.items() if each.problem]:
+    if problems := [f"{each.identity}: {why}" for each in pods if killing and (why := closed[each.cookie].problem)]:
         raise NotClosed(f"not all of the denied connections are closed: {'; '.join(problems)}")

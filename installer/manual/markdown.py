@@ -12,7 +12,9 @@ Made of what `--help` shows, by `make docs`; the same as pages for man(1): `make
 
 - Every command works as root on the node, or in the agent's container:
   `kubectl exec -n istio-system PODNAME -- sidestep status`. `completion`, `--help` and `--version` need nobody special.
-- What only looks reads the pinned maps, so it works while the agent is down, and changes nothing.
+- Looking is reading the pinned maps: it works while the agent is down, and changes nothing. `trace` asks the programs
+  to tell what they do as long as it runs, and loads one of its own; `explain --try` makes a connection, `deny --kill`
+  ends some.
 - `--output json` and `yaml` print the same document for programs, `trace` one for each event. Three commands have no
   `--output`: `agent` logs, `top` draws, `completion` prints a script.
 - An error is one line on standard error that says what to do next. Nothing ends in a traceback: an unforeseen error

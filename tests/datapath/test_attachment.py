@@ -1,16 +1,20 @@
 """Starting again: nothing to do, programs to swap, or leftovers to clear away."""
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bpf import attachment, compiler, syscalls
+from bpf.acceleration import is_possible
 from bpf.attachment import Outcome, attach, is_attached, is_deciding
 from bpf.compiler import CGROUP_HOOKS
 from bpf.errors import CompileFailed, KernelRefused, NotAttached
-from bpf.layout import TABLES, Cookie, Owner
+from bpf.layout import TABLES, Cookie, Owner, Pairing
 from bpf.pins import Descriptor, Pins
 from tests.datapath.conftest import Wire, scratch_pins
 from tests.lab.inside import PYTHON
@@ -48,6 +52,24 @@ print(json.dumps([json.loads(lines.readline()), s.getpeername()]), flush=True)
     assert wire.pod.dial(wire.peer.ip4, 8080)["who"] == "outbound"
     assert wire.peer.dial(wire.pod.ip4, 8080)["who"] == "inbound"
     assert attach(wire.kernel.pins, wire.kernel.cgroup) is Outcome.SWAPPED
+
+
+def test_an_older_versions_pairings_are_made_anew(tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    for package in ("bpf", "cni", "installer"):
+        source = compiler.HERE.parent / package
+        shutil.copytree(source, older / package, ignore=shutil.ignore_patterns("__pycache__"))
+    maps = older / "bpf" / "maps.h"
+    head, last, tail = maps.read_text().rpartition("    __u64 marks;\n")
+    maps.write_text(head + last + "    __u64 more[2];\n" + tail)
+    with scratch_pins() as (pins, cgroup):
+        argv = [sys.executable, "-m", "installer", "attach", "--bpffs", str(pins.bpffs), "--cgroup", str(cgroup)]
+        subprocess.run(argv, cwd=older, check=True, capture_output=True, timeout=120)
+        assert not pins.has_values("pairings", Pairing)
+        assert attach(pins, cgroup) is Outcome.SWAPPED
+        assert pins.has_values("pairings", Pairing)
+        assert is_possible(pins)
+        assert is_attached(pins)
 
 
 def test_programs_that_do_not_compile_leave_the_old_ones_in_place(

@@ -61,6 +61,27 @@ def test_interrupted_under_load_it_ends_without_a_word(mesh: Mesh, tmp_path: Pat
             assert all(json.loads(line)["event"] in ("connect", "lost") for line in file.open())
 
 
+def test_events_are_made_as_long_as_it_runs_be_the_reader_as_slow_as_he_may(mesh: Mesh) -> None:
+    pins = Pins(mesh.node.bpffs)
+    with (
+        flooded(mesh.node, "flood4"),
+        tracing(mesh.node, "--verdict", "denied") as trace,
+        Descriptor(pins.open_map("lost")) as lost,
+    ):
+        before = count_of(lost)
+        time.sleep(5)  # longer than an interest lasts; nobody reads, so the pipe is full and the trace waits
+        assert trace.poll() is None
+        after = count_of(lost)
+        assert after > before
+        wait_until(lambda: count_of(lost) > after, "events to be lost still", LIMIT)
+
+
+def count_of(lost: Descriptor) -> int:
+    row = (ctypes.c_uint64 * possible_cpus())()
+    syscalls.map_lookup(lost.fd, Word(0), row)
+    return sum(row)
+
+
 def test_what_is_lost_is_counted_in_the_stream_and_beside_it(mesh: Mesh, tmp_path: Path) -> None:
     file = tmp_path / "events"
     with (
@@ -73,14 +94,8 @@ def test_what_is_lost_is_counted_in_the_stream_and_beside_it(mesh: Mesh, tmp_pat
         with Descriptor(pins.open_map("tracing")) as interest, Descriptor(pins.open_map("lost")) as lost:
             until = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + LIMIT * 1_000_000_000
             assert syscalls.map_update(interest.fd, Word(0), Tracing(until, 0)) == 0
-
-            def count() -> int:
-                row = (ctypes.c_uint64 * possible_cpus())()
-                syscalls.map_lookup(lost.fd, Word(0), row)
-                return sum(row)
-
-            before = count()
-            wait_until(lambda: count() > before, "events to be lost", LIMIT)
+            before = count_of(lost)
+            wait_until(lambda: count_of(lost) > before, "events to be lost", LIMIT)
         trace.send_signal(signal.SIGCONT)
         trace.send_signal(signal.SIGINT)
         said = trace.communicate(timeout=LIMIT)[1]
@@ -134,8 +149,9 @@ while True:
 """
 
 
-def burst(pod: Pod, file: Path, verdict: str, *how: object) -> tuple[list[dict[str, Any]], float]:
-    """What a trace tells of connections that are made as CONNECTS is asked to, and how many a second there were."""
+def burst(pod: Pod, file: Path, verdict: str, *how: object) -> tuple[list[dict[str, Any]], int, float]:
+    """What a trace tells of connections that are made as CONNECTS is asked to, how many it says were lost, and how many
+    a second there were. All are told or counted."""
     count = int(str(how[0]))
     with (
         file.open("w") as output,
@@ -147,18 +163,21 @@ def burst(pod: Pod, file: Path, verdict: str, *how: object) -> tuple[list[dict[s
         said = trace.communicate(timeout=LIMIT)[1]
     assert (right, trace.returncode) == (count, 0)
     events = [json.loads(line) for line in file.open()]
-    assert bool(said) == any(each["event"] == "lost" for each in events), said
-    return events, count / seconds
+    lost = sum(each["count"] for each in events if each["event"] == "lost")
+    assert bool(said) == bool(lost), said
+    told = [each for each in events if each["event"] != "lost"]
+    assert len(told) + lost == count
+    return told, lost, count / seconds
 
 
 def test_ten_thousand_connections_a_second_are_all_told(node: Node, tmp_path: Path) -> None:
     pod = node.pod("alpha", annotations={"sidestep.io/deny-outbound-ports": "7"}, app=False, envoy=False)
-    reached: list[float] = []
-    while max(reached, default=0) < 10_000:  # others may use the machine as well
-        assert len(reached) < 20, f"this machine makes {max(reached):,.0f} connections a second"
-        events, rate = burst(pod, tmp_path / "events", "denied", 36_000, 12_000, 7, "EPERM")
-        reached.append(rate)
-    assert len(events) == 36_000
+    tries: list[tuple[float, int]] = []
+    # others may use the machine as well: then connections come slower, or the reader has no processor for a second
+    while not any(rate >= 10_000 and not lost for rate, lost in tries):
+        assert len(tries) < 20, f"connections a second, events lost: {tries}"
+        events, lost, rate = burst(pod, tmp_path / "events", "denied", 36_000, 12_000, 7, "EPERM")
+        tries.append((rate, lost))
     assert {(each["event"], each["verdict"]) for each in events} == {("connect", "denied")}
 
 
@@ -167,9 +186,12 @@ def test_captured_connections_are_all_told_as_fast_as_they_come(node: Node, tmp_
     with pod.popen([*PYTHON, STAND_IN], uid=1337, stdout=subprocess.PIPE) as proxy:
         try:
             assert proxy.stdout.readline() == b"ready\n"
-            events, _ = burst(pod, tmp_path / "events", "captured", 40_000, 1_000_000, 80, "none")
+            for _ in range(5):  # as above
+                events, lost, _ = burst(pod, tmp_path / "events", "captured", 40_000, 1_000_000, 80, "none")
+                if not lost:
+                    break
         finally:
             proxy.kill()
-    assert len(events) == 40_000
+    assert not lost
     assert {(each["event"], each["rule"], each["listener"]) for each in events} == {("connect", "O10", 15001)}
     assert len({each["destination"] for each in events}) == 250

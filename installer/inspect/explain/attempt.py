@@ -124,9 +124,9 @@ class _Trial:
         with ExitStack() as stack:
             netns_fd, cgroup, ids = self._place(asked.source, stack)
             wanted = Dial(to, asked.port, asked.protocol, *ids, asked.source)
-            if told := self._told(pod, lambda: dial(wanted, netns_fd, cgroup)):
+            if told := self._told(pod, wanted, lambda: dial(wanted, netns_fd, cgroup)):
                 return told
-            # nothing is told of what passes uncounted, nor where somebody else traces or has rewritten the source
+            # where somebody else traces, or has rewritten the source
             seen, counted = self._counted(pod, _INBOUND, lambda: dial(wanted, netns_fd, cgroup))
         if len(counted) > 1:
             raise _too_busy(pod)
@@ -144,8 +144,11 @@ class _Trial:
             raise CannotTry(f"{pod.identity}, which has {source}: {why_absent(self._proc)}")
         return inside.netns_fd, self._cgroup(pod, "trusted"), (pod.entry.proxy_uid, pod.entry.proxy_gid)
 
-    def _told(self, pod: Enrolled, work: Callable[[], Seen]) -> Happened | None:
-        """What the programs say of just this connection; None where they do not, or somebody else listens."""
+    def _told(self, pod: Enrolled, wanted: Dial, work: Callable[[], Seen]) -> Happened | None:
+        """What the programs say of just this connection; None where that is not to be known, or somebody else listens.
+
+        They say nothing of what passes uncounted. But what arrived there meanwhile from elsewhere may be ours as well.
+        """
         with ExitStack() as stack:
             try:
                 trace = stack.enter_context(Trace(self._pins, pod.cookie))
@@ -153,10 +156,15 @@ class _Trial:
             except (TraceBusy, KernelRefused):
                 return None
             seen = work()
-            events = trace.poll(_EVENT_SECONDS)
-        for each in map(Event.from_buffer_copy, events):
-            if each.kind == EventKind.INBOUND and (str(each.source.ip()), each.source_port) == seen.local:
+            arrived = [Event.from_buffer_copy(raw) for raw in trace.poll(_EVENT_SECONDS)]
+            has_all = not trace.lost
+        arrived = [each for each in arrived if each.kind == EventKind.INBOUND]
+        for each in arrived:
+            if (str(each.source.ip()), each.source_port) == seen.local:
                 return Happened(seen, frozenset((_INBOUND[TOTALS[each.verdict]],)))
+        there = wanted.destination, wanted.port
+        if has_all and not any((each.destination.ip(), each.destination_port) == there for each in arrived):
+            return Happened(seen, frozenset(("pass",)))
         return None
 
     def _counted(

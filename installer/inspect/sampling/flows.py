@@ -119,7 +119,7 @@ class Watcher:
                 try:
                     sockets[cookie] = visit(netns, lambda _: list(_sockets()))
                 except SandboxInvalid as error:
-                    found.unseen[cookie] = str(error)
+                    found.unseen[cookie] = getattr(error.__cause__, "strerror", None) or str(error)
         for cookie in pods.keys() - sockets.keys() - found.unseen.keys():
             found.unseen[cookie] = why_absent(self._proc)
         self._inodes = {cookie: inode for cookie, inode in self._inodes.items() if cookie in pods}
