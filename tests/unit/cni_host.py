@@ -21,6 +21,7 @@ from tests.lab.waiting import wait_until
 BRIDGE: dict[str, Any] = {"type": "bridge", "ipam": {}}
 LIST = {"cniVersion": "1.0.0", "name": "net", "plugins": [BRIDGE]}
 OWN = "00-sidestep-cni.conflist"
+SOON = 20.0  # seconds, on a machine that has much else to do; how fast repairs are, test_installer_repairs.py measures
 
 
 def names(directory: Path) -> list[str]:
@@ -81,7 +82,7 @@ class Host:
         )
 
     def wait_until_installed(self, name: str = "10-a.conflist") -> None:
-        wait_until(lambda: self.is_installed(name) and self.ready[0], "the plugin to be installed", 3)
+        wait_until(lambda: self.is_installed(name) and self.ready[0], "the plugin to be installed", SOON)
 
     def seconds_to_repair(self, tamper: "Callable[[Host], None]") -> float:
         """How long it takes until everything is as before."""

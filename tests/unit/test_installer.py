@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from installer.host.confdir import ConfDirectory
 from installer.host.files import FileRefused
 from tests.lab.waiting import wait_until
-from tests.unit.cni_host import BRIDGE, LIST, Host, names
+from tests.unit.cni_host import BRIDGE, LIST, SOON, Host, names
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_shim_and_entry_are_put_in_place(host: Host) -> None:
 
 def test_it_waits_for_the_primary_plugins_configuration(host: Host) -> None:
     host.start()
-    wait_until(lambda: "waiting for the primary plugin" in host.ready[1], "the installer to wait", 3)
+    wait_until(lambda: "waiting for the primary plugin" in host.ready[1], "the installer to wait", SOON)
     assert (host.bin / "sidestep-cni").exists()
     host.write("10-a.conf", {"name": "mynet", **BRIDGE})
     host.wait_until_installed()
@@ -78,7 +78,7 @@ def test_a_standalone_network_has_a_file_of_its_own(host: Host) -> None:
     host.write("10-a.conflist", LIST)
     host.start(chained_cni_plugin=False, cni_conf_group_read=True)
     own = host.net / "YYY-sidestep-cni.conf"
-    wait_until(lambda: own.exists() and host.ready[0], "the file", 3)
+    wait_until(lambda: own.exists() and host.ready[0], "the file", SOON)
     assert own.stat().st_mode & 0o7777 == 0o640
     assert json.loads(own.read_text())["type"] == "sidestep-cni"
     assert host.types("10-a.conflist") == ["bridge"]
@@ -103,7 +103,7 @@ def test_a_link_that_the_runtime_goes_by_is_not_passed_over(host: Host, tmp_path
     link.symlink_to(tmp_path / target)
     host.write("10-a.conflist", LIST)
     host.start()
-    wait_until(lambda: host.results == ["CREATE_CNI_CONFIG_FAILURE"], "the failure", 3)
+    wait_until(lambda: host.results == ["CREATE_CNI_CONFIG_FAILURE"], "the failure", SOON)
     assert host.ready == (False, f"{link} is a symbolic link; put the file itself there")
     assert host.types("10-a.conflist") == ["bridge"]
     link.unlink()
@@ -120,7 +120,7 @@ def test_directories_with_a_files_name_are_passed_over(host: Host) -> None:
 def test_a_list_whose_version_the_plugin_does_not_speak_is_left_alone(host: Host) -> None:
     host.write("10-a.conflist", {**LIST, "cniVersion": "2.0.0"})
     host.start()
-    wait_until(lambda: "has cniVersion 2.0.0; sidestep-cni speaks 0.3.1" in host.ready[1], "the refusal", 3)
+    wait_until(lambda: "has cniVersion 2.0.0; sidestep-cni speaks 0.3.1" in host.ready[1], "the refusal", SOON)
     assert host.types("10-a.conflist") == ["bridge"]
 
 
@@ -129,7 +129,7 @@ def test_directories_that_are_away_are_found_again(host: Host) -> None:
     host.start()
     host.wait_until_installed()
     shutil.rmtree(host.net)
-    wait_until(lambda: "net.d: No such file" in host.ready[1], "it to be missed", 3)
+    wait_until(lambda: "net.d: No such file" in host.ready[1], "it to be missed", SOON)
     host.net.mkdir()
     host.write("10-a.conflist", LIST)
     host.wait_until_installed()
@@ -141,7 +141,7 @@ def test_a_directory_that_is_not_there_is_told_with_its_setting(host: Host, away
     directory: Path = getattr(host, away)
     directory.rmdir()
     host.start()
-    wait_until(lambda: bool(host.ready[1]), "the failure", 3)
+    wait_until(lambda: bool(host.ready[1]), "the failure", SOON)
     assert (
         host.ready[1] == f"{directory}: No such file or directory; is {setting} the directory that this platform uses?"
     )
@@ -151,7 +151,7 @@ def test_what_cannot_be_done_is_said_with_the_setting(host: Host) -> None:
     (host.bin / "sidestep-cni").mkdir()
     host.write("10-a.conflist", LIST)
     host.start()
-    wait_until(lambda: host.results == ["COPY_BINARIES_FAILURE"], "the failure", 3)
+    wait_until(lambda: host.results == ["COPY_BINARIES_FAILURE"], "the failure", SOON)
     assert host.ready[0] is False
     assert "sidestep-cni is a directory; remove it" in host.ready[1]
     assert "MOUNTED_CNI_BIN_DIR" in host.ready[1]

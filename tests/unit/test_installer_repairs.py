@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from installer.host.chain import STANDALONE_FILE
 from installer.host.confdir import ConfDirectory
 from tests.lab.waiting import wait_until
-from tests.unit.cni_host import BRIDGE, LIST, Host, without_inotify
+from tests.unit.cni_host import BRIDGE, LIST, SOON, Host, without_inotify
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_what_somebody_else_does_is_repaired(host: Host, tamper: Callable[[Host]
     host.wait_until_installed()
     before = (host.net / "10-a.conflist").read_text()
     tamper(host)
-    wait_until(lambda: len(host.results) > 1, "the repair", 3)
+    wait_until(lambda: len(host.results) > 1, "the repair", SOON)
     host.wait_until_installed()
     assert (host.bin / "sidestep-cni").stat().st_mode & 0o7777 == 0o755
     assert ("/elsewhere" in (host.net / "10-a.conflist").read_text()) == ("/elsewhere" in before)
@@ -157,7 +157,7 @@ def test_a_mistake_of_ours_does_not_end_the_repairs(host: Host, monkeypatch: pyt
     monkeypatch.setattr(ConfDirectory, "enter", lambda _: 1 // 0)
     host.write("10-a.conflist", LIST)
     host.start()
-    wait_until(lambda: "internal error: ZeroDivisionError" in host.ready[1], "the mistake to be told", 3)
+    wait_until(lambda: "internal error: ZeroDivisionError" in host.ready[1], "the mistake to be told", SOON)
     monkeypatch.undo()
     host.write("10-a.conflist", LIST)
     host.wait_until_installed()

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from installer.host.confdir import ConfDirectory
 from tests.lab.waiting import wait_until
-from tests.unit.cni_host import BRIDGE, LIST, OWN, Host, names
+from tests.unit.cni_host import BRIDGE, LIST, OWN, SOON, Host, names
 
 
 @pytest.fixture
@@ -58,13 +58,13 @@ def test_a_list_of_our_own_leaves_the_primary_one_alone(host: Host) -> None:
 
 def test_a_list_of_our_own_follows_the_primary_one(host: Host) -> None:
     host.start(istio_owned_cni_config=True)
-    wait_until(lambda: "waiting for the primary plugin" in host.ready[1], "the installer to wait", 3)
+    wait_until(lambda: "waiting for the primary plugin" in host.ready[1], "the installer to wait", SOON)
     host.write("10-a.conf", {"name": "mynet", "cniVersion": "0.4.0", **BRIDGE})
     host.wait_until_installed(OWN)
     for primary in (LIST, {**LIST, "cniVersion": "1.1.0", "plugins": [BRIDGE, {"type": "tuning"}]}):
         host.write("10-a.conflist", primary)
         (host.net / "10-a.conf").unlink(missing_ok=True)
-        wait_until(lambda primary=primary: everything_but_us(host, OWN) == primary, "ours to follow", 3)  # type: ignore[misc]
+        wait_until(lambda primary=primary: everything_but_us(host, OWN) == primary, "ours to follow", SOON)  # type: ignore[misc]
     assert host.types("10-a.conflist") == ["bridge", "tuning"]
 
 
@@ -78,10 +78,10 @@ def test_without_a_primary_configuration_ours_stays(host: Host, last: bytes | No
         primary.unlink()
     else:
         primary.write_bytes(last)
-    wait_until(lambda: f"waiting for the primary plugin to write one; {OWN} stays" in host.ready[1], "it be told", 3)
+    wait_until(lambda: f"waiting for the primary plugin to write one; {OWN} stays" in host.ready[1], "it be told", SOON)
     assert (host.net / OWN).read_bytes() == before
     host.write("10-a.conflist", {**LIST, "name": "another"})
-    wait_until(lambda: everything_but_us(host, OWN)["name"] == "another", "ours to follow", 3)
+    wait_until(lambda: everything_but_us(host, OWN)["name"] == "another", "ours to follow", SOON)
 
 
 @pytest.mark.parametrize("tamper", [delete_own, empty_own, open_own, change_own])
@@ -91,7 +91,7 @@ def test_what_somebody_does_to_ours_is_repaired(host: Host, tamper: Callable[[Ho
     host.wait_until_installed(OWN)
     before = (host.net / OWN).read_bytes()
     tamper(host)
-    wait_until(lambda: len(host.results) > 1, "the repair", 3)
+    wait_until(lambda: len(host.results) > 1, "the repair", SOON)
     host.wait_until_installed(OWN)
     assert (host.net / OWN).read_bytes() == before
     assert (host.net / OWN).stat().st_mode & 0o7777 == 0o600
