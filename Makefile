@@ -61,10 +61,9 @@ shim: setup
 demo: setup shim
 	@$(PYTHON) -m tests.lab.demo $(if $(KEEP),--keep)
 
-# What takes longest begins first, so that no worker is left alone with it in the end.
 test: setup shim load applications
 	@$(MAKE) --no-print-directory -j2 --output-sync=target image lint
-	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/e2e tests/node tests/datapath tests/unit
+	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile tests/unit tests/datapath tests/node tests/e2e
 
 # Docker's way, without docker or a registry; made again only when something of it has changed.
 IMAGE := build/image/sidestep.tar
