@@ -55,7 +55,7 @@ class Servers:
         stream = SERVICES["stream"].port
         self._run(["iperf3", "--server", "--port", str(stream)], self.files / "iperf3.log")
         for service in SERVICES.values():
-            wait_until(partial(self._answers, service.port), f"port {service.port}; see {log}")
+            wait_until(partial(self._answers, service.port), f"port {service.port}; see {log}", 60)
 
     def socket(self, service: str) -> Path:
         """Where nginx listens without a network."""
