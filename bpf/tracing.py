@@ -8,6 +8,7 @@ import fcntl
 import os
 import threading
 import time
+from contextlib import suppress
 
 from bpf import syscalls
 from bpf.errors import KernelRefused, SidestepError
@@ -55,15 +56,15 @@ class Trace:
             os.close(events)
             if not self._ring:
                 raise KernelRefused(f"ring_buffer__new({pins.maps / 'events'}): {os.strerror(ctypes.get_errno())}")
+            self._lost_before = self._count_lost()
+            self._consume()  # what an earlier reader has left is nobody's business
+            self._write(_until())
         except BaseException:
             self._close()
             raise
-        self._lost_before = self._count_lost()
-        self._consume()  # what an earlier reader has left is nobody's business
         self._closing = threading.Event()
         # of its own: while whoever reads our output is slow, events are lost and counted, rather than not made
         self._renewing = threading.Thread(target=self._renew, name="trace", daemon=True)
-        self._write(_until())
         self._renewing.start()
 
     def poll(self, seconds: float) -> list[bytes]:
@@ -100,7 +101,8 @@ class Trace:
 
     def _renew(self) -> None:
         while not self._closing.wait(_RENEW_SECONDS):
-            self._write(_until())
+            with suppress(KernelRefused):  # nobody hears of it here; the next time may do, or the interest runs out
+                self._write(_until())
 
     def _count_lost(self) -> int:
         row = (ctypes.c_uint64 * possible_cpus())()
