@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from cni.annotations import CapturePolicy
 from cni.enroll import Enrolments
 from cni.entries import Entries, Identity, entries_of
 from cni.errors import SandboxInvalid
 from cni.follow import Follower
 from cni.ids import outside_ids
 from cni.plumbing import prepare
+from cni.policy.annotations import CapturePolicy
 from cni.rtnl import Rtnl
 from cni.sandbox import Sandbox, look, own_cookie, require_address, visit
 

@@ -16,13 +16,13 @@ from bpf.errors import SidestepError
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, PodFlags
 from bpf.pins import Descriptor
 from cni.admission import Admission
-from cni.annotations import policy_of
 from cni.entries import Identity
 from cni.errors import SandboxInvalid
 from cni.ids import outside_ids
 from cni.listeners import Proxy, listeners_of
 from cni.netfilter import is_captured_by_istio
-from cni.pod import Pod
+from cni.policy.annotations import policy_of
+from cni.policy.pod import Pod
 from cni.processes import Crowd, crowds, open_netns
 from cni.sandbox import look, own_cookie, visit
 

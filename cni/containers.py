@@ -11,7 +11,7 @@ import structlog
 
 from bpf.layout import Cookie, PodFlags, Quad
 from bpf.tables import Tables
-from cni.pod import Pod, PodSource
+from cni.policy.pod import Pod, PodSource
 
 log = structlog.get_logger("containers")
 

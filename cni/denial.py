@@ -6,10 +6,10 @@ from collections.abc import Iterable
 import structlog
 
 from bpf.errors import SidestepError
-from cni.annotations import denied_ports
 from cni.enroll import Enrolments
 from cni.entries import denial
-from cni.pod import Pod, PodEvents, PodSource
+from cni.policy.annotations import denied_ports
+from cni.policy.pod import Pod, PodEvents, PodSource
 
 log = structlog.get_logger("denial")
 

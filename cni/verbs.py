@@ -7,7 +7,6 @@ from typing import Any
 import structlog
 
 from cni.admission import Admission
-from cni.annotations import INVALID_DROP, CapturePolicy, policy_of
 from cni.enroll import Enrolments
 from cni.entries import Identity
 from cni.errors import (
@@ -20,8 +19,9 @@ from cni.errors import (
     SandboxInvalid,
 )
 from cni.follow import Follower
-from cni.membership import skip_reason, skip_unseen
-from cni.pod import NoEvents, Pod, PodEvents, PodSource
+from cni.policy.annotations import INVALID_DROP, CapturePolicy, policy_of
+from cni.policy.membership import skip_reason, skip_unseen
+from cni.policy.pod import NoEvents, Pod, PodEvents, PodSource
 from cni.protocol import PodArgs, Request, pod_args
 from cni.sandbox import own_cookie, require_netns, visit
 

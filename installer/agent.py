@@ -20,7 +20,7 @@ from cni.containers import StrictProxies
 from cni.denial import Denials
 from cni.enroll import Enrolments
 from cni.follow import Follower
-from cni.pod import Pod
+from cni.policy.pod import Pod
 from cni.server import Server
 from cni.verbs import Verbs
 from installer.acceleration import level

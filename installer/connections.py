@@ -18,7 +18,7 @@ from bpf.compiler import try_each
 from bpf.kernel import attach_point
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
 from bpf.probing.features import Verdict
-from cni.annotations import CapturePolicy
+from cni.policy.annotations import CapturePolicy
 from installer.findings import Row
 from installer.scratch import POD, scratch_cgroup, scratch_node
 from installer.settings import Attachment

@@ -24,13 +24,13 @@ from bpf.restoration import repin_maps, unpin_others
 from bpf.tables import Tables
 from cni.adoption import Adoption
 from cni.adoption import Outcome as Adopted
-from cni.annotations import policy_of
 from cni.enroll import Enrolments
 from cni.entries import Identity
 from cni.follow import Follower
-from cni.membership import skip_reason, skip_unseen
 from cni.namespaces import find
-from cni.pod import Pod, PodEvents, PodSource
+from cni.policy.annotations import policy_of
+from cni.policy.membership import skip_reason, skip_unseen
+from cni.policy.pod import Pod, PodEvents, PodSource
 from installer.settings import Node
 
 log = structlog.get_logger("reconcile")

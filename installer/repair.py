@@ -13,8 +13,8 @@ import structlog
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from cni.adoption import Adoption
-from cni.membership import skip_reason
-from cni.pod import ContainerStatus, Pod, PodEvents
+from cni.policy.membership import skip_reason
+from cni.policy.pod import ContainerStatus, Pod, PodEvents
 from installer.pods.errors import ApiFailed, Conflict
 from installer.selectors import Selector
 from installer.settings import Repair

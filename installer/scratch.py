@@ -22,10 +22,10 @@ from bpf.kernel import cgroup2_root, own_cgroup
 from bpf.pins import Descriptor, Pins
 from bpf.probing import scratch
 from bpf.tables import Tables
-from cni.annotations import CapturePolicy
 from cni.enroll import Enrolments
 from cni.entries import Identity, entries_of
 from cni.plumbing import prepare
+from cni.policy.annotations import CapturePolicy
 from cni.rtnl import LOCAL_TABLE, Rtnl
 from cni.sandbox import look
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from bpf.errors import SidestepError
-from cni.pod import Pod
+from cni.policy.pod import Pod
 
 _TERM = re.compile(
     r"\s*(?:(?P<absent>!)\s*(?P<no>[^\s!=,()]+)"

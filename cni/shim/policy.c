@@ -2,7 +2,7 @@
 /*
  * What needs no agent: pods that are none of the mesh's business whatever their Pod says. They must start on a node whose
  * agent is down or hangs, the agent's own pod first of all, so it isn't even asked. The rules and their order are those of
- * cni/membership.py; everything that isn't plainly one of these cases is the agent's to decide, and refused without it.
+ * cni/policy/membership.py; everything that isn't plainly one of these cases is the agent's to decide, and refused without it.
  */
 #define _GNU_SOURCE
 #include "shim.h"

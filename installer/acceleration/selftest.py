@@ -138,7 +138,7 @@ def _keep(path: Path, document: Mapping[str, object]) -> None:
 def _child(cgroup: Path) -> dict[str, str]:
     from bpf.acceleration import is_possible
     from bpf.offsets import definitions
-    from cni.annotations import CapturePolicy
+    from cni.policy.annotations import CapturePolicy
     from installer.acceleration.pairs import Bench, CheckFailed
     from installer.scratch import scratch_node
 

@@ -11,7 +11,7 @@ import structlog
 import urllib3
 from pydantic import ValidationError
 
-from cni.pod import PROXY_CONTAINER, Pod
+from cni.policy.pod import PROXY_CONTAINER, Pod
 from installer.pods.errors import ApiFailed, Expired
 
 log = structlog.get_logger("api")

@@ -17,7 +17,7 @@ from kubernetes.client.configuration import Configuration
 from kubernetes.client.exceptions import ApiException
 from kubernetes.client.rest import RESTClientObject, RESTResponse
 
-from cni.pod import Pod
+from cni.policy.pod import Pod
 from installer.pods.access import access_of
 from installer.pods.answers import Json, Watching, parse, pod_of, reason_of, said_by
 from installer.pods.errors import ApiFailed, Conflict, Expired

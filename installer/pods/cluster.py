@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import structlog
 
 from cni.errors import PodNotFound
-from cni.pod import Pod
+from cni.policy.pod import Pod
 from installer.pods.answers import Change
 from installer.pods.api import Api
 from installer.pods.errors import ApiFailed

@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from cni.errors import PodNotFound
-from cni.pod import Pod
+from cni.policy.pod import Pod
 
 SUFFIXES = (".yaml", ".yml", ".json")
 

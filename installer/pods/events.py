@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from cni.pod import Pod
+from cni.policy.pod import Pod
 from installer.pods.api import Api
 from installer.pods.errors import ApiFailed
 

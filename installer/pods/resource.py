@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 from urllib.parse import quote
 
-from cni.pod import Pod
+from cni.policy.pod import Pod
 from installer.pods.answers import Json, pod_of
 
 T = TypeVar("T")

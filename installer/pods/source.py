@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from bpf.errors import SidestepError
-from cni.pod import NoEvents, PodEvents, PodSource
+from cni.policy.pod import NoEvents, PodEvents, PodSource
 from installer.pods.api import Api, OnRequest
 from installer.pods.cluster import ClusterPods, Listener
 from installer.pods.directory import PodDirectory

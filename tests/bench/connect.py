@@ -24,11 +24,11 @@ import click
 
 from bpf.attachment import attach, detach
 from bpf.tables import Tables
-from cni.annotations import EXCLUDE_OUTBOUND_RANGES, CapturePolicy, policy_of
 from cni.enroll import Enrolments
 from cni.entries import Identity, entries_of
 from cni.plumbing import prepare
-from cni.pod import Pod
+from cni.policy.annotations import EXCLUDE_OUTBOUND_RANGES, CapturePolicy, policy_of
+from cni.policy.pod import Pod
 from cni.sandbox import InterfaceAddress, Sandbox, look, own_cookie, visit
 from tests.datapath.conftest import scratch_pins
 from tests.lab.inside import PYTHON, popen

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from cni.decision import Action, Inbound, Outbound, inbound, outbound
+from cni.policy.decision import Action, Inbound, Outbound, inbound, outbound
 from tests.conformance.configs import Config
 from tests.conformance.kinds import ADDRESSES, Probe
 from tests.conformance.world import Seen

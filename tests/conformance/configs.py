@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cni.annotations import CapturePolicy, policy_of
-from cni.pod import Pod
+from cni.policy.annotations import CapturePolicy, policy_of
+from cni.policy.pod import Pod
 
 TRAFFIC = "traffic.sidecar.istio.io/"
 MODE = "sidecar.istio.io/interceptionMode"

@@ -3,7 +3,7 @@
 Written from what the rules do and in what order (docs/semantics.md), for iptables-restore and ip6tables-restore.
 """
 
-from cni.annotations import CapturePolicy
+from cni.policy.annotations import CapturePolicy
 
 TUNNEL, OUTBOUND, INBOUND, RESOLVER = 15008, 15001, 15006, 15053
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from cni.admission import Admission
 from cni.adoption import Adoption, Outcome
-from cni.annotations import policy_of
 from cni.containers import StrictProxies
 from cni.enroll import Enrolments
 from cni.entries import Identity
 from cni.errors import PodNotFound
 from cni.follow import Follower
-from cni.pod import NoEvents, Pod
+from cni.policy.annotations import policy_of
+from cni.policy.pod import NoEvents, Pod
 from cni.verbs import Verbs
 from installer.reconcile import Place, Reconciler
 from installer.settings import Node

@@ -18,7 +18,7 @@ from fcntl import ioctl
 from pathlib import Path
 
 from bpf.layout import Level
-from cni.annotations import CapturePolicy
+from cni.policy.annotations import CapturePolicy
 from installer.acceleration.pairs import Bench, Pair, end_of, receive
 from installer.scratch import scratch_node
 

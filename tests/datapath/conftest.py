@@ -18,11 +18,11 @@ from bpf.layout import Cookie
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni import sandbox as sandboxes
-from cni.annotations import CapturePolicy
 from cni.enroll import Enrolments
 from cni.entries import Entries, Identity, entries_of
 from cni.ids import outside_ids
 from cni.plumbing import prepare
+from cni.policy.annotations import CapturePolicy
 from cni.sandbox import Sandbox, visit
 from tests.lab.inside import PYTHON, popen
 

@@ -11,8 +11,8 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Literal
 
-from cni.annotations import CapturePolicy
-from cni.decision import Inbound, IPAddress, Outbound
+from cni.policy.annotations import CapturePolicy
+from cni.policy.decision import Inbound, IPAddress, Outbound
 from tests import conformance
 from tests.datapath.conftest import Namespace, Wire, ip_command
 from tests.lab.inside import PYTHON

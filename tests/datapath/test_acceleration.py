@@ -16,11 +16,11 @@ from bpf.layout import LEVELS, Cookie, EndKey, Level, Traffic
 from bpf.pins import Descriptor
 from bpf.probing import loading
 from bpf.tables import Tables
-from cni.annotations import CapturePolicy
 from cni.enroll import Enrolments
 from cni.entries import Identity, entries_of
 from cni.ids import outside_ids
 from cni.plumbing import prepare
+from cni.policy.annotations import CapturePolicy
 from cni.sandbox import own_cookie, visit
 from tests.datapath.conftest import APP, PROXY, Kernel, Namespace, Wire, look, scratch_pins
 from tests.lab.inside import PYTHON

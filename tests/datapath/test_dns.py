@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cni.annotations import CapturePolicy
+from cni.policy.annotations import CapturePolicy
 from tests.datapath.conftest import PROXY, Namespace, Wire
 from tests.lab.inside import PYTHON
 

@@ -9,9 +9,9 @@ import pytest
 
 from bpf import links
 from bpf.layout import Cookie, PortKey, PortRule, Word
-from cni.annotations import CapturePolicy
 from cni.enroll import Enrolments
 from cni.errors import RegistrationFailed
+from cni.policy.annotations import CapturePolicy
 from tests.datapath.conftest import Wire, ip_command
 
 

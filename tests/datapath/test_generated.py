@@ -1,4 +1,4 @@
-"""Generated Pods and connections: the running programs decide each as cni/decision.py does.
+"""Generated Pods and connections: the running programs decide each as cni/policy/decision.py does.
 
 Annotations are drawn, made a policy and enrolled; then connections of any user, source, family and destination are made
 in the pod and to it, and who answers tells the verdict. 1,000 connections by default;
@@ -12,10 +12,10 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from random import Random
 from typing import Any, Literal, NamedTuple
 
-from cni import annotations
-from cni.annotations import CapturePolicy, policy_of
-from cni.decision import TPROXY_MARK, Inbound, IPAddress, Outbound, Verdict, inbound, outbound
-from cni.pod import Pod
+from cni.policy import annotations
+from cni.policy.annotations import CapturePolicy, policy_of
+from cni.policy.decision import TPROXY_MARK, Inbound, IPAddress, Outbound, Verdict, inbound, outbound
+from cni.policy.pod import Pod
 from tests.datapath.conftest import Wire
 from tests.datapath.probing import OUTSIDE4, OUTSIDE6, PORTS, UDP_PORTS, Case, Surroundings
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cni.annotations import CapturePolicy
+from cni.policy.annotations import CapturePolicy
 from tests.datapath.conftest import PROXY, Wire
 from tests.lab.inside import PYTHON
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cni.annotations import CapturePolicy
+from cni.policy.annotations import CapturePolicy
 from tests.datapath.conftest import PROXY, Wire, ip_command
 
 # what the peer has on the second cable, and what only a route through it leads to

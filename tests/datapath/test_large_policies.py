@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from cni import annotations
-from cni.annotations import CapturePolicy, policy_of
-from cni.pod import Pod
+from cni.policy import annotations
+from cni.policy.annotations import CapturePolicy, policy_of
+from cni.policy.pod import Pod
 from tests.datapath.conftest import Wire, ip_command
 
 MANY = 10_000

@@ -1,7 +1,7 @@
 """What Istio does not have and a Pod can ask for: early outbound, strict proxies."""
 
 from bpf.layout import Cookie, Quad
-from cni.annotations import CapturePolicy
+from cni.policy.annotations import CapturePolicy
 from tests.datapath.conftest import PROXY, Wire
 
 EARLY = CapturePolicy(dual_stack=True, early_outbound=True)

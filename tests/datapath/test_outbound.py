@@ -4,7 +4,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from cni.annotations import CapturePolicy
+from cni.policy.annotations import CapturePolicy
 from tests.datapath.conftest import PROXY, Wire
 
 FAMILIES = ["ip4", "ip6", "mapped"]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cni.annotations import CapturePolicy
 from cni.errors import SandboxInvalid
 from cni.ids import outside_ids
+from cni.policy.annotations import CapturePolicy
 from tests.datapath.conftest import APP, PROXY, Wire
 from tests.lab.inside import PYTHON
 from tests.lab.userns import mapped_netns

@@ -15,11 +15,11 @@ from bpf.layout import Address
 from bpf.pins import Descriptor, Pins
 from bpf.tables import Tables
 from cni import adoption
-from cni.annotations import CapturePolicy
 from cni.denial import Denials
 from cni.enroll import Enrolments
 from cni.entries import Identity
 from cni.errors import Code, NotCaptured
+from cni.policy.annotations import CapturePolicy
 from cni.processes import Crowd, crowds
 from cni.protocol import NetworkConfig, Request
 from tests.datapath.adopting import Parts, Running, enrol_by_cni, parts, running

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cni.annotations import CapturePolicy
+from cni.policy.annotations import CapturePolicy
 from tests.datapath.conftest import APP, PROXY, Wire
 from tests.datapath.test_acceleration import EXCHANGE, Pods, both
 from tests.lab.inside import PYTHON

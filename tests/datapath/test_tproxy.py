@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cni.annotations import CapturePolicy
+from cni.policy.annotations import CapturePolicy
 from tests.datapath.conftest import PROXY, Wire
 
 POLICY = CapturePolicy(dual_stack=True, mode="TPROXY")

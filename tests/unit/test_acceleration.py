@@ -17,9 +17,9 @@ from bpf.layout import Level
 from bpf.offsets import NoOffsets
 from bpf.pins import Pins
 from bpf.tables import Tables
-from cni.annotations import policy_of
 from cni.errors import InvalidAnnotation
-from cni.pod import Pod
+from cni.policy.annotations import policy_of
+from cni.policy.pod import Pod
 from installer.acceleration import level, selftest
 from installer.acceleration.checks import CHECKS
 from installer.acceleration.level import judge

@@ -1,6 +1,6 @@
 """Any text in any annotation gives a policy or one helpful line; what is accepted is what Istio and iptables accept.
 
-The grammar below is Istio's, stated again without looking at cni/annotations.py: Go's strings.TrimSpace, Split and
+The grammar below is Istio's, stated again without looking at cni/policy/annotations.py: Go's strings.TrimSpace, Split and
 ParseUint(…, 10, 16), net/netip's ParsePrefix, and the interface pattern of Istio's CNI plugin. HYPOTHESIS_EXAMPLES sets
 how many texts are tried a test.
 """
@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cni import annotations
-from cni.annotations import CapturePolicy, policy_of
 from cni.errors import InvalidAnnotation
-from cni.pod import Pod
+from cni.policy import annotations
+from cni.policy.annotations import CapturePolicy, policy_of
+from cni.policy.pod import Pod
 
 PORTS = [
     annotations.INCLUDE_OUTBOUND_PORTS,

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cni import annotations
-from cni.annotations import CapturePolicy, policy_of
 from cni.errors import Code, InvalidAnnotation
-from cni.pod import Pod
+from cni.policy import annotations
+from cni.policy.annotations import CapturePolicy, policy_of
+from cni.policy.pod import Pod
 
 PORT_LISTS = [
     annotations.INCLUDE_OUTBOUND_PORTS,

@@ -5,7 +5,7 @@ import time
 import kubernetes_validate
 import pytest
 
-from cni.pod import Pod
+from cni.policy.pod import Pod
 from installer.pods import events as module
 from installer.pods.events import ClusterEvents
 from tests.lab.cluster import NODE, World, manifest

@@ -5,7 +5,7 @@ import uuid
 import pytest
 
 from cni.errors import Code, PodNotFound
-from cni.pod import Pod
+from cni.policy.pod import Pod
 from tests.lab.cluster import LIST, WATCH, World, manifest
 from tests.lab.waiting import wait_until
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from cni.adoption import Adoption
-from cni.pod import Pod
+from cni.policy.pod import Pod
 from installer import repair as module
 from installer.repair import Repairs
 from installer.settings import Repair

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from cni.annotations import CapturePolicy
+from cni.policy.annotations import CapturePolicy
 from tests.conformance.configs import CONFIGS
 from tests.conformance.kinds import probes_of
 from tests.conformance.rules import restore_text

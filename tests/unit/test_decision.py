@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cni.annotations import CapturePolicy
-from cni.decision import Action, Inbound, Outbound, Verdict, inbound, outbound
+from cni.policy.annotations import CapturePolicy
+from cni.policy.decision import Action, Inbound, Outbound, Verdict, inbound, outbound
 
 PASS: Action = "pass"
 E1: Action = "proxy-outbound"

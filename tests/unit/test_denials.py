@@ -11,7 +11,7 @@ from bpf.layout import PortRule
 from cni.denial import Denials
 from cni.enroll import Enrolments
 from cni.entries import Identity
-from cni.pod import Pod
+from cni.policy.pod import Pod
 
 FULL = TableFull("BPF map port_rules is full at 262144 entries; fewer pods or rules on this node")
 

@@ -5,9 +5,9 @@ from ipaddress import ip_address
 import pytest
 
 from bpf.layout import RULES
-from cni.annotations import CapturePolicy
-from cni.decision import Action, Inbound, Outbound, Verdict
 from cni.entries import Identity
+from cni.policy.annotations import CapturePolicy
+from cni.policy.decision import Action, Inbound, Outbound, Verdict
 from installer.inspect.explain.explainer import Explanation
 from installer.inspect.explain.words import document_of, text_of
 from installer.inspect.pods.sockets import rows

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpf.layout import RULES, Address, NetworkVerdict, PodFlags, PortRule
-from cni.annotations import CapturePolicy
-from cni.decision import TPROXY_MARK, Container, Inbound, IPAddress, Outbound, Verdict, inbound, outbound
 from cni.entries import Entries, Identity, entries_of
-from cni.prefixes import effective_prefixes
+from cni.policy.annotations import CapturePolicy
+from cni.policy.decision import TPROXY_MARK, Container, Inbound, IPAddress, Outbound, Verdict, inbound, outbound
+from cni.policy.prefixes import effective_prefixes
 from cni.sandbox import InterfaceAddress, Sandbox
 from tests.unit.compile_c import build
 

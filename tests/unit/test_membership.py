@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from cni.membership import skip_reason, skip_unseen
-from cni.pod import Pod
+from cni.policy.membership import skip_reason, skip_unseen
+from cni.policy.pod import Pod
 
 STATUS = {"sidecar.istio.io/status": ""}
 INJECT = "sidecar.istio.io/inject"

@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 
 from cni.errors import CniError, Code
-from cni.pod import Pod
+from cni.policy.pod import Pod
 from cni.protocol import NetworkConfig, Request
 from cni.verbs import Verbs
 from installer.host.install import NO_CONF, SUCCESS

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from cni.errors import Code, PodNotFound
-from cni.pod import Pod
+from cni.policy.pod import Pod
 from installer.pods.directory import PodDirectory
 from tests.lab.waiting import wait_until
 

@@ -5,8 +5,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cni.annotations import CapturePolicy, Network
-from cni.prefixes import Prefix, effective_prefixes
+from cni.policy.annotations import CapturePolicy, Network
+from cni.policy.prefixes import Prefix, effective_prefixes
 
 IPAddress = IPv4Address | IPv6Address
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from cni.adoption import Adoption, Outcome
-from cni.pod import Pod
+from cni.policy.pod import Pod
 from installer.pods.errors import ApiFailed
 from installer.repair import Repairs
 from installer.settings import Repair

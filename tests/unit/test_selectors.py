@@ -3,7 +3,7 @@
 import pytest
 
 from bpf.errors import SidestepError
-from cni.pod import Pod
+from cni.policy.pod import Pod
 from installer.selectors import Selector
 
 POD = Pod.model_validate(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cni.errors import CniError
-from cni.membership import skip_unseen
+from cni.policy.membership import skip_unseen
 from cni.protocol import NetworkConfig, pod_args
 
 pytestmark = pytest.mark.usefixtures("shim")

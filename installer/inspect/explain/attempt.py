@@ -16,8 +16,8 @@ from bpf.layout import SPREAD6, TOTALS, Address, Build, Cookie, Event, EventKind
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
 from bpf.tracing import Trace, TraceBusy
-from cni.decision import Action, Inbound, IPAddress, Outbound
 from cni.namespaces import why_absent
+from cni.policy.decision import Action, Inbound, IPAddress, Outbound
 from cni.processes import GONE, Crowd, crowds
 from installer.inspect.explain.connecting import CannotTry, Dial, Seen, dial
 from installer.inspect.explain.explainer import LISTENERS, Explanation, routed

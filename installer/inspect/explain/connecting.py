@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bpf.errors import SidestepError
-from cni.decision import TPROXY_MARK, IPAddress
+from cni.policy.decision import TPROXY_MARK, IPAddress
 from installer.inspect.pods.sockets import family_of, rows
 
 CONNECT_SECONDS = 2.0

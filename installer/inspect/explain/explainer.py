@@ -8,9 +8,9 @@ from typing import Literal
 from bpf.errors import SidestepError
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
 from bpf.tables import Tables
-from cni import decision
-from cni.annotations import CapturePolicy
-from cni.decision import TUNNEL_PORT, Action, Container, Inbound, IPAddress, Outbound, Verdict
+from cni.policy import decision
+from cni.policy.annotations import CapturePolicy
+from cni.policy.decision import TUNNEL_PORT, Action, Container, Inbound, IPAddress, Outbound, Verdict
 from installer.inspect.pods.enrolled import Enrolled, interface_name
 from installer.inspect.pods.sockets import plain
 

@@ -10,7 +10,7 @@ from typing import Any
 from bpf.errors import SidestepError
 from bpf.pins import Pins
 from bpf.tables import Tables
-from cni.decision import IPAddress
+from cni.policy.decision import IPAddress
 from installer.inspect.explain.explainer import Asker, Explainer, Explanation, Protocol
 from installer.inspect.explain.words import document_of, why
 from installer.inspect.pods.enrolled import find

@@ -3,9 +3,9 @@
 from ipaddress import ip_network
 from typing import Any
 
-from cni import annotations as istio
-from cni.decision import Inbound, Outbound
 from cni.entries import Identity
+from cni.policy import annotations as istio
+from cni.policy.decision import Inbound, Outbound
 from installer.inspect.explain.explainer import LISTENERS, Explanation, routed
 from installer.inspect.pods.namespace import Inside
 from installer.inspect.pods.sockets import endpoint

@@ -6,11 +6,11 @@ from typing import Any
 
 from bpf.errors import SidestepError
 from bpf.layout import PodFlags
-from cni.annotations import DENY_INBOUND_PORTS, DENY_OUTBOUND_PORTS, DUAL_STACK, CapturePolicy, policy_of
 from cni.entries import Identity
 from cni.errors import InvalidAnnotation
-from cni.membership import skip_reason
-from cni.pod import Pod
+from cni.policy.annotations import DENY_INBOUND_PORTS, DENY_OUTBOUND_PORTS, DUAL_STACK, CapturePolicy, policy_of
+from cni.policy.membership import skip_reason
+from cni.policy.pod import Pod
 from installer.inspect.pods.enrolled import Enrolled
 from installer.inspect.pods.namespace import Inside
 from installer.inspect.pods.words import annotations_of, as_kept, proxy_of

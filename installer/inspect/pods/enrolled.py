@@ -11,9 +11,9 @@ from bpf import links
 from bpf.layout import INBOUND_PORT, Cookie, Level, NetworkKey, NetworkVerdict, Pod, PodFlags, PortRule
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
-from cni.annotations import ALWAYS_EXCLUDED_INBOUND, CapturePolicy, Network
-from cni.decision import IPAddress
 from cni.entries import Identity, excluded_interfaces_of
+from cni.policy.annotations import ALWAYS_EXCLUDED_INBOUND, CapturePolicy, Network
+from cni.policy.decision import IPAddress
 from installer.inspect.names import NoSuchPod, cookie_of
 
 # bits of a network_key before the address, and of the address before an IPv4 one (bpf/maps.h)

@@ -5,10 +5,10 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cni.decision import IPAddress
 from cni.errors import SandboxInvalid
 from cni.ids import outside_ids
 from cni.namespaces import find
+from cni.policy.decision import IPAddress
 from cni.rtnl import Rtnl
 from cni.sandbox import visit
 from installer.inspect.pods.enrolled import Enrolled

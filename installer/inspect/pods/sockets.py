@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv6Address
 from typing import NamedTuple
 
-from cni.decision import IPAddress
+from cni.policy.decision import IPAddress
 
 LISTENING = 10  # TCP_LISTEN, uapi linux/tcp_states
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from ipaddress import ip_network
 
-from cni import annotations as istio
-from cni.annotations import ALWAYS_EXCLUDED_INBOUND, CapturePolicy, Network
-from cni.prefixes import effective_prefixes
+from cni.policy import annotations as istio
+from cni.policy.annotations import ALWAYS_EXCLUDED_INBOUND, CapturePolicy, Network
+from cni.policy.prefixes import effective_prefixes
 
 # how the fields of the proxy's container are called here
 RUN_AS_USER, RUN_AS_GROUP = "securityContext.runAsUser", "securityContext.runAsGroup"

@@ -16,7 +16,7 @@ from pathlib import Path
 from bpf.attachment import detach
 from bpf.layout import Level
 from bpf.pins import Pins
-from cni.annotations import ACCELERATION
+from cni.policy.annotations import ACCELERATION
 from installer.inspect.status.document import status_of
 from tests.bench.mesh.proxies import SERVICES, ChainedEnvoy, InterceptingEnvoy, loopback, pipe
 from tests.bench.mesh.servers import Servers

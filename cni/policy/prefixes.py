@@ -7,7 +7,7 @@ prefix; a table that returns the longest match must therefore not have includes 
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from cni.annotations import CapturePolicy, Network
+from cni.policy.annotations import CapturePolicy, Network
 
 
 class Prefix(NamedTuple):

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from cni.pod import PROXY_CONTAINER, Pod, parse_bool
+from cni.policy.pod import PROXY_CONTAINER, Pod, parse_bool
 
 INIT_CONTAINER = "istio-init"
 DISABLE_ENVOY = "DISABLE_ENVOY"

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bpf.layout import LEVELS, Level
 from cni.errors import InvalidAnnotation
-from cni.pod import Container, Pod, parse_bool
+from cni.policy.pod import Container, Pod, parse_bool
 
 INTERCEPTION_MODE = "sidecar.istio.io/interceptionMode"
 INCLUDE_OUTBOUND_RANGES = "traffic.sidecar.istio.io/includeOutboundIPRanges"

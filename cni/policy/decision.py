@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
 from bpf.layout import SPREAD6
-from cni.annotations import CapturePolicy, Network
+from cni.policy.annotations import CapturePolicy, Network
 
 TUNNEL_PORT = 15008
 DNS_PORT = 53
