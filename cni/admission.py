@@ -11,11 +11,11 @@ from cni.enroll import Enrolments
 from cni.entries import Entries, Identity, entries_of
 from cni.errors import SandboxInvalid
 from cni.follow import Follower
-from cni.ids import outside_ids
-from cni.plumbing import prepare
+from cni.netns.plumbing import prepare
+from cni.netns.rtnl import Rtnl
+from cni.netns.sandbox import Sandbox, look, own_cookie, require_address, visit
+from cni.netns.userns import outside_ids
 from cni.policy.annotations import CapturePolicy
-from cni.rtnl import Rtnl
-from cni.sandbox import Sandbox, look, own_cookie, require_address, visit
 
 
 @dataclass(frozen=True)

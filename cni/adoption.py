@@ -18,13 +18,13 @@ from bpf.pins import Descriptor
 from cni.admission import Admission
 from cni.entries import Identity
 from cni.errors import SandboxInvalid
-from cni.ids import outside_ids
-from cni.listeners import Proxy, listeners_of
-from cni.netfilter import is_captured_by_istio
+from cni.netns.listeners import Proxy, listeners_of
+from cni.netns.netfilter import is_captured_by_istio
+from cni.netns.processes import Crowd, crowds, open_netns
+from cni.netns.sandbox import look, own_cookie, visit
+from cni.netns.userns import outside_ids
 from cni.policy.annotations import policy_of
 from cni.policy.pod import Pod
-from cni.processes import Crowd, crowds, open_netns
-from cni.sandbox import look, own_cookie, visit
 
 log = structlog.get_logger("adoption")
 

@@ -9,11 +9,11 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from bpf.layout import OUTBOUND_PORT, SPREAD4, SPREAD6
-from cni.copies import copy_of, sockets_of
-from cni.diag import CONNECTED, LISTEN, Diag, TcpSocket
 from cni.errors import SandboxInvalid
-from cni.processes import Crowd
-from cni.sandbox import visit
+from cni.netns.pidfd import copy_of, sockets_of
+from cni.netns.processes import Crowd
+from cni.netns.sandbox import visit
+from cni.netns.sock_diag import CONNECTED, LISTEN, Diag, TcpSocket
 
 Address = IPv4Address | IPv6Address
 

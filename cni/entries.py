@@ -7,9 +7,9 @@ from ipaddress import IPv4Address, IPv6Address
 
 from bpf.layout import Address, Level, NetworkVerdict, Pod, PodFlags, PortRule
 from cni.errors import RegistrationFailed
+from cni.netns.sandbox import InterfaceAddress, Sandbox, Way
 from cni.policy.annotations import CapturePolicy, Network
 from cni.policy.prefixes import effective_prefixes
-from cni.sandbox import InterfaceAddress, Sandbox, Way
 
 # joins interface names in an entry; no name may have it (dev_valid_name allows it, Istio's syntax does not)
 _SEPARATOR = ","

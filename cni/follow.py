@@ -19,11 +19,11 @@ from cni.containers import StrictProxies
 from cni.enroll import Enrolments
 from cni.entries import Identity, excluded_interfaces_of, surroundings_of
 from cni.errors import SandboxInvalid
-from cni.namespaces import find
-from cni.plumbing import is_stale, prepare
-from cni.rtnl import Rtnl
-from cni.sandbox import Sandbox, look, visit
-from cni.watch import Watch
+from cni.netns.namespaces import find
+from cni.netns.plumbing import is_stale, prepare
+from cni.netns.rtnl import Rtnl
+from cni.netns.sandbox import Sandbox, look, visit
+from cni.netns.watch import Watch
 
 log = structlog.get_logger("follow")
 

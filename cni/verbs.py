@@ -19,11 +19,11 @@ from cni.errors import (
     SandboxInvalid,
 )
 from cni.follow import Follower
+from cni.netns.sandbox import own_cookie, require_netns, visit
 from cni.policy.annotations import INVALID_DROP, CapturePolicy, policy_of
 from cni.policy.membership import skip_reason, skip_unseen
 from cni.policy.pod import NoEvents, Pod, PodEvents, PodSource
 from cni.protocol import PodArgs, Request, pod_args
-from cni.sandbox import own_cookie, require_netns, visit
 
 log = structlog.get_logger("cni")
 Output = dict[str, Any] | None

@@ -27,7 +27,7 @@ from cni.adoption import Outcome as Adopted
 from cni.enroll import Enrolments
 from cni.entries import Identity
 from cni.follow import Follower
-from cni.namespaces import find
+from cni.netns.namespaces import find
 from cni.policy.annotations import policy_of
 from cni.policy.membership import skip_reason, skip_unseen
 from cni.policy.pod import Pod, PodEvents, PodSource

@@ -24,10 +24,10 @@ from bpf.probing import scratch
 from bpf.tables import Tables
 from cni.enroll import Enrolments
 from cni.entries import Identity, entries_of
-from cni.plumbing import prepare
+from cni.netns.plumbing import prepare
+from cni.netns.rtnl import LOCAL_TABLE, Rtnl
+from cni.netns.sandbox import look
 from cni.policy.annotations import CapturePolicy
-from cni.rtnl import LOCAL_TABLE, Rtnl
-from cni.sandbox import look
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NEWNS, _NEWNET = 0x20000, 0x40000000  # uapi/linux/sched.h

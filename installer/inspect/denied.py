@@ -12,8 +12,8 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.closing import Closed, Denied, close_denied
 from cni.entries import Identity
-from cni.namespaces import find, why_absent
-from cni.processes import Crowd, crowds
+from cni.netns.namespaces import find, why_absent
+from cni.netns.processes import Crowd, crowds
 from installer.inspect.names import cookie_of
 
 

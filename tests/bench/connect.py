@@ -26,10 +26,10 @@ from bpf.attachment import attach, detach
 from bpf.tables import Tables
 from cni.enroll import Enrolments
 from cni.entries import Identity, entries_of
-from cni.plumbing import prepare
+from cni.netns.plumbing import prepare
+from cni.netns.sandbox import InterfaceAddress, Sandbox, look, own_cookie, visit
 from cni.policy.annotations import EXCLUDE_OUTBOUND_RANGES, CapturePolicy, policy_of
 from cni.policy.pod import Pod
-from cni.sandbox import InterfaceAddress, Sandbox, look, own_cookie, visit
 from tests.datapath.conftest import scratch_pins
 from tests.lab.inside import PYTHON, popen
 from tests.lab.node import NETNS, make_netns

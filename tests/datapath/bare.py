@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cni.sandbox import own_cookie, visit
+from cni.netns.sandbox import own_cookie, visit
 from tests.datapath.conftest import ip_command
 from tests.lab.inside import PYTHON, popen
 

@@ -17,13 +17,13 @@ from bpf.kernel import cgroup2_root
 from bpf.layout import Cookie
 from bpf.pins import Pins
 from bpf.tables import Tables
-from cni import sandbox as sandboxes
 from cni.enroll import Enrolments
 from cni.entries import Entries, Identity, entries_of
-from cni.ids import outside_ids
-from cni.plumbing import prepare
+from cni.netns import sandbox as sandboxes
+from cni.netns.plumbing import prepare
+from cni.netns.sandbox import Sandbox, visit
+from cni.netns.userns import outside_ids
 from cni.policy.annotations import CapturePolicy
-from cni.sandbox import Sandbox, visit
 from tests.lab.inside import PYTHON, popen
 
 STANDIN = Path(__file__).with_name("standin.py")

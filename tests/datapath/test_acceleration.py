@@ -18,10 +18,10 @@ from bpf.probing import loading
 from bpf.tables import Tables
 from cni.enroll import Enrolments
 from cni.entries import Identity, entries_of
-from cni.ids import outside_ids
-from cni.plumbing import prepare
+from cni.netns.plumbing import prepare
+from cni.netns.sandbox import own_cookie, visit
+from cni.netns.userns import outside_ids
 from cni.policy.annotations import CapturePolicy
-from cni.sandbox import own_cookie, visit
 from tests.datapath.conftest import APP, PROXY, Kernel, Namespace, Wire, look, scratch_pins
 from tests.lab.inside import PYTHON
 from tests.lab.machine import acceleration_needed

@@ -14,9 +14,9 @@ import pytest
 
 from bpf import links
 from bpf.layout import Cookie, ListenerKey, PodFlags
-from cni import listeners as proxies
-from cni.diag import Diag
 from cni.enroll import Enrolments
+from cni.netns import listeners as proxies
+from cni.netns.sock_diag import Diag
 from cni.protocol import NetworkConfig, Request
 from tests.datapath.adopting import Parts, Running, enrol_by_cni, parts, running
 from tests.datapath.bare import open_descriptors

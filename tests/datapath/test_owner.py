@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cni.errors import SandboxInvalid
-from cni.ids import outside_ids
+from cni.netns.userns import outside_ids
 from cni.policy.annotations import CapturePolicy
 from tests.datapath.conftest import APP, PROXY, Wire
 from tests.lab.inside import PYTHON

@@ -19,8 +19,8 @@ from cni.denial import Denials
 from cni.enroll import Enrolments
 from cni.entries import Identity
 from cni.errors import Code, NotCaptured
+from cni.netns.processes import Crowd, crowds
 from cni.policy.annotations import CapturePolicy
-from cni.processes import Crowd, crowds
 from cni.protocol import NetworkConfig, Request
 from tests.datapath.adopting import Parts, Running, enrol_by_cni, parts, running
 from tests.datapath.bare import Pod as Bare

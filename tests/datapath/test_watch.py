@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from bpf import links
-from cni.namespaces import find, open_netns
-from cni.sandbox import own_cookie, visit
-from cni.watch import Changes, Watch
+from cni.netns.namespaces import find, open_netns
+from cni.netns.sandbox import own_cookie, visit
+from cni.netns.watch import Changes, Watch
 from tests.datapath.bare import MakePods, Pod, bare_pods, ip_batch, open_descriptors
 from tests.datapath.conftest import Wire, ip_command
 
@@ -342,7 +342,7 @@ def test_sockets_and_namespace_of_a_watch_end_with_it() -> None:
 def test_without_the_right_to_listen_the_error_says_which_it_takes() -> None:
     rights = ["setpriv", "--bounding-set", "-net_broadcast", "--inh-caps", "-net_broadcast"]
     made = subprocess.run(
-        [*rights, sys.executable, "-c", "from cni.watch import Watch; Watch()"],
+        [*rights, sys.executable, "-c", "from cni.netns.watch import Watch; Watch()"],
         capture_output=True,
         text=True,
         cwd=ROOT,

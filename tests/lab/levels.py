@@ -13,7 +13,7 @@ from bpf.acceleration import set_level as set_node_level
 from bpf.layout import LEVELS, Cookie
 from bpf.pins import Descriptor, Pins
 from bpf.tables import Tables
-from cni.sandbox import own_cookie, visit
+from cni.netns.sandbox import own_cookie, visit
 from installer.acceleration.selftest import memory_shortage
 from tests.lab.node import REPOSITORY, Node
 from tests.lab.pod import Pod

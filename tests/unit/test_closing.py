@@ -11,8 +11,8 @@ import pytest
 from bpf.layout import Address
 from cni import closing
 from cni.closing import Closed, Denied, close_denied
-from cni.diag import ESTABLISHED, LISTEN, TcpSocket
-from cni.processes import Crowd
+from cni.netns.processes import Crowd
+from cni.netns.sock_diag import ESTABLISHED, LISTEN, TcpSocket
 
 POD, PEER = IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")
 

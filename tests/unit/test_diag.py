@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from cni.diag import CLOSE_WAIT, CONNECTED, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LISTEN, Diag, TcpSocket
+from cni.netns.sock_diag import CLOSE_WAIT, CONNECTED, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LISTEN, Diag, TcpSocket
 from tests.lab.waiting import wait_until
 
 Ends = tuple[socket.socket, socket.socket]

@@ -6,11 +6,11 @@ import pytest
 
 from bpf.layout import RULES
 from cni.entries import Identity
+from cni.netns.proc_net import rows
 from cni.policy.annotations import CapturePolicy
 from cni.policy.decision import Action, Inbound, Outbound, Verdict
 from installer.inspect.explain.explainer import Explanation
 from installer.inspect.explain.words import document_of, text_of
-from installer.inspect.pods.sockets import rows
 
 POD = Identity("uid", "pod", "default", "container", "net", "eth0")
 REMOTE = ip_address("203.0.113.7")

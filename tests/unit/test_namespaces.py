@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cni.namespaces import NoProcfs, find, open_netns
+from cni.netns.namespaces import NoProcfs, find, open_netns
 
 
 @pytest.fixture

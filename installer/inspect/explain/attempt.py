@@ -16,14 +16,14 @@ from bpf.layout import SPREAD6, TOTALS, Address, Build, Cookie, Event, EventKind
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
 from bpf.tracing import Trace, TraceBusy
-from cni.namespaces import why_absent
+from cni.netns.namespaces import why_absent
+from cni.netns.proc_net import endpoint, family_of, plain
+from cni.netns.processes import GONE, Crowd, crowds
 from cni.policy.decision import Action, Inbound, IPAddress, Outbound
-from cni.processes import GONE, Crowd, crowds
 from installer.inspect.explain.connecting import CannotTry, Dial, Seen, dial
 from installer.inspect.explain.explainer import LISTENERS, Explanation, routed
 from installer.inspect.pods.enrolled import Enrolled, every
 from installer.inspect.pods.namespace import Inside, looked_into
-from installer.inspect.pods.sockets import endpoint, family_of, plain
 
 # the counter that each verdict moves (bpf/layout.py, TOTALS)
 _OUTBOUND: dict[tuple[str, str], Action] = {

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bpf.errors import SidestepError
+from cni.netns.proc_net import family_of, rows
 from cni.policy.decision import TPROXY_MARK, IPAddress
-from installer.inspect.pods.sockets import family_of, rows
 
 CONNECT_SECONDS = 2.0
 # what the child may take beside that

@@ -8,11 +8,11 @@ from typing import Literal
 from bpf.errors import SidestepError
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
 from bpf.tables import Tables
+from cni.netns.proc_net import plain
 from cni.policy import decision
 from cni.policy.annotations import CapturePolicy
 from cni.policy.decision import TUNNEL_PORT, Action, Container, Inbound, IPAddress, Outbound, Verdict
 from installer.inspect.pods.enrolled import Enrolled, interface_name
-from installer.inspect.pods.sockets import plain
 
 Protocol = Literal["tcp", "udp"]
 

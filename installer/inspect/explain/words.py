@@ -4,11 +4,11 @@ from ipaddress import ip_network
 from typing import Any
 
 from cni.entries import Identity
+from cni.netns.proc_net import endpoint
 from cni.policy import annotations as istio
 from cni.policy.decision import Inbound, Outbound
 from installer.inspect.explain.explainer import LISTENERS, Explanation, routed
 from installer.inspect.pods.namespace import Inside
-from installer.inspect.pods.sockets import endpoint
 from installer.inspect.pods.words import annotations_of, is_default, part_of, proxy_of
 
 # rule → what it says; two where a rule both captures and lets go: (captured, direct)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cni.errors import SandboxInvalid
-from cni.ids import outside_ids
-from cni.namespaces import find
+from cni.netns.namespaces import find
+from cni.netns.proc_net import LISTENING, rows
+from cni.netns.rtnl import Rtnl
+from cni.netns.sandbox import visit
+from cni.netns.userns import outside_ids
 from cni.policy.decision import IPAddress
-from cni.rtnl import Rtnl
-from cni.sandbox import visit
 from installer.inspect.pods.enrolled import Enrolled
-from installer.inspect.pods.sockets import LISTENING, rows
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from bpf.layout import OUTBOUND_PORT, SPREAD6, Address, PodFlags
 from bpf.tables import Tables
-from cni.diag import ESTABLISHED, LISTEN, TIME_WAIT, Diag, TcpSocket
 from cni.errors import SandboxInvalid
-from cni.namespaces import PROC, find, why_absent
-from cni.rtnl import IpAddress
-from cni.sandbox import INBOUND_SOURCE6, visit
+from cni.netns.namespaces import PROC, find, why_absent
+from cni.netns.rtnl import IpAddress
+from cni.netns.sandbox import INBOUND_SOURCE6, visit
+from cni.netns.sock_diag import ESTABLISHED, LISTEN, TIME_WAIT, Diag, TcpSocket
 from installer.inspect.sampling.sample import PodSample
 
 # who has an end of a connection

@@ -25,7 +25,7 @@ from bpf.layout import (
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.entries import Identity
-from cni.rtnl import IpAddress
+from cni.netns.rtnl import IpAddress
 
 Name = TypeVar("Name")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bpf.layout import SPREAD4, SPREAD6
 from cni.errors import SandboxInvalid
-from cni.rtnl import LOCAL_TABLE, IpAddress, IpNetwork, Rtnl
-from cni.sandbox import INBOUND_SOURCE6, Sandbox
+from cni.netns.rtnl import LOCAL_TABLE, IpAddress, IpNetwork, Rtnl
+from cni.netns.sandbox import INBOUND_SOURCE6, Sandbox
 
 _LOOPBACK = 1  # ifindex of lo in every namespace
 # Istio's own numbers for TPROXY: the mark of the proxy's connections to the application, and the table for it

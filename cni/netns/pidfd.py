@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from bpf.pins import Descriptor
-from cni.processes import GONE
+from cni.netns.processes import GONE
 
 _PIDFD_GETFD = 438  # asm-generic/unistd.h, Linux 5.6; the same on every architecture
 _LIBC = ctypes.CDLL(None, use_errno=True)

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
 from bpf.pins import Descriptor
-from cni.copies import copy_of, sockets_of
-from cni.diag import LISTEN, Diag
 from cni.errors import SandboxInvalid
-from cni.processes import GONE
-from cni.sandbox import visit
+from cni.netns.pidfd import copy_of, sockets_of
+from cni.netns.processes import GONE
+from cni.netns.sandbox import visit
+from cni.netns.sock_diag import LISTEN, Diag
 
 _SO_NETNS_COOKIE = 71  # uapi/asm-generic/socket.h, Linux 5.14
 _LISTEN = "0A"  # TCP_LISTEN in proc_pid_net(5)

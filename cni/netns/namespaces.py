@@ -14,7 +14,7 @@ from bpf.errors import SidestepError
 from bpf.kernel import capabilities
 from bpf.pins import Descriptor
 from cni.errors import SandboxInvalid
-from cni.sandbox import own_cookie, visit
+from cni.netns.sandbox import own_cookie, visit
 
 PROC = Path("/proc")
 # uapi/linux/capability.h: seeing other users' namespaces, and entering any

@@ -16,7 +16,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import TypeVar
 
 from cni.errors import SandboxInvalid
-from cni.rtnl import IpAddress, IpNetwork, Route, Rtnl
+from cni.netns.rtnl import IpAddress, IpNetwork, Route, Rtnl
 
 T = TypeVar("T")
 

@@ -23,8 +23,8 @@ from pyroute2.netlink import rtnl
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from bpf.errors import KernelRefused
-from cni.rtnl import SEQUENCE, Rtnl, listen
-from cni.sandbox import INBOUND_SOURCE6
+from cni.netns.rtnl import SEQUENCE, Rtnl, listen
+from cni.netns.sandbox import INBOUND_SOURCE6
 
 _GROUPS = (
     rtnl.RTNLGRP_LINK,
