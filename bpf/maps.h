@@ -2,7 +2,7 @@
 /*
  * Every map and struct of the kernel half: who writes it, who reads it, how big, which byte order.
  *
- * The maps are sidestep's only state. The agent (cni/enroll.py) writes the policy ones at ADD and DEL; the programs
+ * The maps are sidestep's only state. The agent (cni/enrolment/enroll.py) writes the policy ones at ADD and DEL; the programs
  * write the per-connection ones. layout.py mirrors the structs and a test compares the two field by field.
  *
  * Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d. Fields ending in _be are in network order, all

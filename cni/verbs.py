@@ -6,9 +6,10 @@ from typing import Any
 
 import structlog
 
-from cni.admission import Admission
-from cni.enroll import Enrolments
-from cni.entries import Identity
+from cni.enrolment.admission import Admission
+from cni.enrolment.enroll import Enrolments
+from cni.enrolment.entries import Identity
+from cni.enrolment.follow import Follower
 from cni.errors import (
     CheckFailed,
     CniError,
@@ -18,7 +19,6 @@ from cni.errors import (
     NotCaptured,
     SandboxInvalid,
 )
-from cni.follow import Follower
 from cni.netns.sandbox import own_cookie, require_netns, visit
 from cni.policy.annotations import INVALID_DROP, CapturePolicy, policy_of
 from cni.policy.membership import skip_reason, skip_unseen

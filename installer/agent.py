@@ -14,12 +14,12 @@ import structlog
 
 from bpf.attachment import attach
 from bpf.tables import Tables
-from cni.admission import Admission
-from cni.adoption import Adoption
-from cni.containers import StrictProxies
-from cni.denial import Denials
-from cni.enroll import Enrolments
-from cni.follow import Follower
+from cni.enrolment.admission import Admission
+from cni.enrolment.adoption import Adoption
+from cni.enrolment.denial import Denials
+from cni.enrolment.enroll import Enrolments
+from cni.enrolment.follow import Follower
+from cni.enrolment.strict_proxies import StrictProxies
 from cni.policy.pod import Pod
 from cni.server import Server
 from cni.verbs import Verbs

@@ -18,7 +18,7 @@ from bpf.compiler import sources_digest
 from bpf.layout import Traffic
 from bpf.pins import Pins
 from bpf.tables import Tables
-from cni.enroll import Enrolments
+from cni.enrolment.enroll import Enrolments
 from cni.errors import Code
 from cni.verbs import RESULTS
 from installer.host.install import SUCCESS

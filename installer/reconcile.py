@@ -22,11 +22,11 @@ from bpf.errors import SidestepError
 from bpf.pins import Pins
 from bpf.restoration import repin_maps, unpin_others
 from bpf.tables import Tables
-from cni.adoption import Adoption
-from cni.adoption import Outcome as Adopted
-from cni.enroll import Enrolments
-from cni.entries import Identity
-from cni.follow import Follower
+from cni.enrolment.adoption import Adoption
+from cni.enrolment.adoption import Outcome as Adopted
+from cni.enrolment.enroll import Enrolments
+from cni.enrolment.entries import Identity
+from cni.enrolment.follow import Follower
 from cni.netns.namespaces import find
 from cni.policy.annotations import policy_of
 from cni.policy.membership import skip_reason, skip_unseen

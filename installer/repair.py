@@ -12,7 +12,7 @@ from typing import Protocol
 import structlog
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from cni.adoption import Adoption
+from cni.enrolment.adoption import Adoption
 from cni.policy.membership import skip_reason
 from cni.policy.pod import ContainerStatus, Pod, PodEvents
 from installer.pods.errors import ApiFailed, Conflict

@@ -22,8 +22,8 @@ from bpf.kernel import cgroup2_root, own_cgroup
 from bpf.pins import Descriptor, Pins
 from bpf.probing import scratch
 from bpf.tables import Tables
-from cni.enroll import Enrolments
-from cni.entries import Identity, entries_of
+from cni.enrolment.enroll import Enrolments
+from cni.enrolment.entries import Identity, entries_of
 from cni.netns.plumbing import prepare
 from cni.netns.rtnl import LOCAL_TABLE, Rtnl
 from cni.netns.sandbox import look

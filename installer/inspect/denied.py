@@ -11,7 +11,7 @@ from bpf.links import linked_pods
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.closing import Closed, Denied, close_denied
-from cni.entries import Identity
+from cni.enrolment.entries import Identity
 from cni.netns.namespaces import find, why_absent
 from cni.netns.processes import Crowd, crowds
 from installer.inspect.names import cookie_of

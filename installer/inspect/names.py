@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from bpf.errors import SidestepError
 from bpf.layout import Cookie
 from bpf.tables import Tables
-from cni.entries import Identity
+from cni.enrolment.entries import Identity
 
 _SHOWN = 10  # names in a message
 

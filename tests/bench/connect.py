@@ -24,8 +24,8 @@ import click
 
 from bpf.attachment import attach, detach
 from bpf.tables import Tables
-from cni.enroll import Enrolments
-from cni.entries import Identity, entries_of
+from cni.enrolment.enroll import Enrolments
+from cni.enrolment.entries import Identity, entries_of
 from cni.netns.plumbing import prepare
 from cni.netns.sandbox import InterfaceAddress, Sandbox, look, own_cookie, visit
 from cni.policy.annotations import EXCLUDE_OUTBOUND_RANGES, CapturePolicy, policy_of

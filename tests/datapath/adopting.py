@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cni.admission import Admission
-from cni.adoption import Adoption, Outcome
-from cni.containers import StrictProxies
-from cni.enroll import Enrolments
-from cni.entries import Identity
+from cni.enrolment.admission import Admission
+from cni.enrolment.adoption import Adoption, Outcome
+from cni.enrolment.enroll import Enrolments
+from cni.enrolment.entries import Identity
+from cni.enrolment.follow import Follower
+from cni.enrolment.strict_proxies import StrictProxies
 from cni.errors import PodNotFound
-from cni.follow import Follower
 from cni.policy.annotations import policy_of
 from cni.policy.pod import NoEvents, Pod
 from cni.verbs import Verbs

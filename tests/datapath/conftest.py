@@ -17,8 +17,8 @@ from bpf.kernel import cgroup2_root
 from bpf.layout import Cookie
 from bpf.pins import Pins
 from bpf.tables import Tables
-from cni.enroll import Enrolments
-from cni.entries import Entries, Identity, entries_of
+from cni.enrolment.enroll import Enrolments
+from cni.enrolment.entries import Entries, Identity, entries_of
 from cni.netns import sandbox as sandboxes
 from cni.netns.plumbing import prepare
 from cni.netns.sandbox import Sandbox, visit

@@ -16,8 +16,8 @@ from bpf.layout import LEVELS, Cookie, EndKey, Level, Traffic
 from bpf.pins import Descriptor
 from bpf.probing import loading
 from bpf.tables import Tables
-from cni.enroll import Enrolments
-from cni.entries import Identity, entries_of
+from cni.enrolment.enroll import Enrolments
+from cni.enrolment.entries import Identity, entries_of
 from cni.netns.plumbing import prepare
 from cni.netns.sandbox import own_cookie, visit
 from cni.netns.userns import outside_ids

@@ -14,7 +14,7 @@ import pytest
 
 from bpf import links
 from bpf.layout import Cookie, ListenerKey, PodFlags
-from cni.enroll import Enrolments
+from cni.enrolment.enroll import Enrolments
 from cni.netns import listeners as proxies
 from cni.netns.sock_diag import Diag
 from cni.protocol import NetworkConfig, Request

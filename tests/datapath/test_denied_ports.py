@@ -7,7 +7,7 @@ import pytest
 
 from bpf.errors import TableFull
 from bpf.layout import PodFlags, PortKey, PortRule, Word
-from cni.entries import denial
+from cni.enrolment.entries import denial
 from cni.policy.annotations import CapturePolicy
 from tests.datapath.conftest import APP, PROXY, Wire
 from tests.lab.inside import PYTHON

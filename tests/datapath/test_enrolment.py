@@ -9,7 +9,7 @@ import pytest
 
 from bpf import links
 from bpf.layout import Cookie, PortKey, PortRule, Word
-from cni.enroll import Enrolments
+from cni.enrolment.enroll import Enrolments
 from cni.errors import RegistrationFailed
 from cni.policy.annotations import CapturePolicy
 from tests.datapath.conftest import Wire, ip_command

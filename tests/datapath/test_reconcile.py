@@ -14,10 +14,10 @@ from bpf.attachment import attach, detach, is_attached
 from bpf.layout import Address
 from bpf.pins import Descriptor, Pins
 from bpf.tables import Tables
-from cni import adoption
-from cni.denial import Denials
-from cni.enroll import Enrolments
-from cni.entries import Identity
+from cni.enrolment import adoption
+from cni.enrolment.denial import Denials
+from cni.enrolment.enroll import Enrolments
+from cni.enrolment.entries import Identity
 from cni.errors import Code, NotCaptured
 from cni.netns.processes import Crowd, crowds
 from cni.policy.annotations import CapturePolicy

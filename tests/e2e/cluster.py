@@ -12,7 +12,7 @@ from pathlib import Path
 from bpf.kernel import cgroup2_root, mounts
 from bpf.pins import Pins
 from bpf.tables import Tables
-from cni.enrolled import Enrolled
+from cni.enrolment.enrolled import Enrolled
 from tests.lab.apiserver import ApiServer
 from tests.lab.containerd import Containerd, pure_cgroup2
 from tests.lab.cri import APP_PORT, CriPod, Refused

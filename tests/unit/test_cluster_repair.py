@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from cni.adoption import Adoption
+from cni.enrolment.adoption import Adoption
 from cni.policy.pod import Pod
 from installer import repair as module
 from installer.repair import Repairs

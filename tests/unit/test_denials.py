@@ -8,9 +8,9 @@ import pytest
 
 from bpf.errors import KernelRefused, SidestepError, TableFull
 from bpf.layout import PortRule
-from cni.denial import Denials
-from cni.enroll import Enrolments
-from cni.entries import Identity
+from cni.enrolment.denial import Denials
+from cni.enrolment.enroll import Enrolments
+from cni.enrolment.entries import Identity
 from cni.policy.pod import Pod
 
 FULL = TableFull("BPF map port_rules is full at 262144 entries; fewer pods or rules on this node")

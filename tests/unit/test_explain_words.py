@@ -5,7 +5,7 @@ from ipaddress import ip_address
 import pytest
 
 from bpf.layout import RULES
-from cni.entries import Identity
+from cni.enrolment.entries import Identity
 from cni.netns.proc_net import rows
 from cni.policy.annotations import CapturePolicy
 from cni.policy.decision import Action, Inbound, Outbound, Verdict

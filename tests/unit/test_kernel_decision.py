@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpf.layout import RULES, Address, NetworkVerdict, PodFlags, PortRule
-from cni.entries import Entries, Identity, entries_of
+from cni.enrolment.entries import Entries, Identity, entries_of
 from cni.netns.sandbox import InterfaceAddress, Sandbox
 from cni.policy.annotations import CapturePolicy
 from cni.policy.decision import TPROXY_MARK, Container, Inbound, IPAddress, Outbound, Verdict, inbound, outbound

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from bpf.acceleration import NodeLevel
 from bpf.layout import TOTALS, Level, PodFlags, Traffic
-from cni.entries import Identity
+from cni.enrolment.entries import Identity
 from installer.inspect.report.page import render
 from installer.inspect.report.view import NodeView
 from installer.inspect.sampling import figures

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from cni.adoption import Adoption, Outcome
+from cni.enrolment.adoption import Adoption, Outcome
 from cni.policy.pod import Pod
 from installer.pods.errors import ApiFailed
 from installer.repair import Repairs

@@ -3,7 +3,7 @@
 from ipaddress import ip_network
 from typing import Any
 
-from cni.entries import Identity
+from cni.enrolment.entries import Identity
 from cni.netns.proc_net import endpoint
 from cni.policy import annotations as istio
 from cni.policy.decision import Inbound, Outbound

@@ -6,7 +6,7 @@ from typing import Any
 
 from bpf.errors import SidestepError
 from bpf.layout import PodFlags
-from cni.entries import Identity
+from cni.enrolment.entries import Identity
 from cni.errors import InvalidAnnotation
 from cni.policy.annotations import DENY_INBOUND_PORTS, DENY_OUTBOUND_PORTS, DUAL_STACK, CapturePolicy, policy_of
 from cni.policy.membership import skip_reason

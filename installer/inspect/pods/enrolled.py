@@ -11,7 +11,7 @@ from bpf import links
 from bpf.layout import INBOUND_PORT, Cookie, Level, NetworkKey, NetworkVerdict, Pod, PodFlags, PortRule
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
-from cni.entries import Identity, excluded_interfaces_of
+from cni.enrolment.entries import Identity, excluded_interfaces_of
 from cni.policy.annotations import ALWAYS_EXCLUDED_INBOUND, CapturePolicy, Network
 from cni.policy.decision import IPAddress
 from installer.inspect.names import NoSuchPod, cookie_of

@@ -24,7 +24,7 @@ from bpf.layout import (
 )
 from bpf.pins import Pins
 from bpf.tables import Tables
-from cni.entries import Identity
+from cni.enrolment.entries import Identity
 from cni.netns.rtnl import IpAddress
 
 Name = TypeVar("Name")

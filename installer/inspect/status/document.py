@@ -10,7 +10,7 @@ from bpf.errors import KernelRefused, SidestepError
 from bpf.layout import Build, Level, Pod, Traffic
 from bpf.pins import OtherVersion, Pins
 from bpf.tables import Tables
-from cni.entries import Identity
+from cni.enrolment.entries import Identity
 from installer import VERSION
 from installer.inspect.maps.listing import maps_of
 from installer.inspect.maps.walk import entries

@@ -15,8 +15,8 @@ import structlog
 from bpf.errors import SidestepError
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, PodFlags
 from bpf.pins import Descriptor
-from cni.admission import Admission
-from cni.entries import Identity
+from cni.enrolment.admission import Admission
+from cni.enrolment.entries import Identity
 from cni.errors import SandboxInvalid
 from cni.netns.listeners import Proxy, listeners_of
 from cni.netns.netfilter import is_captured_by_istio

@@ -15,9 +15,9 @@ import structlog
 
 from bpf.errors import SidestepError
 from bpf.layout import Pod, PodFlags
-from cni.containers import StrictProxies
-from cni.enroll import Enrolments
-from cni.entries import Identity, excluded_interfaces_of, surroundings_of
+from cni.enrolment.enroll import Enrolments
+from cni.enrolment.entries import Identity, excluded_interfaces_of, surroundings_of
+from cni.enrolment.strict_proxies import StrictProxies
 from cni.errors import SandboxInvalid
 from cni.netns.namespaces import find
 from cni.netns.plumbing import is_stale, prepare

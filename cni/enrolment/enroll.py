@@ -16,11 +16,11 @@ from bpf.errors import SidestepError
 from bpf.layout import LISTENER_SLOTS, Address, Cookie, ListenerKey, PodFlags, PortKey, PortRule, Quad, Word
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
-from cni import rows
-from cni.enrolled import Enrolled, Keys, Known
-from cni.entries import Entries, Identity, Surroundings, with_denied
+from cni.enrolment import rows
+from cni.enrolment.enrolled import Enrolled, Keys, Known
+from cni.enrolment.entries import Entries, Identity, Surroundings, with_denied
+from cni.enrolment.rows import Row, lasting_rows, live_rows
 from cni.errors import RegistrationFailed
-from cni.rows import Row, lasting_rows, live_rows
 
 _SO_COOKIE = 57  # uapi/asm-generic/socket.h, Linux 4.12
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 import structlog
 
 from bpf.errors import SidestepError
-from cni.enroll import Enrolments
-from cni.entries import denial
+from cni.enrolment.enroll import Enrolments
+from cni.enrolment.entries import denial
 from cni.policy.annotations import denied_ports
 from cni.policy.pod import Pod, PodEvents, PodSource
 

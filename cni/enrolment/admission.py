@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from cni.enroll import Enrolments
-from cni.entries import Entries, Identity, entries_of
+from cni.enrolment.enroll import Enrolments
+from cni.enrolment.entries import Entries, Identity, entries_of
+from cni.enrolment.follow import Follower
 from cni.errors import SandboxInvalid
-from cni.follow import Follower
 from cni.netns.plumbing import prepare
 from cni.netns.rtnl import Rtnl
 from cni.netns.sandbox import Sandbox, look, own_cookie, require_address, visit

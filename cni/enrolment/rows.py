@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from bpf.layout import Address, InterfaceKey, NetworkKey, NetworkVerdict, Owner, PortKey, PortRule, Route, Word
-from cni.entries import Entries, Surroundings
+from cni.enrolment.entries import Entries, Surroundings
 
 # the tables with rows of single pods, beside pods itself
 LASTING = ("port_rules", "networks")

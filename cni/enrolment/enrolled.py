@@ -14,9 +14,9 @@ from bpf.layout import Cookie, Pod, PodFlags
 from bpf.pins import Pins
 from bpf.restoration import is_pinned
 from bpf.tables import Table, Tables
-from cni import rows
-from cni.entries import Entries, Identity
-from cni.rows import lasting_rows, live_rows
+from cni.enrolment import rows
+from cni.enrolment.entries import Entries, Identity
+from cni.enrolment.rows import lasting_rows, live_rows
 
 _NOBODY = Identity("", "", "", "", "", "")
 Keys = set[tuple[str, bytes]]  # by table

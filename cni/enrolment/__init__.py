@@ -1,0 +1,1 @@
+"""What is written to the kernel about a pod, and kept true: entries, admission, adoption, following, denial."""
