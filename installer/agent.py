@@ -32,7 +32,7 @@ from installer.logs import configure_logging
 from installer.metrics import Metrics
 from installer.pods.deployment import Deployment
 from installer.pods.source import Source, require_source, source_of
-from installer.probe import require_capable
+from installer.probe.examine import require_capable
 from installer.reconcile import Place, Reconciler
 from installer.repair import Repairs
 from installer.settings import Acceleration, Attachment, Chain, Logging, Node, Ports, Repair

@@ -47,7 +47,7 @@ def probe(attachment: Attachment, chain: Chain, node: Node, output: str) -> None
 
     Program types, helpers and maps are tried in a scratch cgroup and network namespace; nothing stays behind.
     """
-    from installer.probe import examine_programs
+    from installer.probe.examine import examine_programs
 
     findings = examine_programs(attachment, chain, node)
     show(findings.document(), output, findings.table)

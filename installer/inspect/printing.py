@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from installer.findings import plain_width
+from installer.probe.findings import plain_width
 
 
 def table(titles: Iterable[str], rows: Iterable[Iterable[Any]], texts: Collection[str]) -> RenderableType:

@@ -21,9 +21,9 @@ from bpf.pins import Descriptor, Pins
 from bpf.probing import loading
 from bpf.probing.instructions import give
 from bpf.probing.scratch import PREFIX
-from installer.findings import Findings, NodeUnfit, Row
-from installer.needs import NEEDS
-from installer.probe import examine
+from installer.probe.examine import examine
+from installer.probe.findings import Findings, NodeUnfit, Row
+from installer.probe.needs import NEEDS
 from installer.settings import Attachment, Chain, Node
 from tests.datapath.conftest import scratch_pins
 
@@ -142,7 +142,7 @@ def test_a_missing_capability_is_named(site: Site, capability: str, status: int)
 def test_another_user_gets_the_table_too(site: Site) -> None:
     # imported as root: the checkout may be where the user cannot go
     code = (
-        "import sys, importlib, installer.cli, installer.probe, rich.table, rich.console, rich.box, rich.text, os; "
+        "import sys, importlib, installer.cli, installer.probe.examine, rich.table, rich.console, rich.box, rich.text, os; "
         "os.setgroups([]); os.setgid(1000); os.setuid(1000); sys.argv[1:] = ['probe']; installer.cli.main()"
     )
     done = run(sys.executable, "-c", code)

@@ -11,7 +11,7 @@ from tests.lab.node import REPOSITORY
 PACKAGES = ("linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64")
 # The probe gives these two a time that an emulated machine does not keep; they are run without it.
 _TIMED = ("trial", "acceleration")
-_TRIAL = "installer.connections"
+_TRIAL = "installer.probe.trial_connections"
 _SELFTEST = "installer.acceleration.selftest"
 
 

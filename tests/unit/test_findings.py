@@ -9,9 +9,9 @@ import yaml
 
 from bpf.compiler import HOOKS
 from bpf.probing.features import MAPS, OTHERS, Verdict
-from installer.checks.attachment import point_row
-from installer.findings import Findings, NodeUnfit, Row
-from installer.needs import MINIMUM, NEEDS
+from installer.probe.attachment import point_row
+from installer.probe.findings import Findings, NodeUnfit, Row
+from installer.probe.needs import MINIMUM, NEEDS
 
 KERNELS = Path(__file__).parents[2] / "docs" / "kernels.md"
 

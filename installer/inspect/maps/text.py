@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
-from installer.findings import plain_width
 from installer.inspect.maps.decode import Plain
 from installer.inspect.maps.listing import Listing
+from installer.probe.findings import plain_width
 
 _SAMPLE = 250  # entries by which the widths of columns are chosen
 _GAP = "  "

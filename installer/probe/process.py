@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bpf.kernel import capabilities
 from bpf.probing.features import Verdict
-from installer.findings import Row
+from installer.probe.findings import Row
 
 # number (uapi/linux/capability.h), name, needed by, what its lack means. CAP_SYS_ADMIN includes CAP_BPF, CAP_PERFMON.
 _CAPABILITIES = (

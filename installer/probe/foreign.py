@@ -6,7 +6,7 @@ from pathlib import Path
 from bpf.errors import KernelRefused
 from bpf.foreign import Foreign, Mode, find_foreign
 from bpf.probing.features import Verdict
-from installer.findings import Row
+from installer.probe.findings import Row
 
 _WHAT, _NEEDED_BY = "other programs", "attaching; seeing Services' addresses"
 

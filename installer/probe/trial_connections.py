@@ -19,7 +19,7 @@ from bpf.kernel import attach_point
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
 from bpf.probing.features import Verdict
 from cni.policy.annotations import CapturePolicy
-from installer.findings import Row
+from installer.probe.findings import Row
 from installer.scratch import POD, scratch_cgroup, scratch_node
 from installer.settings import Attachment
 
@@ -37,7 +37,7 @@ _CHILD_SECONDS = 30
 def exercise(attachment: Attachment) -> Iterator[Row]:
     """A row for each thing that was tried."""
     with scratch_cgroup(attachment.cgroup or attach_point()) as cgroup:
-        argv = [sys.executable, "-m", "installer.connections", str(cgroup)]
+        argv = [sys.executable, "-m", "installer.probe.trial_connections", str(cgroup)]
         root = Path(__file__).parents[1]
         try:
             child = subprocess.run(argv, cwd=root, capture_output=True, text=True, timeout=_CHILD_SECONDS)

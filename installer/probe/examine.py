@@ -8,12 +8,12 @@ from bpf.acceleration import other_owners
 from bpf.errors import KernelRefused
 from bpf.layout import Level
 from bpf.probing.features import Feature, Verdict, try_features
-from installer.checks.attachment import attach_point, bpffs, earlier_installation, programs
-from installer.checks.foreign import other_programs
-from installer.checks.host import host
-from installer.checks.process import process
-from installer.findings import Findings, Row
-from installer.needs import MINIMUM, NEEDS
+from installer.probe.attachment import attach_point, bpffs, earlier_installation, programs
+from installer.probe.findings import Findings, Row
+from installer.probe.foreign import other_programs
+from installer.probe.host import host
+from installer.probe.needs import MINIMUM, NEEDS
+from installer.probe.process import process
 from installer.scratch import scratch_places
 from installer.settings import Attachment, Chain, Node
 
@@ -48,7 +48,7 @@ def require_capable(attachment: Attachment, chain: Chain, node: Node) -> None:
 
 
 def _connections(attachment: Attachment) -> list[Row]:
-    from installer.connections import exercise
+    from installer.probe.trial_connections import exercise
 
     try:
         return list(exercise(attachment))

@@ -12,8 +12,8 @@ from bpf.layout import TABLES, Build, Word
 from bpf.pins import LAYOUT, Descriptor, Pins
 from bpf.probing.features import Verdict
 from bpf.probing.scratch import scratch_pins
-from installer.findings import Row
-from installer.needs import MINIMUM
+from installer.probe.findings import Row
+from installer.probe.needs import MINIMUM
 from installer.settings import Attachment
 
 _ROOT_INODE = 1  # of the real root: the id of a hierarchy's first directory (kernfs)

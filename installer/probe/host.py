@@ -6,9 +6,9 @@ from pathlib import Path
 
 from bpf.errors import SidestepError
 from bpf.probing.features import Verdict
-from installer.findings import Row
 from installer.host.chain import entry_of
 from installer.host.confdir import ConfDirectory
+from installer.probe.findings import Row
 from installer.settings import Chain, Node
 
 _BTF = Path("/sys/kernel/btf/vmlinux")

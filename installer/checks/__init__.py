@@ -1,1 +1,0 @@
-"""What the probe looks at besides the kernel's features; each function returns rows and raises nothing."""
