@@ -19,7 +19,7 @@ from installer.settings import Acceleration, Attachment, Chain, Logging, Node, P
 @take(Logging)
 def agent(**groups: Any) -> None:
     """Attach, then serve the CNI plugin's requests until stopped. Stopping leaves capture as it is."""
-    from installer.agent import Settings, run
+    from installer.agent.agent import Settings, run
 
     run(Settings(**groups))
 

@@ -20,8 +20,8 @@ def status(attachment: Attachment, chain: Chain, node: Node, ports: Ports, outpu
     Nothing is changed, and no agent is needed. Give the agent's settings, or run it where the agent runs. Exit status 1
     if the programs are not attached.
     """
+    from installer.agent.logs import configure_logging
     from installer.inspect.status.document import document_of
-    from installer.logs import configure_logging
 
     configure_logging(Logging(log_level="error"))  # what is found is told in the status
     document = document_of(attachment, chain, node, ports)

@@ -17,7 +17,7 @@ from cni.errors import PodNotFound
 from cni.policy.annotations import policy_of
 from cni.policy.pod import NoEvents, Pod
 from cni.verbs import Verbs
-from installer.reconcile import Place, Reconciler
+from installer.agent.reconcile import Place, Reconciler
 from installer.settings import Node
 from tests.datapath.conftest import PROXY, Kernel, Namespace, Wire
 

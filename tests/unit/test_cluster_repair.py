@@ -8,8 +8,8 @@ import pytest
 
 from cni.enrolment.adoption import Adoption
 from cni.policy.pod import Pod
-from installer import repair as module
-from installer.repair import Repairs
+from installer.agent import repair as module
+from installer.agent.repair import Repairs
 from installer.settings import Repair
 from tests.lab.cluster import World, manifest
 

@@ -233,7 +233,7 @@ def rules() -> dict[str, Any]:
 
 
 def exported() -> set[str]:
-    """Every name that installer/metrics.py makes, in the form of a query."""
+    """Every name that installer/agent/metrics.py makes, in the form of a query."""
     text = (Path(__file__).parents[2] / "installer" / "metrics.py").read_text()
     names = set(re.findall(r'"((?:sidestep|istio_cni|nodeagent)_[a-z_]+)"', text))
     with_suffixes = {name + suffix for name in names for suffix in ("", "_total", "_bucket", "_count", "_sum")}

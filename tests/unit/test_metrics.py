@@ -8,8 +8,8 @@ from cni.errors import CniError, Code
 from cni.policy.pod import Pod
 from cni.protocol import NetworkConfig, Request
 from cni.verbs import Verbs
+from installer.agent.metrics import Metrics
 from installer.host.install import NO_CONF, SUCCESS
-from installer.metrics import Metrics
 
 
 @pytest.fixture

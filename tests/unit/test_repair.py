@@ -8,8 +8,8 @@ import pytest
 
 from cni.enrolment.adoption import Adoption, Outcome
 from cni.policy.pod import Pod
+from installer.agent.repair import Repairs
 from installer.pods.errors import ApiFailed
-from installer.repair import Repairs
 from installer.settings import Repair
 
 

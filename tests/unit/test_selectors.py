@@ -4,7 +4,7 @@ import pytest
 
 from bpf.errors import SidestepError
 from cni.policy.pod import Pod
-from installer.selectors import Selector
+from installer.agent.selectors import Selector
 
 POD = Pod.model_validate(
     {

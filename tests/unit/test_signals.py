@@ -8,7 +8,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 LOGGING = """
 import io, signal, sys, structlog
-from installer.signals import Signals
+from installer.agent.signals import Signals
 
 class Interrupted(io.TextIOBase):
     "A log during whose lines a signal arrives."
@@ -26,7 +26,7 @@ with Signals() as signals:
 # the signal is handled while the main thread waits and is not interrupted, as when it comes just before the waiting
 UNSEEN = """
 import select, signal, socket, threading, time
-from installer.signals import Signals
+from installer.agent.signals import Signals
 
 woken, wakes = socket.socketpair()
 wakes.setblocking(False)

@@ -15,8 +15,8 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from cni.enrolment.adoption import Adoption
 from cni.policy.membership import skip_reason
 from cni.policy.pod import ContainerStatus, Pod, PodEvents
+from installer.agent.selectors import Selector
 from installer.pods.errors import ApiFailed, Conflict
-from installer.selectors import Selector
 from installer.settings import Repair
 
 log = structlog.get_logger("repair")

@@ -24,19 +24,19 @@ from cni.policy.pod import Pod
 from cni.server import Server
 from cni.verbs import Verbs
 from installer.acceleration import level
-from installer.health import Readiness
+from installer.agent.health import Readiness
+from installer.agent.logs import configure_logging
+from installer.agent.metrics import Metrics
+from installer.agent.reconcile import Place, Reconciler
+from installer.agent.repair import Repairs
+from installer.agent.serving import serving
+from installer.agent.signals import Signals
 from installer.host.install import Installer
 from installer.host.uninstall import uninstall
-from installer.http import serving
-from installer.logs import configure_logging
-from installer.metrics import Metrics
 from installer.pods.deployment import Deployment
 from installer.pods.source import Source, require_source, source_of
 from installer.probe.examine import require_capable
-from installer.reconcile import Place, Reconciler
-from installer.repair import Repairs
 from installer.settings import Acceleration, Attachment, Chain, Logging, Node, Ports, Repair
-from installer.signals import Signals
 
 log = structlog.get_logger("agent")
 

@@ -21,8 +21,8 @@ from bpf.tables import Tables
 from cni.enrolment.enroll import Enrolments
 from cni.errors import Code
 from cni.verbs import RESULTS
+from installer.agent.serving import Application
 from installer.host.install import SUCCESS
-from installer.http import Application
 
 # counting a map means walking it; so no more often than this, however often somebody scrapes
 _COUNT_SECONDS = 10.0

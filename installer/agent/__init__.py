@@ -1,0 +1,1 @@
+"""The running agent: its start, reconciliation, repair, health, metrics, logs, signals."""
