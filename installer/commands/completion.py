@@ -19,7 +19,7 @@ def completion(context: click.Context, shell: str) -> None:
 
     For the shell at hand alone: eval "$(sidestep completion bash)". Completing needs neither root nor an agent.
     """  # noqa: D301 (\b is click's mark of a paragraph that stays as it is)
-    from installer.cli import COMPLETION, NAME
+    from installer.commands.cli import COMPLETION, NAME
 
     found = get_completion_class(shell)
     if found is None:

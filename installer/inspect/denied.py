@@ -14,7 +14,7 @@ from cni.closing import Closed, Denied, close_denied
 from cni.enrolment.entries import Identity
 from cni.netns.namespaces import find, why_absent
 from cni.netns.processes import Crowd, crowds
-from installer.inspect.names import cookie_of
+from installer.commands.names import cookie_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def table_of(pods: list[Denier], name: str | None) -> str:
     """For people; `name` is the pod that was asked for."""
     if not pods:
         return f"{name} denies no ports\n" if name else "no pod denies ports\n"
-    from installer.inspect.printing import rendered, table
+    from installer.commands.printing import rendered, table
 
     titles = ("pod", "denied outbound", "refused", "denied inbound", "refused")
     return rendered(table(titles, map(_row, pods), ("pod", "denied outbound", "denied inbound")))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import click
 
-from installer.cli import NAME, cli
-from installer.ending import STATUSES
+from installer.commands.cli import NAME, cli
+from installer.commands.ending import STATUSES
 
 VERBATIM = "\b"  # click's mark of a paragraph that stays as it is
 

@@ -142,8 +142,8 @@ def test_a_missing_capability_is_named(site: Site, capability: str, status: int)
 def test_another_user_gets_the_table_too(site: Site) -> None:
     # imported as root: the checkout may be where the user cannot go
     code = (
-        "import sys, importlib, installer.cli, installer.probe.examine, rich.table, rich.console, rich.box, rich.text, os; "
-        "os.setgroups([]); os.setgid(1000); os.setuid(1000); sys.argv[1:] = ['probe']; installer.cli.main()"
+        "import sys, importlib, installer.commands.cli, installer.probe.examine, rich.table, rich.console, rich.box, rich.text, os; "
+        "os.setgroups([]); os.setgid(1000); os.setuid(1000); sys.argv[1:] = ['probe']; installer.commands.cli.main()"
     )
     done = run(sys.executable, "-c", code)
     assert done.returncode == 1

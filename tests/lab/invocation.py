@@ -24,7 +24,7 @@ def sidestep(
 
 def as_user(*argv: object) -> "subprocess.CompletedProcess[str]":
     """The same without root; imported as root, as the source tree may be where the user cannot go."""
-    code = "import installer.cli, os, sys; os.setuid(1000); installer.cli.main()"
+    code = "import installer.commands.cli, os, sys; os.setuid(1000); installer.commands.cli.main()"
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, argv)], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
     )

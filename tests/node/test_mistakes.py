@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from installer.cli import COMMANDS
+from installer.commands.cli import COMMANDS
 from tests.lab.invocation import REPOSITORY, as_user, sidestep
 from tests.lab.node import Node
 

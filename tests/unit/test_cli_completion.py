@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from installer.cli import COMMANDS
+from installer.commands.cli import COMMANDS
 
 REPOSITORY = Path(__file__).parents[2]
 LIMIT = 60
@@ -106,7 +106,7 @@ def _until(terminal: int, wanted: str) -> str:
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_asking_for_a_command_imports_nothing_slow(name: str) -> None:
-    code = f"import sys; from installer.cli import cli; cli.get_command(None, {name!r}); print(*sys.modules)"
+    code = f"import sys; from installer.commands.cli import cli; cli.get_command(None, {name!r}); print(*sys.modules)"
     argv = [sys.executable, "-c", code]
     loaded = subprocess.run(
         argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=LIMIT, check=True
@@ -117,7 +117,7 @@ def test_asking_for_a_command_imports_nothing_slow(name: str) -> None:
 
 def test_nobody_special_may_complete() -> None:
     code = (
-        "import installer.cli as c, os, sys; [c._command(each) for each in c.COMMANDS]\n"
+        "import installer.commands.cli as c, os, sys; [c._command(each) for each in c.COMMANDS]\n"
         "import installer.commands, click.shell_completion\n"
         "if os.geteuid() == 0: os.setgroups([]); os.setgid(1000); os.setuid(1000)\n"
         "c.main()"

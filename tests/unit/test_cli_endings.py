@@ -15,7 +15,8 @@ from typing import IO
 
 import pytest
 
-from installer import VERSION, crash
+from installer import VERSION
+from installer.commands import crash
 from tests.lab.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -61,7 +62,7 @@ def one_line(text: str) -> str:
 def test_the_version_is_the_projects() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert project["version"] == VERSION
-    assert project["scripts"] == {"sidestep": "installer.cli:main"}
+    assert project["scripts"] == {"sidestep": "installer.commands.cli:main"}
     done = sidestep("--version")
     assert (done.returncode, done.stdout) == (0, f"sidestep {VERSION}\n")
 
@@ -247,7 +248,7 @@ def test_output_that_cannot_be_written_is_told() -> None:
 def test_anybody_may_read_help() -> None:
     """Also who may not run the command; imported as root: the checkout may be where the user can't go."""
     code = (
-        "import installer.cli as c, os, sys; [c._command(each) for each in c.COMMANDS]\n"
+        "import installer.commands.cli as c, os, sys; [c._command(each) for each in c.COMMANDS]\n"
         "if os.geteuid() == 0: os.setgroups([]); os.setgid(1000); os.setuid(1000)\n"
         "sys.argv[1:] = sys.argv[1:] or ['attach']; c.main()"
     )

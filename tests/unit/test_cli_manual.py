@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from installer.cli import COMMANDS
-from installer.ending import STATUSES
+from installer.commands.cli import COMMANDS
+from installer.commands.ending import STATUSES
 from installer.manual.markdown import document
 from installer.manual.page import pages
 

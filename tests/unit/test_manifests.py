@@ -13,7 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from installer.cli import cli
+from installer.commands.cli import cli
 from installer.settings import Acceleration, Attachment, Chain, Logging, Node, Ports, Repair, environment_variable
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"

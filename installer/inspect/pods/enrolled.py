@@ -14,7 +14,7 @@ from bpf.tables import Table, Tables
 from cni.enrolment.entries import Identity, excluded_interfaces_of
 from cni.policy.annotations import ALWAYS_EXCLUDED_INBOUND, CapturePolicy, Network
 from cni.policy.decision import IPAddress
-from installer.inspect.names import NoSuchPod, cookie_of
+from installer.commands.names import NoSuchPod, cookie_of
 
 # bits of a network_key before the address, and of the address before an IPv4 one (bpf/maps.h)
 _COOKIE_AND_FAMILY, _MAPPED = 64 + 32, 96

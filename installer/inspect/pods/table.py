@@ -10,7 +10,7 @@ _VERDICTS = _TITLES[2:5]
 
 def table_of(documents: list[dict[str, Any]]) -> str:
     """One line a pod, with its first address."""
-    from installer.inspect.printing import rendered, table
+    from installer.commands.printing import rendered, table
 
     if not documents:
         return "no pods are enrolled\n"

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.text import Text
 
-from installer.inspect.printing import rendered, table
+from installer.commands.printing import rendered, table
 
 Document = dict[str, Any]
 

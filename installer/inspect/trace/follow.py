@@ -12,7 +12,7 @@ from bpf.errors import SidestepError
 from bpf.pins import Pins
 from bpf.tables import Tables
 from bpf.tracing import Trace
-from installer.inspect.names import PodNames, cookie_of
+from installer.commands.names import PodNames, cookie_of
 from installer.inspect.trace.events import Reader, told
 from installer.inspect.trace.interruption import Interruption
 from installer.inspect.trace.wanted import Wanted

@@ -13,7 +13,7 @@ import click
 from click.exceptions import Abort, Exit, NoArgsIsHelpError
 
 from bpf.errors import SidestepError
-from installer import crash
+from installer.commands import crash
 
 GOOD, FAILED, USAGE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
 

@@ -15,7 +15,8 @@ from click.exceptions import NoSuchCommand
 from click.shell_completion import shell_complete
 
 from bpf.kernel import require_root
-from installer import VERSION, ending
+from installer import VERSION
+from installer.commands import ending
 
 NAME = "sidestep"
 COMPLETION = "_SIDESTEP_COMPLETE"  # set by the shell's function: what it wants to know
