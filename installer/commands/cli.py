@@ -27,7 +27,7 @@ COMMANDS = {
     "agent": "node",
     "attach": "programs",
     "completion": "completion",
-    "deny": "deny",
+    "deny": "deny.command",
     "detach": "programs",
     "explain": "explain",
     "maps": "maps",

@@ -10,10 +10,10 @@ from bpf.layout import TOTALS, Cookie, PodFlags, PortRule, Tally
 from bpf.links import linked_pods
 from bpf.pins import Pins
 from bpf.tables import Tables
-from cni.closing import Closed, Denied, close_denied
 from cni.enrolment.entries import Identity
 from cni.netns.namespaces import find, why_absent
 from cni.netns.processes import Crowd, crowds
+from installer.commands.deny.closing import Closed, Denied, close_denied
 from installer.commands.names import cookie_of
 
 

@@ -26,7 +26,7 @@ def deny(attachment: Attachment, proc: Path, name: str | None, killing: bool, ou
     connections; open ones go on unless --kill ends them. Exit status 1 if that fails for any pod; the others get it.
     """
     from bpf.tables import Tables
-    from installer.inspect.denied import deniers, kill, table_of
+    from installer.commands.deny.denied import deniers, kill, table_of
 
     with Tables(attachment.pins.look_only()) as tables:
         pods = deniers(tables, name)
