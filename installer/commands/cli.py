@@ -29,7 +29,7 @@ COMMANDS = {
     "completion": "completion",
     "deny": "deny.command",
     "detach": "programs",
-    "explain": "explain",
+    "explain": "explain.command",
     "maps": "maps",
     "pods": "pods",
     "probe": "node",

@@ -7,7 +7,7 @@ from pathlib import Path
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.policy.decision import Action, Verdict
-from installer.inspect.explain.explainer import Asker, Explainer
+from installer.commands.explain.explainer import Asker, Explainer
 from installer.inspect.pods.enrolled import find
 from installer.inspect.pods.namespace import looked_into
 from tests.conformance.kinds import Probe

@@ -9,8 +9,8 @@ from cni.enrolment.entries import Identity
 from cni.netns.proc_net import rows
 from cni.policy.annotations import CapturePolicy
 from cni.policy.decision import Action, Inbound, Outbound, Verdict
-from installer.inspect.explain.explainer import Explanation
-from installer.inspect.explain.words import document_of, text_of
+from installer.commands.explain.explainer import Explanation
+from installer.commands.explain.words import document_of, text_of
 
 POD = Identity("uid", "pod", "default", "container", "net", "eth0")
 REMOTE = ip_address("203.0.113.7")

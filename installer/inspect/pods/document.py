@@ -5,7 +5,7 @@ from typing import Any
 from bpf.acceleration import NodeLevel, level_of
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, TOTALS, Cookie, Level, PodFlags, Tally, Traffic
 from bpf.tables import Tables
-from installer.inspect.explain.explainer import LISTENERS
+from installer.commands.explain.explainer import LISTENERS
 from installer.inspect.pods import enrolled
 from installer.inspect.pods.differences import described, differences, words_of
 from installer.inspect.pods.enrolled import Enrolled

@@ -20,8 +20,8 @@ from cni.netns.namespaces import why_absent
 from cni.netns.proc_net import endpoint, family_of, plain
 from cni.netns.processes import GONE, Crowd, crowds
 from cni.policy.decision import Action, Inbound, IPAddress, Outbound
-from installer.inspect.explain.connecting import CannotTry, Dial, Seen, dial
-from installer.inspect.explain.explainer import LISTENERS, Explanation, routed
+from installer.commands.explain.connecting import CannotTry, Dial, Seen, dial
+from installer.commands.explain.explainer import LISTENERS, Explanation, routed
 from installer.inspect.pods.enrolled import Enrolled, every
 from installer.inspect.pods.namespace import Inside, looked_into
 

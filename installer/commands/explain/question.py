@@ -11,8 +11,8 @@ from bpf.errors import SidestepError
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.policy.decision import IPAddress
-from installer.inspect.explain.explainer import Asker, Explainer, Explanation, Protocol
-from installer.inspect.explain.words import document_of, why
+from installer.commands.explain.explainer import Asker, Explainer, Explanation, Protocol
+from installer.commands.explain.words import document_of, why
 from installer.inspect.pods.enrolled import find
 from installer.inspect.pods.namespace import Inside, looked_into
 
@@ -65,7 +65,7 @@ def answer(pins: Pins, proc: Path, question: Question) -> dict[str, Any]:
             document["goes_to"] |= {"is_listening": None} if found.verdict.action == "pass" else {}
             document["other_ports"] = [_briefly(each) for each in others]
         if question.is_tried:
-            from installer.inspect.explain.attempt import tried
+            from installer.commands.explain.attempt import tried
 
             document["try"] = tried(pins, proc, tables, pod, found, inside, question.interface)
     return document

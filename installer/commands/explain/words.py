@@ -7,7 +7,7 @@ from cni.enrolment.entries import Identity
 from cni.netns.proc_net import endpoint
 from cni.policy import annotations as istio
 from cni.policy.decision import Inbound, Outbound
-from installer.inspect.explain.explainer import LISTENERS, Explanation, routed
+from installer.commands.explain.explainer import LISTENERS, Explanation, routed
 from installer.inspect.pods.namespace import Inside
 from installer.inspect.pods.words import annotations_of, is_default, part_of, proxy_of
 

@@ -1,0 +1,1 @@
+"""`sidestep explain`: what becomes of one connection and why, and trying it."""

@@ -1,1 +1,0 @@
-"""What `sidestep explain` says of one connection, and trying it."""
