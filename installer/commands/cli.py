@@ -30,7 +30,7 @@ COMMANDS = {
     "deny": "deny.command",
     "detach": "programs",
     "explain": "explain.command",
-    "maps": "maps",
+    "maps": "maps.command",
     "pods": "pods",
     "probe": "node",
     "report": "report",

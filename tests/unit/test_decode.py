@@ -27,7 +27,7 @@ from bpf.layout import (
     Tally,
     Word,
 )
-from installer.inspect.maps.decode import cookies, decoded, is_about_pods
+from installer.commands.maps.decode import cookies, decoded, is_about_pods
 
 ALPHA, BETA = Address.of(ip_address("10.0.0.1")), Address.of(ip_address("fd00::2"))
 NAMES = {7: "default/alpha"}

@@ -12,8 +12,8 @@ from bpf.pins import OtherVersion, Pins
 from bpf.tables import Tables
 from cni.enrolment.entries import Identity
 from installer import VERSION
-from installer.inspect.maps.listing import maps_of
-from installer.inspect.maps.walk import entries
+from installer.commands.maps.listing import maps_of
+from installer.commands.maps.walk import entries
 from installer.inspect.status.chain import chain_of
 from installer.inspect.status.health import agent_of
 from installer.inspect.status.programs import HOW_TO_COUNT, counts_runs, programs_of

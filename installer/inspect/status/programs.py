@@ -11,7 +11,7 @@ from bpf.compiler import HOOKS, MESSAGE_HOOK, NETNS_HOOK, Hook
 from bpf.errors import KernelRefused
 from bpf.pins import Descriptor, Pins
 from bpf.probing.loading import attached_to
-from installer.inspect.maps.listing import kernel_says
+from installer.commands.maps.listing import kernel_says
 
 _STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
 # what turns the counts on, which costs every BPF program of the machine a little; so it is for the operator to do

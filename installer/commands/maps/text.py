@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
-from installer.inspect.maps.decode import Plain
-from installer.inspect.maps.listing import Listing
+from installer.commands.maps.decode import Plain
+from installer.commands.maps.listing import Listing
 from installer.probe.findings import plain_width
 
 _SAMPLE = 250  # entries by which the widths of columns are chosen

@@ -26,7 +26,7 @@ def maps(attachment: Attachment, name: str | None, pod: str, limit: int | None, 
 
     Entries are in no order, and printed as they are read. Nothing is changed, and no agent is needed.
     """
-    from installer.inspect.maps.listing import entries_of, maps_of
+    from installer.commands.maps.listing import entries_of, maps_of
 
     if name is None:
         from installer.inspect.status.table import maps_table
@@ -34,7 +34,7 @@ def maps(attachment: Attachment, name: str | None, pod: str, limit: int | None, 
         found = maps_of(attachment.pins, pod)
         show(found, output, lambda: maps_table(found))
         return
-    from installer.inspect.maps.text import pieces
+    from installer.commands.maps.text import pieces
 
     listing = entries_of(attachment.pins, name, pod, limit or (_IN_TABLE if output == "table" else None))
     for piece in pieces(listing, output):

@@ -11,9 +11,9 @@ from bpf.layout import TABLES, Cookie, Pod
 from bpf.pins import Descriptor, Pins
 from bpf.tables import Tables
 from cni.enrolment.entries import Identity
+from installer.commands.maps.decode import Names, Plain, cookies, decoded, is_about_pods
+from installer.commands.maps.walk import KINDS, Entry, entries
 from installer.commands.names import cookie_of
-from installer.inspect.maps.decode import Names, Plain, cookies, decoded, is_about_pods
-from installer.inspect.maps.walk import KINDS, Entry, entries
 
 
 class UnknownMap(SidestepError):

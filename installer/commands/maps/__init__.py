@@ -1,0 +1,1 @@
+"""`sidestep maps`: pinned maps, decoded."""

@@ -1,1 +1,0 @@
-"""What `sidestep maps` shows: pinned maps, decoded."""
