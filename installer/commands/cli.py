@@ -31,7 +31,7 @@ COMMANDS = {
     "detach": "programs",
     "explain": "explain.command",
     "maps": "maps.command",
-    "pods": "pods",
+    "pods": "pods.command",
     "probe": "node",
     "report": "report",
     "status": "status",

@@ -8,8 +8,8 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.policy.decision import Action, Verdict
 from installer.commands.explain.explainer import Asker, Explainer
-from installer.inspect.pods.enrolled import find
-from installer.inspect.pods.namespace import looked_into
+from installer.commands.pods.enrolled import find
+from installer.commands.pods.namespace import looked_into
 from tests.conformance.kinds import Probe
 from tests.conformance.world import Seen
 

@@ -22,8 +22,8 @@ from cni.netns.processes import GONE, Crowd, crowds
 from cni.policy.decision import Action, Inbound, IPAddress, Outbound
 from installer.commands.explain.connecting import CannotTry, Dial, Seen, dial
 from installer.commands.explain.explainer import LISTENERS, Explanation, routed
-from installer.inspect.pods.enrolled import Enrolled, every
-from installer.inspect.pods.namespace import Inside, looked_into
+from installer.commands.pods.enrolled import Enrolled, every
+from installer.commands.pods.namespace import Inside, looked_into
 
 # the counter that each verdict moves (bpf/layout.py, TOTALS)
 _OUTBOUND: dict[tuple[str, str], Action] = {

@@ -13,8 +13,8 @@ from bpf.tables import Tables
 from cni.policy.decision import IPAddress
 from installer.commands.explain.explainer import Asker, Explainer, Explanation, Protocol
 from installer.commands.explain.words import document_of, why
-from installer.inspect.pods.enrolled import find
-from installer.inspect.pods.namespace import Inside, looked_into
+from installer.commands.pods.enrolled import find
+from installer.commands.pods.namespace import Inside, looked_into
 
 # [address]:port or address:port; what is before the port is judged by itself
 _ENDPOINT = re.compile(r"\[(?P<six>[^\]]*)\]:(?P<port6>\d+)|(?P<four>[^:\[\]]*):(?P<port4>\d+)")

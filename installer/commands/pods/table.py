@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from installer.inspect.pods.differences import is_different, uncompared
+from installer.commands.pods.differences import is_different, uncompared
 
 _TITLES = ("pod", "address", "captured", "direct", "refused", "proxy", "Pod now")
 _VERDICTS = _TITLES[2:5]

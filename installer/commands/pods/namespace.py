@@ -12,7 +12,7 @@ from cni.netns.rtnl import Rtnl
 from cni.netns.sandbox import visit
 from cni.netns.userns import outside_ids
 from cni.policy.decision import IPAddress
-from installer.inspect.pods.enrolled import Enrolled
+from installer.commands.pods.enrolled import Enrolled
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ def pods(attachment: Attachment, node: Node, output: str, name: str | None) -> N
     but for those that deny ports, which count within a second.
     """
     from installer.agent.logs import configure_logging
-    from installer.inspect.pods.document import pod_of, pods_of
-    from installer.inspect.pods.table import table_of, text_of
+    from installer.commands.pods.document import pod_of, pods_of
+    from installer.commands.pods.table import table_of, text_of
 
     configure_logging(Logging(log_level="warning"))  # to stderr: manifests that can't be read
     if name is None:

@@ -6,11 +6,11 @@ from bpf.acceleration import NodeLevel, level_of
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, TOTALS, Cookie, Level, PodFlags, Tally, Traffic
 from bpf.tables import Tables
 from installer.commands.explain.explainer import LISTENERS
-from installer.inspect.pods import enrolled
-from installer.inspect.pods.differences import described, differences, words_of
-from installer.inspect.pods.enrolled import Enrolled
-from installer.inspect.pods.namespace import Inside, looked_into, looks_into
-from installer.inspect.pods.words import annotations_of, is_default
+from installer.commands.pods.command import enrolled
+from installer.commands.pods.differences import described, differences, words_of
+from installer.commands.pods.enrolled import Enrolled
+from installer.commands.pods.namespace import Inside, looked_into, looks_into
+from installer.commands.pods.words import annotations_of, is_default
 from installer.settings import Attachment, Node
 
 
