@@ -33,7 +33,7 @@ COMMANDS = {
     "maps": "maps.command",
     "pods": "pods.command",
     "probe": "node",
-    "report": "report",
+    "report": "report.command",
     "status": "status",
     "top": "top",
     "trace": "trace",

@@ -9,8 +9,8 @@ from rich.console import Console
 from bpf.acceleration import NodeLevel
 from bpf.layout import TOTALS, Level, PodFlags, Traffic
 from cni.enrolment.entries import Identity
-from installer.inspect.report.page import render
-from installer.inspect.report.view import NodeView
+from installer.commands.report.page import render
+from installer.commands.report.view import NodeView
 from installer.inspect.sampling import figures
 from installer.inspect.sampling.sample import Counts, Fill, PodSample, Rates, Sample, rates_between
 from installer.inspect.top.screen import ORDERS, screen

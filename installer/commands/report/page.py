@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from installer.inspect.report.drawing import draw
-from installer.inspect.report.view import NodeView
+from installer.commands.report.drawing import draw
+from installer.commands.report.view import NodeView
 from installer.inspect.sampling import figures, reasons
 from installer.inspect.sampling.flows import APP, PROXY, Flow, Inside, Place
 from installer.inspect.sampling.sample import PASSED, REDIRECTED, Counts, PodSample, is_failure

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from installer.inspect.report.view import NodeView
+from installer.commands.report.view import NodeView
 from installer.inspect.sampling import figures
 from installer.inspect.sampling.flows import APP, PROXY, UNKNOWN, Flow, Place
 from installer.inspect.sampling.sample import Counts, PodSample

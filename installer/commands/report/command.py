@@ -10,7 +10,7 @@ from installer.commands.output import output_or, text_of
 from installer.settings import Attachment, Node, take, take_one
 
 if TYPE_CHECKING:
-    from installer.inspect.report.view import NodeView
+    from installer.commands.report.view import NodeView
 
 
 @click.command()
@@ -37,8 +37,8 @@ def report(
 
     It is one HTML file that needs no network, for a browser, a mail or paper; or the same as JSON or YAML.
     """
-    from installer.inspect.report.view import gather
-    from installer.inspect.report.writing import write
+    from installer.commands.report.view import gather
+    from installer.commands.report.writing import write
 
     if output == "html" and str(path) == "-" and sys.stdout.isatty():
         raise click.UsageError("a page of HTML is not for a terminal: give -o FILE, or redirect the output")
@@ -52,9 +52,9 @@ def report(
 
 def _text(view: "NodeView", output: str) -> str:
     if output == "html":
-        from installer.inspect.report.page import render
+        from installer.commands.report.page import render
 
         return render(view)
-    from installer.inspect.report.document import document_of
+    from installer.commands.report.document import document_of
 
     return text_of(document_of(view), output)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from installer.inspect.report.view import NodeView
+from installer.commands.report.view import NodeView
 from installer.inspect.sampling.flows import Flow, Place
 from installer.inspect.sampling.sample import Counts
 
