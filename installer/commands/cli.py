@@ -34,7 +34,7 @@ COMMANDS = {
     "pods": "pods.command",
     "probe": "node",
     "report": "report.command",
-    "status": "status",
+    "status": "status.command",
     "top": "top",
     "trace": "trace",
     "uninstall": "node",

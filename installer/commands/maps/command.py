@@ -29,7 +29,7 @@ def maps(attachment: Attachment, name: str | None, pod: str, limit: int | None, 
     from installer.commands.maps.listing import entries_of, maps_of
 
     if name is None:
-        from installer.inspect.status.table import maps_table
+        from installer.commands.status.table import maps_table
 
         found = maps_of(attachment.pins, pod)
         show(found, output, lambda: maps_table(found))

@@ -21,7 +21,7 @@ def status(attachment: Attachment, chain: Chain, node: Node, ports: Ports, outpu
     if the programs are not attached.
     """
     from installer.agent.logs import configure_logging
-    from installer.inspect.status.document import document_of
+    from installer.commands.status.document import document_of
 
     configure_logging(Logging(log_level="error"))  # what is found is told in the status
     document = document_of(attachment, chain, node, ports)
@@ -30,6 +30,6 @@ def status(attachment: Attachment, chain: Chain, node: Node, ports: Ports, outpu
 
 
 def _table(document: dict[str, object]) -> str:
-    from installer.inspect.status.table import table_of
+    from installer.commands.status.table import table_of
 
     return table_of(document)

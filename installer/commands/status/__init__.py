@@ -1,0 +1,1 @@
+"""`sidestep status`: programs, maps, chain, agent."""

@@ -1,1 +1,0 @@
-"""What `sidestep status` shows: programs, maps, chain, agent."""
