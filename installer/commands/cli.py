@@ -35,7 +35,7 @@ COMMANDS = {
     "probe": "node",
     "report": "report.command",
     "status": "status.command",
-    "top": "top",
+    "top": "top.command",
     "trace": "trace",
     "uninstall": "node",
 }
