@@ -36,7 +36,7 @@ COMMANDS = {
     "report": "report.command",
     "status": "status.command",
     "top": "top.command",
-    "trace": "trace",
+    "trace": "trace.command",
     "uninstall": "node",
 }
 _WITHOUT_ROOT = ("completion", "probe")  # the table of the latter says it among other things

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from bpf.layout import RULES, TOTALS, Address, Event, EventKind
-from installer.inspect.trace.events import Reader, Told, told
-from installer.inspect.trace.interruption import Interruption
-from installer.inspect.trace.wanted import BadFilter, Wanted
-from installer.inspect.trace.writing import FORMS, line_of
+from installer.commands.trace.events import Reader, Told, told
+from installer.commands.trace.interruption import Interruption
+from installer.commands.trace.wanted import BadFilter, Wanted
+from installer.commands.trace.writing import FORMS, line_of
 
 UNKNOWN_KIND = 9
 READER = Reader(lambda cookie: f'default/pod-{cookie}"')

@@ -8,7 +8,7 @@ from installer.commands.output import output_option
 from installer.settings import Attachment, take
 
 if TYPE_CHECKING:
-    from installer.inspect.trace.wanted import Wanted
+    from installer.commands.trace.wanted import Wanted
 
 _VERDICTS = ("direct", "captured", "refused", "denied")
 
@@ -40,14 +40,14 @@ def trace(
     shown where it is a query for the pod's resolver, or denied. Events that nobody can read in time are lost and
     counted; no connection waits.
     """
-    from installer.inspect.trace.follow import trace as show_events
-    from installer.inspect.trace.writing import FORMS
+    from installer.commands.trace.follow import trace as show_events
+    from installer.commands.trace.writing import FORMS
 
     show_events(attachment.pins, pod, _wanted(dest, verdict), None if follow else seconds, FORMS[output])
 
 
 def _wanted(dest: str | None, verdict: str | None) -> "Wanted":
-    from installer.inspect.trace.wanted import BadFilter, Wanted
+    from installer.commands.trace.wanted import BadFilter, Wanted
 
     try:
         return Wanted.of(dest, verdict)

@@ -1,0 +1,1 @@
+"""`sidestep trace`: events as they come."""

@@ -1,1 +1,0 @@
-"""What `sidestep trace` shows: events as they come."""
