@@ -38,7 +38,7 @@ def exercise(attachment: Attachment) -> Iterator[Row]:
     """A row for each thing that was tried."""
     with scratch_cgroup(attachment.cgroup or attach_point()) as cgroup:
         argv = [sys.executable, "-m", "installer.probe.trial_connections", str(cgroup)]
-        root = Path(__file__).parents[1]
+        root = Path(__file__).parents[2]
         try:
             child = subprocess.run(argv, cwd=root, capture_output=True, text=True, timeout=_CHILD_SECONDS)
         except subprocess.TimeoutExpired:

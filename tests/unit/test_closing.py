@@ -11,8 +11,8 @@ import pytest
 from bpf.layout import Address
 from cni.netns.processes import Crowd
 from cni.netns.sock_diag import ESTABLISHED, LISTEN, TcpSocket
+from installer.commands.deny import closing
 from installer.commands.deny.closing import Closed, Denied, close_denied
-from installer.commands.deny.command import closing
 
 POD, PEER = IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")
 

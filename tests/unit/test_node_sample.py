@@ -11,9 +11,9 @@ from bpf.layout import TOTALS, Level, PodFlags, Traffic
 from cni.enrolment.entries import Identity
 from installer.commands.report.page import render
 from installer.commands.report.view import NodeView
+from installer.commands.sampling import figures
+from installer.commands.sampling.sample import Counts, Fill, PodSample, Rates, Sample, rates_between
 from installer.commands.top.screen import ORDERS, screen
-from installer.inspect.sampling import figures
-from installer.inspect.sampling.sample import Counts, Fill, PodSample, Rates, Sample, rates_between
 
 MESSAGES = [field[0] for field in Traffic._fields_]
 

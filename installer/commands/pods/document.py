@@ -6,7 +6,7 @@ from bpf.acceleration import NodeLevel, level_of
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, TOTALS, Cookie, Level, PodFlags, Tally, Traffic
 from bpf.tables import Tables
 from installer.commands.explain.explainer import LISTENERS
-from installer.commands.pods.command import enrolled
+from installer.commands.pods import enrolled
 from installer.commands.pods.differences import described, differences, words_of
 from installer.commands.pods.enrolled import Enrolled
 from installer.commands.pods.namespace import Inside, looked_into, looks_into

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from installer.commands.report.view import NodeView
-from installer.inspect.sampling.flows import Flow, Place
-from installer.inspect.sampling.sample import Counts
+from installer.commands.sampling.flows import Flow, Place
+from installer.commands.sampling.sample import Counts
 
 Plain = dict[str, Any]
 

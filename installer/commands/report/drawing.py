@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from installer.commands.report.view import NodeView
-from installer.inspect.sampling import figures
-from installer.inspect.sampling.flows import APP, PROXY, UNKNOWN, Flow, Place
-from installer.inspect.sampling.sample import Counts, PodSample
+from installer.commands.sampling import figures
+from installer.commands.sampling.flows import APP, PROXY, UNKNOWN, Flow, Place
+from installer.commands.sampling.sample import Counts, PodSample
 
 WIDTH = 1080
 _CARD_WIDTH, _CARD_HEIGHT, _GAP, _TOP = 330, 62, 16, 40

@@ -13,9 +13,9 @@ from markupsafe import Markup
 
 from installer.commands.report.drawing import draw
 from installer.commands.report.view import NodeView
-from installer.inspect.sampling import figures, reasons
-from installer.inspect.sampling.flows import APP, PROXY, Flow, Inside, Place
-from installer.inspect.sampling.sample import PASSED, REDIRECTED, Counts, PodSample, is_failure
+from installer.commands.sampling import figures, reasons
+from installer.commands.sampling.flows import APP, PROXY, Flow, Inside, Place
+from installer.commands.sampling.sample import PASSED, REDIRECTED, Counts, PodSample, is_failure
 
 _HERE = Path(__file__).parent
 _MOST_FLOWS = 300

@@ -11,8 +11,8 @@ from pathlib import Path
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.netns.namespaces import NoProcfs
-from installer.inspect.sampling.flows import Flow, Inside, Observation, Watcher, flows_between
-from installer.inspect.sampling.sample import Fill, Rates, Sample, fills_of, rates_between, take_sample
+from installer.commands.sampling.flows import Flow, Inside, Observation, Watcher, flows_between
+from installer.commands.sampling.sample import Fill, Rates, Sample, fills_of, rates_between, take_sample
 
 
 @dataclass(frozen=True)

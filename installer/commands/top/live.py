@@ -16,8 +16,8 @@ from rich.live import Live
 from bpf.errors import SidestepError
 from bpf.pins import Pins
 from bpf.tables import Tables
+from installer.commands.sampling.sample import rates_between, take_sample
 from installer.commands.top.screen import ORDERS, screen
-from installer.inspect.sampling.sample import rates_between, take_sample
 
 
 class NoTerminal(SidestepError):

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bpf.layout import TOTALS
-from installer.inspect.sampling import figures
-from installer.inspect.sampling.sample import BYTES, Counts, PodSample, Rates, Sample
+from installer.commands.sampling import figures
+from installer.commands.sampling.sample import BYTES, Counts, PodSample, Rates, Sample
 
 # lines that are not pods: two of the head, the table's title and rules, the foot
 _OTHER_LINES = 7

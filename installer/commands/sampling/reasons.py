@@ -1,6 +1,6 @@
 """Why connections did not come about and why messages were not redirected, in words for an operator."""
 
-from installer.inspect.sampling.sample import Kind
+from installer.commands.sampling.sample import Kind
 
 # by direction and verdict of layout.TOTALS: what it was, and what to do
 FAILURES: dict[Kind, tuple[str, str]] = {

@@ -21,7 +21,7 @@ from cni.netns.namespaces import PROC, find, why_absent
 from cni.netns.rtnl import IpAddress
 from cni.netns.sandbox import INBOUND_SOURCE6, visit
 from cni.netns.sock_diag import ESTABLISHED, LISTEN, TIME_WAIT, Diag, TcpSocket
-from installer.inspect.sampling.sample import PodSample
+from installer.commands.sampling.sample import PodSample
 
 # who has an end of a connection
 PROXY, APP, UNKNOWN = "proxy", "app", "?"
