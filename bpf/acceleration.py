@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from bpf import syscalls
 from bpf.compiler import MESSAGE_HOOK
 from bpf.errors import KernelRefused
-from bpf.layout import TABLES, Level, Node
+from bpf.layout import TABLES, Level, NodeEntry
 from bpf.pins import Descriptor, Pins
 from bpf.probing import loading
 from bpf.tables import Tables
@@ -50,9 +50,9 @@ def attach_messages(pins: Pins) -> None:
 
 def set_level(tables: Tables, node: NodeLevel) -> None:
     """Make it count from now on, for new connections and those under way."""
-    room = Node.reason.size - 1
+    room = NodeEntry.reason.size - 1
     reason = node.reason.encode()[:room].decode(errors="ignore").encode()
-    tables.set_node(Node(node.level, node.wanted, reason))
+    tables.set_node(NodeEntry(node.level, node.wanted, reason))
 
 
 def level_of(tables: Tables) -> NodeLevel:

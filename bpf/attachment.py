@@ -18,7 +18,7 @@ from bpf.acceleration import attach_messages, is_possible
 from bpf.compiler import CGROUP_HOOKS, HOOKS, NETNS_HOOK, compile_and_pin, sources_digest
 from bpf.errors import KernelRefused
 from bpf.kernel import require_bpffs, require_capabilities
-from bpf.layout import STORAGES, TABLES, Build, Word
+from bpf.layout import STORAGES, TABLES, BuildEntry, Word
 from bpf.pins import Descriptor, OtherVersion, Pins
 from bpf.restoration import repin_maps
 
@@ -249,14 +249,14 @@ def _create_cgroup_link(program_fd: int, cgroup: Path, attach_type: int) -> int:
 
 
 def _record(maps: Path, cgroup: Path) -> None:
-    build = Build((ctypes.c_uint8 * 32)(*sources_digest()), str(cgroup).encode())
+    build = BuildEntry((ctypes.c_uint8 * 32)(*sources_digest()), str(cgroup).encode())
     with Descriptor(syscalls.open_pin(maps / "build")) as table:
         if number := syscalls.map_update(table.fd, Word(0), build):
             raise syscalls.refused("bpf_map_update_elem", "build", number)
 
 
 def _recorded(pins: Pins) -> tuple[bytes, str]:
-    build = Build()
+    build = BuildEntry()
     if not (pins.maps / "build").exists():
         return b"", ""
     with Descriptor(pins.open_map("build")) as table:

@@ -75,7 +75,7 @@ class Address(ctypes.Structure):
         return IPv4Address(raw[12:]) if raw[:12] == _MAPPED else IPv6Address(raw)
 
 
-class Pod(ctypes.Structure):
+class PodEntry(ctypes.Structure):
     """One mesh pod: its policy's constants, then who it is."""
 
     _fields_ = [
@@ -123,13 +123,13 @@ class NetworkKey(ctypes.Structure):
         return cls(bits, cookie, family, Address.of(network.network_address))
 
 
-class Owner(ctypes.Structure):
+class OwnerEntry(ctypes.Structure):
     """Whose address it is."""
 
     _fields_ = [("cookie", U64), ("ifindex", U32), ("zero32", U32), ("source", Address)]
 
 
-class Route(ctypes.Structure):
+class RouteEntry(ctypes.Structure):
     """Where packets leave and from which address."""
 
     _fields_ = [("ifindex", U32), ("source", Address)]
@@ -160,28 +160,28 @@ class ConnectionKey(ctypes.Structure):
     ]
 
 
-class Destination(ctypes.Structure):
+class DestinationEntry(ctypes.Structure):
     """An original destination."""
 
     _fields_ = [("address", Address), ("port_be", U16), ("family", U16), ("zero32", U32)]
 
 
-class Opener(ctypes.Structure):
+class OpenerEntry(ctypes.Structure):
     """Who opened a socket."""
 
     _fields_ = [("uid", U32), ("gid", U32), ("cgroup", U64)]
 
 
-class SocketState(ctypes.Structure):
+class SocketStateEntry(ctypes.Structure):
     """What a socket carries; user space never reads it."""
 
-    _fields_ = [("original", Destination), ("opener", Opener), ("flags", U32), ("zero32", U32)]
+    _fields_ = [("original", DestinationEntry), ("opener", OpenerEntry), ("flags", U32), ("zero32", U32)]
 
 
-class Nameservers(ctypes.Structure):
+class NameserversEntry(ctypes.Structure):
     """Whom a socket has asked; user space never reads it."""
 
-    _fields_ = [("slot", Destination * 4), ("used", U32), ("zero32", U32)]
+    _fields_ = [("slot", DestinationEntry * 4), ("used", U32), ("zero32", U32)]
 
 
 class Level(IntEnum):
@@ -218,13 +218,13 @@ class EndKey(ctypes.Structure):
     _fields_ = [("cookie", U64), ("connection", Connection), ("side", U32)]
 
 
-class Meeting(ctypes.Structure):
+class MeetingEntry(ctypes.Structure):
     """The sockets of a connection; user space never reads it."""
 
     _fields_ = [("cookie", U64), ("client", U64), ("server", U64), ("level", U32), ("captured", U32)]
 
 
-class Pairing(ctypes.Structure):
+class PairingEntry(ctypes.Structure):
     """What a socket knows of its other end; user space never reads it."""
 
     _fields_ = [
@@ -242,7 +242,7 @@ class Pairing(ctypes.Structure):
     ]
 
 
-class Traffic(ctypes.Structure):
+class TrafficEntry(ctypes.Structure):
     """What became of a pod's messages, on one CPU or in sum."""
 
     _fields_ = [
@@ -254,19 +254,19 @@ class Traffic(ctypes.Structure):
     ]
 
 
-class Tally(ctypes.Structure):
+class TallyEntry(ctypes.Structure):
     """What became of a pod's connections, in the order of TOTALS; on one CPU or in sum."""
 
     _fields_ = [("connections", U64 * 10)]
 
 
-class Node(ctypes.Structure):
+class NodeEntry(ctypes.Structure):
     """The node's settings that programs read."""
 
     _fields_ = [("acceleration", U32), ("wanted", U32), ("reason", ctypes.c_char * 248)]
 
 
-class Tracing(ctypes.Structure):
+class TracingEntry(ctypes.Structure):
     """Who reads events, and until when."""
 
     _fields_ = [("until", U64), ("cookie", U64)]
@@ -305,7 +305,7 @@ class Event(ctypes.Structure):
     ]
 
 
-class Build(ctypes.Structure):
+class BuildEntry(ctypes.Structure):
     """What is attached and where."""
 
     _fields_ = [("sources", U8 * 32), ("cgroup", ctypes.c_char * 256)]
@@ -325,26 +325,26 @@ class Quad(ctypes.Structure):
 
 # name → (key, value), the tables user space opens; maps.h says who writes which
 TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
-    "pods": (Cookie, Pod),
-    "addresses": (Address, Owner),
+    "pods": (Cookie, PodEntry),
+    "addresses": (Address, OwnerEntry),
     "port_rules": (PortKey, Word),
     "networks": (NetworkKey, Word),
-    "routes": (NetworkKey, Route),
+    "routes": (NetworkKey, RouteEntry),
     "interfaces": (InterfaceKey, Word),
     "proxies": (Cookie, Quad),
     "started": (Cookie, Word),
     "listeners": (ListenerKey, Quad),
-    "handshakes": (ConnectionKey, Destination),
+    "handshakes": (ConnectionKey, DestinationEntry),
     "dials": (ConnectionKey, Word),
     "accelerated": (EndKey, Quad),
-    "meetings": (Connection, Meeting),
-    "traffic": (Cookie, Traffic),
-    "node": (Word, Node),
+    "meetings": (Connection, MeetingEntry),
+    "traffic": (Cookie, TrafficEntry),
+    "node": (Word, NodeEntry),
     "totals": (Word, Quad),
-    "tallies": (Cookie, Tally),
-    "tracing": (Word, Tracing),
+    "tallies": (Cookie, TallyEntry),
+    "tracing": (Word, TracingEntry),
     "lost": (Word, Quad),
-    "build": (Word, Build),
+    "build": (Word, BuildEntry),
 }
 
 # enum total, in its order: what connections of enrolled pods became, by direction and verdict
@@ -372,35 +372,35 @@ RULES = (
 
 # maps without entries to open: what is kept with sockets, and the ring of events
 STORAGES: dict[str, type[ctypes.Structure] | None] = {
-    "sockets": SocketState,
-    "resolvers": Nameservers,
-    "pairings": Pairing,
+    "sockets": SocketStateEntry,
+    "resolvers": NameserversEntry,
+    "pairings": PairingEntry,
     "events": None,
 }
 
 # the struct of maps.h each mirror stands for; the layout test walks this
 MIRRORS: dict[str, type[ctypes.Structure]] = {
     "address": Address,
-    "pod": Pod,
+    "pod": PodEntry,
     "port_key": PortKey,
     "network_key": NetworkKey,
-    "owner": Owner,
-    "route": Route,
+    "owner": OwnerEntry,
+    "route": RouteEntry,
     "interface_key": InterfaceKey,
     "listener_key": ListenerKey,
     "connection_key": ConnectionKey,
-    "destination": Destination,
-    "opener": Opener,
-    "socket_state": SocketState,
-    "nameservers": Nameservers,
+    "destination": DestinationEntry,
+    "opener": OpenerEntry,
+    "socket_state": SocketStateEntry,
+    "nameservers": NameserversEntry,
     "connection": Connection,
     "end_key": EndKey,
-    "meeting": Meeting,
-    "pairing": Pairing,
-    "traffic": Traffic,
-    "tally": Tally,
-    "tracing": Tracing,
+    "meeting": MeetingEntry,
+    "pairing": PairingEntry,
+    "traffic": TrafficEntry,
+    "tally": TallyEntry,
+    "tracing": TracingEntry,
     "event": Event,
-    "node": Node,
-    "build": Build,
+    "node": NodeEntry,
+    "build": BuildEntry,
 }

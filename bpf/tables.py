@@ -21,20 +21,20 @@ from bpf.layout import (
     Connection,
     ConnectionKey,
     Cookie,
-    Destination,
+    DestinationEntry,
     EndKey,
     InterfaceKey,
     ListenerKey,
-    Meeting,
+    MeetingEntry,
     NetworkKey,
-    Node,
-    Owner,
-    Pod,
+    NodeEntry,
+    OwnerEntry,
+    PodEntry,
     PortKey,
     Quad,
-    Route,
-    Tally,
-    Traffic,
+    RouteEntry,
+    TallyEntry,
+    TrafficEntry,
     Word,
 )
 from bpf.pins import Pins
@@ -152,22 +152,22 @@ class Tables:
     """All the maps user space touches."""
 
     def __init__(self, pins: Pins) -> None:
-        self.pods: Table[Cookie, Pod] = Table(pins, "pods")
-        self.addresses: Table[Address, Owner] = Table(pins, "addresses")
+        self.pods: Table[Cookie, PodEntry] = Table(pins, "pods")
+        self.addresses: Table[Address, OwnerEntry] = Table(pins, "addresses")
         self.port_rules: Table[PortKey, Word] = Table(pins, "port_rules")
         self.networks: Table[NetworkKey, Word] = Table(pins, "networks")
-        self.routes: Table[NetworkKey, Route] = Table(pins, "routes")
+        self.routes: Table[NetworkKey, RouteEntry] = Table(pins, "routes")
         self.interfaces: Table[InterfaceKey, Word] = Table(pins, "interfaces")
         self.proxies: Table[Cookie, Quad] = Table(pins, "proxies")
         self.started: Table[Cookie, Word] = Table(pins, "started")
         self.listeners: Table[ListenerKey, Quad] = Table(pins, "listeners")
-        self.handshakes: Table[ConnectionKey, Destination] = Table(pins, "handshakes")
+        self.handshakes: Table[ConnectionKey, DestinationEntry] = Table(pins, "handshakes")
         self.dials: Table[ConnectionKey, Word] = Table(pins, "dials")
         self.accelerated: Table[EndKey, Quad] = Table(pins, "accelerated")
-        self.meetings: Table[Connection, Meeting] = Table(pins, "meetings")
-        self.traffic: Sums[Traffic] = Sums(pins, "traffic")
-        self.tallies: Sums[Tally] = Sums(pins, "tallies")
-        self._node: Table[Word, Node] = Table(pins, "node")
+        self.meetings: Table[Connection, MeetingEntry] = Table(pins, "meetings")
+        self.traffic: Sums[TrafficEntry] = Sums(pins, "traffic")
+        self.tallies: Sums[TallyEntry] = Sums(pins, "tallies")
+        self._node: Table[Word, NodeEntry] = Table(pins, "node")
         self._totals = Totals(pins)
 
     @property
@@ -179,11 +179,11 @@ class Tables:
         """All tables with entries, by name."""
         return {name: table for name, table in vars(self).items() if isinstance(table, Table) and name[0] != "_"}
 
-    def node_settings(self) -> Node:
+    def node_settings(self) -> NodeEntry:
         """The node's settings as the programs see them."""
-        return self._node.get(Word(0)) or Node()
+        return self._node.get(Word(0)) or NodeEntry()
 
-    def set_node(self, settings: Node) -> None:
+    def set_node(self, settings: NodeEntry) -> None:
         """Make the programs follow other settings, at once."""
         self._node.put(Word(0), settings)
 

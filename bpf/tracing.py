@@ -13,7 +13,7 @@ from contextlib import suppress
 from bpf import syscalls
 from bpf.errors import KernelRefused, SidestepError
 from bpf.kernel import possible_cpus
-from bpf.layout import Event, Tracing, Word
+from bpf.layout import Event, TracingEntry, Word
 from bpf.pins import Pins
 
 _LIBBPF = ctypes.CDLL("libbpf.so.1", use_errno=True)
@@ -110,7 +110,7 @@ class Trace:
         return sum(row)
 
     def _write(self, until: int) -> None:
-        if number := syscalls.map_update(self._tracing, Word(0), Tracing(until, self._cookie)):
+        if number := syscalls.map_update(self._tracing, Word(0), TracingEntry(until, self._cookie)):
             raise syscalls.refused("bpf_map_update_elem", "tracing", number)
 
     def _close(self) -> None:

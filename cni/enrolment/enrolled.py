@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from bpf import attachment, links
-from bpf.layout import Cookie, Pod, PodFlags
+from bpf.layout import Cookie, PodEntry, PodFlags
 from bpf.pins import Pins
 from bpf.restoration import is_pinned
 from bpf.tables import Table, Tables
@@ -44,7 +44,7 @@ class Enrolled:
         with self._lock:
             yield
 
-    def entry(self, cookie: int) -> Pod | None:
+    def entry(self, cookie: int) -> PodEntry | None:
         """The pod's own entry as the programs see it; None when it is not enrolled."""
         return self._tables.pods.get(Cookie(cookie))
 

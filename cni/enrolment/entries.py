@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from bpf.layout import Address, Level, NetworkVerdict, Pod, PodFlags, PortRule
+from bpf.layout import Address, Level, NetworkVerdict, PodEntry, PodFlags, PortRule
 from cni.errors import RegistrationFailed
 from cni.netns.sandbox import InterfaceAddress, Sandbox, Way
 from cni.policy.annotations import CapturePolicy, Network
@@ -35,7 +35,7 @@ class Identity:
         return not self.network
 
     @classmethod
-    def of(cls, pod: Pod) -> "Identity":
+    def of(cls, pod: PodEntry) -> "Identity":
         """Read back from a map entry."""
         return cls(*(getattr(pod, field).decode() for field in cls.__dataclass_fields__))
 
@@ -65,9 +65,9 @@ class Entries:
     networks: dict[Network, NetworkVerdict]
     surroundings: Surroundings
 
-    def pod(self) -> Pod:
+    def pod(self) -> PodEntry:
         """The value of the pods table. Raises RegistrationFailed when a name does not fit its field."""
-        pod = Pod(
+        pod = PodEntry(
             flags=self.flags,
             proxy_uid=self.proxy_uid,
             proxy_gid=self.proxy_gid,
@@ -81,7 +81,7 @@ class Entries:
         texts["excluded_interfaces"] = _SEPARATOR.join(self.excluded_interfaces)
         for field, text in texts.items():
             raw = text.encode()
-            room = ctypes.sizeof(dict(Pod._fields_)[field])  # type: ignore[arg-type]
+            room = ctypes.sizeof(dict(PodEntry._fields_)[field])  # type: ignore[arg-type]
             if len(raw) >= room:
                 raise RegistrationFailed(f'{field} "{text}" has {len(raw)} bytes; at most {room - 1} are possible')
             setattr(pod, field, raw)
@@ -140,7 +140,7 @@ def surroundings_of(sandbox: Sandbox, excluded_interfaces: Collection[str]) -> S
     )
 
 
-def excluded_interfaces_of(pod: Pod) -> tuple[str, ...]:
+def excluded_interfaces_of(pod: PodEntry) -> tuple[str, ...]:
     """The names of the interfaces that an enrolled pod excludes, read back from its entry."""
     text = pod.excluded_interfaces.decode()
     return tuple(text.split(_SEPARATOR)) if text else ()

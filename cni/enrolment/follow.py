@@ -14,7 +14,7 @@ from typing import NamedTuple
 import structlog
 
 from bpf.errors import SidestepError
-from bpf.layout import Pod, PodFlags
+from bpf.layout import PodEntry, PodFlags
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity, excluded_interfaces_of, surroundings_of
 from cni.enrolment.strict_proxies import StrictProxies
@@ -154,7 +154,7 @@ class Follower:
         except SidestepError as error:
             log.error("pod.not_followed", pod=_name(pod), netns_cookie=cookie, error=str(error))
 
-    def _bring_up_to_date(self, cookie: int, netns: int, pod: Pod) -> list[str]:
+    def _bring_up_to_date(self, cookie: int, netns: int, pod: PodEntry) -> list[str]:
         excluded = excluded_interfaces_of(pod)
         flags = PodFlags(pod.flags)
 
@@ -167,5 +167,5 @@ class Follower:
         return self._enrolments.follow(cookie, surroundings_of(visit(netns, inside), excluded))
 
 
-def _name(pod: Pod) -> str:
+def _name(pod: PodEntry) -> str:
     return f"{pod.namespace.decode()}/{pod.name.decode()}"

@@ -4,7 +4,17 @@ import ctypes
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from bpf.layout import Address, InterfaceKey, NetworkKey, NetworkVerdict, Owner, PortKey, PortRule, Route, Word
+from bpf.layout import (
+    Address,
+    InterfaceKey,
+    NetworkKey,
+    NetworkVerdict,
+    OwnerEntry,
+    PortKey,
+    PortRule,
+    RouteEntry,
+    Word,
+)
 from cni.enrolment.entries import Entries, Surroundings
 
 # the tables with rows of single pods, beside pods itself
@@ -35,11 +45,11 @@ def live_rows(cookie: int, surroundings: Surroundings) -> Iterator[Row]:
     """What the namespace looks like: it changes with it. Addresses come last, as inbound steering starts with them."""
     for network, way in surroundings.ways.items():
         meaning = f"route to {network} should leave through interface {way.ifindex} from {way.source}"
-        yield Row("routes", NetworkKey.of(cookie, network), Route(way.ifindex, Address.of(way.source)), meaning)
+        yield Row("routes", NetworkKey.of(cookie, network), RouteEntry(way.ifindex, Address.of(way.source)), meaning)
     for ifindex in surroundings.excluded:
         yield Row("interfaces", InterfaceKey(cookie, ifindex), Word(1), f"interface {ifindex} should be excluded")
     for each in surroundings.addresses:
-        owner = Owner(cookie, each.ifindex, 0, Address.of(each.source))
+        owner = OwnerEntry(cookie, each.ifindex, 0, Address.of(each.source))
         yield Row("addresses", Address.of(each.ip), owner, f"address {each.ip} should be registered for this pod")
 
 

@@ -62,7 +62,7 @@ _BUFFER = 1 << 16  # the kernel fills at most 32 KiB a datagram (NLMSG_GOODSIZE 
 
 
 @dataclass(frozen=True)
-class Address:
+class SubnetAddress:
     """An address of an interface, and the subnet it was given with."""
 
     ip: IpAddress
@@ -71,7 +71,7 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Route:
+class UnicastRoute:
     """A unicast route of the main table: where packets for `network` leave."""
 
     network: IpNetwork
@@ -97,12 +97,12 @@ class Rtnl:
         """Close the socket."""
         self._socket.close()
 
-    def addresses(self) -> Iterator[Address]:
+    def addresses(self) -> Iterator[SubnetAddress]:
         """Every address, in the kernel's order: IPv4 first."""
         for reply in self._dump(ifaddrmsg(), RTM_GETADDR):
             ip = ip_address(reply.get_attr("IFA_LOCAL") or reply.get_attr("IFA_ADDRESS"))
             subnet = ip_network((ip.packed, reply["prefixlen"]), strict=False)
-            yield Address(ip, reply["index"], subnet)
+            yield SubnetAddress(ip, reply["index"], subnet)
 
     def add_address(self, ip: IpAddress, ifindex: int) -> None:
         """Put a host address on an interface. Raises OSError, FileExistsError when it is there already."""
@@ -117,13 +117,13 @@ class Rtnl:
         for reply in self._dump(ifinfmsg(), RTM_GETLINK):
             yield reply.get_attr("IFLA_IFNAME"), reply["index"]
 
-    def routes(self) -> Iterator[Route]:
+    def routes(self) -> Iterator[UnicastRoute]:
         """The main table's unicast routes of both families; of several next hops the first."""
         for reply, network in self._dump_routes(MAIN_TABLE, _RTN_UNICAST):
             hops = reply.get_attr("RTA_MULTIPATH") or ()
             ifindex = reply.get_attr("RTA_OIF") or next((hop["oif"] for hop in hops), None)
             if ifindex:
-                yield Route(network, ifindex, reply.get_attr("RTA_PRIORITY") or 0)
+                yield UnicastRoute(network, ifindex, reply.get_attr("RTA_PRIORITY") or 0)
 
     def source_to(self, destination: IpAddress) -> IpAddress | None:
         """The source that the kernel would choose for a destination; None where it has no route."""

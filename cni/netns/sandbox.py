@@ -16,7 +16,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import TypeVar
 
 from cni.errors import SandboxInvalid
-from cni.netns.rtnl import IpAddress, IpNetwork, Route, Rtnl
+from cni.netns.rtnl import IpAddress, IpNetwork, Rtnl, UnicastRoute
 
 T = TypeVar("T")
 
@@ -112,7 +112,7 @@ def _addresses(rtnl: Rtnl) -> Iterator[InterfaceAddress]:
 
 
 def _routing(rtnl: Rtnl) -> Routing:
-    routes: dict[IpNetwork, Route] = {}
+    routes: dict[IpNetwork, UnicastRoute] = {}
     for route in rtnl.routes():
         known = routes.get(route.network)
         if known is None or route.metric < known.metric:

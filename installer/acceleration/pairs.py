@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from bpf.acceleration import NodeLevel, set_level
-from bpf.layout import OUTBOUND_PORT, Cookie, Level, Traffic
+from bpf.layout import OUTBOUND_PORT, Cookie, Level, TrafficEntry
 from installer.scratch import Scratch
 
 # documentation addresses (RFC 5737, RFC 3849): every connection there is captured
@@ -83,9 +83,9 @@ class Bench:
             server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             yield Pair(client, server)
 
-    def traffic(self) -> Traffic:
+    def traffic(self) -> TrafficEntry:
         """What became of messages so far."""
-        return self._scratch.tables.traffic.get(Cookie(self._scratch.cookie)) or Traffic()
+        return self._scratch.tables.traffic.get(Cookie(self._scratch.cookie)) or TrafficEntry()
 
     @contextmanager
     def redirecting(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from bpf.acceleration import level_of
 from bpf.attachment import is_attached
 from bpf.compiler import sources_digest
-from bpf.layout import Traffic
+from bpf.layout import TrafficEntry
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.enrolment.enroll import Enrolments
@@ -129,8 +129,8 @@ class _KernelCollector(Collector):
         self._pins, self._tables, self._enrolments = pins, tables, enrolments
         self._counted = -_COUNT_SECONDS
         self._entries: dict[str, tuple[int, int]] = {}
-        self._traffic: dict[int, Traffic] = {}
-        self._ended: list[Traffic] = []
+        self._traffic: dict[int, TrafficEntry] = {}
+        self._ended: list[TrafficEntry] = []
 
     def collect(self) -> Iterator[Metric]:
         """One scrape."""
@@ -187,10 +187,10 @@ class _KernelCollector(Collector):
         )
 
 
-def _sum(of: Iterable[Traffic]) -> Traffic:
+def _sum(of: Iterable[TrafficEntry]) -> TrafficEntry:
     """All of them as one."""
     every = list(of)
-    return Traffic(*(sum(getattr(each, field[0]) for each in every) for field in Traffic._fields_))
+    return TrafficEntry(*(sum(getattr(each, field[0]) for each in every) for field in TrafficEntry._fields_))
 
 
 def _code_name(code: int) -> str:

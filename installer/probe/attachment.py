@@ -8,7 +8,7 @@ from bpf.attachment import is_attached
 from bpf.compiler import HOOKS, sources_digest, try_each
 from bpf.errors import CompileFailed, KernelRefused, LibraryMissing, NotAttached
 from bpf.kernel import cgroup2_root, mounts, require_bpffs
-from bpf.layout import TABLES, Build, Word
+from bpf.layout import TABLES, BuildEntry, Word
 from bpf.pins import LAYOUT, Descriptor, Pins
 from bpf.probing.features import Verdict
 from bpf.probing.scratch import scratch_pins
@@ -127,7 +127,7 @@ def earlier_installation(attachment: Attachment) -> list[Row]:
 
 def _current(pins: Pins) -> Row:
     what, needed_by = "earlier installation", "upgrades"
-    build = Build()
+    build = BuildEntry()
     try:
         for name in TABLES:
             os.close(pins.open_map(name))

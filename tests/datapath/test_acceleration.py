@@ -12,7 +12,7 @@ from bpf import attachment, syscalls
 from bpf.acceleration import NodeLevel, level_of, set_level
 from bpf.attachment import attach, detach
 from bpf.compiler import compile_and_pin
-from bpf.layout import LEVELS, Cookie, EndKey, Level, Traffic
+from bpf.layout import LEVELS, Cookie, EndKey, Level, TrafficEntry
 from bpf.pins import Descriptor
 from bpf.probing import loading
 from bpf.tables import Tables
@@ -59,8 +59,8 @@ class Pods:
     def level(self, level: Level) -> None:
         set_level(self.tables, NodeLevel(level, level, ""))
 
-    def traffic(self, pod: Namespace) -> Traffic:
-        return self.tables.traffic.get(Cookie(self.cookies[id(pod)])) or Traffic()
+    def traffic(self, pod: Namespace) -> TrafficEntry:
+        return self.tables.traffic.get(Cookie(self.cookies[id(pod)])) or TrafficEntry()
 
     @contextmanager
     def dialled(self, pod: Namespace, host: object, uid: int, *more: str, port: int = 8080) -> Iterator["Dialled"]:

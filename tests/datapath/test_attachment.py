@@ -14,7 +14,7 @@ from bpf.acceleration import is_possible
 from bpf.attachment import Outcome, attach, is_attached, is_deciding
 from bpf.compiler import CGROUP_HOOKS
 from bpf.errors import CompileFailed, KernelRefused, NotAttached
-from bpf.layout import TABLES, Cookie, Owner, Pairing
+from bpf.layout import TABLES, Cookie, OwnerEntry, PairingEntry
 from bpf.pins import Descriptor, Pins
 from tests.datapath.conftest import Wire, scratch_pins
 from tests.lab.inside import PYTHON
@@ -65,9 +65,9 @@ def test_an_older_versions_pairings_are_made_anew(tmp_path: Path) -> None:
     with scratch_pins() as (pins, cgroup):
         argv = [sys.executable, "-m", "installer", "attach", "--bpffs", str(pins.bpffs), "--cgroup", str(cgroup)]
         subprocess.run(argv, cwd=older, check=True, capture_output=True, timeout=120)
-        assert not pins.has_values("pairings", Pairing)
+        assert not pins.has_values("pairings", PairingEntry)
         assert attach(pins, cgroup) is Outcome.SWAPPED
-        assert pins.has_values("pairings", Pairing)
+        assert pins.has_values("pairings", PairingEntry)
         assert is_possible(pins)
         assert is_attached(pins)
 
@@ -168,7 +168,7 @@ def test_a_connection_passes_two_copies_of_the_programs_as_one(wire: Wire) -> No
 
 
 def test_tables_of_another_shape_are_refused(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TABLES, "pods", (Cookie, Owner))
+    monkeypatch.setitem(TABLES, "pods", (Cookie, OwnerEntry))
     with pytest.raises(NotAttached, match=r"pods has key and value of .* use the command of that one"):
         wire.kernel.pins.open_map("pods")
 
@@ -176,6 +176,6 @@ def test_tables_of_another_shape_are_refused(wire: Wire, monkeypatch: pytest.Mon
 def test_whoever_attaches_over_tables_of_another_shape_is_told_to_detach(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(TABLES, "build", (Cookie, Owner))
+    monkeypatch.setitem(TABLES, "build", (Cookie, OwnerEntry))
     with pytest.raises(NotAttached, match=r"build has key and value of .*; run `sidestep detach` and start again"):
         attach(wire.kernel.pins, wire.kernel.cgroup)

@@ -16,7 +16,7 @@ import pytest
 from bpf import attachment
 from bpf.attachment import attach
 from bpf.compiler import CGROUP_HOOKS
-from bpf.layout import TABLES, Cookie, Owner
+from bpf.layout import TABLES, Cookie, OwnerEntry
 from bpf.pins import Descriptor, Pins
 from bpf.probing import loading
 from bpf.probing.instructions import give
@@ -266,7 +266,7 @@ def test_an_earlier_installation_is_recognised(site: Site, monkeypatch: pytest.M
     others = {each.verdict for each in site.examine().rows if each.what == "earlier installation"}
     assert others == {"yes", "warning"}
     (site.pins.top / "v0").rmdir()
-    monkeypatch.setitem(TABLES, "pods", (Cookie, Owner))
+    monkeypatch.setitem(TABLES, "pods", (Cookie, OwnerEntry))
     assert (earlier().verdict, earlier().advice) == ("no", "run `sidestep detach`, then start again")
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from bpf.attachment import attach
-from bpf.layout import TABLES, Address, ConnectionKey, Destination, PortKey, PortRule, Word
+from bpf.layout import TABLES, Address, ConnectionKey, DestinationEntry, PortKey, PortRule, Word
 from bpf.pins import Pins
 from bpf.tables import Tables
 from tests.datapath.conftest import scratch_pins
@@ -121,7 +121,7 @@ def test_what_is_in_network_order_is_told_in_host_order(mesh: Mesh) -> None:
         cookie = next(key.cookie for key, _ in tables.pods.every())
         client, server = Address.of(mesh.alpha.ip4), Address.of(mesh.alpha.ip6)
         key = ConnectionKey(cookie, client, server, 40000, 15001)
-        tables.handshakes.put(key, Destination(Address.of(mesh.beta.ip4), 0x5000, 2))  # 80 as it is on the wire
+        tables.handshakes.put(key, DestinationEntry(Address.of(mesh.beta.ip4), 0x5000, 2))  # 80 as it is on the wire
         try:
             (entry,) = listed(mesh.node, "handshakes")
         finally:

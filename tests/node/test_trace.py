@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from bpf import syscalls
-from bpf.layout import Tracing, Word
+from bpf.layout import TracingEntry, Word
 from bpf.pins import Descriptor, Pins
 from tests.lab.command import sidestep, tracing
 from tests.lab.inside import PYTHON
@@ -253,7 +253,7 @@ def test_interrupted_it_ends_and_leaves_nothing(mesh: Mesh) -> None:
         assert trace.wait(10) == 0
         assert trace.stderr is not None
         assert trace.stderr.read() == ""
-    found = Tracing()
+    found = TracingEntry()
     with Descriptor(Pins(mesh.node.bpffs).open_map("tracing")) as table:
         syscalls.map_lookup(table.fd, Word(0), found)
     assert found.until == 0

@@ -12,7 +12,7 @@ from typing import Any
 
 from bpf import syscalls
 from bpf.kernel import possible_cpus
-from bpf.layout import Tracing, Word
+from bpf.layout import TracingEntry, Word
 from bpf.pins import Descriptor, Pins
 from tests.lab.command import tracing
 from tests.lab.inside import PYTHON
@@ -93,7 +93,7 @@ def test_what_is_lost_is_counted_in_the_stream_and_beside_it(mesh: Mesh, tmp_pat
         pins = Pins(mesh.node.bpffs)
         with Descriptor(pins.open_map("tracing")) as interest, Descriptor(pins.open_map("lost")) as lost:
             until = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + LIMIT * 1_000_000_000
-            assert syscalls.map_update(interest.fd, Word(0), Tracing(until, 0)) == 0
+            assert syscalls.map_update(interest.fd, Word(0), TracingEntry(until, 0)) == 0
             before = count_of(lost)
             wait_until(lambda: count_of(lost) > before, "events to be lost", LIMIT)
         trace.send_signal(signal.SIGCONT)

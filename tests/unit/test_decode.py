@@ -15,16 +15,16 @@ from bpf.layout import (
     Connection,
     ConnectionKey,
     Cookie,
-    Destination,
+    DestinationEntry,
     EndKey,
-    Meeting,
+    MeetingEntry,
     NetworkKey,
-    Node,
-    Owner,
-    Pod,
+    NodeEntry,
+    OwnerEntry,
+    PodEntry,
     PodFlags,
     Quad,
-    Tally,
+    TallyEntry,
     Word,
 )
 from installer.commands.maps.decode import cookies, decoded, is_about_pods
@@ -62,7 +62,7 @@ def test_networks_lose_what_the_trie_needs(network: str) -> None:
 def test_ports_in_network_order_are_turned() -> None:
     wire = int.from_bytes((443).to_bytes(2, "big"), "little")
     key = ConnectionKey(8, ALPHA, BETA, 40000, 15001)
-    told = decoded("handshakes", key, Destination(BETA, wire, socket.AF_INET6), NAMES)
+    told = decoded("handshakes", key, DestinationEntry(BETA, wire, socket.AF_INET6), NAMES)
     assert told["value"] == {"address": "fd00::2", "port": 443, "family": "IPv6"}
     assert told["key"] == {
         "pod": None,
@@ -80,27 +80,27 @@ def test_structures_in_structures_are_told() -> None:
     assert told["key"]["connection"]["client"] == "10.0.0.1"
     assert told["key"]["side"] == "server"
     assert told["value"] == {"socket_cookie": 99}
-    meeting = decoded("meetings", connection, Meeting(7, 0xFFFF8000, 0, 2), NAMES)["value"]
+    meeting = decoded("meetings", connection, MeetingEntry(7, 0xFFFF8000, 0, 2), NAMES)["value"]
     expected: dict[str, Any] = {"pod": "default/alpha", "cookie": 7, "client": "0xffff8000", "server": "0x0"}
     assert meeting == expected | {"level": "full", "captured": 0}
 
 
 def test_what_this_version_does_not_know_is_told_as_a_number() -> None:
-    pod = Pod(flags=PodFlags.IPV6 | 1 << 30, acceleration=9)
+    pod = PodEntry(flags=PodFlags.IPV6 | 1 << 30, acceleration=9)
     value = decoded("pods", Cookie(7), pod, NAMES)["value"]
     assert (value["flags"], value["acceleration"]) == (["ipv6", "0x40000000"], 9)
     assert decoded("totals", Word(77), Quad(1), NAMES) == {"key": {"connections": 77}, "value": {"count": 1}}
 
 
 def test_no_source_is_none_and_text_that_is_none_is_survived() -> None:
-    value = decoded("addresses", ALPHA, Owner(7, 2), NAMES)["value"]
+    value = decoded("addresses", ALPHA, OwnerEntry(7, 2), NAMES)["value"]
     assert value == {"pod": "default/alpha", "cookie": 7, "ifindex": 2, "source": None}
-    assert decoded("node", Word(0), Node(1, 2, b"\xff"), NAMES)["value"]["reason"] == "\ufffd"
+    assert decoded("node", Word(0), NodeEntry(1, 2, b"\xff"), NAMES)["value"]["reason"] == "\ufffd"
 
 
 def test_counters_have_names() -> None:
-    counts = decoded("tallies", Cookie(7), Tally((ctypes.c_uint64 * len(TOTALS))(*range(len(TOTALS)))), NAMES)["value"][
-        "connections"
-    ]
+    counts = decoded("tallies", Cookie(7), TallyEntry((ctypes.c_uint64 * len(TOTALS))(*range(len(TOTALS)))), NAMES)[
+        "value"
+    ]["connections"]
     assert counts["outbound_direct"] == 0
     assert counts["inbound_refused"] == 7

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from bpf.acceleration import NodeLevel
-from bpf.layout import TOTALS, Level, PodFlags, Traffic
+from bpf.layout import TOTALS, Level, PodFlags, TrafficEntry
 from cni.enrolment.entries import Identity
 from installer.commands.report.page import render
 from installer.commands.report.view import NodeView
@@ -15,7 +15,7 @@ from installer.commands.sampling import figures
 from installer.commands.sampling.sample import Counts, Fill, PodSample, Rates, Sample, rates_between
 from installer.commands.top.screen import ORDERS, screen
 
-MESSAGES = [field[0] for field in Traffic._fields_]
+MESSAGES = [field[0] for field in TrafficEntry._fields_]
 
 
 def counts(value: float, **messages: float) -> Counts:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bpf.layout import TOTALS, Cookie, PodFlags, PortRule, Tally
+from bpf.layout import TOTALS, Cookie, PodFlags, PortRule, TallyEntry
 from bpf.links import linked_pods
 from bpf.pins import Pins
 from bpf.tables import Tables
@@ -62,7 +62,7 @@ def deniers(tables: Tables, name: str | None) -> list[Denier]:
 
 
 def _refused(tables: Tables, cookie: int) -> dict[str, int]:
-    sums = (tables.tallies.get(Cookie(cookie)) or Tally()).connections
+    sums = (tables.tallies.get(Cookie(cookie)) or TallyEntry()).connections
     return {direction: sums[index] for index, (direction, verdict) in enumerate(TOTALS) if verdict == "denied"}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from bpf.errors import KernelRefused
 from bpf.kernel import cgroup2_root
-from bpf.layout import SPREAD6, TOTALS, Address, Build, Cookie, Event, EventKind, Word
+from bpf.layout import SPREAD6, TOTALS, Address, BuildEntry, Cookie, Event, EventKind, Word
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
 from bpf.tracing import Trace, TraceBusy
@@ -250,7 +250,7 @@ def _require_own(source: IPAddress) -> None:
 
 
 def _attached_at(pins: Pins) -> Path:
-    table: Table[Word, Build] = Table(pins.look_only(), "build")
+    table: Table[Word, BuildEntry] = Table(pins.look_only(), "build")
     try:
         build = table.get(Word(0))
     finally:

@@ -15,19 +15,19 @@ from typing import Any
 from bpf.layout import (
     TOTALS,
     Address,
-    Build,
-    Destination,
+    BuildEntry,
+    DestinationEntry,
     EndKey,
     Level,
-    Meeting,
+    MeetingEntry,
     NetworkKey,
     NetworkVerdict,
-    Node,
-    Pod,
+    NodeEntry,
+    PodEntry,
     PodFlags,
     PortRule,
     Quad,
-    Tally,
+    TallyEntry,
     Word,
 )
 
@@ -66,17 +66,17 @@ def _network(key: NetworkKey) -> str:
 
 # what numbers mean: (structure, field) → how they are told
 _FIELDS: dict[tuple[type[Structure], str], Callable[[Any], Any]] = {
-    (Pod, "flags"): _flags(PodFlags),
-    (Pod, "acceleration"): _member(Level),
-    (Node, "acceleration"): _member(Level),
-    (Node, "wanted"): _member(Level),
-    (Meeting, "level"): _member(Level),
-    (Meeting, "client"): hex,
-    (Meeting, "server"): hex,
+    (PodEntry, "flags"): _flags(PodFlags),
+    (PodEntry, "acceleration"): _member(Level),
+    (NodeEntry, "acceleration"): _member(Level),
+    (NodeEntry, "wanted"): _member(Level),
+    (MeetingEntry, "level"): _member(Level),
+    (MeetingEntry, "client"): hex,
+    (MeetingEntry, "server"): hex,
     (EndKey, "side"): lambda side: _SIDES[side] if side < len(_SIDES) else side,
-    (Destination, "family"): lambda family: _FAMILIES.get(family, family),
-    (Build, "sources"): lambda raw: bytes(raw).hex(),
-    (Tally, "connections"): lambda counts: dict(zip(_OUTCOMES, counts, strict=True)),
+    (DestinationEntry, "family"): lambda family: _FAMILIES.get(family, family),
+    (BuildEntry, "sources"): lambda raw: bytes(raw).hex(),
+    (TallyEntry, "connections"): lambda counts: dict(zip(_OUTCOMES, counts, strict=True)),
 }
 # plain keys and values of a table: their name, and how they are told; without a name they say nothing
 _KEYS: dict[str, tuple[str, Callable[[int], Any]]] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bpf import syscalls
 from bpf.errors import KernelRefused, NotAttached, SidestepError
-from bpf.layout import TABLES, Cookie, Pod
+from bpf.layout import TABLES, Cookie, PodEntry
 from bpf.pins import Descriptor, Pins
 from bpf.tables import Tables
 from cni.enrolment.entries import Identity
@@ -102,7 +102,7 @@ def _names(pins: Pins) -> dict[int, str]:
     return {
         key.cookie: str(Identity.of(value))
         for key, value in entries(pins, "pods")
-        if isinstance(key, Cookie) and isinstance(value, Pod)
+        if isinstance(key, Cookie) and isinstance(value, PodEntry)
     }
 
 

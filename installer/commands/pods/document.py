@@ -3,7 +3,7 @@
 from typing import Any
 
 from bpf.acceleration import NodeLevel, level_of
-from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, TOTALS, Cookie, Level, PodFlags, Tally, Traffic
+from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, TOTALS, Cookie, Level, PodFlags, TallyEntry, TrafficEntry
 from bpf.tables import Tables
 from installer.commands.explain.explainer import LISTENERS
 from installer.commands.pods import enrolled
@@ -51,8 +51,8 @@ def _document(pod: Enrolled, tables: Tables, node: NodeLevel, inside: Inside | N
         "captures_ipv6": pod.is_ipv6_captured,
         "policy": _policy(pod),
         "listeners": _listeners(pod, inside),
-        "connections": _connections(tables.tallies.get(Cookie(pod.cookie)) or Tally()),
-        "acceleration": _acceleration(pod, node, tables.traffic.get(Cookie(pod.cookie)) or Traffic()),
+        "connections": _connections(tables.tallies.get(Cookie(pod.cookie)) or TallyEntry()),
+        "acceleration": _acceleration(pod, node, tables.traffic.get(Cookie(pod.cookie)) or TrafficEntry()),
     }
 
 
@@ -80,7 +80,7 @@ def _listeners(pod: Enrolled, inside: Inside | None) -> dict[str, Any]:
     return told
 
 
-def _connections(tally: Tally) -> dict[str, dict[str, int]]:
+def _connections(tally: TallyEntry) -> dict[str, dict[str, int]]:
     """By direction and what became of them."""
     told: dict[str, dict[str, int]] = {}
     for (direction, verdict), count in zip(TOTALS, tally.connections, strict=True):
@@ -88,7 +88,7 @@ def _connections(tally: Tally) -> dict[str, dict[str, int]]:
     return told
 
 
-def _acceleration(pod: Enrolled, node: NodeLevel, traffic: Traffic) -> dict[str, Any]:
+def _acceleration(pod: Enrolled, node: NodeLevel, traffic: TrafficEntry) -> dict[str, Any]:
     own = Level(pod.entry.acceleration)
-    sums = {name: getattr(traffic, name) for name, *_ in Traffic._fields_}
+    sums = {name: getattr(traffic, name) for name, *_ in TrafficEntry._fields_}
     return {"level": str(min(own, node.level)), "allowed": str(own), "node": str(node.level), **sums}

@@ -8,7 +8,7 @@ from socket import AF_INET
 from typing import Any
 
 from bpf import links
-from bpf.layout import INBOUND_PORT, Cookie, Level, NetworkKey, NetworkVerdict, Pod, PodFlags, PortRule
+from bpf.layout import INBOUND_PORT, Cookie, Level, NetworkKey, NetworkVerdict, PodEntry, PodFlags, PortRule
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
 from cni.enrolment.entries import Identity, excluded_interfaces_of
@@ -27,7 +27,7 @@ class Enrolled:
 
     cookie: int
     inode: int  # of its network namespace; 0 when that is gone, or its link was detached
-    entry: Pod
+    entry: PodEntry
     policy: CapturePolicy
     addresses: frozenset[IPAddress]
     excluded: frozenset[int]  # interface indices
@@ -80,12 +80,12 @@ def find(pins: Pins, tables: Tables, name: str) -> Enrolled:
     return _read(pins, tables, {cookie: entry})[0]
 
 
-def _entries(tables: Tables) -> Iterator[tuple[int, Pod]]:
+def _entries(tables: Tables) -> Iterator[tuple[int, PodEntry]]:
     """Those of pods that have been enrolled entirely."""
     return ((key.cookie, pod) for key, pod in tables.pods.every() if pod.name)
 
 
-def _read(pins: Pins, tables: Tables, entries: dict[int, Pod]) -> list[Enrolled]:
+def _read(pins: Pins, tables: Tables, entries: dict[int, PodEntry]) -> list[Enrolled]:
     """One walk of each table, however many pods."""
     some = entries.keys()
 
@@ -142,7 +142,9 @@ def _network(key: NetworkKey) -> Network:
     return IPv6Network((ip, bits))
 
 
-def _policy(entry: Pod, ports: Mapping[int, PortRule], networks: Mapping[Network, NetworkVerdict]) -> CapturePolicy:
+def _policy(
+    entry: PodEntry, ports: Mapping[int, PortRule], networks: Mapping[Network, NetworkVerdict]
+) -> CapturePolicy:
     flags = PodFlags(entry.flags)
 
     def with_rule(rule: PortRule) -> frozenset[int]:

@@ -17,10 +17,10 @@ from bpf.layout import (
     Cookie,
     Level,
     ListenerKey,
-    Pod,
+    PodEntry,
     PodFlags,
-    Tally,
-    Traffic,
+    TallyEntry,
+    TrafficEntry,
 )
 from bpf.pins import Pins
 from bpf.tables import Tables
@@ -143,9 +143,9 @@ def take_sample(pins: Pins, tables: Tables) -> Sample:
     return Sample(time.monotonic(), is_attached(pins), level, pods, total)
 
 
-def _pod(tables: Tables, key: Cookie, pod: Pod, node: Level, addresses: Iterable[IpAddress]) -> PodSample:
-    tally = tables.tallies.get(key) or Tally()
-    traffic = tables.traffic.get(key) or Traffic()
+def _pod(tables: Tables, key: Cookie, pod: PodEntry, node: Level, addresses: Iterable[IpAddress]) -> PodSample:
+    tally = tables.tallies.get(key) or TallyEntry()
+    traffic = tables.traffic.get(key) or TrafficEntry()
     ordered = sorted(addresses, key=lambda ip: (ip.is_link_local, ip.version, ip.packed))
     return PodSample(
         key.cookie,
@@ -157,7 +157,7 @@ def _pod(tables: Tables, key: Cookie, pod: Pod, node: Level, addresses: Iterable
         _listens(tables, key.cookie),
         Counts(
             dict(zip(TOTALS, tally.connections, strict=True)),
-            {name: getattr(traffic, name) for name, *_ in Traffic._fields_},
+            {name: getattr(traffic, name) for name, *_ in TrafficEntry._fields_},
         ),
     )
 
@@ -205,7 +205,7 @@ def _per_second(before: Mapping[Name, float], after: Mapping[Name, float], secon
 
 
 def _summed(each: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    total: dict[str, float] = {name: 0 for name, *_ in Traffic._fields_}
+    total: dict[str, float] = {name: 0 for name, *_ in TrafficEntry._fields_}
     for counts in each:
         for name, count in counts.items():
             total[name] += count

@@ -7,7 +7,7 @@ from bpf.acceleration import NodeLevel, level_of
 from bpf.attachment import is_attached
 from bpf.compiler import sources_digest
 from bpf.errors import KernelRefused, SidestepError
-from bpf.layout import Build, Level, Pod, Traffic
+from bpf.layout import BuildEntry, Level, PodEntry, TrafficEntry
 from bpf.pins import OtherVersion, Pins
 from bpf.tables import Tables
 from cni.enrolment.entries import Identity
@@ -43,8 +43,8 @@ def status_of(pins: Pins) -> dict[str, Any]:
     pins.require_attached()
     with Tables(pins) as tables:
         node = level_of(tables)
-        pods = [_pod(pod, tables.traffic.get(key) or Traffic(), node) for key, pod in tables.pods.every()]
-    build = next((value for _, value in entries(pins, "build") if isinstance(value, Build)), Build())
+        pods = [_pod(pod, tables.traffic.get(key) or TrafficEntry(), node) for key, pod in tables.pods.every()]
+    build = next((value for _, value in entries(pins, "build") if isinstance(value, BuildEntry)), BuildEntry())
     return {
         "attached": is_attached(pins),
         "problem": "",
@@ -79,8 +79,8 @@ def _unknown(attachment: Attachment, attached: bool | None, problem: str) -> dic
     }
 
 
-def _pod(pod: Pod, traffic: Traffic, node: NodeLevel) -> dict[str, Any]:
-    sums = {name: getattr(traffic, name) for name, *_ in Traffic._fields_}
+def _pod(pod: PodEntry, traffic: TrafficEntry, node: NodeLevel) -> dict[str, Any]:
+    sums = {name: getattr(traffic, name) for name, *_ in TrafficEntry._fields_}
     return {
         "pod": str(Identity.of(pod)),
         "uid": pod.uid.decode(),
