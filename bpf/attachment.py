@@ -38,7 +38,7 @@ class Outcome(StrEnum):
     SWAPPED = "swapped"
 
 
-def attach(pins: Pins, cgroup: Path) -> Outcome:
+def attach_programs(pins: Pins, cgroup: Path) -> Outcome:
     """Make the programs of this source tree the attached ones, doing as little as possible.
 
     Same sources and cgroup as last time: nothing is compiled or attached. Other sources: the new programs replace the
@@ -61,7 +61,7 @@ def attach(pins: Pins, cgroup: Path) -> Outcome:
         return Outcome.SWAPPED
 
 
-def detach(pins: Pins) -> bool:
+def detach_programs(pins: Pins) -> bool:
     """Remove every link, program and map of ours; False when there was nothing. Live connections go on."""
     require_bpffs(pins.bpffs)
     with _exclusively(pins.bpffs):

@@ -95,7 +95,7 @@ def pod_args(text: str) -> PodArgs:
     )
 
 
-def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+def receive_message(connection: socket.socket) -> tuple[bytes, list[int]]:
     """One whole message and the descriptors that came with it, which the caller closes.
 
     Raises InvalidRequest for a message that is too long or ends early, TimeoutError when the peer dawdles.

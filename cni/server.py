@@ -96,7 +96,7 @@ class Server:
                 if uid != 0:
                     log.warning("peer.refused", uid=uid)
                     return
-                message, descriptors = protocol.receive(connection)
+                message, descriptors = protocol.receive_message(connection)
                 connection.sendall(protocol.encode(self._reply(message, descriptors)))
             except (OSError, CniError) as error:  # nobody is left to tell, or never was
                 log.warning("connection.dropped", error=str(error))

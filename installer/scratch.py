@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from bpf.attachment import attach
+from bpf.attachment import attach_programs
 from bpf.errors import KernelRefused
 from bpf.kernel import cgroup2_root, own_cgroup
 from bpf.pins import Descriptor, Pins
@@ -92,7 +92,7 @@ def scratch_node(cgroup: Path, policy: CapturePolicy, local: Sequence[str] = ())
         _mount(b"bpf", bpffs, b"bpf", 0)
         stack.callback(_LIBC.umount, os.fsencode(bpffs))
         pins = Pins(bpffs)
-        attach(pins, cgroup)
+        attach_programs(pins, cgroup)
         tables = stack.enter_context(Tables(pins))
         yield Scratch(pins, tables, _enrol(pins, tables, policy, local))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from bpf.attachment import attach, detach
+from bpf.attachment import attach_programs, detach_programs
 from bpf.errors import SidestepError
 from bpf.kernel import cgroup2_root
 from bpf.pins import Pins
@@ -38,8 +38,8 @@ def _why_not() -> str:
     try:
         subprocess.run(["mount", "-t", "bpf", "bpf", bpffs], check=True, capture_output=True)
         cgroup.mkdir()
-        attach(Pins(bpffs), cgroup)
-        detach(Pins(bpffs))
+        attach_programs(Pins(bpffs), cgroup)
+        detach_programs(Pins(bpffs))
     except (SidestepError, OSError, subprocess.CalledProcessError) as error:
         return str(error).splitlines()[0]
     finally:

@@ -94,7 +94,7 @@ class _Wrong(Exception):
     """A program did not do what it is for."""
 
 
-def exercise(bench: Bench) -> tuple[dict[str, str], bool]:
+def exercise_trials(bench: Bench) -> tuple[dict[str, str], bool]:
     """The fields of Exercised. Raises OSError or KernelRefused when there is no place to try anything.
 
     Enters the scratch cgroup and a new network namespace for good: to be run in a child.

@@ -20,14 +20,14 @@ from bpf.errors import KernelRefused
 from bpf.layout import Quad, Word
 from bpf.pins import Descriptor
 from bpf.probing import loading
-from bpf.probing.exercise import Bench, Exercised, exercise
+from bpf.probing.exercise import Bench, Exercised, exercise_trials
 from bpf.probing.scratch import in_child, scratch_cgroup
 from bpf.probing.trials import Note, Trial, TrialTables, idle, trials
 
 _EXERCISE_SECONDS = 20.0  # each of its steps gives up after one
 
 
-class Verdict(StrEnum):
+class Presence(StrEnum):
     """Whether something needed is there."""
 
     YES = "yes"
@@ -41,7 +41,7 @@ class Feature:
     """One thing of the kernel's that was tried, and how it went."""
 
     name: str
-    verdict: Verdict
+    verdict: Presence
     found: str
 
 
@@ -82,7 +82,7 @@ def try_features(places: Sequence[Path]) -> list[Feature]:
         maps = [*plain, sockhash, sk_storage]
         if notes is None or listeners is None or storage is None:
             why = "not tried: a map that its trial needs is missing"
-            return [*maps, *(Feature(name, Verdict.UNKNOWN, why) for name in (*(h.name for h in HOOKS), *OTHERS))]
+            return [*maps, *(Feature(name, Presence.UNKNOWN, why) for name in (*(h.name for h in HOOKS), *OTHERS))]
         tables = TrialTables(notes, storage, listeners)
         tried = [_load(trial, undo) for trial in trials(tables)]
         exercised, why = _exercise_somewhere(places, tables, tried)
@@ -96,7 +96,7 @@ def _made(name: str, make: Callable[[], int], undo: ExitStack) -> tuple[int | No
         fd = undo.enter_context(Descriptor(make())).fd
     except KernelRefused as error:
         return None, _refused(name, error)
-    return fd, Feature(name, Verdict.YES, "made")
+    return fd, Feature(name, Presence.YES, "made")
 
 
 def _plain_map(name: str, undo: ExitStack) -> Feature:
@@ -110,15 +110,15 @@ def _plain_map(name: str, undo: ExitStack) -> Feature:
     if number := syscalls.map_update(fd, key, Quad(1)):
         return _refused(name, syscalls.refused("bpf_map_update_elem", name, number))
     if not syscalls.map_lookup(fd, key, value) or value.quad != 1:
-        return Feature(name, Verdict.NO, "does not give back what was put in")
-    return Feature(name, Verdict.YES, "made, written, read")
+        return Feature(name, Presence.NO, "does not give back what was put in")
+    return Feature(name, Presence.YES, "made, written, read")
 
 
 def _refused(name: str, error: KernelRefused, what: str = "") -> Feature:
     """EPERM says something of this process, not of the kernel."""
     if getattr(error, "errno", 0) == errno.EPERM:
-        return Feature(name, Verdict.UNKNOWN, "not permitted to try")
-    return Feature(name, Verdict.NO, f"{what}{error}")
+        return Feature(name, Presence.UNKNOWN, "not permitted to try")
+    return Feature(name, Presence.NO, f"{what}{error}")
 
 
 def _load(trial: Trial, undo: ExitStack) -> _Tried:
@@ -168,10 +168,10 @@ def _exercise(cgroup: Path, tables: TrialTables, tried: list[_Tried], undo: Exit
         try:
             links[each.hook.name] = _link(each.program, cgroup, each.hook, undo)
         except KernelRefused as error:
-            each.problem = Feature(each.hook.name, Verdict.NO, f"loads, cannot be attached: {_why_no_link(error)}")
+            each.problem = Feature(each.hook.name, Presence.NO, f"loads, cannot be attached: {_why_no_link(error)}")
     quiet = _idle_beside(cgroup, undo) if "connect4" in links else None
     bench = Bench(cgroup, tables, frozenset(links), programs[NETNS_HOOK.name], links.get("connect4"), quiet)
-    problems, ipv6 = in_child(lambda: exercise(bench), _EXERCISE_SECONDS)
+    problems, ipv6 = in_child(lambda: exercise_trials(bench), _EXERCISE_SECONDS)
     return Exercised(problems, ipv6)
 
 
@@ -200,12 +200,12 @@ def _program(tried: _Tried, exercised: Exercised | None, why: str) -> Feature:
     if tried.problem:
         return tried.problem
     if exercised and not exercised.ipv6 and name.endswith("6"):
-        return Feature(name, Verdict.YES, "loads; IPv6 is off, so there is nothing to try")
+        return Feature(name, Presence.YES, "loads; IPv6 is off, so there is nothing to try")
     return _seen(name, "loads, acts", exercised, why)
 
 
 def _seen(name: str, good: str, exercised: Exercised | None, why: str) -> Feature:
     if exercised is None or name not in exercised.problems:
-        return Feature(name, Verdict.UNKNOWN, f"not tried: {why or 'what it builds on is missing'}")
+        return Feature(name, Presence.UNKNOWN, f"not tried: {why or 'what it builds on is missing'}")
     problem = exercised.problems[name]
-    return Feature(name, Verdict.NO, f"does not act: {problem}") if problem else Feature(name, Verdict.YES, good)
+    return Feature(name, Presence.NO, f"does not act: {problem}") if problem else Feature(name, Presence.YES, good)

@@ -20,7 +20,7 @@ from cni.enrolment.entries import Identity
 from cni.errors import SandboxInvalid
 from cni.netns.listeners import Proxy, listeners_of
 from cni.netns.netfilter import is_captured_by_istio
-from cni.netns.processes import Crowd, crowds, open_netns
+from cni.netns.processes import Crowd, crowds, netns_of_crowd
 from cni.netns.sandbox import look, own_cookie, visit
 from cni.netns.userns import outside_ids
 from cni.policy.annotations import policy_of
@@ -32,7 +32,7 @@ _IFNAME = "eth0"  # what runtimes call a pod's first interface
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Adopted:
     """What became of one pod: it is enrolled unless there is a `problem`, or a reason why it is left alone."""
 
     pod: Pod
@@ -49,7 +49,7 @@ class Adoption:
     admission: Admission
     proc: Path = Path("/proc")
 
-    def adopt(self, pods: Collection[Pod]) -> Iterator[Outcome]:
+    def adopt(self, pods: Collection[Pod]) -> Iterator[Adopted]:
         """Enrol pods that are not; an outcome for each whose namespace was found, and none for the others.
 
         A pod without a process has none to find. One walk of /proc serves all of them.
@@ -58,14 +58,14 @@ class Adoption:
             return
         around = list(crowds(self.proc).values())
         for pod, crowd in self._matched(pods, around):
-            netns = open_netns(self.proc, crowd)
+            netns = netns_of_crowd(self.proc, crowd)
             if netns is None:
                 continue
             with Descriptor(netns):
                 try:
                     yield self._adopt(pod, crowd, netns)
                 except SidestepError as error:
-                    yield Outcome(pod, problem=str(error))
+                    yield Adopted(pod, problem=str(error))
 
     def listen(self, unheard: Mapping[int, int], pods: Mapping[int, Pod]) -> int:
         """Look again for the listeners of enrolled pods that have none: one that was bound before the pod was enrolled,
@@ -105,28 +105,28 @@ class Adoption:
                     yield pod, by_address[pod.status.pod_ip]
 
     def _addresses(self, crowd: Crowd) -> list[str]:
-        netns = open_netns(self.proc, crowd)
+        netns = netns_of_crowd(self.proc, crowd)
         if netns is None:
             return []
         with Descriptor(netns), suppress(SandboxInvalid):
             return [str(each.ip) for each in visit(netns, look).addresses]
         return []
 
-    def _adopt(self, pod: Pod, crowd: Crowd, netns: int) -> Outcome:
+    def _adopt(self, pod: Pod, crowd: Crowd, netns: int) -> Adopted:
         policy = policy_of(pod)
         cookie, is_captured = visit(netns, lambda _: (own_cookie(), is_captured_by_istio()))
         if is_captured:
-            return Outcome(pod, left_alone="Istio's own rules capture it in its namespace, until it is made anew")
+            return Adopted(pod, left_alone="Istio's own rules capture it in its namespace, until it is made anew")
         ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
         proxy = _proxy(cookie, ids, policy.strict_proxy, pod)
         # before the pod is seen by the programs: from then on what is captured and finds no listener is refused
         count = self._register_listeners(proxy, False, crowd)
         if not self.admission.adopt(self._identity(pod, crowd), policy, netns):
-            return Outcome(pod, left_alone="it was enrolled meanwhile")
+            return Adopted(pod, left_alone="it was enrolled meanwhile")
         # and after it, as those that were about to listen have not been seen either
         count += self._register_listeners(proxy, policy.early_outbound, crowd)
         log.info("pod.adopted", pod=f"{pod.namespace}/{pod.name}", netns_cookie=cookie, listeners=count)
-        return Outcome(pod, cookie=cookie, listeners=count)
+        return Adopted(pod, cookie=cookie, listeners=count)
 
     def _identity(self, pod: Pod, crowd: Crowd) -> Identity:
         """With the sandbox's own container, whose id a DEL will have: that of the oldest process, where it has one.

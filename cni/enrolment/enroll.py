@@ -19,7 +19,7 @@ from bpf.tables import Table, Tables
 from cni.enrolment import rows
 from cni.enrolment.enrolled import Enrolled, Keys, Known
 from cni.enrolment.entries import Entries, Identity, Surroundings, with_denied
-from cni.enrolment.rows import Row, lasting_rows, live_rows
+from cni.enrolment.rows import TableRow, lasting_rows, live_rows
 from cni.errors import RegistrationFailed
 
 _SO_COOKIE = 57  # uapi/asm-generic/socket.h, Linux 4.12
@@ -187,7 +187,7 @@ class Enrolments(Enrolled):
                     links.unlink_pod(self._pins, cookie)
             return gone
 
-    def _claim(self, row: Row, cookie: int) -> None:
+    def _claim(self, row: TableRow, cookie: int) -> None:
         """Make sure no other live pod has the address of a row: inbound steering finds pods by it."""
         if row.table != "addresses":
             return
@@ -203,7 +203,7 @@ class Enrolments(Enrolled):
             )
         self.remove(owner.cookie)
 
-    def _put(self, undo: ExitStack, row: Row) -> None:
+    def _put(self, undo: ExitStack, row: TableRow) -> None:
         _put(undo, self._table(row.table), row.key, row.value)
 
     def _drop(self, keys: Keys) -> None:
@@ -217,7 +217,7 @@ class Enrolments(Enrolled):
                 undo.callback(table.remove, Cookie(cookie))
 
 
-def _keys(of: Iterable[Row]) -> Keys:
+def _keys(of: Iterable[TableRow]) -> Keys:
     return {(row.table, bytes(row.key)) for row in of}
 
 

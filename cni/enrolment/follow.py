@@ -19,7 +19,7 @@ from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity, excluded_interfaces_of, surroundings_of
 from cni.enrolment.strict_proxies import StrictProxies
 from cni.errors import SandboxInvalid
-from cni.netns.namespaces import find
+from cni.netns.namespaces import find_netns
 from cni.netns.plumbing import is_stale, prepare
 from cni.netns.rtnl import Rtnl
 from cni.netns.sandbox import Sandbox, look, visit
@@ -72,7 +72,7 @@ class Follower:
         lost = self._enrolments.unsteered()
         alive, steered = set(), []
         if lost:
-            with find(lost, proc=self._proc) as found:
+            with find_netns(lost, proc=self._proc) as found:
                 for cookie, netns in found:
                     alive.add(cookie)
                     if self._steer(cookie, netns):
@@ -130,7 +130,7 @@ class Follower:
         self._refresh_all(changes.changed | more.changed)
 
     def _adopt(self) -> None:
-        with find(self._enrolments.cookies(), proc=self._proc) as found:
+        with find_netns(self._enrolments.cookies(), proc=self._proc) as found:
             for cookie, netns in found:
                 with suppress(OSError):
                     self._watch.add(cookie, netns)
@@ -138,7 +138,7 @@ class Follower:
 
     def _refresh_all(self, cookies: frozenset[int]) -> None:
         enrolled = cookies & set(self._enrolments.cookies())
-        with find(enrolled, proc=self._proc) as found:
+        with find_netns(enrolled, proc=self._proc) as found:
             for cookie, netns in found:
                 self._refresh(cookie, netns)
 

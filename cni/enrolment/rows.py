@@ -22,7 +22,7 @@ LASTING = ("port_rules", "networks")
 TABLES = (*LASTING, "routes", "interfaces", "addresses")
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A key and value of one table, and what they say in words."""
 
     table: str
@@ -31,26 +31,28 @@ class Row(NamedTuple):
     meaning: str
 
 
-def lasting_rows(cookie: int, entries: Entries) -> Iterator[Row]:
+def lasting_rows(cookie: int, entries: Entries) -> Iterator[TableRow]:
     """What the annotations say: it stays as it is for the pod's life."""
     for port, rule in entries.port_rules.items():
         meaning = f"port {port} should be {PortRule(rule)!s}"
-        yield Row("port_rules", PortKey(cookie, port), Word(rule), meaning)
+        yield TableRow("port_rules", PortKey(cookie, port), Word(rule), meaning)
     for network, verdict in entries.networks.items():
         meaning = f"range {network} should be {NetworkVerdict(verdict).name}"
-        yield Row("networks", NetworkKey.of(cookie, network), Word(verdict), meaning)
+        yield TableRow("networks", NetworkKey.of(cookie, network), Word(verdict), meaning)
 
 
-def live_rows(cookie: int, surroundings: Surroundings) -> Iterator[Row]:
+def live_rows(cookie: int, surroundings: Surroundings) -> Iterator[TableRow]:
     """What the namespace looks like: it changes with it. Addresses come last, as inbound steering starts with them."""
     for network, way in surroundings.ways.items():
         meaning = f"route to {network} should leave through interface {way.ifindex} from {way.source}"
-        yield Row("routes", NetworkKey.of(cookie, network), RouteEntry(way.ifindex, Address.of(way.source)), meaning)
+        yield TableRow(
+            "routes", NetworkKey.of(cookie, network), RouteEntry(way.ifindex, Address.of(way.source)), meaning
+        )
     for ifindex in surroundings.excluded:
-        yield Row("interfaces", InterfaceKey(cookie, ifindex), Word(1), f"interface {ifindex} should be excluded")
+        yield TableRow("interfaces", InterfaceKey(cookie, ifindex), Word(1), f"interface {ifindex} should be excluded")
     for each in surroundings.addresses:
         owner = OwnerEntry(cookie, each.ifindex, 0, Address.of(each.source))
-        yield Row("addresses", Address.of(each.ip), owner, f"address {each.ip} should be registered for this pod")
+        yield TableRow("addresses", Address.of(each.ip), owner, f"address {each.ip} should be registered for this pod")
 
 
 def cookie_of_row(table: str, key: ctypes.Structure, value: ctypes.Structure) -> int:

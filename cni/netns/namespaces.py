@@ -37,7 +37,7 @@ def why_absent(proc: Path) -> str:
 
 
 @contextmanager
-def find(
+def find_netns(
     cookies: Collection[int], inodes: Collection[int] | None = None, proc: Path = PROC
 ) -> Iterator[Iterator[tuple[int, int]]]:
     """Look for namespaces: an iterator over (cookie, descriptor), each good until the next; those not found are absent.
@@ -53,7 +53,7 @@ def find(
 @contextmanager
 def open_netns(cookie: int, inode: int | None = None, proc: Path = PROC) -> Iterator[int | None]:
     """A descriptor of one namespace, None when it is not found; see find()."""
-    with find({cookie}, None if inode is None else {inode}, proc) as found:
+    with find_netns({cookie}, None if inode is None else {inode}, proc) as found:
         yield next((fd for _, fd in found), None)
 
 

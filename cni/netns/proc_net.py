@@ -11,7 +11,7 @@ from cni.policy.decision import IPAddress
 LISTENING = 10  # TCP_LISTEN, uapi linux/tcp_states
 
 
-class Row(NamedTuple):
+class SocketRow(NamedTuple):
     """One socket; ports in host order, IPv4-mapped addresses as IPv4."""
 
     local: IPAddress
@@ -22,12 +22,12 @@ class Row(NamedTuple):
     inode: int
 
 
-def rows(lines: Iterable[str]) -> Iterator[Row]:
+def rows(lines: Iterable[str]) -> Iterator[SocketRow]:
     """What net/tcp, net/tcp6, net/udp or net/udp6 has."""
     for line in lines:
         columns = line.split()
         if len(columns) > 9 and ":" in columns[1]:  # else the titles
-            yield Row(*_end(columns[1]), *_end(columns[2]), int(columns[3], 16), int(columns[9]))
+            yield SocketRow(*_end(columns[1]), *_end(columns[2]), int(columns[3], 16), int(columns[9]))
 
 
 def _end(text: str) -> tuple[IPAddress, int]:

@@ -55,7 +55,7 @@ def crowds(proc: Path) -> dict[int, Crowd]:
     return found
 
 
-def open_netns(proc: Path, crowd: Crowd) -> int | None:
+def netns_of_crowd(proc: Path, crowd: Crowd) -> int | None:
     """A descriptor of the crowd's namespace; None when everybody has left it. The caller closes it."""
     for pid in crowd.pids:
         try:

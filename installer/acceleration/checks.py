@@ -12,7 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from bpf.layout import Level
-from installer.acceleration.pairs import SECONDS, Bench, CheckFailed, end_of, receive, require, send_until_full, wait
+from installer.acceleration.pairs import (
+    SECONDS,
+    PairBench,
+    PromiseBroken,
+    end_of,
+    receive_exactly,
+    require,
+    send_until_full,
+    wait,
+)
 
 _MPTCP = 262  # IPPROTO_MPTCP, uapi/linux/in.h
 _IDLE_LIMIT = 8 << 20  # bytes that a reader who does not read may be sent at most
@@ -26,20 +35,20 @@ class Check:
 
     name: str
     needed: Level
-    run: Callable[[Bench], None]
+    run: Callable[[PairBench], None]
 
 
-def _first_bytes(bench: Bench) -> None:
+def _first_bytes(bench: PairBench) -> None:
     """What is sent before the other end has accepted comes first."""
     with bench.redirecting():
         for _ in range(10):
             with bench.pair(early=b"first") as pair:
                 pair.client.sendall(b"second")
-                got = receive(pair.server, 11)
+                got = receive_exactly(pair.server, 11)
             require(got == b"firstsecond", f"{got!r} instead of b'firstsecond'")
 
 
-def _switches(bench: Bench) -> None:
+def _switches(bench: PairBench) -> None:
     """Bytes stay in order while redirection starts and stops at any moment."""
     numbers, position, expected = random.Random(1), 0, 0
     with bench.redirecting(), bench.pair() as pair:
@@ -65,7 +74,7 @@ def _read_pattern(sock: socket.socket, at: int, size: int) -> int:
     except BlockingIOError:
         return at
     except TimeoutError:
-        raise CheckFailed(f"nothing came after byte {at}") from None
+        raise PromiseBroken(f"nothing came after byte {at}") from None
     require(got == _pattern(at, len(got)), f"the wrong bytes came at byte {at}")
     return at + len(got)
 
@@ -77,33 +86,33 @@ def _pattern(at: int, size: int) -> bytes:
     return words[at - first * 4 :][:size]
 
 
-def _back_pressure(bench: Bench) -> None:
+def _back_pressure(bench: PairBench) -> None:
     """A reader that does not read stops its sender, and gets all of it in the end."""
     with bench.redirecting(), bench.pair() as pair:
         sent = send_until_full(pair.client, bytes(64 << 10), _IDLE_LIMIT)
         require(sent < _IDLE_LIMIT, f"{sent} bytes were taken from a sender whose reader does not read")
-        receive(pair.server, sent)
+        receive_exactly(pair.server, sent)
 
 
-def _level_triggered(bench: Bench) -> None:
+def _level_triggered(bench: PairBench) -> None:
     _poll(bench, select.EPOLLIN)
 
 
-def _edge_triggered(bench: Bench) -> None:
+def _edge_triggered(bench: PairBench) -> None:
     _poll(bench, select.EPOLLIN | select.EPOLLET)
 
 
-def _poll(bench: Bench, events: int) -> None:
+def _poll(bench: PairBench, events: int) -> None:
     with bench.redirecting(), bench.pair() as pair, select.epoll() as epoll:
         epoll.register(pair.server, events)
         for _ in range(50):
             pair.client.sendall(b"x")
             require(bool(epoll.poll(1)), "epoll did not report data")
-            receive(pair.server, 1)
+            receive_exactly(pair.server, 1)
         require(not epoll.poll(0), "epoll reports data that is not there")
 
 
-def _blocked_reader(bench: Bench) -> None:
+def _blocked_reader(bench: PairBench) -> None:
     """A reader that waits already is woken."""
     with bench.redirecting(), bench.pair() as pair:
         pair.server.settimeout(None)
@@ -121,7 +130,7 @@ def _read_blocking(sock: socket.socket) -> bytes:
         return b""
 
 
-def _blocked_poll(bench: Bench) -> None:
+def _blocked_poll(bench: PairBench) -> None:
     """So is who waits for epoll, at every level and edge."""
     for events in (select.EPOLLIN, select.EPOLLIN | select.EPOLLET):
         with bench.redirecting(), bench.pair() as pair, select.epoll() as epoll:
@@ -129,71 +138,71 @@ def _blocked_poll(bench: Bench) -> None:
             for _ in range(_WAKE_UPS):
                 with pair.sending_later(b"x"):
                     require(bool(epoll.poll(SECONDS)), "epoll did not wake whom it should")
-                receive(pair.server, 1)
+                receive_exactly(pair.server, 1)
 
 
-def _half_close(bench: Bench) -> None:
+def _half_close(bench: PairBench) -> None:
     """An end that has said all still hears."""
     with bench.redirecting(), bench.pair() as pair:
         pair.client.sendall(b"request")
         pair.client.shutdown(socket.SHUT_WR)
-        require(receive(pair.server, 7) == b"request", "the request is not what was sent")
+        require(receive_exactly(pair.server, 7) == b"request", "the request is not what was sent")
         require(end_of(pair.server) == "end", "the end of the request did not come")
         pair.server.sendall(b"reply")
-        require(receive(pair.client, 5) == b"reply", "the reply is not what was sent")
+        require(receive_exactly(pair.client, 5) == b"reply", "the reply is not what was sent")
 
 
-def _close_after_send(bench: Bench) -> None:
+def _close_after_send(bench: PairBench) -> None:
     """What was sent before close() arrives, and then the end."""
     with bench.redirecting(), bench.pair() as pair:
         pair.client.sendall(b"x" * 50_000)
         pair.client.close()
-        receive(pair.server, 50_000)
+        receive_exactly(pair.server, 50_000)
         require(end_of(pair.server) == "end", "the end did not come")
 
 
-def _reset(bench: Bench) -> None:
+def _reset(bench: PairBench) -> None:
     """A reset reaches the other end."""
     with bench.redirecting(), bench.pair() as pair:
         pair.client.sendall(b"x")
-        receive(pair.server, 1)
+        receive_exactly(pair.server, 1)
         pair.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         pair.client.close()
         found = end_of(pair.server)
         require(found == "reset", f"{found} instead of a reset")
 
 
-def _ping_pong(bench: Bench) -> None:
+def _ping_pong(bench: PairBench) -> None:
     """Small messages in turn: none waits for another."""
     with bench.redirecting(), bench.pair() as pair:
         for _ in range(500):
             pair.client.sendall(b"ping")
-            receive(pair.server, 4)
+            receive_exactly(pair.server, 4)
             pair.server.sendall(b"pong")
-            receive(pair.client, 4)
+            receive_exactly(pair.client, 4)
 
 
-def _mptcp_listener(bench: Bench) -> None:
+def _mptcp_listener(bench: PairBench) -> None:
     """A listener of Multipath TCP, as Go's are since 1.24, serves clients that know TCP alone."""
     try:
         with bench.pair(_MPTCP) as pair:
             pair.client.sendall(b"request")
-            receive(pair.server, 7)
+            receive_exactly(pair.server, 7)
             pair.server.sendall(b"reply")
-            receive(pair.client, 5)
+            receive_exactly(pair.client, 5)
     except OSError as error:
         if error.errno not in (errno.EPROTONOSUPPORT, errno.ENOPROTOOPT, errno.EINVAL):
             raise
 
 
-def _redirected_size(bench: Bench) -> None:
+def _redirected_size(bench: PairBench) -> None:
     """FIONREAD of what was redirected."""
     with bench.redirecting(), bench.pair() as pair:
         pair.client.sendall(b"x" * 1000)
         _require_size(pair.server, 1000)
 
 
-def _native_size(bench: Bench) -> None:
+def _native_size(bench: PairBench) -> None:
     """FIONREAD of what came through TCP."""
     with bench.pair() as pair:
         bench.set_level(Level.OFF)
@@ -210,16 +219,16 @@ def _require_size(sock: socket.socket, size: int) -> None:
     require(found == size, f"FIONREAD says {found} with {size} bytes to read")
 
 
-def _resumes(bench: Bench) -> None:
+def _resumes(bench: PairBench) -> None:
     """A connection that was on TCP for a while is redirected again."""
     with bench.pair() as pair:
         bench.set_level(Level.OFF)
         pair.client.sendall(b"through TCP")
-        receive(pair.server, 11)
+        receive_exactly(pair.server, 11)
         bench.set_level(Level.FULL)
         with bench.redirecting():
             pair.client.sendall(b"past it")
-        receive(pair.server, 7)
+        receive_exactly(pair.server, 7)
 
 
 CHECKS = (

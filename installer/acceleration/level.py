@@ -14,7 +14,7 @@ from bpf.layout import Level
 from bpf.pins import Pins
 from bpf.tables import Tables
 from installer.acceleration.checks import CHECKS
-from installer.acceleration.selftest import Outcome, kept_outcome, outcome
+from installer.acceleration.selftest import SelfTest, kept_outcome, outcome
 
 log = structlog.get_logger("acceleration")
 
@@ -28,7 +28,7 @@ _STOP_SECONDS = 3.0
 _RETRY_SECONDS, _RETRY_SECONDS_LIMIT = 10.0, 1800.0
 
 
-def judge(wanted: Level, found: Outcome, others: list[str], before: Level = Level.OFF) -> NodeLevel:
+def judge(wanted: Level, found: SelfTest, others: list[str], before: Level = Level.OFF) -> NodeLevel:
     """What the outcome of the self-test and the other owners of socket maps leave of a level.
 
     `before` is what has counted so far, and counts until something is known.
@@ -60,13 +60,13 @@ class Stopping(SidestepError):
     """The node's level is nobody's business any more."""
 
 
-class Acceleration:
+class LevelKeeper:
     """Keeps a node at the level that was asked for, as far as it goes."""
 
     def __init__(self, pins: Pins, tables: Tables, cgroup: Path, run_dir: Path) -> None:
         self._pins, self._tables, self._cgroup, self._run_dir = pins, tables, cgroup, run_dir
         self._stopping = threading.Event()
-        self._outcome: Outcome | None = None
+        self._outcome: SelfTest | None = None
         self._again_at = 0.0  # time.monotonic()
         self._pause = _RETRY_SECONDS
 
@@ -76,20 +76,20 @@ class Acceleration:
         Raises SidestepError, OSError.
         """
         asked_before = level_of(self._tables).wanted
-        found = Outcome({}) if wanted is Level.OFF else self._known()
+        found = SelfTest({}) if wanted is Level.OFF else self._known()
         if self._stopping.is_set():  # nobody has waited for the self-test, and the tables may be closed by now
             raise Stopping("the agent ends")
         before = level_of(self._tables)
         if before.wanted is not asked_before:  # by an operator, while the self-test was running
             wanted = before.wanted
         if wanted is not Level.OFF and found.is_good and not is_possible(self._pins):
-            found = Outcome({}, "the kernel refused the program when it was attached")
+            found = SelfTest({}, "the kernel refused the program when it was attached")
         node = judge(wanted, found, list(other_owners(self._pins)), before.level)
         if node != before:
             set_level(self._tables, node)
         return node
 
-    def _known(self) -> Outcome:
+    def _known(self) -> SelfTest:
         """What the self-test has found, here or in another process. What failed is tried again, ever more seldom."""
         if self._outcome and not self._outcome.is_good:
             self._outcome = kept_outcome(self._run_dir) or self._outcome

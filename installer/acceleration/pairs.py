@@ -20,14 +20,14 @@ SECONDS = 1.0
 _MOMENT = 0.002
 
 
-class CheckFailed(Exception):
+class PromiseBroken(Exception):
     """What was found instead of what TCP promises."""
 
 
 def require(condition: bool, found: str) -> None:
     """Raise CheckFailed with what was found unless the condition holds."""
     if not condition:
-        raise CheckFailed(found)
+        raise PromiseBroken(found)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Pair:
             sender.join()
 
 
-class Bench:
+class PairBench:
     """Makes connections, and knows what was redirected."""
 
     def __init__(self, scratch: Scratch) -> None:
@@ -95,14 +95,14 @@ class Bench:
         require(self.traffic().redirected > before, "nothing was redirected")
 
 
-def receive(sock: socket.socket, size: int) -> bytes:
+def receive_exactly(sock: socket.socket, size: int) -> bytes:
     """Exactly so many bytes. Raises CheckFailed when they do not come."""
     got = bytearray()
     while len(got) < size:
         try:
             chunk = sock.recv(size - len(got))
         except TimeoutError:
-            raise CheckFailed(f"{len(got)} of {size} bytes came, then nothing") from None
+            raise PromiseBroken(f"{len(got)} of {size} bytes came, then nothing") from None
         require(chunk != b"", f"{len(got)} of {size} bytes came, then the end")
         got += chunk
     return bytes(got)

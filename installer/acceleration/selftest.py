@@ -27,7 +27,7 @@ _SOCKETS, _MARKS = Path("/proc/net/sockstat"), Path("/proc/sys/net/ipv4/tcp_mem"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SelfTest:
     """What the checks have found: name → what is wrong, empty when nothing is.
 
     `failure` is why there are none. `postponed` is what the machine lacks now for the checks to say anything.
@@ -49,16 +49,16 @@ class Outcome:
         return not (self.failure or self.postponed or self.unsafe)
 
 
-def kept_outcome(run_dir: Path) -> Outcome | None:
+def kept_outcome(run_dir: Path) -> SelfTest | None:
     """What an earlier start or another process has found about this kernel and these programs."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((run_dir / _FILE).read_text())
         if found["identity"] == _identity():
-            return Outcome(found["problems"], seconds=found["seconds"])
+            return SelfTest(found["problems"], seconds=found["seconds"])
     return None
 
 
-def outcome(cgroup: Path, run_dir: Path) -> Outcome:
+def outcome(cgroup: Path, run_dir: Path) -> SelfTest:
     """What there is to know of this kernel, from an earlier start if possible. `cgroup` is the attach point."""
     if kept := kept_outcome(run_dir):
         return kept
@@ -80,19 +80,19 @@ def _identity() -> str:
     return digest.hexdigest()
 
 
-def try_kernel(cgroup: Path) -> Outcome:
+def try_kernel(cgroup: Path) -> SelfTest:
     """The same, whatever is kept, and without keeping it."""
     lack, started = memory_shortage(), time.monotonic()
     if lack:
-        return Outcome({}, postponed=lack)
-    tried = Outcome({}, "there is no cgroup to try it in")
+        return SelfTest({}, postponed=lack)
+    tried = SelfTest({}, "there is no cgroup to try it in")
     for place in scratch_places(cgroup):
         tried = _try(place)
         if not tried.failure:
             break
     lack = memory_shortage()
     if lack and not tried.is_good:
-        return Outcome({}, postponed=lack)
+        return SelfTest({}, postponed=lack)
     return replace(tried, seconds=round(time.monotonic() - started, 3))
 
 
@@ -106,23 +106,23 @@ def memory_shortage() -> str:
     return f"TCP on this machine holds {used} pages, net.ipv4.tcp_mem allows {first} at ease" if used >= first else ""
 
 
-def _try(cgroup: Path) -> Outcome:
+def _try(cgroup: Path) -> SelfTest:
     root = Path(__file__).parents[2]
     try:
         with scratch_cgroup(cgroup) as scratch:
             argv = [sys.executable, "-m", "installer.acceleration.selftest", str(scratch)]
             child = subprocess.run(argv, cwd=root, capture_output=True, text=True, timeout=_CHILD_SECONDS)
     except subprocess.TimeoutExpired:
-        return Outcome({}, f"the self-test did not end within {_CHILD_SECONDS} s")
+        return SelfTest({}, f"the self-test did not end within {_CHILD_SECONDS} s")
     except (SidestepError, OSError) as error:
-        return Outcome({}, f"the self-test could not be run: {error}")
+        return SelfTest({}, f"the self-test could not be run: {error}")
     if child.returncode != 0:
         said = " ".join(child.stderr.strip().splitlines()[-1:])
-        return Outcome({}, said or f"the self-test ended with status {child.returncode}")
+        return SelfTest({}, said or f"the self-test ended with status {child.returncode}")
     try:
-        return Outcome(json.loads(child.stdout))
+        return SelfTest(json.loads(child.stdout))
     except ValueError:
-        return Outcome({}, f"the self-test said {child.stdout[:80]!r}")
+        return SelfTest({}, f"the self-test said {child.stdout[:80]!r}")
 
 
 def _keep(path: Path, document: Mapping[str, object]) -> None:
@@ -139,7 +139,7 @@ def _child(cgroup: Path) -> dict[str, str]:
     from bpf.acceleration import is_possible
     from bpf.offsets import definitions
     from cni.policy.annotations import CapturePolicy
-    from installer.acceleration.pairs import Bench, CheckFailed
+    from installer.acceleration.pairs import PairBench, PromiseBroken
     from installer.scratch import scratch_node
 
     definitions()  # says what is missing
@@ -147,12 +147,12 @@ def _child(cgroup: Path) -> dict[str, str]:
     with scratch_node(cgroup, CapturePolicy(acceleration=Level.FULL)) as scratch:
         if not is_possible(scratch.pins):
             raise SidestepError("the kernel refuses the sk_msg program, or its map")
-        bench = Bench(scratch)
+        bench = PairBench(scratch)
         for check in CHECKS:
             try:
                 check.run(bench)
                 problems[check.name] = ""
-            except (CheckFailed, OSError) as error:
+            except (PromiseBroken, OSError) as error:
                 problems[check.name] = str(error)
     return problems
 

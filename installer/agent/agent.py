@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from bpf.attachment import attach
+from bpf.attachment import attach_programs
 from bpf.tables import Tables
 from cni.enrolment.admission import Admission
 from cni.enrolment.adoption import Adoption
@@ -27,12 +27,12 @@ from installer.acceleration import level
 from installer.agent.health import Readiness
 from installer.agent.logs import configure_logging
 from installer.agent.metrics import Metrics
-from installer.agent.reconcile import Place, Reconciler
+from installer.agent.reconcile import NodeTables, Reconciler
 from installer.agent.repair import Repairs
 from installer.agent.serving import serving
 from installer.agent.signals import Signals
 from installer.host.install import Installer
-from installer.host.uninstall import uninstall
+from installer.host.uninstall import uninstall_node
 from installer.pods.deployment import Deployment
 from installer.pods.source import Source, require_source, source_of
 from installer.probe.examine import require_capable
@@ -58,7 +58,7 @@ class Settings:
     logging: Logging
 
 
-def run(settings: Settings) -> None:
+def run_agent(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises SidestepError when the node can't be set up."""
     configure_logging(settings.logging)
     require_source(settings.node)
@@ -66,7 +66,7 @@ def run(settings: Settings) -> None:
     with Signals() as signals:
         require_capable(settings.attachment, settings.chain, settings.node)
         cgroup = settings.attachment.attach_point()
-        outcome = attach(settings.attachment.pins, cgroup)
+        outcome = attach_programs(settings.attachment.pins, cgroup)
         settings = replace(settings, attachment=replace(settings.attachment, cgroup=cgroup))
         with ExitStack() as up:
             agent = _Agent(settings, up)
@@ -89,7 +89,7 @@ def run(settings: Settings) -> None:
             agent.readiness.set("serving", False, "stopping")
         # after all that would put it back again has ended
         if agent.deployment and agent.deployment.is_deleted():
-            for sentence in uninstall(settings.attachment, settings.node, settings.chain):
+            for sentence in uninstall_node(settings.attachment, settings.node, settings.chain):
                 log.info("uninstalled", what=sentence)
 
 
@@ -128,7 +128,7 @@ class _Agent:
             observe=self.metrics.observe_repair,
         )
         self._reconciler = Reconciler(
-            place=Place(pins, cgroup, tables),
+            place=NodeTables(pins, cgroup, tables),
             node=settings.node,
             pods=self.source.pods,
             enrolments=self.enrolments,
@@ -181,7 +181,7 @@ class _Agent:
     def accelerate(self) -> None:
         """Find out how far that is possible; nobody waits for it."""
         node, place = self._settings.node, self._settings.attachment
-        keeper = level.Acceleration(place.pins, self._tables, place.attach_point(), node.cni_agent_run_dir)
+        keeper = level.LevelKeeper(place.pins, self._tables, place.attach_point(), node.cni_agent_run_dir)
         self._up.enter_context(keeper.running(self._settings.acceleration.level))
 
     def _installed(self, ok: bool, why: str) -> None:

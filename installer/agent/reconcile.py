@@ -17,17 +17,16 @@ from pathlib import Path
 
 import structlog
 
-from bpf.attachment import Outcome, attach, is_attached
+from bpf.attachment import Outcome, attach_programs, is_attached
 from bpf.errors import SidestepError
 from bpf.pins import Pins
 from bpf.restoration import repin_maps, unpin_others
 from bpf.tables import Tables
-from cni.enrolment.adoption import Adoption
-from cni.enrolment.adoption import Outcome as Adopted
+from cni.enrolment.adoption import Adopted, Adoption
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity
 from cni.enrolment.follow import Follower
-from cni.netns.namespaces import find
+from cni.netns.namespaces import find_netns
 from cni.policy.annotations import policy_of
 from cni.policy.membership import skip_reason, skip_unseen
 from cni.policy.pod import Pod, PodEvents, PodSource
@@ -56,7 +55,7 @@ def _nothing() -> None:
 
 
 @dataclass(frozen=True)
-class Place:
+class NodeTables:
     """Where the programs are, and the open tables."""
 
     pins: Pins
@@ -68,7 +67,7 @@ class Place:
 class Reconciler:
     """Rounds over one node's pods; once() may be called from any thread, one round runs at a time."""
 
-    place: Place
+    place: NodeTables
     node: Node
     pods: PodSource
     enrolments: Enrolments
@@ -162,7 +161,7 @@ class Reconciler:
             log.warning("pins.restored", maps=" ".join(pinned), reason="somebody has removed them")
         if not foreign and is_attached(place.pins):
             return {RESTORED: len(pinned)} if pinned else {}
-        outcome = attach(place.pins, place.cgroup)
+        outcome = attach_programs(place.pins, place.cgroup)
         log.warning(
             "programs.restored", outcome=str(outcome), cgroup=str(place.cgroup), reason="a link or pin was gone"
         )
@@ -231,7 +230,7 @@ class Reconciler:
         if not damaged:
             return {}
         pods, count = self._pods_of(damaged), 0
-        with find(damaged, proc=self.node.proc) as found:
+        with find_netns(damaged, proc=self.node.proc) as found:
             for cookie, netns in found:
                 if cookie in pods:
                     self.adoption.admission.admit(damaged[cookie], policy_of(pods[cookie]), netns)

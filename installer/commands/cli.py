@@ -94,4 +94,4 @@ def _run() -> int:
 
 def main() -> None:
     """The entry point."""
-    sys.exit(ending.run(_run))
+    sys.exit(ending.run_command(_run))

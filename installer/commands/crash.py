@@ -19,7 +19,7 @@ _RUN = Path("/run/sidestep")
 _KEPT = 10  # of an agent that is started again and again
 
 
-def told(error: Exception) -> str:
+def last_words(error: Exception) -> str:
     """What the user is told; the rest is written to a file, or shown where SIDESTEP_DEBUG is set."""
     what = f"internal error: {type(error).__name__}: {' '.join(str(error).split())}"
     if os.environ.get(DEBUG, "0") not in ("", "0"):

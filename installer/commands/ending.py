@@ -35,7 +35,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _OURS = ("bpf", "cni", "installer")
 
 
-def run(command: Callable[[], int]) -> int:
+def run_command(command: Callable[[], int]) -> int:
     """The exit status of a command that returns its own, raises, or is interrupted; its last words are said."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -78,7 +78,7 @@ def _unforeseen(error: Exception) -> int:
         return _said(f"the Python package {error.name} is missing; `make setup` installs all that is needed", FAILED)
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return _said(f"{error.filename or 'the output'}: {error.strerror}; make room, or write elsewhere", FAILED)
-    return _said(crash.told(error), FAILED)
+    return _said(crash.last_words(error), FAILED)
 
 
 def _usage(error: click.UsageError) -> str:
@@ -124,7 +124,7 @@ def _reader_is_gone() -> bool:
 
 def _thread_crashed(args: threading.ExceptHookArgs) -> None:
     if isinstance(args.exc_value, Exception):
-        _said(crash.told(args.exc_value), FAILED)
+        _said(crash.last_words(args.exc_value), FAILED)
 
 
 def _hook_of_unraisable() -> Callable[["sys.UnraisableHookArgs"], None]:
@@ -136,6 +136,6 @@ def _hook_of_unraisable() -> Callable[["sys.UnraisableHookArgs"], None]:
             return
         seen.add(args.exc_type)
         with suppress(Exception):  # the interpreter may be coming to its end
-            _said(crash.told(args.exc_value), FAILED)
+            _said(crash.last_words(args.exc_value), FAILED)
 
     return hook

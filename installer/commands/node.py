@@ -19,9 +19,9 @@ from installer.settings import Acceleration, Attachment, Chain, Logging, Node, P
 @take(Logging)
 def agent(**groups: Any) -> None:
     """Attach, then serve the CNI plugin's requests until stopped. Stopping leaves capture as it is."""
-    from installer.agent.agent import Settings, run
+    from installer.agent.agent import Settings, run_agent
 
-    run(Settings(**groups))
+    run_agent(Settings(**groups))
 
 
 @click.command()
@@ -31,9 +31,9 @@ def agent(**groups: Any) -> None:
 @output_option
 def uninstall(attachment: Attachment, node: Node, chain: Chain, output: str) -> None:
     """Take the plugin out of the chain and off the host, detach the programs. Open connections go on."""
-    from installer.host.uninstall import uninstall
+    from installer.host.uninstall import uninstall_node
 
-    done = uninstall(attachment, node, chain)
+    done = uninstall_node(attachment, node, chain)
     show({"done": done}, output, lambda: "\n".join(done or ["nothing was installed"]) + "\n")
 
 

@@ -23,10 +23,10 @@ output_option = output_or("table")
 
 def show(document: Any, output: str, table: Callable[[], str]) -> None:
     """Print a document of plain values, or what `table` makes of it."""
-    click.echo(text_of(document, output) if output in ("json", "yaml") else table(), nl=False)
+    click.echo(encoded(document, output) if output in ("json", "yaml") else table(), nl=False)
 
 
-def text_of(document: Any, output: str) -> str:
+def encoded(document: Any, output: str) -> str:
     """A document of plain values as JSON or YAML."""
     if output == "json":
         return json.dumps(document, indent=2) + "\n"

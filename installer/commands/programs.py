@@ -14,7 +14,7 @@ from installer.settings import Attachment, Node, take, take_one
 @output_option
 def attach(attachment: Attachment, output: str) -> None:
     """Compile, load, pin and attach the programs; swap them if the sources changed; else do nothing."""
-    from bpf.attachment import attach as attach_programs
+    from bpf.attachment import attach_programs
 
     cgroup = attachment.attach_point()
     outcome = attach_programs(attachment.pins, cgroup)
@@ -27,7 +27,7 @@ def attach(attachment: Attachment, output: str) -> None:
 @output_option
 def detach(attachment: Attachment, output: str) -> None:
     """Remove links, programs and maps. Open connections go on, new ones are not captured."""
-    from bpf.attachment import detach as detach_programs
+    from bpf.attachment import detach_programs
 
     found = detach_programs(attachment.pins)
     text = f"detached: pins in {attachment.pins.top} removed\n" if found else "nothing was attached\n"
@@ -46,10 +46,10 @@ def accelerate(attachment: Attachment, cni_agent_run_dir: Path, level: str, outp
     are made at the new level.
     """
     from bpf.tables import Tables
-    from installer.acceleration.level import Acceleration
+    from installer.acceleration.level import LevelKeeper
 
     with Tables(attachment.pins) as tables:
-        keeper = Acceleration(attachment.pins, tables, attachment.attach_point(), cni_agent_run_dir)
+        keeper = LevelKeeper(attachment.pins, tables, attachment.attach_point(), cni_agent_run_dir)
         made = keeper.settle(LEVELS[level])
     document = {"level": str(made.level), "wanted": str(made.wanted), "reason": made.reason}
     show(document, output, lambda: f"acceleration: {made.level}{made.reason and f' ({made.reason})'}\n")

@@ -50,7 +50,7 @@ class Candidates:
         found = []
         for file, content in sorted(self._listing().contents.items()):
             with suppress(chain.InvalidConf):
-                found.append(chain.parse(file, content))
+                found.append(chain.parse_list(file, content))
         return found
 
     def taken(self) -> Conf | None:
@@ -120,6 +120,6 @@ class Candidates:
 
 def _is_owned(file: str, content: bytes) -> bool:
     try:
-        return chain.is_owned(chain.parse(file, content))
+        return chain.is_owned(chain.parse_list(file, content))
     except chain.InvalidConf:
         return False

@@ -66,7 +66,7 @@ class Conf:
         return (json.dumps(self.document, indent=2, allow_nan=False) + "\n").encode("ascii")
 
 
-def parse(file: str, content: bytes) -> Conf:
+def parse_list(file: str, content: bytes) -> Conf:
     """A file as a runtime reads it. Raises InvalidConf saying what it lacks."""
     document = _decoded(file, content)
     if not isinstance(document, dict):
@@ -193,7 +193,7 @@ def has_plugin(conf: Conf) -> bool:
     return any(_is(plugin, PLUGIN) for plugin in conf.plugins)
 
 
-def fault(conf: Conf, entry: Document) -> str:
+def fault_of_list(conf: Conf, entry: Document) -> str:
     """What is wrong with our place in it, for messages; empty when nothing is."""
     if with_plugin(conf, entry) == conf:
         return ""
@@ -227,7 +227,7 @@ def first_valid(files: Mapping[str, bytes]) -> tuple[Conf | None, list[InvalidCo
     problems = []
     for file in sorted(files):
         try:
-            conf = parse(file, files[file])
+            conf = parse_list(file, files[file])
         except InvalidConf as problem:
             problems.append(problem)
         else:

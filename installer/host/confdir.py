@@ -24,7 +24,7 @@ class Edit(NamedTuple):
     uid: int
 
 
-class Place(NamedTuple):
+class ChainPlace(NamedTuple):
     """Where our entry belongs, what is wrong with it there ("": nothing), and what else is to be known."""
 
     file: str
@@ -59,10 +59,10 @@ class ConfDirectory:
             self._leave(conf)
         return [conf.file for conf in ours]
 
-    def examine(self) -> Place:
+    def examine(self) -> ChainPlace:
         """How it is with our entry; nothing is changed. Raises NoConf, FileRefused."""
         if not self._settings.chained_cni_plugin:
-            return Place(self._standalone().file, self._fault(self._standalone(), _CHANGED), ())
+            return ChainPlace(self._standalone().file, self._fault(self._standalone(), _CHANGED), ())
         if self._settings.istio_owned_cni_config:
             return self._examine_owned()
         conf, invalid, not_first = self._there.primary()
@@ -121,19 +121,19 @@ class ConfDirectory:
         self._require_supported(primary)
         return edits + self._write(self._owned(primary), _not_as(primary))
 
-    def _examine_owned(self) -> Place:
+    def _examine_owned(self) -> ChainPlace:
         if ahead := self._there.ahead():
             return self._place_in(ahead, (self._passed_over(ahead),))
         primary, invalid, _ = self._there.primary()
         own = self._owned(primary)
-        return Place(own.file, chain.unsupported(primary) or self._fault(own, _not_as(primary)), invalid)
+        return ChainPlace(own.file, chain.unsupported(primary) or self._fault(own, _not_as(primary)), invalid)
 
-    def _place_in(self, conf: Conf, remarks: tuple[str, ...]) -> Place:
-        return Place(conf.file, chain.unsupported(conf) or chain.fault(conf, self._entry), remarks)
+    def _place_in(self, conf: Conf, remarks: tuple[str, ...]) -> ChainPlace:
+        return ChainPlace(conf.file, chain.unsupported(conf) or chain.fault_of_list(conf, self._entry), remarks)
 
     def _put_into(self, conf: Conf) -> list[Edit]:
         self._require_supported(conf)
-        fault = chain.fault(conf, self._entry)
+        fault = chain.fault_of_list(conf, self._entry)
         if not fault:
             return self._finish_wrapping(conf)
         for kind in chain.replaced_types(conf):
@@ -223,7 +223,7 @@ class ConfDirectory:
         if there is None or not there.content.strip():  # an empty file is what a power loss has left of one
             return False
         try:
-            return chain.wrapped_from(chain.parse(new.file, there.content)) is None
+            return chain.wrapped_from(chain.parse_list(new.file, there.content)) is None
         except chain.InvalidConf:
             return True
 
@@ -231,7 +231,7 @@ class ConfDirectory:
         """A file that a runtime takes for a single plugin other than us; None when it is none."""
         found = files.read(self.path / file)
         try:
-            conf = chain.parse(file, found.content) if found else None
+            conf = chain.parse_list(file, found.content) if found else None
         except chain.InvalidConf:
             return None
         return conf if conf and not chain.has_plugin(conf) else None

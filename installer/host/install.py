@@ -19,7 +19,7 @@ from installer.host.candidates import NoConf
 from installer.host.chain import PLUGIN, entry_of
 from installer.host.confdir import ConfDirectory, Edit
 from installer.host.files import FileRefused
-from installer.host.watching import Watcher
+from installer.host.watching import DirectoryWatcher
 from installer.settings import Chain, Node
 
 log = structlog.get_logger("install")
@@ -52,7 +52,7 @@ class Installer:
         self._conflicts = Conflicts()
         self._stopping = threading.Event()
         self._wake, self._waker = socket.socketpair()
-        self._watcher = Watcher((chain.mounted_cni_bin_dir, chain.mounted_cni_net_dir), self._wake)
+        self._watcher = DirectoryWatcher((chain.mounted_cni_bin_dir, chain.mounted_cni_net_dir), self._wake)
 
     @contextmanager
     def running(self) -> Iterator[None]:

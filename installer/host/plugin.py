@@ -29,7 +29,7 @@ def drop(shim: Path, directory: Path) -> bool:
     return True
 
 
-def fault(shim: Path, directory: Path) -> str:
+def fault_of_plugin(shim: Path, directory: Path) -> str:
     """What is wrong with the plugin in the host's directory; empty when nothing is. Raises FileRefused."""
     found = files.read(directory / PLUGIN)
     if found is None:

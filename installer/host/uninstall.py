@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bpf.attachment import detach
+from bpf.attachment import detach_programs
 from bpf.errors import SidestepError
 from bpf.pins import Descriptor
 from installer.host import files, plugin
@@ -19,7 +19,7 @@ class AgentRunning(SidestepError):
     """Something was to be undone that a running agent keeps in place."""
 
 
-def uninstall(attachment: Attachment, node: Node, chain: Chain) -> list[str]:
+def uninstall_node(attachment: Attachment, node: Node, chain: Chain) -> list[str]:
     """Remove conf entry, shim, links and pins; returns a sentence for each that was there. Twice is fine.
 
     Live connections go on, new ones are not captured. Raises FileRefused, KernelRefused, AgentRunning.
@@ -38,7 +38,7 @@ def _undo(attachment: Attachment, node: Node, chain: Chain) -> list[str]:
         files.clear_leftovers(chain.mounted_cni_bin_dir)
         if plugin.take_away(chain.mounted_cni_bin_dir):
             done.append(f"{chain.mounted_cni_bin_dir / PLUGIN} removed")
-    if detach(attachment.pins):
+    if detach_programs(attachment.pins):
         done.append(f"programs detached, pins in {attachment.pins.top} removed")
     return done
 

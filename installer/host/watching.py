@@ -30,7 +30,7 @@ _LOOK_SECONDS = 30.0
 _BLIND_SECONDS = 0.5
 
 
-class Watcher:
+class DirectoryWatcher:
     """Watches anew for every round, since a directory may have been exchanged for another."""
 
     def __init__(self, directories: Sequence[Path], wake: socket.socket) -> None:
@@ -39,16 +39,16 @@ class Watcher:
         self._wake = wake
         self._problems: set[str] = set()
 
-    def armed(self) -> "Watch":
+    def armed(self) -> "DirectoryWatch":
         """From now on changes are noticed; use as a context manager."""
-        watch = Watch(self._directories, self._wake)
+        watch = DirectoryWatch(self._directories, self._wake)
         for problem in sorted(watch.problems - self._problems):
             log.warning("watch.failed", problem=problem, consequence=f"looked at every {_BLIND_SECONDS} s")
         self._problems = watch.problems
         return watch
 
 
-class Watch:
+class DirectoryWatch:
     """One round's watch. What can't be watched is in `problems`."""
 
     def __init__(self, directories: Sequence[Path], wake: socket.socket) -> None:
@@ -67,7 +67,7 @@ class Watch:
             except OSError as error:
                 self.problems.add(f"{directory}: {error.strerror}")
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "DirectoryWatch":
         return self
 
     def __exit__(self, *_: object) -> None:

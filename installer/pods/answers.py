@@ -45,7 +45,7 @@ class Watching(Generic[T]):
         try:
             for line in self._response:
                 if line.strip():
-                    yield self._change(parse(line))
+                    yield self._change(parse_json(line))
         except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
             # AttributeError: urllib3 finds its connection gone when somebody else has closed it
             raise ApiFailed(f"the watch broke off: {reason_of(error)}") from error
@@ -66,7 +66,7 @@ class Watching(Generic[T]):
         self._response.close()
 
 
-def parse(text: bytes) -> Any:
+def parse_json(text: bytes) -> Any:
     """JSON without what nobody reads of a Pod. Raises ValueError."""
     return json.loads(text, object_hook=_without_bulk)
 

@@ -19,9 +19,9 @@ from kubernetes.client.rest import RESTClientObject, RESTResponse
 
 from cni.policy.pod import Pod
 from installer.pods.access import access_of
-from installer.pods.answers import Json, Watching, parse, pod_of, reason_of, said_by
+from installer.pods.answers import Json, Watching, parse_json, pod_of, reason_of, said_by
 from installer.pods.errors import ApiFailed, Conflict, Expired
-from installer.pods.resource import DAEMONSET, Owner, Resource, daemonset_of, pods_of
+from installer.pods.resource import DAEMONSET, DaemonSetIdentity, Resource, daemonset_of, pods_of
 from installer.settings import Node
 
 # seconds for the connection of a watch, and for the answer to anything else
@@ -159,7 +159,7 @@ class Api:
         path = f"/api/v1/namespaces/{quote(namespace)}/events/{quote(name)}"
         return self._done(_Call("patch", "PATCH", path, body={"count": count, "lastTimestamp": now}))
 
-    def get_daemonset(self, namespace: str, seconds: float = _ANSWER_SECONDS) -> Owner | None:
+    def get_daemonset(self, namespace: str, seconds: float = _ANSWER_SECONDS) -> DaemonSetIdentity | None:
         """The agents' DaemonSet; None when there is none."""
         resource = daemonset_of(namespace)
         call = _Call("get", "GET", f"{resource.path}/{DAEMONSET}", seconds=seconds, accept=resource.accept())
@@ -187,7 +187,7 @@ class Api:
         answer = self._request(call)
         try:
             with answer.response as response:
-                found = parse(response.read())
+                found = parse_json(response.read())
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise ApiFailed(f"{self._configuration.host}: the answer to {call} is broken: {error}") from error
         if not isinstance(found, dict):

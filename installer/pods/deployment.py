@@ -11,7 +11,7 @@ from installer.pods.answers import Change
 from installer.pods.api import Api
 from installer.pods.errors import ApiFailed
 from installer.pods.listwatch import ListWatch
-from installer.pods.resource import DAEMONSET, Owner, daemonset_of
+from installer.pods.resource import DAEMONSET, DaemonSetIdentity, daemonset_of
 
 log = structlog.get_logger("daemonset")
 
@@ -67,7 +67,7 @@ class Deployment:
         with self._lock:
             return self._deleted
 
-    def _ask(self) -> Owner | None:
+    def _ask(self) -> DaemonSetIdentity | None:
         """The newest, since it may have been made again. Not for long when the answer hardly matters."""
         attempts = 1 if self._deleted else _TRY_ATTEMPTS
         patiently = Retrying(
@@ -78,19 +78,19 @@ class Deployment:
         )
         return patiently(self._api.get_daemonset, self._namespace, _ANSWER_SECONDS)
 
-    def _listed(self, found: list[Owner]) -> None:
+    def _listed(self, found: list[DaemonSetIdentity]) -> None:
         for owner in found:
             self._see(owner)
         if not found and self.is_known:
             self._gone()
 
-    def _changed(self, change: Change[Owner]) -> None:
+    def _changed(self, change: Change[DaemonSetIdentity]) -> None:
         if change.thing is not None:
             self._see(change.thing)
         if change.kind == "DELETED":
             self._gone()
 
-    def _see(self, owner: Owner) -> None:
+    def _see(self, owner: DaemonSetIdentity) -> None:
         if owner.is_going:
             with self._lock:
                 self._uid = owner.uid

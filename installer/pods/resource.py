@@ -35,7 +35,7 @@ class Resource(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Owner:
+class DaemonSetIdentity:
     """What counts of a DaemonSet: one made again under the same name has another UID."""
 
     uid: str
@@ -47,12 +47,12 @@ def pods_of(node_name: str) -> Resource[Pod]:
     return Resource("pods", "/api/v1/pods", f"spec.nodeName={node_name}", pod_of)
 
 
-def daemonset_of(namespace: str) -> Resource[Owner]:
+def daemonset_of(namespace: str) -> Resource[DaemonSetIdentity]:
     """The agents' DaemonSet. A role that allows one name allows a list and a watch of just that name."""
     path = f"/apis/apps/v1/namespaces/{quote(namespace)}/daemonsets"
     return Resource("daemonset", path, f"metadata.name={DAEMONSET}", _owner, metadata_only=True)
 
 
-def _owner(thing: Json) -> Owner:
+def _owner(thing: Json) -> DaemonSetIdentity:
     metadata = thing.get("metadata") or {}
-    return Owner(str(metadata.get("uid") or ""), bool(metadata.get("deletionTimestamp")))
+    return DaemonSetIdentity(str(metadata.get("uid") or ""), bool(metadata.get("deletionTimestamp")))

@@ -10,9 +10,9 @@ from bpf.errors import CompileFailed, KernelRefused, LibraryMissing, NotAttached
 from bpf.kernel import cgroup2_root, mounts, require_bpffs
 from bpf.layout import TABLES, BuildEntry, Word
 from bpf.pins import LAYOUT, Descriptor, Pins
-from bpf.probing.features import Verdict
+from bpf.probing.features import Presence
 from bpf.probing.scratch import scratch_pins
-from installer.probe.findings import Row
+from installer.probe.findings import Finding
 from installer.probe.needs import MINIMUM
 from installer.settings import Attachment
 
@@ -20,21 +20,24 @@ _ROOT_INODE = 1  # of the real root: the id of a hierarchy's first directory (ke
 _KUBELET = ("kubepods", "kubepods.slice")  # kubelet's cgroup, by driver: cgroupfs, systemd
 
 
-def attach_point(attachment: Attachment) -> tuple[Path | None, list[Row]]:
+def attach_point_findings(attachment: Attachment) -> tuple[Path | None, list[Finding]]:
     """The cgroup the programs go to, None if there is none, and what there is to say of it."""
     try:
         root = cgroup2_root()
     except KernelRefused as error:
-        return None, [Row("cgroup2", "attaching", "not mounted", Verdict.NO, str(error).partition("; ")[2])]
-    mounted = Row("cgroup2", "attaching", f"at {root}", Verdict.YES)
+        return None, [Finding("cgroup2", "attaching", "not mounted", Presence.NO, str(error).partition("; ")[2])]
+    mounted = Finding("cgroup2", "attaching", f"at {root}", Presence.YES)
     try:
         point = attachment.attach_point()
         os.close(os.open(point, os.O_RDONLY | os.O_DIRECTORY))
     except OSError as error:
         found = f"{attachment.cgroup}: {error.strerror}"
-        return None, [mounted, Row("attach point", "attaching", found, Verdict.NO, _GIVE)]
+        return None, [mounted, Finding("attach point", "attaching", found, Presence.NO, _GIVE)]
     if not (point / "cgroup.procs").exists() or not _is_cgroup2(point):
-        return None, [mounted, Row("attach point", "attaching", f"{point}: no cgroup2 directory", Verdict.NO, _GIVE)]
+        return None, [
+            mounted,
+            Finding("attach point", "attaching", f"{point}: no cgroup2 directory", Presence.NO, _GIVE),
+        ]
     return point, [mounted, point_row(point, root, _version1_pods())]
 
 
@@ -47,21 +50,23 @@ def _is_cgroup2(path: Path) -> bool:
     return best.filesystem == "cgroup2"
 
 
-def point_row(point: Path, root: Path, version1: Path | None) -> Row:
+def point_row(point: Path, root: Path, version1: Path | None) -> Finding:
     """Whether pods will be below the attach point; `version1` is kubelet's cgroup in version 1, if pods are there.
 
     On a hybrid host whose kubelet uses version 1, pods are in no cgroup of version 2 but its root.
     """
     if point == root and _is_own_container(root):
         found = f"{point} is this container's own cgroup"
-        return Row("attach point", "attaching", found, Verdict.NO, "mount the host's /sys/fs/cgroup into the container")
+        return Finding(
+            "attach point", "attaching", found, Presence.NO, "mount the host's /sys/fs/cgroup into the container"
+        )
     if point == root:
         why = f"kubelet's pods are in cgroup v1 ({version1})" if version1 else "kubelet has no cgroup2 there"
-        return Row("attach point", "attaching", f"{point}, the root: {why}", Verdict.YES)
+        return Finding("attach point", "attaching", f"{point}, the root: {why}", Presence.YES)
     if version1 and "populated 0" in _read(point / "cgroup.events"):
         found = f"{point} is empty: pods are in {version1}, cgroup v1, so cgroup2 has them in its root"
-        return Row("attach point", "attaching", found, Verdict.NO, f"--cgroup {root}")
-    return Row("attach point", "attaching", str(point), Verdict.YES)
+        return Finding("attach point", "attaching", found, Presence.NO, f"--cgroup {root}")
+    return Finding("attach point", "attaching", str(point), Presence.YES)
 
 
 def _is_own_container(root: Path) -> bool:
@@ -87,7 +92,7 @@ def _version1_pods() -> Path | None:
     return None
 
 
-def bpffs(attachment: Attachment) -> Row:
+def bpffs(attachment: Attachment) -> Finding:
     """A bpffs, and that pins can be made on it."""
     what, needed_by = "bpffs", "capture that outlives the agent"
     try:
@@ -96,13 +101,13 @@ def bpffs(attachment: Attachment) -> Row:
             pass
     except KernelRefused:
         advice = f"mount one and mount it into the container: mount -t bpf bpf {attachment.bpffs}"
-        return Row(what, needed_by, f"{attachment.bpffs} is none", Verdict.NO, advice)
+        return Finding(what, needed_by, f"{attachment.bpffs} is none", Presence.NO, advice)
     except OSError as error:
-        return Row(what, needed_by, f"{attachment.bpffs}: {error.strerror}", Verdict.NO, "mount it writable")
-    return Row(what, needed_by, f"at {attachment.bpffs}", Verdict.YES)
+        return Finding(what, needed_by, f"{attachment.bpffs}: {error.strerror}", Presence.NO, "mount it writable")
+    return Finding(what, needed_by, f"at {attachment.bpffs}", Presence.YES)
 
 
-def earlier_installation(attachment: Attachment) -> list[Row]:
+def earlier_installation(attachment: Attachment) -> list[Finding]:
     """What an agent before this one has left attached."""
     pins = attachment.pins
     try:
@@ -114,18 +119,18 @@ def earlier_installation(attachment: Attachment) -> list[Row]:
         if other != LAYOUT:
             advice = "run `sidestep detach` of that version, or all connections are captured twice"
             rows.append(
-                Row(
+                Finding(
                     "earlier installation",
                     "upgrades",
                     f"{pins.top / other}: layout {other}, this is {LAYOUT}",
-                    Verdict.WARNING,
+                    Presence.WARNING,
                     advice,
                 )
             )
     return rows
 
 
-def _current(pins: Pins) -> Row:
+def _current(pins: Pins) -> Finding:
     what, needed_by = "earlier installation", "upgrades"
     build = BuildEntry()
     try:
@@ -134,17 +139,17 @@ def _current(pins: Pins) -> Row:
         with Descriptor(pins.open_map("build")) as table:
             syscalls.map_lookup(table.fd, Word(0), build)
     except (NotAttached, KernelRefused) as error:
-        return Row(
-            what, needed_by, str(error).partition("; ")[0], Verdict.NO, "run `sidestep detach`, then start again"
+        return Finding(
+            what, needed_by, str(error).partition("; ")[0], Presence.NO, "run `sidestep detach`, then start again"
         )
     if bytes(build.sources) != sources_digest():
-        return Row(what, needed_by, f"{pins.root}: other programs", Verdict.YES, "they will be swapped in place")
+        return Finding(what, needed_by, f"{pins.root}: other programs", Presence.YES, "they will be swapped in place")
     if not is_attached(pins):
-        return Row(what, needed_by, f"{pins.root}: links are missing", Verdict.YES, "they will be made anew")
-    return Row(what, needed_by, f"{pins.root}: the same programs at {build.cgroup.decode()}", Verdict.YES)
+        return Finding(what, needed_by, f"{pins.root}: links are missing", Presence.YES, "they will be made anew")
+    return Finding(what, needed_by, f"{pins.root}: the same programs at {build.cgroup.decode()}", Presence.YES)
 
 
-def programs(attachment: Attachment) -> Row:
+def programs(attachment: Attachment) -> Finding:
     """Whether this version's programs compile and the verifier takes them; nothing is attached."""
     what, needed_by = "this version's programs", "everything"
     try:
@@ -152,10 +157,10 @@ def programs(attachment: Attachment) -> Row:
         with scratch_pins(attachment.bpffs) as directory:
             refused = {hook: why for hook, why in try_each(directory).items() if why}
     except (CompileFailed, LibraryMissing) as error:
-        return Row(what, needed_by, str(error), Verdict.NO, "python3-bpfcc 0.25 or newer, with its LLVM")
+        return Finding(what, needed_by, str(error), Presence.NO, "python3-bpfcc 0.25 or newer, with its LLVM")
     except (KernelRefused, OSError):
-        return Row(what, needed_by, "not tried: they need a bpffs", Verdict.UNKNOWN, "see the row on bpffs")
+        return Finding(what, needed_by, "not tried: they need a bpffs", Presence.UNKNOWN, "see the row on bpffs")
     if refused:
         found = "; ".join(f"{hook}: {why}" for hook, why in refused.items())
-        return Row(what, needed_by, found, Verdict.NO, f"a kernel with what they use: Linux {MINIMUM} or newer")
-    return Row(what, needed_by, f"{len(HOOKS)} compiled and loaded", Verdict.YES)
+        return Finding(what, needed_by, found, Presence.NO, f"a kernel with what they use: Linux {MINIMUM} or newer")
+    return Finding(what, needed_by, f"{len(HOOKS)} compiled and loaded", Presence.YES)

@@ -7,9 +7,9 @@ command line has the real programs compiled and loaded on top, which takes a sec
 from bpf.acceleration import other_owners
 from bpf.errors import KernelRefused
 from bpf.layout import Level
-from bpf.probing.features import Feature, Verdict, try_features
-from installer.probe.attachment import attach_point, bpffs, earlier_installation, programs
-from installer.probe.findings import Findings, Row
+from bpf.probing.features import Feature, Presence, try_features
+from installer.probe.attachment import attach_point_findings, bpffs, earlier_installation, programs
+from installer.probe.findings import Finding, Findings
 from installer.probe.foreign import other_programs
 from installer.probe.host import host
 from installer.probe.needs import MINIMUM, NEEDS
@@ -20,7 +20,7 @@ from installer.settings import Attachment, Chain, Node
 
 def examine(attachment: Attachment, chain: Chain, node: Node) -> Findings:
     """Look at everything but the programs themselves, which attaching compiles and loads anyway. Some 30 ms."""
-    point, points = attach_point(attachment)
+    point, points = attach_point_findings(attachment)
     rows = [
         *process(),
         *points,
@@ -47,19 +47,21 @@ def require_capable(attachment: Attachment, chain: Chain, node: Node) -> None:
     examine(attachment, chain, node).require()
 
 
-def _connections(attachment: Attachment) -> list[Row]:
-    from installer.probe.trial_connections import exercise
+def _connections(attachment: Attachment) -> list[Finding]:
+    from installer.probe.trial_connections import trial_connections
 
     try:
-        return list(exercise(attachment))
+        return list(trial_connections(attachment))
     except KernelRefused as error:
         # where nothing may be written below the attach point; the small programs were tried elsewhere
         return [
-            Row("trial", "everything", f"not with the real programs: {error}", Verdict.WARNING, "mount it writable")
+            Finding(
+                "trial", "everything", f"not with the real programs: {error}", Presence.WARNING, "mount it writable"
+            )
         ]
 
 
-def _acceleration(attachment: Attachment) -> Row:
+def _acceleration(attachment: Attachment) -> Finding:
     """How far it goes here. Capture works without."""
     from installer.acceleration.level import judge
     from installer.acceleration.selftest import try_kernel
@@ -67,19 +69,21 @@ def _acceleration(attachment: Attachment) -> Row:
     found = judge(Level.FULL, try_kernel(attachment.attach_point()), list(other_owners(attachment.pins)))
     what, needed_by = "acceleration", "speed within the node"
     if found.level is Level.FULL:
-        return Row(what, needed_by, f"level {found.level}", Verdict.YES, found.reason)
-    return Row(what, needed_by, f"level {found.level}: {found.reason}", Verdict.WARNING, "see docs/acceleration.md")
+        return Finding(what, needed_by, f"level {found.level}", Presence.YES, found.reason)
+    return Finding(
+        what, needed_by, f"level {found.level}: {found.reason}", Presence.WARNING, "see docs/acceleration.md"
+    )
 
 
-def _row(feature: Feature) -> Row:
+def _row(feature: Feature) -> Finding:
     need = NEEDS[feature.name]
-    return Row(need.label, need.needed_by, feature.found, feature.verdict, _advice(feature, need.since))
+    return Finding(need.label, need.needed_by, feature.found, feature.verdict, _advice(feature, need.since))
 
 
 def _advice(feature: Feature, since: str) -> str:
-    if feature.verdict is Verdict.YES:
+    if feature.verdict is Presence.YES:
         return ""
-    if feature.verdict is Verdict.UNKNOWN:
+    if feature.verdict is Presence.UNKNOWN:
         return "see the other rows"
     return (
         f"a kernel with it: Linux {since} or newer ({MINIMUM} for all of this table), with BPF and cgroups configured"

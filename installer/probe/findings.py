@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 from bpf.errors import SidestepError
-from bpf.probing.features import Verdict
+from bpf.probing.features import Presence
 
 _PLAIN_WIDTH = 120  # columns where there is no terminal to ask
 # titles, and widths that fit the longest word of the rows that are always there, in 80 columns
 _COLUMNS = (("what", 17), ("needed by", 16), ("found", 10), ("verdict", 7), ("what to do", 10))
-_COLOURS = {Verdict.YES: "green", Verdict.NO: "bold red", Verdict.UNKNOWN: "magenta", Verdict.WARNING: "yellow"}
+_COLOURS = {Presence.YES: "green", Presence.NO: "bold red", Presence.UNKNOWN: "magenta", Presence.WARNING: "yellow"}
 
 
 class NodeUnfit(SidestepError):
@@ -19,13 +19,13 @@ class NodeUnfit(SidestepError):
 
 
 @dataclass(frozen=True)
-class Row:
+class Finding:
     """One thing that was looked at."""
 
     what: str
     needed_by: str
     found: str
-    verdict: Verdict
+    verdict: Presence
     advice: str = ""  # what to do, unless all is well
 
 
@@ -33,22 +33,22 @@ class Row:
 class Findings:
     """Everything that was looked at, in order."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[Finding, ...]
 
     @property
     def works(self) -> bool:
         """Whether capture will work. What could not be tried is not known to work."""
-        return all(row.verdict in (Verdict.YES, Verdict.WARNING) for row in self.rows)
+        return all(row.verdict in (Presence.YES, Presence.WARNING) for row in self.rows)
 
     @property
     def summary(self) -> str:
         """One sentence."""
-        counts = {verdict: sum(row.verdict is verdict for row in self.rows) for verdict in Verdict}
+        counts = {verdict: sum(row.verdict is verdict for row in self.rows) for verdict in Presence}
         if self.works:
-            warnings = counts[Verdict.WARNING]
+            warnings = counts[Presence.WARNING]
             return "capture will work" + (f", with {warnings} warning{'s'[: warnings > 1]}" if warnings else "")
         told = [
-            f"{counts[v]} {word}" for v, word in ((Verdict.NO, "missing"), (Verdict.UNKNOWN, "unknown")) if counts[v]
+            f"{counts[v]} {word}" for v, word in ((Presence.NO, "missing"), (Presence.UNKNOWN, "unknown")) if counts[v]
         ]
         return f"capture will not work here: of {len(self.rows)} things needed, {', '.join(told)}"
 
@@ -82,8 +82,8 @@ class Findings:
 
     def require(self) -> None:
         """Raise NodeUnfit, which names what is wrong and then shows the table, unless capture will work."""
-        bad = [f"{row.what} {row.found}" for row in self.rows if row.verdict is Verdict.NO]
-        bad = bad or [f"{row.what} {row.found}" for row in self.rows if row.verdict is Verdict.UNKNOWN]
+        bad = [f"{row.what} {row.found}" for row in self.rows if row.verdict is Presence.NO]
+        bad = bad or [f"{row.what} {row.found}" for row in self.rows if row.verdict is Presence.UNKNOWN]
         if not self.works:
             raise NodeUnfit(f"this node can't capture: {'; '.join(bad)}\n{self.table(sys.stderr)}".rstrip())
 

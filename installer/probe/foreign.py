@@ -5,8 +5,8 @@ from pathlib import Path
 
 from bpf.errors import KernelRefused
 from bpf.foreign import Foreign, Mode, find_foreign
-from bpf.probing.features import Verdict
-from installer.probe.findings import Row
+from bpf.probing.features import Presence
+from installer.probe.findings import Finding
 
 _WHAT, _NEEDED_BY = "other programs", "attaching; seeing Services' addresses"
 
@@ -26,20 +26,20 @@ _BALANCERS = (
 )
 
 
-def other_programs(point: Path | None) -> list[Row]:
+def other_programs(point: Path | None) -> list[Finding]:
     """A row for each owner and cgroup that has some; one row when nobody has."""
     if point is None:
         return []
     try:
         found = find_foreign(point)
     except (KernelRefused, OSError) as error:
-        return [Row(_WHAT, _NEEDED_BY, f"not seen: {error}", Verdict.UNKNOWN, "see the other rows")]
+        return [Finding(_WHAT, _NEEDED_BY, f"not seen: {error}", Presence.UNKNOWN, "see the other rows")]
     groups: dict[tuple[Path, Mode, bool, str], list[Foreign]] = {}
     for each in found:
         balancer = _balancer_of(each)
         groups.setdefault((each.cgroup, each.mode, each.first, balancer.name if balancer else ""), []).append(each)
     rows = [_row(members, point) for members in groups.values()]
-    return rows or [Row(_WHAT, _NEEDED_BY, "none", Verdict.YES)]
+    return rows or [Finding(_WHAT, _NEEDED_BY, "none", Presence.YES)]
 
 
 def _balancer_of(each: Foreign) -> _Balancer | None:
@@ -49,27 +49,27 @@ def _balancer_of(each: Foreign) -> _Balancer | None:
     return None
 
 
-def _row(members: list[Foreign], point: Path) -> Row:
+def _row(members: list[Foreign], point: Path) -> Finding:
     first = members[0]
     names = ", ".join(dict.fromkeys(name for each in members for name in each.names))
     hooks = ", ".join(each.hook for each in members)
     balancer = _balancer_of(first)
     found = f"{balancer.name if balancer else names} at {first.cgroup} ({hooks})"
     verdict, remark, advice = _judge(first, balancer, point, hooks)
-    return Row(_WHAT, _NEEDED_BY, f"{found}, {remark}", verdict, advice)
+    return Finding(_WHAT, _NEEDED_BY, f"{found}, {remark}", verdict, advice)
 
 
-def _judge(first: Foreign, balancer: _Balancer | None, point: Path, hooks: str) -> tuple[Verdict, str, str]:
+def _judge(first: Foreign, balancer: _Balancer | None, point: Path, hooks: str) -> tuple[Presence, str, str]:
     """Verdict, what it means, what to do."""
     inside = first.cgroup == point
     if first.mode is Mode.EXCLUSIVE or (inside and first.mode is Mode.OVERRIDE):
         owner = f"have {balancer.name} attach" if balancer else "have its owner attach it"
-        return Verdict.NO, "exclusively: ours can't be attached", f"{owner} with BPF_F_ALLOW_MULTI, or detach it"
+        return Presence.NO, "exclusively: ours can't be attached", f"{owner} with BPF_F_ALLOW_MULTI, or detach it"
     if first.mode is Mode.OVERRIDE:
-        return Verdict.WARNING, "which ours replace below their cgroup", "have its owner attach with BPF_F_ALLOW_MULTI"
+        return Presence.WARNING, "which ours replace below their cgroup", "have its owner attach with BPF_F_ALLOW_MULTI"
     if not inside:
-        return Verdict.YES, "after ours", ""
+        return Presence.YES, "after ours", ""
     if balancer and first.first:
         advice = f"set {balancer.hostless}, or --cgroup to a cgroup below that holds the pods"
-        return Verdict.WARNING, "before ours: Services' addresses are hidden from us", advice
-    return Verdict.YES, "beside ours", ""
+        return Presence.WARNING, "before ours: Services' addresses are hidden from us", advice
+    return Presence.YES, "beside ours", ""

@@ -17,9 +17,9 @@ from pathlib import Path
 from bpf.compiler import try_each
 from bpf.kernel import attach_point
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
-from bpf.probing.features import Verdict
+from bpf.probing.features import Presence
 from cni.policy.annotations import CapturePolicy
-from installer.probe.findings import Row
+from installer.probe.findings import Finding
 from installer.scratch import POD, scratch_cgroup, scratch_node
 from installer.settings import Attachment
 
@@ -34,7 +34,7 @@ _SECONDS = 2.0
 _CHILD_SECONDS = 30
 
 
-def exercise(attachment: Attachment) -> Iterator[Row]:
+def trial_connections(attachment: Attachment) -> Iterator[Finding]:
     """A row for each thing that was tried."""
     with scratch_cgroup(attachment.cgroup or attach_point()) as cgroup:
         argv = [sys.executable, "-m", "installer.probe.trial_connections", str(cgroup)]
@@ -42,15 +42,15 @@ def exercise(attachment: Attachment) -> Iterator[Row]:
         try:
             child = subprocess.run(argv, cwd=root, capture_output=True, text=True, timeout=_CHILD_SECONDS)
         except subprocess.TimeoutExpired:
-            yield Row("trial", "everything", f"did not end within {_CHILD_SECONDS} s", Verdict.NO, "report it")
+            yield Finding("trial", "everything", f"did not end within {_CHILD_SECONDS} s", Presence.NO, "report it")
             return
     if child.returncode != 0:
         said = " ".join(child.stderr.strip().splitlines()[-1:])
-        yield Row("trial", "everything", said or "ended without a word", Verdict.NO, "the rows above may say why")
+        yield Finding("trial", "everything", said or "ended without a word", Presence.NO, "the rows above may say why")
         return
     for what, needed_by, found, works in json.loads(child.stdout):
         advice = "" if works else "this kernel does not do what its documentation says: report it"
-        yield Row(what, needed_by, found, Verdict.YES if works else Verdict.NO, advice)
+        yield Finding(what, needed_by, found, Presence.YES if works else Presence.NO, advice)
 
 
 def load_each(attachment: Attachment) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from bpf.attachment import detach
+from bpf.attachment import detach_programs
 from bpf.pins import Pins
 from installer.acceleration.selftest import try_kernel
 from tests.lab.node import REPOSITORY, Node
@@ -57,7 +57,7 @@ def bench() -> None:
 
         def forget() -> None:
             agent.terminate()
-            detach(Pins(node.bpffs))
+            detach_programs(Pins(node.bpffs))
 
         def swap_away() -> None:
             agent.terminate()

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import click
 
-from bpf.attachment import attach, detach
+from bpf.attachment import attach_programs, detach_programs
 from bpf.tables import Tables
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity, entries_of
@@ -176,7 +176,7 @@ def outside(cable: Cable, rounds: int) -> None:
         running(cable.peer, None, 0, SERVER, PORTS["direct"]),
         running(cable.pod, cgroup, APP, CLIENT) as process,
     ):
-        sides = (lambda: _done(attach(pins, cgroup)), lambda: _done(detach(pins)))
+        sides = (lambda: _done(attach_programs(pins, cgroup)), lambda: _done(detach_programs(pins)))
         compare("outside, attached / not", Client(process), sides, "direct", rounds)
         process.kill()  # its cgroup goes with the pins
         process.wait()
@@ -186,7 +186,7 @@ def inside(cable: Cable, rounds: int) -> None:
     """A mesh pod's process, with more or fewer rules, and with more or fewer pods."""
     with ExitStack() as stack:
         pins, cgroup = stack.enter_context(scratch_pins())
-        attach(pins, cgroup)
+        attach_programs(pins, cgroup)
         tables = stack.enter_context(Tables(pins))
         netns = stack.enter_context(cable.pod.open())
         enrolments = Enrolments(pins, tables)

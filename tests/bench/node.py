@@ -20,7 +20,7 @@ from urllib.request import urlopen
 
 import click
 
-from bpf.attachment import detach
+from bpf.attachment import detach_programs
 from bpf.pins import Pins
 from tests.lab.apiserver import ApiServer
 from tests.lab.node import Node
@@ -82,7 +82,7 @@ def starts(node: Node, start: Callable[[], float]) -> list[Figure]:
     cold, warm = [], []
     for _ in range(ROUNDS):
         node.agent.terminate()
-        detach(Pins(node.bpffs))
+        detach_programs(Pins(node.bpffs))
         cold.append(start())
         node.agent.terminate()
         warm.append(start())

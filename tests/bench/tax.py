@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from bpf.attachment import attach, detach
+from bpf.attachment import attach_programs, detach_programs
 from bpf.pins import Pins
 from tests.bench.mesh.blocks import Block, judged
 from tests.bench.mesh.ratios import Spread, spread
@@ -66,7 +66,7 @@ def measure(rounds: int) -> dict[str, dict[str, Spread]]:
                         for call, nanoseconds in _times(process).items():
                             found[call, state] += [nanoseconds] if number else []
         finally:
-            detach(pins)
+            detach_programs(pins)
             for each in (kubepods, elsewhere):
                 each.rmdir()
     return {call: {state: _ratios(found, call, state) for state in STATES[1:]} for call in CALLS}
@@ -89,9 +89,9 @@ def block(rounds: int) -> Block:
 
 
 def _bring_about(state: str, pins: Pins, places: dict[str, Path]) -> None:
-    detach(pins)
+    detach_programs(pins)
     if state in places:
-        attach(pins, places[state])
+        attach_programs(pins, places[state])
 
 
 def _times(process: "subprocess.Popen[str]") -> dict[str, float]:

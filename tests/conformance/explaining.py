@@ -8,7 +8,7 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.policy.decision import Action, Verdict
 from installer.commands.explain.explainer import Asker, Explainer
-from installer.commands.pods.enrolled import find
+from installer.commands.pods.enrolled import find_pod
 from installer.commands.pods.namespace import looked_into
 from tests.conformance.kinds import Probe
 from tests.conformance.world import Seen
@@ -29,7 +29,7 @@ _OUTSIDE = {
 def explained(pins: Pins, name: str, probes: Iterable[Probe]) -> list[Verdicts]:
     """The verdicts of each probe of the enrolled pod of that name, in order."""
     with Tables(pins) as tables:
-        pod = find(pins, tables, f"default/{name}")
+        pod = find_pod(pins, tables, f"default/{name}")
         with looked_into(pod, Path("/proc")) as inside:
             assert inside is not None
             explainer = Explainer(pod, tables, inside.interfaces)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cni.enrolment.admission import Admission
-from cni.enrolment.adoption import Adoption, Outcome
+from cni.enrolment.adoption import Adopted, Adoption
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity
 from cni.enrolment.follow import Follower
@@ -17,7 +17,7 @@ from cni.errors import PodNotFound
 from cni.policy.annotations import policy_of
 from cni.policy.pod import NoEvents, Pod
 from cni.verbs import Verbs
-from installer.agent.reconcile import Place, Reconciler
+from installer.agent.reconcile import NodeTables, Reconciler
 from installer.settings import Node
 from tests.datapath.conftest import PROXY, Kernel, Namespace, Wire
 
@@ -126,7 +126,7 @@ class Parts:
     verbs: Verbs
     reconciler: Reconciler
 
-    def adopt(self, pod: Pod) -> Outcome | None:
+    def adopt(self, pod: Pod) -> Adopted | None:
         """What became of one pod."""
         return next(self.adoption.adopt([pod]), None)
 
@@ -140,7 +140,7 @@ def parts(kernel: Kernel, proc: Path = Path("/proc")) -> Iterator[Parts]:
     admission = Admission(enrolments, follower)
     adoption = Adoption(admission, proc)
     reconciler = Reconciler(
-        place=Place(kernel.pins, kernel.cgroup, kernel.tables),
+        place=NodeTables(kernel.pins, kernel.cgroup, kernel.tables),
         node=Node(proc=proc, exclude_namespaces=()),
         pods=pods,
         enrolments=enrolments,

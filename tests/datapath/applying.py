@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bpf.layout import Level
 from cni.policy.annotations import CapturePolicy
-from installer.acceleration.pairs import Bench, Pair, end_of, receive
+from installer.acceleration.pairs import Pair, PairBench, end_of, receive_exactly
 from installer.scratch import scratch_node
 
 MESSAGE = bytes(range(250)) * 4
@@ -51,14 +51,14 @@ def zero_copy(application: socket.socket, proxy: socket.socket) -> object:
     """Whether the notification of MSG_ZEROCOPY comes after the data have."""
     proxy.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
     proxy.send(MESSAGE, MSG_ZEROCOPY)
-    assert receive(application, len(MESSAGE)) == MESSAGE
+    assert receive_exactly(application, len(MESSAGE)) == MESSAGE
     return bool(_poll(proxy, 0, 200))
 
 
 def tcp_info(application: socket.socket, proxy: socket.socket) -> object:
     """What of 1000 bytes TCP_INFO says has been received."""
     proxy.sendall(MESSAGE)
-    receive(application, 1000)
+    receive_exactly(application, 1000)
     told = application.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     return struct.unpack_from("Q", told, BYTES_RECEIVED)[0]
 
@@ -103,14 +103,14 @@ def urgent(application: socket.socket, proxy: socket.socket) -> object:
     proxy.sendall(b"z")
     got = b""
     while not got.endswith(b"z"):
-        got += receive(application, 1)
+        got += receive_exactly(application, 1)
     return got.decode()
 
 
 def reset(application: socket.socket, proxy: socket.socket) -> object:
     """What a blocking recv() says when the connection is reset, and what the next one says."""
     proxy.sendall(b"x")
-    receive(application, 1)
+    receive_exactly(application, 1)
     application.settimeout(None)
     proxy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     threading.Timer(0.2, proxy.close).start()
@@ -132,7 +132,7 @@ def _poll(sock: socket.socket, events: int = select.POLLIN, milliseconds: int = 
     return poll.poll(milliseconds)
 
 
-def seen(bench: Bench, case: Callable[[socket.socket, socket.socket], object], level: Level) -> object:
+def seen(bench: PairBench, case: Callable[[socket.socket, socket.socket], object], level: Level) -> object:
     """What a case sees, all of its messages going one way."""
     bench.set_level(level)
     with bench.pair() as pair:
@@ -147,7 +147,7 @@ def seen(bench: Bench, case: Callable[[socket.socket, socket.socket], object], l
     return found
 
 
-def asleep_in_tcp(bench: Bench, events: str) -> dict[str, object]:
+def asleep_in_tcp(bench: PairBench, events: str) -> dict[str, object]:
     """What a reader gets that TCP has put to sleep with its first bytes, and how many messages were redirected then."""
     bench.set_level(Level.FULL)
     with bench.pair() as pair:
@@ -174,7 +174,7 @@ def asleep_in_tcp(bench: Bench, events: str) -> dict[str, object]:
         return {"stuck": is_stuck, "whole": b"".join(got) == WHOLE, "redirected": redirected}
 
 
-def returning(bench: Bench) -> dict[str, object]:
+def returning(bench: PairBench) -> dict[str, object]:
     """Of two readers that TCP has served before: what is redirected to one that blocks and to one that does not."""
     found = {}
     for name, timeout in (("blocking", None), ("not blocking", 1.0)):
@@ -183,17 +183,17 @@ def returning(bench: Bench) -> dict[str, object]:
             bench.set_level(Level.OFF)
             pair.server.sendall(MESSAGE)
             pair.client.settimeout(timeout)
-            receive(pair.client, len(MESSAGE))
+            receive_exactly(pair.client, len(MESSAGE))
             bench.set_level(Level.FULL)
             before = bench.traffic()
             for _ in range(10):
                 pair.server.sendall(MESSAGE)
-                receive(pair.client, len(MESSAGE))
+                receive_exactly(pair.client, len(MESSAGE))
             found[name] = bench.traffic().redirected - before.redirected
     return dict(found)
 
 
-def queued(bench: Bench) -> dict[str, int]:
+def queued(bench: PairBench) -> dict[str, int]:
     """What becomes of a body's small end while its proxy reads nothing, and then of a stream of small messages."""
     found: dict[str, int] = {}
     bench.set_level(Level.FULL)
@@ -205,7 +205,7 @@ def queued(bench: Bench) -> dict[str, int]:
             after = bench.traffic()
             found |= {f"{name} redirected": after.redirected - before.redirected}
             found |= {f"{name} over budget": after.over_budget - before.over_budget}
-        receive(pair.server, 40_053)
+        receive_exactly(pair.server, 40_053)
     return found
 
 
@@ -220,7 +220,7 @@ def _read_whole(pair: Pair, flags: int, got: list[bytes]) -> None:
 
 def _main(cgroup: Path) -> dict[str, object]:
     with scratch_node(cgroup, CapturePolicy(acceleration=Level.FULL)) as scratch:
-        bench = Bench(scratch)
+        bench = PairBench(scratch)
         found: dict[str, object] = {
             case.__name__: [seen(bench, case, level) for level in (Level.OFF, Level.FULL)] for case in CASES
         }

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bpf.attachment import attach, detach
+from bpf.attachment import attach_programs, detach_programs
 from bpf.kernel import cgroup2_root
 from bpf.layout import Cookie
 from bpf.pins import Pins
@@ -164,7 +164,7 @@ def scratch_pins() -> Iterator[tuple[Pins, Path]]:
         undo.callback(lambda: subprocess.run(["umount", bpffs], check=True))
         cgroup.mkdir()
         undo.callback(cgroup.rmdir)
-        undo.callback(detach, Pins(bpffs))
+        undo.callback(detach_programs, Pins(bpffs))
         yield Pins(bpffs), cgroup
 
 
@@ -172,7 +172,7 @@ def scratch_pins() -> Iterator[tuple[Pins, Path]]:
 def kernel() -> Iterator[Kernel]:
     """Attached programs, made for this test process."""
     with scratch_pins() as (pins, cgroup):
-        attach(pins, cgroup)
+        attach_programs(pins, cgroup)
         with Tables(pins) as tables:
             yield Kernel(pins, cgroup, tables, Enrolments(pins, tables))
 

@@ -10,7 +10,7 @@ import pytest
 
 from bpf import attachment, syscalls
 from bpf.acceleration import NodeLevel, level_of, set_level
-from bpf.attachment import attach, detach
+from bpf.attachment import attach_programs, detach_programs
 from bpf.compiler import compile_and_pin
 from bpf.layout import LEVELS, Cookie, EndKey, Level, TrafficEntry
 from bpf.pins import Descriptor
@@ -240,7 +240,7 @@ print("sent", flush=True)
 
 def test_detaching_loses_nothing_that_is_on_its_way(wire: Wire) -> None:
     with acceleration_needed(), scratch_pins() as (pins, cgroup):
-        attach(pins, cgroup)
+        attach_programs(pins, cgroup)
         tables = Tables(pins)
         wire.kernel = Kernel(pins, cgroup, tables, Enrolments(pins, tables))
         wire.pod.cgroup = cgroup
@@ -253,7 +253,7 @@ def test_detaching_loses_nothing_that_is_on_its_way(wire: Wire) -> None:
         assert holder.stdout is not None and holder.stdout.readline() == "accepted\n"
         assert pods.traffic(pods.one).redirected_bytes == 256_000
         tables.close()
-        assert detach(pins)
+        assert detach_programs(pins)
         assert sender.communicate("\n", timeout=5)[0] == "sent\n"
         assert holder.communicate("\n", timeout=5)[0] == "512000 True\n"
 
@@ -270,7 +270,7 @@ def cramped(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pods]:
 
     monkeypatch.setattr(attachment, "compile_and_pin", compile_around_it)
     with scratch_pins() as (pins, cgroup):
-        attach(pins, cgroup)
+        attach_programs(pins, cgroup)
         with Tables(pins) as tables:
             wire.kernel = Kernel(pins, cgroup, tables, Enrolments(pins, tables))
             wire.pod.cgroup = cgroup

@@ -11,7 +11,7 @@ import pytest
 
 from bpf import attachment, compiler, syscalls
 from bpf.acceleration import is_possible
-from bpf.attachment import Outcome, attach, is_attached, is_deciding
+from bpf.attachment import Outcome, attach_programs, is_attached, is_deciding
 from bpf.compiler import CGROUP_HOOKS
 from bpf.errors import CompileFailed, KernelRefused, NotAttached
 from bpf.layout import TABLES, Cookie, OwnerEntry, PairingEntry
@@ -23,7 +23,7 @@ from tests.lab.inside import PYTHON
 def test_the_same_sources_neither_compile_nor_attach(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attachment, "compile_and_pin", lambda *_: pytest.fail("compiled"))
     monkeypatch.setattr(attachment, "_create_cgroup_link", lambda *_: pytest.fail("attached"))
-    assert attach(wire.kernel.pins, wire.kernel.cgroup) is Outcome.UNCHANGED
+    assert attach_programs(wire.kernel.pins, wire.kernel.cgroup) is Outcome.UNCHANGED
 
 
 def test_changed_sources_swap_the_programs_under_live_connections(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +40,7 @@ print(json.dumps([json.loads(lines.readline()), s.getpeername()]), flush=True)
 """
     client = wire.pod.start([*PYTHON, code, str(wire.peer.ip4)], 1000)
     monkeypatch.setattr(attachment, "sources_digest", lambda: bytes(32))
-    assert attach(wire.kernel.pins, wire.kernel.cgroup) is Outcome.SWAPPED
+    assert attach_programs(wire.kernel.pins, wire.kernel.cgroup) is Outcome.SWAPPED
     monkeypatch.undo()
     assert client.stdin is not None
     assert client.stdout is not None
@@ -51,7 +51,7 @@ print(json.dumps([json.loads(lines.readline()), s.getpeername()]), flush=True)
     assert seen["original"] == peer == [str(wire.peer.ip4), 8080]
     assert wire.pod.dial(wire.peer.ip4, 8080)["who"] == "outbound"
     assert wire.peer.dial(wire.pod.ip4, 8080)["who"] == "inbound"
-    assert attach(wire.kernel.pins, wire.kernel.cgroup) is Outcome.SWAPPED
+    assert attach_programs(wire.kernel.pins, wire.kernel.cgroup) is Outcome.SWAPPED
 
 
 def test_an_older_versions_pairings_are_made_anew(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_an_older_versions_pairings_are_made_anew(tmp_path: Path) -> None:
         argv = [sys.executable, "-m", "installer", "attach", "--bpffs", str(pins.bpffs), "--cgroup", str(cgroup)]
         subprocess.run(argv, cwd=older, check=True, capture_output=True, timeout=120)
         assert not pins.has_values("pairings", PairingEntry)
-        assert attach(pins, cgroup) is Outcome.SWAPPED
+        assert attach_programs(pins, cgroup) is Outcome.SWAPPED
         assert pins.has_values("pairings", PairingEntry)
         assert is_possible(pins)
         assert is_attached(pins)
@@ -86,7 +86,7 @@ def test_programs_that_do_not_compile_leave_the_old_ones_in_place(
     (broken / "connect.c").write_text("int ss_connect4(struct bpf_sock_addr *ctx) { return nonsense; }\n")
     monkeypatch.setattr(compiler, "HERE", broken)
     with pytest.raises(CompileFailed, match="nonsense"):
-        attach(wire.kernel.pins, wire.kernel.cgroup)
+        attach_programs(wire.kernel.pins, wire.kernel.cgroup)
     assert wire.pod.dial(wire.peer.ip4, 8080)["who"] == "outbound"
     assert sorted(path.name for path in wire.kernel.pins.top.iterdir()) == ["v1"]
 
@@ -94,40 +94,40 @@ def test_programs_that_do_not_compile_leave_the_old_ones_in_place(
 def test_what_an_interrupted_attach_left_is_cleared_away(wire: Wire) -> None:
     leftover = wire.kernel.pins.top / "new-1"
     (leftover / "links").mkdir(parents=True)
-    attach(wire.kernel.pins, wire.kernel.cgroup)
+    attach_programs(wire.kernel.pins, wire.kernel.cgroup)
     assert not leftover.exists()
 
 
 def test_a_directory_that_is_no_bpffs_is_named(tmp_path: Path) -> None:
     with pytest.raises(KernelRefused, match=f"{tmp_path} is no bpffs; mount one"):
-        attach(Pins(tmp_path), tmp_path)
+        attach_programs(Pins(tmp_path), tmp_path)
 
 
 def test_a_directory_that_is_no_cgroup2_is_named_and_nothing_is_left(wire: Wire, tmp_path: Path) -> None:
     other = Pins(wire.kernel.pins.bpffs / "other")
     with pytest.raises(KernelRefused, match="is no bpffs"):
-        attach(other, tmp_path)
+        attach_programs(other, tmp_path)
     with pytest.raises(KernelRefused, match="give a cgroup2 directory"):
-        attach(wire.kernel.pins, tmp_path)
-    assert attach(wire.kernel.pins, wire.kernel.cgroup) in (Outcome.UNCHANGED, Outcome.SWAPPED)
+        attach_programs(wire.kernel.pins, tmp_path)
+    assert attach_programs(wire.kernel.pins, wire.kernel.cgroup) in (Outcome.UNCHANGED, Outcome.SWAPPED)
 
 
 def test_links_of_a_cgroup_that_went_and_came_back_are_made_anew() -> None:
     with scratch_pins() as (pins, cgroup):
-        attach(pins, cgroup)
+        attach_programs(pins, cgroup)
         cgroup.rmdir()
         cgroup.mkdir()
         assert not is_attached(pins)
         assert not is_deciding(pins)
-        assert attach(pins, cgroup) is Outcome.SWAPPED
+        assert attach_programs(pins, cgroup) is Outcome.SWAPPED
         assert is_attached(pins)
         assert is_deciding(pins)
-        assert attach(pins, cgroup) is Outcome.UNCHANGED
+        assert attach_programs(pins, cgroup) is Outcome.UNCHANGED
 
 
 def test_programs_go_on_deciding_while_it_is_not_recorded_where() -> None:
     with scratch_pins() as (pins, cgroup):
-        attach(pins, cgroup)
+        attach_programs(pins, cgroup)
         (pins.maps / "build").unlink()
         assert not is_attached(pins)
         assert is_deciding(pins)
@@ -137,11 +137,11 @@ def test_programs_go_on_deciding_while_it_is_not_recorded_where() -> None:
 
 def test_links_move_to_another_cgroup() -> None:
     with scratch_pins() as (pins, cgroup):
-        attach(pins, cgroup)
+        attach_programs(pins, cgroup)
         inner = cgroup / "inner"
         inner.mkdir()
-        assert attach(pins, inner) is Outcome.SWAPPED
-        assert attach(pins, inner) is Outcome.UNCHANGED
+        assert attach_programs(pins, inner) is Outcome.SWAPPED
+        assert attach_programs(pins, inner) is Outcome.UNCHANGED
         assert is_deciding(pins)
         inner.rmdir()
         assert not is_attached(pins)
@@ -178,4 +178,4 @@ def test_whoever_attaches_over_tables_of_another_shape_is_told_to_detach(
 ) -> None:
     monkeypatch.setitem(TABLES, "build", (Cookie, OwnerEntry))
     with pytest.raises(NotAttached, match=r"build has key and value of .*; run `sidestep detach` and start again"):
-        attach(wire.kernel.pins, wire.kernel.cgroup)
+        attach_programs(wire.kernel.pins, wire.kernel.cgroup)

@@ -14,7 +14,7 @@ from bpf.compiler import HOOKS
 from bpf.errors import KernelRefused
 from bpf.kernel import cgroup2_root, own_cgroup
 from bpf.probing import exercise, features, loading, scratch
-from bpf.probing.features import MAPS, OTHERS, Feature, Verdict, try_features
+from bpf.probing.features import MAPS, OTHERS, Feature, Presence, try_features
 from bpf.probing.instructions import call
 from bpf.probing.scratch import PREFIX, scratch_cgroup
 from bpf.probing.trials import Trial, TrialTables, idle, trials
@@ -30,14 +30,14 @@ def place() -> Iterator[Path]:
         yield path
 
 
-def verdicts(found: list[Feature]) -> dict[str, Verdict]:
+def verdicts(found: list[Feature]) -> dict[str, Presence]:
     return {each.name: each.verdict for each in found}
 
 
 def test_a_kernel_that_can_capture_passes_every_trial_and_keeps_nothing(place: Path) -> None:
     before = set(Path("/proc/self/fd").iterdir())
     found = try_features([place])
-    assert verdicts(found) == dict.fromkeys([*MAPS, *(hook.name for hook in HOOKS), *OTHERS], Verdict.YES)
+    assert verdicts(found) == dict.fromkeys([*MAPS, *(hook.name for hook in HOOKS), *OTHERS], Presence.YES)
     assert [each for each in place.iterdir() if each.is_dir()] == []
     assert len(set(Path("/proc/self/fd").iterdir())) == len(before)
 
@@ -47,7 +47,7 @@ def test_a_program_that_loads_and_does_nothing_is_a_no(place: Path, name: str, m
     whole = Trial.program
     monkeypatch.setattr(Trial, "program", lambda trial: idle() if trial.hook.name == name else whole(trial))
     found = {each.name: each for each in try_features([place])}
-    assert found[name].verdict is Verdict.NO
+    assert found[name].verdict is Presence.NO
     assert found[name].found.startswith("does not act: ")
 
 
@@ -61,9 +61,9 @@ def test_a_refused_helper_is_named(place: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(features, "trials", with_a_helper_of_another_kind)
     found = {each.name: each for each in try_features([place])}
-    assert found["getsockopt"].verdict is Verdict.NO
+    assert found["getsockopt"].verdict is Presence.NO
     assert found["getsockopt"].found.startswith("without bpf_redirect: bpf_prog_load(")
-    assert found["connect4"].verdict is Verdict.YES
+    assert found["connect4"].verdict is Presence.YES
 
 
 @pytest.mark.parametrize("kind", [loading.SOCKHASH, loading.LPM_TRIE])
@@ -76,28 +76,28 @@ def test_a_map_that_cannot_be_made_is_a_no(place: Path, kind: int, monkeypatch: 
     monkeypatch.setattr(loading, "create_map", refuse)
     found = verdicts(try_features([place]))
     name = "sockhash" if kind == loading.SOCKHASH else "lpm_trie"
-    assert found[name] is Verdict.NO
-    assert found["connect4"] is (Verdict.UNKNOWN if name == "sockhash" else Verdict.YES)
+    assert found[name] is Presence.NO
+    assert found["connect4"] is (Presence.UNKNOWN if name == "sockhash" else Presence.YES)
 
 
 def test_without_a_cgroup_programs_are_loaded_and_nothing_is_known(tmp_path: Path) -> None:
     for places in ([], [tmp_path / "missing"]):
         found = verdicts(try_features(places))
-        assert found["hash"] is Verdict.YES
-        assert found["connect4"] is found["bpf_link"] is Verdict.UNKNOWN
+        assert found["hash"] is Presence.YES
+        assert found["connect4"] is found["bpf_link"] is Presence.UNKNOWN
 
 
 def test_where_ipv6_is_off_the_rest_is_tried(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exercise, "_has_ipv6", lambda: False)
     found = {each.name: each for each in try_features([place])}
-    assert {each.verdict for each in found.values()} == {Verdict.YES}
+    assert {each.verdict for each in found.values()} == {Presence.YES}
     assert found["connect6"].found == "loads; IPv6 is off, so there is nothing to try"
     assert found["sk_lookup"].found == "loads, acts"
 
 
 def test_a_place_that_cannot_be_used_gives_way_to_the_next(place: Path, tmp_path: Path) -> None:
     """As in a container, whose process can't be moved out of its own cgroup."""
-    assert set(verdicts(try_features([tmp_path / "missing", place])).values()) == {Verdict.YES}
+    assert set(verdicts(try_features([tmp_path / "missing", place])).values()) == {Presence.YES}
 
 
 def test_the_own_cgroup_is_found_by_looking_where_the_path_does_not_say(place: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from bpf import attachment, syscalls
-from bpf.attachment import Outcome, attach, detach, is_attached
+from bpf.attachment import Outcome, attach_programs, detach_programs, is_attached
 from bpf.compiler import CGROUP_HOOKS, MESSAGE_HOOK, NETNS_HOOK, compile_and_pin
 from bpf.links import link_pod
 from bpf.pins import Descriptor, Pins
@@ -173,29 +173,29 @@ def linked(link: Path) -> int:
 def test_killed_while_it_attaches(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing() -> None:
         world.choose(1, monkeypatch)  # whose program the socket hash keeps, as it is the same for both
-        attach(world.pins, world.cgroup)
-        detach(world.pins)
+        attach_programs(world.pins, world.cgroup)
+        detach_programs(world.pins)
         world.choose(0, monkeypatch)
 
-    for _ in killed_everywhere(lambda: attach(world.pins, world.cgroup), nothing, at_least=6 + 13 + 13 + 13):
+    for _ in killed_everywhere(lambda: attach_programs(world.pins, world.cgroup), nothing, at_least=6 + 13 + 13 + 13):
         if not world.pins.root.exists():  # a half is no capture at all, which an uninstall takes for nothing too
             assert not is_attached(world.pins)
-        attach(world.pins, world.cgroup)
+        attach_programs(world.pins, world.cgroup)
         assert_whole(world)
 
 
 def test_killed_while_it_swaps(world: World, netns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def old() -> None:
         world.choose(0, monkeypatch)
-        attach(world.pins, world.cgroup)
+        attach_programs(world.pins, world.cgroup)
         world.choose(1, monkeypatch)
 
-    detach(world.pins)
+    detach_programs(world.pins)
     old()
     link_pod(world.pins, COOKIE, netns)
-    for _ in killed_everywhere(lambda: attach(world.pins, world.cgroup), old, at_least=13 + 13 + 1 + 13):
+    for _ in killed_everywhere(lambda: attach_programs(world.pins, world.cgroup), old, at_least=13 + 13 + 1 + 13):
         assert all(world.attached().values())
-        assert attach(world.pins, world.cgroup) is not Outcome.ATTACHED
+        assert attach_programs(world.pins, world.cgroup) is not Outcome.ATTACHED
         assert_whole(world, pods=1)
         assert linked(world.pins.links / "connect4") == id_of(world.versions[1].programs / "connect4")
 
@@ -212,17 +212,17 @@ def test_killed_while_it_swaps_connections_are_captured_then_and_after_the_next_
         monkeypatch.setattr(attachment, "compile_and_pin", other.pin)
         for number in range(3, 1000, 9):
             monkeypatch.setattr(attachment, "sources_digest", lambda number=number: number.to_bytes(32, "big"))
-            was_killed = killed_before(number, lambda: attach(pins, cgroup))
+            was_killed = killed_before(number, lambda: attach_programs(pins, cgroup))
             for _ in ("then", "after the next start"):
                 assert wire.pod.dial(wire.peer.ip4, 8080)["who"] == "outbound"
                 assert wire.peer.dial(wire.pod.ip4, 8080)["who"] == "inbound"
-                attach(pins, cgroup)
+                attach_programs(pins, cgroup)
             if not was_killed:
                 break
     finally:
         shutil.rmtree(other.programs)
         monkeypatch.undo()
-        assert attach(pins, cgroup) is Outcome.SWAPPED
+        assert attach_programs(pins, cgroup) is Outcome.SWAPPED
 
 
 def test_killed_while_links_move(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,37 +230,37 @@ def test_killed_while_links_move(world: World, monkeypatch: pytest.MonkeyPatch) 
     outer, inner = world.cgroup, world.cgroup / "inner"
     inner.mkdir()
     there = World(world.pins, inner, world.versions)
-    detach(world.pins)
+    detach_programs(world.pins)
     try:
         for _ in killed_everywhere(
-            lambda: attach(world.pins, inner), lambda: attach(world.pins, outer), at_least=13 * 3
+            lambda: attach_programs(world.pins, inner), lambda: attach_programs(world.pins, outer), at_least=13 * 3
         ):
             captured = {name for place in (world, there) for name, ids in place.attached().items() if ids}
             assert captured == {hook.name for hook in CGROUP_HOOKS}
-            attach(world.pins, inner)
+            attach_programs(world.pins, inner)
             assert_whole(there)
             wait_until(lambda: not any(world.attached().values()), "the former links to go")
     finally:
-        detach(world.pins)
+        detach_programs(world.pins)
         inner.rmdir()
 
 
 def taken_down(world: World, netns: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     def up() -> None:
-        attach(world.pins, world.cgroup)
+        attach_programs(world.pins, world.cgroup)
         with suppress(FileExistsError):
             link_pod(world.pins, COOKIE, netns)
 
     world.choose(0, monkeypatch)
-    detach(world.pins)
-    yield from killed_everywhere(lambda: detach(world.pins), up, at_least=1 + 13 + 13 + 20)
+    detach_programs(world.pins)
+    yield from killed_everywhere(lambda: detach_programs(world.pins), up, at_least=1 + 13 + 13 + 20)
 
 
 def test_killed_while_it_detaches_the_next_start_attaches_again(
     world: World, netns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in taken_down(world, netns, monkeypatch):
-        attach(world.pins, world.cgroup)
+        attach_programs(world.pins, world.cgroup)
         assert_whole(world, pods=len(list(world.pins.netns.iterdir())))
 
 
@@ -268,7 +268,7 @@ def test_killed_while_it_detaches_the_next_uninstall_finishes(
     world: World, netns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in taken_down(world, netns, monkeypatch):
-        assert detach(world.pins)
+        assert detach_programs(world.pins)
         assert not world.pins.top.exists()
         wait_until(lambda: not any(world.attached().values()), "the links to go")
-        assert not detach(world.pins)
+        assert not detach_programs(world.pins)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cni.netns.namespaces import find, open_netns
+from cni.netns.namespaces import find_netns, open_netns
 from cni.netns.sandbox import own_cookie, visit
 from tests.datapath.bare import MakePods, bare_pods, open_descriptors
 from tests.datapath.conftest import ip_command
@@ -36,7 +36,7 @@ def test_namespaces_are_found_by_mount_and_by_process(make_pods: MakePods) -> No
         ip_command("netns", "del", of_process.name)
         ip_command("netns", "del", absent.name)
         before = open_descriptors()
-        with find({mounted.cookie, of_process.cookie, absent.cookie}) as found:
+        with find_netns({mounted.cookie, of_process.cookie, absent.cookie}) as found:
             cookies = {cookie: visit(fd, lambda _: own_cookie()) for cookie, fd in found}
         assert cookies == {mounted.cookie: mounted.cookie, of_process.cookie: of_process.cookie}
         assert open_descriptors() == before
@@ -62,7 +62,7 @@ def test_a_namespace_is_found_by_its_inode_and_only_with_its_cookie(make_pods: M
 def test_no_descriptor_stays_open_when_the_caller_fails(make_pods: MakePods) -> None:
     pods = make_pods(3)
     before = open_descriptors()
-    with pytest.raises(RuntimeError) as kept, find({pod.cookie for pod in pods}) as found:
+    with pytest.raises(RuntimeError) as kept, find_netns({pod.cookie for pod in pods}) as found:
         for _ in found:
             raise RuntimeError
     with pytest.raises(RuntimeError), open_netns(pods[0].cookie):
@@ -72,7 +72,7 @@ def test_no_descriptor_stays_open_when_the_caller_fails(make_pods: MakePods) -> 
 
 
 def test_the_own_namespace_is_not_found() -> None:
-    with find({own_cookie()}) as found:
+    with find_netns({own_cookie()}) as found:
         assert list(found) == []
 
 

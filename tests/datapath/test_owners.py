@@ -6,7 +6,7 @@ import pytest
 
 from bpf import syscalls
 from bpf.acceleration import other_owners
-from bpf.attachment import attach
+from bpf.attachment import attach_programs
 from bpf.pins import Descriptor
 from bpf.probing import loading
 from tests.datapath.conftest import Wire, scratch_pins
@@ -34,7 +34,7 @@ def test_another_owner_of_socket_maps_is_named(wire: Wire, name: str) -> None:
 
 def test_another_program_on_our_own_map_is_named(wire: Wire) -> None:
     with scratch_pins() as (pins, cgroup):
-        attach(pins, cgroup)
+        attach_programs(pins, cgroup)
         assert not [owner for owner in other_owners(pins) if "their_" in owner]
         with (
             Descriptor(pins.open_map("accelerated")) as sockets,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bpf import attachment
-from bpf.attachment import attach
+from bpf.attachment import attach_programs
 from bpf.compiler import CGROUP_HOOKS
 from bpf.layout import TABLES, Cookie, OwnerEntry
 from bpf.pins import Descriptor, Pins
@@ -22,7 +22,7 @@ from bpf.probing import loading
 from bpf.probing.instructions import give
 from bpf.probing.scratch import PREFIX
 from installer.probe.examine import examine
-from installer.probe.findings import Findings, NodeUnfit, Row
+from installer.probe.findings import Finding, Findings, NodeUnfit
 from installer.probe.needs import NEEDS
 from installer.settings import Attachment, Chain, Node
 from tests.datapath.conftest import scratch_pins
@@ -62,7 +62,7 @@ def run(*argv: object, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, **options)
 
 
-def row(findings: Findings, what: str) -> Row:
+def row(findings: Findings, what: str) -> Finding:
     (found,) = [each for each in findings.rows if each.what == what]
     return found
 
@@ -142,7 +142,8 @@ def test_a_missing_capability_is_named(site: Site, capability: str, status: int)
 def test_another_user_gets_the_table_too(site: Site) -> None:
     # imported as root: the checkout may be where the user cannot go
     code = (
-        "import sys, importlib, installer.commands.cli, installer.probe.examine, rich.table, rich.console, rich.box, rich.text, os; "
+        "import sys, importlib, os, installer.commands.cli, installer.probe.examine; "
+        "import rich.table, rich.console, rich.box, rich.text; "
         "os.setgroups([]); os.setgid(1000); os.setuid(1000); sys.argv[1:] = ['probe']; installer.commands.cli.main()"
     )
     done = run(sys.executable, "-c", code)
@@ -237,7 +238,7 @@ def test_a_socket_load_balancer_before_ours_is_a_warning_and_above_ours_is_none(
 
 
 def test_a_load_balancer_that_came_after_ours_runs_after_ours(site: Site, place_program: Any) -> None:
-    attach(site.pins, site.cgroup)
+    attach_programs(site.pins, site.cgroup)
     place_program(site.cgroup, "cil_sock4_connect", MULTI)
     assert row(site.examine(), "other programs").verdict == "yes"
 
@@ -249,17 +250,17 @@ def test_somebody_elses_program_beside_ours_does_no_harm(site: Site, place_progr
 
 
 def test_an_earlier_installation_is_recognised(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    def earlier() -> Row:
+    def earlier() -> Finding:
         return row(site.examine(), "earlier installation")
 
-    attach(site.pins, site.cgroup)
+    attach_programs(site.pins, site.cgroup)
     assert earlier().found == f"{site.pins.root}: the same programs at {site.cgroup}"
     with monkeypatch.context() as patch:
         patch.setattr(attachment, "sources_digest", lambda: bytes(32))
-        attach(site.pins, site.cgroup)
+        attach_programs(site.pins, site.cgroup)
     assert (earlier().verdict, earlier().advice) == ("yes", "they will be swapped in place")
     (site.pins.links / "connect4").unlink()
-    attach(site.pins, site.cgroup)
+    attach_programs(site.pins, site.cgroup)
     (site.pins.links / "connect4").unlink()
     assert earlier().advice == "they will be made anew"
     (site.pins.top / "v0").mkdir()

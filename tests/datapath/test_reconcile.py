@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bpf import syscalls
-from bpf.attachment import attach, detach, is_attached
+from bpf.attachment import attach_programs, detach_programs, is_attached
 from bpf.layout import Address
 from bpf.pins import Descriptor, Pins
 from bpf.tables import Tables
@@ -33,7 +33,7 @@ from tests.lab.waiting import wait_until
 def kernel() -> Iterator[Kernel]:
     """Programs and maps for these tests alone: they are tampered with."""
     with scratch_pins() as (pins, cgroup):
-        attach(pins, cgroup)
+        attach_programs(pins, cgroup)
         with Tables(pins) as tables:
             yield Kernel(pins, cgroup, tables, Enrolments(pins, tables))
 
@@ -215,8 +215,8 @@ def test_what_a_refused_add_has_written_is_taken_back(agent: Parts, pod: Running
 
 def test_maps_that_were_replaced_behind_our_back_are_ours_again(agent: Parts, pod: Running) -> None:
     before = agent.kernel.entries()
-    detach(agent.kernel.pins)
-    attach(agent.kernel.pins, agent.kernel.cgroup)
+    detach_programs(agent.kernel.pins)
+    attach_programs(agent.kernel.pins, agent.kernel.cgroup)
     assert not is_captured(pod.wire)
     agent.reconciler.look()
     assert agent.kernel.entries() == before

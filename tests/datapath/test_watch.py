@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bpf import links
-from cni.netns.namespaces import find, open_netns
+from cni.netns.namespaces import find_netns, open_netns
 from cni.netns.sandbox import own_cookie, visit
 from cni.netns.watch import Changes, Watch
 from tests.datapath.bare import MakePods, Pod, bare_pods, ip_batch, open_descriptors
@@ -222,7 +222,7 @@ def test_watching_and_finding_keep_no_namespace_alive(wire: Wire) -> None:
     pod = Pod(wire.pod.path.name, wire.sandbox.cookie)
     pins = wire.kernel.pins
     with watching(pod) as watch:
-        with find({pod.cookie}) as found:
+        with find_netns({pod.cookie}) as found:
             assert [cookie for cookie, _ in found] == [pod.cookie]
         assert links.pod_link_alive(pins, pod.cookie)
         ip_command("netns", "del", pod.name)
@@ -321,7 +321,7 @@ def test_hundreds_of_pods(make_pods: MakePods) -> None:
             pod.ip("addr add 10.9.0.3/24 dev lo")
             assert changed(watch) == {pod.cookie}
             settle(watch)
-        with find(cookies) as found:
+        with find_netns(cookies) as found:
             assert {cookie for cookie, _ in found} == cookies
         ip_batch([f"netns del {pod.name}" for pod in pods])
         assert collect(watch, lambda seen: seen.gone == cookies, 20) == Changes(gone=frozenset(cookies))

@@ -1,6 +1,6 @@
 """What an agent takes of its node. Times are for `make bench-node`: they say little while tests run beside."""
 
-from bpf.attachment import detach
+from bpf.attachment import detach_programs
 from bpf.pins import Pins
 from tests.lab.apiserver import ApiServer
 from tests.lab.node import Node
@@ -16,7 +16,7 @@ def test_an_agent_of_many_pods_stays_small_however_it_came_to_them() -> None:
         assert resident(node.agent.pid, "VmHWM") <= MOST
 
         node.agent.terminate()
-        detach(Pins(node.bpffs))
+        detach_programs(Pins(node.bpffs))
         node.agent.start()
         assert node.entries()["pods"] == len(tenants.mesh)
         assert resident(node.agent.pid, "VmHWM") <= MOST

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bpf.attachment import attach
+from bpf.attachment import attach_programs
 from bpf.layout import TABLES, Address, ConnectionKey, DestinationEntry, PortKey, PortRule, Word
 from bpf.pins import Pins
 from bpf.tables import Tables
@@ -224,7 +224,7 @@ def test_what_a_table_leaves_out_of_a_large_map_is_counted(large: Pins) -> None:
 def large() -> Any:
     """Pins with a map that is nearly full."""
     with scratch_pins() as (pins, cgroup):
-        attach(pins, cgroup)
+        attach_programs(pins, cgroup)
         with Tables(pins) as tables:
             for number in range(MANY):
                 tables.port_rules.put(PortKey(1 + number // 50000, number % 50000), Word(PortRule.EXCLUDE_OUTBOUND))

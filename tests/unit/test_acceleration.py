@@ -23,7 +23,7 @@ from cni.policy.pod import Pod
 from installer.acceleration import level, selftest
 from installer.acceleration.checks import CHECKS
 from installer.acceleration.level import judge
-from installer.acceleration.selftest import Outcome
+from installer.acceleration.selftest import SelfTest
 
 GOOD = {check.name: "" for check in CHECKS}
 OTHER = ["their_verdict on map theirs (id 7)"]
@@ -31,24 +31,24 @@ OTHER = ["their_verdict on map theirs (id 7)"]
 
 def test_where_nothing_is_wrong_the_wanted_level_counts() -> None:
     for each in Level:
-        assert judge(each, Outcome(GOOD), []) == NodeLevel(each, each, "")
+        assert judge(each, SelfTest(GOOD), []) == NodeLevel(each, each, "")
 
 
 @pytest.mark.parametrize("check", [check.name for check in CHECKS if check.needed is Level.PROXY])
 def test_a_check_that_every_level_needs_turns_acceleration_off(check: str) -> None:
-    node = judge(Level.FULL, Outcome(GOOD | {check: "it hung"}), [])
+    node = judge(Level.FULL, SelfTest(GOOD | {check: "it hung"}), [])
     assert node == NodeLevel(Level.FULL, Level.OFF, f"level proxy is not safe on this kernel: {check}: it hung")
 
 
 def test_a_check_that_full_needs_leaves_proxy() -> None:
-    found = Outcome(GOOD | {"MPTCP listener": "reset"})
+    found = SelfTest(GOOD | {"MPTCP listener": "reset"})
     reason = "level full is not safe on this kernel: MPTCP listener: reset"
     assert judge(Level.FULL, found, []) == NodeLevel(Level.FULL, Level.PROXY, reason)
     assert judge(Level.PROXY, found, []) == NodeLevel(Level.PROXY, Level.PROXY, "")
 
 
 def test_a_difference_is_told_where_applications_meet_it() -> None:
-    found = Outcome(GOOD | {"FIONREAD of other data": "FIONREAD says 0"})
+    found = SelfTest(GOOD | {"FIONREAD of other data": "FIONREAD says 0"})
     reason = "on this kernel applications see a difference: FIONREAD of other data: FIONREAD says 0"
     assert judge(Level.FULL, found, []) == NodeLevel(Level.FULL, Level.FULL, reason)
     assert judge(Level.PROXY, found, []) == NodeLevel(Level.PROXY, Level.PROXY, "")
@@ -56,21 +56,21 @@ def test_a_difference_is_told_where_applications_meet_it() -> None:
 
 def test_a_check_that_was_not_made_counts_as_failed() -> None:
     made = {name: problem for name, problem in GOOD.items() if name != "reset"}
-    assert judge(Level.PROXY, Outcome(made), []).reason == "level proxy is not safe on this kernel: reset: not tried"
+    assert judge(Level.PROXY, SelfTest(made), []).reason == "level proxy is not safe on this kernel: reset: not tried"
 
 
 def test_another_owner_of_socket_maps_turns_it_off_by_name() -> None:
     reason = "another program on this node owns sockets: their_verdict on map theirs (id 7)"
-    assert judge(Level.PROXY, Outcome(GOOD), OTHER) == NodeLevel(Level.PROXY, Level.OFF, reason)
+    assert judge(Level.PROXY, SelfTest(GOOD), OTHER) == NodeLevel(Level.PROXY, Level.OFF, reason)
 
 
 def test_no_outcome_no_acceleration() -> None:
-    assert judge(Level.FULL, Outcome({}, "no BTF"), []) == NodeLevel(Level.FULL, Level.OFF, "no BTF")
-    assert judge(Level.OFF, Outcome({}, "no BTF"), OTHER) == NodeLevel(Level.OFF, Level.OFF, "")
+    assert judge(Level.FULL, SelfTest({}, "no BTF"), []) == NodeLevel(Level.FULL, Level.OFF, "no BTF")
+    assert judge(Level.OFF, SelfTest({}, "no BTF"), OTHER) == NodeLevel(Level.OFF, Level.OFF, "")
 
 
 def test_what_could_not_be_tried_yet_leaves_the_level_as_it_was() -> None:
-    found = Outcome({}, postponed="no memory")
+    found = SelfTest({}, postponed="no memory")
     assert judge(Level.FULL, found, []) == NodeLevel(Level.FULL, Level.OFF, "not tried yet: no memory")
     reason = "not tried yet: no memory"
     assert judge(Level.FULL, found, [], Level.PROXY) == NodeLevel(Level.FULL, Level.PROXY, reason)
@@ -83,13 +83,13 @@ def test_the_outcome_is_kept_for_this_kernel_and_these_programs(
 ) -> None:
     tried: list[Path] = []
 
-    def once(cgroup: Path) -> Outcome:
+    def once(cgroup: Path) -> SelfTest:
         tried.append(cgroup)
-        return Outcome(GOOD)
+        return SelfTest(GOOD)
 
     monkeypatch.setattr(selftest, "try_kernel", once)
     for _ in range(2):
-        assert selftest.outcome(Path("/cgroup"), tmp_path) == Outcome(GOOD)
+        assert selftest.outcome(Path("/cgroup"), tmp_path) == SelfTest(GOOD)
     assert len(tried) == 1
     assert (tmp_path / "selftest.json").stat().st_mode & 0o777 == 0o600
     monkeypatch.setattr(selftest, "_identity", lambda: "another kernel")
@@ -102,19 +102,19 @@ def test_the_outcome_is_kept_for_this_kernel_and_these_programs(
 @pytest.mark.parametrize(
     "found",
     [
-        Outcome({}, "no cgroup"),
-        Outcome({}, postponed="no memory"),
-        Outcome(GOOD | {"reset": "nothing instead of a reset"}),
+        SelfTest({}, "no cgroup"),
+        SelfTest({}, postponed="no memory"),
+        SelfTest(GOOD | {"reset": "nothing instead of a reset"}),
     ],
 )
-def test_a_failure_is_not_kept(found: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_not_kept(found: SelfTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "try_kernel", lambda _: found)
     assert selftest.outcome(Path("/cgroup"), tmp_path) == found
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_difference_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = Outcome(GOOD | {"FIONREAD of other data": "FIONREAD says 0"})
+    found = SelfTest(GOOD | {"FIONREAD of other data": "FIONREAD says 0"})
     monkeypatch.setattr(selftest, "try_kernel", lambda _: found)
     selftest.outcome(Path("/cgroup"), tmp_path)
     assert (tmp_path / "selftest.json").exists()
@@ -123,10 +123,10 @@ def test_a_difference_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_machine_short_of_memory_for_sockets_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[Path] = []
 
-    def failing(place: Path) -> Outcome:
+    def failing(place: Path) -> SelfTest:
         tried.append(place)
         (tmp_path / "sockstat").write_text(sockets.replace("99", str(after)))
-        return Outcome(GOOD | {"reset": "nothing was redirected"})
+        return SelfTest(GOOD | {"reset": "nothing was redirected"})
 
     sockets = "sockets: used 64\nTCP: inuse 1 orphan 0 tw 0 alloc 67 mem 99\nUDP: inuse 0 mem 500\n"
     monkeypatch.setattr(selftest, "_SOCKETS", tmp_path / "sockstat")
@@ -135,7 +135,7 @@ def test_a_machine_short_of_memory_for_sockets_is_not_tried(tmp_path: Path, monk
     (tmp_path / "sockstat").write_text(sockets)
     (tmp_path / "tcp_mem").write_text("99\t200\t300\n")
     said = "TCP on this machine holds 99 pages, net.ipv4.tcp_mem allows 99 at ease"
-    assert selftest.try_kernel(tmp_path) == Outcome({}, postponed=said)
+    assert selftest.try_kernel(tmp_path) == SelfTest({}, postponed=said)
     assert not tried
     (tmp_path / "tcp_mem").write_text("100\t200\t300\n")
     after = 99
@@ -158,12 +158,12 @@ class Clock:
 class Kernel:
     """What a keeper sees of it: outcomes in their order, the last one for ever; and the node's level."""
 
-    outcomes: list[Outcome]
+    outcomes: list[SelfTest]
     node: NodeLevel = field(default_factory=lambda: NodeLevel(Level.OFF, Level.OFF, ""))
     tried: int = 0
     meanwhile: Callable[[], object] = lambda: None
 
-    def outcome(self, *_: Path) -> Outcome:
+    def outcome(self, *_: Path) -> SelfTest:
         self.meanwhile()
         self.tried += 1
         return self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
@@ -179,16 +179,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def keeper(kernel: Kernel, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> level.Acceleration:
+def keeper(kernel: Kernel, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> level.LevelKeeper:
     monkeypatch.setattr(level, "outcome", kernel.outcome)
     monkeypatch.setattr(level, "level_of", lambda _: kernel.node)
     monkeypatch.setattr(level, "set_level", kernel.set_level)
     monkeypatch.setattr(level, "other_owners", lambda _: iter(()))
     monkeypatch.setattr(level, "is_possible", lambda _: True)
-    return level.Acceleration(cast(Pins, None), cast(Tables, None), Path("/cgroup"), run_dir)
+    return level.LevelKeeper(cast(Pins, None), cast(Tables, None), Path("/cgroup"), run_dir)
 
 
-BAD = Outcome(GOOD | {"reset": "nothing was redirected"})
+BAD = SelfTest(GOOD | {"reset": "nothing was redirected"})
 
 
 def test_what_has_failed_is_tried_again_ever_more_seldom(
@@ -205,13 +205,13 @@ def test_what_has_failed_is_tried_again_ever_more_seldom(
         clock.now += 1
     assert [later - earlier for earlier, later in pairwise(times)][:4] == [10, 20, 40, 80]
     assert max(later - earlier for earlier, later in pairwise(times)) == 1800
-    kernel.outcomes = [Outcome(GOOD)]
+    kernel.outcomes = [SelfTest(GOOD)]
     clock.now += 1800
     assert kept.settle(Level.PROXY).level is Level.PROXY
 
 
 def test_what_could_not_be_tried_is_tried_soon(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = Kernel([*[Outcome({}, postponed="no memory")] * 20, Outcome(GOOD)])
+    kernel = Kernel([*[SelfTest({}, postponed="no memory")] * 20, SelfTest(GOOD)])
     kept = keeper(kernel, tmp_path, monkeypatch)
     for _ in range(20):
         assert kept.settle(Level.FULL) == NodeLevel(Level.FULL, Level.OFF, "not tried yet: no memory")
@@ -224,7 +224,7 @@ def test_what_a_command_has_found_counts_for_an_agent_whose_own_test_failed(
 ) -> None:
     agent = keeper(Kernel([BAD]), tmp_path, monkeypatch)
     assert agent.settle(Level.FULL).level is Level.OFF
-    monkeypatch.setattr(selftest, "try_kernel", lambda _: Outcome(GOOD))
+    monkeypatch.setattr(selftest, "try_kernel", lambda _: SelfTest(GOOD))
     assert selftest.outcome(Path("/cgroup"), tmp_path).is_good
     assert agent.settle(Level.FULL) == NodeLevel(Level.FULL, Level.FULL, "")
 
@@ -232,7 +232,7 @@ def test_what_a_command_has_found_counts_for_an_agent_whose_own_test_failed(
 def test_what_is_asked_for_during_the_self_test_counts(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel = Kernel([Outcome(GOOD)])
+    kernel = Kernel([SelfTest(GOOD)])
     kernel.meanwhile = lambda: kernel.set_level(None, NodeLevel(Level.FULL, Level.FULL, ""))
     assert keeper(kernel, tmp_path, monkeypatch).settle(Level.PROXY).wanted is Level.FULL
 
@@ -240,7 +240,7 @@ def test_what_is_asked_for_during_the_self_test_counts(
 def test_an_error_of_the_system_does_not_end_the_keeper(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel, wanted = Kernel([Outcome(GOOD)]), threading.Event()
+    kernel, wanted = Kernel([SelfTest(GOOD)]), threading.Event()
     errors = [OSError("no file descriptors"), SidestepError("no map")]
 
     def owners(_: object) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Any text in any annotation gives a policy or one helpful line; what is accepted is what Istio and iptables accept.
 
-The grammar below is Istio's, stated again without looking at cni/policy/annotations.py: Go's strings.TrimSpace, Split and
-ParseUint(…, 10, 16), net/netip's ParsePrefix, and the interface pattern of Istio's CNI plugin. HYPOTHESIS_EXAMPLES sets
-how many texts are tried a test.
+The grammar below is Istio's, stated again without looking at cni/policy/annotations.py: Go's strings.TrimSpace, Split
+and ParseUint(…, 10, 16), net/netip's ParsePrefix, and the interface pattern of Istio's CNI plugin. HYPOTHESIS_EXAMPLES
+sets how many texts are tried a test.
 """
 
 import json

@@ -102,7 +102,7 @@ def test_a_list_older_than_the_plugin_is_raised_and_comes_back(version: str | No
     ],
 )
 def test_what_is_wrong_has_a_name(plugins: list[dict[str, Any]], fault: str) -> None:
-    assert chain.fault(listed(*plugins), ENTRY) == fault
+    assert chain.fault_of_list(listed(*plugins), ENTRY) == fault
 
 
 def test_a_version_that_somebody_has_chosen_since_stays() -> None:
@@ -204,7 +204,7 @@ def test_what_is_no_configuration_is_named() -> None:
     with pytest.raises(
         InvalidConf, match=r'^10-a.conf has no "type"; a list of plugins belongs into a .conflist file$'
     ):
-        chain.parse("10-a.conf", b'{"plugins": []}')
+        chain.parse_list("10-a.conf", b'{"plugins": []}')
 
 
 @pytest.mark.parametrize(
@@ -222,13 +222,13 @@ def test_what_is_no_configuration_is_named() -> None:
 )
 def test_what_a_runtime_does_not_take_is_not_taken(file: str, content: bytes) -> None:
     with pytest.raises(InvalidConf, match=rf"^{file} "):
-        chain.parse(file, content)
+        chain.parse_list(file, content)
 
 
 def test_any_string_survives() -> None:
     content = b'{"name": "n", "plugins": [{"type": "a", "half": "\\ud800", "whole": "\xc3\xa4"}]}'
-    conf = chain.parse("10-a.conflist", content)
-    assert chain.parse(conf.file, conf.render()) == conf
+    conf = chain.parse_list("10-a.conflist", content)
+    assert chain.parse_list(conf.file, conf.render()) == conf
     assert conf.document["plugins"][0]["whole"] == "ä"
 
 
@@ -284,7 +284,7 @@ def test_in_and_out_again_is_as_before_and_twice_in_is_once(conf: Conf) -> None:
     assert chain.with_plugin(inside, ENTRY) == inside
     assert inside.types == [*conf.types, "sidestep-cni"]
     assert chain.without_plugin(inside) == conf
-    assert chain.parse(inside.file, inside.render()) == inside
+    assert chain.parse_list(inside.file, inside.render()) == inside
 
 
 @given(lists | singles)
@@ -294,7 +294,7 @@ def test_a_list_of_our_own_is_the_primary_one_and_us(conf: Conf) -> None:
     assert own.plugins[:-1] == inside.plugins[:-1]
     assert own.types[-1] == "sidestep-cni"
     assert {**own.document, "plugins": 0} == {**inside.document, "plugins": 0}
-    assert chain.parse(own.file, own.render()) == own
+    assert chain.parse_list(own.file, own.render()) == own
     assert chain.is_owned(own)
 
 

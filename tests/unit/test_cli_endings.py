@@ -158,14 +158,14 @@ def test_a_file_that_waits_for_us_is_not_written(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(crash, "_RUN", tmp_path / "none")
     waiting = tmp_path / f"crash-20260101T010101Z-{os.getpid()}-7.txt"
     waiting.symlink_to(tmp_path / "target")
-    assert "SIDESTEP_DEBUG=1" in crash.told(ValueError("no"))
+    assert "SIDESTEP_DEBUG=1" in crash.last_words(ValueError("no"))
     assert not (tmp_path / "target").exists()
 
 
 def test_the_run_directory_keeps_the_last_ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tmp_path.chmod(0o700)
     monkeypatch.setattr(crash, "_RUN", tmp_path)
-    told = [crash.told(ValueError(str(number))) for number in range(13)]
+    told = [crash.last_words(ValueError(str(number))) for number in range(13)]
     left = sorted(tmp_path.iterdir())
     assert [str(each) for each in left] == sorted(said.rpartition(" ")[2] for said in told[3:])
 

@@ -10,7 +10,7 @@ from cni.netns.proc_net import rows
 from cni.policy.annotations import CapturePolicy
 from cni.policy.decision import Action, Inbound, Outbound, Verdict
 from installer.commands.explain.explainer import Explanation
-from installer.commands.explain.words import document_of, text_of
+from installer.commands.explain.words import explanation_document, explanation_text
 
 POD = Identity("uid", "pod", "default", "container", "net", "eth0")
 REMOTE = ip_address("203.0.113.7")
@@ -23,23 +23,23 @@ ACTIONS: tuple[Action, ...] = ("pass", "proxy-outbound", "proxy-inbound", "dns",
 @pytest.mark.parametrize("rule", OUTBOUND)
 def test_outbound(rule: str, action: Action) -> None:
     asked = Outbound(REMOTE, 80, ip_address("10.0.0.5"))
-    document = document_of(POD, Explanation(CapturePolicy(), asked, Verdict(action, rule)), None)
-    assert document["why"] and f"rule {rule}: " in text_of(document)
-    assert text_of(document).startswith("default/pod, uid 0 gid 0, from 10.0.0.5 → 203.0.113.7:80 (TCP)\n")
+    document = explanation_document(POD, Explanation(CapturePolicy(), asked, Verdict(action, rule)), None)
+    assert document["why"] and f"rule {rule}: " in explanation_text(document)
+    assert explanation_text(document).startswith("default/pod, uid 0 gid 0, from 10.0.0.5 → 203.0.113.7:80 (TCP)\n")
 
 
 @pytest.mark.parametrize("action", ["pass", "proxy-inbound", "refuse"])
 @pytest.mark.parametrize("rule", INBOUND)
 def test_inbound(rule: str, action: Action) -> None:
     found = Explanation(CapturePolicy(), Inbound(8080, REMOTE), Verdict(action, rule))
-    document = document_of(POD, found, None)
-    assert document["why"] and text_of(document).startswith("203.0.113.7 → default/pod, port 8080 (TCP)\n")
+    document = explanation_document(POD, found, None)
+    assert document["why"] and explanation_text(document).startswith("203.0.113.7 → default/pod, port 8080 (TCP)\n")
 
 
 def test_a_long_annotation_is_cut_and_the_part_that_fits_shown() -> None:
     policy = CapturePolicy(exclude_outbound_ports=frozenset(range(1000, 1100)))
     found = Explanation(policy, Outbound(REMOTE, 1077), Verdict("pass", "O1"))
-    text = text_of(document_of(POD, found, None))
+    text = explanation_text(explanation_document(POD, found, None))
     assert "(100 elements)" in text and ", of which 1077" in text
 
 

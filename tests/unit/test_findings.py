@@ -8,30 +8,34 @@ import pytest
 import yaml
 
 from bpf.compiler import HOOKS
-from bpf.probing.features import MAPS, OTHERS, Verdict
+from bpf.probing.features import MAPS, OTHERS, Presence
 from installer.probe.attachment import point_row
-from installer.probe.findings import Findings, NodeUnfit, Row
+from installer.probe.findings import Finding, Findings, NodeUnfit
 from installer.probe.needs import MINIMUM, NEEDS
 
 KERNELS = Path(__file__).parents[2] / "docs" / "kernels.md"
 
 
-def findings(*verdicts: Verdict) -> Findings:
-    return Findings(tuple(Row("thing", "capture", "something", verdict, "do it") for verdict in verdicts))
+def findings(*verdicts: Presence) -> Findings:
+    return Findings(tuple(Finding("thing", "capture", "something", verdict, "do it") for verdict in verdicts))
 
 
 @pytest.mark.parametrize(
     ("verdicts", "works", "summary"),
     [
-        ((Verdict.YES,), True, "capture will work"),
-        ((Verdict.YES, Verdict.WARNING), True, "capture will work, with 1 warning"),
-        ((Verdict.YES, Verdict.NO), False, "capture will not work here: of 2 things needed, 1 missing"),
-        ((Verdict.UNKNOWN, Verdict.NO), False, "capture will not work here: of 2 things needed, 1 missing, 1 unknown"),
-        ((Verdict.UNKNOWN,), False, "capture will not work here: of 1 things needed, 1 unknown"),
+        ((Presence.YES,), True, "capture will work"),
+        ((Presence.YES, Presence.WARNING), True, "capture will work, with 1 warning"),
+        ((Presence.YES, Presence.NO), False, "capture will not work here: of 2 things needed, 1 missing"),
+        (
+            (Presence.UNKNOWN, Presence.NO),
+            False,
+            "capture will not work here: of 2 things needed, 1 missing, 1 unknown",
+        ),
+        ((Presence.UNKNOWN,), False, "capture will not work here: of 1 things needed, 1 unknown"),
     ],
 )
 def test_capture_works_when_nothing_is_missing_or_unknown(
-    verdicts: tuple[Verdict, ...], works: bool, summary: str
+    verdicts: tuple[Presence, ...], works: bool, summary: str
 ) -> None:
     found = findings(*verdicts)
     assert (found.works, found.summary) == (works, summary)
@@ -43,8 +47,8 @@ def test_no_word_of_a_table_is_lost(columns: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("COLUMNS", columns)
     words = [f"w{number:03}" for number in range(120)]
     rows = [
-        Row("getpeername4", " ".join(words[:40]), " ".join(words[40:80]), Verdict.NO, " ".join(words[80:])),
-        Row("CAP_NET_BROADCAST", "interceptionMode", "[bold] " + "/a/very/long/path" * 5, Verdict.UNKNOWN, ""),
+        Finding("getpeername4", " ".join(words[:40]), " ".join(words[40:80]), Presence.NO, " ".join(words[80:])),
+        Finding("CAP_NET_BROADCAST", "interceptionMode", "[bold] " + "/a/very/long/path" * 5, Presence.UNKNOWN, ""),
     ]
     table = Findings(tuple(rows)).table(io.StringIO())
     assert set(words) <= set(re.findall(r"w\d{3}", table))
@@ -54,13 +58,13 @@ def test_no_word_of_a_table_is_lost(columns: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_who_requires_what_is_missing_is_shown_the_table() -> None:
-    findings(Verdict.YES).require()
+    findings(Presence.YES).require()
     with pytest.raises(NodeUnfit, match=r"^this node can't capture: thing something\n[\s\S]*what to do[\s\S]*do it"):
-        findings(Verdict.NO).require()
+        findings(Presence.NO).require()
 
 
 def test_there_is_no_column_for_advice_when_there_is_none() -> None:
-    table = Findings((Row("thing", "capture", "something", Verdict.YES),)).table(io.StringIO())
+    table = Findings((Finding("thing", "capture", "something", Presence.YES),)).table(io.StringIO())
     assert "what to do" not in table
 
 
@@ -79,9 +83,9 @@ def test_kubelet_on_version_1_of_a_hybrid_host(tmp_path: Path) -> None:
     point.mkdir()
     (point / "cgroup.events").write_text("populated 0\nfrozen 0\n")
     empty = point_row(point, tmp_path, version1)
-    assert (empty.verdict, empty.advice) == (Verdict.NO, f"--cgroup {tmp_path}")
-    assert point_row(point, tmp_path, None).verdict is Verdict.YES  # a node without pods yet
+    assert (empty.verdict, empty.advice) == (Presence.NO, f"--cgroup {tmp_path}")
+    assert point_row(point, tmp_path, None).verdict is Presence.YES  # a node without pods yet
     (point / "cgroup.events").write_text("populated 1\nfrozen 0\n")
-    assert point_row(point, tmp_path, version1).verdict is Verdict.YES
+    assert point_row(point, tmp_path, version1).verdict is Presence.YES
     root = point_row(tmp_path, tmp_path, version1)
-    assert (root.verdict, str(version1) in root.found) == (Verdict.YES, True)
+    assert (root.verdict, str(version1) in root.found) == (Presence.YES, True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cni.netns.namespaces import NoProcfs, find, open_netns
+from cni.netns.namespaces import NoProcfs, find_netns, open_netns
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def proc(tmp_path: Path) -> Path:
 
 
 def found(proc: Path) -> list[int]:
-    with find({1, 2}, proc=proc) as namespaces:
+    with find_netns({1, 2}, proc=proc) as namespaces:
         return [cookie for cookie, _ in namespaces]
 
 

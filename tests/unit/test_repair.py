@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from cni.enrolment.adoption import Adoption, Outcome
+from cni.enrolment.adoption import Adopted, Adoption
 from cni.policy.pod import Pod
 from installer.agent.repair import Repairs
 from installer.pods.errors import ApiFailed
@@ -59,10 +59,10 @@ class World:
             observe=lambda kind, result: self.counted.append((kind, result)),
         )
 
-    def adopt(self, pods: list[Pod]) -> Iterator[Outcome]:
+    def adopt(self, pods: list[Pod]) -> Iterator[Adopted]:
         self.adopted += 1
         if self.found:
-            yield Outcome(pods[0], self.problem, self.left_alone)
+            yield Adopted(pods[0], self.problem, self.left_alone)
 
     def get_pod(self, namespace: str, name: str) -> Pod | None:
         raise AssertionError("asked for without need")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from bpf.layout import RULES, TOTALS, Address, Event, EventKind
-from installer.commands.trace.events import Reader, Told, told
+from installer.commands.trace.events import Reader, Told, event_of
 from installer.commands.trace.interruption import Interruption
 from installer.commands.trace.wanted import BadFilter, Wanted
 from installer.commands.trace.writing import FORMS, line_of
@@ -25,7 +25,7 @@ def event(kind: int = EventKind.CONNECT, **fields: object) -> Told:
     made.destination, made.destination_port = Address.of(ip_address("fd00::9")), 443
     for name, value in fields.items():
         setattr(made, name, value)
-    return told(bytes(made))
+    return event_of(bytes(made))
 
 
 def test_every_field_is_where_the_programs_put_it() -> None:

@@ -26,7 +26,7 @@ def deny(attachment: Attachment, proc: Path, name: str | None, killing: bool, ou
     connections; open ones go on unless --kill ends them. Exit status 1 if that fails for any pod; the others get it.
     """
     from bpf.tables import Tables
-    from installer.commands.deny.denied import deniers, kill, table_of
+    from installer.commands.deny.denied import denials_table, deniers, kill
 
     with Tables(attachment.pins.look_only()) as tables:
         pods = deniers(tables, name)
@@ -35,7 +35,7 @@ def deny(attachment: Attachment, proc: Path, name: str | None, killing: bool, ou
     for pod, document in zip(pods, documents, strict=True) if killing else ():
         outcome = closed[pod.cookie]
         document |= {"killed": list(outcome.destinations), "problem": outcome.problem}
-    show(documents, output, lambda: table_of(pods, name))
+    show(documents, output, lambda: denials_table(pods, name))
     if killing and output == "table":
         count = sum(len(each.destinations) for each in closed.values())
         click.echo(f"{count} connection{'s'[: count != 1]} reset")

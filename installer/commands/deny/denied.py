@@ -11,7 +11,7 @@ from bpf.links import linked_pods
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.enrolment.entries import Identity
-from cni.netns.namespaces import find, why_absent
+from cni.netns.namespaces import find_netns, why_absent
 from cni.netns.processes import Crowd, crowds
 from installer.commands.deny.closing import Closed, Denied, close_denied
 from installer.commands.names import cookie_of
@@ -71,7 +71,7 @@ def kill(pins: Pins, pods: list[Denier], proc: Path) -> Iterator[tuple[Denier, C
     inodes = dict(linked_pods(pins))
     left = {each.cookie: each for each in pods}
     known = {inodes.get(cookie, 0) for cookie in left}
-    with find(left.keys(), known if 0 not in known else None, proc) as found:
+    with find_netns(left.keys(), known if 0 not in known else None, proc) as found:
         inhabited: dict[int, Crowd] | None = None
         for cookie, netns in found:
             inhabited = crowds(proc) if inhabited is None else inhabited
@@ -82,7 +82,7 @@ def kill(pins: Pins, pods: list[Denier], proc: Path) -> Iterator[tuple[Denier, C
         yield pod, Closed(problem=why_absent(proc))
 
 
-def table_of(pods: list[Denier], name: str | None) -> str:
+def denials_table(pods: list[Denier], name: str | None) -> str:
     """For people; `name` is the pod that was asked for."""
     if not pods:
         return f"{name} denies no ports\n" if name else "no pod denies ports\n"

@@ -20,10 +20,10 @@ from cni.netns.namespaces import why_absent
 from cni.netns.proc_net import endpoint, family_of, plain
 from cni.netns.processes import GONE, Crowd, crowds
 from cni.policy.decision import Action, Inbound, IPAddress, Outbound
-from installer.commands.explain.connecting import CannotTry, Dial, Seen, dial
+from installer.commands.explain.connecting import Attempted, CannotTry, Dial, dial
 from installer.commands.explain.explainer import LISTENERS, Explanation, routed
-from installer.commands.pods.enrolled import Enrolled, every
-from installer.commands.pods.namespace import Inside, looked_into
+from installer.commands.pods.enrolled import EnrolledPod, every
+from installer.commands.pods.namespace import NamespaceView, looked_into
 
 # the counter that each verdict moves (bpf/layout.py, TOTALS)
 _OUTBOUND: dict[tuple[str, str], Action] = {
@@ -56,7 +56,7 @@ _ATTEMPTS = 20
 class Happened:
     """What was seen, which verdicts it fits, and what else was not as it should be."""
 
-    seen: Seen
+    seen: Attempted
     fits: frozenset[Action]
     wrong: str = ""
 
@@ -65,9 +65,9 @@ def tried(
     pins: Pins,
     proc: Path,
     tables: Tables,
-    pod: Enrolled,
+    pod: EnrolledPod,
     found: Explanation,
-    inside: Inside | None,
+    inside: NamespaceView | None,
     interface: str | None,
 ) -> dict[str, Any]:
     """What is printed of it; `interface` is what the socket is bound to, if anything. Raises CannotTry."""
@@ -95,7 +95,9 @@ class _Trial:
     def __init__(self, pins: Pins, proc: Path, tables: Tables) -> None:
         self._pins, self._proc, self._tables = pins, proc, tables
 
-    def outbound(self, pod: Enrolled, asked: Outbound, inside: Inside | None, interface: str | None) -> Happened:
+    def outbound(
+        self, pod: EnrolledPod, asked: Outbound, inside: NamespaceView | None, interface: str | None
+    ) -> Happened:
         """From the pod, as it was asked."""
         if inside is None:
             raise CannotTry(f"{pod.identity}: {why_absent(self._proc)}")
@@ -116,7 +118,7 @@ class _Trial:
             raise _too_busy(pod)
         return Happened(seen, fits, _wrong_peer(asked, seen))
 
-    def inbound(self, pod: Enrolled, asked: Inbound) -> Happened:
+    def inbound(self, pod: EnrolledPod, asked: Inbound) -> Happened:
         """From wherever on this node its source is: another enrolled pod, or the namespace that we are in."""
         if asked.source in pod.addresses:
             raise CannotTry(f"{asked.source} is {pod.identity}'s own; give {pod.identity} a DEST without --inbound")
@@ -144,7 +146,7 @@ class _Trial:
             raise CannotTry(f"{pod.identity}, which has {source}: {why_absent(self._proc)}")
         return inside.netns_fd, self._cgroup(pod, "trusted"), (pod.entry.proxy_uid, pod.entry.proxy_gid)
 
-    def _told(self, pod: Enrolled, wanted: Dial, work: Callable[[], Seen]) -> Happened | None:
+    def _told(self, pod: EnrolledPod, wanted: Dial, work: Callable[[], Attempted]) -> Happened | None:
         """What the programs say of just this connection; None where that is not to be known, or somebody else listens.
 
         They say nothing of what passes uncounted. But what arrived there meanwhile from elsewhere may be ours as well.
@@ -168,8 +170,8 @@ class _Trial:
         return None
 
     def _counted(
-        self, pod: Enrolled, actions: Mapping[tuple[str, str], Action], work: Callable[[], Seen]
-    ) -> tuple[Seen, set[Action]]:
+        self, pod: EnrolledPod, actions: Mapping[tuple[str, str], Action], work: Callable[[], Attempted]
+    ) -> tuple[Attempted, set[Action]]:
         """And what that has counted as, one of them if the pod has a quiet moment: its other connections count too."""
         left: set[Action] | None = None
         for _ in range(_ATTEMPTS):
@@ -182,11 +184,11 @@ class _Trial:
                 break
         return seen, left or set()
 
-    def _tallies(self, pod: Enrolled) -> dict[tuple[str, str], int]:
+    def _tallies(self, pod: EnrolledPod) -> dict[tuple[str, str], int]:
         tally = self._tables.tallies.get(Cookie(pod.cookie))
         return dict(zip(TOTALS, tally.connections if tally else [0] * len(TOTALS), strict=True))
 
-    def _cgroup(self, pod: Enrolled, container: str) -> Path:
+    def _cgroup(self, pod: EnrolledPod, container: str) -> Path:
         """A cgroup of the pod's processes in which the programs see us; in strict pods the one it should be in."""
         top = _attached_at(self._pins)
         crowd = crowds(self._proc).get(pod.inode)
@@ -197,14 +199,14 @@ class _Trial:
         raise CannotTry(f"{pod.identity} has no process in a cgroup below {top}, where the programs are attached")
 
 
-def _too_busy(pod: Enrolled) -> CannotTry:
+def _too_busy(pod: EnrolledPod) -> CannotTry:
     return CannotTry(
         f"{pod.identity} has too many connections at the moment to tell which of them was ours; try again, or see what "
         f"`sidestep trace {pod.identity}` says"
     )
 
 
-def _fitting(asked: Outbound, seen: Seen, counted: frozenset[Action]) -> frozenset[Action]:
+def _fitting(asked: Outbound, seen: Attempted, counted: frozenset[Action]) -> frozenset[Action]:
     """The verdicts that this could be. The counters are all the pod's, so they only help where the socket is silent."""
     if seen.error in (errno.EPERM, errno.EACCES) and seen.dialled is None:
         return frozenset(("refuse",))
@@ -222,7 +224,7 @@ def _is_near(asked: Outbound, ip: IPAddress) -> bool:
     return ip.is_loopback or ip in SPREAD6 or ip in asked.own_addresses
 
 
-def _wrong_peer(asked: Outbound, seen: Seen) -> str:
+def _wrong_peer(asked: Outbound, seen: Attempted) -> str:
     """A captured connection must look as if it had gone where it was meant to."""
     meant = str(routed(asked)), asked.port
     if seen.peer is None or seen.peer == meant:
@@ -230,7 +232,7 @@ def _wrong_peer(asked: Outbound, seen: Seen) -> str:
     return f"getpeername() says {endpoint(*seen.peer)}"
 
 
-def _address_of(pod: Enrolled, source: IPAddress) -> IPAddress:
+def _address_of(pod: EnrolledPod, source: IPAddress) -> IPAddress:
     """One of the pod's, of the family that its connections have."""
     entry = pod.entry
     ip: IPAddress = (entry.source4 if plain(source).version == 4 else entry.source6).ip()

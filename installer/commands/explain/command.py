@@ -36,7 +36,7 @@ def explain(attachment: Attachment, proc: Path, output: str, **options: Any) -> 
     now.
     """
     from installer.commands.explain.question import BadAddress, Question, answer
-    from installer.commands.explain.words import text_of
+    from installer.commands.explain.words import explanation_text
 
     is_inbound = options["inbound"] is not None
     if is_inbound == (options["dest"] is not None):
@@ -56,5 +56,5 @@ def explain(attachment: Attachment, proc: Path, output: str, **options: Any) -> 
     except BadAddress as error:
         raise click.BadParameter(str(error)) from error
     document = answer(attachment.pins, proc, question)
-    show(document, output, lambda: text_of(document))
+    show(document, output, lambda: explanation_text(document))
     sys.exit(0 if document.get("try", {"agrees": True})["agrees"] else 1)

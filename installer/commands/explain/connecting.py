@@ -45,7 +45,7 @@ class Dial:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Attempted:
     """How it went. `dialled` is where the kernel sent it, None when that was over before it could be looked at."""
 
     error: int  # errno, 0 when it is connected
@@ -63,7 +63,7 @@ class Seen:
         return f"{os.strerror(self.error)} ({errno.errorcode.get(self.error, self.error)})"
 
 
-def dial(what: Dial, netns_fd: int | None, cgroup: Path | None) -> Seen:
+def dial(what: Dial, netns_fd: int | None, cgroup: Path | None) -> Attempted:
     """Make the connection and close it again; where nothing is given, from where we are. Raises CannotTry.
 
     For UDP it is connect() alone: nothing is sent. Takes CAP_SYS_ADMIN for the namespace, CAP_SETUID and CAP_SETGID.
@@ -84,7 +84,7 @@ def dial(what: Dial, netns_fd: int | None, cgroup: Path | None) -> Seen:
     if "failed" in told or not told:
         raise CannotTry(f"the connection cannot be tried: {told.get('failed', 'its process has ended')}")
     ends = {name: told[name] and (told[name][0], told[name][1]) for name in ("dialled", "peer", "local")}
-    return Seen(told["error"], **ends)
+    return Attempted(told["error"], **ends)
 
 
 def _read(reader: int) -> bytes:
@@ -163,7 +163,7 @@ def _prepare(client: socket.socket, what: Dial) -> None:
         client.bind((str(what.source), 0))
 
 
-def _connect(client: socket.socket, what: Dial, table: TextIO) -> Seen:
+def _connect(client: socket.socket, what: Dial, table: TextIO) -> Attempted:
     client.setblocking(False)
     error = client.connect_ex((str(what.destination), what.port))
     dialled = _dialled(client, table)
@@ -175,7 +175,7 @@ def _connect(client: socket.socket, what: Dial, table: TextIO) -> Seen:
     if error == 0:
         with suppress(OSError):  # its other end may have closed it by now
             peer = _end(client.getpeername())
-    return Seen(error, dialled, peer, _end(client.getsockname()))
+    return Attempted(error, dialled, peer, _end(client.getsockname()))
 
 
 def _dialled(client: socket.socket, table: TextIO) -> tuple[str, int] | None:

@@ -12,7 +12,7 @@ from cni.netns.proc_net import plain
 from cni.policy import decision
 from cni.policy.annotations import CapturePolicy
 from cni.policy.decision import TUNNEL_PORT, Action, Container, Inbound, IPAddress, Outbound, Verdict
-from installer.commands.pods.enrolled import Enrolled, interface_name
+from installer.commands.pods.enrolled import EnrolledPod, interface_name
 
 Protocol = Literal["tcp", "udp"]
 
@@ -52,7 +52,7 @@ class Asker:
 class Explainer:
     """Asks the reference about one enrolled pod. `interfaces` are its namespace's, as far as known, by index."""
 
-    def __init__(self, pod: Enrolled, tables: Tables, interfaces: Mapping[int, str]) -> None:
+    def __init__(self, pod: EnrolledPod, tables: Tables, interfaces: Mapping[int, str]) -> None:
         self.pod = pod
         self._tables = tables
         self._interfaces = interfaces

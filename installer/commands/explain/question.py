@@ -12,9 +12,9 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.policy.decision import IPAddress
 from installer.commands.explain.explainer import Asker, Explainer, Explanation, Protocol
-from installer.commands.explain.words import document_of, why
-from installer.commands.pods.enrolled import find
-from installer.commands.pods.namespace import Inside, looked_into
+from installer.commands.explain.words import explanation_document, why
+from installer.commands.pods.enrolled import find_pod
+from installer.commands.pods.namespace import NamespaceView, looked_into
 
 # [address]:port or address:port; what is before the port is judged by itself
 _ENDPOINT = re.compile(r"\[(?P<six>[^\]]*)\]:(?P<port6>\d+)|(?P<four>[^:\[\]]*):(?P<port4>\d+)")
@@ -55,11 +55,11 @@ def answer(pins: Pins, proc: Path, question: Question) -> dict[str, Any]:
     """The document that is printed. Raises SidestepError for what cannot be answered."""
     with ExitStack() as stack:
         tables = stack.enter_context(Tables(pins.look_only()))
-        pod = find(pins, tables, question.pod)
+        pod = find_pod(pins, tables, question.pod)
         inside = stack.enter_context(looked_into(pod, proc))
         explainer = Explainer(pod, tables, inside.interfaces if inside else {})
         found, others = _explained(explainer, question, inside)
-        document = document_of(pod.identity, found, inside)
+        document = explanation_document(pod.identity, found, inside)
         if question.inbound is not None and question.port is None:
             document["connection"]["port"] = None
             document["goes_to"] |= {"is_listening": None} if found.verdict.action == "pass" else {}
@@ -72,7 +72,7 @@ def answer(pins: Pins, proc: Path, question: Question) -> dict[str, Any]:
 
 
 def _explained(
-    explainer: Explainer, question: Question, inside: Inside | None
+    explainer: Explainer, question: Question, inside: NamespaceView | None
 ) -> tuple[Explanation, list[Explanation]]:
     """The explanation, and those of ports of which something else becomes."""
     protocol: Protocol = "udp" if question.udp else "tcp"
@@ -89,7 +89,7 @@ def _explained(
     return explainer.inbound(source, question.port, to, protocol, question.interface), []
 
 
-def _asker(explainer: Explainer, question: Question, inside: Inside | None) -> Asker:
+def _asker(explainer: Explainer, question: Question, inside: NamespaceView | None) -> Asker:
     if question.as_proxy:
         return explainer.asker()
     ids = question.uid or 0, question.gid or 0

@@ -8,7 +8,7 @@ from cni.netns.proc_net import endpoint
 from cni.policy import annotations as istio
 from cni.policy.decision import Inbound, Outbound
 from installer.commands.explain.explainer import LISTENERS, Explanation, routed
-from installer.commands.pods.namespace import Inside
+from installer.commands.pods.namespace import NamespaceView
 from installer.commands.pods.words import annotations_of, is_default, part_of, proxy_of
 
 # rule → what it says; two where a rule both captures and lets go: (captured, direct)
@@ -104,7 +104,7 @@ def _is_always_excluded(found: Explanation) -> bool:
     return is_let_go and found.asked.port in istio.ALWAYS_EXCLUDED_INBOUND
 
 
-def document_of(pod: Identity, found: Explanation, inside: Inside | None) -> dict[str, Any]:
+def explanation_document(pod: Identity, found: Explanation, inside: NamespaceView | None) -> dict[str, Any]:
     """What is printed."""
     return {
         "pod": str(pod),
@@ -128,7 +128,7 @@ def _connection(asked: Outbound | Inbound) -> dict[str, Any]:
     return told
 
 
-def _goes_to(found: Explanation, inside: Inside | None) -> dict[str, Any] | None:
+def _goes_to(found: Explanation, inside: NamespaceView | None) -> dict[str, Any] | None:
     """Who gets it. `is_listening` is None where that is not to be seen: outside of the pod, UDP, a lost namespace."""
     asked, action = found.asked, found.verdict.action
     if action == "refuse":
@@ -146,11 +146,11 @@ def _goes_to(found: Explanation, inside: Inside | None) -> dict[str, Any] | None
     return {"what": endpoint(to, asked.port), "port": asked.port, "is_listening": told}
 
 
-def _listens(inside: Inside | None, port: int) -> bool:
+def _listens(inside: NamespaceView | None, port: int) -> bool:
     return inside is not None and bool(inside.listeners(port))
 
 
-def text_of(document: dict[str, Any]) -> str:
+def explanation_text(document: dict[str, Any]) -> str:
     """The same for people."""
     lines = [_headline(document)]
     lines.append(f"  {document['verdict']}, rule {document['rule']}: {document['why']}")

@@ -26,7 +26,7 @@ def maps(attachment: Attachment, name: str | None, pod: str, limit: int | None, 
 
     Entries are in no order, and printed as they are read. Nothing is changed, and no agent is needed.
     """
-    from installer.commands.maps.listing import entries_of, maps_of
+    from installer.commands.maps.listing import listing_of, maps_of
 
     if name is None:
         from installer.commands.status.table import maps_table
@@ -36,6 +36,6 @@ def maps(attachment: Attachment, name: str | None, pod: str, limit: int | None, 
         return
     from installer.commands.maps.text import pieces
 
-    listing = entries_of(attachment.pins, name, pod, limit or (_IN_TABLE if output == "table" else None))
+    listing = listing_of(attachment.pins, name, pod, limit or (_IN_TABLE if output == "table" else None))
     for piece in pieces(listing, output):
         click.echo(piece, nl=False)

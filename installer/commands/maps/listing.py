@@ -45,7 +45,7 @@ def maps_of(pins: Pins, pod: str = "") -> list[Plain]:
     return [_map_of(pins, name, wanted) for name in names if wanted is None or _is_kept_by_pod(name)]
 
 
-def entries_of(pins: Pins, name: str, pod: str = "", limit: int | None = None) -> Listing:
+def listing_of(pins: Pins, name: str, pod: str = "", limit: int | None = None) -> Listing:
     """The entries of one map, or those that are about a pod. Raises UnknownMap, NoSuchPod, NotAttached."""
     pins = pins.look_only()
     pins.require_attached()

@@ -18,13 +18,13 @@ def pods(attachment: Attachment, node: Node, output: str, name: str | None) -> N
     but for those that deny ports, which count within a second.
     """
     from installer.agent.logs import configure_logging
-    from installer.commands.pods.document import pod_of, pods_of
-    from installer.commands.pods.table import table_of, text_of
+    from installer.commands.pods.document import pod_document, pods_documents
+    from installer.commands.pods.table import pod_text, pods_table
 
     configure_logging(Logging(log_level="warning"))  # to stderr: manifests that can't be read
     if name is None:
-        documents = pods_of(attachment, node)
-        show(documents, output, lambda: table_of(documents))
+        documents = pods_documents(attachment, node)
+        show(documents, output, lambda: pods_table(documents))
     else:
-        document = pod_of(attachment, node, name)
-        show(document, output, lambda: text_of(document))
+        document = pod_document(attachment, node, name)
+        show(document, output, lambda: pod_text(document))

@@ -11,8 +11,8 @@ from cni.errors import InvalidAnnotation
 from cni.policy.annotations import DENY_INBOUND_PORTS, DENY_OUTBOUND_PORTS, DUAL_STACK, CapturePolicy, policy_of
 from cni.policy.membership import skip_reason
 from cni.policy.pod import Pod
-from installer.commands.pods.enrolled import Enrolled
-from installer.commands.pods.namespace import Inside
+from installer.commands.pods.enrolled import EnrolledPod
+from installer.commands.pods.namespace import NamespaceView
 from installer.commands.pods.words import annotations_of, as_kept, proxy_of
 from installer.pods.api import Api
 from installer.pods.directory import PodDirectory
@@ -59,7 +59,7 @@ def described(node: Node) -> Described:
         return Described(None, str(error))
 
 
-def differences(pod: Enrolled, now: Described, inside: Inside | None) -> dict[str, Any]:
+def differences(pod: EnrolledPod, now: Described, inside: NamespaceView | None) -> dict[str, Any]:
     """What is printed: the annotations that have other values, and what a new pod would be told."""
     if now.pods is None:
         return {"known": False, "reason": f"not compared with the Pod: {now.problem}", "changes": []}
@@ -79,7 +79,7 @@ def differences(pod: Enrolled, now: Described, inside: Inside | None) -> dict[st
     return {"known": True, "reason": "; ".join(reasons), "changes": changes}
 
 
-def words_of(pod: Enrolled) -> dict[str, str]:
+def words_of(pod: EnrolledPod) -> dict[str, str]:
     """The pod's policy in Istio's words: annotations, then the fields of its proxy's container."""
     return _words(pod, pod.policy)
 
@@ -89,19 +89,19 @@ def is_different(found: dict[str, Any]) -> bool:
     return bool(found["known"] and found["reason"])
 
 
-def _words(pod: Enrolled, policy: CapturePolicy) -> dict[str, str]:
+def _words(pod: EnrolledPod, policy: CapturePolicy) -> dict[str, str]:
     told = annotations_of(policy) | proxy_of(policy)
     if not has_both_families(pod):
         del told[DUAL_STACK]  # it makes no difference
     return told
 
 
-def has_both_families(pod: Enrolled) -> bool:
+def has_both_families(pod: EnrolledPod) -> bool:
     """Whether the pod has routable addresses of both."""
     return all(any(address.bytes) for address in (pod.entry.source4, pod.entry.source6))
 
 
-def _as_enrolled(pod: Enrolled, wanted: CapturePolicy, inside: Inside | None) -> CapturePolicy:
+def _as_enrolled(pod: EnrolledPod, wanted: CapturePolicy, inside: NamespaceView | None) -> CapturePolicy:
     """A policy as the maps would have it, were this pod made anew."""
     kept = as_kept(wanted)
     uid, gid = inside.outside_ids(kept.proxy_uid, kept.proxy_gid) if inside else (kept.proxy_uid, kept.proxy_gid)

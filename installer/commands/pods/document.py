@@ -8,13 +8,13 @@ from bpf.tables import Tables
 from installer.commands.explain.explainer import LISTENERS
 from installer.commands.pods import enrolled
 from installer.commands.pods.differences import described, differences, words_of
-from installer.commands.pods.enrolled import Enrolled
-from installer.commands.pods.namespace import Inside, looked_into, looks_into
+from installer.commands.pods.enrolled import EnrolledPod
+from installer.commands.pods.namespace import NamespaceView, looked_into, looks_into
 from installer.commands.pods.words import annotations_of, is_default
 from installer.settings import Attachment, Node
 
 
-def pods_of(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
+def pods_documents(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
     """A document for each enrolled pod. Raises NotAttached."""
     now = described(node)
     with Tables(attachment.pins.look_only()) as tables:
@@ -26,17 +26,17 @@ def pods_of(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
     return sorted(found, key=lambda each: str(each["pod"]))
 
 
-def pod_of(attachment: Attachment, node: Node, name: str) -> dict[str, Any]:
+def pod_document(attachment: Attachment, node: Node, name: str) -> dict[str, Any]:
     """The document of one. Raises PodUnknown, NotAttached."""
     with Tables(attachment.pins.look_only()) as tables:
-        pod = enrolled.find(attachment.pins, tables, name)
+        pod = enrolled.find_pod(attachment.pins, tables, name)
         now = described(node)
         with looked_into(pod, node.proc) as inside:
             document = _document(pod, tables, level_of(tables), inside)
             return document | {"differs": differences(pod, now, inside)}
 
 
-def _document(pod: Enrolled, tables: Tables, node: NodeLevel, inside: Inside | None) -> dict[str, Any]:
+def _document(pod: EnrolledPod, tables: Tables, node: NodeLevel, inside: NamespaceView | None) -> dict[str, Any]:
     identity = pod.identity
     return {
         "pod": str(identity),
@@ -56,7 +56,7 @@ def _document(pod: Enrolled, tables: Tables, node: NodeLevel, inside: Inside | N
     }
 
 
-def _policy(pod: Enrolled) -> dict[str, Any]:
+def _policy(pod: EnrolledPod) -> dict[str, Any]:
     """Annotations and proxy fields that would give it; ids are those that the node sees."""
     words, names = words_of(pod), annotations_of(pod.policy).keys()
     told = {
@@ -66,7 +66,7 @@ def _policy(pod: Enrolled) -> dict[str, Any]:
     return told | {"defaults": [name for name, value in words.items() if is_default(name, value)]}
 
 
-def _listeners(pod: Enrolled, inside: Inside | None) -> dict[str, Any]:
+def _listeners(pod: EnrolledPod, inside: NamespaceView | None) -> dict[str, Any]:
     """What the programs steer to, and what listens in the namespace; None where that is not to be seen."""
     ports = (OUTBOUND_PORT, INBOUND_PORT, LISTENERS["dns"][1])
     told: dict[str, Any] = {
@@ -88,7 +88,7 @@ def _connections(tally: TallyEntry) -> dict[str, dict[str, int]]:
     return told
 
 
-def _acceleration(pod: Enrolled, node: NodeLevel, traffic: TrafficEntry) -> dict[str, Any]:
+def _acceleration(pod: EnrolledPod, node: NodeLevel, traffic: TrafficEntry) -> dict[str, Any]:
     own = Level(pod.entry.acceleration)
     sums = {name: getattr(traffic, name) for name, *_ in TrafficEntry._fields_}
     return {"level": str(min(own, node.level)), "allowed": str(own), "node": str(node.level), **sums}

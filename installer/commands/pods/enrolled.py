@@ -22,7 +22,7 @@ _LO = 1
 
 
 @dataclass(frozen=True)
-class Enrolled:
+class EnrolledPod:
     """One pod. `policy` is that of its annotations when it was enrolled, as far as it makes a difference."""
 
     cookie: int
@@ -66,12 +66,12 @@ def interface_name(index: int, names: Mapping[int, str]) -> str:
     return "lo" if index == _LO else names.get(index, f"interface {index}")
 
 
-def every(pins: Pins, tables: Tables) -> list[Enrolled]:
+def every(pins: Pins, tables: Tables) -> list[EnrolledPod]:
     """All of them, by name."""
     return _read(pins, tables, dict(_entries(tables)))
 
 
-def find(pins: Pins, tables: Tables, name: str) -> Enrolled:
+def find_pod(pins: Pins, tables: Tables, name: str) -> EnrolledPod:
     """The pod called NAME or NAMESPACE/NAME. Raises NoSuchPod."""
     cookie = cookie_of(tables, name)
     entry = tables.pods.get(Cookie(cookie))
@@ -85,7 +85,7 @@ def _entries(tables: Tables) -> Iterator[tuple[int, PodEntry]]:
     return ((key.cookie, pod) for key, pod in tables.pods.every() if pod.name)
 
 
-def _read(pins: Pins, tables: Tables, entries: dict[int, PodEntry]) -> list[Enrolled]:
+def _read(pins: Pins, tables: Tables, entries: dict[int, PodEntry]) -> list[EnrolledPod]:
     """One walk of each table, however many pods."""
     some = entries.keys()
 
@@ -106,7 +106,7 @@ def _read(pins: Pins, tables: Tables, entries: dict[int, PodEntry]) -> list[Enro
         ports = {key.port: PortRule(value.word) for key, value in rules.get(cookie, ())}
         ranges = {_network(key): NetworkVerdict(value.word) for key, value in networks.get(cookie, ())}
         found.append(
-            Enrolled(
+            EnrolledPod(
                 cookie=cookie,
                 inode=inodes.get(cookie, 0),
                 entry=entry,

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cni.errors import SandboxInvalid
-from cni.netns.namespaces import find
+from cni.netns.namespaces import find_netns
 from cni.netns.proc_net import LISTENING, rows
 from cni.netns.rtnl import Rtnl
 from cni.netns.sandbox import visit
 from cni.netns.userns import outside_ids
 from cni.policy.decision import IPAddress
-from installer.commands.pods.enrolled import Enrolled
+from installer.commands.pods.enrolled import EnrolledPod
 
 
 @dataclass(frozen=True)
-class Inside:
+class NamespaceView:
     """One look."""
 
     netns_fd: int  # good while the look lasts
@@ -32,26 +32,28 @@ class Inside:
         return outside_ids(self.netns_fd, uid, gid)
 
 
-def looks_into(pods: Collection[Enrolled], proc: Path) -> Generator[tuple[Enrolled, Inside | None], None, None]:
+def looks_into(
+    pods: Collection[EnrolledPod], proc: Path
+) -> Generator[tuple[EnrolledPod, NamespaceView | None], None, None]:
     """Each pod with a look into its namespace, good until the next; None for those not found.
 
     `proc` is a procfs of the node. One walk of it does for all.
     """
     left = {pod.cookie: pod for pod in pods}
     inodes = {pod.inode for pod in pods}
-    with find(left.keys(), inodes if 0 not in inodes else None, proc) as found:
+    with find_netns(left.keys(), inodes if 0 not in inodes else None, proc) as found:
         for cookie, netns_fd in found:
             try:
                 interfaces, listening = visit(netns_fd, _look)
             except SandboxInvalid:
                 continue
-            yield left.pop(cookie), Inside(netns_fd, interfaces, listening)
+            yield left.pop(cookie), NamespaceView(netns_fd, interfaces, listening)
     for pod in left.values():
         yield pod, None
 
 
 @contextmanager
-def looked_into(pod: Enrolled, proc: Path) -> Iterator[Inside | None]:
+def looked_into(pod: EnrolledPod, proc: Path) -> Iterator[NamespaceView | None]:
     """The same for one pod; good meanwhile."""
     with closing(looks_into([pod], proc)) as looks:
         yield next(inside for _, inside in looks)

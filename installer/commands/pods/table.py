@@ -8,7 +8,7 @@ _TITLES = ("pod", "address", "captured", "direct", "refused", "proxy", "Pod now"
 _VERDICTS = _TITLES[2:5]
 
 
-def table_of(documents: list[dict[str, Any]]) -> str:
+def pods_table(documents: list[dict[str, Any]]) -> str:
     """One line a pod, with its first address."""
     from installer.commands.printing import rendered, table
 
@@ -41,7 +41,7 @@ def _state(document: dict[str, Any]) -> str:
     return "different" if is_different(document["differs"]) else "the same"
 
 
-def text_of(document: dict[str, Any]) -> str:
+def pod_text(document: dict[str, Any]) -> str:
     """Everything about one."""
     lines = [f"{document['pod']} (uid {document['uid'] or 'not known'})"]
     how = "while it ran" if document["is_adopted"] else f"through {document['network']}, {document['interface']}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from installer.commands.output import output_or, text_of
+from installer.commands.output import encoded, output_or
 from installer.settings import Attachment, Node, take, take_one
 
 if TYPE_CHECKING:
@@ -55,6 +55,6 @@ def _text(view: "NodeView", output: str) -> str:
         from installer.commands.report.page import render
 
         return render(view)
-    from installer.commands.report.document import document_of
+    from installer.commands.report.document import report_document
 
-    return text_of(document_of(view), output)
+    return encoded(report_document(view), output)

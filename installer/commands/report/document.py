@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from installer.commands.report.view import NodeView
-from installer.commands.sampling.flows import Flow, Place
+from installer.commands.sampling.flows import Flow, FlowEnd
 from installer.commands.sampling.sample import Counts
 
 Plain = dict[str, Any]
 
 
-def document_of(view: NodeView) -> Plain:
+def report_document(view: NodeView) -> Plain:
     """Totals are since the maps were made, rates of each second of the time it was looked at."""
     sample = view.sample
     return {
@@ -84,7 +84,7 @@ def _flow(flow: Flow, names: Mapping[int, str]) -> Plain:
     }
 
 
-def _place(place: Place, names: Mapping[int, str]) -> Plain:
+def _place(place: FlowEnd, names: Mapping[int, str]) -> Plain:
     """A pod of this node or an address, the other being None."""
     if place.cookie is None:
         return {"pod": None, "address": str(place.ip)}

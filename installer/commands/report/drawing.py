@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from installer.commands.report.view import NodeView
 from installer.commands.sampling import figures
-from installer.commands.sampling.flows import APP, PROXY, UNKNOWN, Flow, Place
+from installer.commands.sampling.flows import APP, PROXY, UNKNOWN, Flow, FlowEnd
 from installer.commands.sampling.sample import Counts, PodSample
 
 WIDTH = 1080
@@ -165,7 +165,7 @@ def _shortened(name: str) -> str:
     return f"{name[:head]}…{name[head + 1 - _NAME_LENGTH :]}"
 
 
-def _box(place: Place, cards: dict[_Key, Card]) -> _Key:
+def _box(place: FlowEnd, cards: dict[_Key, Card]) -> _Key:
     if place.cookie is None:
         return OUTSIDE
     return place.cookie if place.cookie in cards else REST

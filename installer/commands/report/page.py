@@ -14,7 +14,7 @@ from markupsafe import Markup
 from installer.commands.report.drawing import draw
 from installer.commands.report.view import NodeView
 from installer.commands.sampling import figures, reasons
-from installer.commands.sampling.flows import APP, PROXY, Flow, Inside, Place
+from installer.commands.sampling.flows import APP, PROXY, Flow, FlowEnd, InsideCounts
 from installer.commands.sampling.sample import PASSED, REDIRECTED, Counts, PodSample, is_failure
 
 _HERE = Path(__file__).parent
@@ -37,7 +37,7 @@ class PodRow:
 
     pod: PodSample
     rates: Counts
-    inside: Inside | None
+    inside: InsideCounts | None
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _causes(view: NodeView) -> Iterator[Cause]:
         yield Cause(name, *reasons.CAUSES[name], rates.get(name, 0), count, count / whole if whole else 0)
 
 
-def _place(place: Place, names: dict[int, str]) -> dict[str, Any]:
+def _place(place: FlowEnd, names: dict[int, str]) -> dict[str, Any]:
     """How an end of a flow is written: a pod that links to its row, or an address."""
     if place.cookie is None:
         return {"name": str(place.ip), "cookie": None}

@@ -11,7 +11,7 @@ from pathlib import Path
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.netns.namespaces import NoProcfs
-from installer.commands.sampling.flows import Flow, Inside, Observation, Watcher, flows_between
+from installer.commands.sampling.flows import Flow, FlowWatcher, InsideCounts, Observation, flows_between
 from installer.commands.sampling.sample import Fill, Rates, Sample, fills_of, rates_between, take_sample
 
 
@@ -26,7 +26,7 @@ class NodeView:
     rates: Rates
     fills: tuple[Fill, ...] = ()
     flows: tuple[Flow, ...] = ()
-    inside: Mapping[int, Inside] = field(default_factory=dict)
+    inside: Mapping[int, InsideCounts] = field(default_factory=dict)
     unseen: Mapping[int, str] = field(default_factory=dict)  # pods whose sockets could not be read, and why
     blind: str = ""  # why no sockets could be read at all
 
@@ -34,7 +34,7 @@ class NodeView:
 def gather(pins: Pins, name: str, seconds: float, proc: Path) -> NodeView:
     """Look at the node for that long; `proc` is a procfs of the node. Raises NotAttached."""
     with Tables(pins.look_only()) as tables:
-        watcher = Watcher(proc)
+        watcher = FlowWatcher(proc)
         before = take_sample(pins, tables)
         first, _ = _observe(watcher, tables, before)
         time.sleep(max(0.0, before.at + seconds - time.monotonic()))
@@ -55,7 +55,7 @@ def gather(pins: Pins, name: str, seconds: float, proc: Path) -> NodeView:
     )
 
 
-def _observe(watcher: Watcher, tables: Tables, sample: Sample) -> tuple[Observation, str]:
+def _observe(watcher: FlowWatcher, tables: Tables, sample: Sample) -> tuple[Observation, str]:
     """What the sockets say, and why they say nothing: without them the page still has all the counters."""
     try:
         return watcher.observe(tables, sample.pods), ""

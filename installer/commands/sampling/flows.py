@@ -17,7 +17,7 @@ from typing import NamedTuple
 from bpf.layout import OUTBOUND_PORT, SPREAD6, Address, PodFlags
 from bpf.tables import Tables
 from cni.errors import SandboxInvalid
-from cni.netns.namespaces import PROC, find, why_absent
+from cni.netns.namespaces import PROC, find_netns, why_absent
 from cni.netns.rtnl import IpAddress
 from cni.netns.sandbox import INBOUND_SOURCE6, visit
 from cni.netns.sock_diag import ESTABLISHED, LISTEN, TIME_WAIT, Diag, TcpSocket
@@ -41,7 +41,7 @@ class Ends(NamedTuple):
     server_port: int
 
 
-class Place(NamedTuple):
+class FlowEnd(NamedTuple):
     """An end of a flow: an enrolled pod of this node by its cookie, or else an address."""
 
     cookie: int | None
@@ -49,11 +49,11 @@ class Place(NamedTuple):
 
 
 @dataclass
-class Seen:
+class SeenConnection:
     """One connection at one moment."""
 
-    source: Place
-    target: Place
+    source: FlowEnd
+    target: FlowEnd
     client: str = UNKNOWN  # PROXY, APP or, out of this node and in TIME_WAIT, UNKNOWN
     server: str = UNKNOWN
     alive: bool = False  # else it ended within the last minute (TIME_WAIT)
@@ -61,7 +61,7 @@ class Seen:
 
 
 @dataclass
-class Inside:
+class InsideCounts:
     """Established connections between a pod's applications and its own proxy; `other` is neither."""
 
     outbound: int = 0
@@ -74,8 +74,8 @@ class Observation:
     """All connections at one moment; `at` is of the monotonic clock, in seconds."""
 
     at: float = field(default_factory=time.monotonic)
-    connections: dict[Ends, Seen] = field(default_factory=dict)
-    inside: dict[int, Inside] = field(default_factory=dict)
+    connections: dict[Ends, SeenConnection] = field(default_factory=dict)
+    inside: dict[int, InsideCounts] = field(default_factory=dict)
     accelerated: set[Ends] = field(default_factory=set)
     unseen: dict[int, str] = field(default_factory=dict)  # cookies of pods that could not be looked into, and why
 
@@ -84,8 +84,8 @@ class Observation:
 class Flow:
     """The connections from one place to another."""
 
-    source: Place
-    target: Place
+    source: FlowEnd
+    target: FlowEnd
     ports: Counter[int] = field(default_factory=Counter)  # of the server
     ways: Counter[tuple[str, str]] = field(default_factory=Counter)  # who has the two ends, of live connections
     alive: int = 0
@@ -100,7 +100,7 @@ class Flow:
         return self.ways.most_common(1)[0][0] if self.ways else (UNKNOWN, UNKNOWN)
 
 
-class Watcher:
+class FlowWatcher:
     """Looks into the namespaces of pods; remembers where they were, so that looking again is cheap."""
 
     def __init__(self, proc: Path = PROC) -> None:
@@ -113,7 +113,7 @@ class Watcher:
         found = Observation()
         sockets: dict[int, list[TcpSocket]] = {}
         known = self._inodes if self._inodes.keys() >= pods.keys() else None
-        with find(pods.keys(), set(known.values()) if known is not None else None, self._proc) as namespaces:
+        with find_netns(pods.keys(), set(known.values()) if known is not None else None, self._proc) as namespaces:
             for cookie, netns in namespaces:
                 self._inodes[cookie] = os.fstat(netns).st_ino
                 try:
@@ -142,7 +142,7 @@ class _Reading:
 
     def read(self) -> None:
         for cookie, those in self._sockets.items():
-            inside = self._found.inside[cookie] = Inside()
+            inside = self._found.inside[cookie] = InsideCounts()
             connected = [each for each in those if each.state != LISTEN]
             here = {(each.local, each.local_port, each.remote, each.remote_port) for each in connected}
             for each in connected:
@@ -151,7 +151,7 @@ class _Reading:
                 elif not (_is_local(each.local) or _is_local(each.remote) or self._owners.get(each.remote) == cookie):
                     self._outside(cookie, each)  # else one end of what was inside: the other leaves no TIME_WAIT
 
-    def _inside(self, cookie: int, inside: Inside, each: TcpSocket) -> None:
+    def _inside(self, cookie: int, inside: InsideCounts, each: TcpSocket) -> None:
         """A connection that does not leave the pod, which is told by its client."""
         if each.state != ESTABLISHED or self._serves(cookie, each):
             return
@@ -163,7 +163,7 @@ class _Reading:
             inside.other += 1
 
     def _outside(self, cookie: int, each: TcpSocket) -> None:
-        own, other = Place(cookie), self._place(each.remote)
+        own, other = FlowEnd(cookie), self._place(each.remote)
         serves = self._serves(cookie, each)
         if serves:
             ends = Ends(each.remote, each.remote_port, each.local, each.local_port)
@@ -171,7 +171,7 @@ class _Reading:
             ends = Ends(each.local, each.local_port, each.remote, each.remote_port)
         seen = self._found.connections.get(ends)
         if seen is None:
-            seen = self._found.connections[ends] = Seen(*((other, own) if serves else (own, other)))
+            seen = self._found.connections[ends] = SeenConnection(*((other, own) if serves else (own, other)))
         if each.state != ESTABLISHED:
             return
         seen.alive = True
@@ -181,9 +181,9 @@ class _Reading:
         else:
             seen.client = self._role(cookie, each)
 
-    def _place(self, raw: bytes) -> Place:
+    def _place(self, raw: bytes) -> FlowEnd:
         cookie = self._owners.get(raw)
-        return Place(None, Address.from_buffer_copy(raw).ip()) if cookie is None else Place(cookie)
+        return FlowEnd(None, Address.from_buffer_copy(raw).ip()) if cookie is None else FlowEnd(cookie)
 
     def _serves(self, cookie: int, each: TcpSocket) -> bool:
         """Whether the local end is the server's. A captured pod may have a proxy that serves any port unheard."""
@@ -206,7 +206,7 @@ class _Reading:
 def flows_between(before: Observation, after: Observation) -> list[Flow]:
     """Connections by where they come from and go to, busiest first, with what changed between two observations."""
     seconds = after.at - before.at
-    flows: dict[tuple[Place, Place], Flow] = {}
+    flows: dict[tuple[FlowEnd, FlowEnd], Flow] = {}
     for ends, seen in after.connections.items():
         flow = flows.setdefault((seen.source, seen.target), Flow(seen.source, seen.target))
         flow.ports[ends.server_port] += 1

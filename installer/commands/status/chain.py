@@ -16,7 +16,7 @@ def chain_of(chain: Chain, node: Node) -> dict[str, Any]:
 
 def _plugin(chain: Chain) -> dict[str, Any]:
     try:
-        fault = plugin.fault(chain.shim, chain.mounted_cni_bin_dir)
+        fault = plugin.fault_of_plugin(chain.shim, chain.mounted_cni_bin_dir)
     except SidestepError as error:
         fault = f"can't be told: {error}"
     return {"file": str(chain.mounted_cni_bin_dir / PLUGIN), "fault": fault}

@@ -21,15 +21,15 @@ def status(attachment: Attachment, chain: Chain, node: Node, ports: Ports, outpu
     if the programs are not attached.
     """
     from installer.agent.logs import configure_logging
-    from installer.commands.status.document import document_of
+    from installer.commands.status.document import status_document
 
     configure_logging(Logging(log_level="error"))  # what is found is told in the status
-    document = document_of(attachment, chain, node, ports)
+    document = status_document(attachment, chain, node, ports)
     show(document, output, lambda: _table(document))
     sys.exit(0 if document["attached"] else 1)
 
 
 def _table(document: dict[str, object]) -> str:
-    from installer.commands.status.table import table_of
+    from installer.commands.status.table import status_table
 
-    return table_of(document)
+    return status_table(document)

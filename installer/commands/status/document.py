@@ -20,7 +20,7 @@ from installer.commands.status.programs import HOW_TO_COUNT, counts_runs, progra
 from installer.settings import Attachment, Chain, Node, Ports
 
 
-def document_of(attachment: Attachment, chain: Chain, node: Node, ports: Ports) -> dict[str, Any]:
+def status_document(attachment: Attachment, chain: Chain, node: Node, ports: Ports) -> dict[str, Any]:
     """All that is told of a node; `problem` says why nothing of the kernel's side is, "" where it is."""
     try:
         kernel = status_of(attachment.pins)

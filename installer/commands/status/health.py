@@ -48,7 +48,7 @@ def _at_socket(node: Node) -> tuple[int | None, str]:
             # 0 for a process that is not to be seen from here, in another process namespace
             pid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0] or None
             connection.sendall(protocol.encode(_STATUS))
-            answer = json.loads(protocol.receive(connection)[0])
+            answer = json.loads(protocol.receive_message(connection)[0])
         except (FileNotFoundError, ConnectionRefusedError):
             return None, "nobody is there"
         except TimeoutError:

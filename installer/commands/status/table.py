@@ -15,7 +15,7 @@ _PODS = ("pod", "level", "redirected", "bytes", "undrained", "over budget", "no 
 _TEXTS = ("program", "map", "pod", "kind", "level", "loaded at")  # the other columns are numbers, to the right
 
 
-def table_of(document: Document) -> str:
+def status_table(document: Document) -> str:
     """The whole status."""
     lines = (Text(line) for line in _lines(document))
     if document["problem"]:

@@ -13,6 +13,6 @@ def top(attachment: Attachment, seconds: float) -> None:
 
     Keys: c d f a n sort by captured, direct, failed, accelerated, name; q or Ctrl-C ends it.
     """
-    from installer.commands.top.live import top as show
+    from installer.commands.top.live import show_top
 
-    show(attachment.pins, seconds)
+    show_top(attachment.pins, seconds)

@@ -24,7 +24,7 @@ class NoTerminal(SidestepError):
     """It is shown on a terminal or not at all."""
 
 
-def top(pins: Pins, seconds: float) -> None:
+def show_top(pins: Pins, seconds: float) -> None:
     """Show the node until q, Ctrl-C, or a signal to end. Raises NoTerminal, NotAttached."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise NoTerminal("top needs a terminal; `sidestep report` and `sidestep status --output json` don't")

@@ -40,10 +40,10 @@ def trace(
     shown where it is a query for the pod's resolver, or denied. Events that nobody can read in time are lost and
     counted; no connection waits.
     """
-    from installer.commands.trace.follow import trace as show_events
+    from installer.commands.trace.follow import follow_events
     from installer.commands.trace.writing import FORMS
 
-    show_events(attachment.pins, pod, _wanted(dest, verdict), None if follow else seconds, FORMS[output])
+    follow_events(attachment.pins, pod, _wanted(dest, verdict), None if follow else seconds, FORMS[output])
 
 
 def _wanted(dest: str | None, verdict: str | None) -> "Wanted":

@@ -48,7 +48,7 @@ class Told(NamedTuple):
 _EVENT = struct.Struct("=QQIIIIII16s16sHH16sIII")
 
 
-def told(raw: bytes) -> Told:
+def event_of(raw: bytes) -> Told:
     """The fields of an event's bytes."""
     return Told._make(_EVENT.unpack(raw))
 

@@ -13,7 +13,7 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from bpf.tracing import Trace
 from installer.commands.names import PodNames, cookie_of
-from installer.commands.trace.events import Reader, told
+from installer.commands.trace.events import Reader, event_of
 from installer.commands.trace.interruption import Interruption
 from installer.commands.trace.wanted import Wanted
 from installer.commands.trace.writing import Form
@@ -22,7 +22,7 @@ from installer.commands.trace.writing import Form
 _POLL_SECONDS = 0.05
 
 
-def trace(pins: Pins, pod: str | None, wanted: Wanted, seconds: float | None, form: Form) -> None:
+def follow_events(pins: Pins, pod: str | None, wanted: Wanted, seconds: float | None, form: Form) -> None:
     """Print events until the time is up, or for ever; Ctrl-C and SIGTERM end it. Raises SidestepError."""
     with ExitStack() as running:
         interruption = running.enter_context(Interruption())
@@ -60,7 +60,7 @@ class _Follower:
         """Wait so long, then print what has come, and how much was lost."""
         lines = []
         for raw in self.events.poll(seconds):
-            event = told(raw)
+            event = event_of(raw)
             if self.wanted.takes(event):
                 lines.append(self.form.event(self.reader, event))
         if missed := self.events.lost - self.lost:

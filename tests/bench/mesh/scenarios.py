@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from bpf.attachment import detach
+from bpf.attachment import detach_programs
 from bpf.layout import Level
 from bpf.pins import Pins
 from cni.policy.annotations import ACCELERATION
@@ -137,7 +137,7 @@ def _node(scenario: Scenario) -> Iterator[Node]:
     with node:
         if not node.is_chained:
             node.agent.terminate()
-            detach(Pins(node.bpffs))
+            detach_programs(Pins(node.bpffs))
         if scenario.level is not None:
             wait_for_level(node, str(scenario.level))
         yield node
