@@ -16,7 +16,7 @@ from cni.enrolment.adoption import Adoption
 from cni.policy.membership import skip_reason
 from cni.policy.pod import ContainerStatus, Pod, PodEvents
 from installer.agent.selectors import Selector
-from installer.pods.errors import ApiFailed, Conflict
+from installer.pods.api_errors import ApiFailed, Conflict
 from installer.settings import Repair
 
 log = structlog.get_logger("repair")

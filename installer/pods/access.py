@@ -8,7 +8,7 @@ import structlog
 import urllib3
 from kubernetes.client.configuration import Configuration
 
-from installer.pods.errors import NoAccess
+from installer.pods.api_errors import NoAccess
 from installer.settings import Node
 
 log = structlog.get_logger("api")

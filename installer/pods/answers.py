@@ -12,7 +12,7 @@ import urllib3
 from pydantic import ValidationError
 
 from cni.policy.pod import PROXY_CONTAINER, Pod
-from installer.pods.errors import ApiFailed, Expired
+from installer.pods.api_errors import ApiFailed, Expired
 
 log = structlog.get_logger("api")
 

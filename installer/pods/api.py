@@ -20,7 +20,7 @@ from kubernetes.client.rest import RESTClientObject, RESTResponse
 from cni.policy.pod import Pod
 from installer.pods.access import access_of
 from installer.pods.answers import Json, Watching, parse_json, pod_of, reason_of, said_by
-from installer.pods.errors import ApiFailed, Conflict, Expired
+from installer.pods.api_errors import ApiFailed, Conflict, Expired
 from installer.pods.resource import DAEMONSET, DaemonSetIdentity, Resource, daemonset_of, pods_of
 from installer.settings import Node
 

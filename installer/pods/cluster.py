@@ -16,7 +16,7 @@ from cni.errors import PodNotFound
 from cni.policy.pod import Pod
 from installer.pods.answers import Change
 from installer.pods.api import Api
-from installer.pods.errors import ApiFailed
+from installer.pods.api_errors import ApiFailed
 from installer.pods.listwatch import ListWatch
 from installer.pods.resource import pods_of
 

@@ -9,7 +9,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop
 
 from installer.pods.answers import Change
 from installer.pods.api import Api
-from installer.pods.errors import ApiFailed
+from installer.pods.api_errors import ApiFailed
 from installer.pods.listwatch import ListWatch
 from installer.pods.resource import DAEMONSET, DaemonSetIdentity, daemonset_of
 

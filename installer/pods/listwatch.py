@@ -14,7 +14,7 @@ import structlog
 
 from installer.pods.answers import Change, Watching
 from installer.pods.api import Api
-from installer.pods.errors import ApiFailed, Expired
+from installer.pods.api_errors import ApiFailed, Expired
 from installer.pods.resource import Resource
 
 log = structlog.get_logger("watch")

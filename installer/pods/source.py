@@ -9,7 +9,7 @@ from cni.policy.pod import NoEvents, PodEvents, PodSource
 from installer.pods.api import Api, OnRequest
 from installer.pods.cluster import ClusterPods, Listener
 from installer.pods.directory import PodDirectory
-from installer.pods.events import ClusterEvents
+from installer.pods.pod_events import ClusterEvents
 from installer.settings import Node
 
 

@@ -8,9 +8,9 @@ from bpf.acceleration import other_owners
 from bpf.errors import KernelRefused
 from bpf.layout import Level
 from bpf.probing.features import Feature, Presence, try_features
-from installer.probe.attachment import attach_point_findings, bpffs, earlier_installation, programs
+from installer.probe.attach_point import attach_point_findings, bpffs, earlier_installation, programs
 from installer.probe.findings import Finding, Findings
-from installer.probe.foreign import other_programs
+from installer.probe.foreign_programs import other_programs
 from installer.probe.host import host
 from installer.probe.needs import MINIMUM, NEEDS
 from installer.probe.process import process

@@ -8,7 +8,7 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.policy.decision import Action, Verdict
 from installer.commands.explain.explainer import Asker, Explainer
-from installer.commands.pods.enrolled import find_pod
+from installer.commands.pods.enrolled_pods import find_pod
 from installer.commands.pods.namespace import looked_into
 from tests.conformance.kinds import Probe
 from tests.conformance.world import Seen

@@ -9,7 +9,7 @@ import trustme
 
 from installer.pods.access import access_of
 from installer.pods.api import Api
-from installer.pods.errors import ApiFailed, Conflict
+from installer.pods.api_errors import ApiFailed, Conflict
 from installer.settings import Node
 from tests.lab.apiserver import ApiServer
 from tests.lab.cluster import World, manifest

@@ -6,8 +6,8 @@ import kubernetes_validate
 import pytest
 
 from cni.policy.pod import Pod
-from installer.pods import events as module
-from installer.pods.events import ClusterEvents
+from installer.pods import pod_events as module
+from installer.pods.pod_events import ClusterEvents
 from tests.lab.cluster import NODE, World, manifest
 from tests.lab.waiting import wait_until
 

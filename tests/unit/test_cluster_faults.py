@@ -13,8 +13,8 @@ import trustme
 
 from cni.errors import Code, PodNotFound
 from installer.pods.access import access_of
+from installer.pods.api_errors import ApiFailed
 from installer.pods.cluster import ClusterPods
-from installer.pods.errors import ApiFailed
 from installer.settings import Node
 from tests.lab.apiserver import ApiServer
 from tests.lab.cluster import LIST, NODE, WATCH, World, manifest, threads_and_descriptors

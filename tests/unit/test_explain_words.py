@@ -10,7 +10,7 @@ from cni.netns.proc_net import rows
 from cni.policy.annotations import CapturePolicy
 from cni.policy.decision import Action, Inbound, Outbound, Verdict
 from installer.commands.explain.explainer import Explanation
-from installer.commands.explain.words import explanation_document, explanation_text
+from installer.commands.explain.explanation import explanation_document, explanation_text
 
 POD = Identity("uid", "pod", "default", "container", "net", "eth0")
 REMOTE = ip_address("203.0.113.7")

@@ -9,7 +9,7 @@ import yaml
 
 from bpf.compiler import HOOKS
 from bpf.probing.features import MAPS, OTHERS, Presence
-from installer.probe.attachment import point_row
+from installer.probe.attach_point import point_row
 from installer.probe.findings import Finding, Findings, NodeUnfit
 from installer.probe.needs import MINIMUM, NEEDS
 

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from cni.policy import annotations as istio
 from cni.policy.annotations import CapturePolicy, policy_of
 from cni.policy.pod import Pod
-from installer.commands.pods.words import RUN_AS_GROUP, RUN_AS_USER, annotations_of, as_kept, is_default, proxy_of
+from installer.commands.pods.policy_words import (
+    RUN_AS_GROUP,
+    RUN_AS_USER,
+    annotations_of,
+    as_kept,
+    is_default,
+    proxy_of,
+)
 
 RANGES = ["0.0.0.0/0", "10.0.0.0/8", "10.9.0.0/16", "127.0.0.0/8", "127.0.0.5/1", "127.9.0.1/32", "::1/128", "fd00::/8"]
 ranges = st.lists(st.sampled_from(RANGES), max_size=4).map(",".join)

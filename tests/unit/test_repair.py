@@ -9,7 +9,7 @@ import pytest
 from cni.enrolment.adoption import Adopted, Adoption
 from cni.policy.pod import Pod
 from installer.agent.repair import Repairs
-from installer.pods.errors import ApiFailed
+from installer.pods.api_errors import ApiFailed
 from installer.settings import Repair
 
 

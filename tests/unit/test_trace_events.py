@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from bpf.layout import RULES, TOTALS, Address, Event, EventKind
-from installer.commands.trace.events import Reader, Told, event_of
+from installer.commands.trace.forms import FORMS, line_of
 from installer.commands.trace.interruption import Interruption
+from installer.commands.trace.told_events import Reader, Told, event_of
 from installer.commands.trace.wanted import BadFilter, Wanted
-from installer.commands.trace.writing import FORMS, line_of
 
 UNKNOWN_KIND = 9
 READER = Reader(lambda cookie: f'default/pod-{cookie}"')

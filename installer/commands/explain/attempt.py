@@ -22,7 +22,7 @@ from cni.netns.processes import GONE, Crowd, crowds
 from cni.policy.decision import Action, Inbound, IPAddress, Outbound
 from installer.commands.explain.connecting import Attempted, CannotTry, Dial, dial
 from installer.commands.explain.explainer import LISTENERS, Explanation, routed
-from installer.commands.pods.enrolled import EnrolledPod, every
+from installer.commands.pods.enrolled_pods import EnrolledPod, every
 from installer.commands.pods.namespace import NamespaceView, looked_into
 
 # the counter that each verdict moves (bpf/layout.py, TOTALS)

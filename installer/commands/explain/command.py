@@ -35,8 +35,8 @@ def explain(attachment: Attachment, proc: Path, output: str, **options: Any) -> 
     DEST is ADDRESS:PORT or [IPV6]:PORT. What the kernel's maps have of the pod decides, not what its annotations say by
     now.
     """
+    from installer.commands.explain.explanation import explanation_text
     from installer.commands.explain.question import BadAddress, Question, answer
-    from installer.commands.explain.words import explanation_text
 
     is_inbound = options["inbound"] is not None
     if is_inbound == (options["dest"] is not None):

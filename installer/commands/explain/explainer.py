@@ -12,7 +12,7 @@ from cni.netns.proc_net import plain
 from cni.policy import decision
 from cni.policy.annotations import CapturePolicy
 from cni.policy.decision import TUNNEL_PORT, Action, Container, Inbound, IPAddress, Outbound, Verdict
-from installer.commands.pods.enrolled import EnrolledPod, interface_name
+from installer.commands.pods.enrolled_pods import EnrolledPod, interface_name
 
 Protocol = Literal["tcp", "udp"]
 

@@ -12,8 +12,8 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.policy.decision import IPAddress
 from installer.commands.explain.explainer import Asker, Explainer, Explanation, Protocol
-from installer.commands.explain.words import explanation_document, why
-from installer.commands.pods.enrolled import find_pod
+from installer.commands.explain.explanation import explanation_document, why
+from installer.commands.pods.enrolled_pods import find_pod
 from installer.commands.pods.namespace import NamespaceView, looked_into
 
 # [address]:port or address:port; what is before the port is judged by itself

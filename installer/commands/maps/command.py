@@ -29,12 +29,12 @@ def maps(attachment: Attachment, name: str | None, pod: str, limit: int | None, 
     from installer.commands.maps.listing import listing_of, maps_of
 
     if name is None:
-        from installer.commands.status.table import maps_table
+        from installer.commands.status.status_table import maps_table
 
         found = maps_of(attachment.pins, pod)
         show(found, output, lambda: maps_table(found))
         return
-    from installer.commands.maps.text import pieces
+    from installer.commands.maps.entry_text import pieces
 
     listing = listing_of(attachment.pins, name, pod, limit or (_IN_TABLE if output == "table" else None))
     for piece in pieces(listing, output):

@@ -18,8 +18,8 @@ def pods(attachment: Attachment, node: Node, output: str, name: str | None) -> N
     but for those that deny ports, which count within a second.
     """
     from installer.agent.logs import configure_logging
-    from installer.commands.pods.document import pod_document, pods_documents
-    from installer.commands.pods.table import pod_text, pods_table
+    from installer.commands.pods.pod_document import pod_document, pods_documents
+    from installer.commands.pods.pods_table import pod_text, pods_table
 
     configure_logging(Logging(log_level="warning"))  # to stderr: manifests that can't be read
     if name is None:

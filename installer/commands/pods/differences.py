@@ -11,9 +11,9 @@ from cni.errors import InvalidAnnotation
 from cni.policy.annotations import DENY_INBOUND_PORTS, DENY_OUTBOUND_PORTS, DUAL_STACK, CapturePolicy, policy_of
 from cni.policy.membership import skip_reason
 from cni.policy.pod import Pod
-from installer.commands.pods.enrolled import EnrolledPod
+from installer.commands.pods.enrolled_pods import EnrolledPod
 from installer.commands.pods.namespace import NamespaceView
-from installer.commands.pods.words import annotations_of, as_kept, proxy_of
+from installer.commands.pods.policy_words import annotations_of, as_kept, proxy_of
 from installer.pods.api import Api
 from installer.pods.directory import PodDirectory
 from installer.settings import Node

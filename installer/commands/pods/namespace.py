@@ -12,7 +12,7 @@ from cni.netns.rtnl import Rtnl
 from cni.netns.sandbox import visit
 from cni.netns.userns import outside_ids
 from cni.policy.decision import IPAddress
-from installer.commands.pods.enrolled import EnrolledPod
+from installer.commands.pods.enrolled_pods import EnrolledPod
 
 
 @dataclass(frozen=True)

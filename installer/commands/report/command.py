@@ -37,8 +37,8 @@ def report(
 
     It is one HTML file that needs no network, for a browser, a mail or paper; or the same as JSON or YAML.
     """
+    from installer.commands.report.page_file import write
     from installer.commands.report.view import gather
-    from installer.commands.report.writing import write
 
     if output == "html" and str(path) == "-" and sys.stdout.isatty():
         raise click.UsageError("a page of HTML is not for a terminal: give -o FILE, or redirect the output")
@@ -55,6 +55,6 @@ def _text(view: "NodeView", output: str) -> str:
         from installer.commands.report.page import render
 
         return render(view)
-    from installer.commands.report.document import report_document
+    from installer.commands.report.node_document import report_document
 
     return encoded(report_document(view), output)

@@ -21,7 +21,7 @@ def status(attachment: Attachment, chain: Chain, node: Node, ports: Ports, outpu
     if the programs are not attached.
     """
     from installer.agent.logs import configure_logging
-    from installer.commands.status.document import status_document
+    from installer.commands.status.status_document import status_document
 
     configure_logging(Logging(log_level="error"))  # what is found is told in the status
     document = status_document(attachment, chain, node, ports)
@@ -30,6 +30,6 @@ def status(attachment: Attachment, chain: Chain, node: Node, ports: Ports, outpu
 
 
 def _table(document: dict[str, object]) -> str:
-    from installer.commands.status.table import status_table
+    from installer.commands.status.status_table import status_table
 
     return status_table(document)

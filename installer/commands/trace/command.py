@@ -40,8 +40,8 @@ def trace(
     shown where it is a query for the pod's resolver, or denied. Events that nobody can read in time are lost and
     counted; no connection waits.
     """
-    from installer.commands.trace.follow import follow_events
-    from installer.commands.trace.writing import FORMS
+    from installer.commands.trace.follow_events import follow_events
+    from installer.commands.trace.forms import FORMS
 
     follow_events(attachment.pins, pod, _wanted(dest, verdict), None if follow else seconds, FORMS[output])
 

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 
 from bpf.errors import SidestepError
 from bpf.layout import Address, EventKind
-from installer.commands.trace.events import Told, counted_as
+from installer.commands.trace.told_events import Told, counted_as
 
 Network = IPv4Network | IPv6Network
 

@@ -17,7 +17,7 @@ from bpf.attachment import detach_programs
 from bpf.layout import Level
 from bpf.pins import Pins
 from cni.policy.annotations import ACCELERATION
-from installer.commands.status.document import status_of
+from installer.commands.status.status_document import status_of
 from tests.bench.mesh.proxies import SERVICES, ChainedEnvoy, InterceptingEnvoy, loopback, pipe
 from tests.bench.mesh.servers import Servers
 from tests.conformance.configs import Config

@@ -14,9 +14,9 @@ from cni.enrolment.entries import Identity
 from installer import VERSION
 from installer.commands.maps.listing import maps_of
 from installer.commands.maps.walk import entries
-from installer.commands.status.chain import chain_of
-from installer.commands.status.health import agent_of
-from installer.commands.status.programs import HOW_TO_COUNT, counts_runs, programs_of
+from installer.commands.status.agent_health import agent_of
+from installer.commands.status.chain_entry import chain_of
+from installer.commands.status.program_runs import HOW_TO_COUNT, counts_runs, programs_of
 from installer.settings import Attachment, Chain, Node, Ports
 
 

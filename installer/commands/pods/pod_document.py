@@ -6,11 +6,11 @@ from bpf.acceleration import NodeLevel, level_of
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, TOTALS, Cookie, Level, PodFlags, TallyEntry, TrafficEntry
 from bpf.tables import Tables
 from installer.commands.explain.explainer import LISTENERS
-from installer.commands.pods import enrolled
+from installer.commands.pods import enrolled_pods
 from installer.commands.pods.differences import described, differences, words_of
-from installer.commands.pods.enrolled import EnrolledPod
+from installer.commands.pods.enrolled_pods import EnrolledPod
 from installer.commands.pods.namespace import NamespaceView, looked_into, looks_into
-from installer.commands.pods.words import annotations_of, is_default
+from installer.commands.pods.policy_words import annotations_of, is_default
 from installer.settings import Attachment, Node
 
 
@@ -21,7 +21,7 @@ def pods_documents(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
         level = level_of(tables)
         found = [
             _document(pod, tables, level, inside) | {"differs": differences(pod, now, inside)}
-            for pod, inside in looks_into(enrolled.every(attachment.pins, tables), node.proc)
+            for pod, inside in looks_into(enrolled_pods.every(attachment.pins, tables), node.proc)
         ]
     return sorted(found, key=lambda each: str(each["pod"]))
 
@@ -29,7 +29,7 @@ def pods_documents(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
 def pod_document(attachment: Attachment, node: Node, name: str) -> dict[str, Any]:
     """The document of one. Raises PodUnknown, NotAttached."""
     with Tables(attachment.pins.look_only()) as tables:
-        pod = enrolled.find_pod(attachment.pins, tables, name)
+        pod = enrolled_pods.find_pod(attachment.pins, tables, name)
         now = described(node)
         with looked_into(pod, node.proc) as inside:
             document = _document(pod, tables, level_of(tables), inside)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from installer.commands.trace.events import Document, Reader, Told
+from installer.commands.trace.told_events import Document, Reader, Told
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import structlog
 
 from cni.policy.pod import Pod
 from installer.pods.api import Api
-from installer.pods.errors import ApiFailed
+from installer.pods.api_errors import ApiFailed
 
 log = structlog.get_logger("events")
 

@@ -13,10 +13,10 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from bpf.tracing import Trace
 from installer.commands.names import PodNames, cookie_of
-from installer.commands.trace.events import Reader, event_of
+from installer.commands.trace.forms import Form
 from installer.commands.trace.interruption import Interruption
+from installer.commands.trace.told_events import Reader, event_of
 from installer.commands.trace.wanted import Wanted
-from installer.commands.trace.writing import Form
 
 # the ring holds some 18,000 events: enough for 100,000 a second, three times over
 _POLL_SECONDS = 0.05
