@@ -21,9 +21,10 @@ from cni.netns.proc_net import endpoint, family_of, plain
 from cni.netns.processes import GONE, Crowd, crowds
 from cni.policy.decision import Action, Inbound, IPAddress, Outbound
 from installer.commands.explain.connecting import Attempted, CannotTry, Dial, dial
-from installer.commands.explain.explainer import LISTENERS, Explanation, routed
+from installer.commands.explain.explainer import Explanation, routed
 from installer.commands.pods.enrolled_pods import EnrolledPod, every
 from installer.commands.pods.namespace import NamespaceView, looked_into
+from installer.commands.pods.policy_words import LISTENERS
 
 # the counter that each verdict moves (bpf/layout.py, TOTALS)
 _OUTBOUND: dict[tuple[str, str], Action] = {

@@ -6,7 +6,6 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
 from bpf.errors import SidestepError
-from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
 from bpf.tables import Tables
 from cni.netns.proc_net import plain
 from cni.policy import decision
@@ -15,13 +14,6 @@ from cni.policy.decision import TUNNEL_PORT, Action, Container, Inbound, IPAddre
 from installer.commands.pods.enrolled_pods import EnrolledPod, interface_name
 
 Protocol = Literal["tcp", "udp"]
-
-# where each verdict takes a connection: who it is, and its port
-LISTENERS: dict[Action, tuple[str, int]] = {
-    "proxy-outbound": ("the proxy's outbound listener", OUTBOUND_PORT),
-    "proxy-inbound": ("the proxy's inbound listener", INBOUND_PORT),
-    "dns": ("pilot-agent's resolver", 15053),
-}
 
 
 @dataclass(frozen=True)

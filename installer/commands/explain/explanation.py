@@ -7,9 +7,9 @@ from cni.enrolment.entries import Identity
 from cni.netns.proc_net import endpoint
 from cni.policy import annotations as istio
 from cni.policy.decision import Inbound, Outbound
-from installer.commands.explain.explainer import LISTENERS, Explanation, routed
+from installer.commands.explain.explainer import Explanation, routed
 from installer.commands.pods.namespace import NamespaceView
-from installer.commands.pods.policy_words import annotations_of, is_default, part_of, proxy_of
+from installer.commands.pods.policy_words import LISTENERS, annotations_of, is_default, part_of, proxy_of
 
 # rule → what it says; two where a rule both captures and lets go: (captured, direct)
 _RULES: dict[str, str | tuple[str, str]] = {

@@ -29,10 +29,11 @@ def maps(attachment: Attachment, name: str | None, pod: str, limit: int | None, 
     from installer.commands.maps.listing import listing_of, maps_of
 
     if name is None:
-        from installer.commands.status.status_table import maps_table
+        from installer.commands.maps.maps_table import maps_table
+        from installer.commands.printing import rendered
 
         found = maps_of(attachment.pins, pod)
-        show(found, output, lambda: maps_table(found))
+        show(found, output, lambda: rendered(maps_table(found)))
         return
     from installer.commands.maps.entry_text import pieces
 

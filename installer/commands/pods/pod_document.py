@@ -5,12 +5,11 @@ from typing import Any
 from bpf.acceleration import NodeLevel, level_of
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, TOTALS, Cookie, Level, PodFlags, TallyEntry, TrafficEntry
 from bpf.tables import Tables
-from installer.commands.explain.explainer import LISTENERS
 from installer.commands.pods import enrolled_pods
 from installer.commands.pods.differences import described, differences, words_of
 from installer.commands.pods.enrolled_pods import EnrolledPod
 from installer.commands.pods.namespace import NamespaceView, looked_into, looks_into
-from installer.commands.pods.policy_words import annotations_of, is_default
+from installer.commands.pods.policy_words import LISTENERS, annotations_of, is_default
 from installer.settings import Attachment, Node
 
 

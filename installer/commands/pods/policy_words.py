@@ -3,10 +3,18 @@
 from collections.abc import Iterable
 from ipaddress import ip_network
 
+from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
 from cni.policy import annotations as istio
 from cni.policy.annotations import ALWAYS_EXCLUDED_INBOUND, CapturePolicy, Network
+from cni.policy.decision import Action
 from cni.policy.prefixes import effective_prefixes
 
+# where each verdict takes a connection: who it is, and its port
+LISTENERS: dict[Action, tuple[str, int]] = {
+    "proxy-outbound": ("the proxy's outbound listener", OUTBOUND_PORT),
+    "proxy-inbound": ("the proxy's inbound listener", INBOUND_PORT),
+    "dns": ("pilot-agent's resolver", 15053),
+}
 # how the fields of the proxy's container are called here
 RUN_AS_USER, RUN_AS_GROUP = "securityContext.runAsUser", "securityContext.runAsGroup"
 # makes a policy include loopback, and captures nothing: rule O7 comes first

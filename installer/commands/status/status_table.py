@@ -1,18 +1,18 @@
 """The status of a node for people: a line for each part, then programs, maps and pods as tables."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from rich.text import Text
 
+from installer.commands.maps.maps_table import maps_table
 from installer.commands.printing import rendered, table
 
 Document = dict[str, Any]
 
 _PROGRAMS = ("program", "id", "attached", "loaded at", "bytes", "runs", "seconds")
-MAPS = ("map", "kind", "entries", "limit", "bytes")
 _PODS = ("pod", "level", "redirected", "bytes", "undrained", "over budget", "no peer")
-_TEXTS = ("program", "map", "pod", "kind", "level", "loaded at")  # the other columns are numbers, to the right
+_TEXTS = ("program", "pod", "level", "loaded at")  # the other columns are numbers, to the right
 
 
 def status_table(document: Document) -> str:
@@ -22,13 +22,9 @@ def status_table(document: Document) -> str:
         return rendered(*lines)
     programs = (_program(each) for each in document["programs"])
     pods = ([each["pod"], *each["acceleration"].values()] for each in document["pods"])
-    maps = map(_map, document["maps"])
-    return rendered(*lines, table(_PROGRAMS, programs, _TEXTS), table(MAPS, maps, _TEXTS), table(_PODS, pods, _TEXTS))
-
-
-def maps_table(maps: Iterable[Document]) -> str:
-    """The list of maps alone."""
-    return rendered(table(MAPS, map(_map, maps), _TEXTS))
+    return rendered(
+        *lines, table(_PROGRAMS, programs, _TEXTS), maps_table(document["maps"]), table(_PODS, pods, _TEXTS)
+    )
 
 
 def _lines(document: Document) -> Iterator[str]:
@@ -89,7 +85,3 @@ def _readiness(health: Document) -> str:
 def _program(each: Document) -> list[Any]:
     seconds = None if each["run_seconds"] is None else f"{each['run_seconds']:.6f}"
     return [each["hook"], each["id"], each["attached"], each["loaded_at"], each["bytes"], each["runs"], seconds]
-
-
-def _map(each: Document) -> list[Any]:
-    return [each["name"], each["kind"], each["entries"], each["limit"], each["bytes"]]

@@ -1,0 +1,16 @@
+"""The list of pinned maps for people."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import RenderableType
+
+from installer.commands.printing import table
+
+_TITLES = ("map", "kind", "entries", "limit", "bytes")
+_TEXTS = ("map", "kind")  # the other columns are numbers, to the right
+
+
+def maps_table(maps: Iterable[dict[str, Any]]) -> RenderableType:
+    """One line a map."""
+    return table(_TITLES, ([each["name"], *(each[title] for title in _TITLES[1:])] for each in maps), _TEXTS)
