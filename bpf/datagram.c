@@ -38,8 +38,9 @@ static __always_inline __u32 slot_of_alias(const struct address *address)
 
 static __always_inline bool is_same(const struct destination *a, const struct destination *b)
 {
-    return a->family == b->family && a->address.word[0] == b->address.word[0] && a->address.word[1] == b->address.word[1]
-           && a->address.word[2] == b->address.word[2] && a->address.word[3] == b->address.word[3];
+    return a->family == b->family && a->address.word[0] == b->address.word[0]
+           && a->address.word[1] == b->address.word[1] && a->address.word[2] == b->address.word[2]
+           && a->address.word[3] == b->address.word[3];
 }
 
 /* The slot of a nameserver; a new one takes the next, and one too many the last. -1 when out of memory. */
@@ -77,8 +78,9 @@ static __always_inline struct address source_of_query(const struct pod *pod, __u
  * Decide a datagram. DNS: `to` is where it should go instead and `source` where from (all zero: as it is). That is so for
  * a query, and for the resolver's reply to an alias.
  */
-static __always_inline struct decision redirect(struct pod *pod, __u64 cookie, struct bpf_sock *sk, struct destination *to,
-                                             const struct address *bound, struct address *source)
+static __always_inline struct decision redirect(struct pod *pod, __u64 cookie, struct bpf_sock *sk,
+                                                struct destination *to, const struct address *bound,
+                                                struct address *source)
 {
     struct destination resolver = {};
     struct decision decision;

@@ -110,6 +110,6 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
     }
     outcome = steer_to_proxy(ctx, cookie);
     note_packet(ctx, cookie, &local, &remote, decision.rule,
-         outcome == SK_PASS ? TOTAL_INBOUND_CAPTURED : TOTAL_INBOUND_REFUSED);
+                outcome == SK_PASS ? TOTAL_INBOUND_CAPTURED : TOTAL_INBOUND_REFUSED);
     return outcome;
 }

@@ -52,7 +52,8 @@ static __always_inline bool is_captured(struct bpf_sock *sk)
 }
 
 /* The accepting end of a connection between two pods has to be the proxy: what lookup.c hands to it. */
-static __always_inline bool is_accepted_by_proxy(const struct pod *pod, __u64 cookie, const struct connection *connection)
+static __always_inline bool is_accepted_by_proxy(const struct pod *pod, __u64 cookie,
+                                                 const struct connection *connection)
 {
     __u16 port = connection->server_port;
 

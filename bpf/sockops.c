@@ -150,8 +150,7 @@ int ss_sockops(struct bpf_sock_ops *ctx)
     __u64 cookie;
 
     if (op != BPF_SOCK_OPS_TCP_CONNECT_CB && op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
-        && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_TCP_LISTEN_CB
-        && op != BPF_SOCK_OPS_STATE_CB)
+        && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_TCP_LISTEN_CB && op != BPF_SOCK_OPS_STATE_CB)
         return 1;
     sk = ctx->sk;
     if (!sk)
