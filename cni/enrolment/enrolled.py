@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from bpf import attachment, links
 from bpf.layout import Cookie, PodEntry, PodFlags
 from bpf.pins import Pins
-from bpf.restoration import is_pinned
 from bpf.tables import Table, Tables
 from cni.enrolment import rows
 from cni.enrolment.entries import Entries, Identity
@@ -132,7 +131,9 @@ class Enrolled:
         """Whether connections of an enrolled pod are decided on in both directions: cheap enough for every ADD."""
         if not attachment.is_deciding(self._pins) or not links.pod_link_alive(self._pins, cookie):
             return False
-        return is_pinned(self._pins, "pods", self._tables.pods.descriptor)  # whoever attaches anew makes other tables
+        return attachment.is_pinned(
+            self._pins, "pods", self._tables.pods.descriptor
+        )  # whoever attaches anew makes other tables
 
     def __len__(self) -> int:
         with self._lock:

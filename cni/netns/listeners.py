@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
-from bpf.pins import Descriptor
+from bpf.syscalls import Descriptor
 from cni.errors import SandboxInvalid
 from cni.netns.pidfd import copy_of, sockets_of
 from cni.netns.processes import GONE

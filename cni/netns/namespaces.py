@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bpf.errors import SidestepError
 from bpf.kernel import capabilities
-from bpf.pins import Descriptor
+from bpf.syscalls import Descriptor
 from cni.errors import SandboxInvalid
 from cni.netns.sandbox import own_cookie, visit
 

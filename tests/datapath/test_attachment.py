@@ -15,7 +15,8 @@ from bpf.attachment import Outcome, attach_programs, is_attached, is_deciding
 from bpf.compiler import CGROUP_HOOKS
 from bpf.errors import CompileFailed, KernelRefused, NotAttached
 from bpf.layout import TABLES, Cookie, OwnerEntry, PairingEntry
-from bpf.pins import Descriptor, Pins
+from bpf.pins import Pins
+from bpf.syscalls import Descriptor
 from tests.datapath.conftest import Wire, scratch_pins
 from tests.lab.inside import PYTHON
 
