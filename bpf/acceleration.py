@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from bpf import syscalls
-from bpf.compiler import MESSAGE_HOOK
 from bpf.errors import KernelRefused
+from bpf.hooks import MESSAGE_HOOK
 from bpf.layout import TABLES, Level, NodeEntry
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor

@@ -17,11 +17,13 @@ from pathlib import Path
 
 from bpf import syscalls
 from bpf.acceleration import attach_messages, is_possible
-from bpf.compiler import CGROUP_HOOKS, HOOKS, NETNS_HOOK, compile_and_pin, sources_digest
+from bpf.compiler import compile_and_pin, sources_digest
 from bpf.errors import KernelRefused
+from bpf.hooks import CGROUP_HOOKS, HOOKS
 from bpf.kernel import require_bpffs, require_capabilities
 from bpf.layout import STORAGES, TABLES, BuildEntry, Word
 from bpf.pins import OtherVersion, Pins
+from bpf.steering import load_instance
 from bpf.syscalls import Descriptor
 
 # the programs that capture; the others finish what these have begun
@@ -200,11 +202,14 @@ def _swap(pins: Pins, cgroup: Path) -> None:
         compile_and_pin(pins.maps, fresh)
         for hook in CGROUP_HOOKS:
             _relink(fresh / hook.name, pins.links / hook.name, hook.attach_type, cgroup)
-        with Descriptor(syscalls.open_pin(fresh / NETNS_HOOK.name)) as steering:
-            for path in pins.netns.iterdir():
-                with Descriptor(syscalls.open_pin(path)) as link, suppress(KernelRefused):
-                    # refused only for a namespace that is gone, whose link is dead anyway
-                    syscalls.update_link(link.fd, steering.fd, path)
+        for path in pins.netns.iterdir():
+            with (
+                Descriptor(load_instance(pins, int(path.name))) as steering,
+                Descriptor(syscalls.open_pin(path)) as link,
+                suppress(KernelRefused),
+            ):
+                # refused only for a namespace that is gone, whose link is dead anyway
+                syscalls.update_link(link.fd, steering.fd, path)
         for program in {path.name for path in pins.programs.iterdir()} - {path.name for path in fresh.iterdir()}:
             (pins.programs / program).unlink()
         for path in list(fresh.iterdir()):

@@ -12,13 +12,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bpf import syscalls
 from bpf.errors import CompileFailed, LibraryMissing
+from bpf.hooks import DEATH_HOOKS, HOOKS, MESSAGE_HOOK, NETNS_HOOK, Hook
 from bpf.offsets import TASKS, NoOffsets, definitions
+from bpf.steering import keep
+from bpf.syscalls import Descriptor
 
 HERE = Path(__file__).parent
 _LINES_SHOWN = 40  # of a verifier's log, whose end says why
@@ -88,51 +90,11 @@ PROLOGUE = """
 """
 
 
-@dataclass(frozen=True)
-class Hook:
-    """One program: its function, the pin's name, and the kernel's numbers for its type (uapi/linux/bpf.h)."""
-
-    name: str
-    program_type: int
-    attach_type: int
-
-    @property
-    def function(self) -> str:
-        """The C function's name, which bpftool shows; the kernel keeps 15 characters."""
-        return f"ss_{self.name}"
-
-
-CGROUP_SOCK, SOCK_OPS, SK_MSG, RAW_TRACEPOINT, CGROUP_SOCK_ADDR, CGROUP_SOCKOPT, SK_LOOKUP = 9, 13, 16, 17, 18, 25, 30
-
-CGROUP_HOOKS = (
-    Hook("sock_create", CGROUP_SOCK, 2),
-    Hook("connect4", CGROUP_SOCK_ADDR, 10),
-    Hook("connect6", CGROUP_SOCK_ADDR, 11),
-    Hook("post_bind4", CGROUP_SOCK, 12),
-    Hook("post_bind6", CGROUP_SOCK, 13),
-    Hook("sendmsg4", CGROUP_SOCK_ADDR, 14),
-    Hook("sendmsg6", CGROUP_SOCK_ADDR, 15),
-    Hook("recvmsg4", CGROUP_SOCK_ADDR, 19),
-    Hook("recvmsg6", CGROUP_SOCK_ADDR, 20),
-    Hook("getpeername4", CGROUP_SOCK_ADDR, 29),
-    Hook("getpeername6", CGROUP_SOCK_ADDR, 30),
-    Hook("sockops", SOCK_OPS, 3),
-    Hook("getsockopt", CGROUP_SOCKOPT, 21),
-)
-NETNS_HOOK = Hook("sk_lookup", SK_LOOKUP, 36)
-HOOKS = (*CGROUP_HOOKS, NETNS_HOOK)
-# there only where the kernel allows acceleration (offsets.py); attached to the socket hash by acceleration.py
-MESSAGE_HOOK = Hook("message", SK_MSG, 7)
-
 # whether programs may ask which process calls them
 _CALLER = "#define CALLER\n"
 
 # loaded by whoever traces, beside the others' maps: hook → its raw tracepoint
 DEATH_SOURCES = ("maps.h", "address.h", "reading.h", "events.c", "deaths.c")
-DEATH_HOOKS = {
-    Hook("signal", RAW_TRACEPOINT, 0): "signal_generate",
-    Hook("exit", RAW_TRACEPOINT, 0): "sched_process_exit",
-}
 
 
 def sources_digest() -> bytes:
@@ -214,6 +176,13 @@ def _main_all(maps: Path, programs: Path) -> None:
         syscalls.pin(program.fd, programs / hook.name)
     with suppress(Exception):  # bcc raises nothing narrower; without it the node's level is off, and capture works
         syscalls.pin(_load(unit, MESSAGE_HOOK).fd, programs / MESSAGE_HOOK.name)
+    # last: from here on pods are enrolled with it
+    with Descriptor(syscalls.open_pin(maps / "steering")) as steering:
+        keep(steering.fd, unit.dump_func(NETNS_HOOK.function), _name_of_map)
+
+
+def _name_of_map(fd: int) -> str:
+    return str(syscalls.map_info(fd).name.decode())
 
 
 def _loaded(maps: Path) -> tuple[Any, dict[Hook, Any]]:

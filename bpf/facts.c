@@ -45,11 +45,16 @@ static __always_inline __u32 network_of(const struct pod *pod, __u64 cookie, con
     return verdict ? *verdict : 0;
 }
 
-static __always_inline bool is_own_address(__u64 cookie, struct address *address)
+static __always_inline struct own_address *own_address(__u64 cookie, const struct address *address)
 {
-    struct owner *owner = addresses.lookup(address);
+    struct address_key key = {.cookie = cookie, .address = *address};
 
-    return owner && owner->cookie == cookie;
+    return addresses.lookup(&key);
+}
+
+static __always_inline bool is_own_address(__u64 cookie, const struct address *address)
+{
+    return own_address(cookie, address) != 0;
 }
 
 static __always_inline bool is_excluded_interface(const struct pod *pod, __u64 cookie, __u32 ifindex)
@@ -81,11 +86,11 @@ static __always_inline bool leaves_excluded(const struct pod *pod, __u64 cookie,
 static __always_inline struct address source_for(const struct pod *pod, __u64 cookie, struct destination *to)
 {
     struct network_key key = host_key(cookie, to);
-    struct owner *owner = addresses.lookup(&to->address);
+    struct own_address *own = own_address(cookie, &to->address);
     struct route *route;
 
-    if (owner && owner->cookie == cookie)
-        return owner->source;
+    if (own)
+        return own->source;
     if (pod->flags & POD_ROUTES) {
         route = routes.lookup(&key);
         if (route && !is_unspecified(&route->source))

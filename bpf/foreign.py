@@ -12,8 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from bpf import syscalls
-from bpf.compiler import CGROUP_HOOKS, Hook
 from bpf.errors import KernelRefused
+from bpf.hooks import CGROUP_HOOKS, Hook
 from bpf.syscalls import Descriptor
 
 OURS = ("ss_", "ssp_")  # how the names of our programs start: the real ones' and the probe's

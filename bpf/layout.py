@@ -14,6 +14,9 @@ U8, U16, U32, U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_u
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
 LISTENER_SLOTS = 16
+COOKIE_MARK = 0x7369646573746570
+STEERING_INSTRUCTIONS = 4096
+STEERING_MAPS = 24
 # SPREAD4 and SPREAD6 of maps.h: where captured connections go, and nothing else may be
 SPREAD4 = IPv4Network("127.64.0.0/10")
 SPREAD6 = IPv6Network("fd73:6964:6573:7465::/64")
@@ -123,10 +126,21 @@ class NetworkKey(ctypes.Structure):
         return cls(bits, cookie, family, Address.of(network.network_address))
 
 
-class OwnerEntry(ctypes.Structure):
-    """Whose address it is."""
+class AddressKey(ctypes.Structure):
+    """Key of addresses."""
 
-    _fields_ = [("cookie", U64), ("ifindex", U32), ("zero32", U32), ("source", Address)]
+    _fields_ = [("cookie", U64), ("address", Address)]
+
+    @classmethod
+    def of(cls, cookie: int, ip: IPv4Address | IPv6Address) -> "AddressKey":
+        """The key of an address that one pod has."""
+        return cls(cookie, Address.of(ip))
+
+
+class OwnAddressEntry(ctypes.Structure):
+    """An address of a pod: its interface, and what a connection of the pod to it comes from."""
+
+    _fields_ = [("ifindex", U32), ("source", Address)]
 
 
 class RouteEntry(ctypes.Structure):
@@ -148,7 +162,7 @@ class ListenerKey(ctypes.Structure):
 
 
 class ConnectionKey(ctypes.Structure):
-    """Key of handshakes and dials."""
+    """Key of handshakes, dials and arrivals."""
 
     _fields_ = [
         ("cookie", U64),
@@ -311,6 +325,17 @@ class BuildEntry(ctypes.Structure):
     _fields_ = [("sources", U8 * 32), ("cgroup", ctypes.c_char * 256)]
 
 
+class SteeringEntry(ctypes.Structure):
+    """The lookup program as it is compiled; see steering.py."""
+
+    _fields_ = [
+        ("instructions", U32),
+        ("maps", U32),
+        ("name", (ctypes.c_char * 16) * STEERING_MAPS),
+        ("code", U64 * STEERING_INSTRUCTIONS),
+    ]
+
+
 class Word(ctypes.Structure):
     """A plain 32-bit key or value."""
 
@@ -326,7 +351,7 @@ class Quad(ctypes.Structure):
 # name → (key, value), the tables user space opens; maps.h says who writes which
 TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "pods": (Cookie, PodEntry),
-    "addresses": (Address, OwnerEntry),
+    "addresses": (AddressKey, OwnAddressEntry),
     "port_rules": (PortKey, Word),
     "networks": (NetworkKey, Word),
     "routes": (NetworkKey, RouteEntry),
@@ -338,6 +363,7 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "dials": (ConnectionKey, Word),
     "accelerated": (EndKey, Quad),
     "meetings": (Connection, MeetingEntry),
+    "arrivals": (ConnectionKey, Quad),
     "traffic": (Cookie, TrafficEntry),
     "node": (Word, NodeEntry),
     "totals": (Word, Quad),
@@ -345,6 +371,7 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "tracing": (Word, TracingEntry),
     "lost": (Word, Quad),
     "build": (Word, BuildEntry),
+    "steering": (Word, SteeringEntry),
 }
 
 # enum total, in its order: what connections of enrolled pods became, by direction and verdict
@@ -384,7 +411,8 @@ MIRRORS: dict[str, type[ctypes.Structure]] = {
     "pod": PodEntry,
     "port_key": PortKey,
     "network_key": NetworkKey,
-    "owner": OwnerEntry,
+    "address_key": AddressKey,
+    "own_address": OwnAddressEntry,
     "route": RouteEntry,
     "interface_key": InterfaceKey,
     "listener_key": ListenerKey,
@@ -403,4 +431,5 @@ MIRRORS: dict[str, type[ctypes.Structure]] = {
     "event": Event,
     "node": NodeEntry,
     "build": BuildEntry,
+    "steering": SteeringEntry,
 }

@@ -1,12 +1,13 @@
-"""Inbound steering links, one per pod's network namespace, pinned by netns cookie."""
+"""Inbound steering: a link and an instance of the lookup program per pod's namespace, pinned by netns cookie."""
 
 from collections.abc import Iterator
 from contextlib import suppress
 
 from bpf import syscalls
-from bpf.compiler import NETNS_HOOK
 from bpf.errors import KernelRefused
+from bpf.hooks import NETNS_HOOK
 from bpf.pins import Pins
+from bpf.steering import load_instance, name_of_instances
 from bpf.syscalls import Descriptor
 
 
@@ -15,7 +16,7 @@ def link_pod(pins: Pins, cookie: int, netns_fd: int) -> bool:
     path = pins.netns / str(cookie)
     if path.exists():
         return False
-    with Descriptor(syscalls.open_pin(pins.programs / NETNS_HOOK.name)) as program:
+    with Descriptor(load_instance(pins, cookie)) as program:
         made = syscalls.create_link(program.fd, netns_fd, NETNS_HOOK.attach_type, f"netns {cookie}")
         with Descriptor(made) as link:
             syscalls.pin(link.fd, path)
@@ -45,3 +46,17 @@ def pod_link_alive(pins: Pins, cookie: int) -> bool:
             return bool(syscalls.link_info(link.fd).netns_inode)
     except KernelRefused:
         return False
+
+
+def instances(pins: Pins) -> Iterator[tuple[int, bool]]:
+    """The program of every link whose namespace is there: its id, and whether it is an instance of the code kept now.
+
+    Raises NotAttached.
+    """
+    current = name_of_instances(pins)
+    for path in sorted(pins.netns.iterdir()):
+        with suppress(KernelRefused), Descriptor(syscalls.open_pin(path)) as link:
+            info = syscalls.link_info(link.fd)
+            if info.netns_inode:
+                with Descriptor(syscalls.open_program_id(info.prog_id)) as program:
+                    yield info.prog_id, syscalls.program_info(program.fd).name.decode() == current

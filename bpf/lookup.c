@@ -1,14 +1,25 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * sk_lookup, one link per pod netns: inbound steering.
+ * sk_lookup, an instance and a link per pod netns: inbound steering.
  *
  * Runs for packets that no connected socket takes, which is to say SYNs. SK_PASS without an assigned socket lets the
  * kernel look up as usual; captured but nobody listening is SK_DROP, for which the client gets a RST: never fall
  * through to the application. The accepted socket's local address is the original destination; there is no NAT.
  *
- * This program type has neither netns cookie nor socket storage: the pod is found by its own address, which is the
- * packet's destination. ingress_ifindex does not tell self-calls apart (it names the NIC), the source address does.
+ * This program type can ask for neither netns cookie nor socket storage. So each pod has an instance of its own, in which
+ * the loader (steering.py) puts the pod's cookie in the place of COOKIE_MARK. No address says whose a packet is.
  */
+
+static __always_inline __u64 own_cookie(void)
+{
+    __u64 cookie;
+
+    /* As assembly, so that the compiler neither computes with the mark nor stores it in two halves. */
+    asm volatile("%0 = 0x7369646573746570 ll" : "=r"(cookie));
+    return cookie;
+}
+
+_Static_assert(COOKIE_MARK == 0x7369646573746570, "the assembly of own_cookie() has the same number");
 
 /* Counts and tells what becomes of a packet. */
 static __always_inline void note_packet(struct bpf_sk_lookup *ctx, __u64 cookie, const struct address *local,
@@ -47,6 +58,19 @@ static __always_inline int steer_to_proxy(struct bpf_sk_lookup *ctx, __u64 cooki
     return SK_DROP;
 }
 
+/* Lets the client know, should it be on this node, in which pod its connection ends (pairing.c). */
+static __always_inline void note_arrival(struct bpf_sk_lookup *ctx, const struct pod *pod, __u64 cookie,
+                                         const struct address *local, const struct address *remote)
+{
+    struct connection_key key = {.client = *remote, .server = *local};
+
+    if (pod->acceleration == LEVEL_OFF || node_level() == LEVEL_OFF)
+        return;
+    key.client_port = swap16(ctx->remote_port);
+    key.server_port = ctx->local_port;
+    arrivals.update(&key, &cookie);
+}
+
 /* TPROXY mode: the proxy on its way to the application, with the address of the client. */
 static __always_inline bool is_proxy_dial(struct bpf_sk_lookup *ctx, const struct pod *pod, __u64 cookie,
                                           const struct address *local, const struct address *remote)
@@ -60,27 +84,32 @@ static __always_inline bool is_proxy_dial(struct bpf_sk_lookup *ctx, const struc
     return dials.lookup(&key) != 0;
 }
 
+/*
+ * Whether the pod has sent the packet to itself, by its source. ingress_ifindex does not say so: it names the NIC for both.
+ * A source can be believed where the kernel drops a forged one (IPv4: fib_validate_source; ::1: ip6_rcv), and where one
+ * leads to no connection (TCP). Anybody can send UDP over IPv6 from an address of the pod's.
+ */
+static __always_inline bool is_from_itself(struct bpf_sk_lookup *ctx, __u64 cookie, const struct address *remote)
+{
+    if (ctx->protocol == IPPROTO_UDP && ctx->family == AF_INET6)
+        return is_loopback(remote);
+    return is_on_lo(remote) || is_own_address(cookie, remote);
+}
+
 int ss_sk_lookup(struct bpf_sk_lookup *ctx)
 {
+    __u64 cookie = own_cookie();
     struct address local, remote;
     struct decision decision;
-    struct owner *owner;
     struct pod *pod;
-    __u64 cookie;
     int outcome;
 
     if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
         return SK_PASS;
     local = ADDRESS_OF(ctx, local, ctx->family);
     remote = ADDRESS_OF(ctx, remote, ctx->family);
-    if (is_on_lo(&local) || is_on_lo(&remote))
-        return SK_PASS;
-    owner = addresses.lookup(&local);
-    if (!owner)
-        return SK_PASS;
-    cookie = owner->cookie;
     pod = pods.lookup(&cookie);
-    if (!pod || is_own_address(cookie, &remote))
+    if (!pod || is_from_itself(ctx, cookie, &remote))
         return SK_PASS;
     if (is_denied_inbound(pod, cookie, ctx->local_port)) {
         note_packet(ctx, cookie, &local, &remote, RULE_DENY, TOTAL_INBOUND_DENIED);
@@ -97,6 +126,8 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
         return SK_PASS;
     }
     outcome = steer_to_proxy(ctx, cookie);
+    if (outcome == SK_PASS)
+        note_arrival(ctx, pod, cookie, &local, &remote);
     note_packet(ctx, cookie, &local, &remote, decision.rule,
                 outcome == SK_PASS ? TOTAL_INBOUND_CAPTURED : TOTAL_INBOUND_REFUSED);
     return outcome;

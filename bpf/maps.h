@@ -31,13 +31,14 @@
 
 /* Sizes: reaching one fails an ADD with a message that names the map (see bpf/tables.py), never silently. */
 #define MAX_PODS 4096
-#define MAX_ADDRESSES 16384
+#define MAX_ADDRESSES 131072
 #define MAX_PORT_RULES 262144
 #define MAX_NETWORKS 262144
 #define MAX_LISTENERS 65536
 #define MAX_ROUTES 65536
 #define MAX_INTERFACES 16384
 #define MAX_HANDSHAKES 16384  /* connections between SYN-ACK and accept, node-wide */
+#define MAX_ARRIVALS 16384    /* connections between SYN and establishment, node-wide */
 #define MAX_DIALS 65536       /* connections of TPROXY proxies to their applications, node-wide */
 #define MAX_ACCELERATED 65536 /* ends of accelerated connections, node-wide; others stay on TCP */
 #define MAX_MEETINGS 65536    /* accelerated connections whose connecting end has not sent yet */
@@ -115,10 +116,14 @@ struct network_key {
     struct address address;
 } __attribute__((packed));
 
-struct owner {
+/* An address that one pod has; other pods of the node may have the same. */
+struct address_key {
     __u64 cookie;
-    __u32 ifindex; /* interface of the pod that has the address */
-    __u32 zero32;
+    struct address address;
+};
+
+struct own_address {
+    __u32 ifindex;         /* interface of the pod that has the address */
     struct address source; /* what a connection of the pod to this address comes from */
 };
 
@@ -322,6 +327,21 @@ struct build {
     char cgroup[256]; /* where the links are attached, NUL-terminated */
 };
 
+/* What every instance of the lookup program has in the place of its pod's cookie until it is loaded: "sidestep". */
+#define COOKIE_MARK 0x7369646573746570
+
+/* Room for the lookup program: eight bytes an instruction, and the maps that it refers to */
+#define STEERING_INSTRUCTIONS 4096
+#define STEERING_MAPS 24
+
+/* The lookup program as it is compiled; its references to maps are indices into names. */
+struct steering {
+    __u32 instructions; /* how many there are */
+    __u32 maps;
+    char name[STEERING_MAPS][16]; /* NUL-terminated */
+    __u64 code[STEERING_INSTRUCTIONS];
+};
+
 /*
  * Settings are map values, never compile flags. TABLE(kind, key, value, name, size, flags) declares a map pinned as
  * <bpffs>/sidestep/v1/maps/<name>; the loader defines it, a C compiler checking the layout may define it away.
@@ -330,8 +350,8 @@ struct build {
 /* agent → every program; by netns cookie. Written last at ADD, removed first. */
 TABLE("hash", __u64, struct pod, pods, MAX_PODS, NO_PREALLOC)
 
-/* agent → lookup (whose packet is it?) and connect (does it leave through lo?); by the pod's own addresses */
-TABLE("hash", struct address, struct owner, addresses, MAX_ADDRESSES, NO_PREALLOC)
+/* agent → connect (does it leave through lo?) and lookup (does it come from the pod itself?); by netns cookie and address */
+TABLE("hash", struct address_key, struct own_address, addresses, MAX_ADDRESSES, NO_PREALLOC)
 
 /* agent → connect, lookup; include and exclude ports, by netns cookie and port */
 TABLE("hash", struct port_key, __u32, port_rules, MAX_PORT_RULES, NO_PREALLOC)
@@ -372,6 +392,9 @@ SOCKET_TABLE(struct end_key, __u64, accelerated, MAX_ACCELERATED)
 /* sockops (client) → sockops (server) → message (client), which deletes it, or sockops when the client closes first */
 TABLE("hash", struct connection, struct meeting, meetings, MAX_MEETINGS, NO_PREALLOC)
 
+/* lookup (the server's pod has got a SYN) → sockops (the client is established), which deletes it; the server's netns cookie */
+TABLE("lru_hash", struct connection_key, __u64, arrivals, MAX_ARRIVALS, 0)
+
 /* sockops → message; freed with the socket */
 SOCKET_STORAGE(struct pairing, pairings)
 
@@ -398,5 +421,8 @@ TABLE("percpu_hash", __u64, struct tally, tallies, MAX_PODS, NO_PREALLOC)
 
 /* loader → loader of the next start */
 TABLE("array", __u32, struct build, build, 1, 0)
+
+/* compiler → agent, which loads an instance of the lookup program for each pod; the one entry is 0 */
+TABLE("hash", __u32, struct steering, steering, 1, NO_PREALLOC)
 
 #endif

@@ -52,13 +52,32 @@ static __always_inline bool is_accepted_by_proxy(const struct pod *pod, __u64 co
     return decide_inbound(pod->flags, port, rules_of_port(pod, cookie, port), false).verdict != VERDICT_PASS;
 }
 
+/*
+ * The pod of this node whose proxy has got the SYN of this connection, by its netns cookie; 0 when there is none. lookup.c
+ * knows, as it runs in the server's namespace before the client is established. Addresses could not tell: pods may share
+ * them. Somebody who sends such a SYN himself is not met: the sequence numbers of a meeting are the real server's.
+ */
+static __always_inline __u64 pod_arrived_at(const struct connection *connection)
+{
+    struct connection_key key = {.client = connection->client,
+                                 .server = connection->server,
+                                 .client_port = connection->client_port,
+                                 .server_port = connection->server_port};
+    __u64 *found = arrivals.lookup(&key);
+    __u64 cookie = found ? *found : 0;
+
+    if (found)
+        arrivals.delete(&key);
+    return cookie;
+}
+
 /* What a connecting socket's connection needs, LEVEL_OFF for what is never accelerated. */
 static __always_inline __u32 level_needed(const struct pod *pod, __u64 cookie, struct bpf_sock *sk,
                                           struct connection *connection, __u32 *allowed)
 {
     struct socket_state *state = sockets.sk_storage_get(sk, 0, 0);
-    struct owner *owner;
     struct pod *other;
+    __u64 arrived;
     bool proxy;
 
     if (!state || !(state->flags & SOCKET_OPENED))
@@ -71,13 +90,11 @@ static __always_inline __u32 level_needed(const struct pod *pod, __u64 cookie, s
         return LEVEL_OFF;
     if (is_on_lo(&connection->server))
         return LEVEL_FULL;
-    owner = addresses.lookup(&connection->server);
-    if (!owner)
-        return LEVEL_OFF;
-    if (owner->cookie == cookie)
+    if (is_own_address(cookie, &connection->server))
         return LEVEL_FULL;
-    other = pods.lookup(&owner->cookie);
-    if (!other || !is_accepted_by_proxy(other, owner->cookie, connection))
+    arrived = pod_arrived_at(connection);
+    other = pods.lookup(&arrived);
+    if (!other || !is_accepted_by_proxy(other, arrived, connection))
         return LEVEL_OFF;
     if (other->acceleration < *allowed)
         *allowed = other->acceleration;

@@ -6,7 +6,7 @@ Every function raises KernelRefused with the call, its object and errno.
 import ctypes
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +45,24 @@ class _ObjectOptions(ctypes.Structure):
     """struct bpf_obj_get_opts of libbpf 1.0; its size is how libbpf knows which fields there are."""
 
     _fields_ = [("size", ctypes.c_size_t), ("file_flags", ctypes.c_uint32)]
+
+
+class _LoadOptions(ctypes.Structure):
+    """The head of struct bpf_prog_load_opts of libbpf 1.0."""
+
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_uint32),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("prog_ifindex", ctypes.c_uint32),
+        ("kern_version", ctypes.c_uint32),
+        ("attach_btf_id", ctypes.c_uint32),
+        ("attach_prog_fd", ctypes.c_uint32),
+        ("attach_btf_obj_fd", ctypes.c_uint32),
+        ("fd_array", ctypes.c_void_p),
+    ]
 
 
 class MapInfo(ctypes.Structure):
@@ -124,6 +142,19 @@ def open_pin(path: Path, flags: int = 0) -> int:
 def pin(fd: int, path: Path) -> None:
     """Pin the object behind `fd` at `path`, which must be on a bpffs and free."""
     _checked("bpf_obj_pin", path, LIBBPF.bpf_obj_pin(fd, os.fsencode(path)))
+
+
+def load_program(name: str, kind: int, attach_type: int, code: bytes, maps: Sequence[int]) -> int:
+    """Load a program under the GPL and return its descriptor, which the caller closes.
+
+    `kind` and `attach_type` are the kernel's numbers. `code` refers to maps by their index in `maps`, descriptors.
+    """
+    descriptors = (ctypes.c_int * len(maps))(*maps)
+    options = _LoadOptions(
+        size=ctypes.sizeof(_LoadOptions), expected_attach_type=attach_type, fd_array=ctypes.addressof(descriptors)
+    )
+    made = LIBBPF.bpf_prog_load(kind, name.encode(), b"GPL", code, len(code) // 8, ctypes.byref(options))
+    return _checked("bpf_prog_load", name, made)
 
 
 def create_link(program_fd: int, target_fd: int, attach_type: int, subject: object) -> int:

@@ -17,7 +17,7 @@ from bpf.kernel import possible_cpus
 from bpf.layout import (
     TABLES,
     TOTALS,
-    Address,
+    AddressKey,
     Connection,
     ConnectionKey,
     Cookie,
@@ -28,7 +28,7 @@ from bpf.layout import (
     MeetingEntry,
     NetworkKey,
     NodeEntry,
-    OwnerEntry,
+    OwnAddressEntry,
     PodEntry,
     PortKey,
     Quad,
@@ -166,7 +166,7 @@ class Tables:
 
     def __init__(self, pins: Pins) -> None:
         self.pods: Table[Cookie, PodEntry] = Table(pins, "pods")
-        self.addresses: Table[Address, OwnerEntry] = Table(pins, "addresses")
+        self.addresses: Table[AddressKey, OwnAddressEntry] = Table(pins, "addresses")
         self.port_rules: Table[PortKey, Word] = Table(pins, "port_rules")
         self.networks: Table[NetworkKey, Word] = Table(pins, "networks")
         self.routes: Table[NetworkKey, RouteEntry] = Table(pins, "routes")
@@ -177,6 +177,7 @@ class Tables:
         self.handshakes: Table[ConnectionKey, DestinationEntry] = Table(pins, "handshakes")
         self.dials: Table[ConnectionKey, Word] = Table(pins, "dials")
         self.accelerated: Table[EndKey, Quad] = Table(pins, "accelerated")
+        self.arrivals: Table[ConnectionKey, Quad] = Table(pins, "arrivals")
         self.meetings: Table[Connection, MeetingEntry] = Table(pins, "meetings")
         self.traffic: Table[Cookie, TrafficEntry] = Table(pins, "traffic")
         self.tallies: Table[Cookie, TallyEntry] = Table(pins, "tallies")

@@ -15,8 +15,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bpf import syscalls
-from bpf.compiler import DEATH_HOOKS, compile_deaths
+from bpf.compiler import compile_deaths
 from bpf.errors import KernelRefused, SidestepError
+from bpf.hooks import DEATH_HOOKS
 from bpf.layout import Event, Quad, TracingEntry, Word
 from bpf.libbpf import LIBBPF, TakeEvent
 from bpf.pins import Pins

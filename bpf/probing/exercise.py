@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bpf import syscalls
-from bpf.compiler import NETNS_HOOK
 from bpf.errors import KernelRefused
+from bpf.hooks import NETNS_HOOK
 from bpf.layout import Quad, Word
 from bpf.probing import loading
 from bpf.probing.scratch import join_cgroup, own_netns

@@ -15,8 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from bpf import syscalls
-from bpf.compiler import CGROUP_HOOKS, HOOKS, NETNS_HOOK, Hook
 from bpf.errors import KernelRefused
+from bpf.hooks import CGROUP_HOOKS, HOOKS, NETNS_HOOK, Hook
 from bpf.layout import Quad, Word
 from bpf.probing import loading
 from bpf.probing.exercise import Bench, Exercised, exercise_trials

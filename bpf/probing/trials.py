@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
-from bpf.compiler import HOOKS, Hook
+from bpf.hooks import HOOKS, Hook
 from bpf.probing.instructions import (
     HALF,
     QUAD,

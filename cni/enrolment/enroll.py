@@ -36,7 +36,7 @@ class Enrolments(Enrolled):
     def add(self, cookie: int, entries: Entries, netns_fd: int) -> None:
         """Enrol a pod, or bring its enrolment up to date; on any error nothing has changed.
 
-        Raises RegistrationFailed naming the table, address or link that stood in the way.
+        Raises RegistrationFailed naming the table or link that stood in the way.
         """
         with self._lock, ExitStack() as undo:
             before = self._index.get(cookie)
@@ -49,7 +49,6 @@ class Enrolments(Enrolled):
                 if links.link_pod(self._pins, cookie, netns_fd):
                     undo.callback(links.unlink_pod, self._pins, cookie)
                 for row in live:
-                    self._claim(row, cookie)
                     self._put(undo, row)
                 _put(undo, self._tables.pods, Cookie(cookie), pod)
             except SidestepError as error:
@@ -61,24 +60,16 @@ class Enrolments(Enrolled):
             if before:
                 self._drop(before.keys - self._index[cookie].keys)
 
-    def follow(self, cookie: int, surroundings: Surroundings) -> list[str]:
+    def follow(self, cookie: int, surroundings: Surroundings) -> None:
         """Bring a pod's addresses, routes and interfaces up to date; nothing happens to one that is gone.
 
-        Returns a sentence for each address that another pod of this node has; inbound connections to it stay with that.
         Raises TableFull, with what fitted in place.
         """
         with self._lock:
             known, pod = self._index.get(cookie), self._tables.pods.get(Cookie(cookie))
             if known is None or pod is None:
-                return []
-            conflicts, live = [], []
-            for row in live_rows(cookie, surroundings):
-                try:
-                    self._claim(row, cookie)
-                except RegistrationFailed as error:
-                    conflicts.append(str(error))
-                else:
-                    live.append(row)
+                return
+            live = list(live_rows(cookie, surroundings))
             lasting = {key for key in known.keys if key[0] in rows.LASTING}
             self._index[cookie] = Known(known.identity, known.keys | _keys(live))
             for row in live:
@@ -88,7 +79,6 @@ class Enrolments(Enrolled):
             pod.source4, pod.source6 = Address.of(surroundings.source4), Address.of(surroundings.source6)
             pod.flags = pod.flags | PodFlags.ROUTES if surroundings.ways else pod.flags & ~PodFlags.ROUTES
             self._tables.pods.put(Cookie(cookie), pod)
-            return conflicts
 
     def deny(self, cookie: int, denied: Mapping[int, PortRule]) -> bool:
         """Have a pod deny other ports from now on; False when nothing changes. Nothing happens to one that is gone.
@@ -186,22 +176,6 @@ class Enrolments(Enrolled):
                 if cookie not in alive or cookie not in self._index:
                     links.unlink_pod(self._pins, cookie)
             return gone
-
-    def _claim(self, row: TableRow, cookie: int) -> None:
-        """Make sure no other live pod has the address of a row: inbound steering finds pods by it."""
-        if row.table != "addresses":
-            return
-        owner = self._tables.addresses.get(Address.from_buffer_copy(row.key))
-        if owner is None or owner.cookie == cookie:
-            return
-        if links.pod_link_alive(self._pins, owner.cookie):
-            other = self._index.get(owner.cookie)
-            address = Address.from_buffer_copy(row.key).ip()
-            raise RegistrationFailed(
-                f"address {address} belongs to {other.identity if other else 'another pod'} on this node; "
-                "two running mesh pods cannot share one"
-            )
-        self.remove(owner.cookie)
 
     def _put(self, undo: ExitStack, row: TableRow) -> None:
         _put(undo, self._table(row.table), row.key, row.value)

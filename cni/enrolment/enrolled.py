@@ -144,8 +144,7 @@ class Enrolled:
             return False
         for name, raw in keys:
             key = self._table(name).key.from_buffer_copy(raw)
-            value = self._table(name).get(key)
-            if value is None or rows.cookie_of_row(name, key, value) != cookie:
+            if self._table(name).get(key) is None:
                 return False
         return True
 
@@ -157,9 +156,8 @@ class Enrolled:
         """The index as the maps have it, half-written pods of a crash included (their name is then unknown)."""
         index = {key.cookie: Known(Identity.of(pod), set()) for key, pod in self._tables.pods.every()}
         for name in rows.TABLES:
-            for key, value in self._table(name).every():
-                cookie = rows.cookie_of_row(name, key, value)
-                index.setdefault(cookie, Known(_NOBODY, set())).keys.add((name, bytes(key)))
+            for key in self._table(name).every_key():
+                index.setdefault(key.cookie, Known(_NOBODY, set())).keys.add((name, bytes(key)))
         return index
 
 

@@ -148,13 +148,11 @@ class Follower:
             return
         try:
             with self._refreshing:
-                conflicts = self._bring_up_to_date(cookie, netns, pod)
-            for conflict in conflicts:
-                log.warning("address.shared", pod=_name(pod), netns_cookie=cookie, problem=conflict)
+                self._bring_up_to_date(cookie, netns, pod)
         except SidestepError as error:
             log.error("pod.not_followed", pod=_name(pod), netns_cookie=cookie, error=str(error))
 
-    def _bring_up_to_date(self, cookie: int, netns: int, pod: PodEntry) -> list[str]:
+    def _bring_up_to_date(self, cookie: int, netns: int, pod: PodEntry) -> None:
         excluded = excluded_interfaces_of(pod)
         flags = PodFlags(pod.flags)
 
@@ -164,7 +162,7 @@ class Follower:
                 prepare(rtnl, sandbox, PodFlags.IPV6 in flags, PodFlags.TPROXY in flags, self._proc)
             return sandbox
 
-        return self._enrolments.follow(cookie, surroundings_of(visit(netns, inside), excluded))
+        self._enrolments.follow(cookie, surroundings_of(visit(netns, inside), excluded))
 
 
 def _name(pod: PodEntry) -> str:

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 from bpf.layout import (
     Address,
+    AddressKey,
     InterfaceKey,
     NetworkKey,
     NetworkVerdict,
-    OwnerEntry,
+    OwnAddressEntry,
     PortKey,
     PortRule,
     RouteEntry,
@@ -42,7 +43,7 @@ def lasting_rows(cookie: int, entries: Entries) -> Iterator[TableRow]:
 
 
 def live_rows(cookie: int, surroundings: Surroundings) -> Iterator[TableRow]:
-    """What the namespace looks like: it changes with it. Addresses come last, as inbound steering starts with them."""
+    """What the namespace looks like: it changes with it."""
     for network, way in surroundings.ways.items():
         meaning = f"route to {network} should leave through interface {way.ifindex} from {way.source}"
         yield TableRow(
@@ -51,10 +52,5 @@ def live_rows(cookie: int, surroundings: Surroundings) -> Iterator[TableRow]:
     for ifindex in surroundings.excluded:
         yield TableRow("interfaces", InterfaceKey(cookie, ifindex), Word(1), f"interface {ifindex} should be excluded")
     for each in surroundings.addresses:
-        owner = OwnerEntry(cookie, each.ifindex, 0, Address.of(each.source))
-        yield TableRow("addresses", Address.of(each.ip), owner, f"address {each.ip} should be registered for this pod")
-
-
-def cookie_of_row(table: str, key: ctypes.Structure, value: ctypes.Structure) -> int:
-    """Whose row it is: the netns cookie, which only addresses have in the value."""
-    return int((value if table == "addresses" else key).cookie)
+        own = OwnAddressEntry(each.ifindex, Address.of(each.source))
+        yield TableRow("addresses", AddressKey.of(cookie, each.ip), own, f"address {each.ip} should be registered")

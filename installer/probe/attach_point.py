@@ -5,8 +5,9 @@ from pathlib import Path
 
 from bpf import syscalls
 from bpf.attachment import is_attached
-from bpf.compiler import HOOKS, sources_digest, try_each
+from bpf.compiler import sources_digest, try_each
 from bpf.errors import CompileFailed, KernelRefused, LibraryMissing, NotAttached
+from bpf.hooks import HOOKS
 from bpf.kernel import cgroup2_root, mounts, require_bpffs
 from bpf.layout import TABLES, BuildEntry, Word
 from bpf.pins import LAYOUT, Pins

@@ -360,7 +360,7 @@ def test_a_crash_in_the_middle_is_made_good_by_the_next_start(
             with parts(kernel) as first:
                 {
                     "link": lambda: monkeypatch.setattr(links, "link_pod", die),
-                    "rows": lambda: monkeypatch.setattr(Enrolments, "_claim", die),
+                    "rows": lambda: monkeypatch.setattr(kernel.tables.addresses, "put", die),
                     "entry": lambda: monkeypatch.setattr(kernel.tables.pods, "put", die),
                     "listeners": lambda: monkeypatch.setattr(Enrolments, "add_listener", die),
                 }[step]()

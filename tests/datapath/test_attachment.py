@@ -12,9 +12,9 @@ import pytest
 from bpf import attachment, compiler, syscalls
 from bpf.acceleration import is_possible
 from bpf.attachment import Outcome, attach_programs, is_attached, is_deciding
-from bpf.compiler import CGROUP_HOOKS
 from bpf.errors import CompileFailed, KernelRefused, NotAttached
-from bpf.layout import TABLES, Cookie, OwnerEntry, PairingEntry
+from bpf.hooks import CGROUP_HOOKS
+from bpf.layout import TABLES, Cookie, OwnAddressEntry, PairingEntry
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor
 from tests.datapath.conftest import Wire, scratch_pins
@@ -169,7 +169,7 @@ def test_a_connection_passes_two_copies_of_the_programs_as_one(wire: Wire) -> No
 
 
 def test_tables_of_another_shape_are_refused(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TABLES, "pods", (Cookie, OwnerEntry))
+    monkeypatch.setitem(TABLES, "pods", (Cookie, OwnAddressEntry))
     with pytest.raises(NotAttached, match=r"pods has key and value of .* use the command of that one"):
         wire.kernel.pins.open_map("pods")
 
@@ -177,6 +177,6 @@ def test_tables_of_another_shape_are_refused(wire: Wire, monkeypatch: pytest.Mon
 def test_whoever_attaches_over_tables_of_another_shape_is_told_to_detach(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(TABLES, "build", (Cookie, OwnerEntry))
+    monkeypatch.setitem(TABLES, "build", (Cookie, OwnAddressEntry))
     with pytest.raises(NotAttached, match=r"build has key and value of .*; run `sidestep detach` and start again"):
         attach_programs(wire.kernel.pins, wire.kernel.cgroup)

@@ -1,18 +1,15 @@
 """What an enrolment writes, and that it is all of it or nothing."""
 
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
 
-from bpf import links
 from bpf.layout import Cookie, PortKey, PortRule, Word
 from cni.enrolment.enroll import Enrolments
 from cni.errors import RegistrationFailed
 from cni.policy.annotations import CapturePolicy
-from tests.datapath.conftest import Wire, ip_command
+from tests.datapath.conftest import Wire
 
 
 def test_enrolling_twice_is_the_same_as_once(wire: Wire) -> None:
@@ -38,28 +35,6 @@ def test_removing_leaves_nothing(wire: Wire) -> None:
     assert wire.kernel.enrolments.remove(wire.sandbox.cookie)
     assert wire.kernel.entries() == empty
     assert not wire.kernel.enrolments.remove(wire.sandbox.cookie)
-
-
-def test_an_address_of_another_live_pod_fails_the_enrolment_and_leaves_nothing(make_wire: Callable[[], Wire]) -> None:
-    first, second = make_wire(), make_wire()
-    first.enrol()
-    before = first.kernel.entries()
-    with pytest.raises(RegistrationFailed, match=r"address 10\.9\.0\.2 belongs to default/pod"):
-        second.enrol()
-    assert first.kernel.entries() == before
-
-
-def test_an_address_of_a_dead_pod_is_taken_over(make_wire: Callable[[], Wire]) -> None:
-    first, second = make_wire(), make_wire()
-    first.enrol()
-    ip_command("netns", "del", first.pod.path.name)
-    ip_command("netns", "add", first.pod.path.name)  # the fixture wants one to take down
-    for _ in range(100):  # the kernel takes a namespace down in its own time
-        if not links.pod_link_alive(first.kernel.pins, first.sandbox.cookie):
-            break
-        time.sleep(0.05)
-    second.enrol()
-    assert second.kernel.entries()["pods"] == 1
 
 
 def test_a_full_table_fails_the_enrolment_by_name_and_leaves_nothing(wire: Wire) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bpf.compiler import HOOKS
 from bpf.errors import KernelRefused
+from bpf.hooks import HOOKS
 from bpf.kernel import cgroup2_root, own_cgroup
 from bpf.probing import exercise, features, loading, scratch
 from bpf.probing.features import MAPS, OTHERS, Feature, Presence, try_features

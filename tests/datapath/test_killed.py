@@ -19,8 +19,9 @@ import pytest
 
 from bpf import attachment, syscalls
 from bpf.attachment import Outcome, attach_programs, detach_programs, is_attached
-from bpf.compiler import CGROUP_HOOKS, MESSAGE_HOOK, NETNS_HOOK, compile_and_pin
-from bpf.links import link_pod
+from bpf.compiler import compile_and_pin
+from bpf.hooks import CGROUP_HOOKS, MESSAGE_HOOK
+from bpf.links import instances, link_pod
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor, attached_to
 from tests.datapath.conftest import Wire, scratch_pins
@@ -153,8 +154,7 @@ def assert_whole(world: World, pods: int = 0) -> None:
     wait_until(
         lambda: world.attached() == {hook.name: [programs[hook.name]] for hook in CGROUP_HOOKS}, "one program a hook"
     )
-    links = list(pins.netns.iterdir())
-    assert [linked(path) for path in links] == [programs[NETNS_HOOK.name]] * pods
+    assert [is_current for _, is_current in instances(pins)] == [True] * pods
     if MESSAGE_HOOK.name in programs:
         with Descriptor(pins.open_map("accelerated")) as sockets:
             assert list(attached_to(sockets.fd, MESSAGE_HOOK.attach_type).programs) == [programs[MESSAGE_HOOK.name]]

@@ -15,8 +15,8 @@ import pytest
 
 from bpf import attachment
 from bpf.attachment import attach_programs
-from bpf.compiler import CGROUP_HOOKS
-from bpf.layout import TABLES, Cookie, OwnerEntry
+from bpf.hooks import CGROUP_HOOKS
+from bpf.layout import TABLES, Cookie, OwnAddressEntry
 from bpf.pins import Pins
 from bpf.probing import loading
 from bpf.probing.instructions import give
@@ -268,7 +268,7 @@ def test_an_earlier_installation_is_recognised(site: Site, monkeypatch: pytest.M
     others = {each.verdict for each in site.examine().rows if each.what == "earlier installation"}
     assert others == {"yes", "warning"}
     (site.pins.top / "v0").rmdir()
-    monkeypatch.setitem(TABLES, "pods", (Cookie, OwnerEntry))
+    monkeypatch.setitem(TABLES, "pods", (Cookie, OwnAddressEntry))
     assert (earlier().verdict, earlier().advice) == ("no", "run `sidestep detach`, then start again")
 
 

@@ -4,14 +4,14 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from ipaddress import ip_network
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from bpf import syscalls
 from bpf.attachment import attach_programs, detach_programs, is_attached
-from bpf.layout import Address
+from bpf.layout import AddressKey
 from bpf.libbpf import LIBBPF
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor
@@ -245,7 +245,7 @@ def test_entries_that_somebody_removes_are_back_after_a_round(agent: Parts, pod:
 def test_an_address_that_was_missed_is_found(agent: Parts, pod: Running) -> None:
     """Nobody follows in this test."""
     ip_command("-n", pod.wire.pod.path.name, "addr", "add", "192.0.2.5/32", "dev", "eth0")
-    key = Address.of(ip_network("192.0.2.5").network_address)
+    key = AddressKey.of(pod.wire.sandbox.cookie, ip_address("192.0.2.5"))
     assert agent.kernel.tables.addresses.get(key) is None
     agent.reconciler.once()
     assert agent.kernel.tables.addresses.get(key) is not None

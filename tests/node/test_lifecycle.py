@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bpf.layout import Address, OwnerEntry
+from bpf.layout import AddressKey, OwnAddressEntry
 from bpf.pins import Pins
 from bpf.tables import Tables
 from tests.lab.chain import Attachment, CniFailed
@@ -108,7 +108,7 @@ def test_check_names_what_differs(sandboxes: Sandboxes) -> None:
     sandboxes.run("ADD", attachment)
     sandboxes.run("CHECK", attachment)
     with Tables(Pins(sandboxes.node.bpffs)) as tables:
-        tables.addresses.put(Address.of(IPv4Address("10.0.0.1")), OwnerEntry(1, 1))
+        tables.addresses.put(AddressKey.of(1, IPv4Address("10.0.0.1")), OwnAddressEntry(1))
     with pytest.raises(CniFailed, match=r"address 10\.0\.0\.1 should be registered for this pod"):
         sandboxes.run("CHECK", attachment)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bpf.compiler import HOOKS
+from bpf.hooks import HOOKS
 from bpf.pins import Pins
 from installer import VERSION
 from tests.lab.invocation import one_line, sidestep

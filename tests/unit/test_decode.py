@@ -12,6 +12,7 @@ from bpf.layout import (
     TABLES,
     TOTALS,
     Address,
+    AddressKey,
     Connection,
     ConnectionKey,
     Cookie,
@@ -20,7 +21,7 @@ from bpf.layout import (
     MeetingEntry,
     NetworkKey,
     NodeEntry,
-    OwnerEntry,
+    OwnAddressEntry,
     PodEntry,
     PodFlags,
     Quad,
@@ -49,7 +50,7 @@ def test_every_cookie_is_found(table: str) -> None:
     full = [kind.from_buffer_copy(b"\x01" * ctypes.sizeof(kind)) for kind in kinds]
     assert is_about_pods(*kinds) == any(cookies(each) for each in full)
     assert {cookie for each in full for cookie in cookies(each)} <= {0x0101010101010101}
-    assert is_about_pods(*kinds) == (table not in ("node", "totals", "lost", "build"))
+    assert is_about_pods(*kinds) == (table not in ("node", "totals", "lost", "build", "steering"))
 
 
 @pytest.mark.parametrize("network", ["0.0.0.0/0", "10.1.0.0/16", "10.1.2.3/32", "::/0", "fd00::/8", "fd00::1/128"])
@@ -93,8 +94,9 @@ def test_what_this_version_does_not_know_is_told_as_a_number() -> None:
 
 
 def test_no_source_is_none_and_text_that_is_none_is_survived() -> None:
-    value = decoded("addresses", ALPHA, OwnerEntry(7, 2), NAMES)["value"]
-    assert value == {"pod": "default/alpha", "cookie": 7, "ifindex": 2, "source": None}
+    entry = decoded("addresses", AddressKey(7, ALPHA), OwnAddressEntry(2), NAMES)
+    assert entry["key"] == {"pod": "default/alpha", "cookie": 7, "address": "10.0.0.1"}
+    assert entry["value"] == {"ifindex": 2, "source": None}
     assert decoded("node", Word(0), NodeEntry(1, 2, b"\xff"), NAMES)["value"]["reason"] == "\ufffd"
 
 

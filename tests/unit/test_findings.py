@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bpf.compiler import HOOKS
+from bpf.hooks import HOOKS
 from bpf.probing.features import MAPS, OTHERS, Presence
 from installer.probe.attach_point import point_row
 from installer.probe.findings import Finding, Findings, NodeUnfit

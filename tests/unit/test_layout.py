@@ -47,7 +47,7 @@ def test_no_field_of_c_is_missing_in_python(struct: str) -> None:
     text = re.sub(r"/\*.*?\*/", "", (BPF / "maps.h").read_text(), flags=re.S)
     body = re.search(rf"struct {struct} \{{(.*?)\n\}}", text, re.S)
     assert body is not None
-    declared = re.findall(r"(\w+)(?:\[\w+\])?;", body[1])
+    declared = re.findall(r"(\w+)(?:\[\w+\])*;", body[1])
     assert len(declared) == len(fields_of(layout.MIRRORS[struct]))
 
 

@@ -50,9 +50,9 @@ def deniers(tables: Tables, name: str | None) -> list[Denier]:
             if key.cookie in ports and value.word & rule:
                 ports[key.cookie][index].add(key.port)
     own: dict[int, set[Any]] = {cookie: set() for cookie in wanted}
-    for address, owner in tables.addresses.every() if wanted else ():
-        if owner.cookie in own:
-            own[owner.cookie].add(address.ip())
+    for each in tables.addresses.every_key() if wanted else ():
+        if each.cookie in own:
+            own[each.cookie].add(each.address.ip())
     found = []
     for cookie, identity in wanted.items():
         outbound, inbound = map(frozenset, ports[cookie])

@@ -12,7 +12,7 @@ from typing import Any
 
 from bpf.errors import KernelRefused
 from bpf.kernel import cgroup2_root
-from bpf.layout import SPREAD6, TOTALS, Address, BuildEntry, Cookie, Event, EventKind, Word
+from bpf.layout import SPREAD6, TOTALS, BuildEntry, Cookie, Event, EventKind, Word
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
 from bpf.tracing import Trace, TraceBusy
@@ -137,11 +137,14 @@ class _Trial:
 
     def _place(self, source: IPAddress, stack: ExitStack) -> tuple[int | None, Path | None, tuple[int, int]]:
         """Namespace, cgroup and user to connect as: a pod's proxy, whose connections nobody captures."""
-        owner = self._tables.addresses.get(Address.of(plain(source)))
-        pod = next((each for each in every(self._pins, self._tables) if owner and each.cookie == owner.cookie), None)
-        if pod is None:
+        owners = [each for each in every(self._pins, self._tables) if plain(source) in each.addresses]
+        if len(owners) > 1:
+            names = ", ".join(str(each.identity) for each in owners)
+            raise CannotTry(f"{source} is an address of {names}; which of them is meant can't be told")
+        if not owners:
             _require_own(source)
             return None, None, (0, 0)
+        pod = owners[0]
         inside = stack.enter_context(looked_into(pod, self._proc))
         if inside is None:
             raise CannotTry(f"{pod.identity}, which has {source}: {why_absent(self._proc)}")

@@ -4,6 +4,7 @@ What a structure says by itself is read off its fields; only what a number means
 """
 
 import ctypes
+import hashlib
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from bpf.layout import (
     PodFlags,
     PortRule,
     Quad,
+    SteeringEntry,
     TallyEntry,
     Word,
 )
@@ -76,6 +78,8 @@ _FIELDS: dict[tuple[type[Structure], str], Callable[[Any], Any]] = {
     (EndKey, "side"): lambda side: _SIDES[side] if side < len(_SIDES) else side,
     (DestinationEntry, "family"): lambda family: _FAMILIES.get(family, family),
     (BuildEntry, "sources"): lambda raw: bytes(raw).hex(),
+    (SteeringEntry, "name"): lambda names: [each.value.decode() for each in names if each.value],
+    (SteeringEntry, "code"): lambda code: f"sha256 {hashlib.sha256(bytes(code)).hexdigest()}",
     (TallyEntry, "connections"): lambda counts: dict(zip(_OUTCOMES, counts, strict=True)),
 }
 # plain keys and values of a table: their name, and how they are told; without a name they say nothing
@@ -85,6 +89,7 @@ _KEYS: dict[str, tuple[str, Callable[[int], Any]]] = {
     "tracing": ("", int),
     "lost": ("", int),
     "build": ("", int),
+    "steering": ("", int),
 }
 _VALUES: dict[str, tuple[str, Callable[[int], Any]]] = {
     "port_rules": ("rules", _flags(PortRule)),

@@ -97,8 +97,8 @@ def _read(pins: Pins, tables: Tables, entries: dict[int, PodEntry]) -> list[Enro
     interfaces = _grouped(tables.interfaces, with_flag(PodFlags.INTERFACES))
     listeners = _grouped(tables.listeners, some)
     addresses: dict[int, set[IPAddress]] = {}
-    for address, owner in tables.addresses.every():
-        addresses.setdefault(owner.cookie, set()).add(address.ip())
+    for key in tables.addresses.every_key():
+        addresses.setdefault(key.cookie, set()).add(key.address.ip())
     inodes = dict(links.linked_pods(pins))
     found = []
     for cookie, entry in entries.items():

@@ -133,8 +133,8 @@ def take_sample(pins: Pins, tables: Tables) -> Sample:
     """Read the counters now."""
     level = level_of(tables)
     addresses: dict[int, list[IpAddress]] = {}
-    for address, owner in tables.addresses.every():
-        addresses.setdefault(owner.cookie, []).append(address.ip())
+    for key in tables.addresses.every_key():
+        addresses.setdefault(key.cookie, []).append(key.address.ip())
     pods = {
         key.cookie: _pod(tables, key, pod, level.level, addresses.get(key.cookie, ()))
         for key, pod in tables.pods.every()

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bpf import syscalls
-from bpf.compiler import HOOKS, MESSAGE_HOOK, NETNS_HOOK, Hook
 from bpf.errors import KernelRefused
+from bpf.hooks import HOOKS, MESSAGE_HOOK, NETNS_HOOK, Hook
+from bpf.links import instances
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor, attached_to
 from installer.commands.maps.listing import kernel_says
@@ -41,6 +42,7 @@ def _program(pins: Pins, hook: Hook, counting: bool) -> dict[str, Any]:
         return {"hook": hook.name, **blank, "attached": 0}
     with opened as program:
         info, more = syscalls.program_info(program.fd), kernel_says(program.fd)
+    runs, nanoseconds = _runs(pins, hook, more)
     memory = more.get("memlock", "")
     return {
         "hook": hook.name,
@@ -48,10 +50,33 @@ def _program(pins: Pins, hook: Hook, counting: bool) -> dict[str, Any]:
         "tag": bytes(info.tag).hex(),
         "loaded_at": _as_time(info.load_time),
         "bytes": int(memory) if memory.isdecimal() else None,
-        "runs": int(more["run_cnt"]) if counting and "run_cnt" in more else None,
-        "run_seconds": int(more["run_time_ns"]) / 1e9 if counting and "run_time_ns" in more else None,
+        "runs": runs if counting else None,
+        "run_seconds": nanoseconds / 1e9 if counting and nanoseconds is not None else None,
         "attached": _attachments(pins, hook, info.id),
     }
+
+
+def _runs(pins: Pins, hook: Hook, told: dict[str, str]) -> tuple[int | None, int | None]:
+    """How often a program has run and for how many ns, of which the kernel has `told`; None where it does not say.
+
+    Of steering it is the pods' instances that run, and their counts go with them.
+    """
+    if hook != NETNS_HOOK:
+        return _number(told, "run_cnt"), _number(told, "run_time_ns")
+    every = [_said_of(number) for number, _ in instances(pins)]
+    runs, nanoseconds = (sum(_number(each, name) or 0 for each in every) for name in ("run_cnt", "run_time_ns"))
+    return runs, nanoseconds
+
+
+def _number(told: dict[str, str], name: str) -> int | None:
+    return int(told[name]) if told.get(name, "").isdecimal() else None
+
+
+def _said_of(program_id: int) -> dict[str, str]:
+    """kernel_says() of a program by its id; nothing of one that has gone meanwhile."""
+    with suppress(KernelRefused), Descriptor(syscalls.open_program_id(program_id)) as program:
+        return kernel_says(program.fd)
+    return {}
 
 
 def _attachments(pins: Pins, hook: Hook, program_id: int) -> int:
@@ -61,18 +86,14 @@ def _attachments(pins: Pins, hook: Hook, program_id: int) -> int:
         with suppress(KernelRefused), Descriptor(syscalls.open_pin(path, syscalls.READ_ONLY)) as sockets:
             return attached_to(sockets.fd, hook.attach_type).programs.count(program_id)
         return 0
-    links = pins.netns.iterdir() if hook == NETNS_HOOK else [pins.links / hook.name]
-    return sum(_runs(path, program_id, hook == NETNS_HOOK) for path in links)
-
-
-def _runs(link: Path, program_id: int, in_netns: bool) -> bool:
-    """Whether a pinned link runs the program, in a cgroup or namespace that is still there."""
+    if hook == NETNS_HOOK:
+        return sum(is_current for _, is_current in instances(pins))
     try:
-        with Descriptor(syscalls.open_pin(link)) as opened:
+        with Descriptor(syscalls.open_pin(pins.links / hook.name)) as opened:
             info = syscalls.link_info(opened.fd)
     except KernelRefused:
-        return False
-    return info.prog_id == program_id and bool(info.netns_inode if in_netns else info.cgroup_id)
+        return 0
+    return int(info.prog_id == program_id and bool(info.cgroup_id))
 
 
 def _as_time(since_boot: int) -> str:

@@ -1,0 +1,46 @@
+"""The hooks that the programs are for: one program each, with the kernel's numbers for it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Hook:
+    """One program: its function, the pin's name, and the kernel's numbers for its type (uapi/linux/bpf.h)."""
+
+    name: str
+    program_type: int
+    attach_type: int
+
+    @property
+    def function(self) -> str:
+        """The C function's name, which bpftool shows; the kernel keeps 15 characters."""
+        return f"ss_{self.name}"
+
+
+CGROUP_SOCK, SOCK_OPS, SK_MSG, RAW_TRACEPOINT, CGROUP_SOCK_ADDR, CGROUP_SOCKOPT, SK_LOOKUP = 9, 13, 16, 17, 18, 25, 30
+
+CGROUP_HOOKS = (
+    Hook("sock_create", CGROUP_SOCK, 2),
+    Hook("connect4", CGROUP_SOCK_ADDR, 10),
+    Hook("connect6", CGROUP_SOCK_ADDR, 11),
+    Hook("post_bind4", CGROUP_SOCK, 12),
+    Hook("post_bind6", CGROUP_SOCK, 13),
+    Hook("sendmsg4", CGROUP_SOCK_ADDR, 14),
+    Hook("sendmsg6", CGROUP_SOCK_ADDR, 15),
+    Hook("recvmsg4", CGROUP_SOCK_ADDR, 19),
+    Hook("recvmsg6", CGROUP_SOCK_ADDR, 20),
+    Hook("getpeername4", CGROUP_SOCK_ADDR, 29),
+    Hook("getpeername6", CGROUP_SOCK_ADDR, 30),
+    Hook("sockops", SOCK_OPS, 3),
+    Hook("getsockopt", CGROUP_SOCKOPT, 21),
+)
+NETNS_HOOK = Hook("sk_lookup", SK_LOOKUP, 36)
+HOOKS = (*CGROUP_HOOKS, NETNS_HOOK)
+# there only where the kernel allows acceleration (offsets.py); attached to the socket hash by acceleration.py
+MESSAGE_HOOK = Hook("message", SK_MSG, 7)
+
+# loaded by whoever traces: hook → its raw tracepoint
+DEATH_HOOKS = {
+    Hook("signal", RAW_TRACEPOINT, 0): "signal_generate",
+    Hook("exit", RAW_TRACEPOINT, 0): "sched_process_exit",
+}
