@@ -59,7 +59,7 @@ def kept_outcome(run_dir: Path) -> SelfTest | None:
 
 
 def outcome(cgroup: Path, run_dir: Path) -> SelfTest:
-    """This kernel's result: the kept one if there is one, else a new one. `cgroup` is the attach point."""
+    """The result for the running kernel: the kept one if there is one, else a new one. `cgroup` is the attach point."""
     if kept := kept_outcome(run_dir):
         return kept
     tried = try_kernel(cgroup)
