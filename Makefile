@@ -55,13 +55,15 @@ setup: .venv/.installed
 	    > build/setup.log 2>&1 || { tail -20 build/setup.log; exit 1; }
 	@touch $@
 
-# Every group for this folder, the group run for the image: versions, and the hashes of their files. Old pins stay if they fit.
-LOCK := .venv/bin/uv pip compile --quiet --system-certs --python-platform x86_64-manylinux_2_36 --python-version 3.11 --generate-hashes --no-annotate \
-        --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
+# Every group for this folder (dev), what the image needs (run), what the demo needs: versions, and the hashes of their files.
+# Pins that still fit stay.
+LOCK := .venv/bin/uv pip compile --quiet --system-certs --python-platform x86_64-manylinux_2_36 --python-version 3.11 \
+        --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 LOCKED := $(shell sed -n '/^\[dependency-groups\]/,/^\[tool/s/^\([a-z]*\) = \[$$/--group \1/p' pyproject.toml)
 lock: setup
-	@$(LOCK) $(LOCKED) -o locks/dev.txt > /dev/null
+	@$(LOCK) $(if $(UPGRADE),--upgrade) $(LOCKED) -o locks/dev.txt > /dev/null
 	@$(LOCK) --group run --constraint locks/dev.txt -o locks/run.txt > /dev/null
+	@$(LOCK) --group run --group lab --constraint locks/dev.txt -o locks/demo.txt > /dev/null
 
 shim: setup
 	@$(MAKE) --no-print-directory -C cni/shim
