@@ -25,6 +25,7 @@ from tests.lab.apiserver import ApiServer
 from tests.lab.chain import Chain
 from tests.lab.inside import popen
 from tests.lab.leftovers import outside
+from tests.lab.machine import naming_labs
 from tests.lab.pod import Pod
 from tests.lab.waiting import wait_until
 
@@ -33,6 +34,8 @@ LABS = Path("/run/sidestep-lab")
 NETNS = Path("/run/netns")
 PLUGINS = Path("/usr/lib/cni")
 _SELFTEST = REPOSITORY / "build" / "selftest.json"
+# 10.128.0.0/24 to 10.191.255.0/24, where no test has an address of its own choice
+_FIRST_SUBNET, _SUBNETS = 128, 64 << 8
 _SLOWEST_SECONDS = 60  # an agent's start or end on a machine on which much else is going on
 NODE_NAME = "lab"  # as the API server knows it
 
@@ -116,8 +119,8 @@ class Node:
     """Use as a context manager; leaving it takes everything down."""
 
     def __init__(self, keep: bool = False, api: ApiServer | None = None) -> None:
-        """`api` is where Pods come from instead of a directory."""
-        self.id = secrets.token_hex(3)
+        """Its id is taken at once. `api` is where Pods come from instead of a directory."""
+        self.id = _new_id()
         self.api = api
         self.is_chained = True  # whether the plugin is in the CNI chain
         self.directory = LABS / self.id
@@ -160,9 +163,10 @@ class Node:
         return Chain(self.conflist(), (self.shim.parent, PLUGINS), self.netns)
 
     def conflist(self) -> dict[str, Any]:
-        """The conf list; subnets come from the id, so that two nodes' pods differ."""
+        """The conf list. No other lab has its subnets: agents look for a pod's address in all of the machine."""
         high, low = int(self.id[:2], 16), int(self.id[2:4], 16)
-        ranges = [[{"subnet": f"10.{high}.{low}.0/24"}], [{"subnet": f"fd00:{self.id[:4]}:{self.id[4:]}::/64"}]]
+        subnets = f"10.{_FIRST_SUBNET + high}.{low}.0/24", f"fd00:{self.id[:4]}:{self.id[4:]}::/64"
+        ranges = [[{"subnet": subnet}] for subnet in subnets]
         return {
             "cniVersion": "1.0.0",
             "name": f"lab-{self.id}",
@@ -202,8 +206,6 @@ class Node:
         wait_until(lambda: sum(not alive for _, alive in linked_pods(pins)) == count, "namespaces to be gone")
 
     def _make(self) -> None:
-        self.directory.mkdir(parents=True)
-        (self.directory / "owner").write_text(identity_of(os.getpid()))
         for directory in (self.bpffs, self.pods_dir, self.kubepods, self.cgroup / "agent"):
             directory.mkdir(parents=True)
         subprocess.run(["mount", "-t", "bpf", "bpf", self.bpffs], check=True)
@@ -211,6 +213,19 @@ class Node:
         _bring(_SELFTEST, self.run_dir)
         self.before_agent()
         self.agent.start()
+
+
+def _new_id() -> str:
+    """Make a lab's directory, named by its id, whose first four digits no other lab has: they are its subnets."""
+    with naming_labs():
+        LABS.mkdir(exist_ok=True)
+        taken = {each.name[:4] for each in LABS.iterdir()}
+        while (subnet := f"{secrets.randbelow(_SUBNETS):04x}") in taken:
+            pass
+        directory = LABS / f"{subnet}{secrets.token_hex(1)}"
+        directory.mkdir()
+    (directory / "owner").write_text(identity_of(os.getpid()))
+    return directory.name
 
 
 def _bring(outcome: Path, directory: Path) -> None:
@@ -253,7 +268,7 @@ def remove(lab: str) -> None:
         if mount.path.is_relative_to(directory):
             subprocess.run(["umount", mount.path], check=True)
     shutil.rmtree(directory, ignore_errors=True)
-    with suppress(OSError):
+    with naming_labs(), suppress(OSError):
         LABS.rmdir()
     # a runtime makes its cgroups in the v1 hierarchies of a hybrid host too
     for top in (cgroup, *cgroup.parents[1].glob(f"*/{cgroup.name}")):
