@@ -18,8 +18,8 @@ from cni.enrolment.enroll import Enrolments
 from cni.netns import listeners as proxies
 from cni.netns.sock_diag import Diag
 from cni.protocol import NetworkConfig, Request
-from tests.datapath.adopting import Parts, Running, enrol_by_cni, parts, running
-from tests.datapath.bare import open_descriptors
+from tests.datapath.adopting import NOBODYS, Parts, Running, enrol_by_cni, parts, running
+from tests.datapath.bare import bare_pods, open_descriptors
 from tests.datapath.conftest import APP, PROXY, Kernel, Wire
 from tests.lab.inside import PYTHON, popen
 from tests.lab.waiting import wait_until
@@ -232,8 +232,29 @@ def test_a_pod_is_found_by_its_uid_while_its_containers_are_down(agent: Parts, p
             each.rmdir()
 
 
+def test_a_pod_of_another_test_is_not_seen(agent: Parts, pod: Running) -> None:
+    """It may have the address that this test's Pod says is its own."""
+    with bare_pods() as make:
+        (bare,) = make(1)
+        bare.ip(f"addr add {NOBODYS}/32 dev lo")
+        stranger = popen(bare.path, None, ["sleep", "60"], 0, 0)
+        try:
+            assert agent.adopt(pod.pod(secrets.token_hex(32))) is None
+        finally:
+            stranger.kill()
+            stranger.wait()
+
+
 def test_a_pod_without_processes_is_not_found(agent: Parts, pod: Running) -> None:
     assert agent.adopt(pod.pod(secrets.token_hex(32))) is None
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_pod_whose_cgroups_tell_nothing_is_found_by_its_address(agent: Parts, pod: Running, version: int) -> None:
+    ip = pod.wire.pod.ip4 if version == 4 else pod.wire.pod.ip6
+    outcome = agent.adopt(pod.pod(secrets.token_hex(32), ip=ip))
+    assert outcome is not None
+    assert outcome.cookie == pod.wire.sandbox.cookie
 
 
 def delete(agent: Parts, container: str, ifname: str = "eth0", netns: Path | None = None) -> None:
