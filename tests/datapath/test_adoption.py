@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2.netlink.rtnl import RTM_GETADDR
 
 from bpf import links
 from bpf.layout import Cookie, ListenerKey, PodFlags
 from cni.enrolment.enroll import Enrolments
 from cni.netns import listeners as proxies
+from cni.netns.rtnl import Rtnl
 from cni.netns.sock_diag import Diag
 from cni.protocol import NetworkConfig, Request
 from tests.datapath.adopting import NOBODYS, Parts, Running, enrol_by_cni, parts, running
 from tests.datapath.bare import bare_pods, open_descriptors
-from tests.datapath.conftest import APP, PROXY, Kernel, Wire
+from tests.datapath.conftest import APP, PROXY, Kernel, Wire, ip_command
 from tests.lab.inside import PYTHON, popen
 from tests.lab.waiting import wait_until
 
@@ -255,6 +257,24 @@ def test_a_pod_whose_cgroups_tell_nothing_is_found_by_its_address(agent: Parts, 
     outcome = agent.adopt(pod.pod(secrets.token_hex(32), ip=ip))
     assert outcome is not None
     assert outcome.cookie == pod.wire.sandbox.cookie
+
+
+def test_looking_for_an_address_asks_each_namespace_for_its_addresses_alone(
+    agent: Parts, pod: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A namespace that routes for others has thousands of routes, and two interfaces; so has this pod."""
+    name = pod.wire.pod.path.name
+    for command in ("link add eth1 type bridge", "addr add 192.0.2.1/24 dev eth1", "link set eth1 up"):
+        ip_command("-n", name, *command.split())
+    asked, dump = [], Rtnl._dump
+
+    def counted(self: Rtnl, message: Any, kind: int) -> list[Any]:
+        asked.append(kind)
+        return dump(self, message, kind)
+
+    monkeypatch.setattr(Rtnl, "_dump", counted)
+    assert agent.adopt(pod.pod(secrets.token_hex(32))) is None
+    assert asked == [RTM_GETADDR] * 2  # the pod and its peer
 
 
 def delete(agent: Parts, container: str, ifname: str = "eth0", netns: Path | None = None) -> None:
