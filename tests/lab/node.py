@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,10 @@ LABS = Path("/run/sidestep-lab")
 NETNS = Path("/run/netns")
 PLUGINS = Path("/usr/lib/cni")
 _SELFTEST = REPOSITORY / "build" / "selftest.json"
-# 10.128.0.0/24 to 10.191.255.0/24, where no test has an address of its own choice
-_FIRST_SUBNET, _SUBNETS = 128, 64 << 8
+# Subnets of /24 that a lab may have, below 10.128.0.0/10 for pods on its bridge and below 10.192.0.0/10 for others.
+# Addresses that tests choose themselves are not among them.
+_SUBNETS = 64 << 8
+_BRIDGED, _UNBRIDGED = 128, 192
 _SLOWEST_SECONDS = 60  # an agent's start or end on a machine on which much else is going on
 NODE_NAME = "lab"  # as the API server knows it
 
@@ -164,8 +167,7 @@ class Node:
 
     def conflist(self) -> dict[str, Any]:
         """The conf list. No other lab has its subnets: agents look for a pod's address in all of the machine."""
-        high, low = int(self.id[:2], 16), int(self.id[2:4], 16)
-        subnets = f"10.{_FIRST_SUBNET + high}.{low}.0/24", f"fd00:{self.id[:4]}:{self.id[4:]}::/64"
+        subnets = str(self._subnet(_BRIDGED)), f"fd00:{self.id[:4]}:{self.id[4:]}::/64"
         ranges = [[{"subnet": subnet}] for subnet in subnets]
         return {
             "cniVersion": "1.0.0",
@@ -181,6 +183,11 @@ class Node:
                 *([{"type": "sidestep-cni", "cni_agent_run_dir": str(self.run_dir)}] if self.is_chained else []),
             ],
         }
+
+    @property
+    def unbridged(self) -> IPv4Network:
+        """For pods that are not on the bridge; likewise."""
+        return self._subnet(_UNBRIDGED)
 
     def pod(self, name: str, mesh: bool = True, **options: Any) -> Pod:
         """Make a pod by running the chain, with its application; a mesh pod with its Envoy too."""
@@ -204,6 +211,10 @@ class Node:
         """Wait until the kernel has taken down that many deleted pods' namespaces."""
         pins = Pins(self.bpffs)
         wait_until(lambda: sum(not alive for _, alive in linked_pods(pins)) == count, "namespaces to be gone")
+
+    def _subnet(self, first: int) -> IPv4Network:
+        high, low = bytes.fromhex(self.id[:4])
+        return IPv4Network(f"10.{first + high}.{low}.0/24")
 
     def _make(self) -> None:
         for directory in (self.bpffs, self.pods_dir, self.kubepods, self.cgroup / "agent"):
