@@ -363,7 +363,7 @@ ISTIO = "*nat\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -p tcp -j ISTIO_OUTPUT\nCOMMIT\n
 
 
 def load(pod: Running, tool: str, rules: str) -> bool:
-    argv = [f"{tool}-restore"]
+    argv = [f"{tool}-restore", "--wait=10"]  # the legacy one takes a lock of the machine
     loading = popen(pod.wire.pod.path, None, argv, 0, 0, stdin=subprocess.PIPE, text=True)
     loading.communicate(rules, timeout=10)
     return bool(loading.returncode == 0)

@@ -186,7 +186,7 @@ class Node:
 
     @property
     def unbridged(self) -> IPv4Network:
-        """For pods that are not on the bridge; likewise."""
+        """Addresses for pods that are not on the bridge; no other lab has those either."""
         return self._subnet(_UNBRIDGED)
 
     def pod(self, name: str, mesh: bool = True, **options: Any) -> Pod:
