@@ -34,6 +34,13 @@ def other_owner_for_all() -> Iterator[None]:
 
 
 @contextmanager
+def statistics_for_one() -> Iterator[None]:
+    """This test alone turns the counting of programs' runs on and off (kernel.bpf_stats_enabled)."""
+    with _locked("statistics", fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
 def naming_labs() -> Iterator[None]:
     """Nobody else makes or removes a lab's directory meanwhile."""
     with _locked("names", fcntl.LOCK_EX):
