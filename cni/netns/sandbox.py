@@ -96,13 +96,14 @@ def require_netns(fd: int) -> None:
 
 def look(rtnl: Rtnl, excluded_interfaces: Collection[str] = ()) -> Sandbox:
     """What there is in the namespace that the calling thread is in, as `rtnl` is."""
-    sandbox = Sandbox(own_cookie(), tuple(_addresses(rtnl)))
+    sandbox = Sandbox(own_cookie(), tuple(addresses_in(rtnl)))
     if excluded_interfaces or sandbox.is_multihomed:
         return replace(sandbox, routing=_routing(rtnl))
     return sandbox
 
 
-def _addresses(rtnl: Rtnl) -> Iterator[InterfaceAddress]:
+def addresses_in(rtnl: Rtnl) -> Iterator[InterfaceAddress]:
+    """The addresses alone, in the kernel's order, loopback left out. A namespace may have routes by the thousand."""
     primaries: dict[tuple[int, IpNetwork], IpAddress] = {}
     for each in rtnl.addresses():
         source = primaries.setdefault((each.ifindex, each.subnet), each.ip) if each.ip.version == 4 else each.ip

@@ -70,7 +70,7 @@ class Pods:
             yield dialled
         finally:
             dialled.close()
-            pod.started.remove(process)
+            pod.end(process)
 
 
 class Dialled:
@@ -242,7 +242,7 @@ def test_detaching_loses_nothing_that_is_on_its_way(wire: Wire) -> None:
     with acceleration_needed(), scratch_pins() as (pins, cgroup):
         attach_programs(pins, cgroup)
         tables = Tables(pins)
-        wire.kernel = Kernel(pins, cgroup, tables, Enrolments(pins, tables))
+        wire.kernel = Kernel(pins, cgroup, tables, Enrolments(pins, tables), wire.kernel.procfs)
         wire.pod.cgroup = cgroup
         pods = Pods(wire)
         for pod in (pods.one, pods.other):
@@ -272,7 +272,7 @@ def cramped(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pods]:
     with scratch_pins() as (pins, cgroup):
         attach_programs(pins, cgroup)
         with Tables(pins) as tables:
-            wire.kernel = Kernel(pins, cgroup, tables, Enrolments(pins, tables))
+            wire.kernel = Kernel(pins, cgroup, tables, Enrolments(pins, tables), wire.kernel.procfs)
             wire.pod.cgroup = cgroup
             yield Pods(wire)
         for pod in (wire.pod, wire.peer):

@@ -1,6 +1,7 @@
 """Other programs on socket maps of this machine: acceleration is theirs then, and their names are told."""
 
 import errno
+import secrets
 
 import pytest
 
@@ -12,37 +13,39 @@ from bpf.probing import loading
 from tests.datapath.conftest import Wire, scratch_pins
 from tests.lab.machine import other_owner_for_all
 
+# tests of another checkout may own sockets of this machine too
+THEIRS = f"their_{secrets.token_hex(3)}"
 PASS_ALL = bytes.fromhex("b7000000010000009500000000000000")  # r0 = SK_PASS; exit
 
 
 def owners(wire: Wire) -> list[str]:
-    return [owner for owner in other_owners(wire.kernel.pins) if "their_" in owner]
+    return [owner for owner in other_owners(wire.kernel.pins) if THEIRS in owner]
 
 
-@pytest.mark.parametrize("name", ["their_verdict", "ss_message"])
+@pytest.mark.parametrize("name", [THEIRS, "ss_message"], ids=["another-name", "our-name"])
 def test_another_owner_of_socket_maps_is_named(wire: Wire, name: str) -> None:
     with (
         other_owner_for_all(),
-        Descriptor(loading.create_map(loading.SOCKHASH, 4, 4, 16, 0, "their_sockets")) as sockets,
+        Descriptor(loading.create_map(loading.SOCKHASH, 4, 4, 16, 0, THEIRS)) as sockets,
         Descriptor(loading.load_program(16, 7, PASS_ALL, name)) as program,
     ):
         assert not owners(wire)
-        syscalls.attach_to_map(program.fd, sockets.fd, 7, "their_sockets")
+        syscalls.attach_to_map(program.fd, sockets.fd, 7, THEIRS)
         (found,) = owners(wire)
-    assert found.startswith(f"{name} on map their_sockets (id ")
+    assert found.startswith(f"{name} on map {THEIRS} (id ")
 
 
 def test_another_program_on_our_own_map_is_named(wire: Wire) -> None:
     with scratch_pins() as (pins, cgroup):
         attach_programs(pins, cgroup)
-        assert not [owner for owner in other_owners(pins) if "their_" in owner]
+        assert not [owner for owner in other_owners(pins) if THEIRS in owner]
         with (
             Descriptor(pins.open_map("accelerated")) as sockets,
-            Descriptor(loading.load_program(16, 7, PASS_ALL, "their_verdict")) as program,
+            Descriptor(loading.load_program(16, 7, PASS_ALL, THEIRS)) as program,
         ):
             syscalls.attach_to_map(program.fd, sockets.fd, 7, "accelerated")
-            (found,) = [owner for owner in other_owners(pins) if "their_" in owner]
-    assert found.startswith("their_verdict on map accelerated (id ")
+            (found,) = [owner for owner in other_owners(pins) if THEIRS in owner]
+    assert found.startswith(f"{THEIRS} on map accelerated (id ")
 
 
 def test_where_the_kernel_does_not_tell_programs_any_other_socket_map_counts(
@@ -53,7 +56,7 @@ def test_where_the_kernel_does_not_tell_programs_any_other_socket_map_counts(
 
     monkeypatch.setattr(loading, "attached_to", refuse)
     assert not owners(wire)
-    with Descriptor(loading.create_map(loading.SOCKHASH, 4, 4, 16, 0, "their_sockets")):
+    with Descriptor(loading.create_map(loading.SOCKHASH, 4, 4, 16, 0, THEIRS)):
         (found,) = owners(wire)
-    assert found.startswith("whoever made map their_sockets (id ")
+    assert found.startswith(f"whoever made map {THEIRS} (id ")
     assert not [owner for owner in other_owners(wire.kernel.pins) if "accelerated" in owner]

@@ -17,6 +17,7 @@ import pytest
 
 from installer import VERSION
 from installer.commands import crash
+from tests.lab.invocation import sidestep_by_user
 from tests.lab.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -30,7 +31,7 @@ def sidestep(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 def ending(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """What becomes of a command of which only the way it ends matters."""
-    code = f"import signal, sys, time; from installer import ending; sys.exit(ending.run({command}))"
+    code = f"import signal, sys, time; from installer.commands import ending; sys.exit(ending.run_command({command}))"
     env = os.environ | environment
     argv = [sys.executable, "-c", code]
     return subprocess.run(argv, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=LIMIT)
@@ -190,8 +191,8 @@ def test_a_missing_package_of_pythons_is_named() -> None:
 
 def test_ctrl_c_is_130_without_a_word() -> None:
     code = (
-        "import sys, time; from installer import ending\n"
-        "sys.exit(ending.run(lambda: print('ready', flush=True) or time.sleep(60)))"
+        "import sys, time; from installer.commands import ending\n"
+        "sys.exit(ending.run_command(lambda: print('ready', flush=True) or time.sleep(60)))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -205,9 +206,9 @@ def test_ctrl_c_is_130_without_a_word() -> None:
 
 def test_ctrl_c_twice_does_not_wait_for_a_reader_that_does_not_read() -> None:
     code = (
-        "import sys; from installer import ending\n"
+        "import sys; from installer.commands import ending\n"
         "sys.stderr.write('ready\\n')\n"
-        "sys.exit(ending.run(lambda: print('x' * (1 << 20)) or 0))"
+        "sys.exit(ending.run_command(lambda: print('x' * (1 << 20)) or 0))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -246,15 +247,8 @@ def test_output_that_cannot_be_written_is_told() -> None:
 
 
 def test_anybody_may_read_help() -> None:
-    """Also who may not run the command; imported as root: the checkout may be where the user can't go."""
-    code = (
-        "import installer.commands.cli as c, os, sys; [c._command(each) for each in c.COMMANDS]\n"
-        "if os.geteuid() == 0: os.setgroups([]); os.setgid(1000); os.setuid(1000)\n"
-        "sys.argv[1:] = sys.argv[1:] or ['attach']; c.main()"
-    )
-    done = {
-        argv: subprocess.run([sys.executable, "-c", code, *argv], cwd=REPOSITORY, capture_output=True, text=True)
-        for argv in ((), ("attach", "--help"), ("attach", "--nope"))
-    }
-    assert [each.returncode for each in done.values()] == [1, 0, 2]
-    assert re.match(r"sidestep: running as uid \d+; run as root with CAP_BPF", done[()].stderr)
+    """Also who may not run the command."""
+    asked = (("attach",), ("attach", "--help"), ("attach", "--nope"))
+    done = [sidestep_by_user(*argv) for argv in asked]
+    assert [each.returncode for each in done] == [1, 0, 2]
+    assert re.match(r"sidestep: running as uid \d+; run as root with CAP_BPF", done[0].stderr)
