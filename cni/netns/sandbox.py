@@ -9,8 +9,8 @@ import fcntl
 import os
 import socket
 import struct
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address, ip_address
 from typing import TypeVar
@@ -143,8 +143,12 @@ def own_cookie() -> int:
     Unsigned 64-bit, host order, never reused until reboot.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
-        raw = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-    return int(struct.unpack("=Q", raw)[0])
+        return cookie_of_socket(probe)
+
+
+def cookie_of_socket(which: socket.socket) -> int:
+    """The cookie of the namespace that a socket was made in."""
+    return int(struct.unpack("=Q", which.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
 
 
 def visit(netns_fd: int, work: Callable[[Rtnl], T]) -> T:
@@ -152,26 +156,16 @@ def visit(netns_fd: int, work: Callable[[Rtnl], T]) -> T:
 
     Raises SandboxInvalid when the namespace can't be entered, or the kernel refuses something there.
     """
-    outcome: list[T] = []
-    failure: list[BaseException] = []
 
-    def inside() -> None:
-        try:
-            if _LIBC.setns(netns_fd, _CLONE_NEWNET) != 0:
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            with Rtnl() as rtnl:
-                outcome.append(work(rtnl))
-        except OSError as error:
-            words = f"cannot work in the network namespace passed as CNI_NETNS: {error.strerror}"
-            invalid = SandboxInvalid(words)
-            invalid.__cause__ = error  # for whom no CNI_NETNS was passed
-            failure.append(invalid)
-        except BaseException as error:
-            failure.append(error)
+    def inside() -> T:
+        if _LIBC.setns(netns_fd, _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        with Rtnl() as rtnl:
+            return work(rtnl)
 
-    thread = threading.Thread(target=inside, name="sandbox")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    try:
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="sandbox") as visitor:  # ends here, and its visit
+            return visitor.submit(inside).result()
+    except OSError as error:
+        words = f"cannot work in the network namespace passed as CNI_NETNS: {error.strerror}"
+        raise SandboxInvalid(words) from error  # whose cause is for those who passed no CNI_NETNS
