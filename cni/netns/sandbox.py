@@ -47,23 +47,17 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Routing:
-    """Interfaces by name, and which way each prefix of the main table leads."""
-
-    interfaces: Mapping[str, int] = field(default_factory=dict)
-    ways: Mapping[IpNetwork, Way] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Sandbox:
     """What capture needs to know of a pod's namespace. `addresses` is in the kernel's order, loopback left out.
 
-    `routing` is empty for most pods: those that exclude no interface and have only one.
+    `interfaces`, by name, and `ways`, where each prefix of the main table leads, are empty for most pods: those that
+    exclude no interface and have only one.
     """
 
     cookie: int
     addresses: tuple[InterfaceAddress, ...]
-    routing: Routing = Routing()
+    interfaces: Mapping[str, int] = field(default_factory=dict)
+    ways: Mapping[IpNetwork, Way] = field(default_factory=dict)
 
     @property
     def is_multihomed(self) -> bool:
@@ -98,7 +92,7 @@ def look(rtnl: Rtnl, excluded_interfaces: Collection[str] = ()) -> Sandbox:
     """What there is in the namespace that the calling thread is in, as `rtnl` is."""
     sandbox = Sandbox(own_cookie(), tuple(_addresses(rtnl)))
     if excluded_interfaces or sandbox.is_multihomed:
-        return replace(sandbox, routing=_routing(rtnl))
+        return replace(sandbox, interfaces=dict(rtnl.links()), ways=_ways(rtnl))
     return sandbox
 
 
@@ -111,14 +105,13 @@ def _addresses(rtnl: Rtnl) -> Iterator[InterfaceAddress]:
             yield InterfaceAddress(each.ip, each.ifindex, source)
 
 
-def _routing(rtnl: Rtnl) -> Routing:
+def _ways(rtnl: Rtnl) -> dict[IpNetwork, Way]:
     routes: dict[IpNetwork, UnicastRoute] = {}
     for route in rtnl.routes():
         known = routes.get(route.network)
         if known is None or route.metric < known.metric:
             routes[route.network] = route
-    ways = {network: Way(route.ifindex, rtnl.source_to(_somebody_in(network))) for network, route in routes.items()}
-    return Routing(dict(rtnl.links()), ways)
+    return {network: Way(route.ifindex, rtnl.source_to(_somebody_in(network))) for network, route in routes.items()}
 
 
 def _somebody_in(network: IpNetwork) -> IpAddress:
