@@ -48,13 +48,6 @@ def find_netns(
         yield found
 
 
-@contextmanager
-def open_netns(cookie: int, inode: int | None = None, proc: Path = PROC) -> Iterator[int | None]:
-    """A descriptor of one namespace, None when it is not found; see find()."""
-    with find_netns({cookie}, None if inode is None else {inode}, proc) as found:
-        yield next((fd for _, fd in found), None)
-
-
 def _search(left: set[int], inodes: Collection[int] | None, proc: Path) -> Generator[tuple[int, int], None, None]:
     seen = {_own_inode(proc)}
     for path, inode in _places(proc):
