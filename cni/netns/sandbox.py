@@ -9,8 +9,9 @@ import fcntl
 import os
 import socket
 import struct
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address, ip_address
 from typing import TypeVar
@@ -149,16 +150,22 @@ def visit(netns_fd: int, work: Callable[[Rtnl], T]) -> T:
 
     Raises SandboxInvalid when the namespace can't be entered, or the kernel refuses something there.
     """
+    outcome: Future[T] = Future()
 
-    def inside() -> T:
-        if _LIBC.setns(netns_fd, _CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        with Rtnl() as rtnl:
-            return work(rtnl)
+    def inside() -> None:
+        try:
+            if _LIBC.setns(netns_fd, _CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            with Rtnl() as rtnl:
+                outcome.set_result(work(rtnl))
+        except BaseException as error:
+            outcome.set_exception(error)
 
+    thread = threading.Thread(target=inside, name="sandbox")
+    thread.start()
+    thread.join()
     try:
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="sandbox") as visitor:  # ends here, and its visit
-            return visitor.submit(inside).result()
+        return outcome.result()
     except OSError as error:
         words = f"cannot work in the network namespace passed as CNI_NETNS: {error.strerror}"
         raise SandboxInvalid(words) from error  # whose cause is for those who passed no CNI_NETNS
