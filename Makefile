@@ -22,7 +22,7 @@ help:
 	@echo 'make kernels        the probe and the self-test of acceleration on Debian'"'"'s other kernels, under emulation'
 	@echo 'make soak           10 GB through both proxies while the level changes; SOAK="--bytes 1e9 --seconds 60 --seed 2"'
 	@echo 'make nightly        the property tests with 10,000 cases each, an outage of a minute'
-	@echo 'make lint           ruff, mypy --strict, import-linter'
+	@echo 'make lint           ruff, clang-format, mypy --strict, import-linter'
 	@echo 'make bench          requests/s, latency and CPU of two mesh pods, against Istio'"'"'s rules; takes 40 minutes'
 	@echo 'make bench-cni      a whole ADD through the shim beside iptables-restore, interleaved'
 	@echo 'make bench-connect  whether connect() costs more with more rules or more pods'
@@ -117,6 +117,7 @@ soak: setup shim
 lint: setup
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
+	@.venv/bin/clang-format --dry-run --Werror $$(find bpf cni tests -path bpf/uapi -prune -o -name '*.[ch]' -print)
 	@$(PYTHON) -m mypy
 	@.venv/bin/lint-imports --no-cache | tail -3
 

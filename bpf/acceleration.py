@@ -14,8 +14,8 @@ from bpf import syscalls
 from bpf.compiler import MESSAGE_HOOK
 from bpf.errors import KernelRefused
 from bpf.layout import TABLES, Level, NodeEntry
-from bpf.pins import Descriptor, Pins
-from bpf.probing import loading
+from bpf.pins import Pins
+from bpf.syscalls import Descriptor
 from bpf.tables import Tables
 
 # uapi/linux/bpf.h: map types SOCKMAP and SOCKHASH
@@ -77,7 +77,7 @@ def other_owners(pins: Pins) -> Iterator[str]:
                     yield f"whoever made {where}: this kernel does not say which programs are on it"
                 continue
             if programs:
-                yield f"{', '.join(loading.program_names(tuple(programs)))} on {where}"
+                yield f"{', '.join(syscalls.program_names(programs))} on {where}"
 
 
 def _own(pins: Pins) -> tuple[int, int]:
@@ -104,8 +104,8 @@ def _is_of_our_shape(info: syscalls.MapInfo) -> bool:
 def _attached(map_fd: int, hook: int) -> tuple[int, ...]:
     """The ids of what a socket map has on a hook. Raises KernelRefused where the kernel can't tell."""
     try:
-        return loading.attached_to(map_fd, hook).programs
+        return syscalls.attached_to(map_fd, hook).programs
     except KernelRefused as error:
-        if getattr(error, "errno", 0) == errno.EOPNOTSUPP:  # it knows the question, but not this hook
+        if error.errno == errno.EOPNOTSUPP:  # it knows the question, but not this hook
             return ()
         raise

@@ -8,7 +8,7 @@
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 
-#define LOOPBACK4 0x7f000001 /* 127.0.0.1, host order */
+#define LOOPBACK4 0x7f000001       /* 127.0.0.1, host order */
 #define INBOUND_SOURCE4 0x7f000006 /* 127.0.0.6: where Istio's inbound clusters and probes dial from (::6 in IPv6) */
 
 #define swap16(x) __builtin_bswap16(x)
@@ -27,16 +27,22 @@ static __always_inline struct address address_of_ip4(__be32 ip4)
 /* Reads a context field exactly as written: the verifier refuses reads merged into a wider one. */
 #define FIELD(lvalue) (*(volatile __typeof__(lvalue) *)&(lvalue))
 
-/*
- * The address of a packet or socket of either family. All fields are read before the choice: reads in two branches get
- * merged into one through a moved context pointer, which the verifier refuses. The other family's fields read as zero.
- */
-static __always_inline struct address address_of_family(__u32 family, __be32 ip4, __be32 a, __be32 b, __be32 c, __be32 d)
+static __always_inline struct address address_of_family(__u32 family, __be32 ip4, __be32 a, __be32 b, __be32 c,
+                                                        __be32 d)
 {
     struct address ip6 = {.word = {a, b, c, d}};
 
     return family == AF_INET ? address_of_ip4(ip4) : ip6;
 }
+
+/*
+ * One end (src, dst, local, remote) of a packet or socket of either family. All fields are read before the choice: reads in
+ * two branches get merged into one through a moved context pointer, which the verifier refuses. The other family's fields
+ * say nothing.
+ */
+#define ADDRESS_OF(from, end, family) \
+    address_of_family(family, FIELD((from)->end##_ip4), FIELD((from)->end##_ip6[0]), FIELD((from)->end##_ip6[1]), \
+                      FIELD((from)->end##_ip6[2]), FIELD((from)->end##_ip6[3]))
 
 static __always_inline bool is_mapped(const struct address *a)
 {

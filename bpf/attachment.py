@@ -1,6 +1,8 @@
 """Attaching the programs: from nothing, not at all when nothing has changed, or in place when the sources have.
 
 Everything is made in a directory of its own and renamed when complete, so a crash leaves either nothing or all of it.
+What somebody has taken from that directory is put back without losing what the maps hold: a map lives as long as a
+program or a descriptor refers to it, so it is found again through the programs that use it, or the agent's descriptors.
 """
 
 import ctypes
@@ -8,7 +10,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -19,8 +21,8 @@ from bpf.compiler import CGROUP_HOOKS, HOOKS, NETNS_HOOK, compile_and_pin, sourc
 from bpf.errors import KernelRefused
 from bpf.kernel import require_bpffs, require_capabilities
 from bpf.layout import STORAGES, TABLES, BuildEntry, Word
-from bpf.pins import Descriptor, OtherVersion, Pins
-from bpf.restoration import repin_maps
+from bpf.pins import OtherVersion, Pins
+from bpf.syscalls import Descriptor
 
 # the programs that capture; the others finish what these have begun
 _DECIDING = ("connect4", "connect6", "sendmsg4", "sendmsg6")
@@ -114,6 +116,35 @@ def is_deciding(pins: Pins) -> bool:
     return 0 not in found and found <= {wanted or max(found)}
 
 
+def repin_maps(pins: Pins, held: Mapping[str, int]) -> list[str]:
+    """Pin every map again whose pin is missing; returns their names. `held` are open descriptors by name."""
+    pins.make_directories()
+    missing = [name for name in (*TABLES, *STORAGES) if not (pins.maps / name).exists()]
+    for name in missing:
+        if name in held:
+            syscalls.pin(held[name], pins.maps / name)
+    for path in _objects(pins) if missing else ():
+        _repin_from(path, pins, missing)
+    return [name for name in missing if (pins.maps / name).exists()]
+
+
+def unpin_others(pins: Pins, held: Mapping[str, int]) -> list[str]:
+    """Remove the pins of maps that are not those in `held`; returns their names.
+
+    Whoever detaches and attaches while an agent runs leaves it writing to maps that no program reads. Without the pin
+    of `build` the next attach() makes the programs anew, for the maps that are pinned then.
+    """
+    others = [name for name, fd in held.items() if _pinned_id(pins.maps / name) not in (None, syscalls.map_info(fd).id)]
+    for name in [*others, *(["build"] if others else [])]:
+        (pins.maps / name).unlink(missing_ok=True)
+    return others
+
+
+def is_pinned(pins: Pins, name: str, held: int) -> bool:
+    """Whether the pin of that name is the map of this descriptor."""
+    return _pinned_id(pins.maps / name) == int(syscalls.map_info(held).id)
+
+
 @contextmanager
 def _of_this_version() -> Iterator[None]:
     """Whoever attaches is told what makes room for it, which those who only look must not be."""
@@ -190,8 +221,8 @@ def _make_way(pins: Pins) -> None:
     for name in TABLES:
         if (pins.maps / name).exists():
             os.close(pins.open_map(name))
-    for name, value in STORAGES.items():
-        if value and (pins.maps / name).exists() and not pins.has_values(name, value):
+    for name, size in STORAGES.items():
+        if (pins.maps / name).exists() and not pins.has_values(name, size):
             if name not in _FORGETTABLE:
                 raise OtherVersion(f"{pins.maps / name} is another version's")
             (pins.maps / name).unlink()
@@ -262,3 +293,33 @@ def _recorded(pins: Pins) -> tuple[bytes, str]:
     with Descriptor(pins.open_map("build")) as table:
         syscalls.map_lookup(table.fd, Word(0), build)
     return bytes(build.sources), build.cgroup.decode()
+
+
+def _pinned_id(path: Path) -> int | None:
+    try:
+        with Descriptor(syscalls.open_pin(path)) as pinned:
+            return int(syscalls.map_info(pinned.fd).id)
+    except KernelRefused:
+        return None
+
+
+def _objects(pins: Pins) -> list[Path]:
+    """Whatever may lead to a program: its pin, or that of a link."""
+    return [*sorted(pins.programs.iterdir()), *sorted(pins.links.iterdir()), *sorted(pins.netns.iterdir())]
+
+
+def _repin_from(path: Path, pins: Pins, missing: list[str]) -> None:
+    with suppress(KernelRefused):
+        for map_id in _maps_of(path, pins):
+            with Descriptor(syscalls.open_map_id(map_id)) as found:
+                name = syscalls.map_info(found.fd).name.decode()
+                if name in missing and not (pins.maps / name).exists():
+                    syscalls.pin(found.fd, pins.maps / name)
+
+
+def _maps_of(path: Path, pins: Pins) -> list[int]:
+    with Descriptor(syscalls.open_pin(path)) as pinned:
+        if path.parent == pins.programs:
+            return syscalls.program_maps(pinned.fd)
+        with Descriptor(syscalls.open_program_id(syscalls.link_info(pinned.fd).prog_id)) as program:
+            return syscalls.program_maps(program.fd)

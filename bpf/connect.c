@@ -7,22 +7,6 @@
  * capture that cannot be set up returns 0, so the connection fails with EPERM instead of leaving in the clear.
  */
 
-/* sockaddr_in and sockaddr_in6 as bpf_bind() wants them (uapi/linux/in.h, in6.h). */
-struct bind4 {
-    __u16 family;
-    __be16 port_be;
-    __be32 ip4;
-    __u64 zero;
-};
-
-struct bind6 {
-    __u16 family;
-    __be16 port_be;
-    __be32 flowinfo;
-    struct address address;
-    __u32 scope;
-};
-
 /*
  * Where captured connections go: 127.64.0.0/10 or SPREAD6, spread by original destination. With a single address every
  * connection of a pod would share one (destination, port) and its ~28,000 ephemeral ports would be the limit. The agent
@@ -95,18 +79,14 @@ static __always_inline bool remember_original(struct bpf_sock *sk, const struct 
  * port but no address: then a spread destination has the route choose the pod's first address, and what goes to the pod
  * itself dials the proxy at the pod's own address, whose natural source is the same.
  */
-static __always_inline bool bind_source4(struct bpf_sock_addr *ctx, const struct address *address)
+static __always_inline bool bind_source(struct bpf_sock_addr *ctx, __u32 family, const struct address *address)
 {
-    struct bind4 source = {.family = AF_INET, .ip4 = address->word[3]};
+    struct sockaddr4 source4 = {.family = AF_INET, .ip4 = address->word[3]};
+    struct sockaddr6 source6 = {.family = AF_INET6, .address = *address};
 
-    return bpf_bind(ctx, (void *)&source, sizeof(source)) == 0;
-}
-
-static __always_inline bool bind_source6(struct bpf_sock_addr *ctx, const struct address *address)
-{
-    struct bind6 source = {.family = AF_INET6, .address = *address};
-
-    return bpf_bind(ctx, (void *)&source, sizeof(source)) == 0;
+    if (family == AF_INET)
+        return bpf_bind(ctx, (void *)&source4, sizeof(source4)) == 0;
+    return bpf_bind(ctx, (void *)&source6, sizeof(source6)) == 0;
 }
 
 /* TCP always, UDP only to a nameserver of a pod whose DNS is captured. */
@@ -117,7 +97,7 @@ static __always_inline bool is_of_interest(const struct pod *pod, __u32 protocol
     return protocol == IPPROTO_UDP && pod->flags & POD_DNS && port_be == swap16(DNS_PORT);
 }
 
-int ss_connect4(struct bpf_sock_addr *ctx)
+static __always_inline int capture_connection(struct bpf_sock_addr *ctx, __u32 family)
 {
     __u64 cookie = bpf_get_netns_cookie(ctx);
     struct pod *pod = pods.lookup(&cookie);
@@ -129,46 +109,8 @@ int ss_connect4(struct bpf_sock_addr *ctx)
 
     if (!pod || !sk)
         return ALLOW;
-    read_destination4(ctx, &to);
-    source = address_of_ip4(sk->src_ip4);
-    if (is_refused_by_pod(pod, cookie, sk, &to, &source))
-        return REFUSE;
-    if (!is_of_interest(pod, protocol, to.port_be))
-        return pass(sk, &to);
-
-    resolve_unspecified(&to, &source);
-    decision = decide(pod, cookie, sk, &to, &source, protocol == IPPROTO_UDP);
-    count(cookie, decision.verdict);
-    emit_call(cookie, sk, &to, &source, decision, decision.verdict);
-    if (decision.verdict == VERDICT_PASS)
-        return pass(sk, &to);
-    if (decision.verdict == VERDICT_REFUSE || !remember_original(sk, &to))
-        return REFUSE;
-
-    rewritten_destination(&to, decision.verdict, &proxy);
-    if (is_unspecified(&source) && !is_on_lo(&to.address)) {
-        source = source_for(pod, cookie, &to);
-        if (!bind_source4(ctx, &source) && decision.verdict != VERDICT_DNS && is_own_address(cookie, &to.address))
-            proxy.address = to.address;
-    }
-    write_destination4(ctx, &proxy);
-    return ALLOW;
-}
-
-int ss_connect6(struct bpf_sock_addr *ctx)
-{
-    __u64 cookie = bpf_get_netns_cookie(ctx);
-    struct pod *pod = pods.lookup(&cookie);
-    struct destination to = {}, proxy = {};
-    __u32 protocol = ctx->protocol;
-    struct bpf_sock *sk = ctx->sk;
-    struct address source;
-    struct decision decision;
-
-    if (!pod || !sk)
-        return ALLOW;
-    read_destination6(ctx, &to);
-    source = bound_address6(sk);
+    read_destination(ctx, family, &to);
+    source = ADDRESS_OF(sk, src, family);
     if (is_refused_by_pod(pod, cookie, sk, &to, &source))
         return REFUSE;
     if (!is_of_interest(pod, protocol, to.port_be) || (to.family == AF_INET6 && !(pod->flags & POD_IPV6)))
@@ -186,38 +128,43 @@ int ss_connect6(struct bpf_sock_addr *ctx)
     rewritten_destination(&to, decision.verdict, &proxy);
     if (is_unspecified(&source) && !is_on_lo(&to.address)) {
         source = source_for(pod, cookie, &to);
-        if (!bind_source6(ctx, &source) && decision.verdict != VERDICT_DNS && is_own_address(cookie, &to.address))
+        if (!bind_source(ctx, family, &source) && decision.verdict != VERDICT_DNS
+            && is_own_address(cookie, &to.address))
             proxy.address = to.address;
     }
-    write_destination6(ctx, &proxy);
+    write_destination(ctx, family, &proxy);
     return ALLOW;
 }
 
-static __always_inline struct destination *captured_original(struct bpf_sock_addr *ctx)
+int ss_connect4(struct bpf_sock_addr *ctx)
+{
+    return capture_connection(ctx, AF_INET);
+}
+
+int ss_connect6(struct bpf_sock_addr *ctx)
+{
+    return capture_connection(ctx, AF_INET6);
+}
+
+static __always_inline int tell_peer(struct bpf_sock_addr *ctx, __u32 family)
 {
     struct socket_state *state;
     struct bpf_sock *sk = ctx->sk;
 
     if (!sk)
-        return 0;
+        return ALLOW;
     state = sockets.sk_storage_get(sk, 0, 0);
-    return state && state->flags & SOCKET_CAPTURED ? &state->original : 0;
+    if (state && state->flags & SOCKET_CAPTURED)
+        write_destination(ctx, family, &state->original);
+    return ALLOW;
 }
 
 int ss_getpeername4(struct bpf_sock_addr *ctx)
 {
-    struct destination *original = captured_original(ctx);
-
-    if (original)
-        write_destination4(ctx, original);
-    return ALLOW;
+    return tell_peer(ctx, AF_INET);
 }
 
 int ss_getpeername6(struct bpf_sock_addr *ctx)
 {
-    struct destination *original = captured_original(ctx);
-
-    if (original)
-        write_destination6(ctx, original);
-    return ALLOW;
+    return tell_peer(ctx, AF_INET6);
 }

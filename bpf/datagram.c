@@ -38,8 +38,9 @@ static __always_inline __u32 slot_of_alias(const struct address *address)
 
 static __always_inline bool is_same(const struct destination *a, const struct destination *b)
 {
-    return a->family == b->family && a->address.word[0] == b->address.word[0] && a->address.word[1] == b->address.word[1]
-           && a->address.word[2] == b->address.word[2] && a->address.word[3] == b->address.word[3];
+    return a->family == b->family && a->address.word[0] == b->address.word[0]
+           && a->address.word[1] == b->address.word[1] && a->address.word[2] == b->address.word[2]
+           && a->address.word[3] == b->address.word[3];
 }
 
 /* The slot of a nameserver; a new one takes the next, and one too many the last. -1 when out of memory. */
@@ -77,8 +78,9 @@ static __always_inline struct address source_of_query(const struct pod *pod, __u
  * Decide a datagram. DNS: `to` is where it should go instead and `source` where from (all zero: as it is). That is so for
  * a query, and for the resolver's reply to an alias.
  */
-static __always_inline struct decision redirect(struct pod *pod, __u64 cookie, struct bpf_sock *sk, struct destination *to,
-                                             const struct address *bound, struct address *source)
+static __always_inline struct decision redirect(struct pod *pod, __u64 cookie, struct bpf_sock *sk,
+                                                struct destination *to, const struct address *bound,
+                                                struct address *source)
 {
     struct destination resolver = {};
     struct decision decision;
@@ -104,7 +106,20 @@ static __always_inline struct decision redirect(struct pod *pod, __u64 cookie, s
     return decision;
 }
 
-int ss_sendmsg4(struct bpf_sock_addr *ctx)
+static __always_inline void write_source(struct bpf_sock_addr *ctx, __u32 family, const struct address *source)
+{
+    if (family == AF_INET) {
+        ctx->msg_src_ip4 = source->word[3];
+        return;
+    }
+    ctx->msg_src_ip6[0] = source->word[0];
+    ctx->msg_src_ip6[1] = source->word[1];
+    ctx->msg_src_ip6[2] = source->word[2];
+    ctx->msg_src_ip6[3] = source->word[3];
+}
+
+/* No address is mapped here: the kernel sends those through sendmsg4. */
+static __always_inline int capture_datagram(struct bpf_sock_addr *ctx, __u32 family)
 {
     __u64 cookie = bpf_get_netns_cookie(ctx);
     struct pod *pod = pods.lookup(&cookie);
@@ -115,11 +130,11 @@ int ss_sendmsg4(struct bpf_sock_addr *ctx)
 
     if (!pod || !sk || !(pod->flags & (POD_DNS | POD_DENIES)))
         return ALLOW;
-    read_destination4(ctx, &to);
-    bound = address_of_ip4(sk->src_ip4);
+    read_destination(ctx, family, &to);
+    bound = ADDRESS_OF(sk, src, family);
     if (is_refused_by_pod(pod, cookie, sk, &to, &bound))
         return REFUSE;
-    if (!(pod->flags & POD_DNS))
+    if (!(pod->flags & POD_DNS) || (family == AF_INET6 && !(pod->flags & POD_IPV6)))
         return ALLOW;
     asked = to;
     decision = redirect(pod, cookie, sk, &to, &bound, &source);
@@ -127,43 +142,20 @@ int ss_sendmsg4(struct bpf_sock_addr *ctx)
         return decision.verdict == VERDICT_REFUSE ? REFUSE : ALLOW;
     count(cookie, TOTAL_DNS_CAPTURED);
     emit_call(cookie, sk, &asked, &bound, decision, TOTAL_DNS_CAPTURED);
-    write_destination4(ctx, &to);
+    write_destination(ctx, family, &to);
     if (!is_unspecified(&source))
-        ctx->msg_src_ip4 = source.word[3];
+        write_source(ctx, family, &source);
     return ALLOW;
+}
+
+int ss_sendmsg4(struct bpf_sock_addr *ctx)
+{
+    return capture_datagram(ctx, AF_INET);
 }
 
 int ss_sendmsg6(struct bpf_sock_addr *ctx)
 {
-    __u64 cookie = bpf_get_netns_cookie(ctx);
-    struct pod *pod = pods.lookup(&cookie);
-    struct destination to = {}, asked;
-    struct address bound, source = {};
-    struct bpf_sock *sk = ctx->sk;
-    struct decision decision;
-
-    if (!pod || !sk || !(pod->flags & (POD_DNS | POD_DENIES)))
-        return ALLOW;
-    read_destination6(ctx, &to); /* never mapped: the kernel sends those through sendmsg4 */
-    bound = bound_address6(sk);
-    if (is_refused_by_pod(pod, cookie, sk, &to, &bound))
-        return REFUSE;
-    if (!(pod->flags & POD_DNS) || !(pod->flags & POD_IPV6))
-        return ALLOW;
-    asked = to;
-    decision = redirect(pod, cookie, sk, &to, &bound, &source);
-    if (decision.verdict != VERDICT_DNS)
-        return decision.verdict == VERDICT_REFUSE ? REFUSE : ALLOW;
-    count(cookie, TOTAL_DNS_CAPTURED);
-    emit_call(cookie, sk, &asked, &bound, decision, TOTAL_DNS_CAPTURED);
-    write_destination6(ctx, &to);
-    if (!is_unspecified(&source)) {
-        ctx->msg_src_ip6[0] = source.word[0];
-        ctx->msg_src_ip6[1] = source.word[1];
-        ctx->msg_src_ip6[2] = source.word[2];
-        ctx->msg_src_ip6[3] = source.word[3];
-    }
-    return ALLOW;
+    return capture_datagram(ctx, AF_INET6);
 }
 
 /* Whom a datagram from the resolver should seem to be from; 0 when this socket has asked nobody. */
@@ -182,7 +174,7 @@ static __always_inline struct destination *nameserver_of(struct bpf_sock *sk, co
     return asked && index < NAMESERVER_SLOTS && index < asked->used ? &asked->slot[index] : 0;
 }
 
-int ss_recvmsg4(struct bpf_sock_addr *ctx)
+static __always_inline int tell_nameserver(struct bpf_sock_addr *ctx, __u32 family)
 {
     struct destination *nameserver;
     struct bpf_sock *sk = ctx->sk;
@@ -190,24 +182,19 @@ int ss_recvmsg4(struct bpf_sock_addr *ctx)
 
     if (!sk || ctx->user_port != swap16(RESOLVER_PORT))
         return ALLOW;
-    read_destination4(ctx, &from);
+    read_destination(ctx, family, &from);
     nameserver = nameserver_of(sk, &from.address);
     if (nameserver)
-        write_destination4(ctx, nameserver);
+        write_destination(ctx, family, nameserver);
     return ALLOW;
+}
+
+int ss_recvmsg4(struct bpf_sock_addr *ctx)
+{
+    return tell_nameserver(ctx, AF_INET);
 }
 
 int ss_recvmsg6(struct bpf_sock_addr *ctx)
 {
-    struct destination *nameserver;
-    struct bpf_sock *sk = ctx->sk;
-    struct destination from;
-
-    if (!sk || ctx->user_port != swap16(RESOLVER_PORT))
-        return ALLOW;
-    read_destination6(ctx, &from);
-    nameserver = nameserver_of(sk, &from.address);
-    if (nameserver)
-        write_destination6(ctx, nameserver);
-    return ALLOW;
+    return tell_nameserver(ctx, AF_INET6);
 }

@@ -14,7 +14,11 @@ class CompileFailed(SidestepError):
 
 
 class KernelRefused(SidestepError):
-    """A bpf(2), setns(2) or socket call failed; the message names the call and the errno."""
+    """A bpf(2), setns(2) or socket call failed; the message names the call and the `errno`, 0 if unknown."""
+
+    def __init__(self, message: str, errno: int = 0) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 class LibraryMissing(SidestepError):

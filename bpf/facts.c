@@ -108,8 +108,8 @@ static __always_inline bool is_denied_inbound(const struct pod *pod, __u64 cooki
 }
 
 /* Gather the facts and decide. `source` is what the socket is bound to. */
-static __always_inline struct decision decide(struct pod *pod, __u64 cookie, struct bpf_sock *sk, struct destination *to,
-                                           const struct address *source, bool udp)
+static __always_inline struct decision decide(struct pod *pod, __u64 cookie, struct bpf_sock *sk,
+                                              struct destination *to, const struct address *source, bool udp)
 {
     struct opener who = opener_of(sk);
     struct outbound facts = {.port = swap16(to->port_be), .udp = udp, .mark = sk->mark};

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from bpf import syscalls
 from bpf.compiler import CGROUP_HOOKS, Hook
 from bpf.errors import KernelRefused
-from bpf.pins import Descriptor
-from bpf.probing import loading
+from bpf.syscalls import Descriptor
 
 OURS = ("ss_", "ssp_")  # how the names of our programs start: the real ones' and the probe's
 _OVERRIDE, _MULTI = 1, 2  # BPF_F_ALLOW_OVERRIDE, BPF_F_ALLOW_MULTI (uapi/linux/bpf.h)
@@ -51,20 +51,20 @@ def find_foreign(attach_point: Path) -> list[Foreign]:
         with Descriptor(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)) as directory:
             for hook in CGROUP_HOOKS:
                 attached = _attached(directory.fd, hook)
-                names = tuple(loading.program_names(attached.programs))
+                names = tuple(syscalls.program_names(attached.programs))
                 others = tuple(name for name in names if not name.startswith(OURS))
                 if others:
                     found.append(Foreign(cgroup, hook.name, _mode(attached.flags), others, _is_first(names)))
     return found
 
 
-def _attached(directory: int, hook: Hook) -> loading.Attached:
+def _attached(directory: int, hook: Hook) -> syscalls.Attached:
     """What the hook has; nothing where the kernel does not know it, which is for features.py to say."""
     try:
-        return loading.attached_to(directory, hook.attach_type)
+        return syscalls.attached_to(directory, hook.attach_type)
     except KernelRefused as error:
-        if getattr(error, "errno", 0) == errno.EINVAL:
-            return loading.Attached(0, ())
+        if error.errno == errno.EINVAL:
+            return syscalls.Attached(0, ())
         raise
 
 

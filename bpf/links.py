@@ -6,7 +6,8 @@ from contextlib import suppress
 from bpf import syscalls
 from bpf.compiler import NETNS_HOOK
 from bpf.errors import KernelRefused
-from bpf.pins import Descriptor, Pins
+from bpf.pins import Pins
+from bpf.syscalls import Descriptor
 
 
 def link_pod(pins: Pins, cookie: int, netns_fd: int) -> bool:

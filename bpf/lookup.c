@@ -10,18 +10,6 @@
  * packet's destination. ingress_ifindex does not tell self-calls apart (it names the NIC), the source address does.
  */
 
-static __always_inline struct address packet_local(struct bpf_sk_lookup *ctx)
-{
-    return address_of_family(ctx->family, FIELD(ctx->local_ip4), FIELD(ctx->local_ip6[0]), FIELD(ctx->local_ip6[1]),
-                             FIELD(ctx->local_ip6[2]), FIELD(ctx->local_ip6[3]));
-}
-
-static __always_inline struct address packet_remote(struct bpf_sk_lookup *ctx)
-{
-    return address_of_family(ctx->family, FIELD(ctx->remote_ip4), FIELD(ctx->remote_ip6[0]), FIELD(ctx->remote_ip6[1]),
-                             FIELD(ctx->remote_ip6[2]), FIELD(ctx->remote_ip6[3]));
-}
-
 /* Counts and tells what becomes of a packet. */
 static __always_inline void note_packet(struct bpf_sk_lookup *ctx, __u64 cookie, const struct address *local,
                                         const struct address *remote, enum rule rule, __u32 counted)
@@ -83,8 +71,8 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
 
     if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
         return SK_PASS;
-    local = packet_local(ctx);
-    remote = packet_remote(ctx);
+    local = ADDRESS_OF(ctx, local, ctx->family);
+    remote = ADDRESS_OF(ctx, remote, ctx->family);
     if (is_on_lo(&local) || is_on_lo(&remote))
         return SK_PASS;
     owner = addresses.lookup(&local);
@@ -110,6 +98,6 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
     }
     outcome = steer_to_proxy(ctx, cookie);
     note_packet(ctx, cookie, &local, &remote, decision.rule,
-         outcome == SK_PASS ? TOTAL_INBOUND_CAPTURED : TOTAL_INBOUND_REFUSED);
+                outcome == SK_PASS ? TOTAL_INBOUND_CAPTURED : TOTAL_INBOUND_REFUSED);
     return outcome;
 }

@@ -37,8 +37,8 @@
 #define MAX_LISTENERS 65536
 #define MAX_ROUTES 65536
 #define MAX_INTERFACES 16384
-#define MAX_HANDSHAKES 16384 /* connections between SYN-ACK and accept, node-wide */
-#define MAX_DIALS 65536      /* connections of TPROXY proxies to their applications, node-wide */
+#define MAX_HANDSHAKES 16384  /* connections between SYN-ACK and accept, node-wide */
+#define MAX_DIALS 65536       /* connections of TPROXY proxies to their applications, node-wide */
 #define MAX_ACCELERATED 65536 /* ends of accelerated connections, node-wide; others stay on TCP */
 #define MAX_MEETINGS 65536    /* accelerated connections whose connecting end has not sent yet */
 
@@ -75,12 +75,12 @@ struct pod {
     __u32 flags;
     __u32 proxy_uid; /* as the initial user namespace sees them */
     __u32 proxy_gid;
-    __u32 port_rules;         /* entries of this pod in port_rules and networks: CHECK compares them */
+    __u32 port_rules; /* entries of this pod in port_rules and networks: CHECK compares them */
     __u32 networks;
-    __u32 acceleration;       /* enum level: the most this pod allows */
-    struct address source4;   /* what captured connections are bound to, so that the proxy sees the pod's address; */
-    struct address source6;   /* all zero when the pod has none of that family */
-    char uid[64];             /* strings are NUL-terminated; lengths are those Kubernetes and CNI allow */
+    __u32 acceleration;     /* enum level: the most this pod allows */
+    struct address source4; /* what captured connections are bound to, so that the proxy sees the pod's address; */
+    struct address source6; /* all zero when the pod has none of that family */
+    char uid[64];           /* strings are NUL-terminated; lengths are those Kubernetes and CNI allow */
     char name[256];
     char namespace[64];
     char container_id[136];
@@ -111,13 +111,13 @@ struct port_key {
 struct network_key {
     __u32 prefixlen; /* bits: 64 for the cookie, 32 for the family, then the prefix of the 16-byte address */
     __u64 cookie;
-    __u32 family;    /* AF_INET or AF_INET6, so that ::/0 does not match IPv4 */
+    __u32 family; /* AF_INET or AF_INET6, so that ::/0 does not match IPv4 */
     struct address address;
 } __attribute__((packed));
 
 struct owner {
     __u64 cookie;
-    __u32 ifindex;         /* interface of the pod that has the address */
+    __u32 ifindex; /* interface of the pod that has the address */
     __u32 zero32;
     struct address source; /* what a connection of the pod to this address comes from */
 };
@@ -245,8 +245,8 @@ struct end_key {
 struct meeting {
     __u64 cookie; /* of the client */
     __u64 client;
-    __u64 server; /* 0 until it has accepted */
-    __u32 level;  /* what the connection needs */
+    __u64 server;   /* 0 until it has accepted */
+    __u32 level;    /* what the connection needs */
     __u32 captured; /* whether the client is an application, captured on its way to its proxy */
 };
 
@@ -257,10 +257,10 @@ struct pairing {
     __u64 peer_socket; /* 0 until it is known */
     __u64 allocated;   /* where TCP counts the pages it holds, and where the marks of tcp_mem are */
     __u64 marks;
-    __u32 level;       /* what the connection needs */
-    __u32 small;       /* small messages in a row */
-    __u8 to_proxy;     /* whether the other end is a proxy */
-    __u8 has_passed;   /* whether anything has gone by TCP in this direction */
+    __u32 level;     /* what the connection needs */
+    __u32 small;     /* small messages in a row */
+    __u8 to_proxy;   /* whether the other end is a proxy */
+    __u8 has_passed; /* whether anything has gone by TCP in this direction */
     __u16 zero16;
     __u32 zero32;
 };

@@ -100,7 +100,8 @@ static __always_inline bool knows_peer(struct pairing *pairing, __u64 cookie)
         pairing->level = LEVEL_NEVER;
     if (!meeting || !meeting->server)
         return false;
-    if (pairing->level == LEVEL_PROXY && meeting->cookie == cookie) /* another CPU's two writes, seen in another order */
+    /* another CPU's two writes, seen in another order */
+    if (pairing->level == LEVEL_PROXY && meeting->cookie == cookie)
         return false;
     pairing->peer.cookie = meeting->cookie;
     pairing->peer_socket = meeting->server;

@@ -9,18 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_LIBBPF = ctypes.CDLL("libbpf.so.1", use_errno=True)
-_LIBBPF.btf__load_vmlinux_btf.restype = ctypes.c_void_p
-_LIBBPF.btf__free.argtypes = [ctypes.c_void_p]
-_LIBBPF.btf__find_by_name_kind.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32]
-_LIBBPF.btf__find_by_name_kind.restype = ctypes.c_int32
-_LIBBPF.btf__type_by_id.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
-_LIBBPF.btf__type_by_id.restype = ctypes.c_void_p
-_LIBBPF.btf__name_by_offset.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
-_LIBBPF.btf__name_by_offset.restype = ctypes.c_char_p
-_LIBBPF.btf__resolve_size.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
-_LIBBPF.btf__resolve_size.restype = ctypes.c_int64
-_LIBBPF.btf__resolve_type.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
+from bpf.libbpf import LIBBPF
 
 # uapi/linux/btf.h
 _STRUCT, _UNION = 4, 5
@@ -88,13 +77,13 @@ TASKS = (
 def definitions(fields: Iterable[Field] = SOCKETS) -> str:
     """The offsets as C macros; optional fields that there are not have none. Raises NoOffsets."""
     _require_reading_allowed()
-    btf = _LIBBPF.btf__load_vmlinux_btf()
+    btf = LIBBPF.btf__load_vmlinux_btf()
     if not btf or ctypes.c_int64(btf).value in range(-4095, 0):
         raise NoOffsets("the kernel has no type information (/sys/kernel/btf/vmlinux, CONFIG_DEBUG_INFO_BTF)")
     try:
         return "".join(f"#define {field.macro} {at}\n" for field in fields if (at := _offset(btf, field)) is not None)
     finally:
-        _LIBBPF.btf__free(btf)
+        LIBBPF.btf__free(btf)
 
 
 def _require_reading_allowed() -> None:
@@ -108,7 +97,7 @@ def _require_reading_allowed() -> None:
 
 
 def _offset(btf: int, field: Field) -> int | None:
-    found = _LIBBPF.btf__find_by_name_kind(btf, field.struct, _STRUCT)
+    found = LIBBPF.btf__find_by_name_kind(btf, field.struct, _STRUCT)
     if found < 0:
         raise NoOffsets(f"the kernel's type information has no struct {field.struct.decode()}")
     place = next((each for each in _members(btf, found) if each[0] == field.name), None)
@@ -117,7 +106,7 @@ def _offset(btf: int, field: Field) -> int | None:
             return None
         raise NoOffsets(f"the kernel's struct {field.struct.decode()} has no field {field.name.decode()}")
     _, bits, size = place
-    whole = _LIBBPF.btf__resolve_size(btf, found)
+    whole = LIBBPF.btf__resolve_size(btf, found)
     if size != field.size or bits % (8 * _ALIGNMENT.get(field.size, 8)) or bits // 8 + size > whole:
         raise NoOffsets(
             f"{field.name.decode()} of the kernel's struct {field.struct.decode()} has {size} bytes at bit {bits} of "
@@ -128,20 +117,20 @@ def _offset(btf: int, field: Field) -> int | None:
 
 def _members(btf: int, type_id: int, base: int = 0) -> Iterator[tuple[bytes, int, int]]:
     """Name, offset in bits and size in bytes of each member; those without a name are replaced by what they contain."""
-    address = _LIBBPF.btf__type_by_id(btf, type_id)
+    address = LIBBPF.btf__type_by_id(btf, type_id)
     head = _Type.from_address(address)
     members = (_Member * (head.info & 0xFFFF)).from_address(address + ctypes.sizeof(_Type))
     for member in members:
         # with the kind flag the upper byte is the width of a bit field
         bits = base + (member.offset & 0xFFFFFF if head.info >> 31 else member.offset)
-        name = _LIBBPF.btf__name_by_offset(btf, member.name)
+        name = LIBBPF.btf__name_by_offset(btf, member.name)
         if name:
-            yield name, bits, _LIBBPF.btf__resolve_size(btf, member.type)
+            yield name, bits, LIBBPF.btf__resolve_size(btf, member.type)
             continue
-        inner = _LIBBPF.btf__resolve_type(btf, member.type)
+        inner = LIBBPF.btf__resolve_type(btf, member.type)
         if inner >= 0 and _kind(btf, inner) in (_STRUCT, _UNION):
             yield from _members(btf, inner, bits)
 
 
 def _kind(btf: int, type_id: int) -> int:
-    return int(_Type.from_address(_LIBBPF.btf__type_by_id(btf, type_id)).info >> 24 & 0x1F)
+    return int(_Type.from_address(LIBBPF.btf__type_by_id(btf, type_id)).info >> 24 & 0x1F)

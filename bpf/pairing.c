@@ -8,18 +8,6 @@
  * declines, or has no place in it, the other leaves it again, and both stay on TCP.
  */
 
-static __always_inline struct address local_address(struct bpf_sock_ops *ctx)
-{
-    return address_of_family(ctx->family, FIELD(ctx->local_ip4), FIELD(ctx->local_ip6[0]), FIELD(ctx->local_ip6[1]),
-                             FIELD(ctx->local_ip6[2]), FIELD(ctx->local_ip6[3]));
-}
-
-static __always_inline struct address remote_address(struct bpf_sock_ops *ctx)
-{
-    return address_of_family(ctx->family, FIELD(ctx->remote_ip4), FIELD(ctx->remote_ip6[0]), FIELD(ctx->remote_ip6[1]),
-                             FIELD(ctx->remote_ip6[2]), FIELD(ctx->remote_ip6[3]));
-}
-
 static __always_inline __u32 node_level(void)
 {
     __u32 zero = 0;
@@ -52,7 +40,8 @@ static __always_inline bool is_captured(struct bpf_sock *sk)
 }
 
 /* The accepting end of a connection between two pods has to be the proxy: what lookup.c hands to it. */
-static __always_inline bool is_accepted_by_proxy(const struct pod *pod, __u64 cookie, const struct connection *connection)
+static __always_inline bool is_accepted_by_proxy(const struct pod *pod, __u64 cookie,
+                                                 const struct connection *connection)
 {
     __u16 port = connection->server_port;
 
@@ -150,8 +139,8 @@ static __always_inline void offer_meeting(struct bpf_sock_ops *ctx, struct bpf_s
         allowed = pod->acceleration;
     if (allowed == LEVEL_OFF)
         return;
-    own.connection.client = local_address(ctx);
-    own.connection.server = remote_address(ctx);
+    own.connection.client = ADDRESS_OF(ctx, local, ctx->family);
+    own.connection.server = ADDRESS_OF(ctx, remote, ctx->family);
     own.connection.client_port = ctx->local_port;
     own.connection.server_port = swap32(ctx->remote_port);
     own.connection.client_sequence = ctx->snd_nxt;
@@ -215,8 +204,8 @@ static __always_inline void take_meeting(struct bpf_sock_ops *ctx, struct bpf_so
 
     if (node_level() == LEVEL_OFF)
         return;
-    own.connection.client = remote_address(ctx);
-    own.connection.server = local_address(ctx);
+    own.connection.client = ADDRESS_OF(ctx, remote, ctx->family);
+    own.connection.server = ADDRESS_OF(ctx, local, ctx->family);
     own.connection.client_port = swap32(ctx->remote_port);
     own.connection.server_port = ctx->local_port;
     own.connection.client_sequence = ctx->rcv_nxt;

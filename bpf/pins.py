@@ -1,4 +1,4 @@
-"""Where things are pinned on the bpffs, and descriptors that close themselves.
+"""Where things are pinned on the bpffs.
 
     <bpffs>/sidestep/v1/maps/<name>       the tables of maps.h
                        /programs/<name>   the loaded programs, of which sk_lookup is linked per pod
@@ -18,6 +18,7 @@ from bpf import syscalls
 from bpf.errors import KernelRefused, NotAttached
 from bpf.kernel import require_bpffs
 from bpf.layout import TABLES
+from bpf.syscalls import Descriptor
 
 LAYOUT = "v1"
 
@@ -30,23 +31,6 @@ _ITS_OWN = (
 
 class OtherVersion(NotAttached):
     """What is pinned was made by a version whose maps have other shapes."""
-
-
-class Descriptor:
-    """An owned file descriptor: `with Descriptor(fd) as d: … d.fd …`."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def close(self) -> None:
-        """Close it; once."""
-        os.close(self.fd)
-
-    def __enter__(self) -> "Descriptor":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 @dataclass(frozen=True)
@@ -107,17 +91,17 @@ class Pins:
             "--bpffs that was attached with"
         )
 
-    def has_values(self, name: str, value: type[ctypes.Structure]) -> bool:
-        """Whether a map's values are as large as this version's. Raises KernelRefused."""
+    def has_values(self, name: str, size: int) -> bool:
+        """Whether a map's values have so many bytes. Raises KernelRefused."""
         with Descriptor(syscalls.open_pin(self.maps / name)) as opened:
-            return bool(syscalls.map_info(opened.fd).value_size == ctypes.sizeof(value))
+            return bool(syscalls.map_info(opened.fd).value_size == size)
 
     def open_map(self, name: str) -> int:
         """A descriptor of a table, its shape checked against layout.py. Raises NotAttached, OtherVersion."""
         try:
             fd = syscalls.open_pin(self.maps / name, syscalls.READ_ONLY if self.is_read_only else 0)
         except KernelRefused as refused:
-            if getattr(refused, "errno", 0) != errno.ENOENT:
+            if refused.errno != errno.ENOENT:
                 raise
             self.require_attached()
             raise NotAttached(

@@ -16,8 +16,8 @@ static __always_inline struct connection_key connecting_key(struct bpf_sock_ops 
 {
     struct connection_key key = {.cookie = cookie};
 
-    key.client = local_address(ctx);
-    key.server = remote_address(ctx);
+    key.client = ADDRESS_OF(ctx, local, ctx->family);
+    key.server = ADDRESS_OF(ctx, remote, ctx->family);
     key.client_port = ctx->local_port;
     key.server_port = swap32(ctx->remote_port);
     return key;
@@ -49,8 +49,8 @@ static __always_inline void take_original(struct bpf_sock_ops *ctx, struct bpf_s
         return;
     key.server_port = ctx->local_port;
     key.client_port = swap32(ctx->remote_port);
-    key.client = remote_address(ctx);
-    key.server = local_address(ctx);
+    key.client = ADDRESS_OF(ctx, remote, ctx->family);
+    key.server = ADDRESS_OF(ctx, local, ctx->family);
     original = handshakes.lookup(&key);
     if (!original)
         return;
@@ -91,7 +91,7 @@ static __always_inline void emit_listener(struct bpf_sock_ops *ctx, __u64 cookie
 
     if (!is_traced(cookie))
         return;
-    event.destination = local_address(ctx);
+    event.destination = ADDRESS_OF(ctx, local, ctx->family);
     event.destination_port = ctx->local_port;
     emit(&event);
 }
@@ -128,7 +128,7 @@ static __always_inline void register_listener(struct bpf_sock_ops *ctx, struct b
                                               __u64 cookie)
 {
     struct socket_state *state = sockets.sk_storage_get(sk, 0, 0);
-    struct address local = local_address(ctx);
+    struct address local = ADDRESS_OF(ctx, local, ctx->family);
     __u32 yes = 1;
 
     if (!state || !(state->flags & SOCKET_LISTENER))
@@ -150,8 +150,7 @@ int ss_sockops(struct bpf_sock_ops *ctx)
     __u64 cookie;
 
     if (op != BPF_SOCK_OPS_TCP_CONNECT_CB && op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
-        && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_TCP_LISTEN_CB
-        && op != BPF_SOCK_OPS_STATE_CB)
+        && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_TCP_LISTEN_CB && op != BPF_SOCK_OPS_STATE_CB)
         return 1;
     sk = ctx->sk;
     if (!sk)

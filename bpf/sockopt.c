@@ -16,49 +16,20 @@
 #define TCP_CLOSE 7
 #define TCP_LISTEN 10
 
-struct sockaddr4 {
-    __u16 family;
-    __be16 port_be;
-    __be32 ip4;
-    __u64 zero;
-};
-
-struct sockaddr6 {
-    __u16 family;
-    __be16 port_be;
-    __be32 flowinfo;
-    struct address address;
-    __u32 scope;
-};
-
 /* What an accepted socket's peer asked for. Sockets of which socket() was not seen count as accepted. */
 static __always_inline void local_destination(struct bpf_sock *sk, struct destination *to)
 {
-    if (sk->family == AF_INET) {
-        to->address = address_of_ip4(sk->src_ip4);
-    } else {
-        to->address.word[0] = sk->src_ip6[0];
-        to->address.word[1] = sk->src_ip6[1];
-        to->address.word[2] = sk->src_ip6[2];
-        to->address.word[3] = sk->src_ip6[3];
-    }
+    to->address = ADDRESS_OF(sk, src, sk->family);
     to->port_be = swap16(sk->src_port);
-    to->family = is_mapped(&to->address) ? AF_INET : AF_INET6;
+    to->family = family_of(&to->address);
 }
 
 /* What a connecting socket asked for. */
 static __always_inline void remote_destination(struct bpf_sock *sk, struct destination *to)
 {
-    if (sk->family == AF_INET) {
-        to->address = address_of_ip4(sk->dst_ip4);
-    } else {
-        to->address.word[0] = sk->dst_ip6[0];
-        to->address.word[1] = sk->dst_ip6[1];
-        to->address.word[2] = sk->dst_ip6[2];
-        to->address.word[3] = sk->dst_ip6[3];
-    }
+    to->address = ADDRESS_OF(sk, dst, sk->family);
     to->port_be = sk->dst_port;
-    to->family = is_mapped(&to->address) ? AF_INET : AF_INET6;
+    to->family = family_of(&to->address);
 }
 
 /* The two context fields lie side by side; volatile keeps the compiler from storing both at once, which is refused. */

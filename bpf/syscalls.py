@@ -1,55 +1,44 @@
-"""libbpf through ctypes: the bpf(2) calls the rest of this folder is made of.
+"""The bpf(2) calls that the rest of this folder is made of, and descriptors that close themselves.
 
-BCC knows neither links nor pins of every kind, and keeps a compiler resident; libbpf.so.1 is small.
-Every function raises KernelRefused with the call, its object and errno's text.
+Every function raises KernelRefused with the call, its object and errno.
 """
 
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from bpf.errors import KernelRefused, LibraryMissing
-
-
-def _library() -> ctypes.CDLL:
-    try:
-        return ctypes.CDLL("libbpf.so.1", use_errno=True)
-    except OSError as error:
-        raise LibraryMissing(
-            f"{error}; install libbpf 1.0 or newer: the package libbpf1 on Debian and Ubuntu, libbpf on Fedora"
-        ) from error
-
-
-_LIBBPF = _library()
-_LIBBPF.bpf_obj_get_opts.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
-_LIBBPF.bpf_obj_pin.argtypes = [ctypes.c_int, ctypes.c_char_p]
-_LIBBPF.bpf_map_lookup_elem.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
-_LIBBPF.bpf_map_update_elem.argtypes = [
-    ctypes.c_int,
-    ctypes.c_void_p,
-    ctypes.c_void_p,
-    ctypes.c_uint64,
-]
-_LIBBPF.bpf_map_delete_elem.argtypes = [ctypes.c_int, ctypes.c_void_p]
-_LIBBPF.bpf_map_get_next_key.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
-_LIBBPF.bpf_map_lookup_batch.argtypes = [ctypes.c_int] + [ctypes.c_void_p] * 6
-_LIBBPF.bpf_link_create.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
-_LIBBPF.bpf_link_update.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
-_LIBBPF.bpf_prog_attach.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_uint32]
-_LIBBPF.bpf_raw_tracepoint_open.argtypes = [ctypes.c_char_p, ctypes.c_int]
-_LIBBPF.bpf_map_get_next_id.argtypes = [ctypes.c_uint32, ctypes.c_void_p]
-_LIBBPF.bpf_prog_query.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_uint32] + [ctypes.c_void_p] * 3
-_LIBBPF.bpf_map_get_fd_by_id.argtypes = [ctypes.c_uint32]
-_LIBBPF.bpf_prog_get_fd_by_id.argtypes = [ctypes.c_uint32]
-_LIBBPF.bpf_obj_get_info_by_fd.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+from bpf.errors import KernelRefused
+from bpf.libbpf import LIBBPF
 
 # uapi/linux/bpf.h: create or replace; only create
 BPF_ANY, BPF_NOEXIST = 0, 1
 # BPF_F_RDONLY: a map's descriptor that changes nothing, to be had from a read-only bpffs too
 READ_ONLY = 1 << 3
+_PROGRAMS_ASKED = 64  # attached to one hook of one cgroup: BPF_CGROUP_MAX_PROGS (linux/bpf-cgroup.h)
+
+Info = TypeVar("Info", bound=ctypes.Structure)
+Buffer = ctypes.Structure | ctypes.Array[Any]
+
+
+class Descriptor:
+    """An owned file descriptor: `with Descriptor(fd) as d: … d.fd …`."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        """Close it; once."""
+        os.close(self.fd)
+
+    def __enter__(self) -> "Descriptor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class _ObjectOptions(ctypes.Structure):
@@ -117,9 +106,7 @@ def refused(call: str, subject: object, number: int) -> KernelRefused:
         errno.EBADF: "; give a cgroup2 directory",
         errno.EBUSY: "; another program is attached there exclusively",
     }.get(number, "")
-    error = KernelRefused(f"{call}({subject}): {os.strerror(number)}{hint}")
-    error.errno = number  # type: ignore[attr-defined]
-    return error
+    return KernelRefused(f"{call}({subject}): {os.strerror(number)}{hint}", number)
 
 
 def _checked(call: str, subject: object, result: int) -> int:
@@ -131,142 +118,147 @@ def _checked(call: str, subject: object, result: int) -> int:
 def open_pin(path: Path, flags: int = 0) -> int:
     """A file descriptor of the pinned map, program or link at `path`; the caller closes it. Links take no flags."""
     options = _ObjectOptions(size=ctypes.sizeof(_ObjectOptions), file_flags=flags)
-    return _checked("bpf_obj_get", path, _LIBBPF.bpf_obj_get_opts(os.fsencode(path), ctypes.byref(options)))
+    return _checked("bpf_obj_get", path, LIBBPF.bpf_obj_get_opts(os.fsencode(path), ctypes.byref(options)))
 
 
 def pin(fd: int, path: Path) -> None:
     """Pin the object behind `fd` at `path`, which must be on a bpffs and free."""
-    _checked("bpf_obj_pin", path, _LIBBPF.bpf_obj_pin(fd, os.fsencode(path)))
+    _checked("bpf_obj_pin", path, LIBBPF.bpf_obj_pin(fd, os.fsencode(path)))
 
 
 def create_link(program_fd: int, target_fd: int, attach_type: int, subject: object) -> int:
     """Attach a program to a cgroup or network namespace (multi-attach, never exclusive); returns the link's fd."""
-    made = _LIBBPF.bpf_link_create(program_fd, target_fd, attach_type, None)
+    made = LIBBPF.bpf_link_create(program_fd, target_fd, attach_type, None)
     return _checked("bpf_link_create", subject, made)
 
 
 def update_link(link_fd: int, program_fd: int, subject: object) -> None:
     """Swap the program of a link in place: no packet or call sees a moment without one."""
-    _checked("bpf_link_update", subject, _LIBBPF.bpf_link_update(link_fd, program_fd, None))
+    _checked("bpf_link_update", subject, LIBBPF.bpf_link_update(link_fd, program_fd, None))
 
 
 def open_raw_tracepoint(name: str, program_fd: int) -> int:
     """Have a program run at a tracepoint for as long as the descriptor that this returns is open."""
-    made = _LIBBPF.bpf_raw_tracepoint_open(name.encode(), program_fd)
+    made = LIBBPF.bpf_raw_tracepoint_open(name.encode(), program_fd)
     return _checked("bpf_raw_tracepoint_open", name, made)
 
 
 def attach_to_map(program_fd: int, map_fd: int, attach_type: int, subject: object) -> None:
     """Give a socket map its program, in place of one of ours. Sockets keep that with which they came in."""
-    result = _LIBBPF.bpf_prog_attach(program_fd, map_fd, attach_type, 0)
+    result = LIBBPF.bpf_prog_attach(program_fd, map_fd, attach_type, 0)
     _checked("bpf_prog_attach", subject, result)
 
 
 def map_ids() -> Iterator[int]:
     """The ids of all loaded maps of this machine."""
     following = ctypes.c_uint32(0)
-    while _LIBBPF.bpf_map_get_next_id(following.value, ctypes.byref(following)) == 0:
+    while LIBBPF.bpf_map_get_next_id(following.value, ctypes.byref(following)) == 0:
         yield following.value
 
 
 def link_info(link_fd: int) -> LinkInfo:
     """What a link is and where it is attached."""
-    info = LinkInfo()
-    size = ctypes.c_uint32(ctypes.sizeof(info))
-    result = _LIBBPF.bpf_obj_get_info_by_fd(link_fd, ctypes.byref(info), ctypes.byref(size))
-    _checked("bpf_obj_get_info_by_fd", "link", result)
-    return info
+    return _told("link", link_fd, LinkInfo())
 
 
 def map_info(map_fd: int) -> MapInfo:
     """Type, key, value and table size of a map."""
-    info = MapInfo()
-    size = ctypes.c_uint32(ctypes.sizeof(info))
-    result = _LIBBPF.bpf_obj_get_info_by_fd(map_fd, ctypes.byref(info), ctypes.byref(size))
-    _checked("bpf_obj_get_info_by_fd", "map", result)
-    return info
+    return _told("map", map_fd, MapInfo())
 
 
 def program_info(program_fd: int) -> ProgramInfo:
     """What a program is."""
-    return _program_info(program_fd, ProgramInfo())
+    return _told("program", program_fd, ProgramInfo())
 
 
 def program_maps(program_fd: int) -> list[int]:
     """The ids of the maps that a program uses."""
     count = program_info(program_fd).map_count
     ids = (ctypes.c_uint32 * count)()
-    _program_info(program_fd, ProgramInfo(map_count=count, map_ids=ctypes.addressof(ids)))
+    _told("program", program_fd, ProgramInfo(map_count=count, map_ids=ctypes.addressof(ids)))
     return list(ids)
 
 
-def _program_info(program_fd: int, info: ProgramInfo) -> ProgramInfo:
+def _told(kind: str, fd: int, info: Info) -> Info:
     size = ctypes.c_uint32(ctypes.sizeof(info))
-    result = _LIBBPF.bpf_obj_get_info_by_fd(program_fd, ctypes.byref(info), ctypes.byref(size))
-    _checked("bpf_obj_get_info_by_fd", "program", result)
+    _checked("bpf_obj_get_info_by_fd", kind, LIBBPF.bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)))
     return info
 
 
-def query_programs(
-    target_fd: int,
-    attach_type: int,
-    flags: ctypes.c_uint32,
-    ids: "ctypes.Array[ctypes.c_uint32]",
-    count: ctypes.c_uint32,
-) -> int:
-    """Which programs are attached at a cgroup, into the last three arguments. Returns 0 or the errno."""
+@dataclass(frozen=True)
+class Attached:
+    """What one hook of one cgroup has: how it was attached (BPF_F_ALLOW_*, 0 is exclusive) and ids in running order."""
+
+    flags: int
+    programs: tuple[int, ...]
+
+
+def attached_to(target_fd: int, attach_type: int) -> Attached:
+    """The programs attached to this very cgroup, without its ancestors', or to this map. Needs CAP_NET_ADMIN."""
+    flags, count = ctypes.c_uint32(), ctypes.c_uint32(_PROGRAMS_ASKED)
+    ids = (ctypes.c_uint32 * _PROGRAMS_ASKED)()
     places = (ctypes.byref(flags), ids, ctypes.byref(count))
-    result = _LIBBPF.bpf_prog_query(target_fd, attach_type, 0, *places)
-    return (ctypes.get_errno() or -result) if result < 0 else 0
+    result = LIBBPF.bpf_prog_query(target_fd, attach_type, 0, *places)
+    _checked("bpf_prog_query", f"attach type {attach_type}", result)
+    return Attached(flags.value, tuple(ids[: count.value]))
+
+
+def program_names(ids: Iterable[int]) -> Iterator[str]:
+    """The name of each program (the kernel keeps 15 characters); one that went away meanwhile is left out.
+
+    Needs CAP_SYS_ADMIN.
+    """
+    for number in ids:
+        try:
+            opened = Descriptor(open_program_id(number))
+        except KernelRefused as error:
+            if error.errno == errno.ENOENT:
+                continue
+            raise
+        with opened as program:
+            yield program_info(program.fd).name.decode(errors="replace")
 
 
 def open_map_id(map_id: int) -> int:
     """A descriptor of a loaded map; the caller closes it."""
-    return _checked("bpf_map_get_fd_by_id", map_id, _LIBBPF.bpf_map_get_fd_by_id(map_id))
+    return _checked("bpf_map_get_fd_by_id", map_id, LIBBPF.bpf_map_get_fd_by_id(map_id))
 
 
 def open_program_id(program_id: int) -> int:
     """A descriptor of a loaded program; the caller closes it."""
-    return _checked("bpf_prog_get_fd_by_id", program_id, _LIBBPF.bpf_prog_get_fd_by_id(program_id))
+    return _checked("bpf_prog_get_fd_by_id", program_id, LIBBPF.bpf_prog_get_fd_by_id(program_id))
 
 
-def map_lookup(map_fd: int, key: ctypes.Structure, value: ctypes.Structure | ctypes.Array[Any]) -> bool:
+def map_lookup(map_fd: int, key: ctypes.Structure, value: Buffer) -> bool:
     """Read the entry of `key` into `value`; False when there is none."""
-    result = _LIBBPF.bpf_map_lookup_elem(map_fd, ctypes.byref(key), ctypes.byref(value))
-    if result < 0 and ctypes.get_errno() == errno.ENOENT:
-        return False
-    _checked("bpf_map_lookup_elem", map_fd, result)
-    return True
+    result = LIBBPF.bpf_map_lookup_elem(map_fd, ctypes.byref(key), ctypes.byref(value))
+    return _found("bpf_map_lookup_elem", map_fd, result)
 
 
-def map_update(map_fd: int, key: ctypes.Structure, value: ctypes.Structure | ctypes.Array[Any]) -> int:
-    """Create or replace an entry. Returns 0 or the errno, of which callers know E2BIG (full) and ENOMEM."""
-    result = _LIBBPF.bpf_map_update_elem(map_fd, ctypes.byref(key), ctypes.byref(value), BPF_ANY)
-    return (ctypes.get_errno() or -result) if result < 0 else 0
+def map_update(map_fd: int, key: ctypes.Structure, value: Buffer, flags: int = BPF_ANY) -> int:
+    """Create or replace an entry, or with BPF_NOEXIST only create it.
 
-
-def map_insert(map_fd: int, key: ctypes.Structure, value: ctypes.Structure | ctypes.Array[Any]) -> int:
-    """Create an entry. Returns 0 or the errno, of which callers know EEXIST besides those of map_update."""
-    result = _LIBBPF.bpf_map_update_elem(map_fd, ctypes.byref(key), ctypes.byref(value), BPF_NOEXIST)
+    Returns 0 or the errno, of which callers know E2BIG (full), ENOMEM and EEXIST.
+    """
+    result = LIBBPF.bpf_map_update_elem(map_fd, ctypes.byref(key), ctypes.byref(value), flags)
     return (ctypes.get_errno() or -result) if result < 0 else 0
 
 
 def map_delete(map_fd: int, key: ctypes.Structure) -> bool:
     """Remove an entry; False when there was none."""
-    result = _LIBBPF.bpf_map_delete_elem(map_fd, ctypes.byref(key))
-    if result < 0 and ctypes.get_errno() == errno.ENOENT:
-        return False
-    _checked("bpf_map_delete_elem", map_fd, result)
-    return True
+    return _found("bpf_map_delete_elem", map_fd, LIBBPF.bpf_map_delete_elem(map_fd, ctypes.byref(key)))
 
 
 def map_next_key(map_fd: int, key: ctypes.Structure | None, found: ctypes.Structure) -> bool:
     """Step to the key after `key` (None: the first); False at the end."""
     start = None if key is None else ctypes.byref(key)
-    result = _LIBBPF.bpf_map_get_next_key(map_fd, start, ctypes.byref(found))
+    return _found("bpf_map_get_next_key", map_fd, LIBBPF.bpf_map_get_next_key(map_fd, start, ctypes.byref(found)))
+
+
+def _found(call: str, map_fd: int, result: int) -> bool:
     if result < 0 and ctypes.get_errno() == errno.ENOENT:
         return False
-    _checked("bpf_map_get_next_key", map_fd, result)
+    _checked(call, map_fd, result)
     return True
 
 
@@ -290,11 +282,9 @@ class Batches:
         count = ctypes.c_uint32(self._room)
         places = (self._start, self._position, self.keys, self.values, ctypes.byref(count), None)
         ctypes.set_errno(0)
-        result = _LIBBPF.bpf_map_lookup_batch(self._map_fd, *places)
+        result = LIBBPF.bpf_map_lookup_batch(self._map_fd, *places)
         self.is_over = result < 0 and ctypes.get_errno() == errno.ENOENT
-        if (
-            not self.is_over and ctypes.get_errno() != errno.EINTR
-        ):  # which says that entries went meanwhile (until 6.12)
+        if not self.is_over and ctypes.get_errno() != errno.EINTR:  # until 6.12: entries went meanwhile
             _checked("bpf_map_lookup_batch", self._map_fd, result)
         self._start = self._position if count.value else self._start
         return int(count.value)

@@ -2,7 +2,7 @@
 
 Safe to use from many threads: each call is one syscall.
 
-A full map raises TableFull with its name and limit. Scans read keys in batches and skip entries that vanish meanwhile.
+A full map raises TableFull with its name and limit. Scans read in batches and skip entries that vanish meanwhile.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
 from bpf import syscalls
-from bpf.errors import TableFull
+from bpf.errors import KernelRefused, TableFull
 from bpf.kernel import possible_cpus
 from bpf.layout import (
     TABLES,
@@ -41,111 +41,122 @@ from bpf.pins import Pins
 
 Key = TypeVar("Key", bound=ctypes.Structure)
 Value = TypeVar("Value", bound=ctypes.Structure)
+Entry = tuple[ctypes.Structure, ctypes.Structure]
+
+# enum bpf_map_type (uapi/linux/bpf.h), as far as we have such maps
+KINDS = {
+    1: "hash",
+    2: "array",
+    5: "percpu_hash",
+    6: "percpu_array",
+    9: "lru_hash",
+    11: "lpm_trie",
+    18: "sockhash",
+    24: "sk_storage",
+    27: "ringbuf",
+}
+_EACH_CPU = ("percpu_hash", "percpu_array")
+_ROOM = 256  # entries a read
+_NO_BATCHES = (524, errno.EOPNOTSUPP, errno.EINVAL)  # ENOTSUPP of the kernel; what older ones say
 
 
 class Table(Generic[Key, Value]):
-    """One pinned map."""
+    """One pinned map. What each CPU counts for itself is read in sum."""
 
     def __init__(self, pins: Pins, name: str) -> None:
         self.name = name
         self.descriptor = pins.open_map(name)
         self.key, self._value = TABLES[name]
+        info = syscalls.map_info(self.descriptor)
+        self.limit = int(info.max_entries)  # how many entries it can have
+        self._cpus = possible_cpus() if KINDS.get(info.type) in _EACH_CPU else 0
+        size = ctypes.sizeof(self._value)
+        # each CPU's own value is padded to eight bytes
+        self._entry_bytes = -(-size // 8) * 8 * self._cpus if self._cpus else size
+        self._blank = ctypes.c_char * self._entry_bytes
 
     def get(self, key: Key) -> Value | None:
         """The entry of `key`, or None."""
-        value = self._value()
-        return value if syscalls.map_lookup(self.descriptor, key, value) else None  # type: ignore[return-value]
+        raw = self._blank()
+        return self._told(raw) if syscalls.map_lookup(self.descriptor, key, raw) else None
 
     def put(self, key: Key, value: Value) -> None:
         """Create or replace. Raises TableFull when there is no room."""
-        self._require(syscalls.map_update(self.descriptor, key, value))
+        self._write(key, value, syscalls.BPF_ANY)
 
     def insert(self, key: Key, value: Value) -> bool:
         """Create; False when there is one already. Raises TableFull when there is no room."""
-        number = syscalls.map_insert(self.descriptor, key, value)
-        if number == errno.EEXIST:
-            return False
-        self._require(number)
-        return True
+        return self._write(key, value, syscalls.BPF_NOEXIST)
 
-    def _require(self, number: int) -> None:
-        if number in (errno.E2BIG, errno.ENOSPC):
-            limit = syscalls.map_info(self.descriptor).max_entries
-            raise TableFull(f"BPF map {self.name} is full at {limit} entries; fewer pods or rules on this node")
-        if number:
-            raise syscalls.refused("bpf_map_update_elem", self.name, number)
+    def begin(self, key: Key) -> bool:
+        """Create an entry of zeroes; False when there is one, which stays. Raises TableFull when there is no room."""
+        return self._write(key, self._blank(), syscalls.BPF_NOEXIST)
 
     def remove(self, key: Key) -> bool:
         """Delete; False when there was none."""
         return syscalls.map_delete(self.descriptor, key)
 
-    @property
-    def limit(self) -> int:
-        """How many entries it can have."""
-        return int(syscalls.map_info(self.descriptor).max_entries)
-
     def count(self) -> int:
-        """How many entries it has: a walk over all keys."""
-        return sum(1 for _ in self.every_key())
+        """How many entries it has."""
+        return sum(number for number, _, _ in self._pieces())
 
     def every_key(self) -> Iterator[Key]:
         """Every key, in no order; an entry added or removed meanwhile may or may not appear."""
-        current: ctypes.Structure | None = None
-        while True:
+        size = ctypes.sizeof(self.key)
+        for number, keys, _ in self._pieces():
+            for at in range(number):
+                yield self.key.from_buffer_copy(keys, at * size)  # type: ignore[misc]
+
+    def every(self) -> Iterator[tuple[Key, Value]]:
+        """Every entry, one by one and in bounded memory; in no order, as every_key()."""
+        size, value_size = ctypes.sizeof(self.key), self._entry_bytes
+        for number, keys, values in self._pieces():
+            for at in range(number):
+                key = self.key.from_buffer_copy(keys, at * size)
+                yield key, self._told(values[at * value_size : (at + 1) * value_size])  # type: ignore[misc]
+
+    def _write(self, key: Key, value: syscalls.Buffer, flags: int) -> bool:
+        number = syscalls.map_update(self.descriptor, key, value, flags)
+        if number in (errno.E2BIG, errno.ENOSPC):
+            raise TableFull(f"BPF map {self.name} is full at {self.limit} entries; fewer pods or rules on this node")
+        if number and number != errno.EEXIST:
+            raise syscalls.refused("bpf_map_update_elem", self.name, number)
+        return not number
+
+    def _told(self, raw: "bytes | ctypes.Array[ctypes.c_char]") -> Value:
+        if self._cpus:
+            counters = ctypes.c_uint64 * (ctypes.sizeof(self._value) // 8)
+            raw = bytes(counters(*map(sum, zip(*(counters * self._cpus).from_buffer_copy(raw), strict=True))))
+        return self._value.from_buffer_copy(raw)  # type: ignore[return-value]
+
+    def _pieces(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """How many entries, their keys and their values, some at a time."""
+        batches = syscalls.Batches(self.descriptor, ctypes.sizeof(self.key), self._entry_bytes, _ROOM)
+        try:
+            while not batches.is_over:
+                yield batches.read(), batches.keys.raw, batches.values.raw
+        except KernelRefused as error:
+            if error.errno not in _NO_BATCHES:
+                raise
+            yield from self._steps()
+
+    def _steps(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """Key by key. When one goes meanwhile the kernel begins anew: no more steps than the map can have entries."""
+        current, raw = None, self._blank()
+        for _ in range(self.limit):
             following = self.key()
             if not syscalls.map_next_key(self.descriptor, current, following):
                 return
-            yield following  # type: ignore[misc]
+            if syscalls.map_lookup(self.descriptor, following, raw):
+                yield 1, bytes(following), raw.raw
             current = following
 
-    def every(self) -> Iterator[tuple[Key, Value]]:
-        """Every entry that still exists when it is read."""
-        for key in self.every_key():
-            value = self.get(key)
-            if value is not None:
-                yield key, value
 
-
-class Sums(Table[Cookie, Value]):
-    """A table whose entries are 64-bit counters that each CPU has of its own: read in sum, made with zeroes."""
-
-    def __init__(self, pins: Pins, name: str) -> None:
-        super().__init__(pins, name)
-        self._counters = ctypes.sizeof(self._value) // 8
-        self._row = (ctypes.c_uint64 * self._counters) * possible_cpus()
-
-    def get(self, key: Cookie) -> Value | None:
-        """The sums of `key`, or None."""
-        row = self._row()
-        if not syscalls.map_lookup(self.descriptor, key, row):
-            return None
-        sums = (ctypes.c_uint64 * self._counters)(*map(sum, zip(*row, strict=True)))
-        return self._value.from_buffer_copy(sums)  # type: ignore[return-value]
-
-    def begin(self, key: Cookie) -> bool:
-        """Make an entry of zeroes; False when there is one, which stays. Raises TableFull when there is no room."""
-        number = syscalls.map_insert(self.descriptor, key, self._row())
-        if number == errno.EEXIST:
-            return False
-        self._require(number)
-        return True
-
-
-class Totals:
-    """The per-CPU counters of what became of connections."""
-
-    def __init__(self, pins: Pins) -> None:
-        self.descriptor = pins.open_map("totals")
-        self._row = ctypes.c_uint64 * possible_cpus()
-
-    def read(self) -> dict[tuple[str, str], int]:
-        """Direction and verdict → how many, since the map was made."""
-        found = {}
-        for index, name in enumerate(TOTALS):
-            row = self._row()
-            syscalls.map_lookup(self.descriptor, Word(index), row)
-            found[name] = sum(row)
-        return found
+def entries(pins: Pins, name: str) -> Iterator[Entry]:
+    """Every entry of one map, which is open meanwhile. Raises NotAttached, KernelRefused."""
+    table: Table[Any, Any] = Table(pins, name)
+    with syscalls.Descriptor(table.descriptor):
+        yield from table.every()
 
 
 class Tables:
@@ -165,19 +176,19 @@ class Tables:
         self.dials: Table[ConnectionKey, Word] = Table(pins, "dials")
         self.accelerated: Table[EndKey, Quad] = Table(pins, "accelerated")
         self.meetings: Table[Connection, MeetingEntry] = Table(pins, "meetings")
-        self.traffic: Sums[TrafficEntry] = Sums(pins, "traffic")
-        self.tallies: Sums[TallyEntry] = Sums(pins, "tallies")
+        self.traffic: Table[Cookie, TrafficEntry] = Table(pins, "traffic")
+        self.tallies: Table[Cookie, TallyEntry] = Table(pins, "tallies")
         self._node: Table[Word, NodeEntry] = Table(pins, "node")
-        self._totals = Totals(pins)
+        self._totals: Table[Word, Quad] = Table(pins, "totals")
 
     @property
-    def counters(self) -> "tuple[Sums[Any], ...]":
+    def counters(self) -> "tuple[Table[Cookie, Any], ...]":
         """What is counted for each pod."""
         return self.traffic, self.tallies
 
     def named(self) -> dict[str, Table[Any, Any]]:
         """All tables with entries, by name."""
-        return {name: table for name, table in vars(self).items() if isinstance(table, Table) and name[0] != "_"}
+        return {name: table for name, table in vars(self).items() if name[0] != "_"}
 
     def node_settings(self) -> NodeEntry:
         """The node's settings as the programs see them."""
@@ -189,12 +200,11 @@ class Tables:
 
     def connection_totals(self) -> dict[tuple[str, str], int]:
         """How many connections of enrolled pods became what: by direction and verdict, since the map was made."""
-        return self._totals.read()
+        return {name: (self._totals.get(Word(index)) or Quad()).quad for index, name in enumerate(TOTALS)}
 
     def descriptors(self) -> dict[str, int]:
         """The open descriptor of each map by name: with them a map outlives its pin."""
-        own = {"totals": self._totals.descriptor, "node": self._node.descriptor}
-        return {name: table.descriptor for name, table in self.named().items()} | own
+        return {table.name: table.descriptor for table in vars(self).values()}
 
     def close(self) -> None:
         """Close every descriptor."""

@@ -1,27 +1,27 @@
 """Reading what the programs tell: one reader a node, which takes events out of the ring as they come.
 
 The programs tell nothing unless somebody's interest is fresh, so a reader that was killed costs nothing for long.
+Processes that die of signals are seen by raw tracepoints, which are there for as long as somebody traces.
 """
 
 import ctypes
 import fcntl
 import os
+import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 from bpf import syscalls
+from bpf.compiler import DEATH_HOOKS, compile_deaths
 from bpf.errors import KernelRefused, SidestepError
-from bpf.kernel import possible_cpus
-from bpf.layout import Event, TracingEntry, Word
+from bpf.layout import Event, Quad, TracingEntry, Word
+from bpf.libbpf import LIBBPF, TakeEvent
 from bpf.pins import Pins
-
-_LIBBPF = ctypes.CDLL("libbpf.so.1", use_errno=True)
-_Take = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_LIBBPF.ring_buffer__new.argtypes = [ctypes.c_int, _Take, ctypes.c_void_p, ctypes.c_void_p]
-_LIBBPF.ring_buffer__new.restype = ctypes.c_void_p
-_LIBBPF.ring_buffer__consume.argtypes = [ctypes.c_void_p]
-_LIBBPF.ring_buffer__free.argtypes = [ctypes.c_void_p]
+from bpf.syscalls import Descriptor
+from bpf.tables import Table
 
 # how long an interest lasts, and how often it is renewed
 _LEASE_SECONDS, _RENEW_SECONDS = 3.0, 1.0
@@ -45,23 +45,22 @@ class Trace:
     def __init__(self, pins: Pins, cookie: int = 0) -> None:
         self._cookie = cookie
         self._taken: list[bytes] = []
-        self._tracing = pins.open_map("tracing")
-        self._lost = pins.open_map("lost")
-        self._ring = 0
-        try:
-            self._lock = _lock(pins)
-            events = syscalls.open_pin(pins.maps / "events")
-            self._callback = _Take(self._hand_over)
-            self._ring = _LIBBPF.ring_buffer__new(events, self._callback, None, None)
-            os.close(events)
+        with ExitStack() as opening:
+            self._tracing: Table[Word, TracingEntry] = Table(pins, "tracing")
+            opening.callback(os.close, self._tracing.descriptor)
+            self._losses: Table[Word, Quad] = Table(pins, "lost")
+            opening.callback(os.close, self._losses.descriptor)
+            opening.callback(os.close, _lock(pins))
+            self._callback = TakeEvent(self._hand_over)
+            with Descriptor(syscalls.open_pin(pins.maps / "events")) as events:
+                self._ring = LIBBPF.ring_buffer__new(events.fd, self._callback, None, None)
             if not self._ring:
-                raise KernelRefused(f"ring_buffer__new({pins.maps / 'events'}): {os.strerror(ctypes.get_errno())}")
+                raise syscalls.refused("ring_buffer__new", pins.maps / "events", ctypes.get_errno())
+            opening.callback(LIBBPF.ring_buffer__free, self._ring)
             self._lost_before = self._count_lost()
             self._consume()  # what an earlier reader has left is nobody's business
             self._write(_until())
-        except BaseException:
-            self._close()
-            raise
+            self._open = opening.pop_all()
         self._closing = threading.Event()
         # of its own: while whoever reads our output is slow, events are lost and counted, rather than not made
         self._renewing = threading.Thread(target=self._renew, name="trace", daemon=True)
@@ -84,13 +83,13 @@ class Trace:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closing.set()
-        self._renewing.join()
-        self._write(0)
-        self._close()
+        with self._open:
+            self._closing.set()
+            self._renewing.join()
+            self._write(0)
 
     def _consume(self) -> list[bytes]:
-        _LIBBPF.ring_buffer__consume(self._ring)
+        LIBBPF.ring_buffer__consume(self._ring)
         taken, self._taken = self._taken, []
         return taken
 
@@ -105,22 +104,10 @@ class Trace:
                 self._write(_until())
 
     def _count_lost(self) -> int:
-        row = (ctypes.c_uint64 * possible_cpus())()
-        syscalls.map_lookup(self._lost, Word(0), row)
-        return sum(row)
+        return int((self._losses.get(Word(0)) or Quad()).quad)
 
     def _write(self, until: int) -> None:
-        if number := syscalls.map_update(self._tracing, Word(0), TracingEntry(until, self._cookie)):
-            raise syscalls.refused("bpf_map_update_elem", "tracing", number)
-
-    def _close(self) -> None:
-        if self._ring:
-            _LIBBPF.ring_buffer__free(self._ring)
-            self._ring = 0
-        for name in ("_tracing", "_lost", "_lock"):
-            if hasattr(self, name):
-                os.close(getattr(self, name))
-                delattr(self, name)
+        self._tracing.put(Word(0), TracingEntry(until, self._cookie))
 
 
 def _until() -> int:
@@ -137,3 +124,17 @@ def _lock(pins: Pins) -> int:
         os.close(descriptor)
         raise TraceBusy("somebody else traces on this node; end that `sidestep trace` first") from None
     return descriptor
+
+
+@contextmanager
+def deaths_told(pins: Pins) -> Iterator[None]:
+    """Meanwhile there are events of them too. Raises CompileFailed or KernelRefused where the kernel can't."""
+    with ExitStack() as open_:
+        with tempfile.TemporaryDirectory(prefix="trace-", dir=pins.top) as scratch:
+            compile_deaths(pins.maps, Path(scratch))
+            for hook, tracepoint in DEATH_HOOKS.items():
+                path = Path(scratch) / hook.name
+                with Descriptor(syscalls.open_pin(path)) as program:
+                    open_.callback(os.close, syscalls.open_raw_tracepoint(tracepoint, program.fd))
+                path.unlink()
+        yield

@@ -19,8 +19,9 @@ from pathlib import Path
 from bpf.attachment import attach_programs
 from bpf.errors import KernelRefused
 from bpf.kernel import cgroup2_root, own_cgroup
-from bpf.pins import Descriptor, Pins
+from bpf.pins import Pins
 from bpf.probing import scratch
+from bpf.syscalls import Descriptor
 from bpf.tables import Tables
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity, entries_of

@@ -20,7 +20,6 @@ from bpf import syscalls
 from bpf.compiler import NETNS_HOOK
 from bpf.errors import KernelRefused
 from bpf.layout import Quad, Word
-from bpf.pins import Descriptor
 from bpf.probing import loading
 from bpf.probing.scratch import join_cgroup, own_netns
 from bpf.probing.trials import (
@@ -43,6 +42,7 @@ from bpf.probing.trials import (
     Note,
     TrialTables,
 )
+from bpf.syscalls import Descriptor
 
 _SO_NETNS_COOKIE = 71  # uapi/asm-generic/socket.h
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1  # uapi/linux/sockios.h, if.h

@@ -18,11 +18,11 @@ from bpf import syscalls
 from bpf.compiler import CGROUP_HOOKS, HOOKS, NETNS_HOOK, Hook
 from bpf.errors import KernelRefused
 from bpf.layout import Quad, Word
-from bpf.pins import Descriptor
 from bpf.probing import loading
 from bpf.probing.exercise import Bench, Exercised, exercise_trials
 from bpf.probing.scratch import in_child, scratch_cgroup
 from bpf.probing.trials import Note, Trial, TrialTables, idle, trials
+from bpf.syscalls import Descriptor
 
 _EXERCISE_SECONDS = 20.0  # each of its steps gives up after one
 
@@ -116,7 +116,7 @@ def _plain_map(name: str, undo: ExitStack) -> Feature:
 
 def _refused(name: str, error: KernelRefused, what: str = "") -> Feature:
     """EPERM says something of this process, not of the kernel."""
-    if getattr(error, "errno", 0) == errno.EPERM:
+    if error.errno == errno.EPERM:
         return Feature(name, Presence.UNKNOWN, "not permitted to try")
     return Feature(name, Presence.NO, f"{what}{error}")
 
@@ -183,7 +183,7 @@ def _link(program: int, cgroup: Path, hook: Hook, undo: ExitStack) -> int:
 
 def _why_no_link(error: KernelRefused) -> str:
     """Whoever may load may attach, so a program of this cgroup or one above must forbid it (foreign.py tells which)."""
-    return "another program is there exclusively" if getattr(error, "errno", 0) == errno.EPERM else str(error)
+    return "another program is there exclusively" if error.errno == errno.EPERM else str(error)
 
 
 def _idle_beside(cgroup: Path, undo: ExitStack) -> int:

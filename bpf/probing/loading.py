@@ -1,22 +1,14 @@
-"""Loading small programs and maps through libbpf without BCC, and asking what is attached where: what the probe needs.
+"""Loading small programs and maps through libbpf without BCC: what the probe needs.
 
 Every function raises KernelRefused; its `errno` says why, and for a program its message ends with the verifier's.
 """
 
 import ctypes
-import errno
-from collections.abc import Iterator
-from dataclasses import dataclass
 
-from bpf import syscalls
-from bpf.errors import KernelRefused
-from bpf.pins import Descriptor
-from bpf.syscalls import refused
+from bpf.syscalls import Descriptor, refused
 
 _LIBBPF = ctypes.CDLL("libbpf.so.1", use_errno=True)
 _LOG_BYTES = 1 << 16
-_PROGRAMS_ASKED = 64  # attached to one hook of one cgroup: BPF_CGROUP_MAX_PROGS (linux/bpf-cgroup.h)
-_QUERY_EFFECTIVE = 1  # BPF_F_QUERY_EFFECTIVE
 
 ARRAY, HASH, LRU_HASH, LPM_TRIE, SOCKHASH, SK_STORAGE = 2, 1, 9, 11, 18, 24  # enum bpf_map_type
 NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
@@ -151,36 +143,3 @@ def _integer_btf() -> int:
     if fd < 0:
         raise refused("bpf_btf_load", "int", ctypes.get_errno() or -fd)
     return fd
-
-
-@dataclass(frozen=True)
-class Attached:
-    """What one hook of one cgroup has: how it was attached (BPF_F_ALLOW_*, 0 is exclusive) and ids in running order."""
-
-    flags: int
-    programs: tuple[int, ...]
-
-
-def attached_to(cgroup_fd: int, attach_type: int) -> Attached:
-    """The programs attached to this very cgroup, without its ancestors'. Needs CAP_NET_ADMIN."""
-    flags, count = ctypes.c_uint32(), ctypes.c_uint32(_PROGRAMS_ASKED)
-    ids = (ctypes.c_uint32 * _PROGRAMS_ASKED)()
-    if number := syscalls.query_programs(cgroup_fd, attach_type, flags, ids, count):
-        raise syscalls.refused("bpf_prog_query", f"attach type {attach_type}", number)
-    return Attached(flags.value, tuple(ids[: count.value]))
-
-
-def program_names(ids: tuple[int, ...]) -> Iterator[str]:
-    """The name of each program (the kernel keeps 15 characters); one that went away meanwhile is left out.
-
-    Needs CAP_SYS_ADMIN.
-    """
-    for number in ids:
-        try:
-            opened = Descriptor(syscalls.open_program_id(number))
-        except KernelRefused as error:
-            if getattr(error, "errno", 0) == errno.ENOENT:
-                continue
-            raise
-        with opened as program:
-            yield syscalls.program_info(program.fd).name.decode(errors="replace")

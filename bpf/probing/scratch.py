@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bpf.errors import KernelRefused
-from bpf.pins import Descriptor
+from bpf.syscalls import Descriptor
 
 PREFIX = "sidestep-trial-"
 _LIBC = ctypes.CDLL(None, use_errno=True)

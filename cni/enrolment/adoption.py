@@ -14,7 +14,7 @@ import structlog
 
 from bpf.errors import SidestepError
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, PodFlags
-from bpf.pins import Descriptor
+from bpf.syscalls import Descriptor
 from cni.enrolment.admission import Admission
 from cni.enrolment.entries import Identity
 from cni.errors import SandboxInvalid

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 from bpf import attachment, links
 from bpf.layout import Cookie, PodEntry, PodFlags
 from bpf.pins import Pins
-from bpf.restoration import is_pinned
 from bpf.tables import Table, Tables
 from cni.enrolment import rows
 from cni.enrolment.entries import Entries, Identity
-from cni.enrolment.rows import lasting_rows, live_rows
+from cni.enrolment.rows import rows_of
 
 _NOBODY = Identity("", "", "", "", "", "")
 Keys = set[tuple[str, bytes]]  # by table
@@ -109,7 +108,7 @@ class Enrolled:
                 f"entry of {entries.identity} is {Identity.of(pod)} with flags {PodFlags(pod.flags)!s}, "
                 f"should have flags {entries.flags!s}, or differs in proxy ids, sources or counts"
             )
-        for row in (*lasting_rows(cookie, entries), *live_rows(cookie, entries.surroundings)):
+        for row in rows_of(cookie, entries):
             stored = self._table(row.table).get(row.key)
             if stored is None or bytes(stored) != bytes(row.value):
                 found.append(row.meaning)
@@ -132,7 +131,9 @@ class Enrolled:
         """Whether connections of an enrolled pod are decided on in both directions: cheap enough for every ADD."""
         if not attachment.is_deciding(self._pins) or not links.pod_link_alive(self._pins, cookie):
             return False
-        return is_pinned(self._pins, "pods", self._tables.pods.descriptor)  # whoever attaches anew makes other tables
+        return attachment.is_pinned(
+            self._pins, "pods", self._tables.pods.descriptor
+        )  # whoever attaches anew makes other tables
 
     def __len__(self) -> int:
         with self._lock:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from bpf.pins import Descriptor
+from bpf.syscalls import Descriptor
 from cni.netns.processes import GONE
 
 _PIDFD_GETFD = 438  # asm-generic/unistd.h, Linux 5.6; the same on every architecture

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from bpf.pins import Descriptor
+from bpf.syscalls import Descriptor
 from cni.errors import SandboxInvalid
 
 _NS_GET_USERNS = 0xB701  # uapi/linux/nsfs.h

@@ -72,8 +72,8 @@ static int remaining_ms(const struct exchange *ex)
     long long left = ex->deadline_ms - now_ms();
 
     if (left <= 0)
-        fail_unless_leaving(ex->inv, away(ex->inv), "the agent at %s did not answer within %g s",
-                            ex->address.sun_path, ex->inv->timeout);
+        fail_unless_leaving(ex->inv, away(ex->inv), "the agent at %s did not answer within %g s", ex->address.sun_path,
+                            ex->inv->timeout);
     return (int)left;
 }
 

@@ -70,7 +70,8 @@ static bool read_args(const struct invocation *inv, struct pod_args *args)
 /* Whether a value is this string, NULs in it included. */
 static bool is_text(const json_t *value, const char *text)
 {
-    return json_is_string(value) && json_string_length(value) == strlen(text) && !strcmp(json_string_value(value), text);
+    return json_is_string(value) && json_string_length(value) == strlen(text)
+           && !strcmp(json_string_value(value), text);
 }
 
 static bool is_listed(const json_t *names, const char *name)
@@ -86,8 +87,8 @@ static bool is_listed(const json_t *names, const char *name)
 
 static bool is_own_pod(const struct invocation *inv, const struct pod_args *args)
 {
-    return *args->namespace && is_text(json_object_get(inv->config, "pod_namespace"), args->namespace) &&
-           !strncmp(args->name, AGENT_PREFIX, strlen(AGENT_PREFIX));
+    return *args->namespace && is_text(json_object_get(inv->config, "pod_namespace"), args->namespace)
+           && !strncmp(args->name, AGENT_PREFIX, strlen(AGENT_PREFIX));
 }
 
 /* Whether the runtime passes annotations, and they lack the injector's. */

@@ -34,9 +34,9 @@ struct invocation {
     const char *path;
     const char *cni_version; /* for error objects: the configuration's once that is known to be supported */
     const char *run_dir;
-    double timeout;          /* seconds for the whole exchange with the agent */
+    double timeout; /* seconds for the whole exchange with the agent */
     json_t *config;
-    int netns_fd;            /* -1: none */
+    int netns_fd; /* -1: none */
 };
 
 /* DEL and GC have to succeed whatever state the agent is in; what it misses it finds out by itself later. */

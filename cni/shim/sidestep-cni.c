@@ -30,7 +30,7 @@
 #define DEFAULT_TIMEOUT 10.0
 #define MAX_TIMEOUT 600.0
 #define LEAVING_TIMEOUT 1.0 /* for DEL of a pod that was never enrolled: worth telling, not worth waiting for */
-#define MAX_SHOWN 80 /* characters of a value in a message */
+#define MAX_SHOWN 80        /* characters of a value in a message */
 
 static const char *const versions[] = {"0.3.1", "0.4.0", "1.0.0", "1.1.0"};
 #define VERSIONS (sizeof(versions) / sizeof(versions[0]))
@@ -43,7 +43,7 @@ static const struct verb {
     bool netns;      /* CNI_NETNS */
     bool path;       /* CNI_PATH */
 } verbs[] = {
-    {"ADD", 0, true, true, true},    {"DEL", 0, true, false, true},   {"CHECK", 1, true, true, true},
+    {"ADD", 0, true, true, true},      {"DEL", 0, true, false, true}, {"CHECK", 1, true, true, true},
     {"STATUS", 3, false, false, true}, {"GC", 3, false, false, true}, {"VERSION", 0, false, false, false},
 };
 
@@ -74,7 +74,8 @@ static void check_container_id(const struct invocation *inv)
         good = good && (isalnum((unsigned char)*c) || strchr("_.-", *c));
     if (!good)
         fail(inv, INVALID_ENVIRONMENT,
-             "CNI_CONTAINERID \"%s\" is invalid; give at most %d letters, digits, '_', '.' or '-', a letter or digit first",
+             "CNI_CONTAINERID \"%s\" is invalid; give at most %d letters, digits, '_', '.' or '-', "
+             "a letter or digit first",
              id, MAX_CONTAINER_ID);
 }
 
@@ -185,7 +186,8 @@ static void check_version(struct invocation *inv, const struct verb *verb)
     while (index < VERSIONS && strcmp(version, versions[index]))
         index++;
     if (index == VERSIONS)
-        fail(inv, INCOMPATIBLE_VERSION, "cniVersion \"%s\" is not supported; give 0.3.1, 0.4.0, 1.0.0 or 1.1.0", version);
+        fail(inv, INCOMPATIBLE_VERSION, "cniVersion \"%s\" is not supported; give 0.3.1, 0.4.0, 1.0.0 or 1.1.0",
+             version);
     inv->cni_version = versions[index];
     if (index < verb->since)
         fail(inv, INCOMPATIBLE_VERSION, "%s needs cniVersion %s or newer, the configuration has %s", verb->name,
@@ -215,7 +217,8 @@ static int open_netns(const struct invocation *inv, const struct verb *verb)
 
     if (fd < 0)
         why = strerror(errno);
-    else if (fstatfs(fd, &filesystem) < 0 || filesystem.f_type != NSFS_MAGIC || ioctl(fd, NS_GET_NSTYPE) != CLONE_NEWNET)
+    else if (fstatfs(fd, &filesystem) < 0 || filesystem.f_type != NSFS_MAGIC
+             || ioctl(fd, NS_GET_NSTYPE) != CLONE_NEWNET)
         why = "it is no network namespace";
     if (!why)
         return fd;
@@ -233,7 +236,8 @@ static _Noreturn void print_version(void)
 
     for (size_t i = 0; i < VERSIONS; i++)
         json_array_append_new(supported, json_string(versions[i]));
-    exit(!print_json(json_pack("{s:s, s:o}", "cniVersion", asked ? asked : NEWEST_VERSION, "supportedVersions", supported)));
+    exit(!print_json(
+        json_pack("{s:s, s:o}", "cniVersion", asked ? asked : NEWEST_VERSION, "supportedVersions", supported)));
 }
 
 static int print_answer(const struct invocation *inv, const json_t *answer)
@@ -253,10 +257,14 @@ static int print_answer(const struct invocation *inv, const json_t *answer)
 int main(void)
 {
     struct invocation inv = {
-        .command = variable("CNI_COMMAND"), .container_id = variable("CNI_CONTAINERID"),
-        .netns = variable("CNI_NETNS"), .ifname = variable("CNI_IFNAME"),
-        .args = variable("CNI_ARGS"), .path = variable("CNI_PATH"),
-        .cni_version = NEWEST_VERSION, .netns_fd = -1,
+        .command = variable("CNI_COMMAND"),
+        .container_id = variable("CNI_CONTAINERID"),
+        .netns = variable("CNI_NETNS"),
+        .ifname = variable("CNI_IFNAME"),
+        .args = variable("CNI_ARGS"),
+        .path = variable("CNI_PATH"),
+        .cni_version = NEWEST_VERSION,
+        .netns_fd = -1,
     };
     const struct verb *verb;
 

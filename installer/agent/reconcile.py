@@ -17,10 +17,9 @@ from pathlib import Path
 
 import structlog
 
-from bpf.attachment import Outcome, attach_programs, is_attached
+from bpf.attachment import Outcome, attach_programs, is_attached, repin_maps, unpin_others
 from bpf.errors import SidestepError
 from bpf.pins import Pins
-from bpf.restoration import repin_maps, unpin_others
 from bpf.tables import Tables
 from cni.enrolment.adoption import Adopted, Adoption
 from cni.enrolment.enroll import Enrolments

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bpf.errors import SidestepError
-from bpf.pins import Descriptor
+from bpf.syscalls import Descriptor
 
 # No runtime takes such a name for a plugin or a configuration (libcni reads *.conf, *.conflist and *.json)
 _TEMPORARY_PREFIX = ".sidestep-tmp-"

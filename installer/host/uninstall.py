@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bpf.attachment import detach_programs
 from bpf.errors import SidestepError
-from bpf.pins import Descriptor
+from bpf.syscalls import Descriptor
 from installer.host import files, plugin
 from installer.host.chain import PLUGIN, entry_of
 from installer.host.confdir import ConfDirectory

@@ -9,9 +9,10 @@ from bpf.compiler import HOOKS, sources_digest, try_each
 from bpf.errors import CompileFailed, KernelRefused, LibraryMissing, NotAttached
 from bpf.kernel import cgroup2_root, mounts, require_bpffs
 from bpf.layout import TABLES, BuildEntry, Word
-from bpf.pins import LAYOUT, Descriptor, Pins
+from bpf.pins import LAYOUT, Pins
 from bpf.probing.features import Presence
 from bpf.probing.scratch import scratch_pins
+from bpf.syscalls import Descriptor
 from installer.probe.findings import Finding
 from installer.probe.needs import MINIMUM
 from installer.settings import Attachment

@@ -29,7 +29,8 @@ static int local(int type)
     int fd = socket(AF_INET, type, 0);
 
     here.sin_port = 0;
-    if (fd < 0 || bind(fd, (struct sockaddr *)&here, sizeof(here)) || getsockname(fd, (struct sockaddr *)&here, &length))
+    if (fd < 0 || bind(fd, (struct sockaddr *)&here, sizeof(here))
+        || getsockname(fd, (struct sockaddr *)&here, &length))
         err(1, "a socket on loopback");
     return fd;
 }

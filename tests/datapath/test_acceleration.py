@@ -13,8 +13,8 @@ from bpf.acceleration import NodeLevel, level_of, set_level
 from bpf.attachment import attach_programs, detach_programs
 from bpf.compiler import compile_and_pin
 from bpf.layout import LEVELS, Cookie, EndKey, Level, TrafficEntry
-from bpf.pins import Descriptor
 from bpf.probing import loading
+from bpf.syscalls import Descriptor
 from bpf.tables import Tables
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity, entries_of

@@ -17,6 +17,7 @@ from bpf import links
 from bpf.layout import Cookie, ListenerKey, PodFlags
 from cni.enrolment.enroll import Enrolments
 from cni.netns import listeners as proxies
+from cni.netns.proc_net import SocketRow, table
 from cni.netns.rtnl import Rtnl
 from cni.netns.sock_diag import Diag
 from cni.protocol import NetworkConfig, Request
@@ -117,14 +118,12 @@ def test_listeners_are_found_with_and_without_tcp_diag(
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             return super().sockets(*states)
 
-    rows = proxies._rows
-
-    def read_rows(path: Path, family: int) -> Iterator[tuple[int, int]]:
-        read.append(path.name)
-        return rows(path, family)
+    def read_table(name: str) -> Iterator[SocketRow]:
+        read.append(name)
+        return table(name)
 
     monkeypatch.setattr(proxies, "Diag", Asked)
-    monkeypatch.setattr(proxies, "_rows", read_rows)
+    monkeypatch.setattr(proxies, "table", read_table)
     outcome = agent.adopt(pod.pod(pod.proxy))
     assert outcome is not None
     assert outcome.listeners == 4

@@ -8,8 +8,8 @@ import pytest
 from bpf import syscalls
 from bpf.acceleration import other_owners
 from bpf.attachment import attach_programs
-from bpf.pins import Descriptor
 from bpf.probing import loading
+from bpf.syscalls import Descriptor
 from tests.datapath.conftest import Wire, scratch_pins
 from tests.lab.machine import other_owner_for_all
 
@@ -51,10 +51,10 @@ def test_another_program_on_our_own_map_is_named(wire: Wire) -> None:
 def test_where_the_kernel_does_not_tell_programs_any_other_socket_map_counts(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(fd: int, attach_type: int) -> loading.Attached:
+    def refuse(fd: int, attach_type: int) -> syscalls.Attached:
         raise syscalls.refused("bpf_prog_query", f"attach type {attach_type}", errno.EINVAL)  # before 5.18
 
-    monkeypatch.setattr(loading, "attached_to", refuse)
+    monkeypatch.setattr(syscalls, "attached_to", refuse)
     assert not owners(wire)
     with Descriptor(loading.create_map(loading.SOCKHASH, 4, 4, 16, 0, THEIRS)):
         (found,) = owners(wire)

@@ -17,10 +17,11 @@ from bpf import attachment
 from bpf.attachment import attach_programs
 from bpf.compiler import CGROUP_HOOKS
 from bpf.layout import TABLES, Cookie, OwnerEntry
-from bpf.pins import Descriptor, Pins
+from bpf.pins import Pins
 from bpf.probing import loading
 from bpf.probing.instructions import give
 from bpf.probing.scratch import PREFIX
+from bpf.syscalls import Descriptor
 from installer.probe.examine import examine
 from installer.probe.findings import Finding, Findings, NodeUnfit
 from installer.probe.needs import NEEDS

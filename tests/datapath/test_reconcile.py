@@ -12,7 +12,9 @@ import pytest
 from bpf import syscalls
 from bpf.attachment import attach_programs, detach_programs, is_attached
 from bpf.layout import Address
-from bpf.pins import Descriptor, Pins
+from bpf.libbpf import LIBBPF
+from bpf.pins import Pins
+from bpf.syscalls import Descriptor
 from cni.enrolment import adoption
 from cni.enrolment.denial import Denials
 from cni.enrolment.entries import Identity
@@ -63,7 +65,7 @@ def is_captured(wire: Wire) -> bool:
 def detach_link(path: Path) -> None:
     """As `bpftool link detach`: the pin stays, as an empty shell."""
     with Descriptor(syscalls.open_pin(path)) as link:
-        assert syscalls._LIBBPF.bpf_link_detach(link.fd) == 0
+        assert LIBBPF.bpf_link_detach(link.fd) == 0
 
 
 def detach_links(pins: Pins) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from bpf.acceleration import NodeLevel, level_of
 from bpf.acceleration import set_level as set_node_level
 from bpf.layout import LEVELS, Cookie
-from bpf.pins import Descriptor, Pins
+from bpf.pins import Pins
+from bpf.syscalls import Descriptor
 from bpf.tables import Tables
 from cni.netns.sandbox import own_cookie, visit
 from installer.acceleration.selftest import memory_shortage

@@ -1,8 +1,8 @@
 """Somebody else owns sockets on this node: acceleration is off, and an operator sees who it is."""
 
 from bpf import syscalls
-from bpf.pins import Descriptor
 from bpf.probing import loading
+from bpf.syscalls import Descriptor
 from tests.datapath.test_owners import PASS_ALL
 from tests.lab.levels import start_agent
 from tests.lab.machine import acceleration_needed, other_owner_for_all

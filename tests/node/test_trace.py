@@ -13,7 +13,8 @@ import yaml
 
 from bpf import syscalls
 from bpf.layout import TracingEntry, Word
-from bpf.pins import Descriptor, Pins
+from bpf.pins import Pins
+from bpf.syscalls import Descriptor
 from tests.lab.command import sidestep, tracing
 from tests.lab.inside import PYTHON
 from tests.lab.node import Node

@@ -13,7 +13,8 @@ from typing import Any
 from bpf import syscalls
 from bpf.kernel import possible_cpus
 from bpf.layout import TracingEntry, Word
-from bpf.pins import Descriptor, Pins
+from bpf.pins import Pins
+from bpf.syscalls import Descriptor
 from tests.lab.command import tracing
 from tests.lab.inside import PYTHON
 from tests.lab.node import Node

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bpf.pins import Descriptor
+from bpf.syscalls import Descriptor
 from tests.lab.apiserver import ApiServer
 from tests.lab.node import REPOSITORY, Node
 from tests.lab.waiting import wait_until

@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from bpf import offsets
+from bpf import libbpf, offsets
 from bpf.acceleration import NodeLevel
 from bpf.errors import SidestepError
 from bpf.layout import Level
@@ -278,7 +278,7 @@ def test_implausible_type_information_is_refused(field: offsets.Field, said: str
 
 
 def test_a_kernel_without_type_information_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offsets._LIBBPF, "btf__load_vmlinux_btf", lambda: ctypes.c_void_p(None).value)
+    monkeypatch.setattr(libbpf.LIBBPF, "btf__load_vmlinux_btf", lambda: ctypes.c_void_p(None).value)
     with pytest.raises(NoOffsets, match="CONFIG_DEBUG_INFO_BTF"):
         offsets.definitions()
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from bpf import syscalls
 from bpf.errors import KernelRefused, NotAttached, SidestepError
 from bpf.layout import TABLES, Cookie, PodEntry
-from bpf.pins import Descriptor, Pins
-from bpf.tables import Tables
+from bpf.pins import Pins
+from bpf.syscalls import Descriptor
+from bpf.tables import KINDS, Entry, Tables, entries
 from cni.enrolment.entries import Identity
 from installer.commands.maps.decode import Names, Plain, cookies, decoded, is_about_pods
-from installer.commands.maps.walk import KINDS, Entry, entries
 from installer.commands.names import cookie_of
 
 

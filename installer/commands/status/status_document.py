@@ -9,11 +9,10 @@ from bpf.compiler import sources_digest
 from bpf.errors import KernelRefused, SidestepError
 from bpf.layout import BuildEntry, Level, PodEntry, TrafficEntry
 from bpf.pins import OtherVersion, Pins
-from bpf.tables import Tables
+from bpf.tables import Tables, entries
 from cni.enrolment.entries import Identity
 from installer import VERSION
 from installer.commands.maps.listing import maps_of
-from installer.commands.maps.walk import entries
 from installer.commands.status.agent_health import agent_of
 from installer.commands.status.chain_entry import chain_of
 from installer.commands.status.program_runs import HOW_TO_COUNT, counts_runs, programs_of

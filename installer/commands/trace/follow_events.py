@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import click
 
-from bpf.deaths import deaths_told
 from bpf.errors import SidestepError
 from bpf.pins import Pins
 from bpf.tables import Tables
-from bpf.tracing import Trace
+from bpf.tracing import Trace, deaths_told
 from installer.commands.names import PodNames, cookie_of
 from installer.commands.trace.forms import Form
 from installer.commands.trace.interruption import Interruption

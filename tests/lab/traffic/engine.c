@@ -46,8 +46,7 @@ static void end(struct transfer *transfer)
     ended();
 }
 
-static void block(struct transfer *transfer, struct half *half,
-                  enum step (*move)(struct transfer *, unsigned char *))
+static void block(struct transfer *transfer, struct half *half, enum step (*move)(struct transfer *, unsigned char *))
 {
     unsigned char *buffer = new_buffer();
 

@@ -37,7 +37,7 @@ struct transfer {
     bool blocks, closes_last;
     struct half out, in;
     _Atomic uint64_t moved_at;
-    atomic_int halves_left; /* blocking mode: one thread each */
+    atomic_int halves_left;          /* blocking mode: one thread each */
     bool readable, writable, listed; /* edge-triggered mode */
     struct transfer *next;
     struct transfer *next_alive, *previous_alive;

@@ -1,0 +1,58 @@
+"""libbpf.so.1 through ctypes: the one place that opens it and says what its functions take.
+
+BCC knows neither links nor pins of every kind, and keeps a compiler resident; libbpf is small.
+"""
+
+import ctypes
+from ctypes import c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+
+from bpf.errors import LibraryMissing
+
+# int (*)(void *context, void *data, size_t size): takes an event out of a ring; a negative result ends the taking
+TakeEvent = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
+
+# Name: what it returns, then what it takes (bpf.h, btf.h and libbpf.h of libbpf 1.0). Pointers to structs are void *.
+_FUNCTIONS = {
+    "bpf_obj_get_opts": (c_int, c_char_p, c_void_p),
+    "bpf_obj_pin": (c_int, c_int, c_char_p),
+    "bpf_obj_get_info_by_fd": (c_int, c_int, c_void_p, c_void_p),
+    "bpf_map_lookup_elem": (c_int, c_int, c_void_p, c_void_p),
+    "bpf_map_update_elem": (c_int, c_int, c_void_p, c_void_p, c_uint64),
+    "bpf_map_delete_elem": (c_int, c_int, c_void_p),
+    "bpf_map_get_next_key": (c_int, c_int, c_void_p, c_void_p),
+    "bpf_map_lookup_batch": (c_int, c_int, *[c_void_p] * 6),
+    "bpf_map_get_next_id": (c_int, c_uint32, c_void_p),
+    "bpf_map_get_fd_by_id": (c_int, c_uint32),
+    "bpf_prog_get_fd_by_id": (c_int, c_uint32),
+    "bpf_prog_attach": (c_int, c_int, c_int, c_int, c_uint32),
+    "bpf_prog_query": (c_int, c_int, c_int, c_uint32, *[c_void_p] * 3),
+    "bpf_link_create": (c_int, c_int, c_int, c_int, c_void_p),
+    "bpf_link_update": (c_int, c_int, c_int, c_void_p),
+    "bpf_raw_tracepoint_open": (c_int, c_char_p, c_int),
+    "ring_buffer__new": (c_void_p, c_int, TakeEvent, c_void_p, c_void_p),
+    "ring_buffer__consume": (c_int, c_void_p),
+    "ring_buffer__free": (None, c_void_p),
+    "btf__load_vmlinux_btf": (c_void_p,),
+    "btf__free": (None, c_void_p),
+    "btf__find_by_name_kind": (c_int32, c_void_p, c_char_p, c_uint32),
+    "btf__type_by_id": (c_void_p, c_void_p, c_uint32),
+    "btf__name_by_offset": (c_char_p, c_void_p, c_uint32),
+    "btf__resolve_size": (c_int64, c_void_p, c_uint32),
+    "btf__resolve_type": (c_int, c_void_p, c_uint32),
+}
+
+
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise LibraryMissing(
+            f"{error}; install libbpf 1.0 or newer: the package libbpf1 on Debian and Ubuntu, libbpf on Fedora"
+        ) from error
+    for name, (result, *arguments) in _FUNCTIONS.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+LIBBPF = _library()
