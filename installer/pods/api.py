@@ -130,6 +130,13 @@ class Api:
             raise ApiFailed(f"{self._configuration.host}: what it has as Pod {namespace}/{name} is none")
         return pod
 
+    def selects_pod(self, pod: Pod, labels: str, fields: str) -> bool:
+        """Whether label and field selectors, written as for kubectl, choose this very pod."""
+        by_field = ",".join(filter(None, (f"metadata.name={pod.name}", fields)))
+        path = f"/api/v1/namespaces/{quote(pod.namespace)}/pods"
+        page = self._json(_Call("list", "GET", path, {"fieldSelector": by_field, "labelSelector": labels}))
+        return any(each["metadata"].get("uid") == pod.uid for each in page.get("items") or ())
+
     def delete_pod(self, pod: Pod) -> bool:
         """Delete this very pod; False when it is gone. Raises Conflict when it has changed since."""
         preconditions = {"uid": pod.uid, "resourceVersion": pod.metadata.resource_version}
