@@ -23,11 +23,6 @@ class Readiness:
                 raise KeyError(name)
             self._missing[name] = "" if ok else (why or _NOT_YET)
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether all conditions hold."""
-        return not self.missing()
-
     def missing(self) -> dict[str, str]:
         """The conditions that do not hold, and why."""
         with self._lock:
