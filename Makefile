@@ -8,7 +8,7 @@ SHIM := build/sidestep-cni
 DEBIAN := python3-venv python3-bpfcc libbpf1 gcc libc6-dev libjansson-dev \
           containernetworking-plugins iproute2 util-linux curl iptables \
           containerd runc busybox-static \
-          groff-base mandoc zsh fish chromium fonts-dejavu-core
+          zsh fish chromium fonts-dejavu-core
 # Not the one of Debian 12 if there is another: that has a kustomize of 2019.
 KUBECTL := $(shell command -v kubectl > /dev/null || echo kubernetes-client)
 # For two cores: tests wait more than they work, and each makes a lab of its own, so they run side by side.
@@ -31,7 +31,6 @@ help:
 	@echo 'make bench-node     memory, start and idle load of an agent with 250 pods and an API server'
 	@echo 'make image          build/image/sidestep.tar and its SBOM, with buildah and debootstrap'
 	@echo 'make lock           write locks/ from the groups in pyproject.toml; UPGRADE=1 takes newer versions'
-	@echo 'make man            build/man/sidestep.1, and a page for each command'
 	@echo 'make docs           build/site, after bringing docs/cli.md up to date'
 	@echo 'make shim           build/sidestep-cni, static'
 	@echo 'make clean          remove what make made; labs of dead owners with it'
@@ -129,13 +128,8 @@ nightly: setup shim
 conformance: setup shim
 	@$(PYTHON) -m tests.conformance
 
-# What --help shows, as pages for man(1).
-man: setup
-	@$(PYTHON) -m installer.manual man build/man
-	@echo 'man -l build/man/sidestep.1'
-
 docs: setup
-	@$(PYTHON) -m installer.manual markdown docs/cli.md
+	@$(PYTHON) -m docs.commands
 	@$(PYTHON) -m mkdocs build --strict --quiet
 	@echo 'build/site/index.html'
 
@@ -185,4 +179,4 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: always help setup lock shim demo test e2e soak nightly conformance kernels lint man docs load applications bench bench-cni bench-connect bench-agent bench-node bench-trace image clean
+.PHONY: always help setup lock shim demo test e2e soak nightly conformance kernels lint docs load applications bench bench-cni bench-connect bench-agent bench-node bench-trace image clean

@@ -107,8 +107,8 @@ class _Agent:
         self.readiness = Readiness(*conditions)
         self.readiness.set("attached", True)
         ports = settings.ports
-        self.health_port = up.enter_context(serving(ports.health_port, self.readiness.application, "health"))
-        self.metrics_port = up.enter_context(serving(ports.monitoring_port, self.metrics.application, "metrics"))
+        self.health_port = up.enter_context(serving(ports.health_port, self.readiness.answers(), "health"))
+        self.metrics_port = up.enter_context(serving(ports.monitoring_port, self.metrics.answers(), "metrics"))
 
         # the subscriptions come before the watch that feeds them
         self.source: Source = source_of(settings.node, self.metrics.observe_api_request)

@@ -16,7 +16,7 @@ from tests.lab.invocation import sidestep_by_user
 
 REPOSITORY = Path(__file__).parents[2]
 LIMIT = 60
-# what takes long to import, or may not be there where only completion or the manual is wanted
+# what takes long to import, or may not be there where only completion or --help is wanted
 SLOW = (
     "bcc",
     "jinja2",
