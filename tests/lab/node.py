@@ -108,7 +108,7 @@ class Agent:
         with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
             probe.connect(str(self._node.run_dir / "cni.sock"))
             peer = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-            return bool(peer == self.pid) and "event=agent.serving" in self.log.read_text()[self._logged :]
+            return bool(peer == self.pid) and b"event=agent.serving" in self.log.read_bytes()[self._logged :]
         return False
 
 
