@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from bpf import syscalls
 from bpf.compiler import MESSAGE_HOOK
 from bpf.errors import KernelRefused
+from bpf.foreign import attached_to, program_names
 from bpf.layout import TABLES, Level, NodeEntry
 from bpf.pins import Descriptor, Pins
-from bpf.probing import loading
 from bpf.tables import Tables
 
 # uapi/linux/bpf.h: map types SOCKMAP and SOCKHASH
@@ -77,7 +77,7 @@ def other_owners(pins: Pins) -> Iterator[str]:
                     yield f"whoever made {where}: this kernel does not say which programs are on it"
                 continue
             if programs:
-                yield f"{', '.join(loading.program_names(tuple(programs)))} on {where}"
+                yield f"{', '.join(program_names(tuple(programs)))} on {where}"
 
 
 def _own(pins: Pins) -> tuple[int, int]:
@@ -104,7 +104,7 @@ def _is_of_our_shape(info: syscalls.MapInfo) -> bool:
 def _attached(map_fd: int, hook: int) -> tuple[int, ...]:
     """The ids of what a socket map has on a hook. Raises KernelRefused where the kernel can't tell."""
     try:
-        return loading.attached_to(map_fd, hook).programs
+        return attached_to(map_fd, hook).programs
     except KernelRefused as error:
         if getattr(error, "errno", 0) == errno.EOPNOTSUPP:  # it knows the question, but not this hook
             return ()

@@ -5,19 +5,55 @@ above us sees what we have rewritten to loopback and leaves it alone, while one 
 turns a Service's address into a pod's before we see it.
 """
 
+import ctypes
 import errno
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from bpf import syscalls
 from bpf.compiler import CGROUP_HOOKS, Hook
 from bpf.errors import KernelRefused
 from bpf.pins import Descriptor
-from bpf.probing import loading
 
-OURS = ("ss_", "ssp_")  # how the names of our programs start: the real ones' and the probe's
+OURS = "ss_"  # how the names of our programs start
+_PROGRAMS_ASKED = 64  # attached to one hook of one cgroup: BPF_CGROUP_MAX_PROGS (linux/bpf-cgroup.h)
 _OVERRIDE, _MULTI = 1, 2  # BPF_F_ALLOW_OVERRIDE, BPF_F_ALLOW_MULTI (uapi/linux/bpf.h)
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What one hook of one cgroup has: how it was attached (BPF_F_ALLOW_*, 0 is exclusive) and ids in running order."""
+
+    flags: int
+    programs: tuple[int, ...]
+
+
+def attached_to(cgroup_fd: int, attach_type: int) -> Attached:
+    """The programs attached to this very cgroup, without its ancestors'. Needs CAP_NET_ADMIN. Raises KernelRefused."""
+    flags, count = ctypes.c_uint32(), ctypes.c_uint32(_PROGRAMS_ASKED)
+    ids = (ctypes.c_uint32 * _PROGRAMS_ASKED)()
+    if number := syscalls.query_programs(cgroup_fd, attach_type, flags, ids, count):
+        raise syscalls.refused("bpf_prog_query", f"attach type {attach_type}", number)
+    return Attached(flags.value, tuple(ids[: count.value]))
+
+
+def program_names(ids: tuple[int, ...]) -> Iterator[str]:
+    """The name of each program (the kernel keeps 15 characters); one that went away meanwhile is left out.
+
+    Needs CAP_SYS_ADMIN. Raises KernelRefused.
+    """
+    for number in ids:
+        try:
+            opened = Descriptor(syscalls.open_program_id(number))
+        except KernelRefused as error:
+            if getattr(error, "errno", 0) == errno.ENOENT:
+                continue
+            raise
+        with opened as program:
+            yield syscalls.program_info(program.fd).name.decode(errors="replace")
 
 
 class Mode(StrEnum):
@@ -51,20 +87,20 @@ def find_foreign(attach_point: Path) -> list[Foreign]:
         with Descriptor(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)) as directory:
             for hook in CGROUP_HOOKS:
                 attached = _attached(directory.fd, hook)
-                names = tuple(loading.program_names(attached.programs))
+                names = tuple(program_names(attached.programs))
                 others = tuple(name for name in names if not name.startswith(OURS))
                 if others:
                     found.append(Foreign(cgroup, hook.name, _mode(attached.flags), others, _is_first(names)))
     return found
 
 
-def _attached(directory: int, hook: Hook) -> loading.Attached:
-    """What the hook has; nothing where the kernel does not know it, which is for features.py to say."""
+def _attached(directory: int, hook: Hook) -> Attached:
+    """What the hook has; nothing where the kernel does not know it, which loading the programs shows."""
     try:
-        return loading.attached_to(directory, hook.attach_type)
+        return attached_to(directory, hook.attach_type)
     except KernelRefused as error:
         if getattr(error, "errno", 0) == errno.EINVAL:
-            return loading.Attached(0, ())
+            return Attached(0, ())
         raise
 
 

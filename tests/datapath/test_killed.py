@@ -20,9 +20,9 @@ import pytest
 from bpf import attachment, syscalls
 from bpf.attachment import Outcome, attach_programs, detach_programs, is_attached
 from bpf.compiler import CGROUP_HOOKS, MESSAGE_HOOK, NETNS_HOOK, compile_and_pin
+from bpf.foreign import attached_to
 from bpf.links import link_pod
 from bpf.pins import Descriptor, Pins
-from bpf.probing.loading import attached_to
 from tests.datapath.conftest import Wire, scratch_pins
 from tests.lab.waiting import wait_until
 

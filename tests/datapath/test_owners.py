@@ -4,15 +4,17 @@ import errno
 
 import pytest
 
-from bpf import syscalls
+from bpf import acceleration, syscalls
 from bpf.acceleration import other_owners
 from bpf.attachment import attach_programs
+from bpf.compiler import MESSAGE_HOOK
+from bpf.foreign import Attached
 from bpf.pins import Descriptor
-from bpf.probing import loading
 from tests.datapath.conftest import Wire, scratch_pins
 from tests.lab.machine import other_owner_for_all
+from tests.lab.objects import create_sockhash, load_program
 
-PASS_ALL = bytes.fromhex("b7000000010000009500000000000000")  # r0 = SK_PASS; exit
+VERDICT = MESSAGE_HOOK.program_type, MESSAGE_HOOK.attach_type
 
 
 def owners(wire: Wire) -> list[str]:
@@ -23,8 +25,8 @@ def owners(wire: Wire) -> list[str]:
 def test_another_owner_of_socket_maps_is_named(wire: Wire, name: str) -> None:
     with (
         other_owner_for_all(),
-        Descriptor(loading.create_map(loading.SOCKHASH, 4, 4, 16, 0, "their_sockets")) as sockets,
-        Descriptor(loading.load_program(16, 7, PASS_ALL, name)) as program,
+        Descriptor(create_sockhash(4, 4, 16, "their_sockets")) as sockets,
+        Descriptor(load_program(*VERDICT, name)) as program,
     ):
         assert not owners(wire)
         syscalls.attach_to_map(program.fd, sockets.fd, 7, "their_sockets")
@@ -38,7 +40,7 @@ def test_another_program_on_our_own_map_is_named(wire: Wire) -> None:
         assert not [owner for owner in other_owners(pins) if "their_" in owner]
         with (
             Descriptor(pins.open_map("accelerated")) as sockets,
-            Descriptor(loading.load_program(16, 7, PASS_ALL, "their_verdict")) as program,
+            Descriptor(load_program(*VERDICT, "their_verdict")) as program,
         ):
             syscalls.attach_to_map(program.fd, sockets.fd, 7, "accelerated")
             (found,) = [owner for owner in other_owners(pins) if "their_" in owner]
@@ -48,12 +50,12 @@ def test_another_program_on_our_own_map_is_named(wire: Wire) -> None:
 def test_where_the_kernel_does_not_tell_programs_any_other_socket_map_counts(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(fd: int, attach_type: int) -> loading.Attached:
+    def refuse(fd: int, attach_type: int) -> Attached:
         raise syscalls.refused("bpf_prog_query", f"attach type {attach_type}", errno.EINVAL)  # before 5.18
 
-    monkeypatch.setattr(loading, "attached_to", refuse)
+    monkeypatch.setattr(acceleration, "attached_to", refuse)
     assert not owners(wire)
-    with Descriptor(loading.create_map(loading.SOCKHASH, 4, 4, 16, 0, "their_sockets")):
+    with Descriptor(create_sockhash(4, 4, 16, "their_sockets")):
         (found,) = owners(wire)
     assert found.startswith("whoever made map their_sockets (id ")
     assert not [owner for owner in other_owners(wire.kernel.pins) if "accelerated" in owner]

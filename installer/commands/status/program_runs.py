@@ -9,8 +9,8 @@ from typing import Any
 from bpf import syscalls
 from bpf.compiler import HOOKS, MESSAGE_HOOK, NETNS_HOOK, Hook
 from bpf.errors import KernelRefused
+from bpf.foreign import attached_to
 from bpf.pins import Descriptor, Pins
-from bpf.probing.loading import attached_to
 from installer.commands.maps.listing import kernel_says
 
 _STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
