@@ -188,6 +188,8 @@ def _attach_fresh(pins: Pins, cgroup: Path) -> None:
         fresh.rename(pins.root)
     except BaseException:
         shutil.rmtree(fresh)
+        with suppress(OSError):  # another version's layout may be there
+            pins.top.rmdir()
         raise
 
 

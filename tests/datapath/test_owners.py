@@ -8,14 +8,15 @@ import pytest
 from bpf import syscalls
 from bpf.acceleration import other_owners
 from bpf.attachment import attach_programs
-from bpf.probing import loading
+from bpf.compiler import MESSAGE_HOOK
 from bpf.syscalls import Descriptor
 from tests.datapath.conftest import Wire, scratch_pins
 from tests.lab.machine import other_owner_for_all
+from tests.lab.objects import create_sockhash, load_program
 
 # tests of another checkout may own sockets of this machine too
 THEIRS = f"their_{secrets.token_hex(3)}"
-PASS_ALL = bytes.fromhex("b7000000010000009500000000000000")  # r0 = SK_PASS; exit
+VERDICT = MESSAGE_HOOK.program_type, MESSAGE_HOOK.attach_type
 
 
 def owners(wire: Wire) -> list[str]:
@@ -26,8 +27,8 @@ def owners(wire: Wire) -> list[str]:
 def test_another_owner_of_socket_maps_is_named(wire: Wire, name: str) -> None:
     with (
         other_owner_for_all(),
-        Descriptor(loading.create_map(loading.SOCKHASH, 4, 4, 16, 0, THEIRS)) as sockets,
-        Descriptor(loading.load_program(16, 7, PASS_ALL, name)) as program,
+        Descriptor(create_sockhash(4, 4, 16, THEIRS)) as sockets,
+        Descriptor(load_program(*VERDICT, name)) as program,
     ):
         assert not owners(wire)
         syscalls.attach_to_map(program.fd, sockets.fd, 7, THEIRS)
@@ -41,7 +42,7 @@ def test_another_program_on_our_own_map_is_named(wire: Wire) -> None:
         assert not [owner for owner in other_owners(pins) if THEIRS in owner]
         with (
             Descriptor(pins.open_map("accelerated")) as sockets,
-            Descriptor(loading.load_program(16, 7, PASS_ALL, THEIRS)) as program,
+            Descriptor(load_program(*VERDICT, THEIRS)) as program,
         ):
             syscalls.attach_to_map(program.fd, sockets.fd, 7, "accelerated")
             (found,) = [owner for owner in other_owners(pins) if THEIRS in owner]
@@ -56,7 +57,7 @@ def test_where_the_kernel_does_not_tell_programs_any_other_socket_map_counts(
 
     monkeypatch.setattr(syscalls, "attached_to", refuse)
     assert not owners(wire)
-    with Descriptor(loading.create_map(loading.SOCKHASH, 4, 4, 16, 0, THEIRS)):
+    with Descriptor(create_sockhash(4, 4, 16, THEIRS)):
         (found,) = owners(wire)
     assert found.startswith(f"whoever made map {THEIRS} (id ")
     assert not [owner for owner in other_owners(wire.kernel.pins) if "accelerated" in owner]
