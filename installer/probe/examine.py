@@ -18,7 +18,7 @@ from installer.settings import Attachment, Chain, Node
 
 
 def examine(attachment: Attachment, chain: Chain, node: Node) -> Findings:
-    """Look at everything but the programs themselves. Some 10 ms."""
+    """Look at everything but the programs themselves. A few milliseconds."""
     point, points = attach_point_findings(attachment)
     rows = [
         *process(),
