@@ -6,6 +6,9 @@ from collections.abc import Callable
 from installer.commands.output import yaml_of
 from installer.commands.trace.told_events import Document
 
+# json.dumps() makes an encoder anew for each document, which takes longer than the document
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
 
 def line_of(document: Document) -> str:
     """One event for people."""
@@ -34,7 +37,7 @@ def _outcome(document: Document) -> str:
 
 
 def _json_line(document: Document) -> str:
-    return json.dumps(document, ensure_ascii=False) + "\n"
+    return _encode(document) + "\n"
 
 
 def _yaml_document(document: Document) -> str:
