@@ -2,6 +2,8 @@
 #
 # With a registry:     docker build -t sidestep .
 # Without one:         make image   (buildah, from a base made by debootstrap)
+#
+# make image also passes VERSION, which is installer.VERSION, for the label.
 ARG BASE=debian:12-slim
 
 FROM ${BASE} AS shim
@@ -9,26 +11,26 @@ RUN apt-get update -q \
  && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends gcc libc6-dev libjansson-dev make
 COPY cni/shim /src/cni/shim
 RUN make -C /src/cni/shim
+# what is linked into the plugin: Debian's records of it, where scanners of images look for them
+RUN mkdir -p /src/status.d \
+ && for package in libc6-dev libjansson-dev; do dpkg-query -s $package > /src/status.d/$package; done
 
 FROM ${BASE} AS packages
 RUN apt-get update -q \
  && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends python3-venv
-COPY pyproject.toml /src/
+COPY locks/run.txt /src/
 RUN python3 -m venv --system-site-packages /opt/venv \
- && /opt/venv/bin/pip install -q --no-cache-dir --no-compile 'pip>=25.1' \
- && cd /src && /opt/venv/bin/pip install -q --no-cache-dir --group run \
+ && /opt/venv/bin/pip install -q --no-cache-dir --no-compile --require-hashes --only-binary :all: -r /src/run.txt \
  && /opt/venv/bin/pip uninstall -qy pip setuptools
 
 FROM ${BASE}
-LABEL org.opencontainers.image.title="sidestep" \
-      org.opencontainers.image.description="Istio sidecar traffic capture at the socket layer" \
-      org.opencontainers.image.licenses="Apache-2.0 AND GPL-2.0-only"
 RUN apt-get update -q \
  && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
       libbpf1 python3 python3-bpfcc util-linux \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt /usr/share/doc /usr/share/man
 COPY --from=packages /opt/venv /opt/venv
 COPY --from=shim /src/build/sidestep-cni /opt/cni/bin/sidestep-cni
+COPY --from=shim /src/status.d /var/lib/dpkg/status.d
 COPY bpf /opt/sidestep/bpf
 COPY cni /opt/sidestep/cni
 COPY installer /opt/sidestep/installer
@@ -37,6 +39,11 @@ RUN rm -rf /opt/sidestep/cni/shim \
  && /opt/venv/bin/python -m compileall -q /opt/sidestep \
  && printf '#!/bin/sh\ncd /opt/sidestep && exec /opt/venv/bin/python -m installer "$@"\n' > /usr/local/bin/sidestep \
  && chmod 755 /usr/local/bin/sidestep
+ARG VERSION
+LABEL org.opencontainers.image.title="sidestep" \
+      org.opencontainers.image.description="Istio sidecar traffic capture at the socket layer" \
+      org.opencontainers.image.licenses="Apache-2.0 AND GPL-2.0-only" \
+      org.opencontainers.image.version="$VERSION"
 # loading programs and entering pods' namespaces takes root; what of it is in the DaemonSet's capabilities
 USER 0:0
 WORKDIR /opt/sidestep

@@ -8,7 +8,7 @@ SHIM := build/sidestep-cni
 DEBIAN := python3-venv python3-bpfcc libbpf1 gcc libc6-dev libjansson-dev \
           containernetworking-plugins iproute2 util-linux curl iptables \
           containerd runc busybox-static \
-          groff-base mandoc zsh fish chromium fonts-dejavu-core
+          zsh fish chromium fonts-dejavu-core
 # Not the one of Debian 12 if there is another: that has a kustomize of 2019.
 KUBECTL := $(shell command -v kubectl > /dev/null || echo kubernetes-client)
 # For two cores: tests wait more than they work, and each makes a lab of its own, so they run side by side.
@@ -29,8 +29,8 @@ help:
 	@echo 'make bench-agent    how long a cold start, a warm start and a swap of the programs take'
 	@echo 'make bench-trace    what a trace costs those whom it watches'
 	@echo 'make bench-node     memory, start and idle load of an agent with 250 pods and an API server'
-	@echo 'make image          build/image/sidestep.tar, with buildah and debootstrap'
-	@echo 'make man            build/man/sidestep.1, and a page for each command'
+	@echo 'make image          build/image/sidestep.tar and its SBOM, with buildah and debootstrap'
+	@echo 'make lock           write locks/ from the groups in pyproject.toml; UPGRADE=1 takes newer versions'
 	@echo 'make docs           build/site, after bringing docs/cli.md up to date'
 	@echo 'make shim           build/sidestep-cni, static'
 	@echo 'make clean          remove what make made; labs of dead owners with it'
@@ -38,7 +38,7 @@ help:
 setup: .venv/.installed
 
 # One line a step; the packages' own chatter goes to build/setup.log, which is shown when a step fails.
-.venv/.installed: pyproject.toml Makefile
+.venv/.installed: locks/dev.txt Makefile
 	@mkdir -p build
 	@missing=$$(dpkg-query -W -f='$${Package} $${Status}\n' $(DEBIAN) $(KUBECTL) 2>/dev/null \
 	    | awk '/ok installed/ {print $$1}' | sort | comm -13 - <(printf '%s\n' $(DEBIAN) $(KUBECTL) | sort)); \
@@ -50,10 +50,19 @@ setup: .venv/.installed
 	@echo 'setup: making .venv from the distribution'"'"'s python3'
 	@/usr/bin/python3 -m venv --system-site-packages .venv > build/setup.log 2>&1 || { tail -20 build/setup.log; exit 1; }
 	@echo 'setup: installing Python packages'
-	@{ $(PYTHON) -m pip install -q --upgrade 'pip>=25.1' && \
-	   $(PYTHON) -m pip install -q --group run --group test --group docs --group lint; } \
+	@$(PYTHON) -m pip install -q --require-hashes --only-binary :all: -r locks/dev.txt \
 	    > build/setup.log 2>&1 || { tail -20 build/setup.log; exit 1; }
 	@touch $@
+
+# Every group for this folder (dev), what the image needs (run), what the demo needs: versions, and the hashes of their files.
+# Pins that still fit stay.
+LOCK := .venv/bin/uv pip compile --quiet --system-certs --python-platform x86_64-manylinux_2_36 --python-version 3.11 \
+        --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
+LOCKED := $(shell sed -n '/^\[dependency-groups\]/,/^\[tool/s/^\([a-z]*\) = \[$$/--group \1/p' pyproject.toml)
+lock: setup
+	@$(LOCK) $(if $(UPGRADE),--upgrade) $(LOCKED) -o locks/dev.txt > /dev/null
+	@$(LOCK) --group run --constraint locks/dev.txt -o locks/run.txt > /dev/null
+	@$(LOCK) --group run --group lab --constraint locks/dev.txt -o locks/demo.txt > /dev/null
 
 shim: setup
 	@$(MAKE) --no-print-directory -C cni/shim
@@ -77,7 +86,7 @@ $(IMAGE_LIST): always
 	@printf '%s\n' $(IMAGE_SOURCES) > $@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
-$(IMAGE): Dockerfile .dockerignore image/build.sh pyproject.toml $(IMAGE_LIST) $(IMAGE_SOURCES) | setup
+$(IMAGE): Dockerfile .dockerignore image/build.sh locks/run.txt $(IMAGE_LIST) $(IMAGE_SOURCES) | setup
 	@missing=$$(for each in buildah debootstrap; do command -v $$each > /dev/null || echo $$each; done); \
 	if [ -n "$$missing" ]; then \
 	    echo "image: installing Debian packages:" $$missing; \
@@ -119,13 +128,8 @@ nightly: setup shim
 conformance: setup shim
 	@$(PYTHON) -m tests.conformance
 
-# What --help shows, as pages for man(1).
-man: setup
-	@$(PYTHON) -m installer.manual man build/man
-	@echo 'man -l build/man/sidestep.1'
-
 docs: setup
-	@$(PYTHON) -m installer.manual markdown docs/cli.md
+	@$(PYTHON) -m docs.commands
 	@$(PYTHON) -m mkdocs build --strict --quiet
 	@echo 'build/site/index.html'
 
@@ -175,4 +179,4 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: always help setup shim demo test e2e soak nightly conformance kernels lint man docs load applications bench bench-cni bench-connect bench-agent bench-node bench-trace image clean
+.PHONY: always help setup lock shim demo test e2e soak nightly conformance kernels lint docs load applications bench bench-cni bench-connect bench-agent bench-node bench-trace image clean

@@ -190,6 +190,8 @@ def _attach_fresh(pins: Pins, cgroup: Path) -> None:
         fresh.rename(pins.root)
     except BaseException:
         shutil.rmtree(fresh)
+        with suppress(OSError):  # another version's layout may be there
+            pins.top.rmdir()
         raise
 
 
@@ -226,8 +228,8 @@ def _make_way(pins: Pins) -> None:
     for name in TABLES:
         if (pins.maps / name).exists():
             os.close(pins.open_map(name))
-    for name, value in STORAGES.items():
-        if value and (pins.maps / name).exists() and not pins.has_values(name, value):
+    for name, size in STORAGES.items():
+        if (pins.maps / name).exists() and not pins.has_values(name, size):
             if name not in _FORGETTABLE:
                 raise OtherVersion(f"{pins.maps / name} is another version's")
             (pins.maps / name).unlink()

@@ -5,13 +5,17 @@ LLVM stays resident at some 120 MiB. The sources are joined as text into one uni
 functions in its main file; `#line` keeps the compiler's messages pointing at ours.
 """
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,11 @@ from bpf.syscalls import Descriptor
 HERE = Path(__file__).parent
 _LINES_SHOWN = 40  # of a verifier's log, whose end says why
 _NO_BCC = 3  # exit status of the child
+NOT_PERMITTED = os.strerror(errno.EPERM)
+# how libbcc tells of a map; of programs it passes on the verifier's log, with lines that do not say what is wrong
+_MAP_REFUSED = re.compile(r"could not open bpf map: (\w+), error: (.+)")
+_PROGRAM_REFUSED = "bpf: Failed to load program: "
+_VERIFIER_STATISTICS = ("processed ", "verification time ", "stack depth ", "HINT: ")
 
 # one unit, in this order: tables, then pure headers, then what builds on them
 SOURCES = (
@@ -124,16 +133,24 @@ def compile_deaths(maps: Path, programs: Path) -> None:
         raise CompileFailed(_last_words(child))
 
 
-def try_each(scratch: Path) -> dict[str, str]:
-    """Compile in a child and load every program by itself: hook → why the kernel refuses it, empty when it doesn't.
+@dataclass(frozen=True)
+class Refused:
+    """What a kernel does not take of ours: name → why; NOT_PERMITTED if it is this process that may not."""
 
-    `scratch` is an empty directory on a bpffs for the maps, which are left there. Raises CompileFailed.
+    maps: dict[str, str]  # programs are not tried without all of them
+    programs: dict[str, str]  # by hook; the verifier's last line
+
+
+def try_each(scratch: Path) -> Refused:
+    """Compile in a child, make every map and load every program by itself; nothing is attached.
+
+    What a kernel may lack is left out. `scratch` is an empty directory on a bpffs for the maps, which are left there.
+    Raises CompileFailed.
     """
     child = _run("each", scratch)
     if child.returncode != 0:
         raise CompileFailed(_last_words(child))
-    outcome: dict[str, str] = json.loads(child.stdout)
-    return outcome
+    return Refused(**json.loads(child.stdout))
 
 
 def _run(what: str, *directories: Path) -> "subprocess.CompletedProcess[str]":
@@ -145,7 +162,10 @@ def _run(what: str, *directories: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def _last_words(child: "subprocess.CompletedProcess[str]") -> str:
-    return " ".join(child.stderr.strip().splitlines()[-1:]) or "the compiler ended without a word"
+    """The line with the error, which bcc ends with one that only says that there was one."""
+    lines = child.stderr.strip().splitlines()
+    errors = [line for line in lines if "error: " in line]
+    return " ".join((errors or lines)[-1:]) or "the compiler ended without a word"
 
 
 def _compiled(maps: Path, sources: tuple[str, ...], offsets: str) -> Any:
@@ -200,15 +220,44 @@ def _loaded_with(maps: Path, macros: str) -> tuple[Any, dict[Hook, Any]]:
 
 
 def _main_each(maps: Path) -> None:
-    unit = _compiled(maps, SOURCES, "")
-    outcome = {}
-    for hook in HOOKS:
+    refused = Refused({}, {})
+    try:
+        with _overheard() as said:
+            unit = _compiled(maps, SOURCES, "")
+    except Exception:  # bcc raises nothing narrower
+        sys.stderr.write("\n".join(said) + "\n")
+        refused.maps.update((found[1], found[2]) for line in said if (found := _MAP_REFUSED.search(line)))
+        if not refused.maps:
+            raise
+    for hook in () if refused.maps else HOOKS:
         try:
-            _load(unit, hook)
-            outcome[hook.name] = ""
+            with _overheard() as said:
+                _load(unit, hook)
         except Exception as error:  # bcc raises nothing narrower
-            outcome[hook.name] = str(error)
-    sys.stdout.write(json.dumps(outcome))
+            is_permitted = ctypes.get_errno() != errno.EPERM
+            refused.programs[hook.name] = _verifiers_last_line(said, str(error)) if is_permitted else NOT_PERMITTED
+    sys.stdout.write(json.dumps(vars(refused)))
+
+
+@contextmanager
+def _overheard() -> Iterator[list[str]]:
+    """The lines that are written to stderr meanwhile, which is all that libbcc tells; they are there afterwards."""
+    lines: list[str] = []
+    kept = os.dup(2)
+    with open(os.memfd_create("stderr"), "w+", errors="replace") as heard:  # noqa: PTH123
+        os.dup2(heard.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            heard.seek(0)
+            lines += heard.read().splitlines()
+
+
+def _verifiers_last_line(log: list[str], otherwise: str) -> str:
+    lines = [line for line in log if line.strip() and not line.startswith(_VERIFIER_STATISTICS)]
+    return lines[-1].removeprefix(_PROGRAM_REFUSED) if lines else otherwise
 
 
 def _main_deaths(maps: Path, programs: Path) -> None:

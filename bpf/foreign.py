@@ -16,7 +16,7 @@ from bpf.errors import KernelRefused
 from bpf.hooks import CGROUP_HOOKS, Hook
 from bpf.syscalls import Descriptor
 
-OURS = ("ss_", "ssp_")  # how the names of our programs start: the real ones' and the probe's
+OURS = "ss_"  # how the names of our programs start
 _OVERRIDE, _MULTI = 1, 2  # BPF_F_ALLOW_OVERRIDE, BPF_F_ALLOW_MULTI (uapi/linux/bpf.h)
 
 
@@ -59,7 +59,7 @@ def find_foreign(attach_point: Path) -> list[Foreign]:
 
 
 def _attached(directory: int, hook: Hook) -> syscalls.Attached:
-    """What the hook has; nothing where the kernel does not know it, which is for features.py to say."""
+    """What the hook has; nothing where the kernel does not know it, which loading the programs shows."""
     try:
         return syscalls.attached_to(directory, hook.attach_type)
     except KernelRefused as error:

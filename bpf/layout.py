@@ -180,24 +180,6 @@ class DestinationEntry(ctypes.Structure):
     _fields_ = [("address", Address), ("port_be", U16), ("family", U16), ("zero32", U32)]
 
 
-class OpenerEntry(ctypes.Structure):
-    """Who opened a socket."""
-
-    _fields_ = [("uid", U32), ("gid", U32), ("cgroup", U64)]
-
-
-class SocketStateEntry(ctypes.Structure):
-    """What a socket carries; user space never reads it."""
-
-    _fields_ = [("original", DestinationEntry), ("opener", OpenerEntry), ("flags", U32), ("zero32", U32)]
-
-
-class NameserversEntry(ctypes.Structure):
-    """Whom a socket has asked; user space never reads it."""
-
-    _fields_ = [("slot", DestinationEntry * 4), ("used", U32), ("zero32", U32)]
-
-
 class Level(IntEnum):
     """enum level: how far connections within the node skip TCP's path."""
 
@@ -236,24 +218,6 @@ class MeetingEntry(ctypes.Structure):
     """The sockets of a connection; user space never reads it."""
 
     _fields_ = [("cookie", U64), ("client", U64), ("server", U64), ("level", U32), ("captured", U32)]
-
-
-class PairingEntry(ctypes.Structure):
-    """What a socket knows of its other end; user space never reads it."""
-
-    _fields_ = [
-        ("peer", EndKey),
-        ("own_socket", U64),
-        ("peer_socket", U64),
-        ("allocated", U64),
-        ("marks", U64),
-        ("level", U32),
-        ("small", U32),
-        ("to_proxy", U8),
-        ("has_passed", U8),
-        ("zero16", U16),
-        ("zero32", U32),
-    ]
 
 
 class TrafficEntry(ctypes.Structure):
@@ -397,39 +361,5 @@ RULES = (
     "deny",
 )
 
-# maps without entries to open: what is kept with sockets, and the ring of events
-STORAGES: dict[str, type[ctypes.Structure] | None] = {
-    "sockets": SocketStateEntry,
-    "resolvers": NameserversEntry,
-    "pairings": PairingEntry,
-    "events": None,
-}
-
-# the struct of maps.h each mirror stands for; the layout test walks this
-MIRRORS: dict[str, type[ctypes.Structure]] = {
-    "address": Address,
-    "pod": PodEntry,
-    "port_key": PortKey,
-    "network_key": NetworkKey,
-    "address_key": AddressKey,
-    "own_address": OwnAddressEntry,
-    "route": RouteEntry,
-    "interface_key": InterfaceKey,
-    "listener_key": ListenerKey,
-    "connection_key": ConnectionKey,
-    "destination": DestinationEntry,
-    "opener": OpenerEntry,
-    "socket_state": SocketStateEntry,
-    "nameservers": NameserversEntry,
-    "connection": Connection,
-    "end_key": EndKey,
-    "meeting": MeetingEntry,
-    "pairing": PairingEntry,
-    "traffic": TrafficEntry,
-    "tally": TallyEntry,
-    "tracing": TracingEntry,
-    "event": Event,
-    "node": NodeEntry,
-    "build": BuildEntry,
-    "steering": SteeringEntry,
-}
+# maps without entries to open, with the bytes of a value: what is kept with sockets, and the ring of events
+STORAGES = {"sockets": 48, "resolvers": 104, "pairings": 104, "events": 0}

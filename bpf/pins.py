@@ -91,10 +91,10 @@ class Pins:
             "--bpffs that was attached with"
         )
 
-    def has_values(self, name: str, value: type[ctypes.Structure]) -> bool:
-        """Whether a map's values are as large as this version's. Raises KernelRefused."""
+    def has_values(self, name: str, size: int) -> bool:
+        """Whether a map's values have so many bytes. Raises KernelRefused."""
         with Descriptor(syscalls.open_pin(self.maps / name)) as opened:
-            return bool(syscalls.map_info(opened.fd).value_size == ctypes.sizeof(value))
+            return bool(syscalls.map_info(opened.fd).value_size == size)
 
     def open_map(self, name: str) -> int:
         """A descriptor of a table, its shape checked against layout.py. Raises NotAttached, OtherVersion."""

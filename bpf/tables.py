@@ -73,11 +73,12 @@ class Table(Generic[Key, Value]):
         size = ctypes.sizeof(self._value)
         # each CPU's own value is padded to eight bytes
         self._entry_bytes = -(-size // 8) * 8 * self._cpus if self._cpus else size
+        self._blank = ctypes.c_char * self._entry_bytes
 
     def get(self, key: Key) -> Value | None:
         """The entry of `key`, or None."""
         raw = self._blank()
-        return self._told(raw.raw) if syscalls.map_lookup(self.descriptor, key, raw) else None
+        return self._told(raw) if syscalls.map_lookup(self.descriptor, key, raw) else None
 
     def put(self, key: Key, value: Value) -> None:
         """Create or replace. Raises TableFull when there is no room."""
@@ -122,10 +123,7 @@ class Table(Generic[Key, Value]):
             raise syscalls.refused("bpf_map_update_elem", self.name, number)
         return not number
 
-    def _blank(self) -> "ctypes.Array[ctypes.c_char]":
-        return ctypes.create_string_buffer(self._entry_bytes)
-
-    def _told(self, raw: bytes) -> Value:
+    def _told(self, raw: "bytes | ctypes.Array[ctypes.c_char]") -> Value:
         if self._cpus:
             counters = ctypes.c_uint64 * (ctypes.sizeof(self._value) // 8)
             raw = bytes(counters(*map(sum, zip(*(counters * self._cpus).from_buffer_copy(raw), strict=True))))

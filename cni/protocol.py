@@ -100,25 +100,21 @@ def receive_message(connection: socket.socket) -> tuple[bytes, list[int]]:
 
     Raises InvalidRequest for a message that is too long or ends early, TimeoutError when the peer dawdles.
     """
-    data, descriptors, _, _ = socket.recv_fds(connection, 65536, 1)
+    head, descriptors, _, _ = socket.recv_fds(connection, _LENGTH.size, 1)
     try:
-        length = None
-        buffer = bytearray(data)
-        while length is None or len(buffer) < length + _LENGTH.size:
-            if length is None and len(buffer) >= _LENGTH.size:
-                (length,) = _LENGTH.unpack_from(buffer)
-                if not 0 < length <= MAX_MESSAGE:
-                    raise InvalidRequest(f"message of {length} bytes; 1 to {MAX_MESSAGE} are possible")
-                continue
-            chunk = connection.recv(65536)
-            if not chunk:
-                raise InvalidRequest(f"the message ended after {len(buffer)} bytes")
-            buffer += chunk
+        with connection.makefile("rb") as stream:
+            head += stream.read(_LENGTH.size - len(head))
+            length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
+            if not 0 < length <= MAX_MESSAGE:
+                raise InvalidRequest(f"message of {length} bytes; 1 to {MAX_MESSAGE} are possible")
+            body = stream.read(length)
+        if len(body) < length:
+            raise InvalidRequest(f"the message ended after {len(body)} of {length} bytes")
+        return body, descriptors
     except BaseException:
         for descriptor in descriptors:
             socket.close(descriptor)
         raise
-    return bytes(buffer[_LENGTH.size : _LENGTH.size + length]), descriptors
 
 
 def decode(message: bytes) -> Request:

@@ -84,7 +84,7 @@ class Verbs:
             pod=str(entries.identity),
             container=request.container_id,
             netns_cookie=cookie,
-            addresses=" ".join(str(each.ip) for each in entries.surroundings.addresses),
+            addresses=" ".join(str(each.ip) for each in entries.sandbox.addresses),
         )
         if policy.invalid_drop:
             log.info(

@@ -14,7 +14,17 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[1]
 INDEX = "index.md"
 # what pages may link to, as it is
-BESIDE = ("CHANGELOG.md", "LICENSE", "bench", "manifests", "sidestep")
+BESIDE = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "LICENSE",
+    "bench",
+    "installer/__init__.py",
+    "locks",
+    "manifests",
+    "sidestep",
+)
 
 
 def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
@@ -36,4 +46,4 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         markdown = re.sub(r"\]\(docs/", "](", markdown)
     markdown = re.sub(r"\]\(\.\./README\.md", f"]({INDEX}", markdown)
     markdown = re.sub(r"\]\(\.\./", "](", markdown)
-    return re.sub(r"\]\((CHANGELOG|bench/[^)]*)\.md", r"](\1.txt", markdown)
+    return re.sub(r"\]\((CHANGELOG|CONTRIBUTING|SECURITY|bench/[^)]*)\.md", r"](\1.txt", markdown)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the Dockerfile without any registry: `make image` → build/image/sidestep.tar, an OCI archive.
+# Builds the Dockerfile without any registry: `make image` → build/image/sidestep.tar, an OCI archive, and
+# build/image/sbom.spdx.json, which lists the Debian and Python packages in it.
 #
 # The base is a Debian 12 made by debootstrap from the same mirror as this machine's own packages. The build sees the
 # machine's pip configuration and certificates; none of them stays in the image.
@@ -37,8 +38,11 @@ if [ -n "$index" ]; then
 fi
 
 echo "image: building"
+version=$(sed -n 's/^VERSION = "\([^"]*\)".*/\1/p' installer/__init__.py)
 buildah "${storage[@]}" build -q --isolation chroot --layers --network host "${mounts[@]}" \
-    --build-arg BASE=localhost/debian:12 --format docker --tag localhost/sidestep . > "$out/id"
-rm -f "$out/sidestep.tar"
+    --build-arg BASE=localhost/debian:12 --build-arg VERSION="$version" --format docker --tag localhost/sidestep . > "$out/id"
+rm -f "$out/sidestep.tar" "$out/sbom.spdx.json"
 buildah "${storage[@]}" push -q localhost/sidestep "oci-archive:$out/sidestep.tar:localhost/sidestep:latest"
+SYFT_CHECK_FOR_APP_UPDATE=false .venv/bin/syft scan -q "oci-archive:$out/sidestep.tar" \
+    --source-name sidestep --source-version "$version" -o "spdx-json=$out/sbom.spdx.json"
 echo "image: build/image/sidestep.tar, $(du -h "$out/sidestep.tar" | cut -f1)"

@@ -1,16 +1,20 @@
 """A node for one process, to try the real programs on: cgroup, bpffs and network namespace of its own.
 
 The cgroup is the parent's to make and take down. All else is in namespaces of the child's own, so nothing outlives it,
-however it ends; only an empty cgroup may, which the next trial removes.
+however it ends; only an empty cgroup may, which the next trial removes, and an empty directory for temporary files.
 """
 
 import ctypes
+import errno
 import fcntl
 import os
+import secrets
+import shutil
 import socket
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
@@ -20,7 +24,6 @@ from bpf.attachment import attach_programs
 from bpf.errors import KernelRefused
 from bpf.kernel import cgroup2_root, own_cgroup
 from bpf.pins import Pins
-from bpf.probing import scratch
 from bpf.syscalls import Descriptor
 from bpf.tables import Tables
 from cni.enrolment.enroll import Enrolments
@@ -30,13 +33,16 @@ from cni.netns.rtnl import LOCAL_TABLE, Rtnl
 from cni.netns.sandbox import look
 from cni.policy.annotations import CapturePolicy
 
+PREFIX = "sidestep-trial-"
+_REMOVAL_SECONDS = 2.0  # until a child's cgroup is empty; the kernel takes milliseconds
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NEWNS, _NEWNET = 0x20000, 0x40000000  # uapi/linux/sched.h
 _RECURSIVE_PRIVATE = 0x44000  # MS_REC | MS_PRIVATE, uapi/linux/mount.h
 _GET_FLAGS, _SET_FLAGS, _UP = 0x8913, 0x8914, 1  # uapi/linux/sockios.h, if.h
 _PROXY = 1337
 _LO = 1
-POD = "192.0.2.1"  # for documentation (RFC 5737): it leads nowhere but into this namespace
+# for documentation (RFC 5737, RFC 3849): they lead nowhere but into this namespace
+POD, POD6 = "192.0.2.1", "2001:db8::1"
 
 
 def scratch_places(point: Path | None) -> list[Path]:
@@ -57,7 +63,7 @@ def scratch_cgroup(parent: Path) -> Iterator[Path]:
     """An empty cgroup below `parent`; what is in it when it is left is killed. Raises KernelRefused."""
     stack = ExitStack()
     try:
-        made = stack.enter_context(scratch.scratch_cgroup(parent))
+        made = stack.enter_context(_scratch(parent, _remove_cgroup))
     except OSError as error:
         raise KernelRefused(f"cgroup {error.filename or parent}: {error.strerror}") from error
     try:
@@ -69,6 +75,56 @@ def scratch_cgroup(parent: Path) -> Iterator[Path]:
             stack.close()
 
 
+@contextmanager
+def scratch_pins(bpffs: Path) -> Iterator[Path]:
+    """A directory on a bpffs, removed afterwards with what was pinned there. Raises OSError when none can be made."""
+    with _scratch(bpffs, shutil.rmtree) as path:
+        yield path
+
+
+@contextmanager
+def _scratch(below: Path, remove: Callable[[Path], None]) -> Iterator[Path]:
+    """A directory that is locked while in use, so that another trial knows it from what a dead one has left."""
+    _clear_leftovers(below, remove)
+    path, fd = _make_locked(below)
+    with Descriptor(fd):
+        try:
+            yield path
+        finally:
+            remove(path)
+
+
+def _make_locked(below: Path) -> tuple[Path, int]:
+    while True:
+        path = below / f"{PREFIX}{secrets.token_hex(4)}"
+        path.mkdir(mode=0o700)
+        with suppress(FileNotFoundError):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if path.exists():
+                return path, fd
+            os.close(fd)  # before it was locked, another trial took it for a leftover
+
+
+def _clear_leftovers(below: Path, remove: Callable[[Path], None]) -> None:
+    for path in below.glob(f"{PREFIX}*"):
+        with suppress(OSError), Descriptor(os.open(path, os.O_RDONLY | os.O_DIRECTORY)) as directory:
+            fcntl.flock(directory.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove(path)
+
+
+def _remove_cgroup(path: Path) -> None:
+    """Retries while the last process is leaving."""
+    deadline = time.monotonic() + _REMOVAL_SECONDS
+    while True:
+        try:
+            return path.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+
+
 @dataclass(frozen=True)
 class Scratch:
     """A node whose one pod is this process."""
@@ -76,26 +132,27 @@ class Scratch:
     pins: Pins
     tables: Tables
     cookie: int
+    captures_ipv6: bool
 
 
 @contextmanager
 def scratch_node(cgroup: Path, policy: CapturePolicy, local: Sequence[str] = ()) -> Iterator[Scratch]:
     """Move this process, for good, into a pod at POD; `local` are networks whose addresses are its own to bind.
 
-    Raises OSError, SidestepError.
+    Of a policy that is for both families the pod is at POD6 too, unless IPv6 is off. Raises OSError, SidestepError.
     """
     (cgroup / "cgroup.procs").write_text(str(os.getpid()))
     if _LIBC.unshare(_NEWNS | _NEWNET) != 0:
         raise OSError(ctypes.get_errno(), "unshare: " + os.strerror(ctypes.get_errno()))
     _mount(b"none", Path("/"), None, _RECURSIVE_PRIVATE)
     with ExitStack() as stack:
-        bpffs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=scratch.PREFIX)))
+        bpffs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX)))
         _mount(b"bpf", bpffs, b"bpf", 0)
         stack.callback(_LIBC.umount, os.fsencode(bpffs))
         pins = Pins(bpffs)
         attach_programs(pins, cgroup)
         tables = stack.enter_context(Tables(pins))
-        yield Scratch(pins, tables, _enrol(pins, tables, policy, local))
+        yield _enrol(pins, tables, policy, local)
 
 
 def _mount(source: bytes, target: Path, kind: bytes | None, flags: int) -> None:
@@ -103,19 +160,34 @@ def _mount(source: bytes, target: Path, kind: bytes | None, flags: int) -> None:
         raise OSError(ctypes.get_errno(), f"mount {target}: " + os.strerror(ctypes.get_errno()))
 
 
-def _enrol(pins: Pins, tables: Tables, policy: CapturePolicy, local: Sequence[str]) -> int:
-    """Make this very namespace a pod; returns its cookie."""
+def _enrol(pins: Pins, tables: Tables, policy: CapturePolicy, local: Sequence[str]) -> Scratch:
+    """Make this very namespace a pod."""
     _bring_up_lo()
+    versions = (4, 6) if policy.dual_stack and _has_ipv6() else (4,)
     with Rtnl() as rtnl:
-        rtnl.add_address(ip_address(POD), _LO)
-        for network in local:
-            rtnl.make_local(ip_network(network), _LO, LOCAL_TABLE, None)
+        for address in map(ip_address, (POD, POD6)):
+            if address.version in versions:
+                rtnl.add_address(address, _LO)
+        for network in map(ip_network, local):
+            if network.version in versions:
+                rtnl.make_local(network, _LO, LOCAL_TABLE, None)
         sandbox = look(rtnl)
-        prepare(rtnl, sandbox, False, False)
+        ipv6 = sandbox.captures_ipv6(policy.dual_stack)
+        prepare(rtnl, sandbox, ipv6, False)
     identity = Identity("probe", "probe", "probe", "probe", "", "lo")
     with Descriptor(os.open("/proc/self/ns/net", os.O_RDONLY)) as netns:
         Enrolments(pins, tables).add(sandbox.cookie, entries_of(identity, policy, sandbox, (_PROXY, _PROXY)), netns.fd)
-    return sandbox.cookie
+    return Scratch(pins, tables, sandbox.cookie, ipv6)
+
+
+def _has_ipv6() -> bool:
+    """In this namespace, whose lo has ::1 then."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as tried:
+            tried.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 def _bring_up_lo() -> None:

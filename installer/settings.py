@@ -77,7 +77,7 @@ class Attachment:
     @property
     def pins(self) -> "Pins":
         """The pins on the chosen bpffs."""
-        from bpf.pins import Pins  # which loads libbpf: --help, completion and the manual do without
+        from bpf.pins import Pins  # which loads libbpf: --help and completion do without
 
         return Pins(self.bpffs)
 

@@ -21,7 +21,7 @@ from cni.errors import SandboxInvalid
 from cni.netns.listeners import Proxy, listeners_of
 from cni.netns.netfilter import is_captured_by_istio
 from cni.netns.processes import Crowd, crowds, netns_of_crowd
-from cni.netns.sandbox import look, own_cookie, visit
+from cni.netns.sandbox import addresses_in, own_cookie, visit
 from cni.netns.userns import outside_ids
 from cni.policy.annotations import policy_of
 from cni.policy.pod import Pod
@@ -109,7 +109,7 @@ class Adoption:
         if netns is None:
             return []
         with Descriptor(netns), suppress(SandboxInvalid):
-            return [str(each.ip) for each in visit(netns, look).addresses]
+            return [str(each.ip) for each in visit(netns, lambda rtnl: list(addresses_in(rtnl)))]
         return []
 
     def _adopt(self, pod: Pod, crowd: Crowd, netns: int) -> Adopted:

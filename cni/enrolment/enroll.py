@@ -18,9 +18,10 @@ from bpf.pins import Pins
 from bpf.tables import Table, Tables
 from cni.enrolment import rows
 from cni.enrolment.enrolled import Enrolled, Keys, Known
-from cni.enrolment.entries import Entries, Identity, Surroundings, with_denied
-from cni.enrolment.rows import TableRow, lasting_rows, live_rows
+from cni.enrolment.entries import Entries, Identity, with_denied
+from cni.enrolment.rows import TableRow, live_rows, port_rows, rows_of
 from cni.errors import RegistrationFailed
+from cni.netns.sandbox import Sandbox
 
 _SO_COOKIE = 57  # uapi/asm-generic/socket.h, Linux 4.12
 
@@ -39,28 +40,25 @@ class Enrolments(Enrolled):
         Raises RegistrationFailed naming the table or link that stood in the way.
         """
         with self._lock, ExitStack() as undo:
-            before = self._index.get(cookie)
-            lasting, live = list(lasting_rows(cookie, entries)), list(live_rows(cookie, entries.surroundings))
+            wanted = list(rows_of(cookie, entries))
             try:
                 pod = entries.pod()
-                for row in lasting:
-                    self._put(undo, row)
                 self._begin_counting(undo, cookie)
                 if links.link_pod(self._pins, cookie, netns_fd):
                     undo.callback(links.unlink_pod, self._pins, cookie)
-                for row in live:
-                    self._put(undo, row)
+                for row in wanted:
+                    _put(undo, self._table(row.table), row.key, row.value)
                 _put(undo, self._tables.pods, Cookie(cookie), pod)
             except SidestepError as error:
                 if isinstance(error, RegistrationFailed):
                     raise
                 raise RegistrationFailed(f"{entries.identity} could not be enrolled: {error}") from error
             undo.pop_all()
-            self._index[cookie] = Known(entries.identity, _keys([*lasting, *live]))
+            before, self._index[cookie] = self._index.get(cookie), Known(entries.identity, _keys(wanted))
             if before:
                 self._drop(before.keys - self._index[cookie].keys)
 
-    def follow(self, cookie: int, surroundings: Surroundings) -> None:
+    def follow(self, cookie: int, sandbox: Sandbox, excluded_interfaces: Collection[str]) -> None:
         """Bring a pod's addresses, routes and interfaces up to date; nothing happens to one that is gone.
 
         Raises TableFull, with what fitted in place.
@@ -69,15 +67,15 @@ class Enrolments(Enrolled):
             known, pod = self._index.get(cookie), self._tables.pods.get(Cookie(cookie))
             if known is None or pod is None:
                 return
-            live = list(live_rows(cookie, surroundings))
-            lasting = {key for key in known.keys if key[0] in rows.LASTING}
-            self._index[cookie] = Known(known.identity, known.keys | _keys(live))
+            live = list(live_rows(cookie, sandbox, excluded_interfaces))
+            gone = {key for key in known.keys if key[0] not in rows.LASTING} - _keys(live)
+            known.keys.update(_keys(live))
             for row in live:
                 self._table(row.table).put(row.key, row.value)
-            self._index[cookie] = Known(known.identity, lasting | _keys(live))
-            self._drop(known.keys - self._index[cookie].keys)
-            pod.source4, pod.source6 = Address.of(surroundings.source4), Address.of(surroundings.source6)
-            pod.flags = pod.flags | PodFlags.ROUTES if surroundings.ways else pod.flags & ~PodFlags.ROUTES
+            self._drop(gone)
+            known.keys.difference_update(gone)
+            pod.source4, pod.source6 = Address.of(sandbox.routable(4)), Address.of(sandbox.routable(6))
+            pod.flags = pod.flags | PodFlags.ROUTES if sandbox.ways else pod.flags & ~PodFlags.ROUTES
             self._tables.pods.put(Cookie(cookie), pod)
 
     def deny(self, cookie: int, denied: Mapping[int, PortRule]) -> bool:
@@ -95,13 +93,14 @@ class Enrolments(Enrolled):
                 flags = flags | flag if wanted else flags & ~flag
             if (after, flags) == (before, pod.flags):
                 return False
-            for port, rule in after.items():
-                _put(undo, self._tables.port_rules, PortKey(cookie, port), Word(rule))
+            ports = list(port_rows(cookie, after))
+            for row in ports:
+                _put(undo, self._table(row.table), row.key, row.value)
             pod.flags, pod.port_rules = flags, len(after)
             self._tables.pods.put(Cookie(cookie), pod)
             undo.pop_all()
-            known.keys.update(("port_rules", bytes(PortKey(cookie, port))) for port in after)
-            gone = {("port_rules", bytes(PortKey(cookie, port))) for port in before if port not in after}
+            gone = {key for key in known.keys if key[0] == "port_rules"} - _keys(ports)
+            known.keys.update(_keys(ports))
             self._drop(gone)
             known.keys.difference_update(gone)
             return True
@@ -176,9 +175,6 @@ class Enrolments(Enrolled):
                 if cookie not in alive or cookie not in self._index:
                     links.unlink_pod(self._pins, cookie)
             return gone
-
-    def _put(self, undo: ExitStack, row: TableRow) -> None:
-        _put(undo, self._table(row.table), row.key, row.value)
 
     def _drop(self, keys: Keys) -> None:
         for name, raw in keys:

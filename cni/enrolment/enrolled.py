@@ -15,7 +15,7 @@ from bpf.pins import Pins
 from bpf.tables import Table, Tables
 from cni.enrolment import rows
 from cni.enrolment.entries import Entries, Identity
-from cni.enrolment.rows import lasting_rows, live_rows
+from cni.enrolment.rows import rows_of
 
 _NOBODY = Identity("", "", "", "", "", "")
 Keys = set[tuple[str, bytes]]  # by table
@@ -108,7 +108,7 @@ class Enrolled:
                 f"entry of {entries.identity} is {Identity.of(pod)} with flags {PodFlags(pod.flags)!s}, "
                 f"should have flags {entries.flags!s}, or differs in proxy ids, sources or counts"
             )
-        for row in (*lasting_rows(cookie, entries), *live_rows(cookie, entries.surroundings)):
+        for row in rows_of(cookie, entries):
             stored = self._table(row.table).get(row.key)
             if stored is None or bytes(stored) != bytes(row.value):
                 found.append(row.meaning)

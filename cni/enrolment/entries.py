@@ -3,11 +3,10 @@
 import ctypes
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 
 from bpf.layout import Address, Level, NetworkVerdict, PodEntry, PodFlags, PortRule
 from cni.errors import RegistrationFailed
-from cni.netns.sandbox import InterfaceAddress, Sandbox, Way
+from cni.netns.sandbox import Sandbox
 from cni.policy.annotations import CapturePolicy, Network
 from cni.policy.prefixes import effective_prefixes
 
@@ -41,17 +40,6 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """The part of a pod's entries that follows its namespace as that changes; `excluded` are interface indices."""
-
-    source4: IPv4Address | None
-    source6: IPv6Address | None
-    addresses: tuple[InterfaceAddress, ...]
-    excluded: frozenset[int]
-    ways: dict[Network, Way]
-
-
-@dataclass(frozen=True)
 class Entries:
     """One pod's part of each table, by plain values."""
 
@@ -63,7 +51,7 @@ class Entries:
     excluded_interfaces: tuple[str, ...]
     port_rules: dict[int, PortRule]
     networks: dict[Network, NetworkVerdict]
-    surroundings: Surroundings
+    sandbox: Sandbox  # the part that follows the namespace as that changes
 
     def pod(self) -> PodEntry:
         """The value of the pods table. Raises RegistrationFailed when a name does not fit its field."""
@@ -74,8 +62,8 @@ class Entries:
             port_rules=len(self.port_rules),
             networks=len(self.networks),
             acceleration=self.acceleration,
-            source4=Address.of(self.surroundings.source4),
-            source6=Address.of(self.surroundings.source6),
+            source4=Address.of(self.sandbox.routable(4)),
+            source6=Address.of(self.sandbox.routable(6)),
         )
         texts = {field: getattr(self.identity, field) for field in Identity.__dataclass_fields__}
         texts["excluded_interfaces"] = _SEPARATOR.join(self.excluded_interfaces)
@@ -108,35 +96,21 @@ def entries_of(identity: Identity, policy: CapturePolicy, sandbox: Sandbox, ids:
         (PodFlags.TPROXY, policy.mode == "TPROXY"),
         (PodFlags.EARLY_OUTBOUND, policy.early_outbound),
         (PodFlags.STRICT, policy.strict_proxy),
-        (PodFlags.ROUTES, sandbox.routing.ways),
+        (PodFlags.ROUTES, sandbox.ways),
         (PodFlags.DENIES, policy.deny_outbound_ports | policy.deny_inbound_ports),
     ):
         if wanted:
             flags |= flag
-    excluded = tuple(dict.fromkeys(policy.exclude_interfaces))
     return Entries(
         identity=identity,
         flags=flags,
         proxy_uid=ids[0],
         proxy_gid=ids[1],
         acceleration=policy.acceleration,
-        excluded_interfaces=excluded,
+        excluded_interfaces=tuple(dict.fromkeys(policy.exclude_interfaces)),
         port_rules=port_rules,
         networks=networks,
-        surroundings=surroundings_of(sandbox, excluded),
-    )
-
-
-def surroundings_of(sandbox: Sandbox, excluded_interfaces: Collection[str]) -> Surroundings:
-    """What a namespace's present state means for a pod that excludes those interfaces."""
-    source4, source6 = sandbox.routable(4), sandbox.routable(6)
-    interfaces = sandbox.routing.interfaces
-    return Surroundings(
-        source4=source4 if isinstance(source4, IPv4Address) else None,
-        source6=source6 if isinstance(source6, IPv6Address) else None,
-        addresses=sandbox.addresses,
-        excluded=frozenset(interfaces[name] for name in excluded_interfaces if name in interfaces),
-        ways=dict(sandbox.routing.ways),
+        sandbox=sandbox,
     )
 
 

@@ -16,7 +16,7 @@ import structlog
 from bpf.errors import SidestepError
 from bpf.layout import PodEntry, PodFlags
 from cni.enrolment.enroll import Enrolments
-from cni.enrolment.entries import Identity, excluded_interfaces_of, surroundings_of
+from cni.enrolment.entries import Identity, excluded_interfaces_of
 from cni.enrolment.strict_proxies import StrictProxies
 from cni.errors import SandboxInvalid
 from cni.netns.namespaces import find_netns
@@ -162,7 +162,7 @@ class Follower:
                 prepare(rtnl, sandbox, PodFlags.IPV6 in flags, PodFlags.TPROXY in flags, self._proc)
             return sandbox
 
-        self._enrolments.follow(cookie, surroundings_of(visit(netns, inside), excluded))
+        self._enrolments.follow(cookie, visit(netns, inside), excluded)
 
 
 def _name(pod: PodEntry) -> str:

@@ -1,7 +1,7 @@
 """One pod's entries as rows of the tables, so that writing, comparing and removing them need not know what they say."""
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from bpf.layout import (
@@ -16,7 +16,8 @@ from bpf.layout import (
     RouteEntry,
     Word,
 )
-from cni.enrolment.entries import Entries, Surroundings
+from cni.enrolment.entries import Entries
+from cni.netns.sandbox import Sandbox
 
 # the tables with rows of single pods, beside pods itself
 LASTING = ("port_rules", "networks")
@@ -32,25 +33,30 @@ class TableRow(NamedTuple):
     meaning: str
 
 
-def lasting_rows(cookie: int, entries: Entries) -> Iterator[TableRow]:
-    """What the annotations say: it stays as it is for the pod's life."""
-    for port, rule in entries.port_rules.items():
-        meaning = f"port {port} should be {PortRule(rule)!s}"
-        yield TableRow("port_rules", PortKey(cookie, port), Word(rule), meaning)
+def rows_of(cookie: int, entries: Entries) -> Iterator[TableRow]:
+    """All that a pod has. What the annotations say comes first, and stays as it is for the pod's life."""
+    yield from port_rows(cookie, entries.port_rules)
     for network, verdict in entries.networks.items():
         meaning = f"range {network} should be {NetworkVerdict(verdict).name}"
         yield TableRow("networks", NetworkKey.of(cookie, network), Word(verdict), meaning)
+    yield from live_rows(cookie, entries.sandbox, entries.excluded_interfaces)
 
 
-def live_rows(cookie: int, surroundings: Surroundings) -> Iterator[TableRow]:
+def port_rows(cookie: int, port_rules: Mapping[int, PortRule]) -> Iterator[TableRow]:
+    """The rules of ports."""
+    for port, rule in port_rules.items():
+        yield TableRow("port_rules", PortKey(cookie, port), Word(rule), f"port {port} should be {PortRule(rule)!s}")
+
+
+def live_rows(cookie: int, sandbox: Sandbox, excluded_interfaces: Collection[str]) -> Iterator[TableRow]:
     """What the namespace looks like: it changes with it."""
-    for network, way in surroundings.ways.items():
+    for network, way in sandbox.ways.items():
         meaning = f"route to {network} should leave through interface {way.ifindex} from {way.source}"
         yield TableRow(
             "routes", NetworkKey.of(cookie, network), RouteEntry(way.ifindex, Address.of(way.source)), meaning
         )
-    for ifindex in surroundings.excluded:
+    for ifindex in (sandbox.interfaces[name] for name in excluded_interfaces if name in sandbox.interfaces):
         yield TableRow("interfaces", InterfaceKey(cookie, ifindex), Word(1), f"interface {ifindex} should be excluded")
-    for each in surroundings.addresses:
+    for each in sandbox.addresses:
         own = OwnAddressEntry(each.ifindex, Address.of(each.source))
         yield TableRow("addresses", AddressKey.of(cookie, each.ip), own, f"address {each.ip} should be registered")

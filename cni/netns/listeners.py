@@ -6,7 +6,6 @@ later. Such sockets are fetched from the process that has them and registered as
 
 import os
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -16,14 +15,12 @@ from typing import NamedTuple
 
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
 from bpf.syscalls import Descriptor
-from cni.errors import SandboxInvalid
 from cni.netns.pidfd import copy_of, sockets_of
+from cni.netns.proc_net import SocketRow, table
 from cni.netns.processes import GONE
-from cni.netns.sandbox import visit
-from cni.netns.sock_diag import LISTEN, Diag
+from cni.netns.sandbox import cookie_of_socket, visit
+from cni.netns.sock_diag import LISTEN, Diag, TcpSocket
 
-_SO_NETNS_COOKIE = 71  # uapi/asm-generic/socket.h, Linux 5.14
-_LISTEN = "0A"  # TCP_LISTEN in proc_pid_net(5)
 _PORTS = (INBOUND_PORT, OUTBOUND_PORT)
 
 
@@ -50,7 +47,7 @@ def listeners_of(proxy: Proxy, pids: list[int], proc: Path) -> Iterator[Listener
 
     Takes CAP_SYS_PTRACE and the node's process ids. What ends meanwhile is left out.
     """
-    wanted = _listening(pids, proc)
+    wanted = _listening_for_proxies(pids, proc)
     if not wanted:
         return
     found: dict[int, list[tuple[int, int, int]]] = {socket.AF_INET: [], socket.AF_INET6: []}
@@ -67,43 +64,27 @@ def listeners_of(proxy: Proxy, pids: list[int], proc: Path) -> Iterator[Listener
                 yield Listener(copy, port, address in ("0.0.0.0", "::"))
 
 
-def _listening(pids: list[int], proc: Path) -> dict[int, int]:
-    """Inode → family of what listens on the proxy's ports in the namespace that all these processes are in.
+def listening() -> list[TcpSocket | SocketRow]:
+    """What listens in the calling thread's namespace.
 
     sock_diag(7) goes over listeners alone. net/tcp goes over every bucket of the machine's table of connections, which
     takes milliseconds each time; it is for kernels without tcp_diag.
     """
+    try:
+        with Diag() as diag:
+            return list(diag.sockets(LISTEN))
+    except OSError:
+        return [each for each in chain(table("tcp"), table("tcp6")) if each.state == LISTEN]
+
+
+def _listening_for_proxies(pids: list[int], proc: Path) -> dict[int, int]:
+    """Inode → family of what listens on the proxy's ports in the namespace that all these processes are in."""
     for pid in pids:
-        process = proc / str(pid)
-        with suppress(*GONE), Descriptor(os.open(process / "ns/net", os.O_RDONLY | os.O_CLOEXEC)) as netns:
-            try:
-                return visit(netns.fd, lambda _: dict(_asked()))
-            except SandboxInvalid:
-                return dict(_rows(process / "net/tcp", socket.AF_INET)) | dict(
-                    _rows(process / "net/tcp6", socket.AF_INET6)
-                )
+        with suppress(*GONE), Descriptor(os.open(proc / str(pid) / "ns/net", os.O_RDONLY | os.O_CLOEXEC)) as netns:
+            return {
+                each.inode: each.family for each in visit(netns.fd, lambda _: listening()) if each.local_port in _PORTS
+            }
     return {}
-
-
-def _asked() -> Iterator[tuple[int, int]]:
-    """Of the namespace that the calling thread is in."""
-    with Diag() as diag:
-        for each in diag.sockets(LISTEN):
-            if each.local_port in _PORTS:
-                yield each.inode, each.family
-
-
-def _rows(path: Path, family: int) -> Iterator[tuple[int, int]]:
-    if not path.exists():  # no IPv6 in this kernel
-        return
-    with path.open() as lines:
-        next(lines, None)
-        for line in lines:
-            columns = line.split()
-            if columns[3] != _LISTEN:  # they come first
-                return
-            if int(columns[1].rpartition(":")[2], 16) in _PORTS:
-                yield int(columns[9]), family
 
 
 def _is_of_container(proc: Path, pid: int, container: str) -> bool:
@@ -115,7 +96,6 @@ def _is_of_container(proc: Path, pid: int, container: str) -> bool:
 def _is_listener(copy: socket.socket, proxy: Proxy) -> bool:
     """Whether it listens for this pod's proxy. It belongs to whoever opened it, as Istio's owner rules have it."""
     owner = os.fstat(copy.fileno())
-    (cookie,) = struct.unpack("=Q", copy.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))
-    if cookie != proxy.cookie or not copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+    if cookie_of_socket(copy) != proxy.cookie or not copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return False
     return owner.st_uid == proxy.uid or owner.st_gid == proxy.gid

@@ -14,14 +14,12 @@ from bpf.errors import SidestepError
 from bpf.kernel import capabilities
 from bpf.syscalls import Descriptor
 from cni.errors import SandboxInvalid
+from cni.netns.processes import GONE
 from cni.netns.sandbox import own_cookie, visit
 
 PROC = Path("/proc")
 # uapi/linux/capability.h: seeing other users' namespaces, and entering any
 _LOOKING = ((19, "CAP_SYS_PTRACE"), (21, "CAP_SYS_ADMIN"))
-
-# a process or mount that went away meanwhile, or one that is not ours to look into; not EMFILE and its like
-_NOT_THERE = (FileNotFoundError, ProcessLookupError, PermissionError, NotADirectoryError)
 
 
 class NoProcfs(SidestepError):
@@ -50,13 +48,6 @@ def find_netns(
         yield found
 
 
-@contextmanager
-def open_netns(cookie: int, inode: int | None = None, proc: Path = PROC) -> Iterator[int | None]:
-    """A descriptor of one namespace, None when it is not found; see find()."""
-    with find_netns({cookie}, None if inode is None else {inode}, proc) as found:
-        yield next((fd for _, fd in found), None)
-
-
 def _search(left: set[int], inodes: Collection[int] | None, proc: Path) -> Generator[tuple[int, int], None, None]:
     seen = {_own_inode(proc)}
     for path, inode in _places(proc):
@@ -66,7 +57,7 @@ def _search(left: set[int], inodes: Collection[int] | None, proc: Path) -> Gener
             continue
         try:
             opened = Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        except _NOT_THERE:
+        except GONE:
             continue  # the same namespace may be found in another place
         with opened as netns:
             if os.fstat(netns.fd).st_ino != inode:  # something else is mounted over it, or there by now
@@ -84,7 +75,7 @@ def _search(left: set[int], inodes: Collection[int] | None, proc: Path) -> Gener
 def _own_inode(proc: Path) -> int:
     try:
         return (proc / "self/ns/net").stat().st_ino
-    except _NOT_THERE as error:
+    except GONE as error:
         raise NoProcfs(
             f"{proc} is no procfs of this node; give one with --proc: /proc on the node, /host/proc in the agent's "
             "container"
@@ -100,14 +91,14 @@ def _places(proc: Path) -> Iterator[tuple[Path, int]]:
             if mount_namespace not in mount_namespaces:
                 mount_namespaces.add(mount_namespace)
                 yield from _mounted((proc / name / "mountinfo").read_bytes(), proc / name / "root")
-        except _NOT_THERE:
+        except GONE:
             continue
     for process in proc.iterdir():
         if process.name.isdigit():
             place = process / "ns/net"
             try:
                 inode = place.stat().st_ino
-            except _NOT_THERE:
+            except GONE:
                 continue
             yield place, inode
 

@@ -11,13 +11,11 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.nftables.main import NFTables
+
 # what Istio calls its chains: by iptables (either kind), and natively
 _CHAINS = re.compile(rb"istio[_-](inbound|output|redirect|prert)", re.IGNORECASE)
-
-# uapi/linux/netfilter/nfnetlink.h and nf_tables.h, netlink.h
-_NETLINK_NETFILTER, _GET_CHAINS = 12, 10 << 8 | 4
-_REQUEST_DUMP, _NLMSG_ERROR, _NLMSG_DONE = 0x301, 2, 3
-_HEADER = struct.Struct("=IHHII")
 
 # uapi/linux/netfilter_ipv4/ip_tables.h: struct ipt_getinfo, struct ipt_get_entries
 _IPT_SO_GET_INFO, _IPT_SO_GET_ENTRIES = 64, 65
@@ -28,31 +26,14 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 def is_captured_by_istio() -> bool:
     """Whether the calling thread's namespace has chains of Istio's. A kernel without netfilter has none."""
-    return bool(_CHAINS.search(_nft_chains()) or any(_CHAINS.search(_xt_entries(table)) for table in _xt_tables()))
+    return any(_CHAINS.search(each) for each in (*_nft_chains(), *map(_xt_entries, _xt_tables())))
 
 
-def _nft_chains() -> bytes:
-    """All nf_tables chains as the kernel tells them; names are in them as text."""
-    answer = b""
-    with suppress(OSError), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as asking:
-        asking.settimeout(5)
-        asking.send(_HEADER.pack(_HEADER.size + 4, _GET_CHAINS, _REQUEST_DUMP, 1, 0) + bytes(4))
-        while True:
-            part = asking.recv(1 << 16)
-            answer += part
-            if _is_last(part):
-                return answer
-    return answer
-
-
-def _is_last(part: bytes) -> bool:
-    offset = 0
-    while offset + _HEADER.size <= len(part):
-        length, kind, *_ = _HEADER.unpack_from(part, offset)
-        if kind in (_NLMSG_DONE, _NLMSG_ERROR):
-            return True
-        offset += max(_HEADER.size, (length + 3) & ~3)
-    return False
+def _nft_chains() -> list[bytes]:
+    """The names of all nf_tables chains, whatever their family."""
+    with suppress(OSError, NetlinkError), NFTables(nfgen_family=socket.AF_UNSPEC) as asking:
+        return [str(chain.get_attr("NFTA_CHAIN_NAME")).encode() for chain in asking.get_chains()]
+    return []
 
 
 def _xt_tables() -> list[bytes]:

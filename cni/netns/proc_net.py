@@ -3,23 +3,31 @@
 import socket
 import struct
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from typing import NamedTuple
 
 from cni.policy.decision import IPAddress
-
-LISTENING = 10  # TCP_LISTEN, uapi linux/tcp_states
 
 
 class SocketRow(NamedTuple):
     """One socket; ports in host order, IPv4-mapped addresses as IPv4."""
 
-    local: IPAddress
+    family: socket.AddressFamily
+    local_ip: IPAddress
     local_port: int
-    remote: IPAddress
+    remote_ip: IPAddress
     remote_port: int
     state: int
     inode: int
+
+
+def table(name: str) -> Iterator[SocketRow]:
+    """The rows of one file (tcp, tcp6, udp, udp6) in the calling thread's namespace; none in a kernel without IPv6."""
+    path = Path("/proc/thread-self/net") / name
+    if path.exists():
+        with path.open() as lines:
+            yield from rows(lines)
 
 
 def rows(lines: Iterable[str]) -> Iterator[SocketRow]:
@@ -27,15 +35,15 @@ def rows(lines: Iterable[str]) -> Iterator[SocketRow]:
     for line in lines:
         columns = line.split()
         if len(columns) > 9 and ":" in columns[1]:  # else the titles
-            yield SocketRow(*_end(columns[1]), *_end(columns[2]), int(columns[3], 16), int(columns[9]))
+            family = socket.AF_INET if len(columns[1].partition(":")[0]) == 8 else socket.AF_INET6
+            yield SocketRow(family, *_end(columns[1]), *_end(columns[2]), int(columns[3], 16), int(columns[9]))
 
 
 def _end(text: str) -> tuple[IPAddress, int]:
     """Address and port: 32-bit words as the machine has them, in hexadecimal."""
     digits, _, port = text.partition(":")
     raw = b"".join(struct.pack("=I", int(digits[at : at + 8], 16)) for at in range(0, len(digits), 8))
-    ip = plain(IPv6Address(raw)) if len(raw) == 16 else plain(IPv6Address(bytes(10) + b"\xff\xff" + raw))
-    return ip, int(port, 16)
+    return IPv4Address(raw) if len(raw) == 4 else plain(IPv6Address(raw)), int(port, 16)
 
 
 def plain(ip: IPAddress) -> IPAddress:

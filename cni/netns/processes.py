@@ -11,7 +11,7 @@ from pathlib import Path
 _CONTAINER_ID = re.compile(r"(?<!pod)[0-9a-f]{32,64}")
 # how kubelet names a pod's cgroup: its systemd driver writes the UID with underscores
 _POD_UID = re.compile(r"pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12})")
-# a process that went away meanwhile, or one that is not ours to look into
+# a process or mount that went away meanwhile, or one that is not ours to look into; not EMFILE and its like
 GONE = (FileNotFoundError, ProcessLookupError, PermissionError, NotADirectoryError)
 
 

@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address, ip_address
 from typing import TypeVar
@@ -47,23 +48,17 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Routing:
-    """Interfaces by name, and which way each prefix of the main table leads."""
-
-    interfaces: Mapping[str, int] = field(default_factory=dict)
-    ways: Mapping[IpNetwork, Way] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Sandbox:
     """What capture needs to know of a pod's namespace. `addresses` is in the kernel's order, loopback left out.
 
-    `routing` is empty for most pods: those that exclude no interface and have only one.
+    `interfaces`, by name, and `ways`, where each prefix of the main table leads, are empty for most pods: those that
+    exclude no interface and have only one.
     """
 
     cookie: int
     addresses: tuple[InterfaceAddress, ...]
-    routing: Routing = Routing()
+    interfaces: Mapping[str, int] = field(default_factory=dict)
+    ways: Mapping[IpNetwork, Way] = field(default_factory=dict)
 
     @property
     def is_multihomed(self) -> bool:
@@ -96,13 +91,14 @@ def require_netns(fd: int) -> None:
 
 def look(rtnl: Rtnl, excluded_interfaces: Collection[str] = ()) -> Sandbox:
     """What there is in the namespace that the calling thread is in, as `rtnl` is."""
-    sandbox = Sandbox(own_cookie(), tuple(_addresses(rtnl)))
+    sandbox = Sandbox(own_cookie(), tuple(addresses_in(rtnl)))
     if excluded_interfaces or sandbox.is_multihomed:
-        return replace(sandbox, routing=_routing(rtnl))
+        return replace(sandbox, interfaces=dict(rtnl.links()), ways=_ways(rtnl))
     return sandbox
 
 
-def _addresses(rtnl: Rtnl) -> Iterator[InterfaceAddress]:
+def addresses_in(rtnl: Rtnl) -> Iterator[InterfaceAddress]:
+    """The addresses alone, in the kernel's order, loopback left out. A namespace may have routes by the thousand."""
     primaries: dict[tuple[int, IpNetwork], IpAddress] = {}
     for each in rtnl.addresses():
         source = primaries.setdefault((each.ifindex, each.subnet), each.ip) if each.ip.version == 4 else each.ip
@@ -111,14 +107,13 @@ def _addresses(rtnl: Rtnl) -> Iterator[InterfaceAddress]:
             yield InterfaceAddress(each.ip, each.ifindex, source)
 
 
-def _routing(rtnl: Rtnl) -> Routing:
+def _ways(rtnl: Rtnl) -> dict[IpNetwork, Way]:
     routes: dict[IpNetwork, UnicastRoute] = {}
     for route in rtnl.routes():
         known = routes.get(route.network)
         if known is None or route.metric < known.metric:
             routes[route.network] = route
-    ways = {network: Way(route.ifindex, rtnl.source_to(_somebody_in(network))) for network, route in routes.items()}
-    return Routing(dict(rtnl.links()), ways)
+    return {network: Way(route.ifindex, rtnl.source_to(_somebody_in(network))) for network, route in routes.items()}
 
 
 def _somebody_in(network: IpNetwork) -> IpAddress:
@@ -143,8 +138,12 @@ def own_cookie() -> int:
     Unsigned 64-bit, host order, never reused until reboot.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
-        raw = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-    return int(struct.unpack("=Q", raw)[0])
+        return cookie_of_socket(probe)
+
+
+def cookie_of_socket(which: socket.socket) -> int:
+    """The cookie of the namespace that a socket was made in."""
+    return int(struct.unpack("=Q", which.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
 
 
 def visit(netns_fd: int, work: Callable[[Rtnl], T]) -> T:
@@ -152,26 +151,22 @@ def visit(netns_fd: int, work: Callable[[Rtnl], T]) -> T:
 
     Raises SandboxInvalid when the namespace can't be entered, or the kernel refuses something there.
     """
-    outcome: list[T] = []
-    failure: list[BaseException] = []
+    outcome: Future[T] = Future()
 
     def inside() -> None:
         try:
             if _LIBC.setns(netns_fd, _CLONE_NEWNET) != 0:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
             with Rtnl() as rtnl:
-                outcome.append(work(rtnl))
-        except OSError as error:
-            words = f"cannot work in the network namespace passed as CNI_NETNS: {error.strerror}"
-            invalid = SandboxInvalid(words)
-            invalid.__cause__ = error  # for whom no CNI_NETNS was passed
-            failure.append(invalid)
+                outcome.set_result(work(rtnl))
         except BaseException as error:
-            failure.append(error)
+            outcome.set_exception(error)
 
     thread = threading.Thread(target=inside, name="sandbox")
     thread.start()
     thread.join()
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    try:
+        return outcome.result()
+    except OSError as error:
+        words = f"cannot work in the network namespace passed as CNI_NETNS: {error.strerror}"
+        raise SandboxInvalid(words) from error  # whose cause is for those who passed no CNI_NETNS

@@ -81,7 +81,6 @@ class PodSpec(_KubernetesObject):
     containers: tuple[Container, ...] = ()
     init_containers: tuple[Container, ...] = ()
     host_network: bool = False
-    host_users: bool = True  # false: the Pod has a user namespace of its own
     node_name: str = ""
 
 

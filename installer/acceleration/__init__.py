@@ -1,1 +1,1 @@
-"""How far connections within the node are accelerated: the trial of this kernel, and what follows from it."""
+"""The node's acceleration level: the self-test that tries this kernel, and the level that follows from it."""

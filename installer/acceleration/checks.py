@@ -1,4 +1,4 @@
-"""What acceleration must not break, each tried on this kernel's real sockets. Levels name the checks they need."""
+"""The promises of TCP that acceleration must keep, each checked on real sockets of this kernel."""
 
 import errno
 import fcntl
@@ -24,14 +24,14 @@ from installer.acceleration.pairs import (
 )
 
 _MPTCP = 262  # IPPROTO_MPTCP, uapi/linux/in.h
-_IDLE_LIMIT = 8 << 20  # bytes that a reader who does not read may be sent at most
+_IDLE_LIMIT = 8 << 20  # bytes that a sender may get rid of at most while nobody reads
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER with time 0
-_WAKE_UPS = 20  # of a thread that waits already
+_WAKE_UPS = 20  # repetitions for a reader that waits already
 
 
 @dataclass(frozen=True)
 class Check:
-    """`needed` is the lowest level that needs it; OFF for what is only to be known of level full."""
+    """One check. `needed` is the lowest level that needs it; OFF if no level does and level full only reports it."""
 
     name: str
     needed: Level
@@ -39,7 +39,7 @@ class Check:
 
 
 def _first_bytes(bench: PairBench) -> None:
-    """What is sent before the other end has accepted comes first."""
+    """Bytes sent before the other end has accepted arrive first."""
     with bench.redirecting():
         for _ in range(10):
             with bench.pair(early=b"first") as pair:
@@ -80,17 +80,17 @@ def _read_pattern(sock: socket.socket, at: int, size: int) -> int:
 
 
 def _pattern(at: int, size: int) -> bytes:
-    """Bytes that tell where they belong: every four say which word of the stream they are."""
+    """Bytes that show their position: each four-byte word is its own number in the stream."""
     first, last = at // 4, (at + size + 3) // 4
     words = struct.pack(f">{last - first}I", *range(first, last))
     return words[at - first * 4 :][:size]
 
 
 def _back_pressure(bench: PairBench) -> None:
-    """A reader that does not read stops its sender, and gets all of it in the end."""
+    """If the reader does not read, the sender stops; the reader later gets everything."""
     with bench.redirecting(), bench.pair() as pair:
         sent = send_until_full(pair.client, bytes(64 << 10), _IDLE_LIMIT)
-        require(sent < _IDLE_LIMIT, f"{sent} bytes were taken from a sender whose reader does not read")
+        require(sent < _IDLE_LIMIT, f"the kernel took {sent} bytes while the reader did not read")
         receive_exactly(pair.server, sent)
 
 
@@ -113,7 +113,7 @@ def _poll(bench: PairBench, events: int) -> None:
 
 
 def _blocked_reader(bench: PairBench) -> None:
-    """A reader that waits already is woken."""
+    """The kernel wakes a reader that waits already."""
     with bench.redirecting(), bench.pair() as pair:
         pair.server.settimeout(None)
         for _ in range(_WAKE_UPS):
@@ -122,7 +122,7 @@ def _blocked_reader(bench: PairBench) -> None:
 
 
 def _read_blocking(sock: socket.socket) -> bytes:
-    """A call that sleeps in the kernel, at most for SECONDS; one that says EAGAIN has been woken for nothing."""
+    """Read with a call that sleeps in the kernel, for SECONDS at most. EAGAIN means that it was woken for nothing."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(SECONDS), 0))
     try:
         return sock.recv(1)
@@ -131,18 +131,18 @@ def _read_blocking(sock: socket.socket) -> bytes:
 
 
 def _blocked_poll(bench: PairBench) -> None:
-    """So is who waits for epoll, at every level and edge."""
+    """The kernel wakes a thread that waits in epoll, level-triggered and edge-triggered."""
     for events in (select.EPOLLIN, select.EPOLLIN | select.EPOLLET):
         with bench.redirecting(), bench.pair() as pair, select.epoll() as epoll:
             epoll.register(pair.server, events)
             for _ in range(_WAKE_UPS):
                 with pair.sending_later(b"x"):
-                    require(bool(epoll.poll(SECONDS)), "epoll did not wake whom it should")
+                    require(bool(epoll.poll(SECONDS)), "epoll did not wake the reader")
                 receive_exactly(pair.server, 1)
 
 
 def _half_close(bench: PairBench) -> None:
-    """An end that has said all still hears."""
+    """An end that has shut down sending still receives."""
     with bench.redirecting(), bench.pair() as pair:
         pair.client.sendall(b"request")
         pair.client.shutdown(socket.SHUT_WR)
@@ -153,7 +153,7 @@ def _half_close(bench: PairBench) -> None:
 
 
 def _close_after_send(bench: PairBench) -> None:
-    """What was sent before close() arrives, and then the end."""
+    """Bytes sent before close() arrive, then the end."""
     with bench.redirecting(), bench.pair() as pair:
         pair.client.sendall(b"x" * 50_000)
         pair.client.close()
@@ -173,7 +173,7 @@ def _reset(bench: PairBench) -> None:
 
 
 def _ping_pong(bench: PairBench) -> None:
-    """Small messages in turn: none waits for another."""
+    """Small messages in turn do not wait for each other."""
     with bench.redirecting(), bench.pair() as pair:
         for _ in range(500):
             pair.client.sendall(b"ping")
@@ -183,7 +183,7 @@ def _ping_pong(bench: PairBench) -> None:
 
 
 def _mptcp_listener(bench: PairBench) -> None:
-    """A listener of Multipath TCP, as Go's are since 1.24, serves clients that know TCP alone."""
+    """A Multipath TCP listener (Go's default since 1.24) serves clients that speak plain TCP."""
     try:
         with bench.pair(_MPTCP) as pair:
             pair.client.sendall(b"request")
@@ -196,14 +196,14 @@ def _mptcp_listener(bench: PairBench) -> None:
 
 
 def _redirected_size(bench: PairBench) -> None:
-    """FIONREAD of what was redirected."""
+    """FIONREAD counts redirected bytes."""
     with bench.redirecting(), bench.pair() as pair:
         pair.client.sendall(b"x" * 1000)
         _require_size(pair.server, 1000)
 
 
 def _native_size(bench: PairBench) -> None:
-    """FIONREAD of what came through TCP."""
+    """FIONREAD counts bytes that came through TCP."""
     with bench.pair() as pair:
         bench.set_level(Level.OFF)
         try:
@@ -220,7 +220,7 @@ def _require_size(sock: socket.socket, size: int) -> None:
 
 
 def _resumes(bench: PairBench) -> None:
-    """A connection that was on TCP for a while is redirected again."""
+    """A connection that used TCP for a while is redirected again."""
     with bench.pair() as pair:
         bench.set_level(Level.OFF)
         pair.client.sendall(b"through TCP")

@@ -1,4 +1,4 @@
-"""The level that counts on this node: the lowest of what was asked for, and what self-test and other programs allow."""
+"""The level in force on this node: the level asked for, lowered to what the self-test and other programs allow."""
 
 import threading
 import time
@@ -18,20 +18,20 @@ from installer.acceleration.selftest import SelfTest, kept_outcome, outcome
 
 log = structlog.get_logger("acceleration")
 
-# how often it is looked for others with such maps; they come with agents that are installed, not with pods
+# how often to look for other owners of socket maps: they come with node agents, not with pods
 _LOOK_SECONDS = 60.0
-# and whether those that were found have gone
+# how often to look again after finding one, or after a failure
 _LOOK_AGAIN_SECONDS = 10.0
-# how long the end waits for a self-test; its child ends by itself
+# how long stopping waits for a self-test; its child process ends by itself
 _STOP_SECONDS = 3.0
-# until a self-test that failed is made again: at first, and at most, as it may never succeed on this kernel
+# pause before a failed self-test is repeated: the first, and the longest, as it may never succeed on this kernel
 _RETRY_SECONDS, _RETRY_SECONDS_LIMIT = 10.0, 1800.0
 
 
 def judge(wanted: Level, found: SelfTest, others: list[str], before: Level = Level.OFF) -> NodeLevel:
-    """What the outcome of the self-test and the other owners of socket maps leave of a level.
+    """Lower a level to what the self-test and other owners of socket maps allow.
 
-    `before` is what has counted so far, and counts until something is known.
+    `before` is the level in force so far. It stays in force while a self-test is postponed.
     """
     if wanted is Level.OFF:
         return NodeLevel(wanted, Level.OFF, "")
@@ -51,17 +51,17 @@ def judge(wanted: Level, found: SelfTest, others: list[str], before: Level = Lev
 
 
 def _missed(problems: Mapping[str, str], level: Level) -> str:
-    """The checks that a level needs and that have failed, or were not made."""
+    """The checks that a level needs and that failed or did not run, as text; empty if there are none."""
     said = {check.name: problems.get(check.name, "not tried") for check in CHECKS if check.needed is level}
     return "; ".join(f"{name}: {problem}" for name, problem in said.items() if problem)
 
 
 class Stopping(SidestepError):
-    """The node's level is nobody's business any more."""
+    """The agent stops, so it must not change the node's level any more."""
 
 
 class LevelKeeper:
-    """Keeps a node at the level that was asked for, as far as it goes."""
+    """Keeps a node at the level asked for, or at the highest level below it that is safe."""
 
     def __init__(self, pins: Pins, tables: Tables, cgroup: Path, run_dir: Path) -> None:
         self._pins, self._tables, self._cgroup, self._run_dir = pins, tables, cgroup, run_dir
@@ -71,16 +71,16 @@ class LevelKeeper:
         self._pause = _RETRY_SECONDS
 
     def settle(self, wanted: Level) -> NodeLevel:
-        """Make the level count that is possible now; the first time on a kernel that takes a second or two.
+        """Put the highest safe level in force. The first call on a kernel runs the self-test: a second or two.
 
         Raises SidestepError, OSError.
         """
         asked_before = level_of(self._tables).wanted
         found = SelfTest({}) if wanted is Level.OFF else self._known()
-        if self._stopping.is_set():  # nobody has waited for the self-test, and the tables may be closed by now
+        if self._stopping.is_set():  # stopping does not wait for the self-test: the tables may be closed by now
             raise Stopping("the agent ends")
         before = level_of(self._tables)
-        if before.wanted is not asked_before:  # by an operator, while the self-test was running
+        if before.wanted is not asked_before:  # an operator changed it while the self-test was running
             wanted = before.wanted
         if wanted is not Level.OFF and found.is_good and not is_possible(self._pins):
             found = SelfTest({}, "the kernel refused the program when it was attached")
@@ -90,7 +90,7 @@ class LevelKeeper:
         return node
 
     def _known(self) -> SelfTest:
-        """What the self-test has found, here or in another process. What failed is tried again, ever more seldom."""
+        """The self-test's result, from this or another process. A failed one is repeated after growing pauses."""
         if self._outcome and not self._outcome.is_good:
             self._outcome = kept_outcome(self._run_dir) or self._outcome
         if self._outcome and (self._outcome.is_good or time.monotonic() < self._again_at):
@@ -103,7 +103,7 @@ class LevelKeeper:
 
     @contextmanager
     def running(self, wanted: Level) -> Iterator[None]:
-        """Settle, and again from time to time, in a thread of its own: nothing has to wait for the self-test."""
+        """Settle now and from time to time in a separate thread, so that nothing waits for the self-test."""
         thread = threading.Thread(target=self._run, args=(wanted,), name="acceleration", daemon=True)
         thread.start()
         try:
@@ -119,7 +119,7 @@ class LevelKeeper:
                 node = self.settle(wanted)
             except Stopping:
                 return
-            except (SidestepError, OSError) as error:  # what is missing now may be there the next time
+            except (SidestepError, OSError) as error:  # the next round may succeed
                 log.error("acceleration.failed", error=str(error))
             else:
                 if node != told:
@@ -127,4 +127,4 @@ class LevelKeeper:
                 told = node
             self._stopping.wait(_LOOK_SECONDS if told and told.level == told.wanted else _LOOK_AGAIN_SECONDS)
             with suppress(SidestepError, OSError):
-                wanted = level_of(self._tables).wanted if told else wanted  # somebody may have changed it meanwhile
+                wanted = level_of(self._tables).wanted if told else wanted  # an operator may have changed it

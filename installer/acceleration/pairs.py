@@ -1,4 +1,4 @@
-"""Accelerated connections of this process with itself: captured, as an application's to its proxy are."""
+"""Accelerated connections of this process with itself, captured like those of an application to its proxy."""
 
 import selectors
 import socket
@@ -12,34 +12,34 @@ from bpf.acceleration import NodeLevel, set_level
 from bpf.layout import OUTBOUND_PORT, Cookie, Level, TrafficEntry
 from installer.scratch import Scratch
 
-# documentation addresses (RFC 5737, RFC 3849): every connection there is captured
+# a documentation address (RFC 5737): every connection to it is captured
 _DESTINATION = ("198.51.100.1", 80)
-# how long anything may take that happens at once where nothing is wrong
+# time limit for steps that take no time on a kernel where all is well
 SECONDS = 1.0
-# for a thread to go to sleep; one that does not make it is only not what was to be tried
+# time for a thread to go to sleep; if it takes longer, the check tries less but does not fail
 _MOMENT = 0.002
 
 
 class PromiseBroken(Exception):
-    """What was found instead of what TCP promises."""
+    """A check found that a promise of TCP is broken; the message says how."""
 
 
 def require(condition: bool, found: str) -> None:
-    """Raise CheckFailed with what was found unless the condition holds."""
+    """Raise PromiseBroken with the text `found` unless the condition holds."""
     if not condition:
         raise PromiseBroken(found)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Both ends of one connection; blocking calls of either fail with TimeoutError after SECONDS."""
+    """Both ends of one connection. Blocking calls on either end raise TimeoutError after SECONDS."""
 
     client: socket.socket
     server: socket.socket
 
     @contextmanager
     def sending_later(self, message: bytes) -> Iterator[None]:
-        """Have the client send from another thread, in a moment: when this one has gone to sleep."""
+        """Send from the client in another thread after a moment, when this thread has gone to sleep."""
         sender = threading.Timer(_MOMENT, self.client.sendall, (message,))
         sender.start()
         try:
@@ -49,19 +49,19 @@ class Pair:
 
 
 class PairBench:
-    """Makes connections, and knows what was redirected."""
+    """Makes connections on a scratch node and counts what was redirected."""
 
     def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch
         self.set_level(Level.FULL)
 
     def set_level(self, level: Level) -> None:
-        """Of the scratch node: OFF sends messages of connections under way through TCP."""
+        """Set the scratch node's level. OFF sends later messages of open connections through TCP."""
         set_level(self._scratch.tables, NodeLevel(level, level, ""))
 
     @contextmanager
     def listening(self, protocol: int = 0) -> Iterator[socket.socket]:
-        """Where captured connections arrive. Raises OSError where the kernel has no such protocol."""
+        """The listener that captured connections reach. Raises OSError if the kernel lacks the protocol."""
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("0.0.0.0", OUTBOUND_PORT))
@@ -71,7 +71,7 @@ class PairBench:
 
     @contextmanager
     def pair(self, protocol: int = 0, early: bytes = b"") -> Iterator[Pair]:
-        """A connection; `early` is sent before the other end has accepted."""
+        """A new connection. The client sends `early` before the other end has accepted."""
         with ExitStack() as stack:
             listener = stack.enter_context(self.listening(protocol))
             client = stack.enter_context(socket.create_connection(_DESTINATION, SECONDS))
@@ -84,19 +84,19 @@ class PairBench:
             yield Pair(client, server)
 
     def traffic(self) -> TrafficEntry:
-        """What became of messages so far."""
+        """Counters of the scratch pod's messages so far."""
         return self._scratch.tables.traffic.get(Cookie(self._scratch.cookie)) or TrafficEntry()
 
     @contextmanager
     def redirecting(self) -> Iterator[None]:
-        """Raise CheckFailed when nothing was redirected meanwhile: then the check says nothing."""
+        """Raise PromiseBroken if nothing was redirected inside the block: the check would prove nothing."""
         before = self.traffic().redirected
         yield
         require(self.traffic().redirected > before, "nothing was redirected")
 
 
 def receive_exactly(sock: socket.socket, size: int) -> bytes:
-    """Exactly so many bytes. Raises CheckFailed when they do not come."""
+    """Receive exactly `size` bytes. Raises PromiseBroken if they do not come."""
     got = bytearray()
     while len(got) < size:
         try:
@@ -109,7 +109,7 @@ def receive_exactly(sock: socket.socket, size: int) -> bytes:
 
 
 def end_of(sock: socket.socket) -> str:
-    """How a connection ends that has nothing more to read: "end", "reset" or "nothing"."""
+    """How a connection with nothing left to read ends: "end", "reset", "nothing", or "data" if there was more."""
     try:
         return "data" if sock.recv(1) else "end"
     except ConnectionResetError:
@@ -119,7 +119,7 @@ def end_of(sock: socket.socket) -> str:
 
 
 def send_until_full(sock: socket.socket, chunk: bytes, limit: int) -> int:
-    """Bytes that a sender gets rid of before the kernel has it wait for a moment; no more than `limit`."""
+    """Send until the kernel makes the sender wait, `limit` bytes at most; returns how many bytes it took."""
     sock.setblocking(False)
     sent = 0
     with selectors.DefaultSelector() as selector:
@@ -135,5 +135,5 @@ def send_until_full(sock: socket.socket, chunk: bytes, limit: int) -> int:
 
 
 def wait(seconds: float) -> None:
-    """Give the kernel time for what it delays, acknowledgements above all."""
+    """Wait for work that the kernel delays, mainly acknowledgements."""
     time.sleep(seconds)

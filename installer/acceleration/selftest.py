@@ -1,4 +1,4 @@
-"""Runs the checks on this kernel in a child process, once a kernel and version of the programs: the outcome is kept."""
+"""Runs the checks in a child process, once per kernel and version of the programs, and keeps the result."""
 
 import hashlib
 import json
@@ -21,36 +21,36 @@ from installer.scratch import scratch_cgroup, scratch_places
 
 log = structlog.get_logger("acceleration")
 
-_CHILD_SECONDS = 60  # where others need the processors
-_FILE = "selftest.json"  # in the run directory, which like a kernel lasts until a reboot
+_CHILD_SECONDS = 60  # generous, for machines whose processors are busy
+_FILE = "selftest.json"  # in the run directory, which lasts until a reboot, as the running kernel does
 _SOCKETS, _MARKS = Path("/proc/net/sockstat"), Path("/proc/sys/net/ipv4/tcp_mem")
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What the checks have found: name → what is wrong, empty when nothing is.
+    """Results of the checks: name → what is wrong, empty if nothing is.
 
-    `failure` is why there are none. `postponed` is what the machine lacks now for the checks to say anything.
+    `failure` says why there are no results. `postponed` says what the machine lacks now to run the checks.
     """
 
     problems: Mapping[str, str]
     failure: str = ""
     postponed: str = ""
-    seconds: float = 0.0  # that they took, start and compiler included
+    seconds: float = 0.0  # duration, including the child's start and the compiler
 
     @property
     def unsafe(self) -> bool:
-        """Whether a check has failed that some level needs."""
+        """Whether a check that some level needs has failed."""
         return any(self.problems.get(check.name) for check in CHECKS if check.needed is not Level.OFF)
 
     @property
     def is_good(self) -> bool:
-        """Whether it says all, and nothing that another try could."""
+        """Whether the result is complete, so that running the checks again would tell nothing new."""
         return not (self.failure or self.postponed or self.unsafe)
 
 
 def kept_outcome(run_dir: Path) -> SelfTest | None:
-    """What an earlier start or another process has found about this kernel and these programs."""
+    """The result that an earlier start or another process kept for this kernel and these programs; else None."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((run_dir / _FILE).read_text())
         if found["identity"] == _identity():
@@ -59,20 +59,20 @@ def kept_outcome(run_dir: Path) -> SelfTest | None:
 
 
 def outcome(cgroup: Path, run_dir: Path) -> SelfTest:
-    """What there is to know of this kernel, from an earlier start if possible. `cgroup` is the attach point."""
+    """The result for the running kernel: the kept one if there is one, else a new one. `cgroup` is the attach point."""
     if kept := kept_outcome(run_dir):
         return kept
     tried = try_kernel(cgroup)
-    if tried.is_good:  # what has failed once is tried again
+    if tried.is_good:  # a failed result is not kept, so the next start tries again
         found = {"identity": _identity(), "problems": dict(tried.problems), "seconds": tried.seconds}
         _keep(run_dir / _FILE, found)
     return tried
 
 
 def _identity() -> str:
-    """Of the kernel and of everything that is tried on it."""
+    """A digest of the kernel's name, the programs' sources and the checks' sources."""
     kernel = os.uname()
-    # not its host's name: that of a container is its pod's, another one each time
+    # without the host name: in a container it is the pod's, which changes with each pod
     names = kernel.sysname, kernel.release, kernel.version, kernel.machine
     digest = hashlib.sha256(repr(names).encode() + sources_digest())
     for source in sorted(Path(__file__).parent.glob("*.py")):
@@ -81,7 +81,7 @@ def _identity() -> str:
 
 
 def try_kernel(cgroup: Path) -> SelfTest:
-    """The same, whatever is kept, and without keeping it."""
+    """Run the checks now. A kept result is neither used nor written."""
     lack, started = memory_shortage(), time.monotonic()
     if lack:
         return SelfTest({}, postponed=lack)
@@ -97,7 +97,7 @@ def try_kernel(cgroup: Path) -> SelfTest:
 
 
 def memory_shortage() -> str:
-    """Why nothing is redirected now by anybody (message.c, is_memory_short); empty when that is not so."""
+    """Why no message is redirected on this machine now (message.c, is_memory_short); empty if memory suffices."""
     try:
         line = next(line for line in _SOCKETS.read_text().splitlines() if line.startswith("TCP:"))
         used, first = int(line.split()[-1]), int(_MARKS.read_text().split()[0])  # pages of the whole machine
@@ -126,7 +126,7 @@ def _try(cgroup: Path) -> SelfTest:
 
 
 def _keep(path: Path, document: Mapping[str, object]) -> None:
-    with suppress(OSError):  # it is only a matter of a second at the next start
+    with suppress(OSError):  # without the file, the next start only takes a second longer
         fresh = path.with_suffix(".new")
         fresh.unlink(missing_ok=True)
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -142,7 +142,7 @@ def _child(cgroup: Path) -> dict[str, str]:
     from installer.acceleration.pairs import PairBench, PromiseBroken
     from installer.scratch import scratch_node
 
-    definitions()  # says what is missing
+    definitions()  # raises NoOffsets, which names what is missing
     problems = {}
     with scratch_node(cgroup, CapturePolicy(acceleration=Level.FULL)) as scratch:
         if not is_possible(scratch.pins):
@@ -160,5 +160,5 @@ def _child(cgroup: Path) -> dict[str, str]:
 if __name__ == "__main__":
     try:
         sys.stdout.write(json.dumps(_child(Path(sys.argv[1]))))
-    except Exception as error:  # whatever it is, it is a reason for level off, and for no traceback
+    except Exception as error:  # any failure means level off, with its reason in one line
         sys.exit(str(error))

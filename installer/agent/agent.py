@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from bpf.attachment import attach_programs
 from bpf.tables import Tables
 from cni.enrolment.admission import Admission
 from cni.enrolment.adoption import Adoption
@@ -35,7 +34,7 @@ from installer.host.install import Installer
 from installer.host.uninstall import uninstall_node
 from installer.pods.deployment import Deployment
 from installer.pods.source import Source, require_source, source_of
-from installer.probe.examine import require_capable
+from installer.probe.examine import attach_or_explain, require_capable
 from installer.settings import Acceleration, Attachment, Chain, Logging, Node, Ports, Repair
 
 log = structlog.get_logger("agent")
@@ -66,8 +65,8 @@ def run_agent(settings: Settings) -> None:
     with Signals() as signals:
         require_capable(settings.attachment, settings.chain, settings.node)
         cgroup = settings.attachment.attach_point()
-        outcome = attach_programs(settings.attachment.pins, cgroup)
         settings = replace(settings, attachment=replace(settings.attachment, cgroup=cgroup))
+        outcome = attach_or_explain(settings.attachment, settings.chain, settings.node)
         with ExitStack() as up:
             agent = _Agent(settings, up)
             agent.enrol_what_runs()
@@ -107,8 +106,8 @@ class _Agent:
         self.readiness = Readiness(*conditions)
         self.readiness.set("attached", True)
         ports = settings.ports
-        self.health_port = up.enter_context(serving(ports.health_port, self.readiness.application, "health"))
-        self.metrics_port = up.enter_context(serving(ports.monitoring_port, self.metrics.application, "metrics"))
+        self.health_port = up.enter_context(serving(ports.health_port, self.readiness.answers(), "health"))
+        self.metrics_port = up.enter_context(serving(ports.monitoring_port, self.metrics.answers(), "metrics"))
 
         # the subscriptions come before the watch that feeds them
         self.source: Source = source_of(settings.node, self.metrics.observe_api_request)

@@ -2,7 +2,8 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 _NOT_YET = "not yet"
@@ -22,28 +23,32 @@ class Readiness:
                 raise KeyError(name)
             self._missing[name] = "" if ok else (why or _NOT_YET)
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether all conditions hold."""
-        return not self.missing()
-
     def missing(self) -> dict[str, str]:
         """The conditions that do not hold, and why."""
         with self._lock:
             return {name: why for name, why in self._missing.items() if why}
 
-    def application(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """WSGI: /healthz and /readyz; the body names what is missing."""
-        path = environ.get("PATH_INFO")
-        missing = self.missing() if path == "/readyz" else {}
-        if path not in ("/healthz", "/readyz"):
-            return _answer(start_response, "404 Not Found", {"error": "there are /healthz and /readyz"})
-        if missing:
-            return _answer(start_response, "503 Service Unavailable", {"missing": missing})
-        return _answer(start_response, "200 OK", {"status": "ok"})
+    def answers(self) -> type[BaseHTTPRequestHandler]:
+        """A handler of /healthz and /readyz; the body names what is missing."""
+        readiness = self
 
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path = self.path.partition("?")[0]
+                missing = readiness.missing() if path == "/readyz" else {}
+                if path not in ("/healthz", "/readyz"):
+                    self._answer(HTTPStatus.NOT_FOUND, {"error": "there are /healthz and /readyz"})
+                elif missing:
+                    self._answer(HTTPStatus.SERVICE_UNAVAILABLE, {"missing": missing})
+                else:
+                    self._answer(HTTPStatus.OK, {"status": "ok"})
 
-def _answer(start_response: Callable[..., Any], status: str, body: dict[str, Any]) -> Iterable[bytes]:
-    text = json.dumps(body).encode() + b"\n"
-    start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(text)))])
-    return [text]
+            def _answer(self, status: HTTPStatus, body: dict[str, Any]) -> None:
+                text = json.dumps(body).encode() + b"\n"
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+        return Handler

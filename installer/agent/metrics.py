@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, make_wsgi_app
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -21,7 +21,6 @@ from bpf.tables import Tables
 from cni.enrolment.enroll import Enrolments
 from cni.errors import Code
 from cni.verbs import RESULTS
-from installer.agent.serving import Application
 from installer.host.install import SUCCESS
 
 # counting a map means walking it; so no more often than this, however often somebody scrapes
@@ -79,10 +78,9 @@ class Metrics:
             "sidestep_api_requests", "Requests to the API server", ["verb", "status"], registry=registry
         )
 
-    @property
-    def application(self) -> Application:
-        """WSGI: the metrics in the format that the client asks for."""
-        return make_wsgi_app(self.registry)
+    def answers(self) -> type[MetricsHandler]:
+        """A handler that tells the metrics in the format that the client asks for."""
+        return MetricsHandler.factory(self.registry)
 
     def observe_request(self, command: str, code: int, seconds: float) -> None:
         """A CNI request has been answered."""

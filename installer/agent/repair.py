@@ -12,10 +12,10 @@ from typing import Protocol
 import structlog
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from bpf.errors import SidestepError
 from cni.enrolment.adoption import Adoption
 from cni.policy.membership import skip_reason
 from cni.policy.pod import ContainerStatus, Pod, PodEvents
-from installer.agent.selectors import Selector
 from installer.pods.api_errors import ApiFailed, Conflict
 from installer.settings import Repair
 
@@ -35,6 +35,10 @@ class PodActions(Protocol):
 
     def get_pod(self, namespace: str, name: str) -> Pod | None:
         """The Pod of that name as it is now."""
+        ...
+
+    def selects_pod(self, pod: Pod, labels: str, fields: str) -> bool:
+        """Whether label and field selectors, written as for kubectl, choose this very Pod."""
         ...
 
     def delete_pod(self, pod: Pod) -> bool:
@@ -63,8 +67,13 @@ class Repairs:
     _refused: dict[str, str] = field(default_factory=dict)  # UID → why, to say it once
 
     def __post_init__(self) -> None:
-        """Raises SidestepError for a selector that cannot be understood."""
-        self._selector = Selector.of(self.settings.repair_label_selectors, self.settings.repair_field_selectors)
+        """Raises SidestepError for selectors where there is no API server to select by them."""
+        settings = self.settings
+        self._selectors = settings.repair_label_selectors, settings.repair_field_selectors
+        if any(self._selectors) and self.actions is None:
+            raise SidestepError(
+                "--repair-label-selectors and --repair-field-selectors need an API server; leave them out"
+            )
 
     def changed(self, before: Pod | None, after: Pod | None) -> None:
         """A Pod is new, has changed or is gone (None)."""
@@ -78,9 +87,11 @@ class Repairs:
     def is_broken(self, pod: Pod) -> bool:
         """Whether its validation fails for want of capture, and the settings let us touch it."""
         settings = self.settings
-        if settings.repair_sidecar_annotation not in pod.annotations or not self._selector.matches(pod):
+        if settings.repair_sidecar_annotation not in pod.annotations:
             return False
-        return any(self._has_failed(status) for status in self._validations(pod)) and skip_reason(pod) is None
+        if not any(self._has_failed(status) for status in self._validations(pod)) or skip_reason(pod) is not None:
+            return False
+        return self._is_selected(pod) is True
 
     def claims(self, pod: Pod) -> bool:
         """Whether this Pod, when it turns out to be broken, is to be deleted or labelled, and so not to be enrolled.
@@ -88,11 +99,21 @@ class Repairs:
         That can be as long as it has not been found to be captured.
         """
         settings = self.settings
-        if not settings.repair_enabled or settings.repair_repair_pods or not self._selector.matches(pod):
+        if not settings.repair_enabled or settings.repair_repair_pods:
             return False
         if not settings.repair_delete_pods and not settings.repair_label_pods:
             return False
-        return any(not _has_passed(status) for status in self._validations(pod))
+        return any(not _has_passed(status) for status in self._validations(pod)) and self._is_selected(pod) is not False
+
+    def _is_selected(self, pod: Pod) -> bool | None:
+        """Whether the settings' selectors choose it, which the API server says; None when it does not answer."""
+        if self.actions is None or not any(self._selectors):
+            return True
+        try:
+            return self.actions.selects_pod(pod, *self._selectors)
+        except ApiFailed as error:
+            log.error("repair.failed", pod=f"{pod.namespace}/{pod.name}", error=str(error))
+            return None
 
     def _validations(self, pod: Pod) -> list[ContainerStatus]:
         name = self.settings.repair_init_container_name

@@ -13,9 +13,9 @@ def completion(context: click.Context, shell: str) -> None:
     """Print the script that completes this command's words in SHELL; it needs `sidestep` on the PATH.
 
     \b
-    bash:  sidestep completion bash > /etc/bash_completion.d/sidestep
-    zsh:   sidestep completion zsh > "${fpath[1]}/_sidestep"
-    fish:  sidestep completion fish > ~/.config/fish/completions/sidestep.fish
+        bash:  sidestep completion bash > /etc/bash_completion.d/sidestep
+        zsh:   sidestep completion zsh > "${fpath[1]}/_sidestep"
+        fish:  sidestep completion fish > ~/.config/fish/completions/sidestep.fish
 
     For the shell at hand alone: eval "$(sidestep completion bash)". Completing needs neither root nor an agent.
     """  # noqa: D301 (\b is click's mark of a paragraph that stays as it is)

@@ -1,46 +1,45 @@
-"""How a command ends: its exit status and its last words. Nothing a user does ends in a traceback."""
+"""How a command ends: its exit status and its last words. Nothing a user does ends in a traceback.
+
+click's own ending takes several lines, and knows neither our errors nor whose pipe is broken.
+"""
 
 import errno
 import os
+import platform
 import select
+import shlex
 import signal
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import click
 from click.exceptions import Abort, Exit, NoArgsIsHelpError
 
 from bpf.errors import SidestepError
-from installer.commands import crash
+from installer import VERSION
 
+# docs/cli.md says what they mean
 GOOD, FAILED, USAGE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
-
-# the manual shows these
-STATUSES = (
-    (GOOD, "It is done; `sidestep probe`: capture will work on this node."),
-    (
-        FAILED,
-        "It could not be done: one line on standard error says why and what to do. `sidestep probe`: capture will not "
-        "work, its table says what is missing. `sidestep explain`: with `--try`, the kernel did something else. "
-        "`sidestep status`: the programs are not attached. `sidestep deny`: with `--kill`, some connections stay.",
-    ),
-    (USAGE, "The command line is wrong, or a setting in the environment is: one line says which."),
-    (INTERRUPTED, "Interrupted with Ctrl-C. (The agent and `sidestep trace` end in an orderly way then: 0.)"),
-    (READER_GONE, "Whoever read the output has gone, as in `sidestep … | head`; nothing is said."),
-)
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _OURS = ("bpf", "cni", "installer")
+_DEBUG = "SIDESTEP_DEBUG"
+_RUN = Path("/run/sidestep")
+_KEPT = 10  # reports, of an agent that is started again and again
 
 
 def run_command(command: Callable[[], int]) -> int:
     """The exit status of a command that returns its own, raises, or is interrupted; its last words are said."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.excepthook = _thread_crashed
-    sys.unraisablehook = _hook_of_unraisable()
+    threading.excepthook = sys.unraisablehook = _hook()
     try:
         return _flushed(_status(command))
     except KeyboardInterrupt:  # while it waited for a reader
@@ -54,7 +53,7 @@ def _status(command: Callable[[], int]) -> int:
     except Exit as ended:
         return ended.exit_code
     except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else _said(ended.code, FAILED) if ended.code else GOOD
+        return _said(ended.code, FAILED) if isinstance(ended.code, str) else ended.code or GOOD
     except NoArgsIsHelpError as error:
         error.show()
         return USAGE
@@ -78,7 +77,7 @@ def _unforeseen(error: Exception) -> int:
         return _said(f"the Python package {error.name} is missing; `make setup` installs all that is needed", FAILED)
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return _said(f"{error.filename or 'the output'}: {error.strerror}; make room, or write elsewhere", FAILED)
-    return _said(crash.last_words(error), FAILED)
+    return _said(last_words(error), FAILED)
 
 
 def _usage(error: click.UsageError) -> str:
@@ -89,7 +88,7 @@ def _usage(error: click.UsageError) -> str:
 
 
 def _said(words: object, status: int) -> int:
-    with _until_reader_is_gone():
+    with suppress(BrokenPipeError):
         click.echo(f"sidestep: {words}", err=True)
     return status
 
@@ -109,12 +108,6 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@contextmanager
-def _until_reader_is_gone() -> Iterator[None]:
-    with suppress(BrokenPipeError):
-        yield
-
-
 def _reader_is_gone() -> bool:
     """Whether a broken pipe is the one that the output goes to, and not that of some peer."""
     poll = select.poll()
@@ -122,20 +115,56 @@ def _reader_is_gone() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _thread_crashed(args: threading.ExceptHookArgs) -> None:
-    if isinstance(args.exc_value, Exception):
-        _said(crash.last_words(args.exc_value), FAILED)
+def _hook() -> Callable[[Any], None]:
+    """For what is raised in a thread, or where nobody can catch it, as in a callback of a C library.
 
+    Each kind of error is told once, as it may come each time.
+    """
+    told: set[type[BaseException]] = set()
 
-def _hook_of_unraisable() -> Callable[["sys.UnraisableHookArgs"], None]:
-    """For what is raised where nobody can catch it, as in a callback of a C library; told once, it may be each time."""
-    seen: set[type[BaseException]] = set()
-
-    def hook(args: "sys.UnraisableHookArgs") -> None:
-        if not isinstance(args.exc_value, Exception) or args.exc_type in seen:
-            return
-        seen.add(args.exc_type)
-        with suppress(Exception):  # the interpreter may be coming to its end
-            _said(crash.last_words(args.exc_value), FAILED)
+    def hook(args: Any) -> None:  # both kinds of hook get these two
+        if isinstance(args.exc_value, Exception) and args.exc_type not in told:
+            told.add(args.exc_type)
+            with suppress(Exception):  # the interpreter may be coming to its end
+                _said(last_words(args.exc_value), FAILED)
 
     return hook
+
+
+def last_words(error: Exception) -> str:
+    """What the user is told of an error that nobody has foreseen.
+
+    The rest is in a file for whoever mends it, or shown where SIDESTEP_DEBUG is set.
+    """
+    what = f"internal error: {type(error).__name__}: {' '.join(str(error).split())}"
+    if os.environ.get(_DEBUG, "0") not in ("", "0"):
+        sys.stderr.write(_report(error))
+        return f"{what}; please report it with what is above"
+    if path := _record(_report(error)):
+        return f"{what}; please report it with the file {path}"
+    return f"{what}; please report it with what {_DEBUG}=1 shows"
+
+
+def _report(error: Exception) -> str:
+    system = platform.uname()
+    return (
+        f"sidestep {VERSION}\n"
+        f"kernel   {system.system} {system.release} {system.version} {system.machine}\n"
+        f"python   {platform.python_version()}\n"
+        f"command  {shlex.join(sys.argv)}\n"
+        f"user     {os.geteuid()}\n\n" + "".join(traceback.format_exception(error))
+    )
+
+
+def _record(report: str) -> str:
+    """A new file that only we can read, in the run directory or with other temporary files; "" for no room there."""
+    with suppress(OSError):
+        for old in sorted(_RUN.glob("crash-*.txt"))[: 1 - _KEPT]:
+            old.unlink()
+    for directory in (_RUN, None):
+        with suppress(OSError):
+            fd, path = tempfile.mkstemp(".txt", f"crash-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-", directory)
+            with os.fdopen(fd, "w", errors="backslashreplace") as file:
+                file.write(report)
+            return path
+    return ""

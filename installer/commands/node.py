@@ -45,7 +45,7 @@ def uninstall(attachment: Attachment, node: Node, chain: Chain, output: str) -> 
 def probe(attachment: Attachment, chain: Chain, node: Node, output: str) -> None:
     """Say whether capture will work on this node, and if not what to do: exit status 0 only if it will.
 
-    Program types, helpers and maps are tried in a scratch cgroup and network namespace; nothing stays behind.
+    The programs are loaded, and tried in a scratch cgroup and network namespace; nothing stays behind.
     """
     from installer.probe.examine import examine_programs
 

@@ -28,9 +28,13 @@ def show(document: Any, output: str, table: Callable[[], str]) -> None:
 
 def encoded(document: Any, output: str) -> str:
     """A document of plain values as JSON or YAML."""
-    if output == "json":
-        return json.dumps(document, indent=2) + "\n"
+    return json.dumps(document, indent=2) + "\n" if output == "json" else yaml_of(document)
+
+
+def yaml_of(document: Any) -> str:
+    """A document of plain values as YAML; by libyaml, which is twenty times as fast, where there is one."""
     import yaml
 
-    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # not every PyYAML has the former
+    text: str = yaml.dump(document, Dumper=dumper, sort_keys=False, allow_unicode=True)
     return text

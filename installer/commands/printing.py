@@ -11,6 +11,8 @@ from rich.text import Text
 
 from installer.probe.findings import plain_width
 
+_WIDEST = 10_000  # columns: more than any table has
+
 
 def table(titles: Iterable[str], rows: Iterable[Iterable[Any]], texts: Collection[str]) -> RenderableType:
     """Rows under titles; `texts` are to the left, other columns are numbers, to the right. Unknown cells are dashes."""
@@ -22,10 +24,20 @@ def table(titles: Iterable[str], rows: Iterable[Iterable[Any]], texts: Collectio
     return made
 
 
+def fits(whole: RenderableType) -> bool:
+    """Whether nothing of it has to be folded."""
+    console = _console()
+    return console.measure(whole, options=console.options.update(max_width=_WIDEST)).maximum <= console.width
+
+
 def rendered(*parts: RenderableType) -> str:
     """As it suits stdout, without spaces at the ends of lines; narrow terminals fold long words."""
-    console = Console(width=None if sys.stdout.isatty() else plain_width())
+    console = _console()
     with console.capture() as captured:
         for part in parts:
             console.print(part, soft_wrap=isinstance(part, Text))
     return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()) + "\n"
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else plain_width())

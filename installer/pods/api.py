@@ -119,22 +119,26 @@ class Api:
 
     def get_pod(self, namespace: str, name: str, seconds: float = _ANSWER_SECONDS) -> Pod | None:
         """One pod; None when there is none of that name."""
-        try:
-            found = self._json(_Call("get", "GET", _pod_path(namespace, name), seconds=seconds))
-        except ApiFailed as error:
-            if error.status == 404:
-                return None
-            raise
+        found = self._found(_Call("get", "GET", _pod_path(namespace, name), seconds=seconds))
+        if found is None:
+            return None
         pod = pod_of(found)
         if pod is None:
             raise ApiFailed(f"{self._configuration.host}: what it has as Pod {namespace}/{name} is none")
         return pod
 
+    def selects_pod(self, pod: Pod, labels: str, fields: str) -> bool:
+        """Whether label and field selectors, written as for kubectl, choose this very pod."""
+        by_field = ",".join(filter(None, (f"metadata.name={pod.name}", fields)))
+        path = f"/api/v1/namespaces/{quote(pod.namespace)}/pods"
+        page = self._json(_Call("list", "GET", path, {"fieldSelector": by_field, "labelSelector": labels}))
+        return any(each["metadata"].get("uid") == pod.uid for each in page.get("items") or ())
+
     def delete_pod(self, pod: Pod) -> bool:
         """Delete this very pod; False when it is gone. Raises Conflict when it has changed since."""
         preconditions = {"uid": pod.uid, "resourceVersion": pod.metadata.resource_version}
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions}
-        return self._done(_Call("delete", "DELETE", _pod_path(pod.namespace, pod.name), body=body))
+        return self._found(_Call("delete", "DELETE", _pod_path(pod.namespace, pod.name), body=body)) is not None
 
     def label_pod(self, pod: Pod, key: str, value: str) -> bool:
         """Put a label on a pod, as Istio does through its status; False when it is gone, or has that key.
@@ -145,43 +149,40 @@ class Api:
             return False
         metadata = {"resourceVersion": pod.metadata.resource_version, "uid": pod.uid, "labels": {key: value}}
         path = f"{_pod_path(pod.namespace, pod.name)}/status"
-        return self._done(_Call("patch", "PATCH", path, body={"metadata": metadata}))
+        return self._found(_Call("patch", "PATCH", path, body={"metadata": metadata})) is not None
 
     def create_event(self, namespace: str, event: Json) -> bool:
         """A core/v1 Event; False when there is no such namespace any more, or an Event of that name already."""
+        call = _Call("create", "POST", f"/api/v1/namespaces/{quote(namespace)}/events", body=event)
         try:
-            return self._done(_Call("create", "POST", f"/api/v1/namespaces/{quote(namespace)}/events", body=event))
+            return self._found(call) is not None
         except Conflict:
             return False
 
     def repeat_event(self, namespace: str, name: str, count: int, now: str) -> bool:
         """Count an Event that has happened again; False when it is gone. `now` is RFC 3339."""
         path = f"/api/v1/namespaces/{quote(namespace)}/events/{quote(name)}"
-        return self._done(_Call("patch", "PATCH", path, body={"count": count, "lastTimestamp": now}))
+        return self._found(_Call("patch", "PATCH", path, body={"count": count, "lastTimestamp": now})) is not None
 
     def get_daemonset(self, namespace: str, seconds: float = _ANSWER_SECONDS) -> DaemonSetIdentity | None:
         """The agents' DaemonSet; None when there is none."""
         resource = daemonset_of(namespace)
         call = _Call("get", "GET", f"{resource.path}/{DAEMONSET}", seconds=seconds, accept=resource.accept())
-        try:
-            return resource.read(self._json(call))
-        except ApiFailed as error:
-            if error.status == 404:
-                return None
-            raise
+        found = self._found(call)
+        return None if found is None else resource.read(found)
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
-    def _done(self, call: _Call) -> bool:
+    def _found(self, call: _Call) -> Json | None:
+        """What it is about; None when that is not there."""
         try:
-            self._json(call)
+            return self._json(call)
         except ApiFailed as error:
             if error.status == 404:
-                return False
+                return None
             raise
-        return True
 
     def _json(self, call: _Call) -> Json:
         answer = self._request(call)

@@ -1,21 +1,18 @@
-"""Where the programs are attached and pinned, what is there already, and whether this version's would load."""
+"""Where the programs are attached and pinned, and what is there already."""
 
 import os
 from pathlib import Path
 
 from bpf import syscalls
 from bpf.attachment import is_attached
-from bpf.compiler import sources_digest, try_each
-from bpf.errors import CompileFailed, KernelRefused, LibraryMissing, NotAttached
-from bpf.hooks import HOOKS
+from bpf.compiler import sources_digest
+from bpf.errors import KernelRefused, NotAttached
 from bpf.kernel import cgroup2_root, mounts, require_bpffs
 from bpf.layout import TABLES, BuildEntry, Word
 from bpf.pins import LAYOUT, Pins
-from bpf.probing.features import Presence
-from bpf.probing.scratch import scratch_pins
 from bpf.syscalls import Descriptor
-from installer.probe.findings import Finding
-from installer.probe.needs import MINIMUM
+from installer.probe.findings import Finding, Presence
+from installer.scratch import scratch_pins
 from installer.settings import Attachment
 
 _ROOT_INODE = 1  # of the real root: the id of a hierarchy's first directory (kernfs)
@@ -149,20 +146,3 @@ def _current(pins: Pins) -> Finding:
     if not is_attached(pins):
         return Finding(what, needed_by, f"{pins.root}: links are missing", Presence.YES, "they will be made anew")
     return Finding(what, needed_by, f"{pins.root}: the same programs at {build.cgroup.decode()}", Presence.YES)
-
-
-def programs(attachment: Attachment) -> Finding:
-    """Whether this version's programs compile and the verifier takes them; nothing is attached."""
-    what, needed_by = "this version's programs", "everything"
-    try:
-        require_bpffs(attachment.bpffs)
-        with scratch_pins(attachment.bpffs) as directory:
-            refused = {hook: why for hook, why in try_each(directory).items() if why}
-    except (CompileFailed, LibraryMissing) as error:
-        return Finding(what, needed_by, str(error), Presence.NO, "python3-bpfcc 0.25 or newer, with its LLVM")
-    except (KernelRefused, OSError):
-        return Finding(what, needed_by, "not tried: they need a bpffs", Presence.UNKNOWN, "see the row on bpffs")
-    if refused:
-        found = "; ".join(f"{hook}: {why}" for hook, why in refused.items())
-        return Finding(what, needed_by, found, Presence.NO, f"a kernel with what they use: Linux {MINIMUM} or newer")
-    return Finding(what, needed_by, f"{len(HOOKS)} compiled and loaded", Presence.YES)

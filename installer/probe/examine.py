@@ -1,31 +1,29 @@
 """`sidestep probe`: whether capture will work on this node, and if not, what to do.
 
-The agent examines the node in the same way before it touches anything, so it must be quick: no compiler runs here. The
-command line has the real programs compiled and loaded on top, which takes a second.
+The agent looks at the same things before it touches anything, so that must be quick: no compiler runs for it. Attaching
+compiles and loads the programs anyway. If that fails the agent does all that the command does, for the sake of its log.
 """
 
 from bpf.acceleration import other_owners
-from bpf.errors import KernelRefused
+from bpf.attachment import Outcome, attach_programs
+from bpf.errors import CompileFailed, KernelRefused
 from bpf.layout import Level
-from bpf.probing.features import Feature, Presence, try_features
-from installer.probe.attach_point import attach_point_findings, bpffs, earlier_installation, programs
-from installer.probe.findings import Finding, Findings
+from installer.probe.attach_point import attach_point_findings, bpffs, earlier_installation
+from installer.probe.findings import Finding, Findings, Presence
 from installer.probe.foreign_programs import other_programs
 from installer.probe.host import host
-from installer.probe.needs import MINIMUM, NEEDS
+from installer.probe.loading import loading
 from installer.probe.process import process
-from installer.scratch import scratch_places
 from installer.settings import Attachment, Chain, Node
 
 
 def examine(attachment: Attachment, chain: Chain, node: Node) -> Findings:
-    """Look at everything but the programs themselves, which attaching compiles and loads anyway. Some 30 ms."""
+    """Look at everything but the programs themselves. A few milliseconds."""
     point, points = attach_point_findings(attachment)
     rows = [
         *process(),
         *points,
         bpffs(attachment),
-        *(_row(feature) for feature in try_features(scratch_places(point))),
         *other_programs(point),
         *earlier_installation(attachment),
         *host(chain, node),
@@ -34,31 +32,31 @@ def examine(attachment: Attachment, chain: Chain, node: Node) -> Findings:
 
 
 def examine_programs(attachment: Attachment, chain: Chain, node: Node) -> Findings:
-    """All that examine() looks at; and this version's own programs, compiled and with connections sent through them."""
+    """All that examine() looks at; and this version's own programs, loaded and with connections sent through them."""
     found = examine(attachment, chain, node)
-    found = Findings((*found.rows, programs(attachment)))
+    found = Findings((*found.rows, *loading(attachment)))
     if not found.works:
         return found
-    return Findings((*found.rows, *_connections(attachment), _acceleration(attachment)))
+    from installer.probe.trial_connections import trial_connections
+
+    return Findings((*found.rows, *trial_connections(attachment), _acceleration(attachment)))
 
 
 def require_capable(attachment: Attachment, chain: Chain, node: Node) -> None:
-    """For the agent: raise NodeUnfit, with the table, when capture can't work here."""
+    """For the agent, before it attaches: raise NodeUnfit, with the table, when capture can't work here."""
     examine(attachment, chain, node).require()
 
 
-def _connections(attachment: Attachment) -> list[Finding]:
-    from installer.probe.trial_connections import trial_connections
+def attach_or_explain(attachment: Attachment, chain: Chain, node: Node) -> Outcome:
+    """For the agent: attach the programs.
 
+    If the kernel refuses them, raise NodeUnfit with the table that says which, and leave nothing attached.
+    """
     try:
-        return list(trial_connections(attachment))
-    except KernelRefused as error:
-        # where nothing may be written below the attach point; the small programs were tried elsewhere
-        return [
-            Finding(
-                "trial", "everything", f"not with the real programs: {error}", Presence.WARNING, "mount it writable"
-            )
-        ]
+        return attach_programs(attachment.pins, attachment.attach_point())
+    except (CompileFailed, KernelRefused):
+        examine_programs(attachment, chain, node).require()
+        raise  # no row says why
 
 
 def _acceleration(attachment: Attachment) -> Finding:
@@ -72,19 +70,4 @@ def _acceleration(attachment: Attachment) -> Finding:
         return Finding(what, needed_by, f"level {found.level}", Presence.YES, found.reason)
     return Finding(
         what, needed_by, f"level {found.level}: {found.reason}", Presence.WARNING, "see docs/acceleration.md"
-    )
-
-
-def _row(feature: Feature) -> Finding:
-    need = NEEDS[feature.name]
-    return Finding(need.label, need.needed_by, feature.found, feature.verdict, _advice(feature, need.since))
-
-
-def _advice(feature: Feature, since: str) -> str:
-    if feature.verdict is Presence.YES:
-        return ""
-    if feature.verdict is Presence.UNKNOWN:
-        return "see the other rows"
-    return (
-        f"a kernel with it: Linux {since} or newer ({MINIMUM} for all of this table), with BPF and cgroups configured"
     )

@@ -1,12 +1,26 @@
-"""What an examination found, and how it is told: a table for people, a document for programs."""
+"""What an examination found, and how it is told: a table for people, a document for programs.
+
+And which part of sidestep needs what of the kernel, which docs/kernels.md shows as well. The versions are advice for
+whoever chooses a kernel: verdicts never come from them.
+"""
 
 import os
 import sys
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any, TextIO
 
 from bpf.errors import SidestepError
-from bpf.probing.features import Presence
+
+
+class Presence(StrEnum):
+    """Whether something needed is there; in the order in which an operator should read of it."""
+
+    NO = "no"
+    UNKNOWN = "unknown"  # it could not be tried
+    WARNING = "warning"  # capture works without
+    YES = "yes"
+
 
 _PLAIN_WIDTH = 120  # columns where there is no terminal to ask
 # titles, and widths that fit the longest word of the rows that are always there, in 80 columns
@@ -30,10 +44,68 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Need:
+    """Why something of the kernel's is needed."""
+
+    label: str  # as an operator may know it
+    needed_by: str
+    since: str  # the first Linux that has all that our program of this name uses
+
+
+_ACCEPTED = "accepting redirected connections"
+_DNS = "DNS capture"
+# by hook, by kind of map, and what is neither's
+NEEDS = {
+    "hash": Need("map: hash", "pods, ports, addresses", "4.6"),
+    "lru_hash": Need("map: lru_hash", "original destinations", "4.10"),
+    "lpm_trie": Need("map: lpm_trie", "address ranges", "4.11"),
+    "array": Need("map: array", "upgrades", "3.19"),
+    "percpu_hash": Need("map: percpu_hash", "metrics by pod", "4.6"),
+    "percpu_array": Need("map: percpu_array", "metrics", "4.6"),
+    "sockhash": Need("map: sockhash", "inbound capture", "5.7"),
+    "sk_storage": Need("map: sk_storage", "outbound capture", "5.2"),
+    "ringbuf": Need("map: ringbuf", "sidestep trace", "5.8"),
+    "sock_create": Need("sock_create", "telling proxy and application apart", "5.9"),
+    "connect4": Need("connect4", "outbound capture, IPv4", "5.7"),
+    "connect6": Need("connect6", "outbound capture, IPv6 and mapped IPv4", "5.7"),
+    "post_bind4": Need("post_bind4", "inbound capture: the proxy's listeners", "5.9"),
+    "post_bind6": Need("post_bind6", "inbound capture: the proxy's listeners", "5.9"),
+    "sendmsg4": Need("sendmsg4", _DNS, "5.7"),
+    "sendmsg6": Need("sendmsg6", _DNS, "5.7"),
+    "recvmsg4": Need("recvmsg4", _DNS, "5.3"),
+    "recvmsg6": Need("recvmsg6", _DNS, "5.3"),
+    "getpeername4": Need("getpeername4", "applications that ask for their peer", "5.8"),
+    "getpeername6": Need("getpeername6", "applications that ask for their peer", "5.8"),
+    "sockops": Need("sockops", f"{_ACCEPTED}; inbound capture", "5.15"),
+    "getsockopt": Need("getsockopt", "SO_ORIGINAL_DST for the proxy", "5.15"),
+    "sk_lookup": Need("sk_lookup", "inbound capture", "5.17"),
+    "bpf_link": Need("bpf_link", "attaching and upgrading in place", "5.7"),
+    "SO_NETNS_COOKIE": Need("SO_NETNS_COOKIE", "naming pods", "5.14"),
+    "pidfd_getfd": Need("pidfd_getfd", "pods that were there before", "5.6"),
+}
+MINIMUM = "5.17"  # the largest of them
+
+
+def finding_of(name: str, problem: str) -> Finding:
+    """What there is to say of something in NEEDS; `problem` is empty if it works."""
+    need = NEEDS[name]
+    if not problem:
+        return Finding(need.label, need.needed_by, "works", Presence.YES)
+    versions = f"Linux {need.since} or newer ({MINIMUM} for all of sidestep)"
+    advice = f"a kernel with it: {versions}, with BPF and cgroups configured"
+    return Finding(need.label, need.needed_by, problem, Presence.NO, advice)
+
+
+@dataclass(frozen=True)
 class Findings:
     """Everything that was looked at, in order."""
 
     rows: tuple[Finding, ...]
+
+    @property
+    def worst_first(self) -> list[Finding]:
+        """The rows as they are told: what is missing comes first."""
+        return sorted(self.rows, key=lambda row: list(Presence).index(row.verdict))
 
     @property
     def works(self) -> bool:
@@ -54,7 +126,7 @@ class Findings:
 
     def document(self) -> dict[str, Any]:
         """The same for JSON and YAML."""
-        rows = [{**asdict(row), "verdict": str(row.verdict)} for row in self.rows]
+        rows = [{**asdict(row), "verdict": str(row.verdict)} for row in self.worst_first]
         return {"works": self.works, "summary": self.summary, "rows": rows}
 
     def table(self, stream: TextIO | None = None) -> str:
@@ -71,7 +143,7 @@ class Findings:
         advised = any(row.advice for row in self.rows)
         for title, least in _COLUMNS if advised else _COLUMNS[:-1]:
             table.add_column(title, min_width=least, overflow="fold")
-        for row in self.rows:
+        for row in self.worst_first:
             verdict = Text(row.verdict, style=_COLOURS[row.verdict])
             table.add_row(Text(row.what), Text(row.needed_by), Text(row.found), verdict, *[Text(row.advice)][:advised])
         with console.capture() as captured:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from bpf.errors import KernelRefused
 from bpf.foreign import Foreign, Mode, find_foreign
-from bpf.probing.features import Presence
-from installer.probe.findings import Finding
+from installer.probe.findings import Finding, Presence
 
 _WHAT, _NEEDED_BY = "other programs", "attaching; seeing Services' addresses"
 

@@ -5,10 +5,9 @@ import tempfile
 from pathlib import Path
 
 from bpf.errors import SidestepError
-from bpf.probing.features import Presence
 from installer.host.chain import entry_of
 from installer.host.confdir import ConfDirectory
-from installer.probe.findings import Finding
+from installer.probe.findings import Finding, Presence
 from installer.settings import Chain, Node
 
 _BTF = Path("/sys/kernel/btf/vmlinux")

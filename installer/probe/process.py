@@ -3,11 +3,13 @@
 import ctypes
 import importlib.util
 import os
+import socket
 from pathlib import Path
 
 from bpf.kernel import capabilities
-from bpf.probing.features import Presence
-from installer.probe.findings import Finding
+from cni.netns.pidfd import copy_of
+from cni.netns.sandbox import own_cookie
+from installer.probe.findings import Finding, Presence, finding_of
 
 # number (uapi/linux/capability.h), name, needed by, what its lack means. CAP_SYS_ADMIN includes CAP_BPF, CAP_PERFMON.
 _CAPABILITIES = (
@@ -19,8 +21,8 @@ _CAPABILITIES = (
 
 
 def process() -> list[Finding]:
-    """User, capabilities, libbpf, BCC."""
-    return [_user(), *_capabilities(), _libbpf(), _bcc()]
+    """User, capabilities, libbpf, BCC, and the system calls that are made for pods."""
+    return [_user(), *_capabilities(), _libbpf(), _bcc(), _cookies(), _copies()]
 
 
 def _user() -> Finding:
@@ -60,3 +62,21 @@ def _bcc() -> Finding:
     if "attach_type" not in signature:
         return Finding("python3-bpfcc", needed_by, f"too old, in {place}", Presence.NO, advice)
     return Finding("python3-bpfcc", needed_by, f"in {place}", Presence.YES)
+
+
+def _cookies() -> Finding:
+    try:
+        own_cookie()
+    except OSError as error:
+        return finding_of("SO_NETNS_COOKIE", str(error))
+    return finding_of("SO_NETNS_COOKIE", "")
+
+
+def _copies() -> Finding:
+    """A process may always copy its own sockets."""
+    with socket.socket() as own:
+        try:
+            copy_of(os.getpid(), own.fileno(), os.fstat(own.fileno()).st_ino).close()
+        except OSError as error:
+            return finding_of("pidfd_getfd", str(error))
+    return finding_of("pidfd_getfd", "")

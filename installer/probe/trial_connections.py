@@ -1,93 +1,147 @@
 """Sends connections through the programs, for the probe: in a cgroup, network namespace and bpffs made for that.
 
-A child process is the one pod there, and its own child that pod's proxy.
+A child process is the one pod there, and its own child that pod's proxy. A program that loads but does nothing, or not
+what it should, shows here.
 """
 
+import ctypes
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from bpf.compiler import try_each
-from bpf.kernel import attach_point
+from bpf import syscalls
+from bpf.errors import KernelRefused, SidestepError
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
-from bpf.probing.features import Presence
+from bpf.pins import Pins
+from bpf.syscalls import Descriptor
 from cni.policy.annotations import CapturePolicy
-from installer.probe.findings import Finding
-from installer.scratch import POD, scratch_cgroup, scratch_node
+from installer.probe.findings import Finding, Presence
+from installer.scratch import POD, POD6, Scratch, scratch_cgroup, scratch_node, scratch_places
 from installer.settings import Attachment
 
-_SO_ORIGINAL_DST = 80  # uapi/linux/netfilter_ipv4.h
+_WHAT, _NEEDED_BY = "trial connections", "everything"
+_ORIGINAL_DST = 80  # SO_ORIGINAL_DST of SOL_IP, IP6T_SO_ORIGINAL_DST of SOL_IPV6 (uapi/linux/netfilter_ipv4.h, ipv6)
+_IPV6_FREEBIND = 78  # uapi/linux/in6.h
+_PR_SET_PDEATHSIG = 1  # uapi/linux/prctl.h
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _PROXY = 1337
 _RESOLVER_PORT = 15053
-# documentation addresses (RFC 5737), which lead nowhere but into this namespace
-_CLIENT, _CLIENTS = "203.0.113.9", "203.0.113.0/24"
-_SERVER, _NAMESERVER = ("198.51.100.1", 80), ("198.51.100.53", 53)
-_PREFIX = "sidestep-probe-"
+_APPLICATION_PORT = 8080
 _SECONDS = 2.0
 _CHILD_SECONDS = 30
+_NOT_HERE = 2  # exit status of the child: it may not go to this cgroup, or make namespaces
+
+_Trial = Callable[[], tuple[str, bool]]  # what was found, and whether that is right
 
 
-def trial_connections(attachment: Attachment) -> Iterator[Finding]:
-    """A row for each thing that was tried."""
-    with scratch_cgroup(attachment.cgroup or attach_point()) as cgroup:
-        argv = [sys.executable, "-m", "installer.probe.trial_connections", str(cgroup)]
-        root = Path(__file__).parents[2]
+@dataclass(frozen=True)
+class _Family:
+    """Addresses for documentation (RFC 5737, RFC 3849), which lead nowhere but into this namespace."""
+
+    number: socket.AddressFamily
+    suffix: str  # of a row's name
+    pod: str
+    server: tuple[str, int]
+    nameserver: tuple[str, int]
+    client: str
+    clients: str
+    first_loopback: str
+    any: str
+
+
+_IPV4 = _Family(
+    *(socket.AF_INET, "", POD, ("198.51.100.1", 80), ("198.51.100.53", 53)),
+    *("203.0.113.9", "203.0.113.0/24", "127.0.0.1", "0.0.0.0"),
+)
+_IPV6 = _Family(
+    *(socket.AF_INET6, " over IPv6", POD6, ("2001:db8:1::1", 80), ("2001:db8:1::53", 53)),
+    *("2001:db8:9::9", "2001:db8:9::/48", "::1", "::"),
+)
+
+
+def trial_connections(attachment: Attachment) -> list[Finding]:
+    """A row for each thing that was tried, below the attach point or where this process is."""
+    problem = Finding(_WHAT, _NEEDED_BY, "not tried: no cgroup2", Presence.UNKNOWN, "see the other rows")
+    for place in scratch_places(attachment.attach_point()):
         try:
-            child = subprocess.run(argv, cwd=root, capture_output=True, text=True, timeout=_CHILD_SECONDS)
+            with scratch_cgroup(place) as cgroup:
+                child = _run(cgroup)
+        except KernelRefused as error:
+            problem = Finding(_WHAT, _NEEDED_BY, f"not tried: {error}", Presence.UNKNOWN, "mount it writable")
         except subprocess.TimeoutExpired:
-            yield Finding("trial", "everything", f"did not end within {_CHILD_SECONDS} s", Presence.NO, "report it")
-            return
-    if child.returncode != 0:
-        said = " ".join(child.stderr.strip().splitlines()[-1:])
-        yield Finding("trial", "everything", said or "ended without a word", Presence.NO, "the rows above may say why")
-        return
-    for what, needed_by, found, works in json.loads(child.stdout):
-        advice = "" if works else "this kernel does not do what its documentation says: report it"
-        yield Finding(what, needed_by, found, Presence.YES if works else Presence.NO, advice)
+            return [Finding(_WHAT, _NEEDED_BY, f"did not end within {_CHILD_SECONDS} s", Presence.NO, "report it")]
+        else:
+            if child.returncode == 0:
+                return [_row(*each) for each in json.loads(child.stdout)]
+            said = " ".join(child.stderr.strip().splitlines()[-1:]) or "ended without a word"
+            problem = Finding(_WHAT, _NEEDED_BY, said, Presence.NO, "the other rows may say why")
+            if child.returncode != _NOT_HERE:
+                break
+    return [problem]
 
 
-def load_each(attachment: Attachment) -> dict[str, str]:
-    """Hook → why its program is refused, empty when it loads. Raises CompileFailed."""
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=attachment.bpffs) as scratch:
-        return try_each(Path(scratch))
+def _run(cgroup: Path) -> "subprocess.CompletedProcess[str]":
+    argv = [sys.executable, "-m", "installer.probe.trial_connections", str(cgroup)]
+    root = Path(__file__).parents[2]
+    return subprocess.run(argv, cwd=root, capture_output=True, text=True, timeout=_CHILD_SECONDS)
 
 
-def _child(cgroup: Path) -> list[tuple[str, str, str, bool]]:
+def _row(what: str, needed_by: str, found: str, works: bool) -> Finding:
+    advice = "" if works else "this kernel does not do what its documentation says: report it"
+    return Finding(what, needed_by, found, Presence.YES if works else Presence.NO, advice)
+
+
+@contextmanager
+def trial_node(cgroup: Path) -> Iterator[Scratch]:
+    """Make this process the pod, for good. Raises OSError, SidestepError."""
+    policy = CapturePolicy(dns_capture=True, dual_stack=True)
+    with scratch_node(cgroup, policy, [_IPV4.clients, _IPV6.clients]) as scratch:
+        yield scratch
+
+
+def connect_as_pod(scratch: Scratch) -> list[tuple[str, str, str, bool]]:
+    """What was tried, what needs it, what was found, whether that is right. The proxy lives as long as this takes."""
+    families = (_IPV4, _IPV6) if scratch.captures_ipv6 else (_IPV4,)
     with ExitStack() as stack:
-        stack.enter_context(scratch_node(cgroup, CapturePolicy(dns_capture=True), [_CLIENTS]))
         ready, done = os.pipe()
-        proxy = os.fork()
+        parent, proxy = os.getpid(), os.fork()
         if proxy == 0:
-            _be_proxy(done)
+            _be_proxy(families, parent, done)
         stack.callback(os.waitpid, proxy, 0)
-        stack.callback(os.kill, proxy, 9)
+        stack.callback(os.kill, proxy, signal.SIGKILL)
         os.close(done)
+        stack.callback(os.close, ready)
         os.read(ready, 1)
-        return [_try(*trial) for trial in _TRIALS]
+        return [_try(*trial) for trial in _trials(families, scratch.pins)]
 
 
-def _be_proxy(ready: int) -> None:
-    """Answers each connection with the destination that it has for it; never returns."""
+def _be_proxy(families: tuple[_Family, ...], parent: int, ready: int) -> None:
+    """Answers each connection with where it has come in and what it was to go to; never returns."""
     import selectors
 
     try:
         os.setgroups([])
         os.setresgid(_PROXY, _PROXY, _PROXY)
-        os.setresuid(_PROXY, _PROXY, _PROXY)
+        os.setresuid(_PROXY, _PROXY, _PROXY)  # which would undo the next
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
         with selectors.DefaultSelector() as sockets:
-            for port in (OUTBOUND_PORT, INBOUND_PORT):
-                listener = socket.create_server(("0.0.0.0", port))
-                sockets.register(listener, selectors.EVENT_READ)
-            resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            resolver.bind(("127.0.0.1", _RESOLVER_PORT))
-            sockets.register(resolver, selectors.EVENT_READ)
+            for family in families:
+                for port in (OUTBOUND_PORT, INBOUND_PORT, _APPLICATION_PORT):
+                    listener = socket.create_server((family.any, port), family=family.number)
+                    sockets.register(listener, selectors.EVENT_READ)
+                resolver = socket.socket(family.number, socket.SOCK_DGRAM)
+                resolver.bind((family.first_loopback, _RESOLVER_PORT))
+                sockets.register(resolver, selectors.EVENT_READ)
             os.write(ready, b"x")
             while True:
                 for key, _ in sockets.select():
@@ -103,52 +157,122 @@ def _answer(waiting: socket.socket) -> None:
         return
     connection, peer = waiting.accept()
     with connection:
-        raw = connection.getsockopt(socket.SOL_IP, _SO_ORIGINAL_DST, 16)
-        port, address = struct.unpack_from("!2xH4s", raw)
-        listener = waiting.getsockname()[1]
-        connection.sendall(json.dumps([listener, f"{socket.inet_ntoa(address)}:{port}", peer[0]]).encode())
+        answer = [waiting.getsockname()[1], _original_of(connection), peer[0]]
+        connection.sendall(json.dumps(answer).encode())
 
 
-def _try(what: str, needed_by: str, trial: Callable[[], tuple[str, bool]]) -> tuple[str, str, str, bool]:
+def _original_of(connection: socket.socket) -> str:
+    """What SO_ORIGINAL_DST says: a sockaddr_in or sockaddr_in6."""
+    is_ipv6 = connection.family == socket.AF_INET6
+    level, form = (socket.IPPROTO_IPV6, "!2xH4x16s4x") if is_ipv6 else (socket.SOL_IP, "!2xH4s8x")
+    try:
+        raw = connection.getsockopt(level, _ORIGINAL_DST, struct.calcsize(form))
+    except OSError:
+        return "nothing"
+    port, address = struct.unpack(form, raw)
+    return _shown(socket.inet_ntop(connection.family, address), port)
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _trials(families: tuple[_Family, ...], pins: Pins) -> Iterator[tuple[str, str, _Trial]]:
+    """What to try, what that is needed by, and how."""
+    for family in families:
+        outbound, inbound, dns = (_bound(trial, family) for trial in (_outbound, _inbound, _dns))
+        yield f"an outbound connection{family.suffix}", "outbound capture", outbound
+        yield f"an inbound connection{family.suffix}", "inbound capture", inbound
+        yield f"a DNS query{family.suffix}", "DNS capture", dns
+    yield "a connection of the proxy's own", "telling proxy and application apart", _own
+    yield "a swap of programs", "upgrading in place", lambda: _swap(pins)
+
+
+def _bound(trial: Callable[[_Family], tuple[str, bool]], family: _Family) -> _Trial:
+    return lambda: trial(family)
+
+
+def _try(what: str, needed_by: str, trial: _Trial) -> tuple[str, str, str, bool]:
     try:
         found, works = trial()
-    except OSError as error:
-        found, works = error.strerror or str(error), False
+    except (OSError, KernelRefused, ValueError) as error:
+        found, works = getattr(error, "strerror", "") or str(error), False
     return what, needed_by, found, works
 
 
-def _outbound() -> tuple[str, bool]:
-    with socket.create_connection(_SERVER, _SECONDS) as app:
+def _outbound(family: _Family) -> tuple[str, bool]:
+    with socket.create_connection(family.server, _SECONDS) as app:
         listener, original, source = json.loads(app.recv(512))
-        peer = "{}:{}".format(*app.getpeername())
-    wanted = "{}:{}".format(*_SERVER)
-    good = (listener, original, source, peer) == (OUTBOUND_PORT, wanted, POD, wanted)
+        peer = _shown(*app.getpeername()[:2])
+    wanted = _shown(*family.server)
+    good = (listener, original, source, peer) == (OUTBOUND_PORT, wanted, family.pod, wanted)
     return f"proxy sees {original} from {source}, the application {peer}", good
 
 
-def _inbound() -> tuple[str, bool]:
-    with socket.create_connection((POD, 8080), _SECONDS, (_CLIENT, 0)) as client:
+def _inbound(family: _Family) -> tuple[str, bool]:
+    with socket.socket(family.number) as client:
+        client.settimeout(_SECONDS)
+        if family is _IPV6:  # a route is not enough there for an address to be bound
+            client.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+        client.bind((family.client, 0))
+        client.connect((family.pod, _APPLICATION_PORT))
         listener, original, source = json.loads(client.recv(512))
-    return f"proxy sees {original} from {source}", (listener, original, source) == (
-        INBOUND_PORT,
-        f"{POD}:8080",
-        _CLIENT,
-    )
+    wanted = _shown(family.pod, _APPLICATION_PORT)
+    good = (listener, original, source) == (INBOUND_PORT, wanted, family.client)
+    return f"{_receiver(listener)} sees {original} from {source}", good
 
 
-def _dns() -> tuple[str, bool]:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as app:
+def _dns(family: _Family) -> tuple[str, bool]:
+    with socket.socket(family.number, socket.SOCK_DGRAM) as app:
         app.settimeout(_SECONDS)
-        app.sendto(b"query", _NAMESERVER)
-        sender = app.recvfrom(512)[1]
-    return "the answer comes from {}:{}".format(*sender), sender == _NAMESERVER
+        app.sendto(b"query", family.nameserver)
+        sender = app.recvfrom(512)[1][:2]
+    return f"the answer comes from {_shown(*sender)}", sender == family.nameserver
 
 
-_TRIALS = (
-    ("an outbound connection", "outbound capture", _outbound),
-    ("an inbound connection", "inbound capture", _inbound),
-    ("a DNS query", "DNS capture", _dns),
-)
+def _own() -> tuple[str, bool]:
+    """Who has opened a socket counts, not who connects it."""
+    with _as_proxy():
+        opened = socket.socket()
+    with opened:
+        opened.settimeout(_SECONDS)
+        opened.connect((_IPV4.client, _APPLICATION_PORT))
+        listener, *_ = json.loads(opened.recv(512))
+    return f"{_receiver(listener)} answers", listener == _APPLICATION_PORT
+
+
+@contextmanager
+def _as_proxy() -> Iterator[None]:
+    """The programs see a process's real ids; the effective ones keep what it may do."""
+    os.setresgid(_PROXY, -1, -1)
+    os.setresuid(_PROXY, -1, -1)
+    try:
+        yield
+    finally:
+        os.setresuid(0, -1, -1)
+        os.setresgid(0, -1, -1)
+
+
+def _receiver(port: int) -> str:
+    return "the application" if port == _APPLICATION_PORT else "proxy"
+
+
+def _swap(pins: Pins) -> tuple[str, bool]:
+    with (
+        Descriptor(syscalls.open_pin(pins.links / "connect4")) as link,
+        Descriptor(syscalls.open_pin(pins.programs / "connect4")) as program,
+    ):
+        syscalls.update_link(link.fd, program.fd, "connect4")
+    found, works = _outbound(_IPV4)
+    return "in place, and captures" if works else f"in place; then {found}", works
+
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(_child(Path(sys.argv[1]))))
+    try:
+        with trial_node(Path(sys.argv[1])) as node:
+            sys.stdout.write(json.dumps(connect_as_pod(node)))
+    except OSError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(_NOT_HERE)
+    except SidestepError as error:
+        sys.exit(str(error))

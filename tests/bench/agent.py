@@ -5,7 +5,6 @@ imports are counted. Beside them the time `sidestep attach` itself takes, whole 
 about acceleration, which nobody waits for.
 """
 
-import shutil
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from bpf.attachment import detach_programs
 from bpf.pins import Pins
 from installer.acceleration.selftest import try_kernel
 from tests.lab.node import REPOSITORY, Node
+from tests.lab.sources import changed_copy
 
 ROUNDS = 7
 
@@ -35,20 +35,11 @@ def measure(name: str, prepare: Callable[[], object], work: Callable[[], object]
     click.echo(f"  {name:34}{min(seconds):6.3f}  {statistics.median(seconds):6.3f}  {max(seconds):6.3f}")
 
 
-def changed_copy(directory: Path) -> Path:
-    """A source tree whose programs differ in a constant."""
-    for package in ("bpf", "cni", "installer"):
-        shutil.copytree(REPOSITORY / package, directory / package, ignore=shutil.ignore_patterns("__pycache__"))
-    source = directory / "bpf" / "maps.h"
-    source.write_text(source.read_text().replace("0x7f400000", "0x7fc00000"))
-    return directory
-
-
 @click.command()
 def bench() -> None:
     """Time every way to start."""
     with Node() as node, tempfile.TemporaryDirectory() as scratch:
-        other, agent = changed_copy(Path(scratch)), node.agent
+        other, agent = changed_copy(Path(scratch), "maps.h", "0x7f400000", "0x7fc00000"), node.agent
 
         def attach() -> None:
             places = ["--bpffs", str(node.bpffs), "--cgroup", str(node.kubepods)]

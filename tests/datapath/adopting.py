@@ -5,7 +5,6 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from cni.enrolment.admission import Admission
 from cni.enrolment.adoption import Adopted, Adoption
@@ -22,6 +21,7 @@ from installer.settings import Node
 from tests.datapath.conftest import PROXY, Kernel, Namespace, Wire
 
 STATUS = "sidecar.istio.io/status"
+NOBODYS = "203.0.113.9"  # the address in a Pod's status unless a test gives another: nobody whom its agent sees has it
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Running:
             self.namespaces[container_id] = replace(self.wire.pod, cgroup=cgroup, started=[])
         return self.namespaces[container_id]
 
-    def pod(self, *containers: str, uid: str | None = "", **annotations: str) -> Pod:
+    def pod(self, *containers: str, uid: str | None = "", ip: object = NOBODYS, **annotations: str) -> Pod:
         """The Pod as the API server has it, with the containers that its status knows."""
         statuses = [{"name": "istio-proxy", "containerID": f"containerd://{each}"} for each in containers]
         metadata = {"name": "pod", "namespace": "default", "annotations": {STATUS: "{}", **annotations}}
@@ -79,7 +79,7 @@ class Running:
             {
                 "metadata": metadata | {"uid": self.uid if uid == "" else uid},
                 "spec": {"containers": [proxy]},
-                "status": {"phase": "Running", "podIP": "203.0.113.9", "containerStatuses": statuses},
+                "status": {"phase": "Running", "podIP": str(ip), "containerStatuses": statuses},
             }
         )
 
@@ -132,12 +132,13 @@ class Parts:
 
 
 @contextmanager
-def parts(kernel: Kernel, proc: Path = Path("/proc")) -> Iterator[Parts]:
+def parts(kernel: Kernel) -> Iterator[Parts]:
     """A second reader of the kernel's maps: make one per test, as an agent that starts."""
+    proc = kernel.procfs.path
     pods, events = Listed(), Told()
     enrolments = Enrolments(kernel.pins, kernel.tables)
     follower = Follower(enrolments, StrictProxies(pods, kernel.tables, kernel.cgroup), proc)
-    admission = Admission(enrolments, follower)
+    admission = Admission(enrolments, follower, proc)
     adoption = Adoption(admission, proc)
     reconciler = Reconciler(
         place=NodeTables(kernel.pins, kernel.cgroup, kernel.tables),

@@ -3,6 +3,7 @@
 import json
 import secrets
 import subprocess
+import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from cni.netns.sandbox import Sandbox, visit
 from cni.netns.userns import outside_ids
 from cni.policy.annotations import CapturePolicy
 from tests.lab.inside import PYTHON, popen
+from tests.lab.procfs import OwnProcfs
 
 STANDIN = Path(__file__).with_name("standin.py")
 PROXY, APP = 1337, 1000
@@ -32,12 +34,13 @@ PROXY, APP = 1337, 1000
 
 @dataclass(frozen=True)
 class Kernel:
-    """Attached programs and their maps."""
+    """Attached programs and their maps; `procfs` shows what runs in the pods and at the other ends."""
 
     pins: Pins
     cgroup: Path
     tables: Tables
     enrolments: Enrolments
+    procfs: OwnProcfs
 
     def entries(self) -> dict[str, int]:
         """How full every table is."""
@@ -52,6 +55,7 @@ class Namespace:
 
     path: Path
     cgroup: Path | None
+    procfs: OwnProcfs
     ip4: IPv4Address
     ip6: IPv6Address
     started: list[subprocess.Popen[str]] = field(default_factory=list)
@@ -64,6 +68,7 @@ class Namespace:
         """A process that lives as long as the test; returns once it has said "ready"."""
         process = self._popen(argv, uid, gid, stdin=subprocess.PIPE)
         self.started.append(process)
+        self.procfs.show(process.pid)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         return process
@@ -87,11 +92,16 @@ class Namespace:
         process = self._popen([*PYTHON, code, *map(str, args)], uid, gid)
         return json.loads(process.communicate(timeout=20)[0])
 
+    def end(self, process: "subprocess.Popen[str]") -> None:
+        """Kill one that was started, unless it has ended."""
+        self.procfs.hide(process.pid)
+        process.kill()
+        process.communicate()
+        self.started.remove(process)
+
     def stop(self) -> None:
-        for process in self.started:
-            process.kill()
-            process.communicate()
-        self.started.clear()
+        for process in list(self.started):
+            self.end(process)
 
     def _popen(self, argv: list[str], uid: int, gid: int | None, **options: Any) -> subprocess.Popen[str]:
         group = uid if gid is None else gid
@@ -168,13 +178,20 @@ def scratch_pins() -> Iterator[tuple[Pins, Path]]:
         yield Pins(bpffs), cgroup
 
 
+@contextmanager
+def fresh_kernel() -> Iterator[Kernel]:
+    """Programs and maps that nobody else uses."""
+    with scratch_pins() as (pins, cgroup), tempfile.TemporaryDirectory(prefix="sidestep-proc-") as procfs:
+        attach_programs(pins, cgroup)
+        with Tables(pins) as tables:
+            yield Kernel(pins, cgroup, tables, Enrolments(pins, tables), OwnProcfs(Path(procfs)))
+
+
 @pytest.fixture(scope="session")
 def kernel() -> Iterator[Kernel]:
     """Attached programs, made for this test process."""
-    with scratch_pins() as (pins, cgroup):
-        attach_programs(pins, cgroup)
-        with Tables(pins) as tables:
-            yield Kernel(pins, cgroup, tables, Enrolments(pins, tables))
+    with fresh_kernel() as made:
+        yield made
 
 
 def ip_command(*args: object) -> None:
@@ -206,6 +223,7 @@ def make_wire(kernel: Kernel) -> Iterator[Callable[[], Wire]]:
                     Namespace(
                         Path("/run/netns") / name,
                         kernel.cgroup if number == 2 else None,
+                        kernel.procfs,
                         IPv4Address(f"10.9.0.{number}"),
                         IPv6Address(f"fd99::{number}"),
                     )

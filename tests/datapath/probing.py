@@ -84,9 +84,7 @@ class Surroundings:
     def enrol(self, policy: CapturePolicy, fresh: bool) -> None:
         """Enrol the pod, `fresh` or over what it was, and start its proxy anew as whoever it runs as now."""
         if self._proxy:
-            self._proxy.kill()
-            self._proxy.communicate()
-            self._wire.pod.started.remove(self._proxy)
+            self._wire.pod.end(self._proxy)
         if fresh:
             self._wire.kernel.enrolments.remove(self._wire.sandbox.cookie)
         self._wire.look_again()

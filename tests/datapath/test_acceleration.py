@@ -13,7 +13,6 @@ from bpf.acceleration import NodeLevel, level_of, set_level
 from bpf.attachment import attach_programs, detach_programs
 from bpf.compiler import compile_and_pin
 from bpf.layout import LEVELS, Cookie, EndKey, Level, TrafficEntry
-from bpf.probing import loading
 from bpf.syscalls import Descriptor
 from bpf.tables import Tables
 from cni.enrolment.enroll import Enrolments
@@ -25,6 +24,7 @@ from cni.policy.annotations import CapturePolicy
 from tests.datapath.conftest import APP, PROXY, Kernel, Namespace, Wire, look, scratch_pins
 from tests.lab.inside import PYTHON
 from tests.lab.machine import acceleration_needed
+from tests.lab.objects import create_sockhash
 from tests.lab.waiting import wait_until
 
 EXCHANGE = Path(__file__).with_name("exchange.py").read_text()
@@ -70,7 +70,7 @@ class Pods:
             yield dialled
         finally:
             dialled.close()
-            pod.started.remove(process)
+            pod.end(process)
 
 
 class Dialled:
@@ -242,7 +242,7 @@ def test_detaching_loses_nothing_that_is_on_its_way(wire: Wire) -> None:
     with acceleration_needed(), scratch_pins() as (pins, cgroup):
         attach_programs(pins, cgroup)
         tables = Tables(pins)
-        wire.kernel = Kernel(pins, cgroup, tables, Enrolments(pins, tables))
+        wire.kernel = Kernel(pins, cgroup, tables, Enrolments(pins, tables), wire.kernel.procfs)
         wire.pod.cgroup = cgroup
         pods = Pods(wire)
         for pod in (pods.one, pods.other):
@@ -263,7 +263,7 @@ def cramped(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pods]:
     """Two pods of a node whose socket hash has room for one end of one connection."""
 
     def compile_around_it(maps: Path, programs: Path) -> None:
-        made = loading.create_map(loading.SOCKHASH, ctypes.sizeof(EndKey), 8, 1, 0, "accelerated")
+        made = create_sockhash(ctypes.sizeof(EndKey), 8, 1, "accelerated")
         with Descriptor(made) as sockets:
             syscalls.pin(sockets.fd, maps / "accelerated")
         compile_and_pin(maps, programs)
@@ -272,7 +272,7 @@ def cramped(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pods]:
     with scratch_pins() as (pins, cgroup):
         attach_programs(pins, cgroup)
         with Tables(pins) as tables:
-            wire.kernel = Kernel(pins, cgroup, tables, Enrolments(pins, tables))
+            wire.kernel = Kernel(pins, cgroup, tables, Enrolments(pins, tables), wire.kernel.procfs)
             wire.pod.cgroup = cgroup
             yield Pods(wire)
         for pod in (wire.pod, wire.peer):

@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2.netlink.rtnl import RTM_GETADDR
 
 from bpf import links
 from bpf.layout import Cookie, ListenerKey, PodFlags
 from cni.enrolment.enroll import Enrolments
 from cni.netns import listeners as proxies
+from cni.netns.proc_net import SocketRow, table
+from cni.netns.rtnl import Rtnl
 from cni.netns.sock_diag import Diag
 from cni.protocol import NetworkConfig, Request
-from tests.datapath.adopting import Parts, Running, enrol_by_cni, parts, running
-from tests.datapath.bare import open_descriptors
-from tests.datapath.conftest import APP, PROXY, Kernel, Wire
+from tests.datapath.adopting import NOBODYS, Parts, Running, enrol_by_cni, parts, running
+from tests.datapath.bare import bare_pods, open_descriptors
+from tests.datapath.conftest import APP, PROXY, Kernel, Wire, ip_command
 from tests.lab.inside import PYTHON, popen
 from tests.lab.waiting import wait_until
 
@@ -115,14 +118,12 @@ def test_listeners_are_found_with_and_without_tcp_diag(
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             return super().sockets(*states)
 
-    rows = proxies._rows
-
-    def read_rows(path: Path, family: int) -> Iterator[tuple[int, int]]:
-        read.append(path.name)
-        return rows(path, family)
+    def read_table(name: str) -> Iterator[SocketRow]:
+        read.append(name)
+        return table(name)
 
     monkeypatch.setattr(proxies, "Diag", Asked)
-    monkeypatch.setattr(proxies, "_rows", read_rows)
+    monkeypatch.setattr(proxies, "table", read_table)
     outcome = agent.adopt(pod.pod(pod.proxy))
     assert outcome is not None
     assert outcome.listeners == 4
@@ -232,8 +233,47 @@ def test_a_pod_is_found_by_its_uid_while_its_containers_are_down(agent: Parts, p
             each.rmdir()
 
 
+def test_a_pod_of_another_test_is_not_seen(agent: Parts, pod: Running) -> None:
+    """It may have the address that this test's Pod says is its own."""
+    with bare_pods() as make:
+        (bare,) = make(1)
+        bare.ip(f"addr add {NOBODYS}/32 dev lo")
+        stranger = popen(bare.path, None, ["sleep", "60"], 0, 0)
+        try:
+            assert agent.adopt(pod.pod(secrets.token_hex(32))) is None
+        finally:
+            stranger.kill()
+            stranger.wait()
+
+
 def test_a_pod_without_processes_is_not_found(agent: Parts, pod: Running) -> None:
     assert agent.adopt(pod.pod(secrets.token_hex(32))) is None
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_pod_whose_cgroups_tell_nothing_is_found_by_its_address(agent: Parts, pod: Running, version: int) -> None:
+    ip = pod.wire.pod.ip4 if version == 4 else pod.wire.pod.ip6
+    outcome = agent.adopt(pod.pod(secrets.token_hex(32), ip=ip))
+    assert outcome is not None
+    assert outcome.cookie == pod.wire.sandbox.cookie
+
+
+def test_looking_for_an_address_asks_each_namespace_for_its_addresses_alone(
+    agent: Parts, pod: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A namespace that routes for others has thousands of routes, and two interfaces; so has this pod."""
+    name = pod.wire.pod.path.name
+    for command in ("link add eth1 type bridge", "addr add 192.0.2.1/24 dev eth1", "link set eth1 up"):
+        ip_command("-n", name, *command.split())
+    asked, dump = [], Rtnl._dump
+
+    def counted(self: Rtnl, message: Any, kind: int) -> list[Any]:
+        asked.append(kind)
+        return dump(self, message, kind)
+
+    monkeypatch.setattr(Rtnl, "_dump", counted)
+    assert agent.adopt(pod.pod(secrets.token_hex(32))) is None
+    assert asked == [RTM_GETADDR] * 2  # the pod and its peer
 
 
 def delete(agent: Parts, container: str, ifname: str = "eth0", netns: Path | None = None) -> None:
@@ -322,7 +362,7 @@ ISTIO = "*nat\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -p tcp -j ISTIO_OUTPUT\nCOMMIT\n
 
 
 def load(pod: Running, tool: str, rules: str) -> bool:
-    argv = [f"{tool}-restore"]
+    argv = [f"{tool}-restore", "--wait=10"]  # the legacy one takes a lock of the machine
     loading = popen(pod.wire.pod.path, None, argv, 0, 0, stdin=subprocess.PIPE, text=True)
     loading.communicate(rules, timeout=10)
     return bool(loading.returncode == 0)

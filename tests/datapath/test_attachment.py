@@ -14,7 +14,7 @@ from bpf.acceleration import is_possible
 from bpf.attachment import Outcome, attach_programs, is_attached, is_deciding
 from bpf.errors import CompileFailed, KernelRefused, NotAttached
 from bpf.hooks import CGROUP_HOOKS
-from bpf.layout import TABLES, Cookie, OwnAddressEntry, PairingEntry
+from bpf.layout import STORAGES, TABLES, Cookie, OwnAddressEntry
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor
 from tests.datapath.conftest import Wire, scratch_pins
@@ -66,9 +66,9 @@ def test_an_older_versions_pairings_are_made_anew(tmp_path: Path) -> None:
     with scratch_pins() as (pins, cgroup):
         argv = [sys.executable, "-m", "installer", "attach", "--bpffs", str(pins.bpffs), "--cgroup", str(cgroup)]
         subprocess.run(argv, cwd=older, check=True, capture_output=True, timeout=120)
-        assert not pins.has_values("pairings", PairingEntry)
+        assert not pins.has_values("pairings", STORAGES["pairings"])
         assert attach_programs(pins, cgroup) is Outcome.SWAPPED
-        assert pins.has_values("pairings", PairingEntry)
+        assert pins.has_values("pairings", STORAGES["pairings"])
         assert is_possible(pins)
         assert is_attached(pins)
 

@@ -102,6 +102,12 @@ def test_a_datagram_with_a_forged_source_does_not_reach_a_denied_port(wire: Wire
     assert heard == ["nothing", "forged"], json.dumps(heard)
 
 
+def test_a_pod_may_talk_to_itself_at_what_is_local_by_a_route_alone(wire: Wire) -> None:
+    wire.mesh()
+    ip_command("-n", wire.pod.path.name, "route", "add", "local", "10.201.0.0/24", "dev", "lo")
+    assert wire.pod.dial("10.201.0.9", 8080, uid=PROXY)["who"] == "app"
+
+
 def test_a_pod_may_talk_to_itself_on_a_port_that_it_denies(wire: Wire) -> None:
     wire.enrol(CapturePolicy(dual_stack=True, deny_inbound_ports=frozenset({8080})))
     wire.pod.serve("app", "8080")

@@ -15,10 +15,8 @@ from bpf.layout import AddressKey
 from bpf.libbpf import LIBBPF
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor
-from bpf.tables import Tables
 from cni.enrolment import adoption
 from cni.enrolment.denial import Denials
-from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity
 from cni.errors import Code, NotCaptured
 from cni.netns.processes import Crowd, crowds
@@ -27,17 +25,15 @@ from cni.protocol import NetworkConfig, Request
 from tests.datapath.adopting import Parts, Running, enrol_by_cni, parts, running
 from tests.datapath.bare import Pod as Bare
 from tests.datapath.bare import bare_pods
-from tests.datapath.conftest import Kernel, Wire, ip_command, scratch_pins
+from tests.datapath.conftest import Kernel, Wire, fresh_kernel, ip_command
 from tests.lab.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[Kernel]:
     """Programs and maps for these tests alone: they are tampered with."""
-    with scratch_pins() as (pins, cgroup):
-        attach_programs(pins, cgroup)
-        with Tables(pins) as tables:
-            yield Kernel(pins, cgroup, tables, Enrolments(pins, tables))
+    with fresh_kernel() as made:
+        yield made
 
 
 @pytest.fixture

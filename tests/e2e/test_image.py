@@ -5,7 +5,9 @@ alone, and finds kubelet's there by itself.
 """
 
 import json
+import re
 import subprocess
+import tarfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -17,6 +19,7 @@ import trustme
 import yaml
 from cri_api.v1 import api_pb2 as cri
 
+from installer import VERSION
 from installer.pods.access import SERVICE_ACCOUNT
 from tests.lab.apiserver import ApiServer
 from tests.lab.containerd import Containerd
@@ -27,6 +30,7 @@ from tests.lab.node import NODE_NAME, REPOSITORY, Node
 from tests.lab.waiting import wait_until
 
 ARCHIVE = REPOSITORY / "build" / "image" / "sidestep.tar"
+SBOM = REPOSITORY / "build" / "image" / "sbom.spdx.json"
 NAME = "localhost/sidestep:latest"
 DAEMONSET = ("istio-system", "istio-cni-node")
 
@@ -188,3 +192,35 @@ def test_uninstall_beside_a_running_agent_is_refused_and_changes_nothing(deploym
     assert "an agent serves" in done.stderr.decode()
     assert (deployment.runtime.bin / "sidestep-cni").exists()
     assert Path(deployment.node.bpffs / "sidestep").exists()
+
+
+def test_the_sbom_lists_what_is_in_the_image() -> None:
+    document = json.loads(SBOM.read_text())
+    assert document["name"] == "sidestep"
+    assert SBOM.stat().st_mtime >= ARCHIVE.stat().st_mtime
+    packages = {
+        reference["referenceLocator"].partition("?")[0]
+        for package in document["packages"]
+        for reference in package.get("externalRefs", [])
+        if reference["referenceType"] == "purl"
+    }
+    locked = re.findall(r"^([\w.-]+)==(\S+)", (REPOSITORY / "locks" / "run.txt").read_text(), re.M)
+    assert {f"pkg:pypi/{name}@{version}" for name, version in locked} <= packages
+    debian = {each.rpartition("/")[2].partition("@")[0] for each in packages if each.startswith("pkg:deb/debian/")}
+    # what is installed, and what is linked into the plugin
+    assert {"libbpf1", "libc6", "python3.11-minimal", "python3-bpfcc"} | {"libc6-dev", "libjansson-dev"} <= debian
+
+
+def test_the_image_says_its_version() -> None:
+    with tarfile.open(ARCHIVE) as archive:
+
+        def blob(digest: str) -> Any:
+            member = archive.extractfile(f"blobs/{digest.replace(':', '/')}")
+            assert member is not None
+            return json.load(member)
+
+        index = archive.extractfile("index.json")
+        assert index is not None
+        (manifest,) = json.load(index)["manifests"]
+        config = blob(blob(manifest["digest"])["config"]["digest"])
+    assert config["config"]["Labels"]["org.opencontainers.image.version"] == VERSION

@@ -10,7 +10,7 @@ from tests.lab.node import REPOSITORY
 # Debian 12's own and the one of its backports
 PACKAGES = ("linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64")
 # The probe gives these two a time that an emulated machine does not keep; they are run without it.
-_TIMED = ("trial", "acceleration")
+_TIMED = ("trial connections", "acceleration")
 _TRIAL = "installer.probe.trial_connections"
 _SELFTEST = "installer.acceleration.selftest"
 

@@ -45,8 +45,8 @@ def wait_for_level(node: Node, level: str, logged: int = 0) -> None:
     """
 
     def is_settled() -> bool:
-        said = re.findall(r"acceleration\.settled .*?\bat=(\w+)", node.agent.log.read_text()[logged:])
-        return bool(said) and said[-1] == level
+        said = re.findall(rb"acceleration\.settled .*?\bat=(\w+)", node.agent.log.read_bytes()[logged:])
+        return bool(said) and said[-1] == level.encode()
 
     try:
         wait_until(is_settled, f"level {level}", 90)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.lab.apiserver import ApiServer
 from tests.lab.chain import Chain
 from tests.lab.inside import popen
 from tests.lab.leftovers import outside
+from tests.lab.machine import naming_labs
 from tests.lab.pod import Pod
 from tests.lab.waiting import wait_until
 
@@ -33,6 +35,10 @@ LABS = Path("/run/sidestep-lab")
 NETNS = Path("/run/netns")
 PLUGINS = Path("/usr/lib/cni")
 _SELFTEST = REPOSITORY / "build" / "selftest.json"
+# Subnets of /24 that a lab may have, below 10.128.0.0/10 for pods on its bridge and below 10.192.0.0/10 for others.
+# Addresses that tests choose themselves are not among them.
+_SUBNETS = 64 << 8
+_BRIDGED, _UNBRIDGED = 128, 192
 _SLOWEST_SECONDS = 60  # an agent's start or end on a machine on which much else is going on
 NODE_NAME = "lab"  # as the API server knows it
 
@@ -108,7 +114,7 @@ class Agent:
         with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
             probe.connect(str(self._node.run_dir / "cni.sock"))
             peer = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-            return bool(peer == self.pid) and "event=agent.serving" in self.log.read_text()[self._logged :]
+            return bool(peer == self.pid) and b"event=agent.serving" in self.log.read_bytes()[self._logged :]
         return False
 
 
@@ -116,8 +122,8 @@ class Node:
     """Use as a context manager; leaving it takes everything down."""
 
     def __init__(self, keep: bool = False, api: ApiServer | None = None) -> None:
-        """`api` is where Pods come from instead of a directory."""
-        self.id = secrets.token_hex(3)
+        """Its id is taken at once. `api` is where Pods come from instead of a directory."""
+        self.id = _new_id()
         self.api = api
         self.is_chained = True  # whether the plugin is in the CNI chain
         self.directory = LABS / self.id
@@ -160,9 +166,9 @@ class Node:
         return Chain(self.conflist(), (self.shim.parent, PLUGINS), self.netns)
 
     def conflist(self) -> dict[str, Any]:
-        """The conf list; subnets come from the id, so that two nodes' pods differ."""
-        high, low = int(self.id[:2], 16), int(self.id[2:4], 16)
-        ranges = [[{"subnet": f"10.{high}.{low}.0/24"}], [{"subnet": f"fd00:{self.id[:4]}:{self.id[4:]}::/64"}]]
+        """The conf list. No other lab has its subnets: agents look for a pod's address in all of the machine."""
+        subnets = str(self._subnet(_BRIDGED)), f"fd00:{self.id[:4]}:{self.id[4:]}::/64"
+        ranges = [[{"subnet": subnet}] for subnet in subnets]
         return {
             "cniVersion": "1.0.0",
             "name": f"lab-{self.id}",
@@ -177,6 +183,11 @@ class Node:
                 *([{"type": "sidestep-cni", "cni_agent_run_dir": str(self.run_dir)}] if self.is_chained else []),
             ],
         }
+
+    @property
+    def unbridged(self) -> IPv4Network:
+        """Addresses for pods that are not on the bridge; no other lab has those either."""
+        return self._subnet(_UNBRIDGED)
 
     def pod(self, name: str, mesh: bool = True, **options: Any) -> Pod:
         """Make a pod by running the chain, with its application; a mesh pod with its Envoy too."""
@@ -201,9 +212,11 @@ class Node:
         pins = Pins(self.bpffs)
         wait_until(lambda: sum(not alive for _, alive in linked_pods(pins)) == count, "namespaces to be gone")
 
+    def _subnet(self, first: int) -> IPv4Network:
+        high, low = bytes.fromhex(self.id[:4])
+        return IPv4Network(f"10.{first + high}.{low}.0/24")
+
     def _make(self) -> None:
-        self.directory.mkdir(parents=True)
-        (self.directory / "owner").write_text(identity_of(os.getpid()))
         for directory in (self.bpffs, self.pods_dir, self.kubepods, self.cgroup / "agent"):
             directory.mkdir(parents=True)
         subprocess.run(["mount", "-t", "bpf", "bpf", self.bpffs], check=True)
@@ -211,6 +224,19 @@ class Node:
         _bring(_SELFTEST, self.run_dir)
         self.before_agent()
         self.agent.start()
+
+
+def _new_id() -> str:
+    """Make a lab's directory, named by its id, whose first four digits no other lab has: they are its subnets."""
+    with naming_labs():
+        LABS.mkdir(exist_ok=True)
+        taken = {each.name[:4] for each in LABS.iterdir()}
+        while (subnet := f"{secrets.randbelow(_SUBNETS):04x}") in taken:
+            pass
+        directory = LABS / f"{subnet}{secrets.token_hex(1)}"
+        directory.mkdir()
+    (directory / "owner").write_text(identity_of(os.getpid()))
+    return directory.name
 
 
 def _bring(outcome: Path, directory: Path) -> None:
@@ -253,7 +279,7 @@ def remove(lab: str) -> None:
         if mount.path.is_relative_to(directory):
             subprocess.run(["umount", mount.path], check=True)
     shutil.rmtree(directory, ignore_errors=True)
-    with suppress(OSError):
+    with naming_labs(), suppress(OSError):
         LABS.rmdir()
     # a runtime makes its cgroups in the v1 hierarchies of a hybrid host too
     for top in (cgroup, *cgroup.parents[1].glob(f"*/{cgroup.name}")):

@@ -8,6 +8,7 @@ proxies do, in a cgroup as kubelet names it.
 import subprocess
 import uuid
 from collections.abc import Mapping
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Tenants:
         """Make them and enrol the mesh's, by the plugin that a runtime would run."""
         assert node.api is not None
         self._node, self._plugin = node, node.conflist()["plugins"][-1]
-        manifests = [manifest(number) for number in range(count)]
+        manifests = [manifest(number, node.unbridged[number + 1]) for number in range(count)]
         for each in manifests:
             node.api.put(each)
         self.mesh = [each for each in manifests if is_mesh(each)]
@@ -90,7 +91,7 @@ def is_mesh(pod: dict[str, Any]) -> bool:
     return "sidecar.istio.io/status" in pod["metadata"]["annotations"]
 
 
-def manifest(number: int) -> dict[str, Any]:
+def manifest(number: int, ip: IPv4Address) -> dict[str, Any]:
     """A pod with what real ones have, about 15 KiB as JSON; each second one is a mesh pod."""
     env = [{"name": f"VARIABLE_{index}", "value": "x" * 60} for index in range(40)]
     mounts = [{"name": f"volume-{index}", "mountPath": f"/mnt/volume-{index}"} for index in range(12)]
@@ -109,7 +110,7 @@ def manifest(number: int) -> dict[str, Any]:
             "managedFields": [{"manager": "kubelet", "fieldsV1": fields}],
         },
         "spec": {"nodeName": NODE_NAME, "containers": containers},
-        "status": {"phase": "Running", "podIP": f"10.200.{number // 250}.{number % 250 + 1}"},
+        "status": {"phase": "Running", "podIP": str(ip)},
     }
 
 

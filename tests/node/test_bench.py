@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.bench.mesh import establishing
+import pytest
+
+from tests.bench.mesh import establishing, servers
 from tests.bench.mesh.scenarios import BASELINE
-from tests.lab.node import REPOSITORY
+from tests.lab.node import REPOSITORY, Node
 
 SCENARIOS = ("iptables", "full", "unix")
 WORKLOADS = ("new-connection-http", "ping-pong-http", "stream-1024")  # each of the load generators
@@ -50,3 +52,35 @@ def test_connections_are_established_as_they_should_be_either_way() -> None:
     assert [row[0] for row in made.rows] == [
         f"{direction}, {call}" for direction in ("outbound", "inbound") for call in establishing.CALLS
     ]
+
+
+@pytest.fixture
+def served(node: Node) -> servers.Servers:
+    """A pod whose application has one of the servers' ports."""
+    files = node.directory / "files"
+    files.mkdir()
+    files.chmod(0o1777)
+    return servers.Servers(node.pod("server", mesh=False), files, unix=False)
+
+
+def test_a_port_of_a_server_that_is_taken_is_told_with_its_owner(served: servers.Servers) -> None:
+    with pytest.raises(servers.ServerAbsent, match=r"(?s)port 8080 is taken; .*:8080 .*python"):
+        served.start()
+
+
+def test_a_server_that_ends_is_told_with_what_it_said(served: servers.Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "_NGINX", "frobnicate;")
+    monkeypatch.setattr(served, "_answers", lambda _: False)
+    told = r'(?s)port 8080: the server ended with 1; nginx has said:.*unknown directive "frobnicate"'
+    with pytest.raises(servers.ServerAbsent, match=told):
+        served.start()
+
+
+def test_a_server_that_does_not_come_is_told_with_what_is_there(
+    served: servers.Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "_SLOWEST_SECONDS", 0.2)
+    monkeypatch.setattr(served, "_answers", lambda _: False)
+    told = r"(?s)waited 0\.2 s for port 8080; the server runs and has used \d+\.\d+ s .*0\.0\.0\.0:8080 .*python"
+    with pytest.raises(servers.ServerAbsent, match=told):
+        served.start()

@@ -1,12 +1,12 @@
 """Somebody else owns sockets on this node: acceleration is off, and an operator sees who it is."""
 
 from bpf import syscalls
-from bpf.probing import loading
 from bpf.syscalls import Descriptor
-from tests.datapath.test_owners import PASS_ALL
+from tests.datapath.test_owners import VERDICT
 from tests.lab.levels import start_agent
 from tests.lab.machine import acceleration_needed, other_owner_for_all
 from tests.lab.node import Node
+from tests.lab.objects import create_sockhash, load_program
 from tests.node.sidestep import document, sidestep
 
 
@@ -17,8 +17,8 @@ def test_status_names_who_else_owns_sockets(node: Node) -> None:
     # as short as can be: the other agents of this machine would see it, too
     with (
         other_owner_for_all(),
-        Descriptor(loading.create_map(loading.SOCKHASH, 4, 4, 16, 0, "their_sockets")) as sockets,
-        Descriptor(loading.load_program(16, 7, PASS_ALL, "their_verdict")) as program,
+        Descriptor(create_sockhash(4, 4, 16, "their_sockets")) as sockets,
+        Descriptor(load_program(*VERDICT, "their_verdict")) as program,
     ):
         syscalls.attach_to_map(program.fd, sockets.fd, 7, "their_sockets")
         done = accelerated(node)

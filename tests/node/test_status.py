@@ -19,6 +19,7 @@ from bpf.hooks import HOOKS
 from bpf.pins import Pins
 from installer import VERSION
 from tests.lab.invocation import one_line, sidestep
+from tests.lab.machine import statistics_for_one
 from tests.lab.node import Node
 from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
@@ -81,7 +82,13 @@ def test_maps_are_told_with_how_full_they_are(mesh: Mesh) -> None:
     assert (maps["sockets"]["kind"], maps["sockets"]["entries"]) == ("sk_storage", None)
 
 
-def test_runs_are_counted_only_while_the_kernel_does(mesh: Mesh) -> None:
+@pytest.fixture
+def statistics() -> Iterator[None]:
+    with statistics_for_one():
+        yield
+
+
+def test_runs_are_counted_only_while_the_kernel_does(mesh: Mesh, statistics: None) -> None:
     if STATISTICS.read_text().strip() == "0":
         found = status(mesh.node)
         assert {each["runs"] for each in found["programs"]} == {None}

@@ -16,7 +16,8 @@ from typing import IO
 import pytest
 
 from installer import VERSION
-from installer.commands import crash
+from installer.commands import ending
+from tests.lab.invocation import sidestep_by_user
 from tests.lab.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -28,9 +29,9 @@ def sidestep(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run([REPOSITORY / "sidestep", *argv], env=env, capture_output=True, text=True, timeout=LIMIT)
 
 
-def ending(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def ended(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """What becomes of a command of which only the way it ends matters."""
-    code = f"import signal, sys, time; from installer import ending; sys.exit(ending.run({command}))"
+    code = f"import signal, sys, time; from installer.commands import ending; sys.exit(ending.run_command({command}))"
     env = os.environ | environment
     argv = [sys.executable, "-c", code]
     return subprocess.run(argv, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=LIMIT)
@@ -59,9 +60,8 @@ def one_line(text: str) -> str:
     return text
 
 
-def test_the_version_is_the_projects() -> None:
+def test_the_command_is_the_projects() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    assert project["version"] == VERSION
     assert project["scripts"] == {"sidestep": "installer.commands.cli:main"}
     done = sidestep("--version")
     assert (done.returncode, done.stdout) == (0, f"sidestep {VERSION}\n")
@@ -108,7 +108,7 @@ def test_no_command_is_help_and_2() -> None:
 
 
 def test_an_unforeseen_error_is_one_line_and_a_file(tmp_path: Path) -> None:
-    done = ending("lambda: 1 / 0", TMPDIR=str(tmp_path))
+    done = ended("lambda: 1 / 0", TMPDIR=str(tmp_path))
     assert done.returncode == 1
     said = one_line(done.stderr)
     assert said.startswith("sidestep: internal error: ZeroDivisionError: division by zero; please report it with the ")
@@ -125,7 +125,7 @@ def test_an_unforeseen_error_is_one_line_and_a_file(tmp_path: Path) -> None:
 
 def test_an_error_in_a_thread_is_one_line_too(tmp_path: Path) -> None:
     command = "lambda: __import__('threading').Thread(target=lambda: 1 / 0).start() or 0"
-    done = ending(command, TMPDIR=str(tmp_path))
+    done = ended(command, TMPDIR=str(tmp_path))
     said = one_line(done.stderr)
     Path(said.strip().rpartition(" ")[2]).unlink()
     assert "ZeroDivisionError" in said
@@ -133,7 +133,7 @@ def test_an_error_in_a_thread_is_one_line_too(tmp_path: Path) -> None:
 
 def test_an_error_that_nobody_can_catch_is_one_line_and_told_once(tmp_path: Path) -> None:
     call = "__import__('ctypes').CFUNCTYPE(None)(lambda: 1 / 0)"
-    done = ending(f"lambda: [{call}() for _ in range(3)] and 0", TMPDIR=str(tmp_path))
+    done = ended(f"lambda: [{call}() for _ in range(3)] and 0", TMPDIR=str(tmp_path))
     assert done.returncode == 0
     said = one_line(done.stderr)
     Path(said.strip().rpartition(" ")[2]).unlink()
@@ -141,31 +141,27 @@ def test_an_error_that_nobody_can_catch_is_one_line_and_told_once(tmp_path: Path
 
 
 def test_ctrl_c_where_nobody_can_catch_it_is_no_error() -> None:
-    done = ending("lambda: __import__('ctypes').CFUNCTYPE(None)(lambda: signal.raise_signal(2))() or 0")
+    done = ended("lambda: __import__('ctypes').CFUNCTYPE(None)(lambda: signal.raise_signal(2))() or 0")
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_whoever_wants_it_sees_the_traceback() -> None:
-    done = ending("lambda: 1 / 0", SIDESTEP_DEBUG="1")
+    done = ended("lambda: 1 / 0", SIDESTEP_DEBUG="1")
     assert "Traceback" in done.stderr
     assert done.stderr.endswith("division by zero; please report it with what is above\n")
 
 
-def test_a_file_that_waits_for_us_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.strftime", lambda *_: "20260101T010101Z")
-    monkeypatch.setattr("time.monotonic_ns", lambda: 7)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(crash, "_RUN", tmp_path / "none")
-    waiting = tmp_path / f"crash-20260101T010101Z-{os.getpid()}-7.txt"
-    waiting.symlink_to(tmp_path / "target")
-    assert "SIDESTEP_DEBUG=1" in crash.last_words(ValueError("no"))
-    assert not (tmp_path / "target").exists()
+def test_without_room_for_a_file_the_user_is_told_how_to_see_the_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    monkeypatch.setattr(ending, "_RUN", tmp_path / "none")
+    assert "please report it with what SIDESTEP_DEBUG=1 shows" in ending.last_words(ValueError("no"))
 
 
 def test_the_run_directory_keeps_the_last_ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tmp_path.chmod(0o700)
-    monkeypatch.setattr(crash, "_RUN", tmp_path)
-    told = [crash.last_words(ValueError(str(number))) for number in range(13)]
+    monkeypatch.setattr(ending, "_RUN", tmp_path)
+    told = [ending.last_words(ValueError(str(number))) for number in range(13)]
     left = sorted(tmp_path.iterdir())
     assert [str(each) for each in left] == sorted(said.rpartition(" ")[2] for said in told[3:])
 
@@ -181,7 +177,7 @@ def test_a_missing_library_is_named_with_its_package(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_of_pythons_is_named() -> None:
-    done = ending("lambda: sys.modules.update(rich=None) or __import__('rich')")
+    done = ended("lambda: sys.modules.update(rich=None) or __import__('rich')")
     assert (done.returncode, done.stderr) == (
         1,
         "sidestep: the Python package rich is missing; `make setup` installs all that is needed\n",
@@ -190,8 +186,8 @@ def test_a_missing_package_of_pythons_is_named() -> None:
 
 def test_ctrl_c_is_130_without_a_word() -> None:
     code = (
-        "import sys, time; from installer import ending\n"
-        "sys.exit(ending.run(lambda: print('ready', flush=True) or time.sleep(60)))"
+        "import sys, time; from installer.commands import ending\n"
+        "sys.exit(ending.run_command(lambda: print('ready', flush=True) or time.sleep(60)))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -205,9 +201,9 @@ def test_ctrl_c_is_130_without_a_word() -> None:
 
 def test_ctrl_c_twice_does_not_wait_for_a_reader_that_does_not_read() -> None:
     code = (
-        "import sys; from installer import ending\n"
+        "import sys; from installer.commands import ending\n"
         "sys.stderr.write('ready\\n')\n"
-        "sys.exit(ending.run(lambda: print('x' * (1 << 20)) or 0))"
+        "sys.exit(ending.run_command(lambda: print('x' * (1 << 20)) or 0))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -230,7 +226,7 @@ def test_a_reader_that_has_gone_is_no_error(argv: tuple[str, ...]) -> None:
 
 
 def test_a_peer_that_has_gone_is_one() -> None:
-    done = ending("lambda: (_ for _ in ()).throw(BrokenPipeError(32, 'Broken pipe'))", SIDESTEP_DEBUG="1")
+    done = ended("lambda: (_ for _ in ()).throw(BrokenPipeError(32, 'Broken pipe'))", SIDESTEP_DEBUG="1")
     assert done.returncode == 1
     assert "internal error: BrokenPipeError" in done.stderr
 
@@ -246,15 +242,8 @@ def test_output_that_cannot_be_written_is_told() -> None:
 
 
 def test_anybody_may_read_help() -> None:
-    """Also who may not run the command; imported as root: the checkout may be where the user can't go."""
-    code = (
-        "import installer.commands.cli as c, os, sys; [c._command(each) for each in c.COMMANDS]\n"
-        "if os.geteuid() == 0: os.setgroups([]); os.setgid(1000); os.setuid(1000)\n"
-        "sys.argv[1:] = sys.argv[1:] or ['attach']; c.main()"
-    )
-    done = {
-        argv: subprocess.run([sys.executable, "-c", code, *argv], cwd=REPOSITORY, capture_output=True, text=True)
-        for argv in ((), ("attach", "--help"), ("attach", "--nope"))
-    }
-    assert [each.returncode for each in done.values()] == [1, 0, 2]
-    assert re.match(r"sidestep: running as uid \d+; run as root with CAP_BPF", done[()].stderr)
+    """Also who may not run the command."""
+    asked = (("attach",), ("attach", "--help"), ("attach", "--nope"))
+    done = [sidestep_by_user(*argv) for argv in asked]
+    assert [each.returncode for each in done] == [1, 0, 2]
+    assert re.match(r"sidestep: running as uid \d+; run as root with CAP_BPF", done[0].stderr)

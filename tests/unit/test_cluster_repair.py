@@ -128,3 +128,20 @@ def test_another_of_the_same_name_is_left_alone(acting: Acting) -> None:
     acting.world.server.put(broken(str(uuid.uuid4())))
     acting.repairs.changed(None, stale)
     assert (acting.results, acting.told, acting.is_done) == (["skip"], [], False)
+
+
+@pytest.mark.parametrize(
+    ("labels", "fields", "chosen"),
+    [
+        ("app=web,tier=front", "", True),
+        ("app=web,tier=back", "", False),
+        ("", "metadata.namespace=default", True),
+        ("app=web", "metadata.namespace=shop", False),
+    ],
+)
+def test_selectors_are_the_api_servers(world: World, labels: str, fields: str, chosen: bool) -> None:
+    made = world.server.put(broken(str(uuid.uuid4()), labels={"app": "web", "tier": "front"}))
+    assert world.api.selects_pod(Pod.model_validate(made), labels, fields) is chosen
+    again = world.server.put(broken(str(uuid.uuid4()), labels={"app": "web", "tier": "front"}))
+    assert not world.api.selects_pod(Pod.model_validate(made), labels, fields), "another of that name"
+    assert world.api.selects_pod(Pod.model_validate(again), labels, fields) is chosen

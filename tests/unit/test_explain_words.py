@@ -51,9 +51,9 @@ def test_sockets_of_both_families_are_read() -> None:
         "   2: 000080FE000000000000000001000000:0016 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 4713 1",
     ]
     found = list(rows(lines))
-    assert [(str(row.local), row.local_port, row.state, row.inode) for row in found] == [
+    assert [(str(row.local_ip), row.local_port, row.state, row.inode) for row in found] == [
         ("127.0.0.1", 8080, 10, 4711),
         ("10.20.0.2", 50000, 2, 4712),
         ("fe80::1", 22, 10, 4713),
     ]
-    assert (str(found[1].remote), found[1].remote_port) == ("10.20.0.1", 80)
+    assert (str(found[1].remote_ip), found[1].remote_port) == ("10.20.0.1", 80)

@@ -1,5 +1,6 @@
 """What the probe says: when capture works, how the table is told, that the document names what the probe tries."""
 
+import errno
 import io
 import re
 from pathlib import Path
@@ -8,10 +9,10 @@ import pytest
 import yaml
 
 from bpf.hooks import HOOKS
-from bpf.probing.features import MAPS, OTHERS, Presence
+from installer.probe import process
 from installer.probe.attach_point import point_row
-from installer.probe.findings import Finding, Findings, NodeUnfit
-from installer.probe.needs import MINIMUM, NEEDS
+from installer.probe.findings import MINIMUM, NEEDS, Finding, Findings, NodeUnfit, Presence
+from installer.probe.loading import map_kinds
 
 KERNELS = Path(__file__).parents[2] / "docs" / "kernels.md"
 
@@ -63,17 +64,47 @@ def test_who_requires_what_is_missing_is_shown_the_table() -> None:
         findings(Presence.NO).require()
 
 
+def test_what_is_missing_is_told_first_and_in_the_order_in_which_it_was_found() -> None:
+    rows = [Finding(f"{verdict}{n}", "capture", "something", verdict) for n in (1, 2) for verdict in reversed(Presence)]
+    found = Findings(tuple(rows))
+    wanted = ["no1", "no2", "unknown1", "unknown2", "warning1", "warning2", "yes1", "yes2"]
+    assert [row["what"] for row in found.document()["rows"]] == wanted
+    assert [word for word in found.table(io.StringIO()).split() if word in wanted] == wanted
+
+
+def refuse(*_: object) -> None:
+    raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+
+
+@pytest.mark.parametrize(
+    ("call", "what", "since"), [("own_cookie", "SO_NETNS_COOKIE", "5.14"), ("copy_of", "pidfd_getfd", "5.6")]
+)
+def test_a_system_call_that_the_kernel_lacks_is_a_no(
+    call: str, what: str, since: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def row() -> Finding:
+        return next(each for each in process.process() if each.what == what)
+
+    assert (row().verdict, row().found, row().advice) == ("yes", "works", "")
+    monkeypatch.setattr(process, call, refuse)
+    assert (row().verdict, "Protocol not available" in row().found) == ("no", True)
+    assert f"Linux {since} or newer" in row().advice
+
+
 def test_there_is_no_column_for_advice_when_there_is_none() -> None:
     table = Findings((Finding("thing", "capture", "something", Presence.YES),)).table(io.StringIO())
     assert "what to do" not in table
 
 
 def test_every_feature_has_a_reason_and_a_line_in_the_document() -> None:
-    assert set(NEEDS) == {*MAPS, *(hook.name for hook in HOOKS), *OTHERS}
+    others = {"bpf_link", "SO_NETNS_COOKIE", "pidfd_getfd"}
+    assert set(NEEDS) == {*map_kinds().values(), *(hook.name for hook in HOOKS), *others}
     assert max((need.since for need in NEEDS.values()), key=lambda since: [*map(int, since.split("."))]) == MINIMUM
     lines = KERNELS.read_text().splitlines()
     told = {tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines if line.startswith("|")}
-    assert {(need.label, need.needed_by, need.since) for need in NEEDS.values()} <= told
+    # and the document has no others
+    versions = {cells for cells in told if len(cells) == 3 and re.fullmatch(r"\d+\.\d+", cells[2])}
+    assert {(need.label, need.needed_by, need.since) for need in NEEDS.values()} == versions
     assert f"Linux {MINIMUM}" in KERNELS.read_text()
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cni.netns.namespaces import NoProcfs, find_netns, open_netns
+from cni.netns.namespaces import NoProcfs, find_netns
+from tests.lab.namespaces import open_netns
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from bpf.errors import SidestepError
 from cni.enrolment.adoption import Adopted, Adoption
 from cni.policy.pod import Pod
 from installer.agent.repair import Repairs
@@ -44,6 +45,7 @@ class World:
     found: bool = True
     enrolled: bool = False
     answer: bool | ApiFailed = True
+    selected: bool | ApiFailed = True
     adopted: int = 0
     asked: list[str] = field(default_factory=list)
     told: list[tuple[str, str]] = field(default_factory=list)
@@ -66,6 +68,12 @@ class World:
 
     def get_pod(self, namespace: str, name: str) -> Pod | None:
         raise AssertionError("asked for without need")
+
+    def selects_pod(self, pod: Pod, labels: str, fields: str) -> bool:
+        self.asked.append(f"select {labels} {fields}")
+        if isinstance(self.selected, ApiFailed):
+            raise self.selected
+        return self.selected
 
     def delete_pod(self, pod: Pod) -> bool:
         return self._ask("delete")
@@ -123,22 +131,33 @@ def test_pods_that_the_plugin_would_leave_alone_are_left_alone() -> None:
     assert not repairs.is_broken(pod(last=ended(126), labels={"sidecar.istio.io/inject": "false"}))
 
 
+DELETE: dict[str, Any] = {"repair_repair_pods": False, "repair_delete_pods": True}
+LABEL: dict[str, Any] = {"repair_repair_pods": False, "repair_label_pods": True}
+SELECTING: dict[str, Any] = {"repair_label_selectors": "app=web", "repair_field_selectors": "status.phase!=Running"}
+
+
 @pytest.mark.parametrize(
-    ("settings", "broken"),
-    [
-        ({"repair_label_selectors": "app=web"}, True),
-        ({"repair_label_selectors": "app==web, tier"}, True),
-        ({"repair_label_selectors": "app=other"}, False),
-        ({"repair_label_selectors": "app!=web"}, False),
-        ({"repair_label_selectors": "zone!=x"}, True),
-        ({"repair_label_selectors": "missing"}, False),
-        ({"repair_field_selectors": "metadata.namespace=default"}, True),
-        ({"repair_field_selectors": "metadata.name!=web"}, False),
-    ],
+    ("selected", "broken", "claimed"), [(True, True, True), (False, False, False), (ApiFailed("away"), False, True)]
 )
-def test_selectors_narrow_it_down(settings: dict[str, Any], broken: bool) -> None:
-    labelled = pod(last=ended(126), labels={"app": "web", "tier": "front"})
-    assert World().repairs(**settings).is_broken(labelled) is broken
+def test_the_api_server_selects(selected: bool | ApiFailed, broken: bool, claimed: bool) -> None:
+    """Without its answer a pod is neither acted on, nor enrolled while it may be another's case."""
+    world = World(selected=selected)
+    repairs = world.repairs(**DELETE, **SELECTING)
+    assert repairs.is_broken(BROKEN) is broken
+    assert repairs.claims(BROKEN) is claimed
+    assert world.asked == ["select app=web status.phase!=Running"] * 2
+
+
+def test_the_api_server_is_asked_about_broken_pods_alone() -> None:
+    world = World()
+    assert not world.repairs(**SELECTING).is_broken(pod())
+    assert world.repairs().is_broken(BROKEN)
+    assert world.asked == []
+
+
+def test_selectors_without_an_api_server_are_refused() -> None:
+    with pytest.raises(SidestepError, match="need an API server"):
+        World().repairs(actions=False, **SELECTING)
 
 
 def test_a_broken_pod_is_enrolled_where_it_runs_and_only_once() -> None:
@@ -198,10 +217,6 @@ def test_without_an_api_server_nothing_can_be_deleted() -> None:
     assert world.counted == [("delete", "fail")]
 
 
-DELETE: dict[str, Any] = {"repair_repair_pods": False, "repair_delete_pods": True}
-LABEL: dict[str, Any] = {"repair_repair_pods": False, "repair_label_pods": True}
-
-
 @pytest.mark.parametrize("settings", [DELETE, LABEL])
 def test_one_that_is_enrolled_by_now_is_neither_deleted_nor_labelled(settings: dict[str, Any]) -> None:
     world = World(enrolled=True)
@@ -230,7 +245,6 @@ def test_a_refusal_is_told_once() -> None:
         (DELETE, None, True),
         (LABEL, ended(126), True),
         (DELETE, ended(0), False),
-        (DELETE | {"repair_label_selectors": "app=other"}, None, False),
         (DELETE | {"repair_enabled": False}, None, False),
         (DELETE | {"repair_repair_pods": True}, None, False),
         ({}, None, False),

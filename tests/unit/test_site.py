@@ -12,6 +12,8 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+# read on a forge; the site has them as text
+BESIDE = tuple(REPOSITORY / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"))
 NAMES = ("architecture", "security", "troubleshooting", "cli", "semantics", "differences", "operations", "metrics")
 
 
@@ -61,7 +63,7 @@ def test_links_on_the_site(site: Path) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES + BESIDE, ids=lambda page: page.name)
 def test_links_on_a_forge(page: Path) -> None:
     text = re.sub(r"^( {4}.*\n)+", "", page.read_text(), flags=re.M)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -71,6 +73,12 @@ def test_links_on_a_forge(page: Path) -> None:
         assert target.exists(), link
         if parts.fragment:
             assert parts.fragment in _anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES + BESIDE, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    named = re.findall(r"`((?:bpf|bench|cni|docs|image|installer|locks|manifests|tests)/[\w./-]*)`", page.read_text())
+    assert [each for each in named if not (REPOSITORY / each).exists()] == []
 
 
 def _anchors(page: Path) -> set[str]:

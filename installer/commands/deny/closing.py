@@ -11,6 +11,7 @@ from pathlib import Path
 from bpf.layout import OUTBOUND_PORT, SPREAD4, SPREAD6
 from cni.errors import SandboxInvalid
 from cni.netns.pidfd import copy_of, sockets_of
+from cni.netns.proc_net import endpoint
 from cni.netns.processes import Crowd
 from cni.netns.sandbox import visit
 from cni.netns.sock_diag import CONNECTED, LISTEN, Diag, TcpSocket
@@ -79,7 +80,7 @@ def _denied(every: list[TcpSocket], crowd: Crowd, denied: Denied, proc: Path) ->
         remote, port = originals.get(each.inode, (each.remote_ip, each.remote_port))
         is_inbound = _is_inbound(each, listening)
         if denied.covers(is_inbound=is_inbound, local_port=each.local_port, remote=remote, remote_port=port):
-            yield _Doomed(each, f"{remote}:{port}" if remote.version == 4 else f"[{remote}]:{port}")
+            yield _Doomed(each, endpoint(remote, port))
 
 
 def _is_inbound(each: TcpSocket, listening: Collection[int]) -> bool:

@@ -26,18 +26,18 @@ def deny(attachment: Attachment, proc: Path, name: str | None, killing: bool, ou
     connections; open ones go on unless --kill ends them. Exit status 1 if that fails for any pod; the others get it.
     """
     from bpf.tables import Tables
-    from installer.commands.deny.denied import denials_table, deniers, kill
+    from installer.commands.deny.denied import denial_document, denials_table, deniers, kill
 
     with Tables(attachment.pins.look_only()) as tables:
-        pods = deniers(tables, name)
-    closed = {each.cookie: outcome for each, outcome in kill(attachment.pins, pods, proc)} if killing else {}
-    documents = [each.document() for each in pods]
+        pods = deniers(attachment.pins, tables, name)
+        documents = [denial_document(pod, tables) for pod in pods]
+    closed = {pod.cookie: outcome for pod, outcome in kill(pods, proc)} if killing else {}
     for pod, document in zip(pods, documents, strict=True) if killing else ():
         outcome = closed[pod.cookie]
         document |= {"killed": list(outcome.destinations), "problem": outcome.problem}
-    show(documents, output, lambda: denials_table(pods, name))
+    show(documents, output, lambda: denials_table(documents, name))
     if killing and output == "table":
-        count = sum(len(each.destinations) for each in closed.values())
+        count = sum(len(each["killed"]) for each in documents)
         click.echo(f"{count} connection{'s'[: count != 1]} reset")
-    if problems := [f"{each.identity}: {why}" for each in pods if killing and (why := closed[each.cookie].problem)]:
+    if problems := [f"{each['pod']}: {each['problem']}" for each in documents if each.get("problem")]:
         raise NotClosed(f"not all of the denied connections are closed: {'; '.join(problems)}")

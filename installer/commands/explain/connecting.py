@@ -182,7 +182,7 @@ def _dialled(client: socket.socket, table: TextIO) -> tuple[str, int] | None:
     inode = os.fstat(client.fileno()).st_ino
     table.seek(0)
     row = next((row for row in rows(table) if row.inode == inode), None)
-    return (str(row.remote), row.remote_port) if row and row.remote_port else None
+    return (str(row.remote_ip), row.remote_port) if row and row.remote_port else None
 
 
 def _end(name: Any) -> tuple[str, int]:

@@ -1,18 +1,16 @@
 """Entries of a map as they are read, piece by piece: a map of 250,000 entries takes no more memory than one of 250."""
 
 import json
-import shutil
-import sys
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from installer.commands.maps.decode import Plain
 from installer.commands.maps.listing import Listing
-from installer.probe.findings import plain_width
+from installer.commands.output import yaml_of
+from installer.commands.printing import fits, rendered, table
 
-_SAMPLE = 250  # entries by which the widths of columns are chosen
-_GAP = "  "
+_TOGETHER = 1000  # entries in a table, which has to see them all before it is printed; the next have one of their own
 
 Row = dict[str, str]
 
@@ -35,51 +33,31 @@ def _json(listing: Listing) -> Iterator[str]:
 
 def _yaml(listing: Listing) -> Iterator[str]:
     """The same document."""
-    import yaml
-
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml is twenty times as fast
-    yield yaml.safe_dump({"map": listing.name})
+    yield yaml_of({"map": listing.name})
     empty = True
     for entry in listing:
-        yield "entries:\n" * empty + yaml.dump([entry], Dumper=dumper, sort_keys=False, allow_unicode=True)
+        yield "entries:\n" * empty + yaml_of([entry])
         empty = False
-    yield "entries: []\n" * empty + yaml.safe_dump({"left_out": listing.left_out})
+    yield "entries: []\n" * empty + yaml_of({"left_out": listing.left_out})
 
 
 def _table(listing: Listing) -> Iterator[str]:
     """Columns where they fit, else a paragraph for each entry."""
     rows = map(_row, listing)
-    sample = list(islice(rows, _SAMPLE))
-    if not sample:
+    empty = True
+    while some := list(islice(rows, _TOGETHER)):
+        columns = table(some[0], (each.values() for each in some), some[0])
+        yield rendered(columns) if fits(columns) else "".join(map(_paragraph, some))
+        empty = False
+    if empty:
         yield f"{listing.name}: no entries\n"
-        return
-    widths = {name: max(len(name), *(len(row.get(name, "")) for row in sample)) for name in sample[0]}
-    fits = sum(widths.values()) + len(_GAP) * (len(widths) - 1) <= _width()
-    yield from _columns(chain(sample, rows), widths) if fits else _paragraphs(chain(sample, rows))
     if listing.left_out:
         yield f"{listing.left_out} more entries left out; --limit {listing.left_out + (listing.limit or 0)} shows all\n"
 
 
-def _width() -> int:
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else plain_width()
-
-
-def _columns(rows: Iterable[Row], widths: dict[str, int]) -> Iterator[str]:
-    yield _line(widths, {name: name for name in widths})
-    for row in rows:
-        yield _line(widths, row)
-
-
-def _line(widths: dict[str, int], row: Row) -> str:
-    return _GAP.join(row.get(name, "").ljust(width) for name, width in widths.items()).rstrip() + "\n"
-
-
-def _paragraphs(rows: Iterable[Row]) -> Iterator[str]:
-    before = ""
-    for row in rows:
-        width = max(map(len, row))
-        yield before + "".join(f"{name.ljust(width)}{_GAP}{text}\n" for name, text in row.items())
-        before = "\n"
+def _paragraph(row: Row) -> str:
+    width = max(map(len, row))
+    return "".join(f"{name.ljust(width)}  {text}\n" for name, text in row.items()) + "\n"
 
 
 def _row(entry: dict[str, Plain]) -> Row:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cni.errors import SandboxInvalid
+from cni.netns.listeners import listening
 from cni.netns.namespaces import find_netns
-from cni.netns.proc_net import LISTENING, rows
 from cni.netns.rtnl import Rtnl
 from cni.netns.sandbox import visit
 from cni.netns.userns import outside_ids
@@ -61,10 +61,5 @@ def looked_into(pod: EnrolledPod, proc: Path) -> Iterator[NamespaceView | None]:
 
 def _look(rtnl: Rtnl) -> tuple[dict[int, str], tuple[tuple[IPAddress, int], ...]]:
     interfaces = {index: name for name, index in rtnl.links()}
-    listening = []
-    for name in ("tcp", "tcp6"):
-        path = Path("/proc/thread-self/net") / name
-        if path.exists():  # without IPv6 there is one of them
-            with path.open() as lines:
-                listening += [(row.local, row.local_port) for row in rows(lines) if row.state == LISTENING]
-    return interfaces, tuple(sorted(listening, key=lambda each: (each[1], each[0].version, int(each[0]))))
+    ends = [(each.local_ip, each.local_port) for each in listening()]
+    return interfaces, tuple(sorted(ends, key=lambda each: (each[1], each[0].version, int(each[0]))))

@@ -1,7 +1,6 @@
 """Puts the page where the operator wants it: whole, or not at all."""
 
-import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from bpf.errors import SidestepError
@@ -23,18 +22,11 @@ def write(path: Path, page: str) -> None:
 
 
 def _replace(path: Path, page: str) -> None:
-    made = tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".sidestep-", delete=False)  # noqa: SIM115
+    unfinished = path.with_name(f".sidestep-{secrets.token_hex(8)}")
     try:
-        with made:
-            made.write(page)
-        Path(made.name).chmod(0o666 & ~_umask())
-        Path(made.name).replace(path)
+        with unfinished.open("x") as file:
+            file.write(page)
+        unfinished.replace(path)
     except BaseException:
-        Path(made.name).unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

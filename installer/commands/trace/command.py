@@ -41,9 +41,8 @@ def trace(
     counted; no connection waits.
     """
     from installer.commands.trace.follow_events import follow_events
-    from installer.commands.trace.forms import FORMS
 
-    follow_events(attachment.pins, pod, _wanted(dest, verdict), None if follow else seconds, FORMS[output])
+    follow_events(attachment.pins, pod, _wanted(dest, verdict), None if follow else seconds, output)
 
 
 def _wanted(dest: str | None, verdict: str | None) -> "Wanted":

@@ -2,17 +2,12 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from installer.commands.trace.told_events import Document, Reader, Told
+from installer.commands.output import yaml_of
+from installer.commands.trace.told_events import Document
 
-
-@dataclass(frozen=True)
-class Form:
-    """One of them: what is printed of an event, and of how many were lost (which standard error is always told)."""
-
-    event: Callable[[Reader, Told], str]
-    lost: Callable[[int], str]
+# json.dumps() makes an encoder anew for each document, which takes longer than the document
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def line_of(document: Document) -> str:
@@ -32,7 +27,7 @@ def line_of(document: Document) -> str:
             what = f"{document['source']} → {document['destination']} {_outcome(document)}"
         case unknown:
             what = unknown
-    return f"{clock} {pod}: {what}"
+    return f"{clock} {pod}: {what}\n"
 
 
 def _outcome(document: Document) -> str:
@@ -41,17 +36,13 @@ def _outcome(document: Document) -> str:
     return f"{document['protocol']}: {document['direction']} {document['verdict']}{to}{rule}"
 
 
-def yaml_of(document: Document) -> str:
-    """A document without a list or mapping in it, several times as fast as PyYAML: scalars of JSON are YAML's too."""
-    return "\n".join(("---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in document.items())))
+def _json_line(document: Document) -> str:
+    return _encode(document) + "\n"
 
 
-def _lost(count: int) -> Document:
-    return {"event": "lost", "count": count}
+def _yaml_document(document: Document) -> str:
+    return f"---\n{yaml_of(document)}"
 
 
-FORMS = {
-    "table": Form(lambda reader, event: line_of(reader.read(event)), lambda _: ""),
-    "json": Form(lambda reader, event: reader.json(event), lambda count: json.dumps(_lost(count))),
-    "yaml": Form(lambda reader, event: yaml_of(reader.read(event)), lambda count: yaml_of(_lost(count))),
-}
+# by the choice of --output
+FORMS: dict[str, Callable[[Document], str]] = {"table": line_of, "json": _json_line, "yaml": _yaml_document}

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 
 from bpf.errors import SidestepError
-from bpf.layout import Address, EventKind
-from installer.commands.trace.told_events import Told, counted_as
+from bpf.layout import Event, EventKind
+from installer.commands.trace.told_events import counted_as
 
 Network = IPv4Network | IPv6Network
 
@@ -37,15 +37,15 @@ class Wanted:
                 f'"{destination}" is no destination; give 10.0.0.0/8, 10.1.2.3:80, [fd00::1]:80 or :80'
             ) from None
 
-    def takes(self, event: Told) -> bool:
+    def takes(self, event: Event) -> bool:
         """Whether an event is one of them. Processes have no verdict; who asks for refusals asks for listeners too."""
         if self.verdict and not self._takes_verdict(event):
             return False
         if self.port is not None and event.destination_port != self.port:
             return False
-        return self.network is None or Address.from_buffer_copy(event.destination).ip() in self.network
+        return self.network is None or event.destination.ip() in self.network
 
-    def _takes_verdict(self, event: Told) -> bool:
+    def _takes_verdict(self, event: Event) -> bool:
         if event.kind in _LISTENERS:
             return self.verdict == "refused"
         return event.kind <= EventKind.INBOUND and counted_as(event.verdict)[1] == self.verdict

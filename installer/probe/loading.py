@@ -1,0 +1,56 @@
+"""Whether this kernel takes this version's programs and maps, and what those that it refuses are needed for."""
+
+import re
+
+from bpf.compiler import HERE, NOT_PERMITTED, Refused, try_each
+from bpf.errors import CompileFailed, KernelRefused, LibraryMissing
+from bpf.hooks import HOOKS
+from bpf.kernel import require_bpffs
+from installer.probe.findings import Finding, Presence, finding_of
+from installer.scratch import scratch_pins
+from installer.settings import Attachment
+
+_WHAT, _NEEDED_BY = "programs and maps", "everything"
+# how maps.h declares maps: their kind, and which argument is their name; TABLE has the kind as its first argument
+_MACROS = {
+    "TABLE": ("", 3),
+    "SOCKET_TABLE": ("sockhash", 2),
+    "SOCKET_STORAGE": ("sk_storage", 1),
+    "RING": ("ringbuf", 0),
+}
+
+
+def loading(attachment: Attachment) -> list[Finding]:
+    """A row for each that the kernel refuses, or one for all of them; nothing is attached."""
+    try:
+        require_bpffs(attachment.bpffs)
+        with scratch_pins(attachment.bpffs) as directory:
+            refused = try_each(directory)
+    except (CompileFailed, LibraryMissing) as error:
+        advice = "python3-bpfcc 0.25 or newer, with its LLVM"
+        return [Finding(_WHAT, _NEEDED_BY, str(error), Presence.NO, advice)]
+    except (KernelRefused, OSError):
+        return [Finding(_WHAT, _NEEDED_BY, "not tried: they need a bpffs", Presence.UNKNOWN, "see the row on bpffs")]
+    found = f"{len(HOOKS)} programs and {len(map_kinds())} maps, compiled and loaded"
+    return refused_rows(refused) or [Finding(_WHAT, _NEEDED_BY, found, Presence.YES)]
+
+
+def refused_rows(refused: Refused) -> list[Finding]:
+    """What there is to say of them; none if nothing is refused."""
+    if NOT_PERMITTED in (*refused.maps.values(), *refused.programs.values()):
+        return [Finding(_WHAT, _NEEDED_BY, "not permitted to try", Presence.UNKNOWN, "see the other rows")]
+    rows = [finding_of(map_kinds()[name], f"{name}: {why}") for name, why in refused.maps.items()]
+    if rows:
+        why = "the programs were not tried: they need all maps"
+        return [*rows, Finding(_WHAT, _NEEDED_BY, why, Presence.UNKNOWN, "see the other rows")]
+    return [finding_of(hook, why) for hook, why in refused.programs.items()]
+
+
+def map_kinds() -> dict[str, str]:
+    """The maps of maps.h by name, with their kinds as BCC calls them."""
+    kinds = {}
+    for macro, words in re.findall(r"^([A-Z_]+)\((.*)\)$", (HERE / "maps.h").read_text(), re.MULTILINE):
+        kind, position = _MACROS[macro]
+        arguments = words.split(", ")
+        kinds[arguments[position]] = kind or arguments[0].strip('"')
+    return kinds
