@@ -16,7 +16,11 @@ from installer.settings import Attachment
 from tests.lab.sources import changed_copy
 
 # a helper that this type of program never had; a trie that is not told to allocate its entries as they come
-REFUSED_PROGRAM = "lookup.c", "    local = ADDRESS_OF(ctx, local, ctx->family);", "    local.word[0] = bpf_get_netns_cookie(ctx);"
+REFUSED_PROGRAM = (
+    "lookup.c",
+    "    local = ADDRESS_OF(ctx, local, ctx->family);",
+    "    local.word[0] = bpf_get_netns_cookie(ctx);",
+)
 REFUSED_MAP = "maps.h", "routes, MAX_ROUTES, NO_PREALLOC)", "routes, MAX_ROUTES, 0)"
 MAPS = {*TABLES, *STORAGES}
 HELPER = "program of this type cannot use helper bpf_get_netns_cookie#122"
