@@ -96,7 +96,10 @@ class Verbs:
         return ENROLLED
 
     def _policy(self, pod: Pod) -> CapturePolicy:
-        """The policy that the Pod's annotations ask for. If they cannot be honoured, the Pod also gets an Event."""
+        """The policy that the Pod's annotations ask for. If they cannot be honoured, the Pod gets an Event too.
+
+        Raises InvalidAnnotation.
+        """
         try:
             return policy_of(pod)
         except InvalidAnnotation as error:

@@ -68,7 +68,7 @@ class Admission:
         return entries_of(identity, policy, sandbox, ids), sandbox.cookie
 
     def _settle_in(self, netns: int, policy: CapturePolicy, rtnl: Rtnl) -> Sandbox:
-        """Runs inside the namespace. It is followed before the look, so that no change after the look is missed."""
+        """Run inside the namespace: follow it first, then look at it, so that no later change is missed; prepare it."""
         self.follower.watch(own_cookie(), netns)
         sandbox = self._look(policy, rtnl)
         require_address(sandbox)

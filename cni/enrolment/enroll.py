@@ -150,7 +150,7 @@ class Enrolments(Enrolled):
         return any(table.insert(key, Quad(listener.fileno())) for key in free)  # sockops may take a free slot first
 
     def has_started(self, cookie: int) -> None:
-        """Record that a pod's proxy has begun to take outbound connections. This ends early outbound."""
+        """Record that a pod's proxy has begun to take outbound connections. This ends the pod's early outbound."""
         self._tables.started.put(Cookie(cookie), Word(1))
 
     def remove(self, cookie: int) -> bool:
@@ -169,7 +169,7 @@ class Enrolments(Enrolled):
             return True
 
     def reclaim(self, spared: Collection[int] = ()) -> list[Identity]:
-        """Remove what dead namespaces and interrupted ADDs have left. Returns the pods removed, if they have names.
+        """Remove what dead namespaces and interrupted ADDs have left. Returns the identities of the pods removed.
 
         A namespace without a living sk_lookup link counts as dead, unless its cookie is in `spared`.
         """

@@ -1,4 +1,4 @@
-"""Copies sockets of other processes. Through a copy, a socket answers what the kernel tells only its holders."""
+"""Copies sockets of other processes, because only a process that holds a socket can ask the kernel all about it."""
 
 import ctypes
 import os

@@ -68,7 +68,7 @@ def _spread(rtnl: Rtnl, network: IpNetwork, source: IpAddress | None) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL or source is None:
             raise
-        # The address is still tentative. Until it has settled and follow.py sets it, connect.c binds where it matters.
+        # The address is still tentative: leave it out. connect.c binds it where that matters; follow.py sets it later.
         rtnl.make_local(network, _LOOPBACK, LOCAL_TABLE, None)
 
 

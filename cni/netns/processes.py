@@ -11,7 +11,7 @@ from pathlib import Path
 _CONTAINER_ID = re.compile(r"(?<!pod)[0-9a-f]{32,64}")
 # A pod's UID in the name that kubelet gives the pod's cgroup. With the systemd driver it has underscores for hyphens.
 _POD_UID = re.compile(r"pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12})")
-# Errors for a process or mount that is gone by now, or that we may not look into. Others, such as EMFILE, are faults.
+# Errors for a process or mount that is gone by now, or that we may not look into. Others (EMFILE, say) are faults.
 GONE = (FileNotFoundError, ProcessLookupError, PermissionError, NotADirectoryError)
 
 

@@ -43,8 +43,8 @@ def outside_ids(netns_fd: int, uid: int, gid: int) -> tuple[int, int]:
 def _maps_of(userns_fd: int) -> tuple[list[_Extent], list[_Extent]]:
     """The uid map and the gid map of a user namespace, which may have no process yet.
 
-    A child process enters the namespace (a thread of ours cannot), and its maps are read from outside. Read from there,
-    the outer ids are ours.
+    A child process enters the namespace, because a thread of ours cannot. Its maps are read from outside, so their
+    outer ids are those of our own user namespace.
     """
     argv = ["nsenter", f"--user=/proc/self/fd/{userns_fd}", "--preserve-credentials", "cat"]
     with subprocess.Popen(

@@ -100,7 +100,7 @@ class Watch:
             self._forget(cookie)
 
     def wait(self, timeout: float | None = None) -> Changes:
-        """Block until a watched pod has changed or gone, `timeout` seconds have passed, or wake() was called.
+        """Block until a watched namespace has changed or is gone, `timeout` seconds have passed, or wake() was called.
 
         One answer has all changes so far. If the kernel had to drop messages, all watched pods count as changed.
         """
@@ -174,7 +174,7 @@ def _matters(message: bytes) -> bool:
     flags of a new link, none of a renamed one.
     """
     kind, _, sequence = struct.unpack_from("=HHI", message, 4)
-    # plumbing.py made this change. The message about ::6 comes late, without the sequence number of its request.
+    # a change that plumbing.py has made; the message about ::6 comes late, without the sequence number of its request
     if sequence == SEQUENCE or INBOUND_SOURCE6.packed in message:
         return False
     if kind not in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK):
