@@ -266,12 +266,12 @@ struct pairing {
     struct end_key peer;
     __u64 own_socket;  /* address of this socket in the kernel */
     __u64 peer_socket; /* address of the other end's socket in the kernel; 0 until it is known */
-    __u64 allocated;   /* address of TCP's count of the pages it holds */
-    __u64 marks;       /* address of the three marks of tcp_mem, in pages */
-    __u32 level;       /* the level that the connection needs */
-    __u32 small;       /* how many small messages were sent in a row */
-    __u8 to_proxy;     /* 1 if the other end is a proxy */
-    __u8 has_passed;   /* 1 if any byte has gone by TCP in this direction */
+    __u64 allocated;   /* addresses of TCP's count of the pages it holds, and of the three marks of tcp_mem */
+    __u64 marks;
+    __u32 level;     /* the level that the connection needs */
+    __u32 small;     /* how many small messages were sent in a row */
+    __u8 to_proxy;   /* 1 if the other end is a proxy */
+    __u8 has_passed; /* 1 if any byte has gone by TCP in this direction */
     __u16 zero16;
     __u32 zero32;
 };
@@ -370,7 +370,10 @@ TABLE("hash", __u64, __u64, proxies, MAX_PODS, NO_PREALLOC)
  */
 TABLE("hash", __u64, __u32, started, MAX_PODS, NO_PREALLOC)
 
-/* sockops (listen) → lookup; the proxy's listening sockets. The kernel removes an entry when its socket closes. */
+/*
+ * sockops (listen), agent (when it adopts a pod) → lookup, agent; the proxy's listening sockets. The kernel removes an
+ * entry when its socket closes.
+ */
 SOCKET_TABLE(struct listener_key, __u64, listeners, MAX_LISTENERS)
 
 /* sockops (connecting end) → sockops (accepting end), which deletes it. A full map drops the least recently used. */
