@@ -2,15 +2,17 @@
 /*
  * sk_lookup, one link per pod netns: inbound steering.
  *
- * Runs for packets that no connected socket takes, which is to say SYNs. SK_PASS without an assigned socket lets the
- * kernel look up as usual; captured but nobody listening is SK_DROP, for which the client gets a RST: never fall
- * through to the application. The accepted socket's local address is the original destination; there is no NAT.
+ * Runs for packets that belong to no connected socket: SYNs and UDP datagrams. SK_PASS without an assigned socket lets
+ * the kernel look up the socket as usual. If a packet is captured but no proxy listens, the program returns SK_DROP and
+ * the client gets a RST, so the connection never reaches the application. There is no NAT: the local address of the
+ * accepted socket is the original destination.
  *
- * This program type has neither netns cookie nor socket storage: the pod is found by its own address, which is the
- * packet's destination. ingress_ifindex does not tell self-calls apart (it names the NIC), the source address does.
+ * This program type has neither the netns cookie nor socket storage. So it finds the pod by the packet's destination,
+ * which is the pod's own address. It recognises self-calls by their source address; ingress_ifindex cannot tell them
+ * apart, because it names the NIC for them too.
  */
 
-/* Counts and tells what becomes of a packet. */
+/* Counts the outcome of a packet and emits its event. */
 static __always_inline void note_packet(struct bpf_sk_lookup *ctx, __u64 cookie, const struct address *local,
                                         const struct address *remote, enum rule rule, __u32 counted)
 {
@@ -27,7 +29,10 @@ static __always_inline void note_packet(struct bpf_sk_lookup *ctx, __u64 cookie,
     emit(&event);
 }
 
-/* Any live listener of the pod's proxy; one of another family than the packet's refuses the assignment. */
+/*
+ * Gives the packet to any live listener of the pod's proxy. The kernel refuses a listener of another family than the
+ * packet's, so the next slot is tried.
+ */
 static __always_inline int steer_to_proxy(struct bpf_sk_lookup *ctx, __u64 cookie)
 {
     struct listener_key key = {.cookie = cookie, .port = INBOUND_PORT};
@@ -47,7 +52,7 @@ static __always_inline int steer_to_proxy(struct bpf_sk_lookup *ctx, __u64 cooki
     return SK_DROP;
 }
 
-/* TPROXY mode: the proxy on its way to the application, with the address of the client. */
+/* Whether the proxy itself, in TPROXY mode, connects to the application with the client's address as source. */
 static __always_inline bool is_proxy_dial(struct bpf_sk_lookup *ctx, const struct pod *pod, __u64 cookie,
                                           const struct address *local, const struct address *remote)
 {

@@ -48,10 +48,10 @@ def test_what_is_done_is_told_to_programs_too() -> None:
         (
             ("attach", "--bpffs", "/never"),
             1,
-            "sidestep: /never is no bpffs, it does not exist; make one: mkdir -p /never",
+            "sidestep: /never does not exist; make a bpffs: mkdir -p /never",
         ),
-        (("detach", "--bpffs", "/tmp"), 1, "sidestep: /tmp is no bpffs"),
-        (("accelerate", "off", "--bpffs", "/tmp"), 1, "sidestep: /tmp is no bpffs; mount one"),
+        (("detach", "--bpffs", "/tmp"), 1, "sidestep: /tmp is not a bpffs"),
+        (("accelerate", "off", "--bpffs", "/tmp"), 1, "sidestep: /tmp is not a bpffs; mount one"),
         (("agent",), 1, "nowhere to get Pods from; give --pods DIR"),
         (("agent", "--pods", "/never"), 2, "'/never' does not exist"),
         (("agent", "--pods", "/", "--log-level", "loud"), 2, "'loud' is not one of"),
@@ -82,7 +82,7 @@ def test_root_without_capabilities_is_told_which() -> None:
         assert (done.returncode, done.stderr) == (
             1,
             "sidestep: without CAP_SYS_ADMIN nothing can be attached; run as root with all capabilities, "
-            "or add SYS_ADMIN to the container's\n",
+            "or add SYS_ADMIN to the container's capabilities\n",
         )
 
 

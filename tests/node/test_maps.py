@@ -182,7 +182,7 @@ def test_a_map_of_another_shape_is_named(node: Node) -> None:
     said = one_line(sidestep("maps", "port_rules", "--bpffs", node.bpffs))
     assert said.startswith(
         f"sidestep: {maps}/port_rules has key and value of (32, 4) bytes, this version has (16, 4); another version of "
-        "sidestep is attached: use the command of that one"
+        "sidestep is attached: use that version's command"
     )
     assert "detach" not in said  # which would end the capture of every pod
 

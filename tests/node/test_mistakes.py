@@ -80,8 +80,10 @@ def test_no_bpffs(command: str, there: bool, tmp_path: Path) -> None:
     place = tmp_path if there else tmp_path / "never"
     said = line(sidestep(command, "--bpffs", place, *ARGUMENTS.get(command, ())))
     how = f"mount -t bpf bpf {place}"
-    wanted = f"; mount one: {how}" if there else f", it does not exist; make one: mkdir -p {place} && {how}"
-    assert said == f"{place} is no bpffs{wanted}"
+    wanted = (
+        f"is not a bpffs; mount one: {how}" if there else f"does not exist; make a bpffs: mkdir -p {place} && {how}"
+    )
+    assert said == f"{place} {wanted}"
 
 
 @pytest.mark.parametrize("command", READS_PINS)
@@ -91,7 +93,7 @@ def test_nothing_attached(command: str, tmp_path: Path) -> None:
         said = line(sidestep(command, "--bpffs", tmp_path, *ARGUMENTS.get(command, ())))
     finally:
         subprocess.run(["umount", tmp_path], check=True)
-    how = "run `sidestep attach` (or start the agent), or give the --bpffs that was attached with"
+    how = "run `sidestep attach` (or start the agent), or give the --bpffs that `sidestep attach` was given"
     assert said == f"nothing is attached: {tmp_path}/sidestep/v1 is not there; {how}"
 
 

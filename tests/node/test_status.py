@@ -242,7 +242,7 @@ def test_without_bpffs_the_rest_is_told_too() -> None:
     done = sidestep("status", "--bpffs", "/never", "--output", "json")
     found = json.loads(done.stdout)
     assert (done.returncode, found["attached"]) == (1, False)
-    assert found["problem"].startswith("/never is no bpffs, it does not exist; make one: mkdir -p /never")
+    assert found["problem"].startswith("/never does not exist; make a bpffs: mkdir -p /never")
 
 
 def test_pins_of_another_layout_are_named_and_not_to_be_detached(node: Node) -> None:
@@ -258,7 +258,9 @@ def test_pins_of_another_layout_are_named_and_not_to_be_detached(node: Node) -> 
     assert found["attached"] is None
     assert said == f"programs: {found['problem']}"
     assert refused == f"sidestep: {found['problem']}"
-    assert "has the pins of layout v0, not v1; another version of sidestep is attached: use the command of" in said
+    assert (
+        "has the pins of layout v0, not v1; another version of sidestep is attached: use that version's command" in said
+    )
     assert "detach" not in said
 
 

@@ -265,7 +265,9 @@ def test_one_trace_at_a_time(mesh: Mesh) -> None:
     with tracing(mesh.node):
         second = sidestep(mesh.node, "trace", "--seconds", "1")
     assert second.returncode == 1
-    assert second.stderr == "sidestep: somebody else traces on this node; end that `sidestep trace` first\n"
+    assert second.stderr == (
+        "sidestep: another `sidestep trace` or `sidestep explain --try` runs on this node; end it first\n"
+    )
 
 
 @pytest.mark.parametrize("what", ["10.0.0.0/33", "example.com:80", "10.0.0.1:http", ":99999", ":", ""])
