@@ -23,7 +23,7 @@ from cni.errors import Code
 from cni.verbs import RESULTS
 from installer.host.install import SUCCESS
 
-# counting a map's entries means walking it, so this is the shortest time between two counts, however often scrapes come
+# seconds between two counts of map entries, however often scrapes come: counting means walking all maps
 _COUNT_SECONDS = 10.0
 # seconds: a plugin call may take 10, most take milliseconds
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)

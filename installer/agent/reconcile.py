@@ -85,7 +85,7 @@ class Reconciler:
     _stopping: bool = False
     _told: dict[str, str] = field(default_factory=dict)  # Pod UID → why it is not enrolled, reported once
     _expected: dict[int, float] = field(default_factory=dict)  # cookie whose proxy may soon listen → deadline
-    _strangers: Counter[int] = field(default_factory=Counter)  # cookie of an unlisted pod → how often found so
+    _strangers: Counter[int] = field(default_factory=Counter)  # cookie of an enrolled pod not listed → times seen
 
     def once(self) -> Counter[str]:
         """Run one round; returns a count for each kind of thing put right.

@@ -28,9 +28,9 @@ _ATTEMPTS, _FIRST_PAUSE, _LONGEST_PAUSE = 5, 0.1, 0.8
 
 
 class PodActions(Protocol):
-    """Actions on a Pod through the API server. Actions return False if the Pod is gone.
+    """Actions on a Pod through the API server. Each raises ApiFailed.
 
-    Actions raise Conflict if the Pod has changed since it was read, and ApiFailed.
+    delete_pod() and label_pod() return False if the Pod is gone, and raise Conflict if it has changed since read.
     """
 
     def get_pod(self, namespace: str, name: str) -> Pod | None:
@@ -96,7 +96,7 @@ class Repairs:
     def claims(self, pod: Pod) -> bool:
         """Whether the Pod must not be enrolled while it runs, because Repairs may delete or label it.
 
-        True until the Pod's validation has passed, if the settings say to delete or label broken pods.
+        True for a Pod whose validation has not passed yet, if the settings say to delete or label such a Pod.
         """
         settings = self.settings
         if not settings.repair_enabled or settings.repair_repair_pods:

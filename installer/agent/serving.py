@@ -47,7 +47,7 @@ class _Server(ThreadingHTTPServer):
     address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
 
     def server_bind(self) -> None:
-        """Bind for IPv4 and IPv6. Unlike HTTPServer's, this does not look up the host's name in DNS."""
+        """Bind for IPv4 and IPv6. Unlike HTTPServer.server_bind(), it does not look up the host's name in DNS."""
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         TCPServer.server_bind(self)

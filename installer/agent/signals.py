@@ -10,7 +10,7 @@ log = structlog.get_logger("agent")
 
 
 class Stopped(SystemExit):
-    """A signal arrived before the server ran; the start unwinds instead."""
+    """A signal arrived before there was a server to stop. Undoes the start and ends the process."""
 
 
 class Signals:

@@ -31,7 +31,7 @@ class Choice(NamedTuple):
 
 
 class _Listing(NamedTuple):
-    """Configuration files by name: contents, and for each file that we can't read, why."""
+    """Configuration files by name: their `contents`, and why we can't read those that are `unreadable`."""
 
     contents: dict[str, bytes]
     unreadable: dict[str, FileRefused]

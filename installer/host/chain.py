@@ -120,7 +120,7 @@ def is_owned(conf: Conf) -> bool:
 def with_plugin(conf: Conf, entry: Document) -> Conf:
     """The configuration with exactly one entry of ours, the last one; entries of REPLACED plugins are dropped.
 
-    A single plugin becomes a list with the same network name. A cniVersion that is too old is raised.
+    A single plugin becomes a list with the same network name. A cniVersion older than OLDEST_VERSION is replaced by it.
     """
     if conf.is_list:
         return _inserted(conf, entry)
@@ -135,7 +135,7 @@ def with_plugin(conf: Conf, entry: Document) -> Conf:
 
 
 def without_plugin(conf: Conf) -> Conf | None:
-    """Undo with_plugin(), including the change from a single plugin to a list.
+    """Undo with_plugin(), also the change from a single plugin to a list. REPLACED plugins do not come back.
 
     None if no plugin is left, or if owned() made the configuration.
     """
@@ -178,7 +178,7 @@ def unsupported(conf: Conf) -> str:
 
 
 def is_raised(conf: Conf) -> bool:
-    """Whether with_plugin() raises the cniVersion."""
+    """Whether with_plugin() replaces the cniVersion by OLDEST_VERSION, because it is older."""
     return all(_is_old(version) for version in _versions(conf))
 
 

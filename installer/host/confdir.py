@@ -229,7 +229,7 @@ class ConfDirectory:
     def _is_foreign(self, new: Conf) -> bool:
         """Whether the list that would be replaced is another owner's, and not one that we made from a single plugin."""
         there = files.read(self.path / new.file)
-        if there is None or not there.content.strip():  # a power loss leaves an empty file
+        if there is None or not there.content.strip():  # a power loss may leave an empty file
             return False
         try:
             return chain.wrapped_from(chain.parse_list(new.file, there.content)) is None
@@ -237,7 +237,7 @@ class ConfDirectory:
             return True
 
     def _single(self, file: str) -> Conf | None:
-        """The file as a configuration without an entry of ours; None if there is no valid file or it has one."""
+        """The configuration in a file, if it is valid and has no entry of ours; else None."""
         found = files.read(self.path / file)
         try:
             conf = chain.parse_list(file, found.content) if found else None

@@ -74,7 +74,10 @@ class DirectoryWatch:
         self._open.close()
 
     def wait(self) -> None:
-        """Wait until a file changes, data arrives at `wake`, or it has been long. Ignores our temporary files."""
+        """Wait until a file changes, data arrives at `wake`, or the longest wait is over.
+
+        Changes of our own temporary files do not count.
+        """
         deadline = time.monotonic() + (_BLIND_SECONDS if self.problems else _LOOK_SECONDS)
         with selectors.DefaultSelector() as ready:
             ready.register(self._wake, selectors.EVENT_READ)

@@ -39,7 +39,7 @@ _SILENCE_SECONDS = 90.0
 OnRequest = Callable[[str, int], None]
 T = TypeVar("T")
 
-# seconds for a second attempt if the first has used up the time
+# least seconds for a second attempt, if the first has used up the time
 _SHORTEST_SECONDS = 0.1
 _CONTENT_TYPES = {
     "POST": {"Content-Type": "application/json"},
@@ -243,7 +243,7 @@ class Api:
     def _connect(self) -> tuple[RESTClientObject, Configuration]:
         configuration = self._configure()
         configuration.retries = False
-        configuration.keep_alive = True  # notices a peer that vanished before the next request
+        configuration.keep_alive = True  # TCP keep-alive notices a vanished peer early
         return RESTClientObject(configuration), configuration
 
 

@@ -127,7 +127,7 @@ def connect_as_pod(scratch: Scratch) -> list[tuple[str, str, str, bool]]:
 
 
 def _be_proxy(families: tuple[_Family, ...], parent: int, ready: int) -> None:
-    """Be the proxy: answer each connection with the port it arrived at and its original destination. Never returns.
+    """Be the proxy: answer each connection with its listener's port, original destination and source. Never returns.
 
     Writes a byte to the descriptor `ready` when it listens. Dies with the process `parent`.
     """
