@@ -115,12 +115,12 @@ def test_what_comes_before_ours_is_told_and_gets_the_entry(host: Host) -> None:
         host.stop()
     assert everything_but_us(host, OWN) == LIST  # multus calls it: with multus in it that would go on for ever
     assert [line["problem"] for line in logs if line["event"] == "chain.not_first"] == [
-        "00-multus.conf, which the runtime takes, comes before ISTIO_OWNED_CNI_CONFIG_FILENAME, which is "
+        "the runtime takes 00-multus.conf: it sorts before ISTIO_OWNED_CNI_CONFIG_FILENAME, which is "
         "00-sidestep-cni.conflist"
     ]
     place = ConfDirectory(host.chain(istio_owned_cni_config=True), {"type": "sidestep-cni"}).examine()
     assert place.file == "00-multus.conflist"
-    assert "00-multus.conflist, which the runtime takes, comes before" in place.remarks[0]
+    assert "the runtime takes 00-multus.conflist: it sorts before" in place.remarks[0]
 
 
 def test_somebody_elses_file_of_that_name_is_not_lost(host: Host) -> None:
@@ -131,7 +131,7 @@ def test_somebody_elses_file_of_that_name_is_not_lost(host: Host) -> None:
         host.stop()
     assert everything_but_us(host, "10-a.conflist") == LIST
     assert [line["problem"] for line in logs if line["event"] == "chain.not_first"] == [
-        "ISTIO_OWNED_CNI_CONFIG_FILENAME is 10-a.conflist, which is somebody else's; choose another"
+        "ISTIO_OWNED_CNI_CONFIG_FILENAME is 10-a.conflist, a file of another installer; choose another name"
     ]
     assert ConfDirectory(host.chain(), {"type": "sidestep-cni"}).leave() == ["10-a.conflist"]
     assert everything_but_us(host, "10-a.conflist") == LIST
