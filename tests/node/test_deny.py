@@ -175,7 +175,7 @@ def test_piped_a_row_is_one_line(node: Node, pods: tuple[Pod, Pod]) -> None:
 def test_an_unknown_pod_is_one_line(node: Node, pods: tuple[Pod, Pod]) -> None:
     done = sidestep(node, "deny", "nobody")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "sidestep: no enrolled pod is called nobody; enrolled are: default/alpha, default/beta\n"
+    assert done.stderr == "sidestep: no enrolled pod is called nobody; enrolled pods: default/alpha, default/beta\n"
 
 
 def denied_after(client: Pod, server: Pod) -> float:

@@ -164,9 +164,9 @@ def test_without_an_agent_maps_are_read_too(mesh: Mesh) -> None:
         (("sockets",), "the map sockets is for the programs alone; give one of"),
         (
             ("pods", "--pod", "default/nobody"),
-            "no enrolled pod is called default/nobody; enrolled are: default/alpha",
+            "no enrolled pod is called default/nobody; enrolled pods: default/alpha",
         ),
-        (("--pod", "default/nobody"), "no enrolled pod is called default/nobody; enrolled are: default/alpha"),
+        (("--pod", "default/nobody"), "no enrolled pod is called default/nobody; enrolled pods: default/alpha"),
         (("node", "--pod", "default/alpha"), "the map node has no entries of single pods; give --pod with"),
     ],
 )

@@ -133,7 +133,7 @@ def test_without_a_source_of_pods_it_says_so_in_a_line_and_goes_on(node: Node) -
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("nobody",), "no enrolled pod is called nobody; enrolled are: default/alpha, default/beta"),
+        (("nobody",), "no enrolled pod is called nobody; enrolled pods: default/alpha, default/beta"),
         (("other/alpha",), "no enrolled pod is called other/alpha"),
         (
             ("alpha", "--bpffs", "/never"),

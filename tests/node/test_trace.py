@@ -279,4 +279,4 @@ def test_a_destination_that_cannot_be_understood_is_one_line(mesh: Mesh, what: s
 def test_a_pod_that_nobody_knows_is_one_line(mesh: Mesh) -> None:
     done = sidestep(mesh.node, "trace", "nobody")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "sidestep: no enrolled pod is called nobody; enrolled are: default/alpha, default/beta\n"
+    assert done.stderr == "sidestep: no enrolled pod is called nobody; enrolled pods: default/alpha, default/beta\n"
