@@ -153,7 +153,7 @@ def test_a_namespace_that_is_not_found_is_told_and_the_other_pods_get_theirs(
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] in ("1 connection reset", "2 connections reset")  # the proxy's own may be gone
     why = f"network namespace not found below {proc}; give a procfs of the node with --proc"
-    assert done.stderr == f"sidestep: not all of the denied connections are closed: default/beta: {why}\n"
+    assert done.stderr == f"sidestep: some denied connections are still open: default/beta: {why}\n"
     assert held.communicate(timeout=30)[0] == "reset\n"
 
 
@@ -175,7 +175,7 @@ def test_piped_a_row_is_one_line(node: Node, pods: tuple[Pod, Pod]) -> None:
 def test_an_unknown_pod_is_one_line(node: Node, pods: tuple[Pod, Pod]) -> None:
     done = sidestep(node, "deny", "nobody")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "sidestep: no enrolled pod is called nobody; enrolled are: default/alpha, default/beta\n"
+    assert done.stderr == "sidestep: no enrolled pod is called nobody; enrolled pods: default/alpha, default/beta\n"
 
 
 def denied_after(client: Pod, server: Pod) -> float:

@@ -161,12 +161,12 @@ def test_without_an_agent_maps_are_read_too(mesh: Mesh) -> None:
     [
         (("prots",), "there is no map prots; give one of accelerated, addresses, build"),
         (("../links/connect4",), "there is no map ../links/connect4; give one of"),
-        (("sockets",), "the map sockets is for the programs alone; give one of"),
+        (("sockets",), "only the programs can read the map sockets; give one of"),
         (
             ("pods", "--pod", "default/nobody"),
-            "no enrolled pod is called default/nobody; enrolled are: default/alpha",
+            "no enrolled pod is called default/nobody; enrolled pods: default/alpha",
         ),
-        (("--pod", "default/nobody"), "no enrolled pod is called default/nobody; enrolled are: default/alpha"),
+        (("--pod", "default/nobody"), "no enrolled pod is called default/nobody; enrolled pods: default/alpha"),
         (("node", "--pod", "default/alpha"), "the map node has no entries of single pods; give --pod with"),
     ],
 )

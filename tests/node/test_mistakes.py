@@ -113,7 +113,7 @@ def test_nothing_attached(command: str, tmp_path: Path) -> None:
 )
 def test_an_unknown_pod(node: Node, argv: tuple[str, ...]) -> None:
     said = line(sidestep(argv[0], "--bpffs", node.bpffs, *argv[1:]))
-    assert said == "no enrolled pod is called nobody; enrolled are: default/alpha"
+    assert said == "no enrolled pod is called nobody; enrolled pods: default/alpha"
 
 
 def without(node: Node, *argv: str) -> "subprocess.CompletedProcess[str]":

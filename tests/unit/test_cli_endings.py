@@ -148,7 +148,7 @@ def test_ctrl_c_where_nobody_can_catch_it_is_no_error() -> None:
 def test_whoever_wants_it_sees_the_traceback() -> None:
     done = ended("lambda: 1 / 0", SIDESTEP_DEBUG="1")
     assert "Traceback" in done.stderr
-    assert done.stderr.endswith("division by zero; please report it with what is above\n")
+    assert done.stderr.endswith("division by zero; please report it with the traceback above\n")
 
 
 def test_without_room_for_a_file_the_user_is_told_how_to_see_the_traceback(
@@ -156,7 +156,7 @@ def test_without_room_for_a_file_the_user_is_told_how_to_see_the_traceback(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     monkeypatch.setattr(ending, "_RUN", tmp_path / "none")
-    assert "please report it with what SIDESTEP_DEBUG=1 shows" in ending.last_words(ValueError("no"))
+    assert "please report it with the traceback that SIDESTEP_DEBUG=1 shows" in ending.last_words(ValueError("no"))
 
 
 def test_the_run_directory_keeps_the_last_ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def test_a_long_annotation_is_cut_and_the_part_that_fits_shown() -> None:
     policy = CapturePolicy(exclude_outbound_ports=frozenset(range(1000, 1100)))
     found = Explanation(policy, Outbound(REMOTE, 1077), Verdict("pass", "O1"))
     text = explanation_text(explanation_document(POD, found, None))
-    assert "(100 elements)" in text and ", of which 1077" in text
+    assert "(100 elements)" in text and ", matching element 1077" in text
 
 
 def test_sockets_of_both_families_are_read() -> None:
