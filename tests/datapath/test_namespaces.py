@@ -82,8 +82,8 @@ def test_a_namespace_mounted_where_only_the_node_sees_it_is_found(make_pods: Mak
     (tmp_path / "self").symlink_to("/proc/self")
     (tmp_path / "1").symlink_to(f"/proc/{os.getpid()}")
     look = (
-        "import sys; from pathlib import Path; from cni.netns.namespaces import find\n"
-        "with find({int(sys.argv[1])}, proc=Path(sys.argv[2])) as found: print([cookie for cookie, _ in found])"
+        "import sys; from pathlib import Path; from cni.netns.namespaces import find_netns\n"
+        "with find_netns({int(sys.argv[1])}, proc=Path(sys.argv[2])) as found: print([cookie for cookie, _ in found])"
     )
     hiding = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /run/netns && exec "$@"', "sh"]
     agent = [*hiding, sys.executable, "-c", look]

@@ -30,7 +30,7 @@ def sidestep(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 def ending(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """What becomes of a command of which only the way it ends matters."""
-    code = f"import signal, sys, time; from installer import ending; sys.exit(ending.run({command}))"
+    code = f"import signal, sys, time; from installer.commands import ending; sys.exit(ending.run_command({command}))"
     env = os.environ | environment
     argv = [sys.executable, "-c", code]
     return subprocess.run(argv, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=LIMIT)
@@ -190,8 +190,8 @@ def test_a_missing_package_of_pythons_is_named() -> None:
 
 def test_ctrl_c_is_130_without_a_word() -> None:
     code = (
-        "import sys, time; from installer import ending\n"
-        "sys.exit(ending.run(lambda: print('ready', flush=True) or time.sleep(60)))"
+        "import sys, time; from installer.commands import ending\n"
+        "sys.exit(ending.run_command(lambda: print('ready', flush=True) or time.sleep(60)))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -205,9 +205,9 @@ def test_ctrl_c_is_130_without_a_word() -> None:
 
 def test_ctrl_c_twice_does_not_wait_for_a_reader_that_does_not_read() -> None:
     code = (
-        "import sys; from installer import ending\n"
+        "import sys; from installer.commands import ending\n"
         "sys.stderr.write('ready\\n')\n"
-        "sys.exit(ending.run(lambda: print('x' * (1 << 20)) or 0))"
+        "sys.exit(ending.run_command(lambda: print('x' * (1 << 20)) or 0))"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
