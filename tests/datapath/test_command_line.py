@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.datapath.conftest import scratch_pins
-from tests.lab.invocation import REPOSITORY, as_user, sidestep
+from tests.lab.invocation import REPOSITORY, sidestep, sidestep_by_user
 from tests.lab.waiting import wait_until
 
 
@@ -139,7 +139,7 @@ def test_a_run_directory_that_is_a_file_is_named(tmp_path: Path) -> None:
 
 
 def test_only_root_may() -> None:
-    done = as_user("attach")
+    done = sidestep_by_user("attach")
     assert (done.returncode, done.stderr) == (
         1,
         "sidestep: running as uid 1000; run as root with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN\n",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from installer.commands.cli import COMMANDS
-from tests.lab.invocation import REPOSITORY, as_user, sidestep
+from tests.lab.invocation import REPOSITORY, sidestep, sidestep_by_user
 from tests.lab.node import Node
 
 # the least that each command needs beside its options
@@ -70,7 +70,7 @@ def test_a_value_that_makes_no_sense(argv: tuple[str, ...], said: str) -> None:
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - set(NEEDS_NOBODY)))
 def test_who_is_not_root(command: str) -> None:
-    said = line(as_user(command, *ARGUMENTS.get(command, ())))
+    said = line(sidestep_by_user(command, *ARGUMENTS.get(command, ())))
     assert said == "running as uid 1000; run as root with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN"
 
 

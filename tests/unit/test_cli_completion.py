@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from installer.commands.cli import COMMANDS
+from tests.lab.invocation import sidestep_by_user
 
 REPOSITORY = Path(__file__).parents[2]
 LIMIT = 60
@@ -116,15 +117,8 @@ def test_asking_for_a_command_imports_nothing_slow(name: str) -> None:
 
 
 def test_nobody_special_may_complete() -> None:
-    code = (
-        "import installer.commands.cli as c, os, sys; [c._command(each) for each in c.COMMANDS]\n"
-        "import installer.commands, click.shell_completion\n"
-        "if os.geteuid() == 0: os.setgroups([]); os.setgid(1000); os.setuid(1000)\n"
-        "c.main()"
-    )
-    asked = os.environ | {"_SIDESTEP_COMPLETE": "bash_complete", "COMP_WORDS": "sidestep att", "COMP_CWORD": "1"}
-    argv = [sys.executable, "-c", code]
-    done = subprocess.run(argv, cwd=REPOSITORY, env=asked, capture_output=True, text=True, timeout=LIMIT)
+    asked = {"_SIDESTEP_COMPLETE": "bash_complete", "COMP_WORDS": "sidestep att", "COMP_CWORD": "1"}
+    done = sidestep_by_user(environment=asked)
     assert (done.returncode, done.stdout, done.stderr) == (0, "plain,attach\n", "")
-    done = subprocess.run([*argv, "completion", "bash"], cwd=REPOSITORY, capture_output=True, text=True, timeout=LIMIT)
+    done = sidestep_by_user("completion", "bash")
     assert (done.returncode, done.stderr) == (0, "")
