@@ -10,7 +10,7 @@ from bpf.tables import Tables
 from cni.netns.proc_net import plain
 from cni.policy import decision
 from cni.policy.annotations import CapturePolicy
-from cni.policy.decision import TUNNEL_PORT, Action, Container, Inbound, IPAddress, Outbound, Verdict
+from cni.policy.decision import TUNNEL_PORT, Container, Inbound, IPAddress, Outbound, Verdict
 from installer.commands.pods.enrolled_pods import EnrolledPod, interface_name
 
 Protocol = Literal["tcp", "udp"]
