@@ -1,5 +1,6 @@
 """Tests that need the kernel fail where it cannot load the programs; SIDESTEP_ALLOW_SKIP=1 skips and counts them."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ settings.load_profile("sidestep")
 # a shell that runs something in the background has it ignore SIGINT, and with it all that the tests start and interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+REPOSITORY = Path(__file__).parents[1]
 _ALLOWED = os.environ.get("SIDESTEP_ALLOW_SKIP") == "1"
 _NEEDS_KERNEL = {"datapath", "node", "e2e"}
 
@@ -48,6 +50,17 @@ def _why_not() -> str:
         subprocess.run(["umount", bpffs], capture_output=True)
         bpffs.rmdir()
     return ""
+
+
+@pytest.fixture(scope="session")
+def shim() -> Path:
+    """The plugin, made from the sources as they are; workers of one run take turns to look whether it is up to date."""
+    build = REPOSITORY / "build"
+    build.mkdir(exist_ok=True)
+    with (build / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(["make", "--no-print-directory", "-C", REPOSITORY / "cni" / "shim"], check=True)
+    return build / "sidestep-cni"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

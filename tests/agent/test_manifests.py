@@ -234,7 +234,7 @@ def rules() -> dict[str, Any]:
 
 def exported() -> set[str]:
     """Every name that installer/agent/metrics.py makes, in the form of a query."""
-    text = (Path(__file__).parents[2] / "installer" / "metrics.py").read_text()
+    text = (Path(__file__).parents[2] / "installer" / "agent" / "metrics.py").read_text()
     names = set(re.findall(r'"((?:sidestep|istio_cni|nodeagent)_[a-z_]+)"', text))
     with_suffixes = {name + suffix for name in names for suffix in ("", "_total", "_bucket", "_count", "_sum")}
     return with_suffixes | {"process_resident_memory_bytes", KUBERNETES_SAYS}
