@@ -27,6 +27,25 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).parents[1]
 _ALLOWED = os.environ.get("SIDESTEP_ALLOW_SKIP") == "1"
+# Begun first, so that no worker is left with one of them when the others have ended.
+_LONGEST = (
+    "e2e/test_moments.py",
+    "e2e/test_life.py",
+    "node/test_conformance.py",
+    "datapath/test_probe.py",
+    "node/test_backpressure.py",
+    "e2e/test_image.py",
+    "node/test_transfers.py",
+    "node/test_trace.py",
+    "node/test_deny.py",
+    "node/test_bench.py",
+    "node/test_explain.py",
+    "datapath/test_reconcile.py",
+    "node/test_maps.py",
+    "node/test_adoption.py",
+    "datapath/test_port_space.py",
+    "datapath/test_attachment.py",
+)
 _NEEDS_KERNEL = {"datapath", "node", "e2e"}
 
 
@@ -64,6 +83,8 @@ def shim() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {REPOSITORY / "tests" / name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
     if not _ALLOWED:
         return
     for item in items:
