@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
 
 from tests.datapath.conftest import scratch_pins
@@ -40,38 +39,6 @@ def test_what_is_done_is_told_to_programs_too() -> None:
         assert told("accelerate", "off", *at) == {"level": "off", "wanted": "off", "reason": ""}
         assert told("detach", "--bpffs", pins.bpffs) == {"was_attached": True, "pins": str(pins.top)}
         assert told("detach", "--bpffs", pins.bpffs, output="yaml")["was_attached"] is False  # type: ignore[index]
-
-
-@pytest.mark.parametrize(
-    ("argv", "status", "message"),
-    [
-        (
-            ("attach", "--bpffs", "/never"),
-            1,
-            "sidestep: /never does not exist; make a bpffs: mkdir -p /never",
-        ),
-        (("detach", "--bpffs", "/tmp"), 1, "sidestep: /tmp is not a bpffs"),
-        (("accelerate", "off", "--bpffs", "/tmp"), 1, "sidestep: /tmp is not a bpffs; mount one"),
-        (("agent",), 1, "nowhere to get Pods from; give --pods DIR"),
-        (("agent", "--pods", "/never"), 2, "'/never' does not exist"),
-        (("agent", "--pods", "/", "--log-level", "loud"), 2, "'loud' is not one of"),
-        (("frobnicate",), 2, "No such command 'frobnicate'"),
-    ],
-)
-def test_a_mistake_is_one_clear_line(argv: tuple[str, ...], status: int, message: str) -> None:
-    done = sidestep(*argv)
-    assert done.returncode == status
-    assert message in done.stderr
-    assert done.stderr.startswith("sidestep: ")
-    assert done.stderr.count("\n") == 1
-
-
-def test_a_bpffs_without_programs_says_how_to_get_them() -> None:
-    with scratch_pins() as (pins, _):
-        done = sidestep("maps", "--bpffs", pins.bpffs)
-        assert done.returncode == 1
-        assert done.stderr.count("\n") == 1
-        assert "is not there; run `sidestep attach` (or start the agent)" in done.stderr
 
 
 def test_root_without_capabilities_is_told_which() -> None:

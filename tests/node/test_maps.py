@@ -25,7 +25,7 @@ EXCLUDED = {
     "traffic.sidecar.istio.io/excludeOutboundPorts": "22,3306",
     "traffic.sidecar.istio.io/excludeOutboundIPRanges": "10.9.0.0/16,fd01::/64",
 }
-MANY = 250_000
+MANY = 50_000  # as objects of Python they would take some 50 MiB
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def test_what_a_table_leaves_out_of_a_large_map_is_counted(large: Pins) -> None:
 
 @pytest.fixture(scope="module")
 def large() -> Any:
-    """Pins with a map that is nearly full."""
+    """Pins with a map of that many entries."""
     with scratch_pins() as (pins, cgroup):
         attach_programs(pins, cgroup)
         with Tables(pins) as tables:

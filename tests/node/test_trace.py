@@ -270,15 +270,6 @@ def test_one_trace_at_a_time(mesh: Mesh) -> None:
     )
 
 
-@pytest.mark.parametrize("what", ["10.0.0.0/33", "example.com:80", "10.0.0.1:http", ":99999", ":", ""])
-def test_a_destination_that_cannot_be_understood_is_one_line(mesh: Mesh, what: str) -> None:
-    done = sidestep(mesh.node, "trace", "--dest", what)
-    assert (done.returncode, done.stdout) == (2, "")
-    give = "give 10.0.0.0/8, 10.1.2.3:80, [fd00::1]:80 or :80; see sidestep trace --help"
-    said = f'"{what}" is not a destination; {give}'
-    assert done.stderr == f"sidestep: Invalid value for '--dest': {said}\n"
-
-
 def test_a_pod_that_nobody_knows_is_one_line(mesh: Mesh) -> None:
     done = sidestep(mesh.node, "trace", "nobody")
     assert (done.returncode, done.stdout) == (1, "")

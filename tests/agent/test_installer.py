@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,8 @@ from structlog.testing import capture_logs
 
 from installer.host.confdir import ConfDirectory
 from installer.host.files import FileRefused
+from tests.agent.cni_host import BRIDGE, LIST, SOON, Host, names
 from tests.lab.waiting import wait_until
-from tests.unit.cni_host import BRIDGE, LIST, SOON, Host, names
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    made = Host(tmp_path)
-    yield made
-    made.stop()
 
 
 def test_shim_and_entry_are_put_in_place(host: Host) -> None:

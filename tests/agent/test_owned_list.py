@@ -1,23 +1,15 @@
 """A conf list of our own before the primary one: it follows that, whatever becomes of it, and goes with the setting."""
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from installer.host.confdir import ConfDirectory
+from tests.agent.cni_host import BRIDGE, LIST, OWN, SOON, Host, names
 from tests.lab.waiting import wait_until
-from tests.unit.cni_host import BRIDGE, LIST, OWN, SOON, Host, names
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    made = Host(tmp_path)
-    yield made
-    made.stop()
 
 
 def delete_own(host: Host) -> None:
@@ -95,14 +87,6 @@ def test_what_somebody_does_to_ours_is_repaired(host: Host, tamper: Callable[[Ho
     host.wait_until_installed(OWN)
     assert (host.net / OWN).read_bytes() == before
     assert (host.net / OWN).stat().st_mode & 0o7777 == 0o600
-
-
-@pytest.mark.parametrize("tamper", [delete_own, change_own])
-def test_a_repair_of_ours_takes_less_than_a_second(host: Host, tamper: Callable[[Host], None]) -> None:
-    host.write("10-a.conflist", LIST)
-    host.start(istio_owned_cni_config=True)
-    host.wait_until_installed(OWN)
-    assert min(host.seconds_to_repair(tamper) for _ in range(3)) < 1
 
 
 def test_what_comes_before_ours_is_told_and_gets_the_entry(host: Host) -> None:
