@@ -60,13 +60,13 @@ def said(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         # destinations: no address, no port, a port too large, an address of IPv6 without brackets
         (
             "explain alpha example.com:80",
-            '"example.com" is no IP address; names are not looked up, so give the address',
+            '"example.com" is not an IP address; names are not looked up, so give the address',
         ),
         ("explain alpha example.com", "give ADDRESS:PORT or [IPV6]:PORT"),
         ("explain alpha 10.0.0.1:99999", '"10.0.0.1:99999" has port 99999; ports are 0–65535'),
         ("explain alpha fd00::1:80", "give ADDRESS:PORT or [IPV6]:PORT"),
-        ("explain alpha --inbound somewhere", '--inbound: "somewhere" is no IP address'),
-        ("explain alpha 10.0.0.1:80 --source here", '--source: "here" is no IP address'),
+        ("explain alpha --inbound somewhere", '--inbound: "somewhere" is not an IP address'),
+        ("explain alpha 10.0.0.1:80 --source here", '--source: "here" is not an IP address'),
         # options that need each other, or exclude each other
         ("explain alpha", "give either DEST or --inbound FROM"),
         ("explain alpha 10.0.0.1:80 --inbound 10.0.0.2", "give either DEST or --inbound FROM"),
@@ -86,7 +86,9 @@ def test_wrong_usage_is_one_line_and_2(said: Said, argv: str, message: str) -> N
 
 @pytest.mark.parametrize("what", ["10.0.0.0/33", "example.com:80", "10.0.0.1:http", ":99999", ":", ""])
 def test_a_destination_to_trace_that_cannot_be_understood(said: Said, what: str) -> None:
-    words = f'"{what}" is no destination; give 10.0.0.0/8, 10.1.2.3:80, [fd00::1]:80 or :80; see sidestep trace --help'
+    words = (
+        f'"{what}" is not a destination; give 10.0.0.0/8, 10.1.2.3:80, [fd00::1]:80 or :80; see sidestep trace --help'
+    )
     assert said("trace", "--dest", what) == (2, "", f"sidestep: Invalid value for '--dest': {words}\n")
 
 
