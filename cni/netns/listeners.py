@@ -17,7 +17,7 @@ from typing import NamedTuple
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
 from bpf.syscalls import Descriptor
 from cni.netns.pidfd import copy_of, sockets_of
-from cni.netns.proc_net import SocketRow, table
+from cni.netns.proc_net import SocketRow, table_of_sockets
 from cni.netns.processes import GONE
 from cni.netns.sandbox import cookie_of_socket, visit
 from cni.netns.sock_diag import LISTEN, Diag, TcpSocket
@@ -79,7 +79,7 @@ def listening() -> list[TcpSocket | SocketRow]:
         with Diag() as diag:
             return list(diag.sockets(LISTEN))
     except OSError:
-        return [each for each in chain(table("tcp"), table("tcp6")) if each.state == LISTEN]
+        return [each for each in chain(table_of_sockets("tcp"), table_of_sockets("tcp6")) if each.state == LISTEN]
 
 
 def _listening_for_proxies(pids: list[int], proc: Path) -> dict[int, int]:

@@ -22,7 +22,7 @@ class SocketRow(NamedTuple):
     inode: int
 
 
-def table(name: str) -> Iterator[SocketRow]:
+def table_of_sockets(name: str) -> Iterator[SocketRow]:
     """The rows of one file (tcp, tcp6, udp, udp6) in the calling thread's namespace; none in a kernel without IPv6."""
     path = Path("/proc/thread-self/net") / name
     if path.exists():

@@ -23,7 +23,7 @@ _NEARLY_FULL = 0.8
 
 
 @dataclass(frozen=True)
-class Finding:
+class Trouble:
     """Something that an operator should know. It is `grave` if traffic suffers."""
 
     grave: bool
@@ -94,30 +94,30 @@ def render(view: NodeView) -> str:
     return "\n".join(line.rstrip() for line in page.splitlines() if line.strip()) + "\n"
 
 
-def findings_of(view: NodeView) -> Iterator[Finding]:
+def findings_of(view: NodeView) -> Iterator[Trouble]:
     """What an operator should know at once, gravest first."""
     sample = view.sample
     if not sample.attached:
-        yield Finding(True, "Programs are not attached", "New connections are not captured. See `sidestep status`.")
+        yield Trouble(True, "Programs are not attached", "New connections are not captured. See `sidestep status`.")
     for failure in _failures(view):
         if failure.rate:
-            yield Finding(True, f"{figures.rate(failure.rate)}/s {failure.what}", failure.advice)
+            yield Trouble(True, f"{figures.rate(failure.rate)}/s {failure.what}", failure.advice)
     deaf = [str(pod.identity) for pod in sample.pods.values() if not pod.listening]
     if deaf:
-        yield Finding(True, f"No proxy listens in {_several(deaf)}", "Inbound connections there are refused.")
+        yield Trouble(True, f"No proxy listens in {_several(deaf)}", "Inbound connections there are refused.")
     for fill in view.fills:
         if fill.share > _NEARLY_FULL:
             text = f"Map {fill.name} is {figures.share(fill.share)} full"
-            yield Finding(True, text, "When it is full, pods are refused. Spread them over more nodes.")
+            yield Trouble(True, text, "When it is full, pods are refused. Spread them over more nodes.")
     if sample.level.level < sample.level.wanted:
         text = f"Acceleration is {sample.level.level} instead of {sample.level.wanted}"
-        yield Finding(False, text, sample.level.reason)
+        yield Trouble(False, text, sample.level.reason)
     if view.blind:
-        yield Finding(False, "Connections could not be read", view.blind)
+        yield Trouble(False, "Connections could not be read", view.blind)
     elif view.unseen:
         names = [str(sample.pods[cookie].identity) for cookie in view.unseen if cookie in sample.pods]
         why = next(iter(view.unseen.values()))
-        yield Finding(False, f"The connections of {_several(names)} could not be read", why)
+        yield Trouble(False, f"The connections of {_several(names)} could not be read", why)
 
 
 def _several(names: list[str]) -> str:
