@@ -123,7 +123,7 @@ def test_listeners_are_found_with_and_without_tcp_diag(
         return table_of_sockets(name)
 
     monkeypatch.setattr(proxies, "Diag", Asked)
-    monkeypatch.setattr(proxies, "table", read_table)
+    monkeypatch.setattr(proxies, "table_of_sockets", read_table)
     outcome = agent.adopt(pod.pod(pod.proxy))
     assert outcome is not None
     assert outcome.listeners == 4
