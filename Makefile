@@ -1,27 +1,37 @@
-# sidestep. `make demo` and `make test` do their own set-up on a fresh Debian 12, as root.
+# sidestep. Every target sets itself up on a fresh Debian 12: `make check` as anybody, the others as root.
 SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -ec
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 PYTHON := .venv/bin/python
 SHIM := build/sidestep-cni
-DEBIAN := python3-venv python3-bpfcc libbpf1 gcc libc6-dev libjansson-dev \
-          containernetworking-plugins iproute2 util-linux curl iptables \
-          containerd runc busybox-static \
-          zsh fish chromium fonts-dejavu-core
-# Not the one of Debian 12 if there is another: that has a kustomize of 2019.
+
+# Debian's packages, by who needs them: the C halves and their tests, the demo's mesh, and all that tests start.
+CHECK_PACKAGES := python3-venv libbpf1 gcc libc6-dev libjansson-dev
+DEMO_PACKAGES := $(CHECK_PACKAGES) python3-bpfcc containernetworking-plugins iproute2 util-linux curl iptables
+# Not Debian's kubectl if there is another: that has a kustomize of 2019.
 KUBECTL := $(shell command -v kubectl > /dev/null || echo kubernetes-client)
+LOAD := wrk nghttp2-client iperf3 nginx-light
+TEST_PACKAGES := $(DEMO_PACKAGES) $(KUBECTL) containerd runc busybox-static buildah debootstrap \
+          zsh fish chromium fonts-dejavu-core \
+          haproxy mptcpize openjdk-17-jdk-headless $(LOAD)
+KERNELS_PACKAGES := $(DEMO_PACKAGES) qemu-system-x86 kmod xz-utils
+BENCH_PACKAGES := $(DEMO_PACKAGES) $(LOAD)
 # For two cores: tests wait more than they work, and each makes a lab of its own, so they run side by side.
-WORKERS ?= 3
+WORKERS ?= 4
 
 help:
 	@echo 'make demo [KEEP=1]  a small mesh on this machine, and who got each connection'
+	@echo 'make check          lint, types, and the tests that need neither root nor time; as anybody'
 	@echo 'make test           every test, with lint and types'
+	@echo 'make one T=FILE     one test or one file of tests: T=tests/unit/test_chain.py::test_any_string_survives'
+	@echo 'make verifier-log P=connect4 [STEPS=1]  what the verifier of this kernel says of one program'
 	@echo 'make e2e            a node'"'"'s life with a real containerd, hybrid and pure cgroup2'
 	@echo 'make conformance    every kind of connection, with Istio'"'"'s rules and with sidestep, compared'
 	@echo 'make kernels        the probe and the self-test of acceleration on Debian'"'"'s other kernels, under emulation'
 	@echo 'make soak           10 GB through both proxies while the level changes; SOAK="--bytes 1e9 --seconds 60 --seed 2"'
-	@echo 'make nightly        the property tests with 10,000 cases each, an outage of a minute'
+	@echo 'make nightly        the property tests with 10,000 cases each, a thousand cycles, an outage of a minute'
 	@echo 'make lint           ruff, clang-format, mypy --strict, import-linter'
 	@echo 'make bench          requests/s, latency and CPU of two mesh pods, against Istio'"'"'s rules; takes 40 minutes'
 	@echo 'make bench-cni      a whole ADD through the shim beside iptables-restore, interleaved'
@@ -35,44 +45,83 @@ help:
 	@echo 'make shim           build/sidestep-cni, static'
 	@echo 'make clean          remove what make made; labs of dead owners with it'
 
-setup: .venv/.installed
+# What is missing of a list of packages is installed, or said to who is not root.
+check-packages: mine
+	@.ci/packages check $(CHECK_PACKAGES)
+demo-packages:
+	@.ci/packages demo $(DEMO_PACKAGES)
+test-packages:
+	@.ci/packages test $(TEST_PACKAGES)
+kernels-packages:
+	@.ci/packages kernels $(KERNELS_PACKAGES)
+bench-packages:
+	@.ci/packages bench $(BENCH_PACKAGES)
 
-# One line a step; the packages' own chatter goes to build/setup.log, which is shown when a step fails.
-.venv/.installed: locks/dev.txt Makefile
+# Python's own packages, from the locked files, again when those have changed; pip's words go to build/setup.log.
+.venv/.demo: LOCK_FILE := locks/demo.txt
+.venv/.test: LOCK_FILE := locks/dev.txt
+.venv/.demo: locks/demo.txt | check-packages
+.venv/.test: locks/dev.txt | check-packages
+.venv/.demo .venv/.test:
+	@[ ! -e .venv -o -w .venv ] || { echo 'setup: .venv is out of date and not yours; have its owner remove it'; exit 1; }
 	@mkdir -p build
-	@missing=$$(dpkg-query -W -f='$${Package} $${Status}\n' $(DEBIAN) $(KUBECTL) 2>/dev/null \
-	    | awk '/ok installed/ {print $$1}' | sort | comm -13 - <(printf '%s\n' $(DEBIAN) $(KUBECTL) | sort)); \
-	if [ -n "$$missing" ]; then \
-	    echo "setup: installing Debian packages:" $$missing; \
-	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; } \
-	        > build/setup.log 2>&1 < /dev/null || { tail -20 build/setup.log; exit 1; }; \
-	fi
-	@echo 'setup: making .venv from the distribution'"'"'s python3'
-	@/usr/bin/python3 -m venv --system-site-packages .venv > build/setup.log 2>&1 || { tail -20 build/setup.log; exit 1; }
-	@echo 'setup: installing Python packages'
-	@$(PYTHON) -m pip install -q --require-hashes --only-binary :all: -r locks/dev.txt \
+	@echo 'setup: making .venv from the distribution'"'"'s python3, with $(LOCK_FILE)'
+	@{ /usr/bin/python3 -m venv --system-site-packages .venv && \
+	   $(PYTHON) -m pip install -q --require-hashes --only-binary :all: -r $(LOCK_FILE); } \
 	    > build/setup.log 2>&1 || { tail -20 build/setup.log; exit 1; }
 	@touch $@
+
+setup: test-packages .venv/.test
+demo-setup: demo-packages .venv/.demo shim
+check-setup: check-packages .venv/.test shim
+test-setup: test-packages .venv/.test shim
 
 # Every group for this folder (dev), what the image needs (run), what the demo needs: versions, and the hashes of their files.
 # Pins that still fit stay.
 LOCK := .venv/bin/uv pip compile --quiet --system-certs --python-platform x86_64-manylinux_2_36 --python-version 3.11 \
         --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 LOCKED := $(shell sed -n '/^\[dependency-groups\]/,/^\[tool/s/^\([a-z]*\) = \[$$/--group \1/p' pyproject.toml)
-lock: setup
+lock: .venv/.test
 	@$(LOCK) $(if $(UPGRADE),--upgrade) $(LOCKED) -o locks/dev.txt > /dev/null
 	@$(LOCK) --group run --constraint locks/dev.txt -o locks/run.txt > /dev/null
 	@$(LOCK) --group run --group lab --constraint locks/dev.txt -o locks/demo.txt > /dev/null
 
-shim: setup
+shim:
 	@$(MAKE) --no-print-directory -C cni/shim
 
-demo: setup shim
+demo: demo-setup
 	@$(PYTHON) -m tests.lab.demo $(if $(KEEP),--keep)
 
-test: setup shim load applications
-	@$(MAKE) --no-print-directory -j2 --output-sync=target image lint
-	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile tests/unit tests/datapath tests/node tests/e2e
+# What has to be written must be ours to write: root may have run make here, or the folder is somebody else's.
+mine:
+	@for each in . build build/.lock $(SHIM) .mypy_cache .ruff_cache; do \
+	    [ ! -e $$each -o -w $$each ] || { echo "check: you ($$(id -un)) may not write to $$each, which is" \
+	        "$$(stat -c %U $$each)'s: have it removed, or use a checkout of your own"; exit 1; }; \
+	done
+
+# Under forty seconds: lint and types beside the tests that need neither root, nor BPF, nor time.
+check: check-setup
+	@$(MAKE) --no-print-directory -j2 --output-sync=target lint units
+
+units:
+	@$(PYTHON) -m pytest -q -n 2 tests/unit
+
+# The image is built, which waits for downloads, beside what waits for time.
+test: test-setup
+	@$(MAKE) --no-print-directory -j3 --output-sync=target image lint without-kernel
+	@$(PYTHON) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/datapath tests/node tests/e2e
+
+without-kernel:
+	@$(PYTHON) -m pytest -q -n $(WORKERS) --dist loadfile tests/unit tests/agent
+
+# One test, or a file of them.
+one: $(if $(filter tests/unit/%,$(T)),check-setup,test-setup) $(if $(findstring tests/e2e,$(T)),image)
+	@[ -n '$(T)' ] || { echo 'make one T=tests/unit/test_chain.py::test_any_string_survives'; exit 2; }
+	@$(PYTHON) -m pytest -v '$(T)'
+
+# The programs are compiled as the agent does it. With STEPS=1 every instruction of every path, tens of megabytes.
+verifier-log: demo-packages .venv/.demo
+	@$(PYTHON) -m tests.verifier_log $(if $(STEPS),--steps) $(P)
 
 # Docker's way, without docker or a registry; made again only when something of it has changed.
 IMAGE := build/image/sidestep.tar
@@ -86,97 +135,73 @@ $(IMAGE_LIST): always
 	@printf '%s\n' $(IMAGE_SOURCES) > $@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
-$(IMAGE): Dockerfile .dockerignore image/build.sh locks/run.txt $(IMAGE_LIST) $(IMAGE_SOURCES) | setup
-	@missing=$$(for each in buildah debootstrap; do command -v $$each > /dev/null || echo $$each; done); \
-	if [ -n "$$missing" ]; then \
-	    echo "image: installing Debian packages:" $$missing; \
-	    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing > build/image.log 2>&1 \
-	        || { tail -20 build/image.log; exit 1; }; \
-	fi
+$(IMAGE): Dockerfile .dockerignore image/build.sh locks/run.txt $(IMAGE_LIST) $(IMAGE_SOURCES) | test-packages .venv/.test
 	@image/build.sh
 
-e2e: setup shim image
+e2e: test-setup image
 	@$(PYTHON) -m pytest -v tests/e2e
 
 # What Debian has of other kernels, each booted with this machine's files below it; some minutes.
-KERNELS := qemu-system-x86 kmod xz-utils
-kernels: setup shim
-	@missing=$$(for each in $(KERNELS); do dpkg -s $$each > /dev/null 2>&1 || echo $$each; done); \
-	if [ -n "$$missing" ]; then \
-	    echo "kernels: installing Debian packages:" $$missing; \
-	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; } \
-	        > build/kernels.log 2>&1 < /dev/null || { tail -20 build/kernels.log; exit 1; }; \
-	fi
+kernels: kernels-packages .venv/.demo shim
 	@$(PYTHON) -m tests.kernels
 
 # Ten gigabytes, random sizes and pauses, levels changing: every byte in its place. Flags: make soak SOAK=--help
-soak: setup shim
+soak: demo-setup
 	@$(PYTHON) -m tests.lab.traffic.soak $(SOAK)
 
-lint: setup
+# Of C what is ours: bpf/uapi has the kernel's.
+C_FILES := $(shell find bpf cni tests -name '*.[ch]' -not -path 'bpf/uapi/*')
+lint: .venv/.test
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
-	@.venv/bin/clang-format --dry-run --Werror $$(find bpf cni tests -path bpf/uapi -prune -o -name '*.[ch]' -print)
+	@.venv/bin/clang-format --fallback-style=none --dry-run -Werror $(C_FILES)
+	@.venv/bin/lint-imports --no-cache > build/imports.log || { cat build/imports.log; exit 1; }
 	@$(PYTHON) -m mypy
-	@.venv/bin/lint-imports --no-cache | tail -3
 
 # Ten thousand cases of each property, of which `make test` tries some hundred.
-nightly: setup shim
-	@OUTAGE_SECONDS=60 $(PYTHON) -m pytest -q tests/unit/test_cluster_faults.py
+nightly: test-setup
+	@OUTAGE_SECONDS=60 $(PYTHON) -m pytest -q tests/agent/test_cluster_faults.py tests/node/test_outage.py
+	@CYCLES=1000 $(PYTHON) -m pytest -q tests/node/test_lifecycle.py
 	@HYPOTHESIS_EXAMPLES=10000 $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile tests/unit tests/datapath/test_generated.py
 
-conformance: setup shim
+conformance: demo-setup
 	@$(PYTHON) -m tests.conformance
 
-docs: setup
+docs: .venv/.test
 	@$(PYTHON) -m docs.commands
 	@$(PYTHON) -m mkdocs build --strict --quiet
 	@echo 'build/site/index.html'
 
-# As for the image: only who measures needs the load generators and the server.
-LOAD := wrk nghttp2-client iperf3 nginx-light
-load: setup
-	@missing=$$(for each in $(LOAD); do dpkg -s $$each > /dev/null 2>&1 || echo $$each; done); \
-	if [ -n "$$missing" ]; then \
-	    echo "load: installing Debian packages:" $$missing; \
-	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; } \
-	        > build/load.log 2>&1 < /dev/null || { tail -20 build/load.log; exit 1; }; \
-	fi
-
-# What tests/node/test_applications.py puts into pods.
-APPLICATIONS := haproxy nginx-light mptcpize openjdk-17-jdk-headless
-applications: setup
-	@missing=$$(for each in $(APPLICATIONS); do dpkg -s $$each > /dev/null 2>&1 || echo $$each; done); \
-	if [ -n "$$missing" ]; then \
-	    echo "applications: installing Debian packages:" $$missing; \
-	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; } \
-	        > build/applications.log 2>&1 < /dev/null || { tail -20 build/applications.log; exit 1; }; \
-	fi
-
 # A quiet machine, please. Results go to bench/results/; ARGS=--quick for a trial.
-bench: setup shim load
+bench-setup: bench-packages .venv/.test shim
+
+bench: bench-setup
 	@$(PYTHON) -m tests.bench.mesh $(ARGS)
 
-bench-cni: setup shim
+bench-cni: bench-setup
 	@$(PYTHON) -m tests.bench.cni
 
-bench-connect: setup
+bench-connect: bench-setup
 	@$(PYTHON) -m tests.bench.connect
 
-bench-agent: setup
+bench-agent: bench-setup
 	@$(PYTHON) -m tests.bench.agent
 
-bench-trace: setup shim load
+bench-trace: bench-setup
 	@$(PYTHON) -m tests.bench.trace
 
-bench-node: setup shim
+bench-node: bench-setup
 	@$(PYTHON) -m tests.bench.node
 
 always:
 
+# Labs are root's, so another user has none.
 clean:
-	@if [ -x $(PYTHON) ]; then $(PYTHON) -m tests.lab.clean; fi
+	@if [ -x $(PYTHON) ] && [ $$(id -u) = 0 ]; then $(PYTHON) -m tests.lab.clean; fi
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: always help setup lock shim demo test e2e soak nightly conformance kernels lint docs load applications bench bench-cni bench-connect bench-agent bench-node bench-trace image clean
+.PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak nightly conformance \
+        kernels lint docs bench bench-cni bench-connect bench-agent bench-node bench-trace image clean \
+        check-packages demo-packages test-packages kernels-packages bench-packages \
+        check-setup demo-setup test-setup bench-setup

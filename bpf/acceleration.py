@@ -1,7 +1,7 @@
-"""Acceleration as a whole node has it: its program on the socket hash, the level that counts, who else has such maps.
+"""Acceleration on a node: its program on the socket hash, the node's level, and other programs on socket maps.
 
-The level is a map's value, so it can be changed at any time: connections under way go on over TCP, or are redirected
-again. What decides about it is above this folder.
+The level is a value in a map, so it can change at any time. Messages on open connections follow it at once: they go by
+TCP, or are redirected again. installer/acceleration decides which level to set.
 """
 
 import ctypes
@@ -27,7 +27,10 @@ _OURS = [(name, TABLES[name]) for name in ("accelerated", "listeners")]
 
 @dataclass(frozen=True)
 class NodeLevel:
-    """The level of the node: what was asked for, what counts, and why that is less or what is to be known of it."""
+    """The node's level: the level asked for, the level now, and a reason.
+
+    The reason says why the level is lower than asked for, or what applications notice at it. Otherwise it is empty.
+    """
 
     wanted: Level
     level: Level
@@ -35,12 +38,12 @@ class NodeLevel:
 
 
 def is_possible(pins: Pins) -> bool:
-    """Whether this kernel has taken the program that redirects."""
+    """Whether this kernel has accepted the program that redirects messages."""
     return (pins.programs / MESSAGE_HOOK.name).exists()
 
 
 def attach_messages(pins: Pins) -> None:
-    """Give the socket hash our program. Raises KernelRefused, NotAttached."""
+    """Attach our program to the socket hash. Raises KernelRefused, NotAttached."""
     with (
         Descriptor(syscalls.open_pin(pins.programs / MESSAGE_HOOK.name)) as program,
         Descriptor(pins.open_map("accelerated")) as sockets,
@@ -49,20 +52,23 @@ def attach_messages(pins: Pins) -> None:
 
 
 def set_level(tables: Tables, node: NodeLevel) -> None:
-    """Make it count from now on, for new connections and those under way."""
+    """Set the node's level, for new and open connections. The reason is cut to 247 bytes. Raises KernelRefused."""
     room = NodeEntry.reason.size - 1
     reason = node.reason.encode()[:room].decode(errors="ignore").encode()
     tables.set_node(NodeEntry(node.level, node.wanted, reason))
 
 
 def level_of(tables: Tables) -> NodeLevel:
-    """What counts now."""
+    """The node's level now. Raises KernelRefused."""
     found = tables.node_settings()
     return NodeLevel(Level(found.wanted), Level(found.acceleration), found.reason.decode())
 
 
 def other_owners(pins: Pins) -> Iterator[str]:
-    """Socket maps that have programs of others, a phrase each: a socket can be in one such map only."""
+    """A phrase for each socket map with programs that are not ours. A socket can have only one such program.
+
+    Kernels before 5.18 do not say which programs are on a map. There, every socket map that is not sidestep's counts.
+    """
     own_map, own_program = _own(pins)
     for map_id in syscalls.map_ids():
         with suppress(KernelRefused), Descriptor(syscalls.open_map_id(map_id)) as found:  # it may be gone by now
@@ -72,16 +78,16 @@ def other_owners(pins: Pins) -> Iterator[str]:
             where = f"map {info.name.decode(errors='replace')} (id {info.id})"
             try:
                 programs = [each for hook in _SOCKET_HOOKS for each in _attached(found.fd, hook) if each != own_program]
-            except KernelRefused:  # before 5.18 it can't tell
+            except KernelRefused:  # before 5.18
                 if info.id != own_map:
-                    yield f"whoever made {where}: this kernel does not say which programs are on it"
+                    yield f"{where}, whose programs this kernel does not name"
                 continue
             if programs:
                 yield f"{', '.join(syscalls.program_names(programs))} on {where}"
 
 
 def _own(pins: Pins) -> tuple[int, int]:
-    """The ids of the socket hash and of the program on it; 0 where there is none."""
+    """The ids of the pinned socket hash and of its pinned program; 0 if one is missing."""
     ids = []
     for path, info_of in (
         (pins.maps / "accelerated", syscalls.map_info),
@@ -96,16 +102,19 @@ def _own(pins: Pins) -> tuple[int, int]:
 
 
 def _is_of_our_shape(info: syscalls.MapInfo) -> bool:
-    """Whether it is a table of sidestep's, as a self-test has its own, with a program that only its sockets meet."""
+    """Whether a map has the name and sizes of one of sidestep's socket maps.
+
+    A self-test makes such maps of its own. Their program runs for the self-test's sockets only.
+    """
     name, sizes = info.name.decode(errors="replace"), (info.key_size, info.value_size)
     return sizes in [(ctypes.sizeof(key), ctypes.sizeof(value)) for table, (key, value) in _OURS if table == name]
 
 
 def _attached(map_fd: int, hook: int) -> tuple[int, ...]:
-    """The ids of what a socket map has on a hook. Raises KernelRefused where the kernel can't tell."""
+    """The ids of the programs on one hook of a socket map. Raises KernelRefused if the kernel cannot tell."""
     try:
         return syscalls.attached_to(map_fd, hook).programs
     except KernelRefused as error:
-        if error.errno == errno.EOPNOTSUPP:  # it knows the question, but not this hook
+        if error.errno == errno.EOPNOTSUPP:  # the kernel can tell, but does not know this hook
             return ()
         raise

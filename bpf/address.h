@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* 16-byte addresses in network order; IPv4 travels as ::ffff:a.b.c.d so that maps need one key shape. */
+/* 16-byte addresses in network order. IPv4 is written as ::ffff:a.b.c.d, so maps need only one shape of key. */
 #ifndef SIDESTEP_ADDRESS_H
 #define SIDESTEP_ADDRESS_H
 
@@ -9,7 +9,7 @@
 #define IPPROTO_UDP 17
 
 #define LOOPBACK4 0x7f000001       /* 127.0.0.1, host order */
-#define INBOUND_SOURCE4 0x7f000006 /* 127.0.0.6: where Istio's inbound clusters and probes dial from (::6 in IPv6) */
+#define INBOUND_SOURCE4 0x7f000006 /* 127.0.0.6 (::6 in IPv6): Istio's inbound clusters and probes connect from it */
 
 #define swap16(x) __builtin_bswap16(x)
 #define swap32(x) __builtin_bswap32(x)
@@ -24,7 +24,7 @@ static __always_inline struct address address_of_ip4(__be32 ip4)
     return a;
 }
 
-/* Reads a context field exactly as written: the verifier refuses reads merged into a wider one. */
+/* Reads a context field at its own width: the verifier refuses reads that the compiler merged into a wider one. */
 #define FIELD(lvalue) (*(volatile __typeof__(lvalue) *)&(lvalue))
 
 static __always_inline struct address address_of_family(__u32 family, __be32 ip4, __be32 a, __be32 b, __be32 c,
@@ -36,9 +36,9 @@ static __always_inline struct address address_of_family(__u32 family, __be32 ip4
 }
 
 /*
- * One end (src, dst, local, remote) of a packet or socket of either family. All fields are read before the choice: reads in
- * two branches get merged into one through a moved context pointer, which the verifier refuses. The other family's fields
- * say nothing.
+ * One end (src, dst, local, remote) of a packet or socket of either family. All fields are read before the family is
+ * looked at; those of the other family are ignored. If each branch read its own, the compiler would merge the two reads
+ * into one through a moved context pointer, which the verifier refuses.
  */
 #define ADDRESS_OF(from, end, family) \
     address_of_family(family, FIELD((from)->end##_ip4), FIELD((from)->end##_ip6[0]), FIELD((from)->end##_ip6[1]), \
@@ -65,7 +65,7 @@ static __always_inline bool is_spread6(const struct address *a)
     return a->word[0] == SPREAD6_WORD0 && a->word[1] == SPREAD6_WORD1;
 }
 
-/* 127/8 or ::1; the unspecified address counts, the kernel connects it to itself. */
+/* 127/8 or ::1, or the unspecified address, which the kernel connects to the namespace itself. */
 static __always_inline bool is_loopback(const struct address *a)
 {
     if (is_mapped(a))
@@ -88,13 +88,16 @@ static __always_inline bool is_inbound_source(const struct address *a)
     return a->word[0] == 0 && a->word[1] == 0 && a->word[2] == 0 && a->word[3] == swap32(6);
 }
 
-/* An address of lo itself: beside loopback, what the agent puts on every pod's lo, which is in nobody's addresses. */
+/* Loopback, or an address that the agent adds to each pod's lo (::6, SPREAD6) but not to the map `addresses`. */
 static __always_inline bool is_on_lo(const struct address *to)
 {
     return is_loopback(to) || is_inbound_source(to) || is_spread6(to);
 }
 
-/* The kernel takes the unspecified address for the socket's own if it is bound to one (IPv4), else for loopback. */
+/*
+ * Replaces the unspecified address by the address that the kernel will use for it: the address that an IPv4 socket is
+ * bound to, otherwise loopback.
+ */
 static __always_inline void resolve_unspecified(struct destination *to, const struct address *bound)
 {
     if (!is_unspecified(&to->address))

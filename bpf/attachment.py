@@ -1,8 +1,10 @@
-"""Attaching the programs: from nothing, not at all when nothing has changed, or in place when the sources have.
+"""Attaches and detaches the programs, and puts missing pins back.
 
-Everything is made in a directory of its own and renamed when complete, so a crash leaves either nothing or all of it.
-What somebody has taken from that directory is put back without losing what the maps hold: a map lives as long as a
-program or a descriptor refers to it, so it is found again through the programs that use it, or the agent's descriptors.
+The first attach makes everything in a directory of its own and renames it when it is complete. So a crash leaves either
+nothing or everything. If nothing has changed, the next attach does nothing. If the sources have changed, it replaces
+the programs in place. If somebody has removed pins, they are put back and the maps keep their entries: a map lives as
+long as a program or a descriptor refers to it, so it can be found through the programs that use it or through the
+agent's descriptors.
 """
 
 import ctypes
@@ -26,16 +28,16 @@ from bpf.pins import OtherVersion, Pins
 from bpf.steering import load_instance
 from bpf.syscalls import Descriptor
 
-# the programs that capture; the others finish what these have begun
+# the programs that decide about outbound connections; the others complete what these have begun
 _DECIDING = ("connect4", "connect6", "sendmsg4", "sendmsg6")
-# what connections can go on without: those that were accelerated go by TCP from then on
+# maps that may be lost: accelerated connections go on by TCP
 _FORGETTABLE = ("pairings",)
-# seconds from connect() to a busy proxy's asking for the original destination
+# seconds that may pass between connect() and the moment when a busy proxy asks for the original destination
 _ON_THE_WAY = 1.0
 
 
 class Outcome(StrEnum):
-    """What an attach had to do."""
+    """What attach_programs() did: nothing, attach, or swap programs in place."""
 
     UNCHANGED = "unchanged"
     ATTACHED = "attached"
@@ -43,10 +45,11 @@ class Outcome(StrEnum):
 
 
 def attach_programs(pins: Pins, cgroup: Path) -> Outcome:
-    """Make the programs of this source tree the attached ones, doing as little as possible.
+    """Attach the programs of this source tree, doing as little as possible.
 
-    Same sources and cgroup as last time: nothing is compiled or attached. Other sources: the new programs replace the
-    old on their existing links, maps and live connections stay. Raises CompileFailed, KernelRefused, NotAttached.
+    If sources and cgroup are the same as last time and everything is still attached, nothing is compiled. Otherwise new
+    programs replace the old ones on their links; maps and open connections stay. Raises CompileFailed, LibraryMissing,
+    KernelRefused, NotAttached; OtherVersion if pinned maps have other shapes.
     """
     require_bpffs(pins.bpffs)
     require_capabilities()
@@ -58,7 +61,7 @@ def attach_programs(pins: Pins, cgroup: Path) -> Outcome:
             return Outcome.ATTACHED
         repin_maps(pins, {})
         if _recorded(pins) == (sources_digest(), str(cgroup)) and is_attached(pins):
-            _attach_messages(pins)  # the last thing that a start does, so a crash may have come before it
+            _attach_messages(pins)  # again: this is an attach's last step, and the last attach may have crashed before
             return Outcome.UNCHANGED
         _swap(pins, cgroup)
         _attach_messages(pins)
@@ -66,13 +69,16 @@ def attach_programs(pins: Pins, cgroup: Path) -> Outcome:
 
 
 def detach_programs(pins: Pins) -> bool:
-    """Remove every link, program and map of ours; False when there was nothing. Live connections go on."""
+    """Remove all links, programs and maps of sidestep; False if there were none. Open connections go on.
+
+    Raises KernelRefused if there is no bpffs.
+    """
     require_bpffs(pins.bpffs)
     with _exclusively(pins.bpffs):
         if not pins.top.exists():
             return False
         _stop_deciding(pins)
-        # links first: a capture that stops must stop as a whole before its tables go
+        # links before maps: no program may run with a part of its maps
         for directory in (pins.netns, pins.links):
             shutil.rmtree(directory, ignore_errors=True)
         shutil.rmtree(pins.top)
@@ -80,7 +86,7 @@ def detach_programs(pins: Pins) -> bool:
 
 
 def _stop_deciding(pins: Pins) -> None:
-    """Capture nothing more, and wait for what is captured: its proxy has yet to ask where it was to go."""
+    """Stop capturing new connections, then wait until the proxies know the destinations of the captured ones."""
     steering = list(pins.netns.glob("*"))
     deciding = [path for name in _DECIDING if (path := pins.links / name).exists()]
     for path in (*deciding, *steering):
@@ -90,9 +96,9 @@ def _stop_deciding(pins: Pins) -> None:
 
 
 def is_attached(pins: Pins) -> bool:
-    """Whether every map and program is pinned and every global link is still attached to the cgroup it was made for.
+    """Whether all maps and programs are pinned and all cgroup links are attached to the recorded cgroup.
 
-    A link outlives its cgroup as an empty shell, so the pin alone says nothing.
+    The pin of a link is not enough: if the cgroup is removed, the link stays but is attached to nothing.
     """
     if not pins.root.exists():
         return False
@@ -105,9 +111,10 @@ def is_attached(pins: Pins) -> bool:
 
 
 def is_deciding(pins: Pins) -> bool:
-    """Whether the programs without which connections pass uncaptured are attached: a tenth of is_attached()'s time.
+    """Whether the deciding programs are attached, so that no connection passes uncaptured.
 
-    Those of before do as well, while what somebody has taken is put back and it is not recorded where to.
+    It takes a tenth of is_attached()'s time. While a repair is under way and the cgroup is not recorded, links at any
+    one cgroup count as attached.
     """
     recorded = _recorded(pins)[1]
     try:
@@ -119,7 +126,10 @@ def is_deciding(pins: Pins) -> bool:
 
 
 def repin_maps(pins: Pins, held: Mapping[str, int]) -> list[str]:
-    """Pin every map again whose pin is missing; returns their names. `held` are open descriptors by name."""
+    """Pin every map whose pin is missing, if the map can still be found; returns the names of the maps pinned.
+
+    `held` are open descriptors of maps by name. Maps are found through them and through pinned programs and links.
+    """
     pins.make_directories()
     missing = [name for name in (*TABLES, *STORAGES) if not (pins.maps / name).exists()]
     for name in missing:
@@ -131,10 +141,12 @@ def repin_maps(pins: Pins, held: Mapping[str, int]) -> list[str]:
 
 
 def unpin_others(pins: Pins, held: Mapping[str, int]) -> list[str]:
-    """Remove the pins of maps that are not those in `held`; returns their names.
+    """Remove the pins of maps that are not the maps in `held`; returns their names.
 
-    Whoever detaches and attaches while an agent runs leaves it writing to maps that no program reads. Without the pin
-    of `build` the next attach() makes the programs anew, for the maps that are pinned then.
+    If somebody detaches and attaches while an agent runs, the agent writes to maps that no program reads. So this
+    removes the pins of the maps that are not the agent's, and the pin of `build`. Without `build`, the next
+    attach_programs() makes new programs, for the maps that are pinned by then. `held` are the agent's descriptors by
+    name.
     """
     others = [name for name, fd in held.items() if _pinned_id(pins.maps / name) not in (None, syscalls.map_info(fd).id)]
     for name in [*others, *(["build"] if others else [])]:
@@ -143,32 +155,35 @@ def unpin_others(pins: Pins, held: Mapping[str, int]) -> list[str]:
 
 
 def is_pinned(pins: Pins, name: str, held: int) -> bool:
-    """Whether the pin of that name is the map of this descriptor."""
+    """Whether the map pinned as `name` is the map of the descriptor `held`."""
     return _pinned_id(pins.maps / name) == int(syscalls.map_info(held).id)
 
 
 @contextmanager
 def _of_this_version() -> Iterator[None]:
-    """Whoever attaches is told what makes room for it, which those who only look must not be."""
+    """Turn OtherVersion's advice into `sidestep detach`.
+
+    Only `attach` may advise this. Read-only commands must not, because it ends the capture of every pod.
+    """
     try:
         yield
     except OtherVersion as error:
         found = str(error).partition("; ")[0]
         raise OtherVersion(
-            f"{found}; run `sidestep detach` and start again: until then nothing of the node's pods is captured"
+            f"{found}; run `sidestep detach` and start again; between the two, no pod of the node is captured"
         ) from error
 
 
 @contextmanager
 def _exclusively(bpffs: Path) -> Iterator[None]:
-    """One attach or detach at a time on this bpffs; the lock goes with the process."""
+    """Let only one attach or detach run on this bpffs at a time. If the process dies, the kernel releases the lock."""
     with Descriptor(os.open(bpffs, os.O_RDONLY | os.O_DIRECTORY)) as directory:
         fcntl.flock(directory.fd, fcntl.LOCK_EX)
         yield
 
 
 def _attach_messages(pins: Pins) -> None:
-    """Acceleration is extra: who can't have it is at level off, which acceleration.py says."""
+    """Attach acceleration's program if the kernel has taken it. Without it, capture works and the level is off."""
     if is_possible(pins):
         attach_messages(pins)
 
@@ -210,7 +225,7 @@ def _swap(pins: Pins, cgroup: Path) -> None:
                 Descriptor(syscalls.open_pin(path)) as link,
                 suppress(KernelRefused),
             ):
-                # refused only for a namespace that is gone, whose link is dead anyway
+                # refused only if the namespace is gone; then the link is dead anyway
                 syscalls.update_link(link.fd, steering.fd, path)
         for program in {path.name for path in pins.programs.iterdir()} - {path.name for path in fresh.iterdir()}:
             (pins.programs / program).unlink()
@@ -224,21 +239,25 @@ def _swap(pins: Pins, cgroup: Path) -> None:
 
 
 def _make_way(pins: Pins) -> None:
-    """A map of another shape must not meet the new programs; one that is missing is made anew. Raises OtherVersion."""
+    """Raise OtherVersion if a pinned map has another shape than the new programs need.
+
+    Forgettable maps of another shape lose their pin instead. The compiler makes missing maps.
+    """
     for name in TABLES:
         if (pins.maps / name).exists():
             os.close(pins.open_map(name))
     for name, size in STORAGES.items():
         if (pins.maps / name).exists() and not pins.has_values(name, size):
             if name not in _FORGETTABLE:
-                raise OtherVersion(f"{pins.maps / name} is another version's")
+                raise OtherVersion(f"{pins.maps / name} was made by another version of sidestep")
             (pins.maps / name).unlink()
 
 
 def _relink(program: Path, pinned: Path, attach_type: int, cgroup: Path) -> None:
-    """Point an existing link at the new program, or make one where there is none on this cgroup.
+    """Put the new program on the pinned link, or make a new link if the pinned one is not at this cgroup.
 
-    A link that moves is made before the old one goes: for a moment both run (connect.c knows), rather than none.
+    A new link is made before the old one goes. So for a moment both programs run, which connect.c allows for
+    (is_rewritten()), but there is never none.
     """
     with Descriptor(syscalls.open_pin(program)) as new:
         if _is_linked(pinned, cgroup):
@@ -253,7 +272,7 @@ def _relink(program: Path, pinned: Path, attach_type: int, cgroup: Path) -> None
 
 
 def _is_linked(pinned: Path, cgroup: Path) -> bool:
-    """Whether the pinned link is attached to the cgroup that has this path now; its id is the directory's inode."""
+    """Whether the pinned link is attached to the cgroup at this path. A cgroup's id is its directory's inode."""
     try:
         return _cgroup_of(pinned) == cgroup.stat().st_ino
     except OSError:
@@ -261,7 +280,7 @@ def _is_linked(pinned: Path, cgroup: Path) -> bool:
 
 
 def _cgroup_of(pinned: Path) -> int:
-    """Id of the cgroup that a pinned link is attached to; 0 when there is no link, or it is attached to none."""
+    """Id of the cgroup that a pinned link is attached to; 0 if there is no link or it is attached to nothing."""
     try:
         with Descriptor(syscalls.open_pin(pinned)) as link:
             return int(syscalls.link_info(link.fd).cgroup_id)
@@ -311,7 +330,7 @@ def _pinned_id(path: Path) -> int | None:
 
 
 def _objects(pins: Pins) -> list[Path]:
-    """Whatever may lead to a program: its pin, or that of a link."""
+    """All pins that lead to a program: pins of programs and of links."""
     return [*sorted(pins.programs.iterdir()), *sorted(pins.links.iterdir()), *sorted(pins.netns.iterdir())]
 
 

@@ -2,8 +2,8 @@
 /*
  * cgroup/post_bind4, post_bind6: marks sockets that the pod's proxy binds to a proxy port.
  *
- * Runs after a bind() has succeeded. Only marked sockets become inbound listeners (sockops.c), so an application on port
- * 15006 gets nobody's traffic. Always returns 1.
+ * Runs after a bind() has succeeded and always returns 1. Only marked sockets become inbound listeners (sockops.c), so
+ * no captured connection goes to an application that listens on port 15006.
  */
 
 static __always_inline int mark_listener(struct bpf_sock *sk)

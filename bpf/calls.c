@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* What connect, datagram and their like tell of a call, and the ports that a pod denies. */
+/* For connect.c and datagram.c: the event of a call, and the check of the ports that the pod denies. */
 
-/* A call of connect() or sendmsg(). `counted` is the enum total. */
+/* Emits the event of one connect() or sendmsg(). `counted` is the enum total that counted it. */
 static __always_inline void emit_call(__u64 cookie, struct bpf_sock *sk, const struct destination *to,
                                       const struct address *source, struct decision decision, __u32 counted)
 {
@@ -15,7 +15,7 @@ static __always_inline void emit_call(__u64 cookie, struct bpf_sock *sk, const s
     event.verdict = counted;
     event.rule = decision.rule;
     event.protocol = sk->protocol;
-#ifdef CALLER /* not for these program types before Linux 6.1 */
+#ifdef CALLER /* these program types may ask for the calling process since Linux 6.1 */
     event.pid = bpf_get_current_pid_tgid() >> 32;
     bpf_get_current_comm(event.command, sizeof(event.command));
 #endif
@@ -27,7 +27,7 @@ static __always_inline void emit_call(__u64 cookie, struct bpf_sock *sk, const s
     emit(&event);
 }
 
-/* Whether the pod denies this destination; counted and told. The caller refuses. */
+/* Whether the pod denies this destination. If so, this counts the call and emits its event; the caller refuses it. */
 static __always_inline bool is_refused_by_pod(const struct pod *pod, __u64 cookie, struct bpf_sock *sk,
                                               struct destination *to, const struct address *source)
 {

@@ -1,8 +1,8 @@
-"""BCC in a child process: the program sources become loaded programs and maps, pinned; the child's memory goes with it.
+"""Compiles the programs with BCC in a child process, which loads them and pins programs and maps.
 
-Only this module imports bcc, and only in the child (`python -m bpf.compiler WHAT MAPS PROGRAMS`): once it has compiled,
-LLVM stays resident at some 120 MiB. The sources are joined as text into one unit because BCC makes programs only of
-functions in its main file; `#line` keeps the compiler's messages pointing at ours.
+Only this module imports bcc, and only in the child (`python -m bpf.compiler WHAT MAPS PROGRAMS`): after compiling, LLVM
+keeps some 120 MiB, which go when the child ends. The sources are joined as text into one unit, because BCC makes
+programs only of functions in its main file. `#line` makes the compiler's messages name our files and lines.
 """
 
 import ctypes
@@ -27,15 +27,17 @@ from bpf.steering import keep
 from bpf.syscalls import Descriptor
 
 HERE = Path(__file__).parent
-_LINES_SHOWN = 40  # of a verifier's log, whose end says why
+_LINES_SHOWN = 40  # from the end of a verifier's log, where the reason is
 _NO_BCC = 3  # exit status of the child
 NOT_PERMITTED = os.strerror(errno.EPERM)
-# how libbcc tells of a map; of programs it passes on the verifier's log, with lines that do not say what is wrong
+# libbcc's line about a map that the kernel refuses
 _MAP_REFUSED = re.compile(r"could not open bpf map: (\w+), error: (.+)")
+# For a program that the kernel refuses, libbcc writes this before the error, and the verifier's log. Lines of the log
+# that begin with these words are not the reason.
 _PROGRAM_REFUSED = "bpf: Failed to load program: "
 _VERIFIER_STATISTICS = ("processed ", "verification time ", "stack depth ", "HINT: ")
 
-# one unit, in this order: tables, then pure headers, then what builds on them
+# joined into one unit in this order: maps, then pure headers, then the files that use them
 SOURCES = (
     "maps.h",
     "address.h",
@@ -56,8 +58,9 @@ SOURCES = (
     "lookup.c",
 )
 
-# What maps.h calls TABLE and so on, in BCC's terms. A socket hash is spelled out because BCC's own macro has no lookup.
-# NO_PREALLOC is BPF_F_NO_PREALLOC (uapi/linux/bpf.h): entries are allocated as pods come, and tries require it.
+# BCC's forms of the macros with which maps.h declares maps. SOCKET_TABLE does not use BCC's own macro, which has no
+# lookup. NO_PREALLOC is BPF_F_NO_PREALLOC (uapi/linux/bpf.h): an entry takes memory only once it exists; lpm_trie and
+# sk_storage maps require the flag.
 PROLOGUE = """
 #define NO_PREALLOC 1
 #define TABLE(kind, key_t, value_t, name, size, flags) \\
@@ -99,15 +102,15 @@ PROLOGUE = """
 """
 
 
-# whether programs may ask which process calls them
+# defined if programs may ask which process calls them (calls.c)
 _CALLER = "#define CALLER\n"
 
-# loaded by whoever traces, beside the others' maps: hook → its raw tracepoint
+# the programs that `sidestep trace` loads, which use the pinned maps of the others; hook → its raw tracepoint
 DEATH_SOURCES = ("maps.h", "address.h", "reading.h", "events.c", "deaths.c")
 
 
 def sources_digest() -> bytes:
-    """SHA-256 of everything that decides what the programs are: the 32 bytes kept in the `build` map."""
+    """SHA-256 of all sources that the programs are made from: 32 bytes, stored in the map `build`."""
     digest = hashlib.sha256(PROLOGUE.encode())
     for name in SOURCES:
         digest.update((HERE / name).read_bytes())
@@ -116,9 +119,10 @@ def sources_digest() -> bytes:
 
 
 def compile_and_pin(maps: Path, programs: Path) -> None:
-    """Compile in a child; reuse the maps pinned under `maps`, create the missing ones, pin programs in `programs`.
+    """Compile in a child and pin the programs in the directory `programs`.
 
-    Raises CompileFailed with the compiler's or verifier's own words.
+    Maps that are pinned in the directory `maps` are used; missing ones are made and pinned there. Raises CompileFailed
+    with the last lines of the compiler or verifier, LibraryMissing without bcc.
     """
     child = _run("all", maps, programs)
     if child.returncode != 0:
@@ -127,7 +131,10 @@ def compile_and_pin(maps: Path, programs: Path) -> None:
 
 
 def compile_deaths(maps: Path, programs: Path) -> None:
-    """The same for the programs that see processes end. Raises CompileFailed, one line."""
+    """The same for the programs that see processes die (deaths.c).
+
+    Raises CompileFailed with one line, LibraryMissing without bcc.
+    """
     child = _run("deaths", maps, programs)
     if child.returncode != 0:
         raise CompileFailed(_last_words(child))
@@ -135,17 +142,21 @@ def compile_deaths(maps: Path, programs: Path) -> None:
 
 @dataclass(frozen=True)
 class Refused:
-    """What a kernel does not take of ours: name → why; NOT_PERMITTED if it is this process that may not."""
+    """The maps and programs that a kernel refuses: name → reason.
 
-    maps: dict[str, str]  # programs are not tried without all of them
-    programs: dict[str, str]  # by hook; the verifier's last line
+    The reason is NOT_PERMITTED if the kernel refuses because this process lacks a permission.
+    """
+
+    maps: dict[str, str]  # if a map is refused, no program is tried
+    programs: dict[str, str]  # by name of the hook; the reason is the verifier's last line
 
 
 def try_each(scratch: Path) -> Refused:
     """Compile in a child, make every map and load every program by itself; nothing is attached.
 
-    What a kernel may lack is left out. `scratch` is an empty directory on a bpffs for the maps, which are left there.
-    Raises CompileFailed.
+    Acceleration and the naming of callers are not tried, because capture works without them. `scratch` is an empty
+    directory on a bpffs. The maps are pinned there and stay. Raises CompileFailed with one line, LibraryMissing without
+    bcc.
     """
     child = _run("each", scratch)
     if child.returncode != 0:
@@ -162,10 +173,10 @@ def _run(what: str, *directories: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def _last_words(child: "subprocess.CompletedProcess[str]") -> str:
-    """The line with the error, which bcc ends with one that only says that there was one."""
+    """The last line with an error. bcc's very last line is useless: it says only that there was an error."""
     lines = child.stderr.strip().splitlines()
     errors = [line for line in lines if "error: " in line]
-    return " ".join((errors or lines)[-1:]) or "the compiler ended without a word"
+    return " ".join((errors or lines)[-1:]) or "the compiler failed and printed nothing"
 
 
 def _compiled(maps: Path, sources: tuple[str, ...], offsets: str) -> Any:
@@ -179,7 +190,7 @@ def _compiled(maps: Path, sources: tuple[str, ...], offsets: str) -> Any:
 
 
 def _acceleration() -> str:
-    """What the programs of acceleration need of this kernel; without it they are left out."""
+    """The macros with which acceleration is compiled in; empty if this kernel does not allow it."""
     try:
         return f"#define ACCELERATION\n{definitions()}"
     except NoOffsets:
@@ -194,7 +205,8 @@ def _main_all(maps: Path, programs: Path) -> None:
     unit, loaded = _loaded(maps)
     for hook, program in loaded.items():
         syscalls.pin(program.fd, programs / hook.name)
-    with suppress(Exception):  # bcc raises nothing narrower; without it the node's level is off, and capture works
+    # bcc raises nothing narrower. Without this program capture works, and the node's level is off.
+    with suppress(Exception):
         syscalls.pin(_load(unit, MESSAGE_HOOK).fd, programs / MESSAGE_HOOK.name)
     # last: from here on pods are enrolled with it
     with Descriptor(syscalls.open_pin(maps / "steering")) as steering:
@@ -206,7 +218,10 @@ def _name_of_map(fd: int) -> str:
 
 
 def _loaded(maps: Path) -> tuple[Any, dict[Hook, Any]]:
-    """All that captures. What a kernel refuses of acceleration, or of naming callers, it captures without."""
+    """The programs that capture, with as many extras as this kernel takes.
+
+    The extras are acceleration and the naming of callers. First both are tried, then each alone, then neither.
+    """
     *better, plainest = dict.fromkeys((_CALLER + _acceleration(), _acceleration(), _CALLER, ""))
     for macros in better:
         with suppress(Exception):  # bcc raises nothing narrower
@@ -241,7 +256,10 @@ def _main_each(maps: Path) -> None:
 
 @contextmanager
 def _overheard() -> Iterator[list[str]]:
-    """The lines that are written to stderr meanwhile, which is all that libbcc tells; they are there afterwards."""
+    """Collect the lines that are written to stderr in the with block; libbcc reports errors nowhere else.
+
+    The list is filled when the block ends.
+    """
     lines: list[str] = []
     kept = os.dup(2)
     with open(os.memfd_create("stderr"), "w+", errors="replace") as heard:  # noqa: PTH123
@@ -273,5 +291,5 @@ if __name__ == "__main__":
     except ImportError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(_NO_BCC)
-    except Exception as error:  # bcc raises nothing narrower; the compiler's and verifier's words are on stderr already
+    except Exception as error:  # bcc raises nothing narrower; compiler and verifier have written to stderr already
         sys.exit(str(error))

@@ -2,15 +2,17 @@
 /*
  * Outbound capture: cgroup/connect4, connect6, getpeername4, getpeername6.
  *
- * connect() of a mesh pod's socket is decided and, when captured, rewritten to the proxy's listener on loopback; what the
- * application asked for stays with the socket. getpeername() gives it back. The hooks may only return 1 (allow): a
- * capture that cannot be set up returns 0, so the connection fails with EPERM instead of leaving in the clear.
+ * The connect programs decide each connect() of a mesh pod. If it is captured, they rewrite its destination to the
+ * proxy's listener on loopback and store the original destination with the socket. getpeername() then returns the
+ * original destination. connect returns 1 to allow and 0 to refuse: if a capture cannot be set up, the connection fails
+ * with EPERM instead of leaving in the clear. getpeername always returns 1.
  */
 
 /*
- * Where captured connections go: 127.64.0.0/10 or SPREAD6, spread by original destination. With a single address every
- * connection of a pod would share one (destination, port) and its ~28,000 ephemeral ports would be the limit. The agent
- * routes both to lo with the pod's address as preferred source.
+ * Chooses the address that a captured connection goes to, within 127.64.0.0/10 or SPREAD6, by a hash of the original
+ * destination. If there were only one address, all connections of a pod would have the same destination and port. The
+ * pod could then have only as many as it has ephemeral ports: ~28,000. The agent routes both ranges to lo with the
+ * pod's address as preferred source.
  */
 static __always_inline void spread_over_loopback(const struct destination *original, struct address *to)
 {
@@ -26,8 +28,9 @@ static __always_inline void spread_over_loopback(const struct destination *origi
 }
 
 /*
- * Istio's listeners for the proxy's self-calls and for DNS may be on 127.0.0.1 or ::1 alone, so those are not spread; nor
- * is what goes to loopback anyway, and comes from there.
+ * The address and port that a captured connection is rewritten to. Self-calls of the proxy and DNS are not spread,
+ * because Istio's listeners for them may be on 127.0.0.1 or ::1 alone. Connections to loopback are not spread either:
+ * their source is on loopback too.
  */
 static __always_inline void rewritten_destination(const struct destination *original, enum verdict verdict,
                                                   struct destination *to)
@@ -45,7 +48,10 @@ static __always_inline void rewritten_destination(const struct destination *orig
         to->port_be = verdict == VERDICT_INBOUND ? swap16(INBOUND_PORT) : swap16(OUTBOUND_PORT);
 }
 
-/* Whether this is what the first of two copies of us has rewritten already, as while links move to another cgroup. */
+/*
+ * Whether another copy of this program seems to have rewritten the destination already. While links move to another
+ * cgroup, the old and the new link both run the program for a moment.
+ */
 static __always_inline bool is_rewritten(const struct destination *to)
 {
     return is_on_lo(&to->address)
@@ -53,7 +59,7 @@ static __always_inline bool is_rewritten(const struct destination *to)
                || to->port_be == swap16(RESOLVER_PORT));
 }
 
-/* A socket that is connected anew and not captured this time must not show an older original destination. */
+/* If a socket connects again and is not captured this time, it must not show its earlier original destination. */
 static __always_inline int pass(struct bpf_sock *sk, const struct destination *to)
 {
     struct socket_state *state = sockets.sk_storage_get(sk, 0, 0);
@@ -75,9 +81,10 @@ static __always_inline bool remember_original(struct bpf_sock *sk, const struct 
 }
 
 /*
- * Bind the source that the connection would have had, so that the proxy sees it. The kernel refuses when the socket has a
- * port but no address: then a spread destination has the route choose the pod's first address, and what goes to the pod
- * itself dials the proxy at the pod's own address, whose natural source is the same.
+ * Binds the socket to the source address that the connection would have had without capture, so that the proxy sees it.
+ * The kernel refuses this if the socket is bound to a port but to no address. In that case, a connection to a spread
+ * address gets the pod's first address from the route. A connection to the pod itself is sent to the proxy at the pod's
+ * own address, because the kernel then chooses that same address as source (capture_connection() does this).
  */
 static __always_inline bool bind_source(struct bpf_sock_addr *ctx, __u32 family, const struct address *address)
 {
@@ -89,7 +96,7 @@ static __always_inline bool bind_source(struct bpf_sock_addr *ctx, __u32 family,
     return bpf_bind(ctx, (void *)&source6, sizeof(source6)) == 0;
 }
 
-/* TCP always, UDP only to a nameserver of a pod whose DNS is captured. */
+/* TCP always; UDP only to port 53, if the pod's DNS is captured. */
 static __always_inline bool is_of_interest(const struct pod *pod, __u32 protocol, __be16 port_be)
 {
     if (protocol == IPPROTO_TCP)

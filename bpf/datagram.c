@@ -1,12 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * DNS capture for sockets that name the nameserver with each datagram: cgroup/sendmsg4, sendmsg6, recvmsg4, recvmsg6.
- * Connected sockets are captured by connect.c, and their replies pass through recvmsg here.
+ * DNS capture for UDP sockets that name the nameserver with each datagram: cgroup/sendmsg4, sendmsg6, recvmsg4,
+ * recvmsg6. connect.c captures the connected sockets; their replies pass through recvmsg here.
  *
- * A query goes to the agent's resolver on loopback, and its reply must seem to come from the nameserver that was asked.
- * Nothing in a reply says which of several that was, so each but the first of a socket is asked under an alias: the
- * query's source becomes alias k, the resolver's reply to alias k is sent to the pod's address from alias k, and the
- * receiving hook knows the nameserver by it. Conntrack does the same with ports. Nothing outlives the socket.
+ * A query goes to pilot-agent's resolver on loopback. Its reply must seem to come from the nameserver that was asked.
+ * If a socket has asked several nameservers, nothing in a reply says which of them it answers for. So each nameserver
+ * of a socket has a slot k from 0 to 3, and each slot but 0 has an alias, a source address of its own:
+ *
+ *   - sendmsg changes the source of a query for slot k to alias k.
+ *   - The resolver replies to alias k. sendmsg changes the destination of this reply to the pod's address and its
+ *     source to alias k.
+ *   - recvmsg sees alias k as the source and replaces it by the nameserver in slot k.
+ *
+ * Conntrack tells such replies apart by ports. The nameservers are stored with the socket and go away with it.
  *
  * sendmsg returns 1 to allow and 0 to refuse (EPERM); recvmsg must return 1.
  */
@@ -22,7 +28,7 @@ static __always_inline struct address alias_of(__u32 slot, __u32 family)
     return family == AF_INET ? address_of_ip4(swap32(ALIAS4 | slot)) : alias6;
 }
 
-/* The slot that an alias stands for; 0 when it is none. */
+/* The slot that an alias stands for; 0 if the address is no alias. */
 static __always_inline __u32 slot_of_alias(const struct address *address)
 {
     __u32 last = swap32(address->word[3]), slot;
@@ -43,7 +49,7 @@ static __always_inline bool is_same(const struct destination *a, const struct de
            && a->address.word[3] == b->address.word[3];
 }
 
-/* The slot of a nameserver; a new one takes the next, and one too many the last. -1 when out of memory. */
+/* The slot of a nameserver. A new one takes the next free slot; if none is free, the last one. -1 if out of memory. */
 static __always_inline int slot_of(struct bpf_sock *sk, const struct destination *to)
 {
     struct nameservers *asked = resolvers.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
@@ -63,7 +69,10 @@ static __always_inline int slot_of(struct bpf_sock *sk, const struct destination
     return used;
 }
 
-/* What the query's source should be: an alias, the address it would have had, or as it is (all zero). */
+/*
+ * The new source of a query: an alias, or the address that the query would have had without capture. All zero if the
+ * source stays as it is.
+ */
 static __always_inline struct address source_of_query(const struct pod *pod, __u64 cookie, struct destination *to,
                                                       const struct address *bound, int slot)
 {
@@ -75,8 +84,8 @@ static __always_inline struct address source_of_query(const struct pod *pod, __u
 }
 
 /*
- * Decide a datagram. DNS: `to` is where it should go instead and `source` where from (all zero: as it is). That is so for
- * a query, and for the resolver's reply to an alias.
+ * Decides a datagram. The verdict is DNS for a captured query and for the resolver's reply to an alias. Then `to`
+ * becomes the new destination and `source` the new source. If `source` is all zero, the datagram keeps its source.
  */
 static __always_inline struct decision redirect(struct pod *pod, __u64 cookie, struct bpf_sock *sk,
                                                 struct destination *to, const struct address *bound,
@@ -118,7 +127,7 @@ static __always_inline void write_source(struct bpf_sock_addr *ctx, __u32 family
     ctx->msg_src_ip6[3] = source->word[3];
 }
 
-/* No address is mapped here: the kernel sends those through sendmsg4. */
+/* sendmsg6 never gets a mapped address (::ffff:a.b.c.d): the kernel runs sendmsg4 for those. */
 static __always_inline int capture_datagram(struct bpf_sock_addr *ctx, __u32 family)
 {
     __u64 cookie = bpf_get_netns_cookie(ctx);
@@ -158,7 +167,7 @@ int ss_sendmsg6(struct bpf_sock_addr *ctx)
     return capture_datagram(ctx, AF_INET6);
 }
 
-/* Whom a datagram from the resolver should seem to be from; 0 when this socket has asked nobody. */
+/* The nameserver that a reply of the resolver should seem to come from; 0 if this socket has asked none. */
 static __always_inline struct destination *nameserver_of(struct bpf_sock *sk, const struct address *from)
 {
     struct socket_state *state = sockets.sk_storage_get(sk, 0, 0);
@@ -170,7 +179,7 @@ static __always_inline struct destination *nameserver_of(struct bpf_sock *sk, co
     if (!slot && sk->state == BPF_TCP_ESTABLISHED && state && state->flags & SOCKET_CAPTURED)
         return &state->original;
     asked = resolvers.sk_storage_get(sk, 0, 0);
-    index = FIELD(slot); /* read anew, or the compiler drops the bound that the verifier wants to see */
+    index = FIELD(slot); /* read again: otherwise the compiler drops the check of the bound, which the verifier needs */
     return asked && index < NAMESERVER_SLOTS && index < asked->used ? &asked->slot[index] : 0;
 }
 

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Raw tracepoints signal_generate and sched_process_exit, loaded by `sidestep trace` alone and gone with it: which
- * processes of enrolled pods a signal has killed, and who sent it. The two are joined by the process's id and the signal:
- * others may arrive between, which the process handles or which come too late.
+ * Raw tracepoints signal_generate and sched_process_exit: which processes of enrolled pods a signal has killed, and
+ * which process sent that signal. Only `sidestep trace` loads these programs, and they end with it.
+ *
+ * ss_signal stores the sender of each signal under the receiving process's id and the signal's number. ss_exit looks up
+ * the signal that the process died of. So other signals, which the process handles or which come too late, do no harm.
  */
 
-#define SIGNAL_DELIVERED 0 /* TRACE_SIGNAL_DELIVERED of trace/events/signal.h: not ignored, nor pending or lost */
+/* TRACE_SIGNAL_DELIVERED of trace/events/signal.h: the signal was delivered, not ignored, pending already or lost */
+#define SIGNAL_DELIVERED 0
 
 struct delivery {
     __u32 process;
@@ -21,7 +24,7 @@ static __always_inline __u64 cookie_of(__u64 task)
     return namespaces ? read64(read64(namespaces, NSPROXY_NET), NET_COOKIE) : 0;
 }
 
-/* (signal, info, task, is for the group, result) */
+/* args: signal, info, receiving task, whether it is for the whole group, result (trace/events/signal.h) */
 int ss_signal(struct bpf_raw_tracepoint_args *ctx)
 {
     __u32 sender = bpf_get_current_pid_tgid() >> 32;

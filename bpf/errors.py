@@ -1,16 +1,16 @@
-"""The root of every error a user of sidestep can meet, and those of the kernel half.
+"""The root of every error that a user of sidestep can meet, and the errors of the kernel half.
 
-Each message is one sentence that names the thing, its value, and what would be right;
-the command line and the CNI server print it as it stands.
+Each message is one sentence that names the thing, its value, and what would be right.
+The command line and the CNI server print it as it stands.
 """
 
 
 class SidestepError(Exception):
-    """Anything sidestep refuses or fails at, with a message meant for the operator."""
+    """Anything that sidestep refuses or fails at; the message is meant for the operator."""
 
 
 class CompileFailed(SidestepError):
-    """The BPF programs did not compile or the kernel's verifier refused them."""
+    """The BPF programs did not compile, or the kernel's verifier refused them."""
 
 
 class KernelRefused(SidestepError):
@@ -22,7 +22,7 @@ class KernelRefused(SidestepError):
 
 
 class LibraryMissing(SidestepError):
-    """A library of the distribution is not there; the message names its package."""
+    """A library of the distribution is not installed; the message names its package."""
 
 
 class NotAttached(SidestepError):
@@ -30,4 +30,4 @@ class NotAttached(SidestepError):
 
 
 class TableFull(SidestepError):
-    """A BPF map has reached its size; the message names the map and its limit."""
+    """A BPF map is full; the message names the map and its limit in entries."""

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Tells `sidestep trace` what happens, while it is there. Nobody waits for it: an event for which the ring has no room is
- * lost and counted. The reader renews its interest, so that one that was killed costs nothing for long.
+ * Writes events for `sidestep trace` while it runs. No program waits for the reader: if the ring has no room, the event
+ * is lost and counted in `lost`. The reader renews its interest in `tracing`; without that, events soon stop. So a
+ * killed reader costs nothing for long.
  */
 
 static __always_inline bool is_traced(__u64 cookie)
@@ -22,7 +23,7 @@ static __always_inline void emit(struct event *event)
     __u64 *sum;
 
     event->time = bpf_ktime_get_ns();
-    if (!events.ringbuf_output(event, sizeof(*event), BPF_RB_NO_WAKEUP)) /* the reader looks by itself */
+    if (!events.ringbuf_output(event, sizeof(*event), BPF_RB_NO_WAKEUP)) /* the reader polls */
         return;
     sum = lost.lookup(&zero);
     if (sum)

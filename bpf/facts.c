@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* Looks up what a decision needs to know of a pod's ports, ranges, addresses and interfaces, for connect and lookup. */
+/* Looks up the facts for a decision in the maps: the pod's rules for ports and ranges, its addresses and interfaces. */
 
 _Static_assert(TOTAL_OUTBOUND_REFUSED == (int)VERDICT_REFUSE, "verdicts are counted by their number");
 
-/* Nobody else writes this CPU's sums. */
+/* Plain additions are enough: each CPU has sums of its own. */
 static __always_inline void count(__u64 cookie, __u32 total)
 {
     __u64 *sum = totals.lookup(&total);
@@ -64,7 +64,10 @@ static __always_inline bool is_excluded_interface(const struct pod *pod, __u64 c
     return pod->flags & POD_INTERFACES && interfaces.lookup(&key);
 }
 
-/* There is no route yet at connect(): the agent keeps those of pods that exclude interfaces in a table. */
+/*
+ * Whether a connection leaves through an interface that the pod excludes. At connect() the kernel has not chosen a
+ * route yet, so the agent keeps the routes of such pods in the map `routes`.
+ */
 static __always_inline bool leaves_excluded(const struct pod *pod, __u64 cookie, struct bpf_sock *sk,
                                             const struct destination *to, bool loopback)
 {
@@ -82,7 +85,7 @@ static __always_inline bool leaves_excluded(const struct pod *pod, __u64 cookie,
     return route && is_excluded_interface(pod, cookie, route->ifindex);
 }
 
-/* The address that the kernel would choose as source for a destination, were it not rewritten. */
+/* The source address that the kernel would choose for the destination if it were not rewritten. */
 static __always_inline struct address source_for(const struct pod *pod, __u64 cookie, struct destination *to)
 {
     struct network_key key = host_key(cookie, to);
@@ -99,7 +102,10 @@ static __always_inline struct address source_for(const struct pod *pod, __u64 co
     return to->family == AF_INET ? pod->source4 : pod->source6;
 }
 
-/* What the pod denies, no matter what its rules say. Its own addresses and loopback are not the network. */
+/*
+ * Whether the pod denies the destination. This comes before all rules of capture. Loopback and the pod's own addresses
+ * are never denied, because such connections do not leave the pod.
+ */
 static __always_inline bool is_denied_outbound(const struct pod *pod, __u64 cookie, struct destination *to)
 {
     if (!(pod->flags & POD_DENIES) || is_on_lo(&to->address) || is_own_address(cookie, &to->address))
@@ -112,7 +118,7 @@ static __always_inline bool is_denied_inbound(const struct pod *pod, __u64 cooki
     return pod->flags & POD_DENIES && rules_of_port(pod, cookie, port) & PORT_DENY_INBOUND;
 }
 
-/* Gather the facts and decide. `source` is what the socket is bound to. */
+/* Gathers the facts and decides. `source` is the address that the socket is bound to. */
 static __always_inline struct decision decide(struct pod *pod, __u64 cookie, struct bpf_sock *sk,
                                               struct destination *to, const struct address *source, bool udp)
 {
@@ -130,7 +136,7 @@ static __always_inline struct decision decide(struct pod *pod, __u64 cookie, str
     facts.proxy_gid = who.gid == pod->proxy_gid;
     facts.container = container_of(pod, cookie, &who);
     decision = decide_outbound(pod->flags, &facts);
-    /* User init containers of a pod that asks for it reach the network while there is no proxy that could do it. */
+    /* Early outbound: the user's init containers reach the network before the proxy has listened for the first time. */
     if ((decision.verdict == VERDICT_OUTBOUND || decision.verdict == VERDICT_DNS) && pod->flags & POD_EARLY_OUTBOUND
         && !started.lookup(&cookie))
         return DECIDED(RULE_EARLY, VERDICT_PASS);

@@ -1,8 +1,8 @@
-"""Other programs on our hooks: at the attach point, and at the cgroups above it.
+"""Other projects' programs on our hooks: at the attach point and at the cgroups above it.
 
-Programs of a cgroup run in the order they were attached, and before those of its ancestors. So a socket load-balancer
-above us sees what we have rewritten to loopback and leaves it alone, while one that was attached to our cgroup earlier
-turns a Service's address into a pod's before we see it.
+Programs of a cgroup run in the order in which they were attached, and before those of its ancestors. So a socket
+load-balancer above us sees the loopback address that we have written, and leaves it alone. But a socket load-balancer
+that was attached to our own cgroup earlier turns a Service's address into a pod's before we see it.
 """
 
 import errno
@@ -16,12 +16,12 @@ from bpf.errors import KernelRefused
 from bpf.hooks import CGROUP_HOOKS, Hook
 from bpf.syscalls import Descriptor
 
-OURS = "ss_"  # how the names of our programs start
+OURS = "ss_"  # the names of our programs start with this
 _OVERRIDE, _MULTI = 1, 2  # BPF_F_ALLOW_OVERRIDE, BPF_F_ALLOW_MULTI (uapi/linux/bpf.h)
 
 
 class Mode(StrEnum):
-    """How the programs of a hook were attached there."""
+    """How the programs of a hook were attached: beside others, replaceable by a child cgroup's, or exclusively."""
 
     MULTI = "multi"
     OVERRIDE = "override"
@@ -30,17 +30,17 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True)
 class Foreign:
-    """Programs that are not ours on one hook of one cgroup."""
+    """Programs of others on one hook of one cgroup."""
 
     cgroup: Path
     hook: str
     mode: Mode
     names: tuple[str, ...]  # the kernel keeps 15 characters
-    first: bool  # runs before ours, or would: we have none there yet
+    first: bool  # one of them is the first to run on the hook: before our program, or ours is not there yet
 
 
 def find_foreign(attach_point: Path) -> list[Foreign]:
-    """Programs of others on our hooks, from the attach point up as far as its mount of cgroup2 goes.
+    """Programs of others on our hooks, at the attach point and its ancestors up to the root of the cgroup2 mount.
 
     Needs CAP_NET_ADMIN and CAP_SYS_ADMIN. Raises KernelRefused, OSError.
     """
@@ -59,7 +59,7 @@ def find_foreign(attach_point: Path) -> list[Foreign]:
 
 
 def _attached(directory: int, hook: Hook) -> syscalls.Attached:
-    """What the hook has; nothing where the kernel does not know it, which loading the programs shows."""
+    """The programs on a hook; none if the kernel does not know the hook, which loading our programs will show."""
     try:
         return syscalls.attached_to(directory, hook.attach_type)
     except KernelRefused as error:

@@ -1,4 +1,4 @@
-"""What this machine offers: where cgroup2 and bpffs are mounted, and where the programs should be attached."""
+"""What this machine offers: mounts of cgroup2 and bpffs, the cgroup to attach at, and the process's capabilities."""
 
 import os
 from dataclasses import dataclass
@@ -6,34 +6,37 @@ from pathlib import Path
 
 from bpf.errors import KernelRefused
 
-# kubelet's cgroup, by driver: cgroupfs, systemd; a cgroupRoot puts it one level down
+# kubelet's cgroup with the drivers cgroupfs and systemd; with kubelet's setting cgroupRoot it is one level deeper
 _KUBEPODS = ("kubepods", "kubepods.slice", "*/kubepods", "*/kubepods.slice")
-# uapi/linux/capability.h
+# the capabilities that attaching needs, by bit (uapi/linux/capability.h)
 _ATTACHING = ((12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"))
 
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of mountinfo."""
+    """One mount: its directory and the type of its filesystem."""
 
     path: Path
     filesystem: str
 
 
 def require_root() -> None:
-    """Raise KernelRefused unless this process may load and attach programs."""
+    """Raise KernelRefused unless this process runs as root."""
     if os.geteuid() != 0:
         raise KernelRefused(f"running as uid {os.geteuid()}; run as root with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN")
 
 
 def require_capabilities() -> None:
-    """Raise KernelRefused, naming them, if this process lacks capabilities that attaching takes, as in a container."""
+    """Raise KernelRefused if this process lacks capabilities that attaching needs, as root in a container may.
+
+    The message names them.
+    """
     effective = capabilities()
     if missing := [name for bit, name in _ATTACHING if not effective >> bit & 1]:
         containers = " and ".join(name.removeprefix("CAP_") for name in missing)
         raise KernelRefused(
             f"without {' and '.join(missing)} nothing can be attached; run as root with all capabilities, "
-            f"or add {containers} to the container's"
+            f"or add {containers} to the container's capabilities"
         )
 
 
@@ -56,10 +59,11 @@ def cgroup2_root() -> Path:
 
 
 def attach_point() -> Path:
-    """The cgroup to attach at: kubelet's when cgroup2 has one, else the root.
+    """The cgroup to attach at: kubelet's if cgroup2 has one, otherwise the root.
 
-    Programs of a child cgroup run before the root's, so below kubepods we see a Service address before a socket
-    load-balancer attached at the root rewrites it, and host daemons pay nothing.
+    At kubelet's cgroup, host daemons do not run the programs. Also, programs of a child cgroup run before those of the
+    root. So our programs see a Service's address before a socket load-balancer at the root rewrites it. Raises
+    KernelRefused if cgroup2 is not mounted.
     """
     root = cgroup2_root()
     for pattern in _KUBEPODS:
@@ -70,9 +74,10 @@ def attach_point() -> Path:
 
 
 def own_cgroup(root: Path) -> Path | None:
-    """The cgroup2 directory this process is in, as seen below `root`; None when it is not to be seen there.
+    """The cgroup2 directory that this process is in, below `root`; None if it is not visible there.
 
-    In a container /proc/self/cgroup may tell the path within a cgroup namespace, so it is only a hint.
+    In a container, the path in /proc/self/cgroup may be that within a cgroup namespace. So this path is tried first,
+    then every directory below `root` is searched.
     """
     lines = Path("/proc/self/cgroup").read_text().splitlines()
     path = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
@@ -89,27 +94,30 @@ def _holds_us(cgroup: Path) -> bool:
 
 
 def capabilities() -> int:
-    """Effective capabilities of this process: bit n is capability n of uapi/linux/capability.h."""
+    """Effective capabilities of this process; bit n is capability n of uapi/linux/capability.h."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
 
 
 def possible_cpus() -> int:
-    """How many values an entry of a per-CPU map has (/sys/devices/system/cpu/possible: ranges as in "0-3,8")."""
+    """The number of values in an entry of a per-CPU map.
+
+    It is the highest CPU in /sys/devices/system/cpu/possible (ranges such as "0-3,8") plus 1.
+    """
     last = Path("/sys/devices/system/cpu/possible").read_text().strip().rpartition(",")[2]
     return int(last.rpartition("-")[2]) + 1
 
 
 def has_mount(path: Path, filesystem: str) -> bool:
-    """Whether a filesystem of that kind is mounted just there."""
+    """Whether `path` itself is the mount point of a filesystem of this type."""
     real = Path(os.path.realpath(path))
     return any(mount.path == real and mount.filesystem == filesystem for mount in mounts())
 
 
 def require_bpffs(path: Path) -> None:
-    """Raise KernelRefused unless `path` is a mounted bpffs, the only place pins can be."""
+    """Raise KernelRefused unless `path` is a mounted bpffs: pins can be nowhere else."""
     if not path.exists():
         how = f"mkdir -p {path} && mount -t bpf bpf {path}"
-        raise KernelRefused(f"{path} is no bpffs, it does not exist; make one: {how}")
+        raise KernelRefused(f"{path} does not exist; make a bpffs: {how}")
     if not has_mount(path, "bpf"):
-        raise KernelRefused(f"{path} is no bpffs; mount one: mount -t bpf bpf {path}")
+        raise KernelRefused(f"{path} is not a bpffs; mount one: mount -t bpf bpf {path}")

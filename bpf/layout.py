@@ -1,7 +1,7 @@
 """ctypes mirror of maps.h, in its order; tests/unit/test_layout.py compares the two field by field.
 
-Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d. Names ending in _be are network order, the rest host
-order. A pod is named by its network namespace's cookie.
+Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d. Fields whose names end in _be are in network order, all
+others in host order. A pod is identified by the cookie of its network namespace. maps.h explains each field.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ LISTENER_SLOTS = 16
 COOKIE_MARK = 0x7369646573746570
 STEERING_INSTRUCTIONS = 4096
 STEERING_MAPS = 24
-# SPREAD4 and SPREAD6 of maps.h: where captured connections go, and nothing else may be
+# SPREAD4 and SPREAD6 of maps.h: captured connections go to these addresses, and nothing else may use them
 SPREAD4 = IPv4Network("127.64.0.0/10")
 SPREAD6 = IPv6Network("fd73:6964:6573:7465::/64")
 
@@ -25,7 +25,7 @@ _MAPPED = bytes(10) + b"\xff\xff"
 
 
 class PodFlags(IntFlag):
-    """struct pod, flags."""
+    """Flags of struct pod: POD_* of maps.h."""
 
     IPV6 = 1 << 0
     OUTBOUND_ALL = 1 << 1
@@ -43,7 +43,7 @@ class PodFlags(IntFlag):
 
 
 class PortRule(IntFlag):
-    """Values of port_rules."""
+    """Values of port_rules: PORT_* of maps.h."""
 
     EXCLUDE_OUTBOUND = 1 << 0
     INCLUDE_OUTBOUND = 1 << 1
@@ -54,7 +54,7 @@ class PortRule(IntFlag):
 
 
 class NetworkVerdict(IntEnum):
-    """Values of networks."""
+    """Values of networks: NETWORK_* of maps.h."""
 
     EXCLUDED = 1
     INCLUDED = 2
@@ -73,13 +73,13 @@ class Address(ctypes.Structure):
         return cls.from_buffer_copy(_MAPPED + ip.packed if ip.version == 4 else ip.packed)
 
     def ip(self) -> IPv4Address | IPv6Address:
-        """The address as Python's; mapped ones come back as IPv4."""
+        """The address as an object of Python's ipaddress; ::ffff:a.b.c.d becomes an IPv4Address."""
         raw = bytes(self.bytes)
         return IPv4Address(raw[12:]) if raw[:12] == _MAPPED else IPv6Address(raw)
 
 
 class PodEntry(ctypes.Structure):
-    """One mesh pod: its policy's constants, then who it is."""
+    """Value of pods. One mesh pod: first what the decision needs, then the pod's identity."""
 
     _fields_ = [
         ("flags", U32),
@@ -101,7 +101,7 @@ class PodEntry(ctypes.Structure):
 
 
 class Cookie(ctypes.Structure):
-    """Key of pods, proxies and started."""
+    """Key of every map that has one entry per pod: the cookie of its network namespace."""
 
     _fields_ = [("cookie", U64)]
 
@@ -113,21 +113,21 @@ class PortKey(ctypes.Structure):
 
 
 class NetworkKey(ctypes.Structure):
-    """Key of networks and routes: 64 bits of cookie, 32 of family, then the prefix."""
+    """Key of networks and routes: 64 bits of cookie, 32 bits of family, then the prefix."""
 
     _pack_ = 1
     _fields_ = [("prefixlen", U32), ("cookie", U64), ("family", U32), ("address", Address)]
 
     @classmethod
     def of(cls, cookie: int, network: IPv4Network | IPv6Network) -> "NetworkKey":
-        """The key of a prefix of one pod."""
+        """The key of one pod's prefix; `cookie` is the pod's."""
         family, mapped_bits = (socket.AF_INET, 96) if network.version == 4 else (socket.AF_INET6, 0)
         bits = 64 + 32 + mapped_bits + network.prefixlen
         return cls(bits, cookie, family, Address.of(network.network_address))
 
 
 class AddressKey(ctypes.Structure):
-    """Key of addresses."""
+    """Key of addresses: a pod, and an address that it has."""
 
     _fields_ = [("cookie", U64), ("address", Address)]
 
@@ -144,7 +144,7 @@ class OwnAddressEntry(ctypes.Structure):
 
 
 class RouteEntry(ctypes.Structure):
-    """Where packets leave and from which address."""
+    """Value of routes: the interface by which packets leave, and their source address."""
 
     _fields_ = [("ifindex", U32), ("source", Address)]
 
@@ -175,13 +175,13 @@ class ConnectionKey(ctypes.Structure):
 
 
 class DestinationEntry(ctypes.Structure):
-    """An original destination."""
+    """Value of handshakes: an original destination."""
 
     _fields_ = [("address", Address), ("port_be", U16), ("family", U16), ("zero32", U32)]
 
 
 class Level(IntEnum):
-    """enum level: how far connections within the node skip TCP's path."""
+    """enum level: how far acceleration goes."""
 
     OFF = 0
     PROXY = 1
@@ -191,12 +191,12 @@ class Level(IntEnum):
         return self.name.lower()
 
 
-# by their names in settings and annotations
+# levels by their names in settings and annotations
 LEVELS = {str(level): level for level in Level}
 
 
 class Connection(ctypes.Structure):
-    """Key of meetings."""
+    """Key of meetings: one TCP connection."""
 
     _fields_ = [
         ("client", Address),
@@ -209,19 +209,19 @@ class Connection(ctypes.Structure):
 
 
 class EndKey(ctypes.Structure):
-    """Key of accelerated."""
+    """Key of accelerated: one end of a connection."""
 
     _fields_ = [("cookie", U64), ("connection", Connection), ("side", U32)]
 
 
 class MeetingEntry(ctypes.Structure):
-    """The sockets of a connection; user space never reads it."""
+    """Value of meetings. In user space only `sidestep maps` reads it."""
 
     _fields_ = [("cookie", U64), ("client", U64), ("server", U64), ("level", U32), ("captured", U32)]
 
 
 class TrafficEntry(ctypes.Structure):
-    """What became of a pod's messages, on one CPU or in sum."""
+    """Value of traffic: how a pod's messages went. The numbers are of one CPU, or summed over all CPUs."""
 
     _fields_ = [
         ("redirected", U64),
@@ -233,25 +233,25 @@ class TrafficEntry(ctypes.Structure):
 
 
 class TallyEntry(ctypes.Structure):
-    """What became of a pod's connections, in the order of TOTALS; on one CPU or in sum."""
+    """Value of tallies: a pod's connections in the order of TOTALS, of one CPU or summed over all CPUs."""
 
     _fields_ = [("connections", U64 * 10)]
 
 
 class NodeEntry(ctypes.Structure):
-    """The node's settings that programs read."""
+    """Value of node: the node's settings that programs read."""
 
     _fields_ = [("acceleration", U32), ("wanted", U32), ("reason", ctypes.c_char * 248)]
 
 
 class TracingEntry(ctypes.Structure):
-    """Who reads events, and until when."""
+    """Value of tracing: a reader wants the events of `cookie` (0: all pods) until `until` (CLOCK_MONOTONIC in ns)."""
 
     _fields_ = [("until", U64), ("cookie", U64)]
 
 
 class EventKind(IntEnum):
-    """struct event, kind."""
+    """Kinds of struct event."""
 
     CONNECT = 0
     INBOUND = 1
@@ -261,7 +261,7 @@ class EventKind(IntEnum):
 
 
 class Event(ctypes.Structure):
-    """One thing that happened; ports in host order, time in ns of CLOCK_MONOTONIC."""
+    """An entry of the ring `events`. Ports are in host order; `time` is CLOCK_MONOTONIC in ns."""
 
     _fields_ = [
         ("time", U64),
@@ -284,7 +284,7 @@ class Event(ctypes.Structure):
 
 
 class BuildEntry(ctypes.Structure):
-    """What is attached and where."""
+    """Value of build: the digest of the attached programs' sources, and the cgroup they are attached to."""
 
     _fields_ = [("sources", U8 * 32), ("cgroup", ctypes.c_char * 256)]
 
@@ -312,7 +312,7 @@ class Quad(ctypes.Structure):
     _fields_ = [("quad", U64)]
 
 
-# name → (key, value), the tables user space opens; maps.h says who writes which
+# the maps that user space opens, by name: the types of key and value. maps.h says who writes which map
 TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "pods": (Cookie, PodEntry),
     "addresses": (AddressKey, OwnAddressEntry),
@@ -338,7 +338,7 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "steering": (Word, SteeringEntry),
 }
 
-# enum total, in its order: what connections of enrolled pods became, by direction and verdict
+# enum total, in its order: the direction and verdict of connections of enrolled pods
 TOTALS = (
     ("outbound", "direct"),
     ("outbound", "captured"),
@@ -352,7 +352,7 @@ TOTALS = (
     ("inbound", "denied"),
 )
 
-# enum rule of policy.h, in its order, by the names of docs/semantics.md
+# enum rule of policy.h, in its order: the names in docs/semantics.md
 RULES = (
     "",
     *("O0", "O1", "O2", "O3a", "O3b", "O3c", "O4a", "O4c", "O6", "O7", "O8", "O9", "O10", "O11"),
@@ -361,5 +361,5 @@ RULES = (
     "deny",
 )
 
-# maps without entries to open, with the bytes of a value: what is kept with sockets, and the ring of events
+# maps that user space cannot look up by key, with the size of a value in bytes: socket storages, and the ring (0)
 STORAGES = {"sockets": 48, "resolvers": 104, "pairings": 104, "events": 0}

@@ -1,6 +1,6 @@
-"""libbpf.so.1 through ctypes: the one place that opens it and says what its functions take.
+"""libbpf.so.1 through ctypes: the one place that opens the library and declares its functions.
 
-BCC knows neither links nor pins of every kind, and keeps a compiler resident; libbpf is small.
+BCC is no substitute: it has no links, cannot pin every kind of object, and keeps a compiler in memory. libbpf is small.
 """
 
 import ctypes
@@ -8,10 +8,12 @@ from ctypes import c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint
 
 from bpf.errors import LibraryMissing
 
-# int (*)(void *context, void *data, size_t size): takes an event out of a ring; a negative result ends the taking
+# int (*)(void *context, void *data, size_t size): ring_buffer__consume calls it for each event. If the result is
+# negative, ring_buffer__consume takes no further event.
 TakeEvent = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 
-# Name: what it returns, then what it takes (bpf.h, btf.h and libbpf.h of libbpf 1.0). Pointers to structs are void *.
+# Function: the type of its result, then of its arguments (bpf.h, btf.h and libbpf.h of libbpf 1.0). Pointers to structs
+# are void *.
 _FUNCTIONS = {
     "bpf_obj_get_opts": (c_int, c_char_p, c_void_p),
     "bpf_obj_pin": (c_int, c_int, c_char_p),

@@ -12,7 +12,10 @@ from bpf.syscalls import Descriptor
 
 
 def link_pod(pins: Pins, cookie: int, netns_fd: int) -> bool:
-    """Attach inbound steering to a pod's namespace and pin the link by cookie; False when it is there already."""
+    """Attach inbound steering to a pod's namespace and pin the link by cookie; False if the pin exists already.
+
+    Raises KernelRefused.
+    """
     path = pins.netns / str(cookie)
     if path.exists():
         return False
@@ -24,7 +27,7 @@ def link_pod(pins: Pins, cookie: int, netns_fd: int) -> bool:
 
 
 def unlink_pod(pins: Pins, cookie: int) -> bool:
-    """Detach inbound steering from a pod's namespace; False when there was no link."""
+    """Detach inbound steering from a pod's namespace; False if there was no link."""
     try:
         (pins.netns / str(cookie)).unlink()
     except FileNotFoundError:
@@ -33,14 +36,17 @@ def unlink_pod(pins: Pins, cookie: int) -> bool:
 
 
 def linked_pods(pins: Pins) -> Iterator[tuple[int, int]]:
-    """Every pinned pod link as (cookie, inode of the namespace); 0 when that is gone, or the link was detached."""
+    """Every pinned pod link as (cookie, inode of the namespace).
+
+    The inode is 0 if the namespace is gone or the link was detached.
+    """
     for path in sorted(pins.netns.iterdir()):
         with suppress(KernelRefused), Descriptor(syscalls.open_pin(path)) as link:
             yield int(path.name), syscalls.link_info(link.fd).netns_inode
 
 
 def pod_link_alive(pins: Pins, cookie: int) -> bool:
-    """Whether the pod's namespace still exists and is steered."""
+    """Whether the pod's namespace still exists and its link is still attached."""
     try:
         with Descriptor(syscalls.open_pin(pins.netns / str(cookie))) as link:
             return bool(syscalls.link_info(link.fd).netns_inode)

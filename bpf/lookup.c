@@ -2,26 +2,27 @@
 /*
  * sk_lookup, an instance and a link per pod netns: inbound steering.
  *
- * Runs for packets that no connected socket takes, which is to say SYNs. SK_PASS without an assigned socket lets the
- * kernel look up as usual; captured but nobody listening is SK_DROP, for which the client gets a RST: never fall
- * through to the application. The accepted socket's local address is the original destination; there is no NAT.
+ * Runs for packets that belong to no connected socket: SYNs and UDP datagrams. SK_PASS without an assigned socket lets
+ * the kernel look up the socket as usual. If a packet is captured but no proxy listens, the program returns SK_DROP and
+ * the client gets a RST, so the connection never reaches the application. There is no NAT: the local address of the
+ * accepted socket is the original destination.
  *
- * This program type can ask for neither netns cookie nor socket storage. So each pod has an instance of its own, in which
- * the loader (steering.py) puts the pod's cookie in the place of COOKIE_MARK. No address says whose a packet is.
+ * This program type can read neither the netns cookie nor socket storage. So each pod has an instance of its own: the
+ * loader (steering.py) writes the pod's cookie in the place of COOKIE_MARK. No address says which pod a packet is for.
  */
 
 static __always_inline __u64 own_cookie(void)
 {
     __u64 cookie;
 
-    /* As assembly, so that the compiler neither computes with the mark nor stores it in two halves. */
+    /* In assembly, so that the compiler neither computes with the mark nor stores it in two halves. */
     asm volatile("%0 = 0x7369646573746570 ll" : "=r"(cookie));
     return cookie;
 }
 
 _Static_assert(COOKIE_MARK == 0x7369646573746570, "the assembly of own_cookie() has the same number");
 
-/* Counts and tells what becomes of a packet. */
+/* Counts the outcome of a packet and emits its event. */
 static __always_inline void note_packet(struct bpf_sk_lookup *ctx, __u64 cookie, const struct address *local,
                                         const struct address *remote, enum rule rule, __u32 counted)
 {
@@ -38,7 +39,10 @@ static __always_inline void note_packet(struct bpf_sk_lookup *ctx, __u64 cookie,
     emit(&event);
 }
 
-/* Any live listener of the pod's proxy; one of another family than the packet's refuses the assignment. */
+/*
+ * Gives the packet to any live listener of the pod's proxy. The kernel refuses a listener of another family than the
+ * packet's, so the next slot is tried.
+ */
 static __always_inline int steer_to_proxy(struct bpf_sk_lookup *ctx, __u64 cookie)
 {
     struct listener_key key = {.cookie = cookie, .port = INBOUND_PORT};
@@ -58,7 +62,7 @@ static __always_inline int steer_to_proxy(struct bpf_sk_lookup *ctx, __u64 cooki
     return SK_DROP;
 }
 
-/* Lets the client know, should it be on this node, in which pod its connection ends (pairing.c). */
+/* If the client is on this node, tells it in which pod its connection ends (pairing.c). */
 static __always_inline void note_arrival(struct bpf_sk_lookup *ctx, const struct pod *pod, __u64 cookie,
                                          const struct address *local, const struct address *remote)
 {
@@ -71,7 +75,7 @@ static __always_inline void note_arrival(struct bpf_sk_lookup *ctx, const struct
     arrivals.update(&key, &cookie);
 }
 
-/* TPROXY mode: the proxy on its way to the application, with the address of the client. */
+/* Whether the proxy itself, in TPROXY mode, connects to the application with the client's address as source. */
 static __always_inline bool is_proxy_dial(struct bpf_sk_lookup *ctx, const struct pod *pod, __u64 cookie,
                                           const struct address *local, const struct address *remote)
 {

@@ -2,11 +2,12 @@
 /*
  * Every map and struct of the kernel half: who writes it, who reads it, how big, which byte order.
  *
- * The maps are sidestep's only state. The agent (cni/enrolment/enroll.py) writes the policy ones at ADD and DEL; the programs
- * write the per-connection ones. layout.py mirrors the structs and a test compares the two field by field.
+ * The maps are sidestep's only state. The agent (cni/enrolment/enroll.py) writes the policy maps at ADD and DEL. The
+ * programs write the per-connection maps. layout.py mirrors the structs, and a test compares the two field by field.
  *
  * Addresses are 16 bytes in network order, IPv4 as ::ffff:a.b.c.d. Fields ending in _be are in network order, all
- * others in host order. A pod is named by the cookie of its network namespace, which is never reused before a reboot.
+ * others in host order. A pod is identified by the cookie of its network namespace, which the kernel never uses again
+ * before a reboot.
  */
 #ifndef SIDESTEP_MAPS_H
 #define SIDESTEP_MAPS_H
@@ -21,15 +22,18 @@
 #define TPROXY_MARK 1337
 
 /*
- * Where captured connections are spread: 127.64.0.0/10, and a unique local prefix ("sidestep" in ASCII after the fd) that
- * the agent makes local to each pod. Nothing else may be there.
+ * Captured connections are spread over these addresses: 127.64.0.0/10, and a unique local IPv6 prefix (fd, then
+ * "sidestep" in ASCII) that the agent makes local to each pod. Nothing else may use them.
  */
 #define SPREAD4 0x7f400000 /* host order */
 #define SPREAD4_HOSTS 0x003fffff
 #define SPREAD6_WORD0 __builtin_bswap32(0xfd736964)
 #define SPREAD6_WORD1 __builtin_bswap32(0x65737465)
 
-/* Sizes: reaching one fails an ADD with a message that names the map (see bpf/tables.py), never silently. */
+/*
+ * Sizes of the maps. If a map that the agent writes is full, the ADD fails with a message that names the map
+ * (bpf/tables.py).
+ */
 #define MAX_PODS 4096
 #define MAX_ADDRESSES 131072
 #define MAX_PORT_RULES 262144
@@ -40,13 +44,13 @@
 #define MAX_HANDSHAKES 16384  /* connections between SYN-ACK and accept, node-wide */
 #define MAX_ARRIVALS 16384    /* connections between SYN and establishment, node-wide */
 #define MAX_DIALS 65536       /* connections of TPROXY proxies to their applications, node-wide */
-#define MAX_ACCELERATED 65536 /* ends of accelerated connections, node-wide; others stay on TCP */
+#define MAX_ACCELERATED 65536 /* ends of accelerated connections, node-wide; if it is full, connections stay on TCP */
 #define MAX_MEETINGS 65536    /* accelerated connections whose connecting end has not sent yet */
 
-/* Listening sockets remembered per pod and port: Envoy has one per worker, any of them serves the whole group. */
+/* Listening sockets stored per pod and port. Envoy has one per worker; any one of them serves the whole group. */
 #define LISTENER_SLOTS 16
 
-/* Nameservers remembered per socket that asks several; resolv.conf names three at most (MAXNS) */
+/* Nameservers stored per UDP socket. resolv.conf names three at most (MAXNS). */
 #define NAMESERVER_SLOTS 4
 
 /* Interface index of lo in every namespace */
@@ -62,32 +66,32 @@ struct address {
 #define POD_INBOUND_ALL (1u << 2)       /* includeInboundPorts "*" */
 #define POD_PORT_RULES (1u << 3)        /* the pod has entries in port_rules */
 #define POD_NETWORKS (1u << 4)          /* the pod has entries in networks */
-#define POD_LOOPBACK_INCLUDED (1u << 5) /* an included range starts in 127/8 or is ::1: rule O3b is left out */
+#define POD_LOOPBACK_INCLUDED (1u << 5) /* an included range starts in 127/8 or is ::1, so rule O3b does not apply */
 #define POD_INTERFACES (1u << 6)        /* the pod excludes interfaces */
 #define POD_DNS (1u << 7)               /* DNS goes to the agent's resolver */
 #define POD_TPROXY (1u << 8)            /* interceptionMode TPROXY */
 #define POD_EARLY_OUTBOUND (1u << 9)    /* outbound passes until the proxy has listened for the first time */
 #define POD_STRICT (1u << 10)           /* only the container in proxies counts as the proxy */
 #define POD_DENIES (1u << 12)           /* the pod denies ports */
-#define POD_ROUTES (1u << 11)           /* the pod has entries in routes: it excludes interfaces, or has several */
+#define POD_ROUTES (1u << 11)           /* the pod has entries in routes: it excludes interfaces or has several */
 
-/* One mesh pod: the decision's constants first, then who it is, so that maps can be matched with pods after a crash. */
+/* One mesh pod: first what the decision needs, then the pod's identity, which a restarted agent reads. */
 struct pod {
     __u32 flags;
     __u32 proxy_uid; /* as the initial user namespace sees them */
     __u32 proxy_gid;
-    __u32 port_rules; /* entries of this pod in port_rules and networks: CHECK compares them */
+    __u32 port_rules; /* how many entries the pod has in port_rules, and below in networks: CHECK compares both */
     __u32 networks;
-    __u32 acceleration;     /* enum level: the most this pod allows */
-    struct address source4; /* what captured connections are bound to, so that the proxy sees the pod's address; */
-    struct address source6; /* all zero when the pod has none of that family */
-    char uid[64];           /* strings are NUL-terminated; lengths are those Kubernetes and CNI allow */
+    __u32 acceleration;     /* enum level: the highest that this pod allows */
+    struct address source4; /* captured connections are bound to these, so that the proxy sees the pod's address; */
+    struct address source6; /* all zero if the pod has no address of that family */
+    char uid[64];           /* strings are NUL-terminated; the lengths are those that Kubernetes and CNI allow */
     char name[256];
     char namespace[64];
     char container_id[136];
     char network[128];
     char ifname[16];
-    char excluded_interfaces[512]; /* names joined by commas: they may come later than the pod */
+    char excluded_interfaces[512]; /* names joined by commas; an interface may appear later than the pod */
 };
 
 /* port_rules flags, one entry per pod and port */
@@ -95,7 +99,7 @@ struct pod {
 #define PORT_INCLUDE_OUTBOUND (1u << 1)
 #define PORT_EXCLUDE_INBOUND (1u << 2)
 #define PORT_INCLUDE_INBOUND (1u << 3)
-#define PORT_DENY_OUTBOUND (1u << 4) /* these two may change while the pod runs */
+#define PORT_DENY_OUTBOUND (1u << 4) /* the two DENY flags may change while the pod runs */
 #define PORT_DENY_INBOUND (1u << 5)
 
 struct port_key {
@@ -105,7 +109,7 @@ struct port_key {
     __u32 zero32;
 };
 
-/* networks verdicts: effective prefixes, so that the longest match already obeys "exclude beats include" */
+/* networks verdicts. The agent computes the prefixes so that the longest match obeys "exclude beats include". */
 #define NETWORK_EXCLUDED 1
 #define NETWORK_INCLUDED 2
 
@@ -116,46 +120,46 @@ struct network_key {
     struct address address;
 } __attribute__((packed));
 
-/* An address that one pod has; other pods of the node may have the same. */
+/* An address that one pod has. Other pods of the node may have the same address. */
 struct address_key {
     __u64 cookie;
     struct address address;
 };
 
 struct own_address {
-    __u32 ifindex;         /* interface of the pod that has the address */
-    struct address source; /* what a connection of the pod to this address comes from */
+    __u32 ifindex;         /* the pod's interface that has the address */
+    struct address source; /* the source address of a connection from the pod to this address */
 };
 
-/* Where packets for a prefix leave, and with which of the pod's addresses. */
+/* By which interface packets for a prefix leave, and with which of the pod's addresses as source. */
 struct route {
     __u32 ifindex;
-    struct address source; /* all zero when not known */
+    struct address source; /* all zero if not known */
 };
 
-/* interfaces of one pod that it excludes, by their index in its namespace */
+/* An interface that a pod excludes, by its index in the pod's namespace. */
 struct interface_key {
     __u64 cookie;
     __u32 ifindex;
     __u32 zero32;
 };
 
-/* What connections of enrolled pods became; the first five are enum verdict (policy.h). */
+/* Outcomes of connections of enrolled pods. The first five have the numbers of enum verdict (policy.h). */
 enum total {
     TOTAL_OUTBOUND_DIRECT,
     TOTAL_OUTBOUND_CAPTURED,
-    TOTAL_SELF_CAPTURED, /* the proxy calling its own pod: to its inbound listener */
+    TOTAL_SELF_CAPTURED, /* the proxy called its own pod and was sent to its own inbound listener */
     TOTAL_DNS_CAPTURED,
     TOTAL_OUTBOUND_REFUSED,
     TOTAL_INBOUND_DIRECT,
     TOTAL_INBOUND_CAPTURED,
     TOTAL_INBOUND_REFUSED, /* captured, but no proxy listens */
-    TOTAL_OUTBOUND_DENIED, /* by the pod's own denied ports */
+    TOTAL_OUTBOUND_DENIED, /* the pod denies the port */
     TOTAL_INBOUND_DENIED,
     TOTALS,
 };
 
-/* The same of one pod alone. */
+/* One pod's connections by outcome: the index is enum total. */
 struct tally {
     __u64 connections[TOTALS];
 };
@@ -180,17 +184,17 @@ struct connection_key {
 struct destination {
     struct address address;
     __be16 port_be;
-    __u16 family; /* AF_INET or AF_INET6: of the address, not of the socket */
+    __u16 family; /* AF_INET or AF_INET6: the family of the address, not of the socket */
     __u32 zero32;
 };
 
 /* sockets[].flags */
-#define SOCKET_CAPTURED (1u << 0) /* connect() was rewritten: original is what the application asked for */
-#define SOCKET_ACCEPTED (1u << 1) /* accepted by the proxy: original is what its peer asked for */
-#define SOCKET_LISTENER (1u << 2) /* bound to a proxy port by the pod's proxy */
-#define SOCKET_OPENED (1u << 3)   /* opener is known: made by socket(), after the programs were attached */
+#define SOCKET_CAPTURED (1u << 0) /* connect() was rewritten; `original` is the destination the application asked for */
+#define SOCKET_ACCEPTED (1u << 1) /* the proxy accepted it; `original` is the destination its peer asked for */
+#define SOCKET_LISTENER (1u << 2) /* the pod's proxy bound it to a proxy port */
+#define SOCKET_OPENED (1u << 3)   /* `opener` is valid: the programs were attached when socket() made the socket */
 
-/* Who opened a socket, as the initial user namespace sees the ids. */
+/* The process that opened a socket. The ids are those of the initial user namespace. */
 struct opener {
     __u32 uid;
     __u32 gid;    /* primary group */
@@ -204,35 +208,38 @@ struct socket_state {
     __u32 zero32;
 };
 
-/* The nameservers that a UDP socket has asked; a reply's alias or connection tells which one it is from. */
+/*
+ * The nameservers that a UDP socket has asked. A reply's alias says which of them it comes from (datagram.c). The
+ * nameserver of a connected socket is not here but in socket_state.
+ */
 struct nameservers {
     struct destination slot[NAMESERVER_SLOTS];
-    __u32 used;
+    __u32 used; /* slots in use */
     __u32 zero32;
 };
 
 /*
- * How far connections within the node skip TCP's path. Each connection needs a level, and has it when its node, both pods
- * and the self-test allow as much.
+ * How far acceleration goes. Each connection needs a level. It is accelerated if the node's level and the levels of
+ * both pods are at least that high. The node's level is never higher than the self-test allows.
  */
 enum level {
     LEVEL_OFF,
     LEVEL_PROXY, /* between the proxies of two pods */
     LEVEL_FULL,  /* also between an application and its own proxy */
-    LEVEL_NEVER, /* of a pairing that has not come about */
+    LEVEL_NEVER, /* of a pairing that is incomplete or was declined by the other end: higher than any node's level */
 };
 
 /*
- * One TCP connection from its beginning, as both of its ends see it. The first sequence numbers make sure that what meets
- * are the two ends of one connection, also where networks with equal addresses share a node.
+ * One TCP connection, described in the same way by both of its ends. The first sequence numbers make sure that only the
+ * two ends of one connection meet, even if networks with equal addresses share a node.
  */
 struct connection {
     struct address client;
     struct address server;
     __u16 client_port;
     __u16 server_port;
-    __u32 client_sequence; /* of its first byte */
-    __u32 server_sequence;
+    __u32 client_sequence; /* of the client's first byte */
+    __u32 server_sequence; /* of the server's first byte */
 };
 
 /* enum side */
@@ -246,82 +253,85 @@ struct end_key {
     __u32 side;
 };
 
-/* The kernel's addresses of a connection's two sockets, from the first's establishment until the client knows both. */
+/*
+ * Tells the two ends of a connection about each other. The connecting end writes it when established. At its
+ * first message, the connecting end learns of the other end and deletes the entry.
+ */
 struct meeting {
-    __u64 cookie; /* of the client */
-    __u64 client;
-    __u64 server;   /* 0 until it has accepted */
-    __u32 level;    /* what the connection needs */
-    __u32 captured; /* whether the client is an application, captured on its way to its proxy */
+    __u64 cookie;   /* the client's, until the server has accepted; then the server's */
+    __u64 client;   /* address of the client's socket in the kernel */
+    __u64 server;   /* address of the server's socket in the kernel; 0 until the server has accepted */
+    __u32 level;    /* the level that the connection needs */
+    __u32 captured; /* 1 if the client is an application that was captured on its way to its proxy */
 };
 
-/* What a socket that may be accelerated knows of its other end. */
+/* What a socket that may be accelerated knows about its other end. */
 struct pairing {
     struct end_key peer;
-    __u64 own_socket;
-    __u64 peer_socket; /* 0 until it is known */
-    __u64 allocated;   /* where TCP counts the pages it holds, and where the marks of tcp_mem are */
+    __u64 own_socket;  /* address of this socket in the kernel */
+    __u64 peer_socket; /* address of the other end's socket in the kernel; 0 until it is known */
+    __u64 allocated;   /* addresses of TCP's count of the pages it holds, and of the three marks of tcp_mem */
     __u64 marks;
-    __u32 level;     /* what the connection needs */
-    __u32 small;     /* small messages in a row */
-    __u8 to_proxy;   /* whether the other end is a proxy */
-    __u8 has_passed; /* whether anything has gone by TCP in this direction */
+    __u32 level;     /* the level that the connection needs */
+    __u32 small;     /* how many small messages were sent in a row */
+    __u8 to_proxy;   /* 1 if the other end is a proxy */
+    __u8 has_passed; /* 1 if any byte has gone by TCP in this direction */
     __u16 zero16;
     __u32 zero32;
 };
 
-/* What became of the messages that a pod's sockets have sent on accelerated connections. */
+/* Messages that a pod's sockets have sent on accelerated connections. Whatever is not redirected goes by TCP. */
 struct traffic {
     __u64 redirected;
     __u64 redirected_bytes;
-    __u64 undrained;   /* passed to TCP: it had bytes under way, which must come first */
-    __u64 over_budget; /* passed: the receiver is behind */
-    __u64 no_peer;     /* passed: the other end is not in the map */
+    __u64 undrained;   /* went by TCP: TCP had bytes under way, which must come first */
+    __u64 over_budget; /* went by TCP: the receiver is behind, or the node is short of memory for sockets */
+    __u64 no_peer;     /* went by TCP: the other end is not in the map */
 };
 
 /* The node's settings that programs read. */
 struct node {
-    __u32 acceleration; /* enum level: the most that counts now */
-    __u32 wanted;       /* enum level: the most that was asked for */
-    char reason[248];   /* why it is less, or what is to be known of it, NUL-terminated */
+    __u32 acceleration; /* enum level: the node's level now */
+    __u32 wanted;       /* enum level: the level that was asked for */
+    char reason[248];   /* why the level is lower than that, or what applications notice at it; NUL-terminated */
 };
 
-/* Somebody reads events until a time of CLOCK_MONOTONIC in ns, 0 for nobody; of one pod, or of all (0). */
+/* The interest of a reader of events (events.c). */
 struct tracing {
-    __u64 until;
-    __u64 cookie;
+    __u64 until;  /* when the interest ends, CLOCK_MONOTONIC in ns; 0 if nobody reads */
+    __u64 cookie; /* the one pod of interest, 0 for all pods */
 };
 
 /* struct event, kind */
 enum event_kind {
-    EVENT_CONNECT,   /* connect(), or a datagram, of TCP, UDP or DNS; destination is what was asked for */
+    EVENT_CONNECT,   /* a connect(), or a datagram that is captured or denied; destination is the one asked for */
     EVENT_INBOUND,   /* a SYN that arrives, or a datagram for a denied port */
-    EVENT_LISTENING, /* the proxy listens on destination's port */
-    EVENT_CLOSED,    /* and does not any more */
-    EVENT_KILLED,    /* a process ends of a signal (deaths.c) */
+    EVENT_LISTENING, /* the proxy begins to listen on the destination's port */
+    EVENT_CLOSED,    /* the proxy no longer listens on it */
+    EVENT_KILLED,    /* a signal has ended a process (deaths.c) */
 };
 
-/* Addresses of either family, ports in host order. */
+/* Addresses are of either family, ports in host order. */
 struct event {
     __u64 time; /* CLOCK_MONOTONIC, ns */
     __u64 cookie;
     __u32 kind;
-    __u32 verdict; /* enum total: what it is counted as */
+    __u32 verdict; /* enum total: the total that counts it */
     __u32 rule;    /* enum rule */
     __u32 protocol;
-    __u32 pid; /* of the process that called; 0 where none did */
-    __u32 uid; /* as the initial user namespace sees it: of the socket's opener */
+    __u32 pid; /* of the calling or killed process; 0 if there is none */
+    __u32 uid; /* of the socket's opener or the killed process, as the initial user namespace sees it */
     struct address source;
     struct address destination;
     __u16 source_port;
     __u16 destination_port;
-    char command[16];
+    char command[16]; /* name of the calling or killed process */
     __u32 signal;
-    __u32 sender; /* process id of who sent it, 0 when that was not seen */
+    __u32 sender; /* id of the process that sent the signal, 0 if unknown */
     __u32 zero32;
 };
 
-/* What is attached, so that a second start can tell whether anything has to be done. */
+/* The attached programs and where. A later start compares it to tell whether it has anything to do. */
 struct build {
     __u8 sources[32]; /* SHA-256 of the joined program text */
     char cgroup[256]; /* where the links are attached, NUL-terminated */
@@ -343,53 +353,64 @@ struct steering {
 };
 
 /*
- * Settings are map values, never compile flags. TABLE(kind, key, value, name, size, flags) declares a map pinned as
- * <bpffs>/sidestep/v1/maps/<name>; the loader defines it, a C compiler checking the layout may define it away.
+ * Settings are map values, never compile flags. TABLE(kind, key, value, name, size, flags) declares a map that is
+ * pinned as <bpffs>/sidestep/v1/maps/<name>. compiler.py defines the macro; tests of the layout define it as nothing.
+ *
+ * The arrow of each comment goes from the writer to the readers; programs are named by their file or hook.
  */
 
-/* agent → every program; by netns cookie. Written last at ADD, removed first. */
+/* agent → every program; by netns cookie. At ADD the agent writes it last, at DEL it removes it first. */
 TABLE("hash", __u64, struct pod, pods, MAX_PODS, NO_PREALLOC)
 
-/* agent → connect (does it leave through lo?) and lookup (does it come from the pod itself?); by netns cookie and address */
+/*
+ * agent → connect and datagram (does it leave through lo?), lookup (does it come from the pod itself?), sockops; by
+ * netns cookie and address
+ */
 TABLE("hash", struct address_key, struct own_address, addresses, MAX_ADDRESSES, NO_PREALLOC)
 
-/* agent → connect, lookup; include and exclude ports, by netns cookie and port */
+/* agent → connect, datagram, lookup, sockops; rules of single ports, by netns cookie and port; PORT_* flags */
 TABLE("hash", struct port_key, __u32, port_rules, MAX_PORT_RULES, NO_PREALLOC)
 
-/* agent → connect; include and exclude ranges, longest prefix within the cookie */
+/* agent → connect, datagram; include and exclude ranges, longest prefix within the cookie */
 TABLE("lpm_trie", struct network_key, __u32, networks, MAX_NETWORKS, NO_PREALLOC)
 
-/* agent → connect; the main routing table of pods with POD_ROUTES, longest prefix within the cookie */
+/* agent → connect, datagram; the main routing table of pods with POD_ROUTES, longest prefix within the cookie */
 TABLE("lpm_trie", struct network_key, struct route, routes, MAX_ROUTES, NO_PREALLOC)
 
-/* agent → connect, lookup; excluded interfaces, the value says nothing */
+/* agent → connect, datagram, lookup; excluded interfaces; the value has no meaning */
 TABLE("hash", struct interface_key, __u32, interfaces, MAX_INTERFACES, NO_PREALLOC)
 
-/* agent → connect, bind; cgroup id of the proxy's container of pods with POD_STRICT, by netns cookie */
+/* agent → connect, datagram, bind, sockops; by netns cookie: cgroup id of the proxy's container, if POD_STRICT */
 TABLE("hash", __u64, __u64, proxies, MAX_PODS, NO_PREALLOC)
 
-/* sockops (listen) → connect; pods with POD_EARLY_OUTBOUND whose proxy has listened. The agent removes it with the pod */
+/*
+ * sockops (listen) → connect, datagram; by netns cookie: pods with POD_EARLY_OUTBOUND whose proxy has listened. The
+ * agent removes the entry with the pod.
+ */
 TABLE("hash", __u64, __u32, started, MAX_PODS, NO_PREALLOC)
 
-/* sockops (listen) → lookup; the proxy's listening sockets; entries leave by themselves when a socket closes */
+/*
+ * sockops (listen), agent (when it adopts a pod) → lookup, agent; the proxy's listening sockets. The kernel removes an
+ * entry when its socket closes.
+ */
 SOCKET_TABLE(struct listener_key, __u64, listeners, MAX_LISTENERS)
 
-/* sockops (connecting side) → sockops (accepting side), which deletes it; least recently used go first */
+/* sockops (connecting end) → sockops (accepting end), which deletes it. A full map drops the least recently used. */
 TABLE("lru_hash", struct connection_key, struct destination, handshakes, MAX_HANDSHAKES, 0)
 
-/* sockops (connecting proxy) → lookup, TPROXY mode; deleted by sockops when the connection ends */
+/* sockops (the proxy connects, TPROXY mode) → lookup; sockops deletes it when the connection ends */
 TABLE("lru_hash", struct connection_key, __u32, dials, MAX_DIALS, 0)
 
-/* owner, connect, bind, sockops → connect, getpeername, sockopt, sockops; freed with the socket, never evicted */
+/* owner, connect, bind, sockops → connect, datagram, bind, sockopt, sockops; freed with the socket, never evicted */
 SOCKET_STORAGE(struct socket_state, sockets)
 
-/* sendmsg → recvmsg; only sockets that have asked a nameserver have one */
+/* sendmsg → sendmsg, recvmsg; only sockets that have asked a nameserver have one */
 SOCKET_STORAGE(struct nameservers, resolvers)
 
-/* sockops (establishment) → message; ends of connections within the node. Entries leave by themselves on close */
+/* sockops (establishment) → message; ends of connections within the node. The kernel removes an entry on close. */
 SOCKET_TABLE(struct end_key, __u64, accelerated, MAX_ACCELERATED)
 
-/* sockops (client) → sockops (server) → message (client), which deletes it, or sockops when the client closes first */
+/* sockops (client) → sockops (server) → message (client), which deletes it; if the client closes first, sockops does */
 TABLE("hash", struct connection, struct meeting, meetings, MAX_MEETINGS, NO_PREALLOC)
 
 /* lookup (the server's pod has got a SYN) → sockops (the client is established), which deletes it; the server's netns cookie */
@@ -398,28 +419,28 @@ TABLE("lru_hash", struct connection_key, __u64, arrivals, MAX_ARRIVALS, 0)
 /* sockops → message; freed with the socket */
 SOCKET_STORAGE(struct pairing, pairings)
 
-/* message → agent, which makes an entry at ADD; by netns cookie, on each CPU by itself */
+/* message → agent, which makes an entry of zeroes at ADD; by netns cookie; each CPU counts for itself */
 TABLE("percpu_hash", __u64, struct traffic, traffic, MAX_PODS, NO_PREALLOC)
 
-/* agent → sockops, message; the one entry is 0 */
+/* agent, `sidestep accelerate` → sockops, message; key 0 is the only entry */
 TABLE("array", __u32, struct node, node, 1, 0)
 
-/* `sidestep trace` → whatever emits events; the one entry is 0 */
+/* `sidestep trace` → every program that emits events; key 0 is the only entry */
 TABLE("array", __u32, struct tracing, tracing, 1, 0)
 
-/* connect, datagram, lookup, sockops → `sidestep trace`; events for which the ring had no room, on each CPU by itself */
+/* every program that emits events → `sidestep trace`; how many did not fit into the ring; each CPU counts for itself */
 TABLE("percpu_array", __u32, __u64, lost, 1, 0)
 
-/* connect, datagram, lookup, sockops → `sidestep trace`; bytes */
+/* connect, datagram, lookup, sockops, deaths → `sidestep trace`; struct event; the size is in bytes */
 RING(events, 2 * 1024 * 1024)
 
-/* connect, datagram, lookup → agent; how many connections became what, by enum total, on each CPU by itself */
+/* connect, datagram, lookup → agent; the node's connections by enum total; each CPU counts for itself */
 TABLE("percpu_array", __u32, __u64, totals, TOTALS, 0)
 
-/* connect, datagram, lookup → agent, which makes an entry at ADD; by netns cookie, on each CPU by itself */
+/* connect, datagram, lookup → agent, which makes an entry of zeroes at ADD; by netns cookie; per CPU as above */
 TABLE("percpu_hash", __u64, struct tally, tallies, MAX_PODS, NO_PREALLOC)
 
-/* loader → loader of the next start */
+/* attachment.py → attachment.py at the next start; key 0 is the only entry */
 TABLE("array", __u32, struct build, build, 1, 0)
 
 /* compiler → agent, which loads an instance of the lookup program for each pod; the one entry is 0 */

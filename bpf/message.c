@@ -1,28 +1,35 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * sk_msg: hands what is sent on an accelerated connection to the receiving socket, past TCP. Passing a message on is
- * always safe, redirecting one only while two things hold, which are looked at for each message:
+ * sk_msg: runs for each message that is sent on an accelerated connection. It redirects the message to the receiving
+ * socket, past TCP, or lets it go by TCP. TCP is always safe. Redirecting is safe only if two conditions hold, which
+ * are checked for each message:
  *
- *   order   The receiver has read all that was ever written to TCP in this direction: it reads redirected bytes before
- *           those that TCP has for it. What was redirected before is no hindrance to passing, for the same reason. So
- *           either path may follow the other at any time, but for one thing: a reader that TCP has put to sleep until
- *           more comes (MSG_WAITALL, SO_RCVLOWAT) has taken in what TCP had, and nothing but TCP wakes it. A proxy does
- *           not sleep there, nor does whoever reads without blocking; anybody else stays with TCP once he has been there.
- *   memory  The receiver has read most of what was redirected to it. The kernel sets no limit to that queue; once our
- *           own is reached the message goes through TCP, whose window stops the sender in the end; so does one that
- *           comes while the node is short of memory for sockets.
+ * Order. The receiver reads redirected bytes before bytes that TCP has for it. So a message is redirected only if the
+ * receiver has read everything that was ever written to TCP in this direction. A message may go by TCP at any time: the
+ * receiver reads what was redirected before it first. So either path may follow the other. There is one exception: a
+ * reader that TCP has put to sleep in the middle of a read (MSG_WAITALL, SO_RCVLOWAT). It has taken everything TCP had,
+ * but only TCP can wake it. Proxies and non-blocking readers never sleep inside a read. For any other reader, a
+ * direction that has used TCP once stays on TCP.
  *
- * The fields are read from the kernel's own structures, at the offsets of this kernel (offsets.py). A socket that is gone
- * may be read too, but nothing is redirected to it then: it left the socket hash before its memory did.
+ * Memory. The kernel sets no limit to the queue of redirected bytes. So if the receiver has BACKLOG_BUDGET unread, or
+ * the node is short of memory for sockets, the message goes by TCP, whose window stops the sender in the end.
+ *
+ * The program reads fields of the kernel's own structures, at the offsets of this kernel (offsets.py). It may read a
+ * socket that is gone. But it redirects nothing to such a socket, because a socket leaves the socket hash before its
+ * memory is freed.
  */
 
 #ifdef ACCELERATION
-/* Bytes redirected and unread from which on messages pass: a quarter of what TCP itself buffers (tcp_rmem) or less */
+/*
+ * If the receiver has this many redirected bytes unread, messages go by TCP. It is at most a quarter of what TCP itself
+ * buffers (tcp_rmem).
+ */
 #define BACKLOG_BUDGET (512 * 1024)
 /*
- * After so many messages in a row that are smaller than this, none queues behind others: such a stream is cheaper in TCP,
- * which joins them. But only where a proxy reads: no read returns redirected bytes and those behind them in TCP together,
- * and an application (nginx) may take a short read for all there is.
+ * If more than STREAM_RUN messages in a row are smaller than STREAM_MESSAGE bytes, a message goes by TCP whenever
+ * redirected bytes are unread: TCP joins small messages, which is cheaper. This holds only if the reader is a proxy.
+ * One read never returns both redirected bytes and TCP's bytes, and an application (nginx) may take a short read for
+ * all there is.
  */
 #define STREAM_MESSAGE 4096
 #define STREAM_RUN 4
@@ -36,7 +43,10 @@ static __always_inline bool has_ulp(__u64 socket)
     return read64(socket, TCP_ULP_OPS) != 0;
 }
 
-/* Whether the receiver's calls return at once when there is nothing; whoever has no descriptor yet may have any. */
+/*
+ * Whether the receiving socket is non-blocking, so that its reader never sleeps inside a read. False if the socket has
+ * no file yet, because it may still become blocking.
+ */
 static __always_inline bool never_sleeps(__u64 socket)
 {
     __u64 file = read64(read64(socket, SOCK_SOCKET), SOCKET_FILE);
@@ -45,8 +55,10 @@ static __always_inline bool never_sleeps(__u64 socket)
 }
 
 /*
- * Both ends count the same bytes: what is written, be it sent by now or not, and what is read of it. Urgent bytes count at
- * both; FIN does too, but nobody writes after it; window probes are not written, and acknowledgements do not matter.
+ * Whether the order allows this message to be redirected: the receiver has read as many bytes as the sender has written
+ * to TCP. The sender counts written bytes (write_seq), whether or not TCP has sent them; the receiver counts bytes read
+ * (copied_seq). Urgent bytes count at both ends. FIN counts too, but nothing is written after it. Window probes and
+ * acknowledgements count at neither.
  */
 static __always_inline bool is_drained(struct pairing *pairing)
 {
@@ -62,15 +74,19 @@ static __always_inline bool is_drained(struct pairing *pairing)
 }
 
 /*
- * Whether TCP as a whole holds as much as the first mark of tcp_mem. Beyond the second the kernel may refuse a redirected
- * message its memory, and the sender gets ENOMEM, on which proxies break the connection; TCP would merely let it wait.
+ * Whether TCP on the machine holds as much memory as the first mark of tcp_mem. Beyond the second mark the kernel may
+ * refuse memory for a redirected message. The sender then gets ENOMEM, and proxies break the connection. With TCP the
+ * sender would merely wait.
  */
 static __always_inline bool is_memory_short(const struct pairing *pairing)
 {
     return (__s64)read64(pairing->allocated, 0) >= (__s64)read64(pairing->marks, 0);
 }
 
-/* Whether the receiver has too much unread already for one more message. */
+/*
+ * Whether the receiver has too much unread to get one more redirected message. Kernels that do not count redirected
+ * bytes have no PSOCK_MSG_TOT_LEN. There, one unread message is too much.
+ */
 static __always_inline bool is_behind(const struct pairing *pairing)
 {
     __u64 psock = read64(pairing->peer_socket, SOCK_USER_DATA) & USER_DATA_MASK;
@@ -86,7 +102,7 @@ static __always_inline bool is_behind(const struct pairing *pairing)
 #endif
 }
 
-/* The connecting end learns here who its peer is. */
+/* Whether this end knows its peer. The connecting end learns it here, from the meeting. */
 static __always_inline bool knows_peer(struct pairing *pairing, __u64 cookie)
 {
     struct connection connection;
@@ -100,7 +116,7 @@ static __always_inline bool knows_peer(struct pairing *pairing, __u64 cookie)
         pairing->level = LEVEL_NEVER;
     if (!meeting || !meeting->server)
         return false;
-    /* another CPU's two writes, seen in another order */
+    /* take_meeting() writes server after cookie. On another CPU, server may be seen before cookie: try again later. */
     if (pairing->level == LEVEL_PROXY && meeting->cookie == cookie)
         return false;
     pairing->peer.cookie = meeting->cookie;

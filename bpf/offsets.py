@@ -1,7 +1,7 @@
-"""Where the kernel keeps what acceleration reads of a socket: its type information, through libbpf's BTF API.
+"""The offsets of the kernel's fields that our programs read, from the kernel's type information (BTF).
 
-BCC knows no CO-RE relocations, which others use for it; our programs are compiled on the node, so the offsets are
-compiled in. Only child processes import this: libbpf keeps all of vmlinux's types in memory.
+BCC has no CO-RE relocations, by which other projects get offsets. Our programs are compiled on the node, so the offsets
+are compiled in as macros. Only child processes call definitions(): libbpf loads all of vmlinux's types into memory.
 """
 
 import ctypes
@@ -11,9 +11,10 @@ from pathlib import Path
 
 from bpf.libbpf import LIBBPF
 
-# uapi/linux/btf.h
+# BTF_KIND_STRUCT and BTF_KIND_UNION (uapi/linux/btf.h)
 _STRUCT, _UNION = 4, 5
-# of fields by their size in bytes, where that is another; a task's name is an array of characters
+# alignment in bytes by a field's size in bytes; other sizes have 8. A field of 16 bytes may be a task's name, an array
+# of characters, so it has 1
 _ALIGNMENT = {1: 1, 4: 4, 16: 1}
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
 
@@ -31,12 +32,12 @@ class _Member(ctypes.Structure):
 
 
 class NoOffsets(Exception):
-    """The kernel does not say where things are, or not plausibly."""
+    """The kernel gives no offsets, or implausible ones, or is locked down so that they are of no use."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field that is read: the macro's name, where it is, and its size in bytes."""
+    """A field that programs read: the macro for its offset, its struct and name, and its size in bytes."""
 
     macro: str
     struct: bytes
@@ -45,7 +46,8 @@ class Field:
     optional: bool = False
 
 
-# struct tcp_sock begins with struct sock, and that with struct sock_common: their offsets count from the same address
+# acceleration (message.c, pairing.c). struct tcp_sock begins with struct sock, which begins with struct sock_common, so
+# the offsets of all three count from the same address
 SOCKETS = (
     Field("TCP_WRITE_SEQ", b"tcp_sock", b"write_seq", 4),
     Field("TCP_COPIED_SEQ", b"tcp_sock", b"copied_seq", 4),
@@ -62,7 +64,7 @@ SOCKETS = (
     Field("PSOCK_MSG_TOT_LEN", b"sk_psock", b"msg_tot_len", 4, optional=True),  # since 6.19, 6.18.14, 6.12.75, 6.6.128
 )
 
-# whose process it is, and how it ends: deaths.c
+# a process's pod, and how the process ends (deaths.c)
 TASKS = (
     Field("TASK_PID", b"task_struct", b"pid", 4),
     Field("TASK_TGID", b"task_struct", b"tgid", 4),
@@ -75,7 +77,7 @@ TASKS = (
 
 
 def definitions(fields: Iterable[Field] = SOCKETS) -> str:
-    """The offsets as C macros; optional fields that there are not have none. Raises NoOffsets."""
+    """The offsets of fields in bytes, as C macros, except of optional fields that do not exist. Raises NoOffsets."""
     _require_reading_allowed()
     btf = LIBBPF.btf__load_vmlinux_btf()
     if not btf or ctypes.c_int64(btf).value in range(-4095, 0):
@@ -87,10 +89,13 @@ def definitions(fields: Iterable[Field] = SOCKETS) -> str:
 
 
 def _require_reading_allowed() -> None:
-    """Programs that read kernel memory do not load on a kernel that is locked down (kernel_lockdown(7))."""
+    """Raise NoOffsets if the kernel is locked down for confidentiality (kernel_lockdown(7)).
+
+    Such a kernel does not load programs that read kernel memory.
+    """
     try:
         state = _LOCKDOWN.read_text()
-    except OSError:  # securityfs is not mounted, or there is no such thing
+    except OSError:  # securityfs is not mounted, or the kernel has no lockdown
         return
     if "[confidentiality]" in state:
         raise NoOffsets("the kernel is locked down (confidentiality): programs may not read its memory")
@@ -110,18 +115,21 @@ def _offset(btf: int, field: Field) -> int | None:
     if size != field.size or bits % (8 * _ALIGNMENT.get(field.size, 8)) or bits // 8 + size > whole:
         raise NoOffsets(
             f"{field.name.decode()} of the kernel's struct {field.struct.decode()} has {size} bytes at bit {bits} of "
-            f"{whole} bytes; {field.size} aligned ones were expected"
+            f"{whole} bytes; expected {field.size} aligned bytes"
         )
     return bits // 8
 
 
 def _members(btf: int, type_id: int, base: int = 0) -> Iterator[tuple[bytes, int, int]]:
-    """Name, offset in bits and size in bytes of each member; those without a name are replaced by what they contain."""
+    """Name, offset in bits and size in bytes of each member. Nameless structs and unions are replaced by their members.
+
+    `base` is the offset of the type in bits.
+    """
     address = LIBBPF.btf__type_by_id(btf, type_id)
     head = _Type.from_address(address)
     members = (_Member * (head.info & 0xFFFF)).from_address(address + ctypes.sizeof(_Type))
     for member in members:
-        # with the kind flag the upper byte is the width of a bit field
+        # if the kind flag is set, the upper byte of the offset is the width of a bit field
         bits = base + (member.offset & 0xFFFFFF if head.info >> 31 else member.offset)
         name = LIBBPF.btf__name_by_offset(btf, member.name)
         if name:

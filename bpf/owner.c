@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * cgroup/sock_create: remembers who opened a socket.
+ * cgroup/sock_create: stores with each socket of a pod who opened it.
  *
- * Istio's rules match the credentials a socket was opened with, whoever connects it later: a socket opened before
- * setuid(), or passed to another process, keeps its first owner. Runs for every socket() below the cgroup; always
- * returns 1. Sockets that are older than the programs belong to whoever calls connect() or bind().
+ * Istio's rules match the credentials that a socket was opened with. So a socket that was opened before setuid(), or
+ * passed to another process, keeps its first owner. The program runs for every socket() below the cgroup and always
+ * returns 1. If a socket is older than the programs, the process that calls connect() or bind() counts as its opener.
  */
 
 #define ALLOW 1
@@ -25,7 +25,9 @@ static __always_inline struct opener opener_of(struct bpf_sock *sk)
     return state && state->flags & SOCKET_OPENED ? state->opener : caller();
 }
 
-/* Whether the opener's ids count. Pods that are not strict believe the ids, as Istio does. */
+/*
+ * Whether the socket was opened in the proxy's container. If the pod is not strict, the ids alone count, as in Istio.
+ */
 static __always_inline enum container container_of(const struct pod *pod, __u64 cookie, const struct opener *who)
 {
     __u64 *container;

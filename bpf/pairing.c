@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Which connections may skip TCP's path, and how their two ends find each other. Called by sockops at establishment.
+ * Which connections are accelerated, and how their two ends find each other. Called by sockops when a connection is
+ * established.
  *
- * The connecting end is established first. It writes a meeting under the connection's addresses, ports and first sequence
- * numbers, which the accepting end computes for itself. Only a socket on this node with that very connection can meet it, so
- * none with a remote peer is ever paired. Both ends enter the socket hash here or not at all: when the accepting one
- * declines, or has no place in it, the other leaves it again, and both stay on TCP.
+ * The connecting end is established first. It writes a meeting. The key consists of the connection's addresses, ports
+ * and first sequence numbers; the accepting end computes the same key. Only the other end of that very connection, on
+ * this node, can find the meeting, so a socket with a remote peer is never paired. Either both ends enter the socket
+ * hash or neither: if the accepting end declines or finds no room in the hash, it removes the connecting end again and
+ * both stay on TCP.
  */
 
 static __always_inline __u32 node_level(void)
@@ -17,7 +19,10 @@ static __always_inline __u32 node_level(void)
 }
 
 #ifdef ACCELERATION
-/* Whatever this cannot read it does not accelerate. Multipath TCP and upper-layer protocols have paths of their own. */
+/*
+ * Whether a socket is TCP without Multipath TCP and without an upper-layer protocol (kernel TLS): these have data paths
+ * of their own. False also if the fields cannot be read.
+ */
 static __always_inline bool is_plain_tcp(__u64 socket)
 {
     __u64 ulp = 1;
@@ -39,13 +44,13 @@ static __always_inline bool is_captured(struct bpf_sock *sk)
     return state && state->flags & SOCKET_CAPTURED;
 }
 
-/* The accepting end of a connection between two pods has to be the proxy: what lookup.c hands to it. */
+/* Whether lookup.c gives a connection from another pod to the proxy. Only such connections are accelerated. */
 static __always_inline bool is_accepted_by_proxy(const struct pod *pod, __u64 cookie,
                                                  const struct connection *connection)
 {
     __u16 port = connection->server_port;
 
-    if (pod->flags & POD_INTERFACES) /* which one it came by is not known here */
+    if (pod->flags & POD_INTERFACES) /* the interface by which the connection came is not known here */
         return false;
     if (!(pod->flags & POD_IPV6) && !is_mapped(&connection->server))
         return false;
@@ -53,9 +58,10 @@ static __always_inline bool is_accepted_by_proxy(const struct pod *pod, __u64 co
 }
 
 /*
- * The pod of this node whose proxy has got the SYN of this connection, by its netns cookie; 0 when there is none. lookup.c
- * knows, as it runs in the server's namespace before the client is established. Addresses could not tell: pods may share
- * them. Somebody who sends such a SYN himself is not met: the sequence numbers of a meeting are the real server's.
+ * The netns cookie of the pod of this node whose proxy has received the SYN of this connection; 0 if there is none.
+ * lookup.c has noted it: it runs in the namespace of the server before the client is established. An address could not
+ * tell, because pods may share it. If somebody forges such a SYN, nothing is paired: a meeting needs the sequence numbers
+ * of the real server.
  */
 static __always_inline __u64 pod_arrived_at(const struct connection *connection)
 {
@@ -71,7 +77,10 @@ static __always_inline __u64 pod_arrived_at(const struct connection *connection)
     return cookie;
 }
 
-/* What a connecting socket's connection needs, LEVEL_OFF for what is never accelerated. */
+/*
+ * The level that a connecting socket's connection needs; LEVEL_OFF if it is never accelerated. If the connection goes
+ * to another pod, `allowed` is lowered to the level of that pod.
+ */
 static __always_inline __u32 level_needed(const struct pod *pod, __u64 cookie, struct bpf_sock *sk,
                                           struct connection *connection, __u32 *allowed)
 {
@@ -102,8 +111,9 @@ static __always_inline __u32 level_needed(const struct pod *pod, __u64 cookie, s
 }
 
 /*
- * A socket may connect again, or listen, after it was disconnected (connect() to AF_UNSPEC), and is still in the map then:
- * with what nobody has read of the connection before, and for the peer of that.
+ * Removes a socket from the map before it connects again or listens. A socket that was disconnected (connect() to
+ * AF_UNSPEC) is still in the map: its earlier peer could reach it, and unread bytes of the earlier connection would
+ * still be there.
  */
 static __always_inline void end_pairing(struct bpf_sock *sk, __u64 cookie)
 {
@@ -120,8 +130,8 @@ static __always_inline void end_pairing(struct bpf_sock *sk, __u64 cookie)
 }
 
 /*
- * What this socket keeps of its pairing, with its own address in the kernel: read back from there it is a number, which
- * the verifier lets us count from. Nothing when the socket is none to accelerate.
+ * Makes the pairing of a socket; 0 if the socket cannot be accelerated. The socket's own address in the kernel is
+ * stored and read back: the verifier allows arithmetic with the number that is read, but not with the pointer.
  */
 static __always_inline struct pairing *begin_pairing(struct bpf_sock *sk)
 {
@@ -142,7 +152,7 @@ static __always_inline struct pairing *begin_pairing(struct bpf_sock *sk)
     return 0;
 }
 
-/* The connecting end. */
+/* The connecting end writes a meeting and enters the socket hash. */
 static __always_inline void offer_meeting(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct pod *pod,
                                           __u64 cookie)
 {
@@ -180,14 +190,14 @@ static __always_inline void offer_meeting(struct bpf_sock_ops *ctx, struct bpf_s
     }
     pairing->peer = own;
     pairing->peer.side = SIDE_SERVER;
-    /* Which namespace the other end is in it says itself, by when this end sends for the first time. */
+    /* The peer's namespace is not known yet. The peer writes it into the meeting; knows_peer() takes it from there. */
     pairing->peer.cookie = 0;
     pairing->to_proxy = meeting.level == LEVEL_PROXY || meeting.captured;
     pairing->level = meeting.level;
     bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
-/* Whether the accepting end goes along with what the connecting one offers. */
+/* Whether the accepting end takes part in the meeting that the connecting end offers. */
 static __always_inline bool is_acceptable(const struct meeting *meeting, const struct pod *pod, __u64 cookie,
                                           const struct connection *connection)
 {
@@ -199,8 +209,9 @@ static __always_inline bool is_acceptable(const struct meeting *meeting, const s
 }
 
 /*
- * The connecting end leaves the map again, and knows by there being no meeting that there is nobody. No byte can be lost: it
- * gets some by the map from the accepting end alone.
+ * The accepting end declines: it removes the meeting, and the connecting end from the socket hash. The missing meeting
+ * tells the connecting end that it has no peer. No byte is lost, because only the accepting end could have redirected
+ * bytes to the connecting end.
  */
 static __always_inline void decline(const struct meeting *meeting, struct connection *connection)
 {
@@ -210,7 +221,9 @@ static __always_inline void decline(const struct meeting *meeting, struct connec
     accelerated.delete(&client);
 }
 
-/* The accepting end. */
+/*
+ * The accepting end finds the meeting, enters the socket hash and tells the connecting end about itself, or declines.
+ */
 static __always_inline void take_meeting(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct pod *pod,
                                          __u64 cookie)
 {
@@ -247,11 +260,11 @@ static __always_inline void take_meeting(struct bpf_sock_ops *ctx, struct bpf_so
         decline(meeting, &own.connection);
         return;
     }
-    meeting->cookie = cookie; /* from here on it tells the client about this end */
+    meeting->cookie = cookie; /* from now on the meeting tells the client about this end */
     meeting->server = (__u64)sk;
 }
 
-/* A client that ends without having sent leaves nothing. */
+/* Removes the meeting of a client that closes without having sent anything. */
 static __always_inline void forget_meeting(struct bpf_sock *sk)
 {
     struct pairing *pairing = pairings.sk_storage_get(sk, 0, 0);

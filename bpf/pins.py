@@ -1,11 +1,11 @@
-"""Where things are pinned on the bpffs.
+"""Where maps, programs and links are pinned on the bpffs.
 
-    <bpffs>/sidestep/v1/maps/<name>       the tables of maps.h
-                       /programs/<name>   the loaded programs, of which sk_lookup is linked per pod
-                       /links/<name>      the global cgroup links
-                       /netns/<cookie>    one sk_lookup link per enrolled pod
+    <bpffs>/sidestep/v1/maps/<name>       the maps of maps.h
+                       /programs/<name>   the loaded programs
+                       /links/<name>      the links of the cgroup programs, for all pods together
+                       /netns/<cookie>    one link of the sk_lookup program per enrolled pod
 
-v1 is the layout: it changes when an old pinned map can't serve new programs.
+v1 is the layout. It changes when old pinned maps cannot serve new programs.
 """
 
 import ctypes
@@ -22,15 +22,15 @@ from bpf.syscalls import Descriptor
 
 LAYOUT = "v1"
 
-# whoever only looks must not be told to detach: that would end the capture of every pod
+# Read-only commands must not advise `sidestep detach`, because it ends the capture of every pod.
 _ITS_OWN = (
-    "another version of sidestep is attached: use the command of that one, in its agent's container "
+    "another version of sidestep is attached: use that version's command, in its agent's container "
     "(kubectl exec -n istio-system AGENT -- sidestep …)"
 )
 
 
 class OtherVersion(NotAttached):
-    """What is pinned was made by a version whose maps have other shapes."""
+    """The pinned maps were made by another version of sidestep and have other shapes."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,21 @@ class Pins:
     """The directories of one installation below a bpffs mount."""
 
     bpffs: Path
-    is_read_only: bool = False  # how maps are opened
+    is_read_only: bool = False  # whether maps are opened for reading only
 
     @property
     def top(self) -> Path:
-        """All layouts."""
+        """The directory with all layouts."""
         return self.bpffs / "sidestep"
 
     @property
     def root(self) -> Path:
-        """The current layout."""
+        """The directory of this version's layout."""
         return self.top / LAYOUT
 
     @property
     def maps(self) -> Path:
-        """Pinned tables."""
+        """Pinned maps."""
         return self.root / "maps"
 
     @property
@@ -71,16 +71,16 @@ class Pins:
         return self.root / "netns"
 
     def make_directories(self) -> None:
-        """All of them, for root alone; those that are there stay."""
+        """Make those directories that do not exist, with access for root alone."""
         for directory in (self.top, self.root, self.maps, self.programs, self.links, self.netns):
             directory.mkdir(mode=0o700, exist_ok=True)
 
     def look_only(self) -> "Pins":
-        """The same, from which maps are opened for reading alone: all that is needed where nothing is to be changed."""
+        """The same pins for commands that change nothing: maps are opened for reading only."""
         return replace(self, is_read_only=True)
 
     def require_attached(self) -> None:
-        """Raise KernelRefused without a bpffs, NotAttached without pins: what every look at the maps needs."""
+        """Raise KernelRefused if there is no bpffs, OtherVersion or NotAttached if the maps are not pinned."""
         require_bpffs(self.bpffs)
         if self.maps.is_dir():
             return
@@ -88,16 +88,20 @@ class Pins:
             raise OtherVersion(f"{self.top} has the pins of layout {', '.join(others)}, not {LAYOUT}; {_ITS_OWN}")
         raise NotAttached(
             f"nothing is attached: {self.root} is not there; run `sidestep attach` (or start the agent), or give the "
-            "--bpffs that was attached with"
+            "--bpffs that `sidestep attach` was given"
         )
 
     def has_values(self, name: str, size: int) -> bool:
-        """Whether a map's values have so many bytes. Raises KernelRefused."""
+        """Whether a map's values have `size` bytes. Raises KernelRefused."""
         with Descriptor(syscalls.open_pin(self.maps / name)) as opened:
             return bool(syscalls.map_info(opened.fd).value_size == size)
 
     def open_map(self, name: str) -> int:
-        """A descriptor of a table, its shape checked against layout.py. Raises NotAttached, OtherVersion."""
+        """A descriptor of a map; the caller closes it.
+
+        Raises OtherVersion if the sizes of key and value differ from layout.py's, NotAttached if the map is not pinned,
+        KernelRefused if it cannot be opened.
+        """
         try:
             fd = syscalls.open_pin(self.maps / name, syscalls.READ_ONLY if self.is_read_only else 0)
         except KernelRefused as refused:

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The capture decision, one pure function each way, in the order of Istio's own rules.
+ * The capture decision, in the order of Istio's own rules: one pure function for outbound, one for inbound.
  *
- * Callers gather the facts; nothing here touches a map or a context, so a C compiler can test it. Rule names O0–O11
- * and I1–I5 are those of docs/semantics.md.
+ * Callers gather the facts. Nothing here touches a map or a context, so tests can build it with a C compiler. The names
+ * of rules, O0–O11, T and I1–I5, are those of docs/semantics.md.
  */
 #ifndef SIDESTEP_POLICY_H
 #define SIDESTEP_POLICY_H
@@ -13,10 +13,10 @@ enum verdict {
     VERDICT_OUTBOUND, /* to the proxy's outbound listener */
     VERDICT_INBOUND,  /* to the proxy's inbound listener */
     VERDICT_DNS,      /* to the agent's resolver beside the proxy */
-    VERDICT_REFUSE,   /* whether this is the proxy is not known yet (strict proxies only) */
+    VERDICT_REFUSE,   /* the caller may or may not be the proxy: its container is not known yet (strict pods only) */
 };
 
-/* Which rule has decided, by its name in docs/semantics.md; layout.py has the names in this order. */
+/* The rule that decided, by its name in docs/semantics.md. layout.py has the names in this order. */
 enum rule {
     RULE_NONE,
     RULE_O0,
@@ -48,41 +48,44 @@ struct decision {
 
 #define DECIDED(by, what) ((struct decision){.verdict = what, .rule = by})
 
-/* Whether a socket with the proxy's ids was opened in the proxy's container. Only strict pods ask. */
+/* The container that a socket was opened in. It matters for sockets with the proxy's ids in strict pods only. */
 enum container {
-    CONTAINER_TRUSTED, /* the proxy's, or nobody asks */
+    CONTAINER_TRUSTED, /* the proxy's container, or the pod is not strict */
     CONTAINER_OTHER,
-    CONTAINER_UNKNOWN, /* the proxy's container has not been seen yet */
+    CONTAINER_UNKNOWN, /* the agent has not found the proxy's container yet */
 };
 
-/* What a connecting socket's hook knows. */
+/* The facts about an outbound connection or datagram. */
 struct outbound {
     __u32 ports;              /* PORT_* of the destination port */
     __u32 network;            /* NETWORK_* of the destination, 0 when no range matches */
     __u32 mark;               /* SO_MARK of the socket */
     enum container container; /* of the socket's opener */
     __u16 port;               /* destination */
-    bool udp;                 /* or else TCP */
+    bool udp;                 /* otherwise TCP */
     bool loopback;            /* the route leaves through lo: 127/8, ::1 or one of the pod's own addresses */
     bool first_loopback;      /* exactly 127.0.0.1 or ::1 (the kernel takes 0.0.0.0 and :: for them) */
-    bool from_inbound;        /* bound to 127.0.0.6 or ::6: the proxy's inbound clusters and Istio's app probes */
+    bool from_inbound;        /* bound to 127.0.0.6 or ::6, as the proxy's inbound clusters and Istio's app probes */
     bool excluded_interface;  /* the route leaves through an interface that the pod excludes */
     bool proxy_uid;           /* opened by the proxy's user */
     bool proxy_gid;           /* opened with the proxy's group as primary group */
 };
 
-/* The proxy's own connections go out, but nobody's do on the strength of an id that is not confirmed yet. */
+/*
+ * The proxy's own connections pass. But as long as the proxy's container is not known, the proxy's ids prove nothing,
+ * so connections that leave the pod are refused.
+ */
 static __always_inline enum verdict verdict_of_proxy(const struct outbound *c)
 {
     return c->container == CONTAINER_UNKNOWN && !c->loopback ? VERDICT_REFUSE : VERDICT_PASS;
 }
 
-/* The nat table's OUTPUT. */
+/* The rules that Istio has in the OUTPUT chain of the nat table. */
 static __always_inline struct decision decide_redirect(__u32 pod_flags, const struct outbound *c)
 {
     bool dns = pod_flags & POD_DNS && c->port == DNS_PORT;
     bool self_call = !c->udp && c->loopback && !c->first_loopback && c->port != TUNNEL_PORT;
-    /* With DNS capture a resolver of the pod's own is captured too, and other UDP goes on to where nothing matches. */
+    /* With DNS capture, queries to a nameserver in the pod itself are captured too. Other UDP passes, here or at O7. */
     bool local_to_app = c->loopback && !(pod_flags & POD_LOOPBACK_INCLUDED) && !dns;
 
     if (c->excluded_interface)
@@ -92,13 +95,13 @@ static __always_inline struct decision decide_redirect(__u32 pod_flags, const st
     if (c->loopback && c->from_inbound)
         return DECIDED(RULE_O2, VERDICT_PASS);
 
-    if (c->proxy_uid && self_call && !dns) /* whoever it is ends at the proxy, so the container does not matter */
+    if (c->proxy_uid && self_call && !dns) /* it ends at the proxy, so the opener's container does not matter */
         return DECIDED(RULE_O3A, VERDICT_INBOUND);
     if (c->proxy_uid && c->container != CONTAINER_OTHER)
         return DECIDED(RULE_O3C, verdict_of_proxy(c));
-    if (local_to_app) /* before the group is looked at, as in Istio */
+    if (local_to_app) /* before the group is checked, as in Istio */
         return DECIDED(RULE_O3B, VERDICT_PASS);
-    if (c->proxy_gid && self_call) /* O4b is O3b again */
+    if (c->proxy_gid && self_call) /* Istio's O4b repeats O3b */
         return DECIDED(RULE_O4A, VERDICT_INBOUND);
     if (c->proxy_gid && c->container != CONTAINER_OTHER)
         return DECIDED(RULE_O4C, verdict_of_proxy(c));
@@ -127,12 +130,12 @@ static __always_inline struct decision decide_inbound(__u32 pod_flags, __u16 por
         return DECIDED(RULE_I4, ports & PORT_EXCLUDE_INBOUND ? VERDICT_PASS : VERDICT_INBOUND);
     if (ports & PORT_INCLUDE_INBOUND)
         return DECIDED(RULE_I5, VERDICT_INBOUND);
-    return DECIDED(RULE_I5, VERDICT_PASS); /* I2 is an empty list */
+    return DECIDED(RULE_I5, VERDICT_PASS); /* I2, an empty list, ends here too */
 }
 
 /*
- * In TPROXY mode what the proxy sends to its own pod is an inbound connection like any other (Istio marks it 1338),
- * unless it is the proxy's connection to the application, which carries mark 1337 or comes from 127.0.0.6.
+ * Rule T. In TPROXY mode, the proxy's connection to its own pod is an inbound connection like any other (Istio marks it
+ * 1338). The exception is the proxy's connection to the application, which carries mark 1337 or comes from 127.0.0.6.
  */
 static __always_inline bool is_inbound_self_call(__u32 pod_flags, const struct outbound *c)
 {

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* Fields of the kernel's own structures, at offsets of this kernel (offsets.py); what cannot be read is zero. */
+/* Reads fields of the kernel's own structures, at this kernel's offsets (offsets.py). A failed read gives zero. */
 #ifndef SIDESTEP_READING_H
 #define SIDESTEP_READING_H
 
 /*
- * bpf_probe_read_kernel by its number (uapi/linux/bpf.h): by its name BCC puts an older helper in its place wherever it may
- * not read the kernel's symbols, as in a container, and that one is not for these program types.
+ * bpf_probe_read_kernel, called by its number (uapi/linux/bpf.h). If it were called by its name, BCC would replace it
+ * by an older helper wherever BCC may not read the kernel's symbols, as in a container. These program types may not
+ * call the older helper.
  */
 static long (*const read_kernel)(void *to, __u32 size, const void *from) = (void *)113;
 

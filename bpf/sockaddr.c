@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The addresses of a sock_addr hook's context: what a call asks for, and what it is told. Every
- * field is read and written by itself, as the verifier wants it. Shared by connect.c and datagram.c.
+ * Reads and writes the address in a sock_addr hook's context: the destination that a call asks for, or the peer that a
+ * call is told. Each field is read and written by itself, because the verifier refuses wider accesses. Shared by
+ * connect.c and datagram.c.
  *
- * The programs for the two families of sockets have one body: `family` is a constant to the compiler, which leaves out the
- * other branch.
+ * The programs for IPv4 and IPv6 sockets have one body. To the compiler `family` is a constant, so it leaves out the
+ * branch of the other family.
  */
 
 /* sockaddr_in and sockaddr_in6 (uapi/linux/in.h, in6.h). */
@@ -23,7 +24,10 @@ struct sockaddr6 {
     __u32 scope;
 };
 
-/* Java, .NET and Go dial IPv4 as ::ffff:a.b.c.d on an AF_INET6 socket: that is IPv4, and no connect4 will run. */
+/*
+ * Java, .NET and Go connect to IPv4 addresses as ::ffff:a.b.c.d on an AF_INET6 socket. That is IPv4, although the
+ * kernel runs connect6 for it, not connect4.
+ */
 static __always_inline __u16 family_of(const struct address *address)
 {
     return is_mapped(address) ? AF_INET : AF_INET6;

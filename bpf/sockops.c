@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * sock_ops: hands the original destination from the connecting socket to the accepted one, registers listeners, and
- * remembers the connections that a TPROXY proxy makes to its application.
+ * sock_ops: hands the original destination from the connecting socket to the socket that the proxy accepts, registers
+ * the proxy's listeners, and records the connections that a TPROXY proxy makes to its application.
  *
- * Both ends are in the pod's netns and the connecting side always reaches ESTABLISHED first (its ACK creates the other
- * socket), so a small map between the two events is enough. Always returns 1: 0 would suppress other programs' replies.
+ * Both ends of a captured connection are in the pod's netns. The connecting end is always established first, because
+ * its ACK creates the accepted socket. So a small map between the two events is enough. The program always returns 1:
+ * if one sock_ops program returns 0, the kernel ignores the replies of all.
  */
 
 static __always_inline bool is_proxy_port(__u32 port)
@@ -23,7 +24,10 @@ static __always_inline struct connection_key connecting_key(struct bpf_sock_ops 
     return key;
 }
 
-/* The connecting end. A direct connection to the proxy clears what an aborted one with the same addresses left. */
+/*
+ * The connecting end stores the original destination. If it was not captured but connects to the proxy itself, it
+ * removes what an aborted connection with the same addresses and ports may have left.
+ */
 static __always_inline void offer_original(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 cookie)
 {
     struct connection_key key = connecting_key(ctx, cookie);
@@ -38,7 +42,7 @@ static __always_inline void offer_original(struct bpf_sock_ops *ctx, struct bpf_
         handshakes.delete(&key);
 }
 
-/* The accepting end. */
+/* The accepting end takes the original destination. */
 static __always_inline void take_original(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 cookie)
 {
     struct connection_key key = {.cookie = cookie};
@@ -63,8 +67,9 @@ static __always_inline void take_original(struct bpf_sock_ops *ctx, struct bpf_s
 }
 
 /*
- * A connection of the proxy to its application with the client's address as source looks like the client's own when its
- * SYN comes through lo; lookup.c tells them apart by this. It stays until the socket closes, which also a refused one does.
+ * In TPROXY mode the proxy connects to its application with the client's address as source. Its SYN comes through lo
+ * and looks like the client's own. lookup.c recognises it by the entry in `dials`, which stays until the socket closes,
+ * even if the connection is refused.
  */
 static __always_inline void record_dial(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct pod *pod,
                                         __u64 cookie)
@@ -84,7 +89,7 @@ static __always_inline void record_dial(struct bpf_sock_ops *ctx, struct bpf_soc
     bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
-/* The proxy begins or ends to listen. */
+/* The proxy begins to listen, or stops listening. */
 static __always_inline void emit_listener(struct bpf_sock_ops *ctx, __u64 cookie, enum event_kind kind)
 {
     struct event event = {.kind = kind, .cookie = cookie, .protocol = IPPROTO_TCP};
@@ -96,7 +101,7 @@ static __always_inline void emit_listener(struct bpf_sock_ops *ctx, __u64 cookie
     emit(&event);
 }
 
-/* What a socket that asked for it leaves behind. */
+/* Cleans up after a socket that closes and has asked to be told so (BPF_SOCK_OPS_STATE_CB_FLAG). */
 static __always_inline void forget(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 cookie)
 {
     struct connection_key key = connecting_key(ctx, cookie);
@@ -109,7 +114,9 @@ static __always_inline void forget(struct bpf_sock_ops *ctx, struct bpf_sock *sk
     forget_meeting(sk);
 }
 
-/* One of the proxy's listeners takes the first free slot; sixteen live ones are enough, any serves the group. */
+/*
+ * Stores one of the proxy's listeners in the first free slot. If none is free, the stored ones serve the whole group.
+ */
 static __always_inline void add_listener(struct bpf_sock_ops *ctx, __u64 cookie)
 {
     struct listener_key key = {.cookie = cookie, .port = INBOUND_PORT};
@@ -117,7 +124,7 @@ static __always_inline void add_listener(struct bpf_sock_ops *ctx, __u64 cookie)
 
     for (int slot = 0; slot < LISTENER_SLOTS; slot++) {
         key.slot = slot;
-        /* BCC rewrites this call as a whole statement, so its result needs one of its own. */
+        /* BCC rewrites this call as a whole statement, so it may not be part of another one. */
         taken = listeners.sock_hash_update(ctx, &key, BPF_NOEXIST);
         if (!taken)
             return;
@@ -134,10 +141,13 @@ static __always_inline void register_listener(struct bpf_sock_ops *ctx, struct b
     if (!state || !(state->flags & SOCKET_LISTENER))
         return;
     emit_listener(ctx, cookie, EVENT_LISTENING);
-    bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG); /* which accepted sockets inherit, and give back */
+    bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG); /* accepted sockets inherit it; ss_sockops clears it */
     if (ctx->local_port == INBOUND_PORT)
         add_listener(ctx, cookie);
-    /* istio-validation listens here too, before the user's init containers; but on 127.0.0.1, and Envoy on any address */
+    /*
+     * istio-validation listens on 15001 too, before the user's init containers run. But it listens on 127.0.0.1, and
+     * Envoy on the unspecified address.
+     */
     else if (pod->flags & POD_EARLY_OUTBOUND && is_unspecified(&local))
         started.update(&cookie, &yes);
 }
@@ -156,13 +166,13 @@ int ss_sockops(struct bpf_sock_ops *ctx)
     if (!sk)
         return 1;
     cookie = bpf_get_netns_cookie(ctx);
-    if (op == BPF_SOCK_OPS_STATE_CB) { /* asked for by the socket itself; its pod may be gone by now */
+    if (op == BPF_SOCK_OPS_STATE_CB) { /* before the pod is looked up: the pod may be gone by now */
         if (ctx->args[1] == BPF_TCP_CLOSE)
             forget(ctx, sk, cookie);
         return 1;
     }
     if (op == BPF_SOCK_OPS_TCP_CONNECT_CB || op == BPF_SOCK_OPS_TCP_LISTEN_CB)
-        end_pairing(sk, cookie); /* whatever is said of its pod by now */
+        end_pairing(sk, cookie); /* also if the pod is not enrolled any more */
     pod = pods.lookup(&cookie);
     if (!pod)
         return 1;

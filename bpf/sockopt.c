@@ -1,22 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * cgroup/getsockopt: answers SO_ORIGINAL_DST (SOL_IP) and IP6T_SO_ORIGINAL_DST (SOL_IPV6), which is how the proxy and
- * istio-validation learn where a connection was meant to go.
+ * cgroup/getsockopt: answers SO_ORIGINAL_DST (SOL_IP) and IP6T_SO_ORIGINAL_DST (SOL_IPV6). With these, the proxy and
+ * istio-validation ask for the original destination of a connection.
  *
- * Runs after the kernel's own getsockopt and on every getsockopt below the cgroup, so everything else returns at once.
- * A connected socket of an enrolled pod that was not redirected is answered as conntrack does, with the address that the
- * connecting side asked for: its own local one if accepted, on which Envoy's black-hole chains rely, else its peer's.
- * Returns 1: the value in retval stands.
+ * Runs for every getsockopt() below the cgroup, after the kernel's own getsockopt. All other options return at once. If
+ * a connected socket of an enrolled pod was not captured, the answer is the one that conntrack would give: the address
+ * that the connecting end asked for. For an accepted socket that is its local address (Envoy's black-hole chains rely
+ * on this), for a connecting socket its peer's. Returns 1: the value in retval stands.
  */
 
 #define SOL_IP 0
 #define SOL_IPV6 41
 #define ORIGINAL_DST 80 /* SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST (uapi/linux/netfilter_ipv4.h, ipv6) */
-#define OPTLEN_MAX 4096 /* the kernel hands us at most a page; Documentation/bpf/prog_cgroup_sockopt.rst */
+#define OPTLEN_MAX 4096 /* the program gets one page at most; Documentation/bpf/prog_cgroup_sockopt.rst */
 #define TCP_CLOSE 7
 #define TCP_LISTEN 10
 
-/* What an accepted socket's peer asked for. Sockets of which socket() was not seen count as accepted. */
+/* The destination that an accepted socket's peer asked for. If socket() was not seen, a socket counts as accepted. */
 static __always_inline void local_destination(struct bpf_sock *sk, struct destination *to)
 {
     to->address = ADDRESS_OF(sk, src, sk->family);
@@ -24,7 +24,7 @@ static __always_inline void local_destination(struct bpf_sock *sk, struct destin
     to->family = family_of(&to->address);
 }
 
-/* What a connecting socket asked for. */
+/* The destination that a connecting socket asked for. */
 static __always_inline void remote_destination(struct bpf_sock *sk, struct destination *to)
 {
     to->address = ADDRESS_OF(sk, dst, sk->family);
@@ -32,7 +32,10 @@ static __always_inline void remote_destination(struct bpf_sock *sk, struct desti
     to->family = family_of(&to->address);
 }
 
-/* The two context fields lie side by side; volatile keeps the compiler from storing both at once, which is refused. */
+/*
+ * The two context fields lie side by side. volatile keeps the compiler from writing both at once, which the verifier
+ * refuses.
+ */
 static __always_inline void answer(struct bpf_sockopt *ctx, __u32 length)
 {
     *(volatile __s32 *)&ctx->optlen = length;
@@ -77,7 +80,10 @@ int ss_getsockopt(struct bpf_sockopt *ctx)
     __u64 cookie;
 
     if (ctx->optname != ORIGINAL_DST || (ctx->level != SOL_IP && ctx->level != SOL_IPV6)) {
-        /* Kernels before 6.5 fail a getsockopt longer than a page with EFAULT unless a program says 0: hands off. */
+        /*
+         * Before Linux 6.5, a getsockopt() longer than a page fails with EFAULT, unless a program sets optlen to 0:
+         * then the kernel's own answer stands.
+         */
         if (ctx->optlen > OPTLEN_MAX)
             ctx->optlen = 0;
         return ALLOW;
@@ -97,7 +103,7 @@ int ss_getsockopt(struct bpf_sockopt *ctx)
         remote_destination(sk, &to);
     else
         local_destination(sk, &to);
-    if (to.family == AF_INET6 && !(pod->flags & POD_IPV6)) /* no rules, no conntrack */
+    if (to.family == AF_INET6 && !(pod->flags & POD_IPV6)) /* as with Istio, which has no IPv6 rules for such a pod */
         return ALLOW;
     return ctx->level == SOL_IP ? answer4(ctx, &to) : answer6(ctx, &to);
 }

@@ -1,6 +1,6 @@
-"""The bpf(2) calls that the rest of this folder is made of, and descriptors that close themselves.
+"""The bpf(2) calls that the rest of this folder uses, and descriptors that close themselves.
 
-Every function raises KernelRefused with the call, its object and errno.
+If a call fails, a function raises KernelRefused with the call, its object and errno, or its docstring says otherwise.
 """
 
 import ctypes
@@ -14,24 +14,25 @@ from typing import Any, TypeVar
 from bpf.errors import KernelRefused
 from bpf.libbpf import LIBBPF
 
-# uapi/linux/bpf.h: create or replace; only create
+# uapi/linux/bpf.h: create or replace an entry; only create it
 BPF_ANY, BPF_NOEXIST = 0, 1
-# BPF_F_RDONLY: a map's descriptor that changes nothing, to be had from a read-only bpffs too
+# BPF_F_RDONLY: the map's descriptor is for reading only; a read-only bpffs gives no other
 READ_ONLY = 1 << 3
-_PROGRAMS_ASKED = 64  # attached to one hook of one cgroup: BPF_CGROUP_MAX_PROGS (linux/bpf-cgroup.h)
+# the most programs that one hook of one cgroup can have: BPF_CGROUP_MAX_PROGS (linux/bpf-cgroup.h)
+_PROGRAMS_ASKED = 64
 
 Info = TypeVar("Info", bound=ctypes.Structure)
 Buffer = ctypes.Structure | ctypes.Array[Any]
 
 
 class Descriptor:
-    """An owned file descriptor: `with Descriptor(fd) as d: … d.fd …`."""
+    """A file descriptor that is closed at the end of a with block: `with Descriptor(fd) as d: … d.fd …`."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
     def close(self) -> None:
-        """Close it; once."""
+        """Close the descriptor. Must not be called twice."""
         os.close(self.fd)
 
     def __enter__(self) -> "Descriptor":
@@ -42,7 +43,7 @@ class Descriptor:
 
 
 class _ObjectOptions(ctypes.Structure):
-    """struct bpf_obj_get_opts of libbpf 1.0; its size is how libbpf knows which fields there are."""
+    """struct bpf_obj_get_opts of libbpf 1.0. `size` tells libbpf which fields the struct has."""
 
     _fields_ = [("size", ctypes.c_size_t), ("file_flags", ctypes.c_uint32)]
 
@@ -99,7 +100,7 @@ class ProgramInfo(ctypes.Structure):
 
 
 class _LinkTarget(ctypes.Union):
-    """Where a link is attached; 0 once the cgroup or namespace is gone."""
+    """The cgroup or namespace that a link is attached to; 0 if it is gone."""
 
     _fields_ = [("cgroup_id", ctypes.c_uint64), ("netns_inode", ctypes.c_uint32), ("room", ctypes.c_uint8 * 72)]
 
@@ -134,7 +135,10 @@ def _checked(call: str, subject: object, result: int) -> int:
 
 
 def open_pin(path: Path, flags: int = 0) -> int:
-    """A file descriptor of the pinned map, program or link at `path`; the caller closes it. Links take no flags."""
+    """A file descriptor of the pinned map, program or link at `path`; the caller closes it.
+
+    `flags` are 0 or READ_ONLY; for links only 0.
+    """
     options = _ObjectOptions(size=ctypes.sizeof(_ObjectOptions), file_flags=flags)
     return _checked("bpf_obj_get", path, LIBBPF.bpf_obj_get_opts(os.fsencode(path), ctypes.byref(options)))
 
@@ -158,47 +162,53 @@ def load_program(name: str, kind: int, attach_type: int, code: bytes, maps: Sequ
 
 
 def create_link(program_fd: int, target_fd: int, attach_type: int, subject: object) -> int:
-    """Attach a program to a cgroup or network namespace (multi-attach, never exclusive); returns the link's fd."""
+    """Attach a program to a cgroup or network namespace, beside other programs; returns the link's descriptor.
+
+    `attach_type` is of enum bpf_attach_type (uapi/linux/bpf.h). `subject` names the target in an error.
+    """
     made = LIBBPF.bpf_link_create(program_fd, target_fd, attach_type, None)
     return _checked("bpf_link_create", subject, made)
 
 
 def update_link(link_fd: int, program_fd: int, subject: object) -> None:
-    """Swap the program of a link in place: no packet or call sees a moment without one."""
+    """Replace the program of a link in place, so that there is no moment without a program."""
     _checked("bpf_link_update", subject, LIBBPF.bpf_link_update(link_fd, program_fd, None))
 
 
 def open_raw_tracepoint(name: str, program_fd: int) -> int:
-    """Have a program run at a tracepoint for as long as the descriptor that this returns is open."""
+    """Run a program at a tracepoint as long as the returned descriptor is open."""
     made = LIBBPF.bpf_raw_tracepoint_open(name.encode(), program_fd)
     return _checked("bpf_raw_tracepoint_open", name, made)
 
 
 def attach_to_map(program_fd: int, map_fd: int, attach_type: int, subject: object) -> None:
-    """Give a socket map its program, in place of one of ours. Sockets keep that with which they came in."""
+    """Attach a program to a socket map, in place of the program that is there.
+
+    Sockets that are in the map already keep the program that they entered the map with.
+    """
     result = LIBBPF.bpf_prog_attach(program_fd, map_fd, attach_type, 0)
     _checked("bpf_prog_attach", subject, result)
 
 
 def map_ids() -> Iterator[int]:
-    """The ids of all loaded maps of this machine."""
+    """The ids of all maps of this machine. Does not raise: if the kernel refuses, it yields none."""
     following = ctypes.c_uint32(0)
     while LIBBPF.bpf_map_get_next_id(following.value, ctypes.byref(following)) == 0:
         yield following.value
 
 
 def link_info(link_fd: int) -> LinkInfo:
-    """What a link is and where it is attached."""
+    """A link's program and target."""
     return _told("link", link_fd, LinkInfo())
 
 
 def map_info(map_fd: int) -> MapInfo:
-    """Type, key, value and table size of a map."""
+    """A map's type, id, name, number of entries, and sizes of key and value in bytes."""
     return _told("map", map_fd, MapInfo())
 
 
 def program_info(program_fd: int) -> ProgramInfo:
-    """What a program is."""
+    """A program's type, id, name and number of maps."""
     return _told("program", program_fd, ProgramInfo())
 
 
@@ -218,14 +228,17 @@ def _told(kind: str, fd: int, info: Info) -> Info:
 
 @dataclass(frozen=True)
 class Attached:
-    """What one hook of one cgroup has: how it was attached (BPF_F_ALLOW_*, 0 is exclusive) and ids in running order."""
+    """The programs on one hook of one cgroup or map.
+
+    `flags` are BPF_F_ALLOW_* (uapi/linux/bpf.h), 0 if the program is exclusive. `programs` are ids in running order.
+    """
 
     flags: int
     programs: tuple[int, ...]
 
 
 def attached_to(target_fd: int, attach_type: int) -> Attached:
-    """The programs attached to this very cgroup, without its ancestors', or to this map. Needs CAP_NET_ADMIN."""
+    """The programs attached to this map, or to this cgroup itself without its ancestors. Needs CAP_NET_ADMIN."""
     flags, count = ctypes.c_uint32(), ctypes.c_uint32(_PROGRAMS_ASKED)
     ids = (ctypes.c_uint32 * _PROGRAMS_ASKED)()
     places = (ctypes.byref(flags), ids, ctypes.byref(count))
@@ -235,7 +248,7 @@ def attached_to(target_fd: int, attach_type: int) -> Attached:
 
 
 def program_names(ids: Iterable[int]) -> Iterator[str]:
-    """The name of each program (the kernel keeps 15 characters); one that went away meanwhile is left out.
+    """The name of each program; the kernel keeps 15 characters. Programs that are gone by now are left out.
 
     Needs CAP_SYS_ADMIN.
     """
@@ -261,27 +274,27 @@ def open_program_id(program_id: int) -> int:
 
 
 def map_lookup(map_fd: int, key: ctypes.Structure, value: Buffer) -> bool:
-    """Read the entry of `key` into `value`; False when there is none."""
+    """Read the entry of `key` into `value`; False if there is none."""
     result = LIBBPF.bpf_map_lookup_elem(map_fd, ctypes.byref(key), ctypes.byref(value))
     return _found("bpf_map_lookup_elem", map_fd, result)
 
 
 def map_update(map_fd: int, key: ctypes.Structure, value: Buffer, flags: int = BPF_ANY) -> int:
-    """Create or replace an entry, or with BPF_NOEXIST only create it.
+    """Create or replace an entry; with BPF_NOEXIST only create it.
 
-    Returns 0 or the errno, of which callers know E2BIG (full), ENOMEM and EEXIST.
+    Does not raise but returns a positive errno, or 0. E2BIG: the map is full. EEXIST: there is an entry already.
     """
     result = LIBBPF.bpf_map_update_elem(map_fd, ctypes.byref(key), ctypes.byref(value), flags)
     return (ctypes.get_errno() or -result) if result < 0 else 0
 
 
 def map_delete(map_fd: int, key: ctypes.Structure) -> bool:
-    """Remove an entry; False when there was none."""
+    """Remove an entry; False if there was none."""
     return _found("bpf_map_delete_elem", map_fd, LIBBPF.bpf_map_delete_elem(map_fd, ctypes.byref(key)))
 
 
 def map_next_key(map_fd: int, key: ctypes.Structure | None, found: ctypes.Structure) -> bool:
-    """Step to the key after `key` (None: the first); False at the end."""
+    """Write the key after `key` into `found`; None stands before the first key. False at the end."""
     start = None if key is None else ctypes.byref(key)
     return _found("bpf_map_get_next_key", map_fd, LIBBPF.bpf_map_get_next_key(map_fd, start, ctypes.byref(found)))
 
@@ -294,13 +307,14 @@ def _found(call: str, map_fd: int, result: int) -> bool:
 
 
 class Batches:
-    """Reads a map in batches of whole buckets: unlike map_next_key it does not begin anew when an entry goes meanwhile.
+    """Reads a map in batches of whole buckets.
 
-    `keys` and `values` hold what the last read() has found.
+    Unlike map_next_key, it does not start again if an entry is removed meanwhile. `keys` and `values` hold the entries
+    of the last read().
     """
 
     def __init__(self, map_fd: int, key_bytes: int, value_bytes: int, room: int) -> None:
-        """`value_bytes` of an entry are those of all CPUs; `room` is in entries."""
+        """`room` is the most entries of a batch. In a per-CPU map, `value_bytes` are those of all CPUs together."""
         self._map_fd, self._room = map_fd, room
         self._position = ctypes.create_string_buffer(max(key_bytes, 8))
         self._start: ctypes.Array[ctypes.c_char] | None = None
@@ -309,13 +323,16 @@ class Batches:
         self.is_over = False
 
     def read(self) -> int:
-        """How many entries there are now, the last ones once `is_over`. Raises KernelRefused, also for ENOTSUPP."""
+        """Read the next batch; returns its number of entries. If `is_over` is true afterwards, it was the last.
+
+        Raises KernelRefused. Its errno is ENOTSUPP (524) if the kernel cannot read this kind of map in batches.
+        """
         count = ctypes.c_uint32(self._room)
         places = (self._start, self._position, self.keys, self.values, ctypes.byref(count), None)
         ctypes.set_errno(0)
         result = LIBBPF.bpf_map_lookup_batch(self._map_fd, *places)
         self.is_over = result < 0 and ctypes.get_errno() == errno.ENOENT
-        if not self.is_over and ctypes.get_errno() != errno.EINTR:  # until 6.12: entries went meanwhile
+        if not self.is_over and ctypes.get_errno() != errno.EINTR:  # EINTR until 6.12: entries were removed meanwhile
             _checked("bpf_map_lookup_batch", self._map_fd, result)
         self._start = self._position if count.value else self._start
         return int(count.value)

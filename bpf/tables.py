@@ -1,8 +1,9 @@
-"""Typed views of the pinned maps. One Tables object per process.
+"""Typed views of the pinned maps. A process needs one Tables object.
 
-Safe to use from many threads: each call is one syscall.
+Many threads may use it: get, put, insert, begin and remove are one system call each.
 
-A full map raises TableFull with its name and limit. Scans read in batches and skip entries that vanish meanwhile.
+If a map is full, writing raises TableFull with the map's name and limit. Scans read in batches and skip entries that
+are removed meanwhile. Any call may raise KernelRefused.
 """
 
 import ctypes
@@ -43,7 +44,7 @@ Key = TypeVar("Key", bound=ctypes.Structure)
 Value = TypeVar("Value", bound=ctypes.Structure)
 Entry = tuple[ctypes.Structure, ctypes.Structure]
 
-# enum bpf_map_type (uapi/linux/bpf.h), as far as we have such maps
+# enum bpf_map_type (uapi/linux/bpf.h): the types that our maps have
 KINDS = {
     1: "hash",
     2: "array",
@@ -56,19 +57,23 @@ KINDS = {
     27: "ringbuf",
 }
 _EACH_CPU = ("percpu_hash", "percpu_array")
-_ROOM = 256  # entries a read
-_NO_BATCHES = (524, errno.EOPNOTSUPP, errno.EINVAL)  # ENOTSUPP of the kernel; what older ones say
+_ROOM = 256  # entries read at once
+# the kernel cannot read this kind of map in batches: 524 is its ENOTSUPP; older kernels give the other two
+_NO_BATCHES = (524, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class Table(Generic[Key, Value]):
-    """One pinned map. What each CPU counts for itself is read in sum."""
+    """One pinned map. In a per-CPU map, a value that is read is the sum over all CPUs.
+
+    Raises NotAttached, OtherVersion or KernelRefused if the map cannot be opened.
+    """
 
     def __init__(self, pins: Pins, name: str) -> None:
         self.name = name
         self.descriptor = pins.open_map(name)
         self.key, self._value = TABLES[name]
         info = syscalls.map_info(self.descriptor)
-        self.limit = int(info.max_entries)  # how many entries it can have
+        self.limit = int(info.max_entries)  # the most entries that the map can have
         self._cpus = possible_cpus() if KINDS.get(info.type) in _EACH_CPU else 0
         size = ctypes.sizeof(self._value)
         # each CPU's own value is padded to eight bytes
@@ -76,39 +81,39 @@ class Table(Generic[Key, Value]):
         self._blank = ctypes.c_char * self._entry_bytes
 
     def get(self, key: Key) -> Value | None:
-        """The entry of `key`, or None."""
+        """The value of `key`, or None if there is no entry."""
         raw = self._blank()
         return self._told(raw) if syscalls.map_lookup(self.descriptor, key, raw) else None
 
     def put(self, key: Key, value: Value) -> None:
-        """Create or replace. Raises TableFull when there is no room."""
+        """Create or replace an entry. Raises TableFull."""
         self._write(key, value, syscalls.BPF_ANY)
 
     def insert(self, key: Key, value: Value) -> bool:
-        """Create; False when there is one already. Raises TableFull when there is no room."""
+        """Create an entry; False, and no change, if there is one already. Raises TableFull."""
         return self._write(key, value, syscalls.BPF_NOEXIST)
 
     def begin(self, key: Key) -> bool:
-        """Create an entry of zeroes; False when there is one, which stays. Raises TableFull when there is no room."""
+        """Create an entry of zeroes; False, and no change, if there is one already. Raises TableFull."""
         return self._write(key, self._blank(), syscalls.BPF_NOEXIST)
 
     def remove(self, key: Key) -> bool:
-        """Delete; False when there was none."""
+        """Delete an entry; False if there was none."""
         return syscalls.map_delete(self.descriptor, key)
 
     def count(self) -> int:
-        """How many entries it has."""
+        """The number of entries."""
         return sum(number for number, _, _ in self._pieces())
 
     def every_key(self) -> Iterator[Key]:
-        """Every key, in no order; an entry added or removed meanwhile may or may not appear."""
+        """Every key, in no particular order. A key that is added or removed meanwhile may or may not appear."""
         size = ctypes.sizeof(self.key)
         for number, keys, _ in self._pieces():
             for at in range(number):
                 yield self.key.from_buffer_copy(keys, at * size)  # type: ignore[misc]
 
     def every(self) -> Iterator[tuple[Key, Value]]:
-        """Every entry, one by one and in bounded memory; in no order, as every_key()."""
+        """Every entry, one by one, with no more than one batch in memory. Otherwise as every_key()."""
         size, value_size = ctypes.sizeof(self.key), self._entry_bytes
         for number, keys, values in self._pieces():
             for at in range(number):
@@ -118,7 +123,9 @@ class Table(Generic[Key, Value]):
     def _write(self, key: Key, value: syscalls.Buffer, flags: int) -> bool:
         number = syscalls.map_update(self.descriptor, key, value, flags)
         if number in (errno.E2BIG, errno.ENOSPC):
-            raise TableFull(f"BPF map {self.name} is full at {self.limit} entries; fewer pods or rules on this node")
+            raise TableFull(
+                f"BPF map {self.name} is full at {self.limit} entries; run fewer pods or use fewer rules on this node"
+            )
         if number and number != errno.EEXIST:
             raise syscalls.refused("bpf_map_update_elem", self.name, number)
         return not number
@@ -130,7 +137,7 @@ class Table(Generic[Key, Value]):
         return self._value.from_buffer_copy(raw)  # type: ignore[return-value]
 
     def _pieces(self) -> Iterator[tuple[int, bytes, bytes]]:
-        """How many entries, their keys and their values, some at a time."""
+        """Batches of entries: their number, their keys and their values."""
         batches = syscalls.Batches(self.descriptor, ctypes.sizeof(self.key), self._entry_bytes, _ROOM)
         try:
             while not batches.is_over:
@@ -141,7 +148,11 @@ class Table(Generic[Key, Value]):
             yield from self._steps()
 
     def _steps(self) -> Iterator[tuple[int, bytes, bytes]]:
-        """Key by key. When one goes meanwhile the kernel begins anew: no more steps than the map can have entries."""
+        """The same as _pieces(), one entry at a time.
+
+        If a key is removed meanwhile, the kernel starts again at the first key. So the number of steps is limited to
+        the number of entries that the map can have.
+        """
         current, raw = None, self._blank()
         for _ in range(self.limit):
             following = self.key()
@@ -153,14 +164,17 @@ class Table(Generic[Key, Value]):
 
 
 def entries(pins: Pins, name: str) -> Iterator[Entry]:
-    """Every entry of one map, which is open meanwhile. Raises NotAttached, KernelRefused."""
+    """Every entry of one map, which stays open while the iterator is in use. Raises NotAttached, KernelRefused."""
     table: Table[Any, Any] = Table(pins, name)
     with syscalls.Descriptor(table.descriptor):
         yield from table.every()
 
 
 class Tables:
-    """All the maps user space touches."""
+    """The maps that user space reads or writes, except build, tracing and lost.
+
+    Raises NotAttached, OtherVersion or KernelRefused if one of them cannot be opened.
+    """
 
     def __init__(self, pins: Pins) -> None:
         self.pods: Table[Cookie, PodEntry] = Table(pins, "pods")
@@ -184,27 +198,27 @@ class Tables:
 
     @property
     def counters(self) -> "tuple[Table[Cookie, Any], ...]":
-        """What is counted for each pod."""
+        """The maps that count something for each pod."""
         return self.traffic, self.tallies
 
     def named(self) -> dict[str, Table[Any, Any]]:
-        """All tables with entries, by name."""
+        """The maps with many entries, by name; node and totals are left out."""
         return {name: table for name, table in vars(self).items() if name[0] != "_"}
 
     def node_settings(self) -> NodeEntry:
-        """The node's settings as the programs see them."""
+        """The node's settings as the programs see them now."""
         return self._node.get(Word(0)) or NodeEntry()
 
     def set_node(self, settings: NodeEntry) -> None:
-        """Make the programs follow other settings, at once."""
+        """Change the node's settings; the programs follow them at once."""
         self._node.put(Word(0), settings)
 
     def connection_totals(self) -> dict[tuple[str, str], int]:
-        """How many connections of enrolled pods became what: by direction and verdict, since the map was made."""
+        """The number of connections of enrolled pods by (direction, verdict), since the map was made."""
         return {name: (self._totals.get(Word(index)) or Quad()).quad for index, name in enumerate(TOTALS)}
 
     def descriptors(self) -> dict[str, int]:
-        """The open descriptor of each map by name: with them a map outlives its pin."""
+        """The open descriptor of each map by name. A map outlives its pin as long as a descriptor is open."""
         return {table.name: table.descriptor for table in vars(self).values()}
 
     def close(self) -> None:

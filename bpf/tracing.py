@@ -1,7 +1,7 @@
-"""Reading what the programs tell: one reader a node, which takes events out of the ring as they come.
+"""Reads the programs' events from the ring. A node has one reader at a time.
 
-The programs tell nothing unless somebody's interest is fresh, so a reader that was killed costs nothing for long.
-Processes that die of signals are seen by raw tracepoints, which are there for as long as somebody traces.
+The programs emit events only while the reader's interest is fresh, so a killed reader costs nothing for long. Raw
+tracepoints report processes that die of signals; they exist only while somebody traces.
 """
 
 import ctypes
@@ -24,23 +24,24 @@ from bpf.pins import Pins
 from bpf.syscalls import Descriptor
 from bpf.tables import Table
 
-# how long an interest lasts, and how often it is renewed
+# how long an interest lasts, and the pause between renewals
 _LEASE_SECONDS, _RENEW_SECONDS = 3.0, 1.0
 _NS = 1_000_000_000
 _EVENT_BYTES = ctypes.sizeof(Event)
-# taken at once: who is slower than the programs are must come to its senses, and lose events rather than memory
+# the most events that one poll() takes. A reader that is slower than the programs must lose events, not fill its memory
 _BATCH = 20_000
-_ENOUGH = -1  # ends a consume early; the event that it is said of is taken all the same
+_ENOUGH = -1  # result of the callback that ends a consume early; the event it was called for is taken all the same
 
 
 class TraceBusy(SidestepError):
-    """Somebody reads events already."""
+    """Another process reads events on this node already."""
 
 
 class Trace:
-    """Use as a context manager: events flow while it is open.
+    """The node's reader of events, a context manager. The programs emit events while it is open.
 
-    `cookie` is the netns cookie of the one pod of interest, 0 for all. Raises NotAttached, KernelRefused, TraceBusy.
+    `cookie` is the netns cookie of the pod whose events are wanted, 0 for all pods. Raises NotAttached, KernelRefused,
+    TraceBusy.
     """
 
     def __init__(self, pins: Pins, cookie: int = 0) -> None:
@@ -59,25 +60,27 @@ class Trace:
                 raise syscalls.refused("ring_buffer__new", pins.maps / "events", ctypes.get_errno())
             opening.callback(LIBBPF.ring_buffer__free, self._ring)
             self._lost_before = self._count_lost()
-            self._consume()  # what an earlier reader has left is nobody's business
+            self._consume()  # drop the events that an earlier reader has left
             self._write(_until())
             self._open = opening.pop_all()
         self._closing = threading.Event()
-        # of its own: while whoever reads our output is slow, events are lost and counted, rather than not made
+        # A thread of its own renews the interest. So if the reader of our output is slow, events are lost and counted.
+        # Otherwise the interest would run out and events would be missing without a count.
         self._renewing = threading.Thread(target=self._renew, name="trace", daemon=True)
         self._renewing.start()
 
     def poll(self, seconds: float) -> list[bytes]:
-        """Wait so long, then return what there is: the bytes of each event (layout.Event). Call it often.
+        """Sleep for `seconds`, then return the events that are there: the bytes of a layout.Event each. Call it often.
 
-        Nobody is woken for an event: that would cost those who make connections, and more than telling of them.
+        The programs do not wake the reader: a wake-up would slow down the process that makes the connection, by more
+        than the event itself does.
         """
         time.sleep(seconds)
         return self._consume()
 
     @property
     def lost(self) -> int:
-        """Events for which there was no room since it was opened."""
+        """The number of events that did not fit into the ring since this reader was opened."""
         return self._count_lost() - self._lost_before
 
     def __enter__(self) -> "Trace":
@@ -95,13 +98,16 @@ class Trace:
         return taken
 
     def _hand_over(self, _: int, data: int, __: int) -> int:
-        """Nothing that can fail: what is raised here goes nowhere, and a signal's handler may run here."""
+        """Keep one event. libbpf calls this; the result says whether it is to go on.
+
+        Nothing here may fail, because an exception in a callback is lost. A signal's handler may run here.
+        """
         self._taken.append(ctypes.string_at(data, _EVENT_BYTES))
         return 0 if len(self._taken) < _BATCH else _ENOUGH
 
     def _renew(self) -> None:
         while not self._closing.wait(_RENEW_SECONDS):
-            with suppress(KernelRefused):  # nobody hears of it here; the next time may do, or the interest runs out
+            with suppress(KernelRefused):  # a thread has nobody to tell; the next renewal may work
                 self._write(_until())
 
     def _count_lost(self) -> int:
@@ -112,24 +118,29 @@ class Trace:
 
 
 def _until() -> int:
-    """The end of an interest that begins now, ns on the clock of the programs."""
+    """When an interest that begins now ends: ns of CLOCK_MONOTONIC, the programs' clock."""
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(_LEASE_SECONDS * _NS)
 
 
 def _lock(pins: Pins) -> int:
-    """Hold the ring for this process. Raises TraceBusy."""
+    """Lock the ring for this process; returns the descriptor that holds the lock. Raises TraceBusy."""
     descriptor = os.open(pins.maps, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise TraceBusy("somebody else traces on this node; end that `sidestep trace` first") from None
+        raise TraceBusy(
+            "another `sidestep trace` or `sidestep explain --try` runs on this node; end it first"
+        ) from None
     return descriptor
 
 
 @contextmanager
 def deaths_told(pins: Pins) -> Iterator[None]:
-    """Meanwhile there are events of them too. Raises CompileFailed or KernelRefused where the kernel can't."""
+    """Within the with block, there are also events of processes that a signal kills (EventKind.KILLED).
+
+    Raises CompileFailed, LibraryMissing or KernelRefused if the programs do not load.
+    """
     with ExitStack() as open_:
         with tempfile.TemporaryDirectory(prefix="trace-", dir=pins.top) as scratch:
             compile_deaths(pins.maps, Path(scratch))

@@ -1,4 +1,4 @@
-"""Errors a CNI runtime gets to see: a message for the operator and the code the CNI spec gives it."""
+"""Errors that a CNI runtime gets to see: a message for the operator, and a CNI result code."""
 
 from enum import IntEnum
 
@@ -6,7 +6,7 @@ from bpf.errors import SidestepError
 
 
 class Code(IntEnum):
-    """CNI result codes (SPEC.md, section "Error"); 100 and above belong to the plugin."""
+    """CNI result codes (SPEC.md, section "Error"). Codes from 100 on are the plugin's own."""
 
     INCOMPATIBLE_VERSION = 1
     UNSUPPORTED_FIELD = 2
@@ -23,7 +23,7 @@ class Code(IntEnum):
 
 
 class CniError(SidestepError):
-    """A request that fails, with the code and the optional detail the runtime is told."""
+    """A failed request, with the code and the optional details that the runtime is told."""
 
     code: Code = Code.INTERNAL
 
@@ -35,7 +35,7 @@ class CniError(SidestepError):
 
 
 class InvalidAnnotation(CniError):
-    """A Pod field or annotation has a value that Istio would not take, or that sidestep cannot honour."""
+    """A Pod field or annotation has a value that Istio would refuse, or that sidestep cannot honour."""
 
     code = Code.INVALID_ANNOTATION
 
@@ -53,24 +53,24 @@ class PodNotFound(CniError):
 
 
 class SandboxInvalid(CniError):
-    """The network namespace is missing, is none, or has no address to capture for."""
+    """The network namespace is missing, is not a network namespace, has no address yet, or cannot be prepared."""
 
     code = Code.INVALID_SANDBOX
 
 
 class RegistrationFailed(CniError):
-    """The maps or the namespace's link could not be written; what had been written is undone."""
+    """A map entry or the pod's sk_lookup link could not be written. Everything written so far has been undone."""
 
     code = Code.REGISTRATION_FAILED
 
 
 class NotCaptured(CniError):
-    """Entries are there, but the programs that read them are not attached; that is being put right."""
+    """The programs that read the pod's entries are not attached. The agent is attaching them again."""
 
     code = Code.TRY_AGAIN_LATER
 
 
 class CheckFailed(CniError):
-    """CHECK found the registration different from what the Pod asks for."""
+    """CHECK found entries that differ from what the Pod asks for."""
 
     code = Code.CHECK_FAILED

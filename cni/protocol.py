@@ -1,7 +1,8 @@
-"""What shim and agent say to each other, and what a CNI runtime gets to read.
+"""The messages between shim and agent, with the results and errors that the shim prints for the CNI runtime.
 
-One message each way over a unix stream socket: four bytes of length in network order, then a JSON object. The pod's
-network namespace travels beside the first bytes as a file descriptor, so the agent needs no host mount to see it.
+Each side sends one message over a unix stream socket: its length as four bytes in network order, then a JSON object.
+With its first bytes the shim sends the pod's network namespace as a file descriptor, so the agent needs no host mount
+to reach the namespace.
 """
 
 import json
@@ -14,14 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cni.errors import CniError, Code, InvalidRequest
 
 SOCKET_NAME = "cni.sock"
-# the shim takes 1 MiB of configuration; escaped again as JSON it may grow to six times that
+# bytes. The shim reads at most 1 MiB of configuration; escaping it as JSON again can make it six times as long
 MAX_MESSAGE = 8 << 20
 _LENGTH = struct.Struct("!I")
 NEWEST_VERSION = "1.1.0"
 
 
 class RuntimeConfig(BaseModel):
-    """What the runtime adds for the capabilities that our entry of the conf list declares, as far as it is read."""
+    """What the runtime passes for the capabilities in sidestep's entry of the conf list. Other keys are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -29,7 +30,7 @@ class RuntimeConfig(BaseModel):
 
 
 class NetworkConfig(BaseModel):
-    """The plugin's object of the conf list, as the runtime hands it over on stdin."""
+    """The plugin's object of the conf list, as the runtime writes it to the plugin's stdin."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -37,7 +38,7 @@ class NetworkConfig(BaseModel):
     name: str
     type: str
     prev_result: dict[str, Any] | None = Field(default=None, alias="prevResult")
-    # Istio's own keys: where the agent's DaemonSet lives, and where nothing is captured
+    # Istio's own keys: the namespace of the agent's DaemonSet, and the namespaces where nothing is captured
     pod_namespace: str = ""
     exclude_namespaces: tuple[str, ...] = ()
     runtime_config: RuntimeConfig = Field(default=RuntimeConfig(), alias="runtimeConfig")
@@ -59,12 +60,12 @@ class Request(BaseModel):
 
     @property
     def result(self) -> dict[str, Any]:
-        """What a chained plugin that adds nothing prints: the previous result, unchanged."""
+        """The result of a chained plugin that adds nothing: the previous result, unchanged."""
         return self.config.prev_result or {"cniVersion": self.config.cni_version}
 
 
 class PodArgs(BaseModel):
-    """The Kubernetes part of CNI_ARGS; empty when the runtime is not kubelet's."""
+    """The Kubernetes part of CNI_ARGS. The fields are empty if the sandbox is not a Kubernetes pod."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -96,9 +97,10 @@ def pod_args(text: str) -> PodArgs:
 
 
 def receive_message(connection: socket.socket) -> tuple[bytes, list[int]]:
-    """One whole message and the descriptors that came with it, which the caller closes.
+    """Receive one message: its JSON, and the file descriptors that came with it (at most one). The caller closes them.
 
-    Raises InvalidRequest for a message that is too long or ends early, TimeoutError when the peer dawdles.
+    Raises InvalidRequest if the message is empty, cut short or longer than MAX_MESSAGE, and TimeoutError if the
+    connection's timeout passes first.
     """
     head, descriptors, _, _ = socket.recv_fds(connection, _LENGTH.size, 1)
     try:
@@ -106,10 +108,10 @@ def receive_message(connection: socket.socket) -> tuple[bytes, list[int]]:
             head += stream.read(_LENGTH.size - len(head))
             length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
             if not 0 < length <= MAX_MESSAGE:
-                raise InvalidRequest(f"message of {length} bytes; 1 to {MAX_MESSAGE} are possible")
+                raise InvalidRequest(f"the message has {length} bytes; send 1 to {MAX_MESSAGE}")
             body = stream.read(length)
         if len(body) < length:
-            raise InvalidRequest(f"the message ended after {len(body)} of {length} bytes")
+            raise InvalidRequest(f"the message ended after {len(body)} of {length} bytes; send all of them")
         return body, descriptors
     except BaseException:
         for descriptor in descriptors:
@@ -118,7 +120,7 @@ def receive_message(connection: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def decode(message: bytes) -> Request:
-    """The request in a message. Raises InvalidRequest naming the field that is wrong."""
+    """Parse a message into a request. Raises InvalidRequest that names the first wrong field."""
     try:
         return Request.model_validate_json(message)
     except ValidationError as error:
@@ -128,7 +130,7 @@ def decode(message: bytes) -> Request:
 
 
 def encode(answer: dict[str, Any]) -> bytes:
-    """An answer as it goes over the wire."""
+    """An answer as bytes for the socket: its length in network order, then its JSON."""
     body = json.dumps(answer, ensure_ascii=False).encode()
     return _LENGTH.pack(len(body)) + body
 

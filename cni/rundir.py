@@ -1,7 +1,8 @@
-"""The directory of the CNI socket: root's alone, whoever has put what in its place.
+"""The directory of the CNI socket, which belongs to root alone.
 
-What is done in it is done through its descriptor. The directories above it are the operator's: who may write them could
-put another directory in place of ours, but not answer the plugin from there, which asks who serves the socket.
+The agent opens the directory once and works in it only through that file descriptor. The directories above it belong to
+the operator. A user who may write to them can put another directory in its place, but cannot answer the plugin from
+there, because the plugin checks that root serves the socket.
 """
 
 import os
@@ -13,9 +14,10 @@ from bpf.errors import SidestepError
 
 
 def open_private(path: Path) -> int:
-    """Make or open a directory with mode 0700; returns its descriptor, which the caller closes.
+    """Make or open a directory of root's with mode 0700. Returns a descriptor of it, which the caller closes.
 
-    Links are followed on the way (/var/run), at its end none is. Raises SidestepError naming what is wrong.
+    Symbolic links above `path` are followed (/var/run is one), but `path` itself must not be one. A directory that
+    exists with another mode gets mode 0700. Raises SidestepError that names the directory and the reason.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,12 +25,12 @@ def open_private(path: Path) -> int:
             path.mkdir(mode=0o700)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        wrong = " is a link; it has to be a directory" if path.is_symlink() else f": {error.strerror}"
+        wrong = " is a symbolic link; make it a directory" if path.is_symlink() else f": {error.strerror}"
         raise SidestepError(f"run directory {path}: {error.filename}{wrong}") from error
     try:
         found = os.fstat(fd)
         if found.st_uid not in (0, os.geteuid()):
-            raise SidestepError(f"run directory {path} belongs to uid {found.st_uid}; it has to be root's")
+            raise SidestepError(f"run directory {path} belongs to uid {found.st_uid}; it must belong to root")
         if stat.S_IMODE(found.st_mode) != 0o700:
             os.fchmod(fd, 0o700)
     except BaseException:

@@ -1,4 +1,7 @@
-"""The unix socket the shim talks to: accept, check who it is, read one request, answer it, close. Many at a time."""
+"""Serves the unix socket that the shim talks to: accept, check the peer's uid, read one request, answer it, close.
+
+Many connections are served at the same time.
+"""
 
 import fcntl
 import os
@@ -23,31 +26,32 @@ from cni.verbs import Verbs
 
 log = structlog.get_logger("server")
 
-# told of every request that was answered: its command ("" for one that was not understood), the CNI code (0: success)
-# and the seconds it took
+# Called for each request with its command ("" if the request could not be parsed), the CNI code of the answer
+# (0: success) and the seconds that the answer took.
 Observer = Callable[[str, int, float], None]
 
 _WORKERS = 32
 _BACKLOG = 512
-# a client that does not finish its request in time must not keep a worker
+# limit for each read and for sending the answer, so that a client that stops half-way does not keep a worker
 _REQUEST_SECONDS = 5.0
 _MAX_PATH = 107  # sun_path less the NUL, unix(7)
 _UCRED = struct.Struct("3i")
 
 
 def _unobserved(command: str, code: int, seconds: float) -> None:
-    """The Observer of a server that nobody measures."""
+    """The default Observer: does nothing."""
 
 
 class Server:
     """Serves `verbs` on `<run_dir>/cni.sock` until stopped.
 
-    The directory is 0700 and the socket 0600, and the peer's uid is checked on top; the plugin checks ours. One agent
-    per directory: a second one is refused, a socket left by a killed one is replaced.
+    Only root is served: the directory has mode 0700, the socket has mode 0600, and the server checks the peer's uid as
+    well. (The plugin checks the server's.) Only one agent can serve a directory: a second agent is refused. A socket
+    that a killed agent left behind is replaced.
     """
 
     def __init__(self, run_dir: Path, verbs: Verbs, observe: Observer = _unobserved) -> None:
-        """Listen. Raises SidestepError when the directory isn't ours alone, or another agent serves it."""
+        """Listen. Raises SidestepError if another agent serves the directory, or the socket cannot be made there."""
         self._verbs = verbs
         self._observe = observe
         with ExitStack() as undo:
@@ -61,23 +65,23 @@ class Server:
 
     @property
     def wakes(self) -> int:
-        """A descriptor, not blocking: whatever is written to it has the effect of stop()."""
+        """A non-blocking file descriptor. Writing a byte to it has the same effect as stop()."""
         return self._stopper.fileno()
 
     def stop(self) -> None:
-        """End serve() after the requests under way; callable from a signal handler."""
-        with suppress(BlockingIOError):  # then it has been called often
+        """Make serve() finish the requests under way and return. May be called from a signal handler."""
+        with suppress(BlockingIOError):  # the socket is full of earlier calls
             self._stopper.send(b"x")
 
     def serve(self) -> None:
-        """Accept until stop(); requests under way are finished, then the socket is removed."""
+        """Accept connections until stop(). Then remove the socket and finish the requests under way."""
         with ThreadPoolExecutor(_WORKERS, "cni") as workers, selectors.DefaultSelector() as ready:
             ready.register(self._listener, selectors.EVENT_READ)
             ready.register(self._wake, selectors.EVENT_READ)
             while not any(key.fileobj is self._wake for key, _ in ready.select()):
                 try:
                     connection, _ = self._listener.accept()
-                except OSError as error:  # the client has gone again, or descriptors ran out
+                except OSError as error:  # the client has gone already, or this process is out of descriptors
                     log.warning("accept.failed", error=error.strerror)
                     time.sleep(0.01)
                     continue
@@ -98,7 +102,7 @@ class Server:
                     return
                 message, descriptors = protocol.receive_message(connection)
                 connection.sendall(protocol.encode(self._reply(message, descriptors)))
-            except (OSError, CniError) as error:  # nobody is left to tell, or never was
+            except (OSError, CniError) as error:  # the peer is gone, or sent no complete message to answer
                 log.warning("connection.dropped", error=str(error))
             finally:
                 for descriptor in descriptors:
@@ -120,7 +124,7 @@ class Server:
 
 
 def _as_cni_error(error: Exception) -> CniError:
-    """What the runtime is told; logged here, once."""
+    """Turn any error into the one that the runtime is told, and log it: here and nowhere else."""
     if not isinstance(error, SidestepError):
         log.exception("request.crashed")
         return CniError(f"internal error: {type(error).__name__}: {error}; please report it with the agent's log")
@@ -130,7 +134,7 @@ def _as_cni_error(error: Exception) -> CniError:
 
 
 def _lock(directory: int, run_dir: Path) -> None:
-    """Hold the directory for this process. Raises SidestepError when another agent has it."""
+    """Lock the directory for this process. Raises SidestepError if another agent has locked it."""
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -140,10 +144,12 @@ def _lock(directory: int, run_dir: Path) -> None:
 
 
 def _listen(directory: int, run_dir: Path) -> socket.socket:
-    """A socket in the directory, in place of what a killed agent has left there. Raises SidestepError."""
+    """Listen on a new socket in the directory, replacing the one a killed agent left there. Raises SidestepError."""
     path = run_dir / SOCKET_NAME
     if len(os.fsencode(path)) > _MAX_PATH:
-        raise SidestepError(f"{path} is too long for a socket's path: give a --cni-agent-run-dir the plugin can reach")
+        raise SidestepError(
+            f"{path} is too long for a socket's path ({_MAX_PATH} bytes); give a shorter --cni-agent-run-dir"
+        )
     _clear(directory, path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -152,12 +158,12 @@ def _listen(directory: int, run_dir: Path) -> socket.socket:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise SidestepError(f"{path}: no CNI socket can be made there: {error.strerror}") from error
+        raise SidestepError(f"cannot make the CNI socket {path}: {error.strerror}") from error
     return listener
 
 
 def _clear(directory: int, path: Path) -> None:
-    """Remove what is there; a link itself, not what it leads to. Raises SidestepError."""
+    """Remove whatever file is at the socket's path; of a symbolic link, the link itself. Raises SidestepError."""
     try:
         with suppress(FileNotFoundError):
             os.unlink(path.name, dir_fd=directory)

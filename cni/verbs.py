@@ -1,4 +1,4 @@
-"""The CNI verbs, one function each: what they decide is Istio's, what they write goes through Enrolments."""
+"""The CNI verbs, one method each. They decide by Istio's rules, and write to the kernel through Enrolments only."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -27,12 +27,12 @@ from cni.protocol import PodArgs, Request, pod_args
 
 log = structlog.get_logger("cni")
 Output = dict[str, Any] | None
-# what becomes of the pod of an ADD
+# the possible outcomes of an ADD
 RESULTS = ENROLLED, NOT_IN_MESH, FAILED = "enrolled", "not_in_mesh", "failed"
 
 
 def _unobserved(result: str) -> None:
-    """Of verbs that nobody counts."""
+    """The default observer: does nothing."""
 
 
 def _nobody() -> None:
@@ -48,11 +48,14 @@ class Verbs:
     follower: Follower
     admission: Admission
     events: PodEvents = field(default_factory=NoEvents)
-    observe: Callable[[str], None] = _unobserved  # told one of the RESULTS after each ADD
-    call_for_help: Callable[[], None] = _nobody  # called when the programs are found detached
+    observe: Callable[[str], None] = _unobserved  # called after each ADD with one of RESULTS
+    call_for_help: Callable[[], None] = _nobody  # called if an ADD finds the programs detached
 
     def run(self, request: Request, netns_fd: int | None) -> Output:
-        """Answer a request; what is returned the shim prints. Raises CniError."""
+        """Run a request's verb. Returns the object that the shim prints (None: nothing). Raises SidestepError.
+
+        `netns_fd` is a descriptor of the pod's network namespace; the caller closes it.
+        """
         handlers: dict[str, Callable[[Request, int | None], Output]] = {
             "ADD": self.add,
             "DEL": self.delete,
@@ -63,7 +66,7 @@ class Verbs:
         return handlers[request.command](request, netns_fd)
 
     def add(self, request: Request, netns_fd: int | None) -> Output:
-        """Enrol the pod if it is a mesh pod; the previous result goes through unchanged either way."""
+        """Enrol the pod if it is a mesh pod. In either case, return the previous result unchanged."""
         result = FAILED
         try:
             result = self._add(request, netns_fd)
@@ -93,7 +96,10 @@ class Verbs:
         return ENROLLED
 
     def _policy(self, pod: Pod) -> CapturePolicy:
-        """What the Pod's annotations ask for; its owner is told when they cannot be honoured."""
+        """The policy that the Pod's annotations ask for. If they cannot be honoured, the Pod gets an Event too.
+
+        Raises InvalidAnnotation.
+        """
         try:
             return policy_of(pod)
         except InvalidAnnotation as error:
@@ -101,7 +107,10 @@ class Verbs:
             raise
 
     def _require_captured(self, cookie: int, identity: Identity, before: Identity | None) -> None:
-        """Entries alone capture nothing. Raises NotCaptured, having taken back an enrolment that is new."""
+        """Raise NotCaptured unless the programs are attached: entries alone capture nothing.
+
+        `before` is the identity enrolled before this ADD. If there was none, the new enrolment is taken back first.
+        """
         if self.enrolments.is_captured(cookie):
             return
         if before is None:
@@ -114,7 +123,7 @@ class Verbs:
         )
 
     def delete(self, request: Request, netns_fd: int | None) -> Output:
-        """Forget what this attachment enrolled; unknown ones are fine, and the namespace is not needed."""
+        """Take out the pod that this attachment enrolled. Succeeds too if it enrolled none or the namespace is gone."""
         for cookie in self.enrolments.of_attachment(request.container_id, request.ifname, _cookie(netns_fd)):
             self.follower.forget(cookie)
             self.enrolments.remove(cookie)
@@ -122,7 +131,7 @@ class Verbs:
         return None
 
     def check(self, request: Request, netns_fd: int | None) -> Output:
-        """Compare the maps with what the Pod asks for now. Raises CheckFailed saying what differs."""
+        """Compare the maps with what the Pod asks for now. Raises CheckFailed that says what differs."""
         pod = self._mesh_pod(pod_args(request.args), request)
         netns = _netns(netns_fd)
         if pod is None:
@@ -138,7 +147,10 @@ class Verbs:
         return None
 
     def status(self, request: Request, netns_fd: int | None) -> Output:
-        """Ready to enrol: answering at all says that the agent runs, the pins say that the programs are attached."""
+        """Succeed if the agent can enrol pods; otherwise raise CniError with NOT_AVAILABLE.
+
+        That there is an answer shows that the agent runs. The pins show whether the programs are attached.
+        """
         if not self.enrolments.is_attached():
             raise CniError(
                 "sidestep's programs are not attached on this node; restart the agent", code=Code.NOT_AVAILABLE
@@ -146,9 +158,12 @@ class Verbs:
         return None
 
     def collect(self, request: Request, netns_fd: int | None) -> Output:
-        """Forget this network's attachments that the runtime no longer lists, and all that dead namespaces left."""
+        """Take out the pods of attachments that the runtime no longer lists, and what dead namespaces have left.
+
+        Only attachments to the network of the request are compared. Raises InvalidRequest if there is no list.
+        """
         if request.config.valid_attachments is None:
-            raise InvalidRequest('GC needs "cni.dev/valid-attachments" in the configuration')
+            raise InvalidRequest('"cni.dev/valid-attachments" is missing in the configuration; give GC a list')
         valid = {(item.get("containerID"), item.get("ifname")) for item in request.config.valid_attachments}
         for cookie, identity in self.enrolments.of_network(request.config.name).items():
             if (identity.container_id, identity.ifname) not in valid:
@@ -160,15 +175,15 @@ class Verbs:
         return None
 
     def _enrolled(self, netns: int) -> Identity | None:
-        """Who is enrolled for a namespace so far."""
+        """The identity that is enrolled for a namespace so far; None if there is none."""
         entry = self.enrolments.entry(visit(netns, lambda _: own_cookie()))
         return Identity.of(entry) if entry else None
 
     def _mesh_pod(self, args: PodArgs, request: Request) -> Pod | None:
-        """The Pod, or None when this sandbox is none of ours. Raises PodNotFound.
+        """The Pod of this sandbox, or None if it is not a mesh pod. Raises PodNotFound.
 
-        The runtime's annotations spare looking for a Pod outside of the mesh: it starts while the API server is away.
-        Of one that is they say too little.
+        If the annotations passed by the runtime show that the Pod is outside the mesh, the Pod is not looked up. So it
+        starts even while the API server is away. A mesh pod is always looked up, because annotations are not enough.
         """
         config = request.config
         reason = skip_unseen(
@@ -188,9 +203,10 @@ class Verbs:
 
 
 def _identity(request: Request, pod: Pod, known: Identity | None) -> Identity:
-    """Whose the entry is to be: of several attachments of one container the first's, with multus say.
+    """The identity that the pod's entry gets; `known` is the one it has.
 
-    When a later one is taken away the container goes on, and so does its capture.
+    A container can have several attachments (with multus, for example). The entry keeps the first attachment: if a
+    later one is deleted, the container goes on running and must stay captured.
     """
     asked = Identity(
         uid=pod.uid or "",
@@ -206,7 +222,7 @@ def _identity(request: Request, pod: Pod, known: Identity | None) -> Identity:
 
 
 def _cookie(netns_fd: int | None) -> int | None:
-    """Of the namespace that a DEL came with, if it is one: a DEL fails for nothing."""
+    """The netns cookie of a DEL's descriptor. None if it is not a namespace, because a DEL must not fail."""
     if netns_fd is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""python -m docs.commands: brings the part of cli.md that says what --help shows up to date. `make docs` does so."""
+"""`python -m docs.commands` brings cli.md's copy of the --help texts up to date. `make docs` runs it."""
 
 from copy import copy
 from pathlib import Path
@@ -8,12 +8,12 @@ from mkdocs_click._docs import make_command_docs
 from installer.commands.cli import NAME, cli
 
 PAGE = Path(__file__).with_name("cli.md")
-_MARK = "<!-- From here on it is what `--help` shows: `make docs` writes it. -->\n"
-_COLUMNS = 100  # of the options
+_MARK = "<!-- Everything below is what `--help` shows. `make docs` writes it. -->\n"
+_COLUMNS = 100  # width of the options' list
 
 
 def page() -> str:
-    """All of cli.md: what is written by hand, then every command."""
+    """All of cli.md: the part written by hand, then the --help of every command."""
     described = copy(cli)
     described.context_settings = {**cli.context_settings, "terminal_width": _COLUMNS}
     by_hand, mark, _ = PAGE.read_text().partition(_MARK)

@@ -1,7 +1,8 @@
-"""A node for one process, to try the real programs on: cgroup, bpffs and network namespace of its own.
+"""A scratch node for one process, to try the real programs: a cgroup, a bpffs and a network namespace of its own.
 
-The cgroup is the parent's to make and take down. All else is in namespaces of the child's own, so nothing outlives it,
-however it ends; only an empty cgroup may, which the next trial removes, and an empty directory for temporary files.
+The parent process makes and removes the cgroup. Everything else is in namespaces of the child process, so it vanishes
+with the child. If the parent is killed, an empty cgroup stays, which the next trial removes. If the child is killed, an
+empty temporary directory stays.
 """
 
 import ctypes
@@ -34,21 +35,21 @@ from cni.netns.sandbox import look
 from cni.policy.annotations import CapturePolicy
 
 PREFIX = "sidestep-trial-"
-_REMOVAL_SECONDS = 2.0  # until a child's cgroup is empty; the kernel takes milliseconds
+_REMOVAL_SECONDS = 2.0  # time for a child's cgroup to become empty; the kernel takes milliseconds
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NEWNS, _NEWNET = 0x20000, 0x40000000  # uapi/linux/sched.h
 _RECURSIVE_PRIVATE = 0x44000  # MS_REC | MS_PRIVATE, uapi/linux/mount.h
 _GET_FLAGS, _SET_FLAGS, _UP = 0x8913, 0x8914, 1  # uapi/linux/sockios.h, if.h
 _PROXY = 1337
 _LO = 1
-# for documentation (RFC 5737, RFC 3849): they lead nowhere but into this namespace
+# the pod's addresses. They are for documentation (RFC 5737, RFC 3849): no packet to them leaves the namespace
 POD, POD6 = "192.0.2.1", "2001:db8::1"
 
 
 def scratch_places(point: Path | None) -> list[Path]:
-    """Where a scratch cgroup may be: below the attach point, or where this process is.
+    """The cgroups below which to try to make a scratch cgroup: first the attach point, then this process's own.
 
-    In a container with a cgroup namespace of its own, a process can't be moved to a cgroup outside of it.
+    The second is for containers with their own cgroup namespace: processes can't be moved to a cgroup outside of it.
     """
     places = [point] if point else []
     try:
@@ -60,7 +61,7 @@ def scratch_places(point: Path | None) -> list[Path]:
 
 @contextmanager
 def scratch_cgroup(parent: Path) -> Iterator[Path]:
-    """An empty cgroup below `parent`; what is in it when it is left is killed. Raises KernelRefused."""
+    """Make an empty cgroup below `parent`; at the end, kill the processes in it and remove it. Raises KernelRefused."""
     stack = ExitStack()
     try:
         made = stack.enter_context(_scratch(parent, _remove_cgroup))
@@ -71,20 +72,20 @@ def scratch_cgroup(parent: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             (made / "cgroup.kill").write_text("1")
-        with suppress(OSError):  # then the next trial removes it
+        with suppress(OSError):  # if this fails, the next trial removes the cgroup
             stack.close()
 
 
 @contextmanager
 def scratch_pins(bpffs: Path) -> Iterator[Path]:
-    """A directory on a bpffs, removed afterwards with what was pinned there. Raises OSError when none can be made."""
+    """Make a directory on a bpffs; at the end, remove it with its pins. Raises OSError if it can't be made."""
     with _scratch(bpffs, shutil.rmtree) as path:
         yield path
 
 
 @contextmanager
 def _scratch(below: Path, remove: Callable[[Path], None]) -> Iterator[Path]:
-    """A directory that is locked while in use, so that another trial knows it from what a dead one has left."""
+    """A directory that is locked while in use, so that other trials can tell it from leftovers of a killed trial."""
     _clear_leftovers(below, remove)
     path, fd = _make_locked(below)
     with Descriptor(fd):
@@ -103,7 +104,7 @@ def _make_locked(below: Path) -> tuple[Path, int]:
             fcntl.flock(fd, fcntl.LOCK_EX)
             if path.exists():
                 return path, fd
-            os.close(fd)  # before it was locked, another trial took it for a leftover
+            os.close(fd)  # another trial took it for a leftover and removed it before it was locked
 
 
 def _clear_leftovers(below: Path, remove: Callable[[Path], None]) -> None:
@@ -114,7 +115,7 @@ def _clear_leftovers(below: Path, remove: Callable[[Path], None]) -> None:
 
 
 def _remove_cgroup(path: Path) -> None:
-    """Retries while the last process is leaving."""
+    """Remove a cgroup; tries again while the last process is leaving. Raises OSError after _REMOVAL_SECONDS."""
     deadline = time.monotonic() + _REMOVAL_SECONDS
     while True:
         try:
@@ -127,7 +128,7 @@ def _remove_cgroup(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Scratch:
-    """A node whose one pod is this process."""
+    """A node whose only pod is this process; `cookie` is that of its network namespace."""
 
     pins: Pins
     tables: Tables
@@ -137,9 +138,9 @@ class Scratch:
 
 @contextmanager
 def scratch_node(cgroup: Path, policy: CapturePolicy, local: Sequence[str] = ()) -> Iterator[Scratch]:
-    """Move this process, for good, into a pod at POD; `local` are networks whose addresses are its own to bind.
+    """Turn this process into a pod with the address POD; it can't go back. Sockets can bind addresses of `local`.
 
-    Of a policy that is for both families the pod is at POD6 too, unless IPv6 is off. Raises OSError, SidestepError.
+    With a dual-stack policy the pod has the address POD6 too, unless IPv6 is off. Raises OSError, SidestepError.
     """
     (cgroup / "cgroup.procs").write_text(str(os.getpid()))
     if _LIBC.unshare(_NEWNS | _NEWNET) != 0:
@@ -161,7 +162,7 @@ def _mount(source: bytes, target: Path, kind: bytes | None, flags: int) -> None:
 
 
 def _enrol(pins: Pins, tables: Tables, policy: CapturePolicy, local: Sequence[str]) -> Scratch:
-    """Make this very namespace a pod."""
+    """Enrol the network namespace of this process as a pod."""
     _bring_up_lo()
     versions = (4, 6) if policy.dual_stack and _has_ipv6() else (4,)
     with Rtnl() as rtnl:
@@ -181,7 +182,7 @@ def _enrol(pins: Pins, tables: Tables, policy: CapturePolicy, local: Sequence[st
 
 
 def _has_ipv6() -> bool:
-    """In this namespace, whose lo has ::1 then."""
+    """Whether IPv6 is on in this namespace: then lo has ::1."""
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as tried:
             tried.bind(("::1", 0))

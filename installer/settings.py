@@ -1,7 +1,7 @@
-"""Every setting of the node's side once: its flag, its environment variable, its default, what it means.
+"""Defines every setting of the node's side once: flag, environment variable, default and meaning.
 
-A setting that Istio's install-cni has too keeps the name it has there (`--cni-conf-name`, CNI_CONF_NAME); ours are
-called SIDESTEP_… in the environment. The manifests' ConfigMap lists them all.
+If Istio's install-cni has the setting too, it keeps Istio's name (`--cni-conf-name`, CNI_CONF_NAME). The environment
+variables of sidestep's own settings begin with SIDESTEP_. The manifests' ConfigMap lists all settings.
 """
 
 from collections.abc import Callable
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from bpf.pins import Pins
 
 _DIRECTORY = click.Path(path_type=Path)
-# comes before the names that network providers choose (05-cilium, 10-calico, 10-flannel), and after multus' 00-multus,
-# which has to stay the first and calls the next one
+# sorts before the names that network providers choose (05-cilium, 10-calico, 10-flannel), and after 00-multus: multus
+# must stay first, and calls the next file
 _OWNED_FILE = "00-sidestep-cni.conflist"
 
 
 class _Port(click.ParamType[int]):
-    """A port number, told as the annotations' are."""
+    """A port number; errors have the same words as those about annotations."""
 
     name = "port"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Of a port; 0 is one."""
+        """Convert text to a port number; 0 is allowed."""
         if isinstance(value, int):
             return value
         if not (str(value).isdecimal() and int(value) <= 0xFFFF):
@@ -44,18 +44,22 @@ Command = Callable[..., Any]
 
 
 class _ListName(click.ParamType[str]):
-    """The name, without a directory, of a file that a runtime reads as a list of plugins."""
+    """The name, without a directory, of a .conflist file."""
 
     name = "filename"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if "/" in value or value.startswith(".") or not value.endswith(".conflist"):
-            self.fail(f'"{value}" is no name of a list of plugins; give one like {_OWNED_FILE}', param, ctx)
+            self.fail(f'"{value}" is not the name of a .conflist file; give a name like {_OWNED_FILE}', param, ctx)
         return value
 
 
 def _setting(default: Any, help: str, kind: Any = None, ours: bool = False, also: tuple[str, ...] = ()) -> Any:
-    """A field of a group; `ours` says that install-cni has no such setting, `also` are further variables for it."""
+    """Make a field of a settings group.
+
+    `kind` is the click type, by default that of `default`. `ours` says that Istio's install-cni has no such setting.
+    `also` are further environment variables for it.
+    """
     if kind is None:
         kind = _DIRECTORY if isinstance(default, Path) else type(default)
     return field(default=default, metadata={"help": help, "kind": kind, "ours": ours, "also": also})
@@ -76,13 +80,13 @@ class Attachment:
 
     @property
     def pins(self) -> "Pins":
-        """The pins on the chosen bpffs."""
-        from bpf.pins import Pins  # which loads libbpf: --help and completion do without
+        """The pins on the bpffs."""
+        from bpf.pins import Pins  # imported here because it loads libbpf, which --help and completion do not need
 
         return Pins(self.bpffs)
 
     def attach_point(self) -> Path:
-        """The chosen or the discovered cgroup. Raises KernelRefused when there is no cgroup2."""
+        """The cgroup of the settings, else the discovered one. Raises KernelRefused if there is no cgroup2."""
         return self.cgroup or attach_point()
 
 
@@ -92,7 +96,7 @@ class Logging:
 
     log_level: str = _setting(
         "info",
-        "Least severe lines to log.",
+        "Log lines of this severity and above.",
         click.Choice(["debug", "info", "warn", "warning", "error"], case_sensitive=False),
     )
     log_as_json: bool = _setting(False, "One JSON object a line instead of key=value.")
@@ -100,77 +104,84 @@ class Logging:
 
 @dataclass(frozen=True)
 class Node:
-    """Which node this is and where its Pods are described."""
+    """Which node this is, and where its Pods come from."""
 
     cni_agent_run_dir: Path = _setting(
-        Path("/run/sidestep"), "Where the CNI socket is; the same path for agent and container runtime."
+        Path("/run/sidestep"), "Directory of the CNI socket; the plugin, which runs on the host, uses the same path."
     )
     agent_timeout_seconds: float = _setting(
         10.0,
-        "How long the plugin waits for the agent before it fails a mesh pod.",
+        "Seconds that the plugin waits for the agent before it fails a mesh pod.",
         click.FloatRange(0, 600, min_open=True),
         ours=True,
     )
     pods: Path | None = _setting(
         None,
-        "Directory of Pod manifests (.yaml, .yml, .json), for a node without API server.",
+        "Directory of Pod manifests (.yaml, .yml, .json), for nodes without an API server.",
         click.Path(path_type=Path, exists=True, file_okay=False),
         ours=True,
     )
-    kubernetes_node_name: str = _setting("", "Name of this node in the API: its pods are watched.")
+    kubernetes_node_name: str = _setting("", "Name of this node in the API; the agent watches the node's pods.")
     kubeconfig: Path | None = _setting(
         None, "kubeconfig of the API server  [default: the pod's service account]", _DIRECTORY, ours=True
     )
     kube_ca_file: Path | None = _setting(None, "CA of the API server  [default: the service account's]", _DIRECTORY)
     skip_tls_verify: bool = _setting(False, "Do not verify the API server's certificate.")
     pod_namespace: str = _setting("istio-system", "Namespace of the agent's own DaemonSet.")
-    exclude_namespaces: tuple[str, ...] = _setting("", "Namespaces, by commas, whose pods are left alone.")
+    exclude_namespaces: tuple[str, ...] = _setting("", "Namespaces whose pods are left alone, separated by commas.")
     proc: Path = _setting(Path("/proc"), "procfs of the node; /host/proc in a container.", ours=True)
 
 
 @dataclass(frozen=True)
 class Chain:
-    """The plugin on the host: its file and its place in the CNI configuration."""
+    """The plugin on the host: its file, and its place in the CNI configuration."""
 
-    install: bool = _setting(False, "Drop the plugin on the host and keep it in the CNI chain.", ours=True)
+    install: bool = _setting(False, "Copy the plugin to the host and keep it in the CNI chain.", ours=True)
     mounted_cni_bin_dir: Path = _setting(Path("/host/opt/cni/bin"), "The host's plugin directory.")
     mounted_cni_net_dir: Path = _setting(Path("/host/etc/cni/net.d"), "The host's CNI configuration directory.")
     cni_conf_name: str = _setting(
         "", "Configuration file to edit  [default: the first valid one; standalone: YYY-sidestep-cni.conf]"
     )
-    chained_cni_plugin: bool = _setting(True, "Append to the chain; false writes a file of our own (multus).")
+    chained_cni_plugin: bool = _setting(True, "Append to the CNI chain; if false, write a separate file, for multus.")
     istio_owned_cni_config: bool = _setting(
-        False, "Leave the primary configuration alone: write a file that comes before it and has all of it, and us."
+        False,
+        "Do not edit the primary configuration; write a copy with the plugin added, under a name that sorts first.",
     )
     istio_owned_cni_config_filename: str = _setting(
         _OWNED_FILE,
-        "That file.",
+        "File name of the copy that --istio-owned-cni-config writes.",
         _ListName(),
-        # what Istio's chart sets, though install-cni reads the other
+        # Istio's chart sets this variable, although install-cni reads the other
         also=("ISTIO_OWNED_CNI_CONF_FILENAME",),
     )
-    cni_conf_group_read: bool = _setting(False, "Mode 0640 instead of 0600 for a file of our own.")
-    shim: Path = _setting(Path("/opt/cni/bin/sidestep-cni"), "The plugin to drop, in this image.", ours=True)
+    cni_conf_group_read: bool = _setting(False, "Mode 0640 instead of 0600 for files that the agent creates.")
+    shim: Path = _setting(Path("/opt/cni/bin/sidestep-cni"), "Path of the plugin in this image.", ours=True)
 
 
 @dataclass(frozen=True)
 class Repair:
-    """What is done about pods that started without capture."""
+    """What the agent does about broken pods: mesh pods that started without capture."""
 
-    repair_enabled: bool = _setting(True, "Look for broken pods at all.")
-    repair_repair_pods: bool = _setting(True, "Enrol them while they run. Goes before the other two.")
-    repair_delete_pods: bool = _setting(False, "Delete them. Goes before labelling.")
-    repair_label_pods: bool = _setting(False, "Label them.")
-    repair_broken_pod_label_key: str = _setting("cni.istio.io/uninitialized", "Key of that label.")
-    repair_broken_pod_label_value: str = _setting("true", "Value of that label.")
-    repair_sidecar_annotation: str = _setting("sidecar.istio.io/status", "Annotation that makes a pod a mesh pod.")
-    repair_init_container_name: str = _setting("istio-validation", "Init container whose failure tells.")
-    repair_init_container_exit_code: int = _setting(126, "Exit code with which it fails; 0: any.")
-    repair_init_container_termination_message: str = _setting("", "Message with which it fails; empty: any.")
-    repair_label_selectors: str = _setting("", "Only pods with these labels.")
-    repair_field_selectors: str = _setting("", "Only pods with these fields.")
+    repair_enabled: bool = _setting(True, "Look for broken pods: mesh pods that started without capture.")
+    repair_repair_pods: bool = _setting(
+        True, "Enrol broken pods while they run; has priority over deleting and labelling."
+    )
+    repair_delete_pods: bool = _setting(False, "Delete broken pods; has priority over labelling.")
+    repair_label_pods: bool = _setting(False, "Label broken pods.")
+    repair_broken_pod_label_key: str = _setting("cni.istio.io/uninitialized", "Key of the label on broken pods.")
+    repair_broken_pod_label_value: str = _setting("true", "Value of the label on broken pods.")
+    repair_sidecar_annotation: str = _setting(
+        "sidecar.istio.io/status", "Annotation without which a pod is not checked."
+    )
+    repair_init_container_name: str = _setting(
+        "istio-validation", "Init container whose failure shows that a pod is broken."
+    )
+    repair_init_container_exit_code: int = _setting(126, "Exit code of that failure; 0: any.")
+    repair_init_container_termination_message: str = _setting("", "Message of that failure; empty: any.")
+    repair_label_selectors: str = _setting("", "Act only on pods that this label selector chooses.")
+    repair_field_selectors: str = _setting("", "Act only on pods that this field selector chooses.")
     reconcile_seconds: float = _setting(
-        180.0, "How often the maps are compared with the pods.", click.FloatRange(1), ours=True
+        180.0, "Seconds between comparisons of the maps with the pods.", click.FloatRange(1), ours=True
     )
 
 
@@ -180,14 +191,14 @@ class Acceleration:
 
     acceleration: str = _setting(
         str(Level.PROXY),
-        "The most that counts on this node: between proxies, or (full) to applications that ask for it too.",
+        "Highest level on this node: off, proxy (between proxies) or full (also to applications that ask for it).",
         click.Choice(list(LEVELS)),
         ours=True,
     )
 
     @property
     def level(self) -> Level:
-        """The chosen level."""
+        """The level of the settings."""
         return LEVELS[self.acceleration]
 
 
@@ -195,12 +206,12 @@ class Acceleration:
 class Ports:
     """Where health and metrics are served."""
 
-    monitoring_port: int = _setting(15014, "Prometheus /metrics.", PORT)
-    health_port: int = _setting(8000, "/healthz and /readyz.", PORT, ours=True)
+    monitoring_port: int = _setting(15014, "Port of /metrics for Prometheus.", PORT)
+    health_port: int = _setting(8000, "Port of /healthz and /readyz.", PORT, ours=True)
 
 
 def take(group: type[Group]) -> Callable[[Command], Command]:
-    """Give a command every setting of a group as options; it gets them as one argument named after the group."""
+    """Give a command an option for every setting of a group. The command gets the group as one argument of its name."""
 
     def decorate(command: Command) -> Command:
         names = [each.name for each in fields(group)]  # type: ignore[arg-type]
@@ -219,12 +230,12 @@ def take(group: type[Group]) -> Callable[[Command], Command]:
 
 
 def take_one(group: type[Any], name: str) -> Callable[[Command], Command]:
-    """Give a command one setting of a group, as an argument of its own name."""
+    """Give a command an option for one setting of a group. The command gets it as an argument of the setting's name."""
     return _option(next(each for each in fields(group) if each.name == name))
 
 
 def environment_variable(each: Any) -> str:
-    """The environment variable of a field of a group."""
+    """The name of the environment variable of a settings field."""
     name = each.name.upper()
     return f"SIDESTEP_{name}" if each.metadata["ours"] else name
 

@@ -1,5 +1,6 @@
 """Tests that need the kernel fail where it cannot load the programs; SIDESTEP_ALLOW_SKIP=1 skips and counts them."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -24,7 +25,27 @@ settings.load_profile("sidestep")
 # a shell that runs something in the background has it ignore SIGINT, and with it all that the tests start and interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+REPOSITORY = Path(__file__).parents[1]
 _ALLOWED = os.environ.get("SIDESTEP_ALLOW_SKIP") == "1"
+# Begun first, so that no worker is left with one of them when the others have ended.
+_LONGEST = (
+    "e2e/test_moments.py",
+    "e2e/test_life.py",
+    "node/test_conformance.py",
+    "datapath/test_probe.py",
+    "node/test_backpressure.py",
+    "e2e/test_image.py",
+    "node/test_transfers.py",
+    "node/test_trace.py",
+    "node/test_deny.py",
+    "node/test_bench.py",
+    "node/test_explain.py",
+    "datapath/test_reconcile.py",
+    "node/test_maps.py",
+    "node/test_adoption.py",
+    "datapath/test_port_space.py",
+    "datapath/test_attachment.py",
+)
 _NEEDS_KERNEL = {"datapath", "node", "e2e"}
 
 
@@ -50,7 +71,20 @@ def _why_not() -> str:
     return ""
 
 
+@pytest.fixture(scope="session")
+def shim() -> Path:
+    """The plugin, made from the sources as they are; workers of one run take turns to look whether it is up to date."""
+    build = REPOSITORY / "build"
+    build.mkdir(exist_ok=True)
+    with (build / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(["make", "--no-print-directory", "-C", REPOSITORY / "cni" / "shim"], check=True)
+    return build / "sidestep-cni"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {REPOSITORY / "tests" / name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
     if not _ALLOWED:
         return
     for item in items:

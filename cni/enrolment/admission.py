@@ -1,6 +1,6 @@
-"""The one way into the mesh: policy and sandbox of a pod become its entries, in the order that loses no event.
+"""The one way into the mesh: a pod's policy and sandbox become map entries, in an order that misses no change.
 
-ADD comes through here, and so does a pod that ran before the agent did.
+Both ADD and the adoption of running pods use it.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from cni.policy.annotations import CapturePolicy
 
 @dataclass(frozen=True)
 class Admission:
-    """Enrols pods of one node and follows them from then on. Safe to use from many threads."""
+    """Enrols pods of one node and has them followed from then on. Safe to use from many threads."""
 
     enrolments: Enrolments
     follower: Follower
@@ -28,9 +28,10 @@ class Admission:
     host_cookie: int = field(default_factory=own_cookie)
 
     def admit(self, identity: Identity, policy: CapturePolicy, netns: int) -> tuple[Entries, int]:
-        """Enrol a pod or bring its enrolment up to date; returns what the maps now say, and its netns cookie.
+        """Enrol a pod, or bring its enrolment up to date. Returns its entries in the maps, and its netns cookie.
 
-        `netns` is a descriptor of its network namespace. All or nothing. Raises SandboxInvalid, RegistrationFailed.
+        `netns` is a descriptor of the pod's network namespace. Raises SandboxInvalid or RegistrationFailed; the maps
+        are then as before.
         """
         ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
         sandbox = visit(netns, partial(self._settle_in, netns, policy))
@@ -45,9 +46,10 @@ class Admission:
         return entries, sandbox.cookie
 
     def adopt(self, identity: Identity, policy: CapturePolicy, netns: int) -> bool:
-        """As admit(), for a pod that no CNI call has told of; False when one has meanwhile, which knows better.
+        """Like admit(), for a running pod that no ADD has enrolled. Raises SandboxInvalid, RegistrationFailed.
 
-        Raises SandboxInvalid, RegistrationFailed.
+        If an ADD has enrolled the pod meanwhile, its enrolment stays (an ADD knows the attachment) and this returns
+        False.
         """
         cookie = visit(netns, lambda _: own_cookie())
         with self.enrolments.undisturbed():
@@ -57,13 +59,16 @@ class Admission:
             return True
 
     def wanted(self, identity: Identity, policy: CapturePolicy, netns: int) -> tuple[Entries, int]:
-        """What the maps should say about a pod as it is now, and its netns cookie; nothing is changed."""
+        """The entries that a pod should have as it is now, and its netns cookie. Changes nothing.
+
+        Raises SandboxInvalid.
+        """
         ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
         sandbox = visit(netns, partial(self._look, policy))
         return entries_of(identity, policy, sandbox, ids), sandbox.cookie
 
     def _settle_in(self, netns: int, policy: CapturePolicy, rtnl: Rtnl) -> Sandbox:
-        """Inside the namespace: what changes after the look is heard of, as it is followed before."""
+        """Run inside the namespace: follow it first, then look at it, so that no later change is missed; prepare it."""
         self.follower.watch(own_cookie(), netns)
         sandbox = self._look(policy, rtnl)
         require_address(sandbox)
@@ -71,7 +76,7 @@ class Admission:
         return sandbox
 
     def _look(self, policy: CapturePolicy, rtnl: Rtnl) -> Sandbox:
-        """The sandbox, unless it is the node. Raises SandboxInvalid."""
+        """Look at the sandbox. Raises SandboxInvalid if it is the node's own namespace."""
         sandbox = look(rtnl, policy.exclude_interfaces)
         if sandbox.cookie == self.host_cookie:
             raise SandboxInvalid(

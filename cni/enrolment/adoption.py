@@ -1,8 +1,8 @@
-"""Enrols pods that run already: made before the plugin was in the chain, or while it was kept from doing its work.
+"""Adopts running pods: those created before the plugin was in the chain, or while something kept it from working.
 
-No CNI call tells of them, so their namespaces are found through their processes. Their proxies listen already, which
-the programs have not seen: listeners.py fetches those sockets. Connections that exist stay what they are, the next ones
-are captured.
+No CNI call announces these pods, so they are found through the network namespaces of their processes. The programs did
+not see their proxies begin to listen, so listeners.py fetches the listening sockets. Open connections stay as they are;
+new ones are captured.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -28,12 +28,15 @@ from cni.policy.pod import Pod
 
 log = structlog.get_logger("adoption")
 
-_IFNAME = "eth0"  # what runtimes call a pod's first interface
+_IFNAME = "eth0"  # the name that runtimes give a pod's first interface
 
 
 @dataclass(frozen=True)
 class Adopted:
-    """What became of one pod: it is enrolled unless there is a `problem`, or a reason why it is left alone."""
+    """The outcome for one pod. It is enrolled, unless `problem` or `left_alone` says why not.
+
+    `listeners` is the number of its proxy's listening sockets that were registered.
+    """
 
     pod: Pod
     problem: str = ""
@@ -50,9 +53,9 @@ class Adoption:
     proc: Path = Path("/proc")
 
     def adopt(self, pods: Collection[Pod]) -> Iterator[Adopted]:
-        """Enrol pods that are not; an outcome for each whose namespace was found, and none for the others.
+        """Enrol pods that are not enrolled yet. Yields an outcome for each pod whose namespace was found.
 
-        A pod without a process has none to find. One walk of /proc serves all of them.
+        The namespace of a pod without a process cannot be found. One walk of /proc serves all pods.
         """
         if not pods:
             return
@@ -68,10 +71,11 @@ class Adoption:
                     yield Adopted(pod, problem=str(error))
 
     def listen(self, unheard: Mapping[int, int], pods: Mapping[int, Pod]) -> int:
-        """Look again for the listeners of enrolled pods that have none: one that was bound before the pod was enrolled,
-        and began to listen after it, nobody has seen. Returns how many were found.
+        """Register listeners of enrolled pods whose proxy has none so far. Returns how many were registered.
 
-        `unheard` are the inodes of their namespaces, `pods` what is known of them, both by cookie.
+        If a socket was bound before its pod was enrolled and began to listen afterwards, neither the programs nor
+        adopt() saw it. `unheard` maps netns cookies to the inodes of the namespaces. `pods` has the Pods by netns
+        cookie, as far as they are known.
         """
         if not unheard:
             return 0
@@ -86,9 +90,11 @@ class Adoption:
         return count
 
     def _matched(self, pods: Iterable[Pod], around: list[Crowd]) -> Iterator[tuple[Pod, Crowd]]:
-        """By UID or container in the cgroups' paths, else by address: not every runtime's paths show them.
+        """Each pod with the crowd of its processes.
 
-        A container may have namespaces below the pod's, which are never as old.
+        A pod is matched by its UID or a container id in the processes' cgroup paths. Some runtimes show neither there;
+        such a pod is matched by its address. If several crowds match, the oldest is the pod's: a namespace that one of
+        the pod's containers has made is younger.
         """
         by_name = {each: crowd for crowd in reversed(around) for each in (*crowd.containers, *crowd.pod_uids)}
         left = []
@@ -116,23 +122,24 @@ class Adoption:
         policy = policy_of(pod)
         cookie, is_captured = visit(netns, lambda _: (own_cookie(), is_captured_by_istio()))
         if is_captured:
-            return Adopted(pod, left_alone="Istio's own rules capture it in its namespace, until it is made anew")
+            return Adopted(pod, left_alone="Istio's own netfilter rules capture it, until the pod is created anew")
         ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
         proxy = _proxy(cookie, ids, policy.strict_proxy, pod)
-        # before the pod is seen by the programs: from then on what is captured and finds no listener is refused
+        # Before the programs see the pod: from then on they refuse captured connections that find no listener.
         count = self._register_listeners(proxy, False, crowd)
         if not self.admission.adopt(self._identity(pod, crowd), policy, netns):
             return Adopted(pod, left_alone="it was enrolled meanwhile")
-        # and after it, as those that were about to listen have not been seen either
+        # And again afterwards, for sockets that have begun to listen in between.
         count += self._register_listeners(proxy, policy.early_outbound, crowd)
         log.info("pod.adopted", pod=f"{pod.namespace}/{pod.name}", netns_cookie=cookie, listeners=count)
         return Adopted(pod, cookie=cookie, listeners=count)
 
     def _identity(self, pod: Pod, crowd: Crowd) -> Identity:
-        """With the sandbox's own container, whose id a DEL will have: that of the oldest process, where it has one.
+        """The identity for an adopted pod.
 
-        Else the DEL's namespace says which pod is meant, or the end of it removes the pod. The network is left open, so
-        that no GC takes it for a left-over.
+        A DEL will name the id of the sandbox's own container. That is the oldest container of the crowd, unless the Pod
+        lists it as one of its own; then the id stays empty. In that case the DEL finds the pod by its namespace, or the
+        pod is removed when the namespace ends. The network stays empty, so that no GC takes the pod for a left-over.
         """
         oldest = crowd.containers[0] if crowd.containers else ""
         sandbox = "" if oldest in pod.container_ids else oldest
@@ -146,14 +153,14 @@ class Adoption:
             with listener.socket:
                 if listener.port == INBOUND_PORT:
                     count += enrolments.add_listener(proxy.cookie, INBOUND_PORT, listener.socket)
-                # as in sockops.c: istio-validation listens here too, but on 127.0.0.1
+                # as in sockops.c: istio-validation listens on this port too, but on 127.0.0.1
                 elif listener.port == OUTBOUND_PORT and early_outbound and listener.anywhere:
                     enrolments.has_started(proxy.cookie)
         return count
 
 
 def _proxy(cookie: int, ids: tuple[int, int], strict: bool, pod: Pod | None) -> Proxy | None:
-    """Who is the proxy; None when that is not known yet: a strict pod's is its container alone."""
+    """How to recognise a pod's proxy. None for a strict pod whose proxy container is not known yet."""
     if not strict:
         return Proxy(cookie, *ids)
     container = pod.proxy_container_id if pod else None

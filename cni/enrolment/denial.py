@@ -1,4 +1,4 @@
-"""Denied ports of running pods: the one thing in a Pod's annotations that counts while it runs."""
+"""Denied ports of running pods. All other annotations count only when a pod is enrolled."""
 
 import threading
 from collections.abc import Iterable
@@ -15,15 +15,15 @@ log = structlog.get_logger("denial")
 
 
 class Denials:
-    """Brings what enrolled pods deny up to date. Safe to use from many threads."""
+    """Has enrolled pods deny the ports that their annotations list now. Safe to use from many threads."""
 
     def __init__(self, enrolments: Enrolments, events: PodEvents) -> None:
         self._enrolments, self._events = enrolments, events
-        self._lock = threading.Lock()  # between reading a Pod and writing: what was read first is written first
-        self._refused: dict[str, str] = {}  # UID or name → why, to say it once
+        self._lock = threading.Lock()  # held while a Pod is read and its ports are written, so that the newest wins
+        self._refused: dict[str, str] = {}  # Pod's UID or name → the problem, so that it is reported once
 
     def changed(self, before: Pod | None, after: Pod | None) -> None:
-        """A Pod is new, has changed or is gone."""
+        """Apply the annotations of a Pod that is new (`before` is None) or has changed; forget one that is gone."""
         with self._lock:
             if after is None:
                 self._refused.pop(_key(before) if before else "", None)
@@ -32,16 +32,16 @@ class Denials:
                 self._apply([after])
 
     def look(self, pods: PodSource) -> None:
-        """Have every enrolled pod deny what its annotations say now.
+        """Apply the annotations of every enrolled pod again.
 
-        Of a change that came while its ADD was under way nobody could have known, and a table that was full may have
+        changed() cannot apply a change that comes while the pod's ADD is under way. And a table that was full may have
         room by now.
         """
         with self._lock:
             self._apply(pods.every() or ())
 
     def _apply(self, pods: Iterable[Pod]) -> None:
-        """What is refused changes nothing, and the owner is told."""
+        """If a Pod's value is refused, the pod denies the same ports as before, and the Pod gets an Event."""
         by_owner = {
             (identity.uid or None, identity.namespace, identity.name): cookie
             for cookie, identity in self._enrolments.identities().items()

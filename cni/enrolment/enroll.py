@@ -1,7 +1,7 @@
-"""The one place that writes pods into the kernel: entries and the sk_lookup link go in, or come back out.
+"""The one place that writes pods into the kernel and removes them: their map entries and their sk_lookup link.
 
-All or nothing: every step of an enrolment leaves its undoing on a stack, and the pod's own entry, without which the
-programs see no pod, is written last and removed first.
+An enrolment succeeds as a whole or changes nothing: each step puts its undo on a stack. The pod's own entry is written
+last and removed first, because the programs ignore a pod without it.
 """
 
 import ctypes
@@ -27,17 +27,17 @@ _SO_COOKIE = 57  # uapi/asm-generic/socket.h, Linux 4.12
 
 
 class Enrolments(Enrolled):
-    """The pods of this node, to enrol and to take out. Safe to use from many threads."""
+    """Enrols, changes and removes the pods of this node. Safe to use from many threads."""
 
     def __init__(self, pins: Pins, tables: Tables) -> None:
         super().__init__(pins, tables)
-        for cookie in self._index:  # an earlier version of us did not count
+        for cookie in self._index:  # a pod that an earlier version of sidestep enrolled may have no counters
             self._begin_counting(ExitStack(), cookie)
 
     def add(self, cookie: int, entries: Entries, netns_fd: int) -> None:
-        """Enrol a pod, or bring its enrolment up to date; on any error nothing has changed.
+        """Enrol a pod, or bring its enrolment up to date. `netns_fd` is a descriptor of its network namespace.
 
-        Raises RegistrationFailed naming the table or link that stood in the way.
+        Raises RegistrationFailed that names the table or link in the way; the maps are then as before.
         """
         with self._lock, ExitStack() as undo:
             wanted = list(rows_of(cookie, entries))
@@ -59,9 +59,9 @@ class Enrolments(Enrolled):
                 self._drop(before.keys - self._index[cookie].keys)
 
     def follow(self, cookie: int, sandbox: Sandbox, excluded_interfaces: Collection[str]) -> None:
-        """Bring a pod's addresses, routes and interfaces up to date; nothing happens to one that is gone.
+        """Bring a pod's addresses, routes and interfaces up to date. Does nothing if the pod is not enrolled any more.
 
-        Raises TableFull, with what fitted in place.
+        Raises TableFull; the rows that fitted are then in place.
         """
         with self._lock:
             known, pod = self._index.get(cookie), self._tables.pods.get(Cookie(cookie))
@@ -79,9 +79,9 @@ class Enrolments(Enrolled):
             self._tables.pods.put(Cookie(cookie), pod)
 
     def deny(self, cookie: int, denied: Mapping[int, PortRule]) -> bool:
-        """Have a pod deny other ports from now on; False when nothing changes. Nothing happens to one that is gone.
+        """Replace the ports that a pod denies by `denied` (by port, host order). Returns whether anything changed.
 
-        Raises TableFull, with what was denied before.
+        Does nothing if the pod is not enrolled any more. Raises TableFull; the pod then denies the old ports.
         """
         with self._lock, ExitStack() as undo:
             known, pod = self._index.get(cookie), self._tables.pods.get(Cookie(cookie))
@@ -106,7 +106,7 @@ class Enrolments(Enrolled):
             return True
 
     def _port_rules(self, keys: Keys) -> dict[int, PortRule]:
-        """What is known of a pod's ports."""
+        """The pod's rules in the table port_rules, by port."""
         found = {}
         for name, raw in keys:
             if name == "port_rules":
@@ -117,7 +117,7 @@ class Enrolments(Enrolled):
         return found
 
     def steer(self, cookie: int, netns_fd: int) -> bool:
-        """Give a pod its steering link again; False when it isn't enrolled any more. Raises KernelRefused."""
+        """Give a pod a new sk_lookup link. Returns False if the pod is not enrolled any more. Raises KernelRefused."""
         with self._lock:
             if cookie not in self._index:
                 return False
@@ -125,26 +125,26 @@ class Enrolments(Enrolled):
             return links.link_pod(self._pins, cookie, netns_fd)
 
     def add_listener(self, cookie: int, port: int, listener: socket.socket) -> bool:
-        """Give a pod's proxy one more listening socket for inbound connections.
+        """Register one more listening socket of a pod's proxy, for inbound connections. `port` is in host order.
 
-        False when it has this one already, or all its slots are taken. `port` is in host order. Raises KernelRefused
-        for a socket that does not listen.
+        Returns False if this socket is registered already, or all slots of the pod and port are taken. Raises
+        KernelRefused if the socket does not listen.
         """
         (own,) = struct.unpack("=Q", listener.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))
         table = self._tables.listeners
         keys = [ListenerKey(cookie, port, slot) for slot in range(LISTENER_SLOTS)]
-        slots = [table.get(key) for key in keys]  # user space reads a socket's cookie where it writes a descriptor
+        slots = [table.get(key) for key in keys]  # one writes a descriptor into this map, but reads the socket's cookie
         if any(taken and taken.quad == own for taken in slots):
             return False
         free = (key for key, taken in zip(keys, slots, strict=True) if taken is None)
-        return any(table.insert(key, Quad(listener.fileno())) for key in free)  # sockops may be quicker
+        return any(table.insert(key, Quad(listener.fileno())) for key in free)  # sockops may take a free slot first
 
     def has_started(self, cookie: int) -> None:
-        """Say that a pod's proxy takes outbound connections, for pods that let them through until then."""
+        """Record that a pod's proxy has begun to take outbound connections. This ends the pod's early outbound."""
         self._tables.started.put(Cookie(cookie), Word(1))
 
     def remove(self, cookie: int) -> bool:
-        """Take a pod out; False when it was not in. Its open connections go on, new ones are not captured."""
+        """Take a pod out. Returns False if it was not enrolled. Open connections go on; new ones are not captured."""
         with self._lock:
             known = self._index.pop(cookie, None)
             if known is None:
@@ -159,14 +159,14 @@ class Enrolments(Enrolled):
             return True
 
     def reclaim(self, spared: Collection[int] = ()) -> list[Identity]:
-        """Remove what dead namespaces and interrupted ADDs have left; returns whose it was, where that is known.
+        """Remove what dead namespaces and interrupted ADDs have left. Returns the identities of the pods removed.
 
-        Without a link a namespace counts as dead, except those in `spared`.
+        A namespace without a living sk_lookup link counts as dead, unless its cookie is in `spared`.
         """
         with self._lock:
             linked = dict(links.linked_pods(self._pins))
             alive = {cookie for cookie, inode in linked.items() if inode} | set(spared)
-            # without a name it is what a crash in the middle of an ADD has left, which never succeeded
+            # Entries without a pod's name were left by a crash in the middle of an ADD, so that ADD never succeeded.
             dead = [key for key, known in self._index.items() if key not in alive or not known.identity.name]
             gone = [self._index[key].identity for key in dead if self._index[key].identity.name]
             for cookie in dead:
@@ -192,7 +192,7 @@ def _keys(of: Iterable[TableRow]) -> Keys:
 
 
 def _put(undo: ExitStack, table: Table[Any, Any], key: ctypes.Structure, value: ctypes.Structure) -> None:
-    """Write an entry and leave its undoing: the old value back, or the entry out again."""
+    """Write an entry and put its undo on the stack: write the old value back, or remove the new entry."""
     before = table.get(key)
     table.put(key, value)
     if before is None:

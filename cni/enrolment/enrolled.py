@@ -1,6 +1,7 @@
-"""Which pods are in the maps, and what they have there: read back from the maps at start, and asked without a walk.
+"""The pods that are in the maps, and the entries that each one has.
 
-The maps are the state; what is kept here beside them is an index by pod.
+The maps are the only state. This module keeps an index of them by pod, so that most questions need no walk of the maps.
+It reads the index back from the maps when the agent starts.
 """
 
 import threading
@@ -18,18 +19,18 @@ from cni.enrolment.entries import Entries, Identity
 from cni.enrolment.rows import rows_of
 
 _NOBODY = Identity("", "", "", "", "", "")
-Keys = set[tuple[str, bytes]]  # by table
+Keys = set[tuple[str, bytes]]  # name of a table, and a key in it as bytes
 
 
 class Known(NamedTuple):
-    """Whose pod it is, and what it has in the tables."""
+    """A pod's identity, and the keys of its rows."""
 
     identity: Identity
     keys: Keys
 
 
 class Enrolled:
-    """The pods of this node in the maps, as one may ask for them. Safe to use from many threads."""
+    """Answers questions about the enrolled pods of this node. Safe to use from many threads."""
 
     def __init__(self, pins: Pins, tables: Tables) -> None:
         self._pins = pins
@@ -39,31 +40,31 @@ class Enrolled:
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Nobody else enrols or removes a pod meanwhile."""
+        """Keep other threads from enrolling and removing pods until the `with` block ends."""
         with self._lock:
             yield
 
     def entry(self, cookie: int) -> PodEntry | None:
-        """The pod's own entry as the programs see it; None when it is not enrolled."""
+        """The pod's own entry as the programs see it; None if the pod is not enrolled."""
         return self._tables.pods.get(Cookie(cookie))
 
     def cookies(self) -> list[int]:
-        """Every enrolled pod."""
+        """The netns cookies of all enrolled pods."""
         with self._lock:
             return list(self._index)
 
     def identities(self) -> dict[int, Identity]:
-        """Whose each enrolled namespace is."""
+        """The identities of all enrolled pods, by netns cookie."""
         with self._lock:
             return {cookie: known.identity for cookie, known in self._index.items()}
 
     def unsteered(self) -> set[int]:
-        """The pods whose inbound steering link is gone: their namespace is dead, or somebody has removed it."""
+        """The netns cookies of pods without a living sk_lookup link: the namespace or the link is gone."""
         with self._lock:
             return {cookie for cookie in self._index if not links.pod_link_alive(self._pins, cookie)}
 
     def unheard(self) -> dict[int, int]:
-        """The pods of which no proxy listens for inbound connections, as far as the programs know: cookie → inode."""
+        """The living pods that have no proxy's listener in the maps: netns cookie → inode of the namespace."""
         with self._lock:
             heard = {key.cookie for key in self._tables.listeners.every_key()}
             return {
@@ -73,9 +74,10 @@ class Enrolled:
             }
 
     def of_attachment(self, container_id: str, ifname: str, netns_cookie: int | None = None) -> list[int]:
-        """The cookies enrolled by one container and interface: what a DEL may remove, with or without a namespace.
+        """The netns cookies of the pods that a DEL of this container and interface shall remove.
 
-        Of an adopted pod the sandbox's container is not always known; its namespace, where the DEL comes with one, is.
+        The container of an adopted pod's sandbox is not always known. So an adopted pod is found by `netns_cookie` too:
+        the cookie of the namespace that came with the DEL, if one did.
         """
         with self._lock:
             return [
@@ -89,14 +91,14 @@ class Enrolled:
             ]
 
     def of_network(self, network: str) -> dict[int, Identity]:
-        """Everything enrolled through one CNI network, by cookie: what a GC looks through."""
+        """The pods enrolled through one CNI network, by netns cookie: a GC decides on these."""
         with self._lock:
             return {
                 cookie: known.identity for cookie, known in self._index.items() if known.identity.network == network
             }
 
     def differences(self, cookie: int, entries: Entries) -> list[str]:
-        """How the maps differ from what the pod should have; a sentence each, empty when they agree."""
+        """How the maps differ from the entries that a pod should have: one sentence for each difference."""
         found = []
         if not links.pod_link_alive(self._pins, cookie):
             found.append("the namespace has no inbound steering (sk_lookup) link")
@@ -115,7 +117,7 @@ class Enrolled:
         return found
 
     def damaged(self) -> dict[int, Identity]:
-        """The pods that miss entries which they have been given: somebody has taken them out of the tables."""
+        """The pods whose entries are not all there: somebody else has removed or replaced them. By netns cookie."""
         with self._lock:
             return {
                 cookie: known.identity
@@ -128,12 +130,11 @@ class Enrolled:
         return attachment.is_attached(self._pins)
 
     def is_captured(self, cookie: int) -> bool:
-        """Whether connections of an enrolled pod are decided on in both directions: cheap enough for every ADD."""
+        """Whether the programs decide on a pod's connections in both directions. Cheap enough for every ADD."""
         if not attachment.is_deciding(self._pins) or not links.pod_link_alive(self._pins, cookie):
             return False
-        return attachment.is_pinned(
-            self._pins, "pods", self._tables.pods.descriptor
-        )  # whoever attaches anew makes other tables
+        # if the programs were attached anew with new tables, they do not read ours
+        return attachment.is_pinned(self._pins, "pods", self._tables.pods.descriptor)
 
     def __len__(self) -> int:
         with self._lock:
@@ -153,7 +154,7 @@ class Enrolled:
         return table
 
     def _read_back(self) -> dict[int, Known]:
-        """The index as the maps have it, half-written pods of a crash included (their name is then unknown)."""
+        """The index as the maps have it. Pods that a crash left half-written are in it without a name."""
         index = {key.cookie: Known(Identity.of(pod), set()) for key, pod in self._tables.pods.every()}
         for name in rows.TABLES:
             for key in self._table(name).every_key():
@@ -162,7 +163,7 @@ class Enrolled:
 
 
 def _as_adopted(entries: Entries, stored: Identity) -> Entries:
-    """What a pod should have; where no CNI call has enrolled it, that need not say by which attachment."""
+    """The entries that a pod should have. If the stored pod is adopted, its attachment is taken as right."""
     if not stored.is_adopted:
         return entries
     known = replace(entries.identity, container_id=stored.container_id, network=stored.network, ifname=stored.ifname)

@@ -1,4 +1,4 @@
-"""What one pod's policy and sandbox become in the maps: pure, so that ADD writes and CHECK compares the same thing."""
+"""Turns a pod's policy and sandbox into its map entries. Pure, so that CHECK compares with what ADD writes."""
 
 import ctypes
 from collections.abc import Collection, Mapping
@@ -10,13 +10,13 @@ from cni.netns.sandbox import Sandbox
 from cni.policy.annotations import CapturePolicy, Network
 from cni.policy.prefixes import effective_prefixes
 
-# joins interface names in an entry; no name may have it (dev_valid_name allows it, Istio's syntax does not)
+# Joins interface names in an entry. Istio's syntax allows no comma in a name (the kernel's dev_valid_name does).
 _SEPARATOR = ","
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Which pod and which attachment an entry belongs to; every field has the length its map field allows."""
+    """The pod and the CNI attachment that an entry belongs to."""
 
     uid: str
     name: str
@@ -30,31 +30,31 @@ class Identity:
 
     @property
     def is_adopted(self) -> bool:
-        """Whether it was enrolled while it ran, and not by a CNI call, which has the name of its network."""
+        """Whether the pod was enrolled while it ran. An ADD would have given the name of its network."""
         return not self.network
 
     @classmethod
     def of(cls, pod: PodEntry) -> "Identity":
-        """Read back from a map entry."""
+        """The identity in a pod's map entry."""
         return cls(*(getattr(pod, field).decode() for field in cls.__dataclass_fields__))
 
 
 @dataclass(frozen=True)
 class Entries:
-    """One pod's part of each table, by plain values."""
+    """What one pod has in the tables, as plain values."""
 
     identity: Identity
     flags: PodFlags
-    proxy_uid: int  # as the initial user namespace has them
+    proxy_uid: int  # in the initial user namespace, like proxy_gid
     proxy_gid: int
     acceleration: Level
     excluded_interfaces: tuple[str, ...]
     port_rules: dict[int, PortRule]
     networks: dict[Network, NetworkVerdict]
-    sandbox: Sandbox  # the part that follows the namespace as that changes
+    sandbox: Sandbox  # the part that changes with the namespace
 
     def pod(self) -> PodEntry:
-        """The value of the pods table. Raises RegistrationFailed when a name does not fit its field."""
+        """The pod's own entry, for the table pods. Raises RegistrationFailed if a name does not fit its field."""
         pod = PodEntry(
             flags=self.flags,
             proxy_uid=self.proxy_uid,
@@ -71,13 +71,13 @@ class Entries:
             raw = text.encode()
             room = ctypes.sizeof(dict(PodEntry._fields_)[field])  # type: ignore[arg-type]
             if len(raw) >= room:
-                raise RegistrationFailed(f'{field} "{text}" has {len(raw)} bytes; at most {room - 1} are possible')
+                raise RegistrationFailed(f'{field} "{text}" has {len(raw)} bytes; at most {room - 1} fit')
             setattr(pod, field, raw)
         return pod
 
 
 def entries_of(identity: Identity, policy: CapturePolicy, sandbox: Sandbox, ids: tuple[int, int]) -> Entries:
-    """What the maps should say about a pod; `ids` are the proxy's uid and gid in the initial user namespace."""
+    """The entries that a pod should have. `ids` are the proxy's uid and gid in the initial user namespace."""
     port_rules = _port_rules(policy)
     networks = {
         prefix.network: NetworkVerdict.EXCLUDED if prefix.verdict == "exclude" else NetworkVerdict.INCLUDED
@@ -115,7 +115,7 @@ def entries_of(identity: Identity, policy: CapturePolicy, sandbox: Sandbox, ids:
 
 
 def excluded_interfaces_of(pod: PodEntry) -> tuple[str, ...]:
-    """The names of the interfaces that an enrolled pod excludes, read back from its entry."""
+    """The names of the interfaces that an enrolled pod excludes, from its map entry."""
     text = pod.excluded_interfaces.decode()
     return tuple(text.split(_SEPARATOR)) if text else ()
 
@@ -137,7 +137,7 @@ def _port_rules(policy: CapturePolicy) -> dict[int, PortRule]:
 
 
 def denial(outbound: Collection[int], inbound: Collection[int]) -> dict[int, PortRule]:
-    """What denied ports add to the rules of ports."""
+    """Port rules that deny these ports and say nothing else. Ports are in host order."""
     rules = dict.fromkeys(outbound, PortRule.DENY_OUTBOUND)
     for port in inbound:
         rules[port] = rules.get(port, PortRule(0)) | PortRule.DENY_INBOUND
@@ -145,7 +145,7 @@ def denial(outbound: Collection[int], inbound: Collection[int]) -> dict[int, Por
 
 
 def with_denied(rules: Mapping[int, PortRule], denied: Mapping[int, PortRule]) -> dict[int, PortRule]:
-    """The rules of ports with these denied and no others."""
+    """A copy of `rules` in which the ports of `denied` are denied and no others."""
     kept = {port: rule & ~(PortRule.DENY_OUTBOUND | PortRule.DENY_INBOUND) for port, rule in rules.items()}
     made = {port: kept.get(port, PortRule(0)) | denied.get(port, PortRule(0)) for port in {*kept, *denied}}
     return {port: rule for port, rule in made.items() if rule}

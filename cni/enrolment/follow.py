@@ -1,7 +1,7 @@
-"""Keeps enrolled pods true to their namespaces: addresses, interfaces and routes that come and go after the ADD.
+"""Keeps the entries of enrolled pods up to date when addresses, interfaces and routes change after the ADD.
 
-One thread waits for the kernel's events (watch.py), looks at the namespaces that had some, and brings their entries up
-to date. It holds no namespace open: a deleted pod's must go away.
+One thread waits for the kernel's events (watch.py), looks into the namespaces that had events, and updates their
+entries. It keeps no namespace open, because that would keep the namespace of a deleted pod alive.
 """
 
 import threading
@@ -27,22 +27,23 @@ from cni.netns.watch import Watch
 
 log = structlog.get_logger("follow")
 
-# seconds; one address comes as several events, and an ADD makes some of its own. Far below the second that is promised
+# Seconds to wait for more events: a new address causes several, and an ADD causes some of its own. Far below the one
+# second in which docs/semantics.md promises that a change counts.
 _SETTLE = 0.1
-# how often the Pods of strict proxies are looked at: their containers come after the ADD, and are restarted
+# Seconds between two looks at the Pods of strict proxies: their containers come after the ADD, and may be restarted.
 _PROXY_SECONDS = 0.25
-_AFTER_FAILURE = 1.0
+_AFTER_FAILURE = 1.0  # seconds of pause
 
 
 class Swept(NamedTuple):
-    """What a sweep has done: whose entries went with their namespaces, and which pods are steered again."""
+    """The outcome of a sweep: the pods removed with their dead namespaces, and the cookies of pods steered again."""
 
     gone: list[Identity]
     steered: list[int]
 
 
 class Follower:
-    """Follows what is enrolled while running(). watch() and forget() may be called from any thread."""
+    """Follows the enrolled pods while in `with running()`. watch() and forget() may be called from any thread."""
 
     def __init__(self, enrolments: Enrolments, proxies: StrictProxies, proc: Path = Path("/proc")) -> None:
         self._enrolments = enrolments
@@ -50,25 +51,25 @@ class Follower:
         self._proc = proc
         self._watch = Watch()
         self._stopping = threading.Event()
-        self._refreshing = threading.Lock()  # between looking and writing: what was seen first is written first
+        self._refreshing = threading.Lock()  # held from a look to the writing of what it saw, so that the newest wins
 
     def watch(self, cookie: int, netns_fd: int) -> None:
-        """Follow a namespace from now on. Raises SandboxInvalid when the kernel refuses."""
+        """Follow a namespace from now on. The descriptor is not kept. Raises SandboxInvalid if the kernel refuses."""
         try:
             self._watch.add(cookie, netns_fd)
         except OSError as error:
             raise SandboxInvalid(f"cannot watch the pod's network namespace: {error.strerror}") from error
 
     def look_for_proxies(self) -> None:
-        """Look for the containers of strict proxies now: one has been enrolled."""
+        """Have the thread look for the containers of strict proxies now, because a strict pod has been enrolled."""
         self._watch.wake()
 
     def forget(self, cookie: int) -> None:
-        """Stop following one."""
+        """Stop following a namespace."""
         self._watch.remove(cookie)
 
     def sweep(self) -> Swept:
-        """Let go of the pods whose namespace is gone, and steer those again that live but have lost their link."""
+        """Remove pods whose namespace is gone, and steer pods again whose namespace lives but has lost its link."""
         lost = self._enrolments.unsteered()
         alive, steered = set(), []
         if lost:
@@ -87,12 +88,12 @@ class Follower:
             return False
 
     def look_at_all(self) -> None:
-        """Compare every enrolled pod with its namespace: a safety net, should an event ever be missed."""
+        """Bring the entries of every enrolled pod up to date: a safety net in case an event was missed."""
         self._refresh_all(frozenset(self._enrolments.cookies()))
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Follow in a thread of its own meanwhile."""
+        """Follow in a separate thread until the `with` block ends."""
         thread = threading.Thread(target=self._run, name="follow")
         thread.start()
         try:
@@ -104,13 +105,13 @@ class Follower:
             self._watch.close()
 
     def _run(self) -> None:
-        """Pods that were enrolled before this process first, then what happens."""
+        """First take up the pods that were enrolled before this process started, then follow events."""
         self._guarded(self._adopt)
         while not self._stopping.is_set():
             self._guarded(self._follow_once)
 
     def _guarded(self, step: Callable[[], None]) -> None:
-        """Whatever goes wrong for one pod must not end the following of all."""
+        """Run a step and log its failure: a failure with one pod must not end the thread that follows all pods."""
         try:
             step()
         except Exception:

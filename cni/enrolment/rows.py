@@ -1,4 +1,4 @@
-"""One pod's entries as rows of the tables, so that writing, comparing and removing them need not know what they say."""
+"""One pod's entries as rows of tables. Code that writes, compares or removes rows need not know their meaning."""
 
 import ctypes
 from collections.abc import Collection, Iterator, Mapping
@@ -19,13 +19,13 @@ from bpf.layout import (
 from cni.enrolment.entries import Entries
 from cni.netns.sandbox import Sandbox
 
-# the tables with rows of single pods, beside pods itself
+# The tables, besides pods, whose rows belong to one pod each. Rows in LASTING do not change with the namespace.
 LASTING = ("port_rules", "networks")
 TABLES = (*LASTING, "routes", "interfaces", "addresses")
 
 
 class TableRow(NamedTuple):
-    """A key and value of one table, and what they say in words."""
+    """A key and value of one table, and the sentence that CHECK prints if the table has no such row."""
 
     table: str
     key: ctypes.Structure
@@ -34,7 +34,7 @@ class TableRow(NamedTuple):
 
 
 def rows_of(cookie: int, entries: Entries) -> Iterator[TableRow]:
-    """All that a pod has. What the annotations say comes first, and stays as it is for the pod's life."""
+    """All rows of a pod: first those from its annotations, then those that change with its namespace."""
     yield from port_rows(cookie, entries.port_rules)
     for network, verdict in entries.networks.items():
         meaning = f"range {network} should be {NetworkVerdict(verdict).name}"
@@ -43,13 +43,13 @@ def rows_of(cookie: int, entries: Entries) -> Iterator[TableRow]:
 
 
 def port_rows(cookie: int, port_rules: Mapping[int, PortRule]) -> Iterator[TableRow]:
-    """The rules of ports."""
+    """The rows for a pod's port rules. Ports are in host order."""
     for port, rule in port_rules.items():
         yield TableRow("port_rules", PortKey(cookie, port), Word(rule), f"port {port} should be {PortRule(rule)!s}")
 
 
 def live_rows(cookie: int, sandbox: Sandbox, excluded_interfaces: Collection[str]) -> Iterator[TableRow]:
-    """What the namespace looks like: it changes with it."""
+    """The rows that change with the namespace."""
     for network, way in sandbox.ways.items():
         meaning = f"route to {network} should leave through interface {way.ifindex} from {way.source}"
         yield TableRow(

@@ -1,7 +1,7 @@
-"""Which cgroup is the proxy's container in? For Pods that ask for a strict proxy.
+"""Finds the cgroup of the proxy's container, for Pods that ask for a strict proxy.
 
-At ADD there is no container yet. Its id comes with the Pod's status, and runtimes name the container's cgroup after it,
-so the two are looked for until they are there, and again, as a container that is restarted is another one.
+At ADD there is no container yet. Its id appears later in the Pod's status, and runtimes name the container's cgroup
+after the id. The agent looks until it finds both, and goes on looking, because a restarted container has a new id.
 """
 
 import os
@@ -20,21 +20,21 @@ class StrictProxies:
     """The proxies table: netns cookie → cgroup id of the pod's proxy container."""
 
     def __init__(self, pods: PodSource, tables: Tables, cgroup: Path) -> None:
-        """`cgroup` is the cgroup2 directory below which all pods are."""
+        """`cgroup` is the cgroup2 directory that has the cgroups of all pods below it."""
         self._pods = pods
         self._tables = tables
         self._cgroup = cgroup
-        self._known: dict[int, str] = {}  # cookie → container id that the table has the cgroup of
+        self._known: dict[int, str] = {}  # netns cookie → id of the container whose cgroup is in the table
 
     def refresh(self) -> bool:
-        """Look for the proxies of all strict pods; False when there is no such pod. Each takes one look at its Pod."""
+        """Look once for the proxy containers of all strict pods. Returns False if there is no strict pod."""
         strict = {
             key.cookie: (entry.namespace.decode(), entry.name.decode(), entry.uid.decode())
             for key, entry in self._tables.pods.every()
             if entry.flags & PodFlags.STRICT
         }
         self._known = {cookie: container for cookie, container in self._known.items() if cookie in strict}
-        # not find(), which asks the API server for what it does not know: this is done several times a second
+        # not find(): it asks the API server about a Pod that it does not know, and this runs several times a second
         known = (self._pods.every() or []) if strict else []
         for cookie, (namespace, name, uid) in strict.items():
             for pod in known:
@@ -55,7 +55,7 @@ class StrictProxies:
 
 
 def find_cgroup(root: Path, container_id: str) -> Path | None:
-    """The cgroup of a container: below `root`, named after its id, alone or as in `cri-containerd-<id>.scope`."""
+    """A container's cgroup: the directory below `root` with the id in its name, as in `cri-containerd-<id>.scope`."""
     for directory, below, _ in os.walk(root):
         for name in below:
             if container_id in name:

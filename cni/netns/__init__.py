@@ -1,1 +1,1 @@
-"""What is read and done inside a network namespace: addresses, routes, sockets, processes, listeners."""
+"""Reads and changes what is inside a network namespace: addresses, routes, sockets, processes, listeners."""

@@ -1,7 +1,8 @@
-"""The listening sockets of proxies that are older than their pods' enrolment.
+"""Finds listening sockets that a pod's proxy bound before the pod was enrolled.
 
-What the programs have not seen bound is not marked as the proxy's, so it is never steered to, even if it listens only
-later. Such sockets are fetched from the process that has them and registered as sockops.c does with the marked ones.
+The programs mark the proxy's sockets when they are bound. A socket that was bound before has no mark. So nothing is
+steered to it, even if it begins to listen later. This module copies such sockets from the proxy's processes. The caller
+registers them, as sockops.c does with marked sockets.
 """
 
 import os
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
 from bpf.syscalls import Descriptor
 from cni.netns.pidfd import copy_of, sockets_of
-from cni.netns.proc_net import SocketRow, table
+from cni.netns.proc_net import SocketRow, table_of_sockets
 from cni.netns.processes import GONE
 from cni.netns.sandbox import cookie_of_socket, visit
 from cni.netns.sock_diag import LISTEN, Diag, TcpSocket
@@ -26,16 +27,19 @@ _PORTS = (INBOUND_PORT, OUTBOUND_PORT)
 
 @dataclass(frozen=True)
 class Proxy:
-    """Who is a pod's proxy; ids as the initial user namespace has them."""
+    """How to recognise a pod's proxy. The ids are those of the initial user namespace."""
 
     cookie: int
     uid: int
     gid: int
-    container: str = ""  # only processes of this one; empty: anybody with the ids
+    container: str = ""  # id of the container that its processes are in; empty: the ids are enough
 
 
 class Listener(NamedTuple):
-    """A copy of a listening socket, which whoever gets it closes; `anywhere` is whether it is bound to no address."""
+    """A copy of a listening socket, which the receiver closes.
+
+    `port` is in host order. `anywhere` means that the socket is bound to 0.0.0.0 or ::.
+    """
 
     socket: socket.socket
     port: int
@@ -43,9 +47,10 @@ class Listener(NamedTuple):
 
 
 def listeners_of(proxy: Proxy, pids: list[int], proc: Path) -> Iterator[Listener]:
-    """The proxy's listeners among the sockets of a namespace's processes; both families get their share of the slots.
+    """The proxy's listeners among the sockets of `pids`, which are processes of one network namespace.
 
-    Takes CAP_SYS_PTRACE and the node's process ids. What ends meanwhile is left out.
+    IPv4 and IPv6 listeners take turns, so that both get a share of the slots. Processes and sockets that end meanwhile
+    are left out. `proc` is a procfs of the node. Needs CAP_SYS_PTRACE and the node's pid namespace.
     """
     wanted = _listening_for_proxies(pids, proc)
     if not wanted:
@@ -65,20 +70,20 @@ def listeners_of(proxy: Proxy, pids: list[int], proc: Path) -> Iterator[Listener
 
 
 def listening() -> list[TcpSocket | SocketRow]:
-    """What listens in the calling thread's namespace.
+    """The listening TCP sockets of the calling thread's namespace.
 
-    sock_diag(7) goes over listeners alone. net/tcp goes over every bucket of the machine's table of connections, which
-    takes milliseconds each time; it is for kernels without tcp_diag.
+    sock_diag(7) visits listeners only. Reading net/tcp visits every bucket of the machine's connection table, which
+    takes milliseconds each time. So net/tcp is read only if the kernel has no tcp_diag.
     """
     try:
         with Diag() as diag:
             return list(diag.sockets(LISTEN))
     except OSError:
-        return [each for each in chain(table("tcp"), table("tcp6")) if each.state == LISTEN]
+        return [each for each in chain(table_of_sockets("tcp"), table_of_sockets("tcp6")) if each.state == LISTEN]
 
 
 def _listening_for_proxies(pids: list[int], proc: Path) -> dict[int, int]:
-    """Inode → family of what listens on the proxy's ports in the namespace that all these processes are in."""
+    """The sockets that listen on the proxy's ports in the namespace of these processes: inode → address family."""
     for pid in pids:
         with suppress(*GONE), Descriptor(os.open(proc / str(pid) / "ns/net", os.O_RDONLY | os.O_CLOEXEC)) as netns:
             return {
@@ -94,7 +99,7 @@ def _is_of_container(proc: Path, pid: int, container: str) -> bool:
 
 
 def _is_listener(copy: socket.socket, proxy: Proxy) -> bool:
-    """Whether it listens for this pod's proxy. It belongs to whoever opened it, as Istio's owner rules have it."""
+    """Whether a socket listens for this pod's proxy. It belongs to its opener's user and group, as in Istio's rules."""
     owner = os.fstat(copy.fileno())
     if cookie_of_socket(copy) != proxy.cookie or not copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return False

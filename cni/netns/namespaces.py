@@ -1,7 +1,7 @@
-"""Finds the network namespaces of this node again, by cookie, without having held them in between.
+"""Finds network namespaces of this node by cookie.
 
-A held descriptor would keep a deleted pod's namespace alive, so a running agent and one that starts again look for the
-namespace where it must be if it is in use: mounted on a file (what container runtimes do) or some process's own.
+The agent keeps no descriptors of namespaces, because a descriptor would keep a deleted pod's namespace alive. Instead
+it searches the places where a namespace in use must be: container runtimes mount it on a file, or a process is in it.
 """
 
 import os
@@ -18,16 +18,16 @@ from cni.netns.processes import GONE
 from cni.netns.sandbox import own_cookie, visit
 
 PROC = Path("/proc")
-# uapi/linux/capability.h: seeing other users' namespaces, and entering any
+# numbers from uapi/linux/capability.h: to see namespaces of other users' processes, and to enter namespaces
 _LOOKING = ((19, "CAP_SYS_PTRACE"), (21, "CAP_SYS_ADMIN"))
 
 
 class NoProcfs(SidestepError):
-    """The directory that is to be a procfs of the node is none."""
+    """The directory given as the node's procfs is not one."""
 
 
 def why_absent(proc: Path) -> str:
-    """What is to be done about a namespace that is not found."""
+    """A sentence for a namespace that was not found: the likely reason, and what to do."""
     effective = capabilities()
     if missing := [name for bit, name in _LOOKING if not effective >> bit & 1]:
         return f"network namespace not found without {' and '.join(missing)}; run as root with all capabilities"
@@ -38,11 +38,12 @@ def why_absent(proc: Path) -> str:
 def find_netns(
     cookies: Collection[int], inodes: Collection[int] | None = None, proc: Path = PROC
 ) -> Iterator[Iterator[tuple[int, int]]]:
-    """Look for namespaces: an iterator over (cookie, descriptor), each good until the next; those not found are absent.
+    """Look for the namespaces of `cookies`. Gives an iterator over (cookie, descriptor) of those that were found.
 
-    An inode is a namespace's for life: who knows those of all `cookies` passes them, and other namespaces are not even
-    entered. `proc` is a procfs of the node, which in a container is not the one in /proc; it takes CAP_SYS_PTRACE to
-    see the namespaces of other users' processes, and CAP_SYS_ADMIN to read a cookie. Raises OSError, NoProcfs.
+    A descriptor is valid until the iterator's next step. A namespace keeps its inode for life: if the `inodes` of all
+    `cookies` are given, no other namespace is entered. `proc` is a procfs of the node; inside a container, /proc is
+    not. Needs CAP_SYS_PTRACE to see the namespaces of other users' processes, and CAP_SYS_ADMIN to enter a namespace
+    and read its cookie. Raises OSError, NoProcfs.
     """
     with closing(_search(set(cookies), inodes, proc)) as found:
         yield found
@@ -58,9 +59,9 @@ def _search(left: set[int], inodes: Collection[int] | None, proc: Path) -> Gener
         try:
             opened = Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         except GONE:
-            continue  # the same namespace may be found in another place
+            continue  # another path may lead to the same namespace
         with opened as netns:
-            if os.fstat(netns.fd).st_ino != inode:  # something else is mounted over it, or there by now
+            if os.fstat(netns.fd).st_ino != inode:  # something else is mounted over it, or the process has changed
                 continue
             try:
                 cookie = visit(netns.fd, lambda _: own_cookie())
@@ -83,9 +84,9 @@ def _own_inode(proc: Path) -> int:
 
 
 def _places(proc: Path) -> Iterator[tuple[Path, int]]:
-    """Where namespaces are to be had, with their inodes; the same one in many places."""
+    """The paths where namespaces can be opened, each with its inode. Many paths may lead to one namespace."""
     mount_namespaces = set()
-    for name in ("self", "1"):  # in a container, the runtime's mounts are only those of the node's first process
+    for name in ("self", "1"):  # in a container, the runtime's mounts are seen only through the node's first process
         try:
             mount_namespace = (proc / name / "ns/mnt").stat().st_ino
             if mount_namespace not in mount_namespaces:
@@ -104,10 +105,10 @@ def _places(proc: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _mounted(mountinfo: bytes, root: Path) -> Iterator[tuple[Path, int]]:
-    """Network namespaces that are mounted: proc_pid_mountinfo(5), fields 4 (net:[inode]) and 5 (below `root`)."""
+    """The mounted network namespaces: proc_pid_mountinfo(5), field 4 is net:[inode], field 5 the path below `root`."""
     for line in mountinfo.splitlines():
         if b" net:[" in line and b" - nsfs " in line:
             _, _, _, name, place, *_ = line.split(b" ")
-            # blanks, backslashes and line ends are written as three octal digits
+            # blanks, backslashes and line ends are written as a backslash and three octal digits
             plain = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), place)
             yield root / os.fsdecode(plain.lstrip(b"/")), int(name[5:-1])

@@ -1,4 +1,4 @@
-"""Copies of other processes' sockets, by which they can be asked what only their owner can ask them."""
+"""Copies sockets of other processes, because only a process that holds a socket can ask the kernel all about it."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def sockets_of(proc: Path, pid: int) -> Iterator[tuple[int, int]]:
-    """Descriptor and inode of each socket that a process has; `proc` is a procfs of the node."""
+    """The descriptor number and the inode of each socket that a process has. `proc` is a procfs of the node."""
     with suppress(*GONE):
         for each in (proc / str(pid) / "fd").iterdir():
             with suppress(*GONE):
@@ -25,9 +25,10 @@ def sockets_of(proc: Path, pid: int) -> Iterator[tuple[int, int]]:
 
 
 def copy_of(pid: int, number: int, inode: int) -> socket.socket:
-    """A copy of another process's socket, which the caller closes. Takes CAP_SYS_PTRACE and the node's process ids.
+    """Copy the socket that process `pid` has as descriptor `number`. The caller closes the copy.
 
-    Raises OSError, also when the number is something else's by now.
+    `inode` is the socket's: if the descriptor is something else by now, this raises ProcessLookupError. Raises other
+    OSErrors as well. Needs CAP_SYS_PTRACE and the node's pid namespace.
     """
     with Descriptor(os.pidfd_open(pid)) as process:
         got = int(_LIBC.syscall(_PIDFD_GETFD, process.fd, number, 0))

@@ -1,6 +1,6 @@
-"""The few things that capture needs inside a pod's namespace besides map entries: addresses and routes of lo.
+"""Prepares a pod's namespace for capture: an address and routes of lo, and in TPROXY mode a rule and some settings.
 
-Everything may be repeated: an ADD that is tried again, or an address that has changed, finds what is there already.
+Each step may be repeated, because an ADD may be tried again and an address may change.
 """
 
 import errno
@@ -14,10 +14,10 @@ from cni.netns.rtnl import LOCAL_TABLE, IpAddress, IpNetwork, Rtnl
 from cni.netns.sandbox import INBOUND_SOURCE6, Sandbox
 
 _LOOPBACK = 1  # ifindex of lo in every namespace
-# Istio's own numbers for TPROXY: the mark of the proxy's connections to the application, and the table for it
+# Istio's own numbers for TPROXY: the mark of the proxy's connections to the application, and the routing table for it
 _MARK, _TABLE = 1337, 133
-# Answers to a marked packet have its mark, and so are routed to the proxy as well: those of the socket that accepts a
-# SYN (for both families), and a refusal, for which there is no socket.
+# With these settings, the answers to a marked packet get its mark and are routed to the proxy too. tcp_fwmark_accept is
+# for accepted sockets of both families. fwmark_reflect is for answers without a socket, such as a refusal.
 _KEEP_MARK = [
     Path("sys/net/ipv4/tcp_fwmark_accept"),
     Path("sys/net/ipv4/fwmark_reflect"),
@@ -28,8 +28,8 @@ _KEEP_MARK = [
 def prepare(rtnl: Rtnl, sandbox: Sandbox, ipv6: bool, tproxy: bool, proc: Path = Path("/proc")) -> None:
     """Make the calling thread's namespace ready for capture.
 
-    `ipv6` is whether that is captured, `tproxy` whether the mode is TPROXY. `proc` is a procfs whose settings may be
-    written, which a container's own may not. Raises SandboxInvalid.
+    `ipv6` says whether IPv6 is captured, `tproxy` whether the mode is TPROXY. `proc` must be a procfs with writable
+    settings; those in a container's own /proc are not. Raises SandboxInvalid.
     """
     try:
         if ipv6:
@@ -46,31 +46,34 @@ def prepare(rtnl: Rtnl, sandbox: Sandbox, ipv6: bool, tproxy: bool, proc: Path =
 
 
 def is_stale(rtnl: Rtnl, sandbox: Sandbox, ipv6: bool) -> bool:
-    """Whether the pod's address has changed, or had not settled, since prepare()."""
+    """Whether prepare() must run again: the pod's address has changed, or was still tentative at the last time."""
     sources = rtnl.local_sources(LOCAL_TABLE)
     wanted = [(SPREAD4, sandbox.routable(4))] + ([(SPREAD6, sandbox.routable(6))] if ipv6 else [])
     return any(network not in sources or sources[network] != source for network, source in wanted)
 
 
 def _add_inbound_source(rtnl: Rtnl) -> None:
-    """::6 is where Envoy's inbound clusters and Istio's probes dial from; 127.0.0.6 needs no address."""
+    """Add ::6 to lo. Envoy's inbound clusters and Istio's probes dial from it, or from 127.0.0.6, which lo has."""
     with suppress(FileExistsError):
         rtnl.add_address(INBOUND_SOURCE6, _LOOPBACK)
 
 
 def _spread(rtnl: Rtnl, network: IpNetwork, source: IpAddress | None) -> None:
-    """Captured connections go to many addresses of lo; a socket that is not bound gets the pod's address as source."""
+    """Make `network` local, because captured connections are spread over its addresses.
+
+    `source` is the pod's address. Sockets that are not bound to an address get it as their source.
+    """
     try:
         rtnl.make_local(network, _LOOPBACK, LOCAL_TABLE, source)
     except OSError as error:
         if error.errno != errno.EINVAL or source is None:
             raise
-        # the address is still tentative: connect.c binds it where that matters, and it is set once it has settled
+        # The address is still tentative: leave it out. connect.c binds it where that matters; follow.py sets it later.
         rtnl.make_local(network, _LOOPBACK, LOCAL_TABLE, None)
 
 
 def _answer_to_proxy(rtnl: Rtnl, version: int) -> None:
-    """What the application sends to a client whose address the proxy has borrowed stays in the pod."""
+    """Keep the application's answers in the pod: the proxy dials the application from the client's address."""
     everything = ip_network("0.0.0.0/0" if version == 4 else "::/0")
     with suppress(FileExistsError):
         rtnl.route_mark(version, _MARK, _TABLE)

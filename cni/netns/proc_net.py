@@ -1,4 +1,4 @@
-"""The sockets of a network namespace as proc_pid_net(5) shows them: with the addresses that the kernel really uses."""
+"""Lists the sockets of a network namespace from proc_pid_net(5), with the addresses that the kernel really uses."""
 
 import socket
 import struct
@@ -11,7 +11,7 @@ from cni.policy.decision import IPAddress
 
 
 class SocketRow(NamedTuple):
-    """One socket; ports in host order, IPv4-mapped addresses as IPv4."""
+    """One socket. Ports are in host order; IPv4-mapped addresses are given as IPv4."""
 
     family: socket.AddressFamily
     local_ip: IPAddress
@@ -22,7 +22,7 @@ class SocketRow(NamedTuple):
     inode: int
 
 
-def table(name: str) -> Iterator[SocketRow]:
+def table_of_sockets(name: str) -> Iterator[SocketRow]:
     """The rows of one file (tcp, tcp6, udp, udp6) in the calling thread's namespace; none in a kernel without IPv6."""
     path = Path("/proc/thread-self/net") / name
     if path.exists():
@@ -31,23 +31,23 @@ def table(name: str) -> Iterator[SocketRow]:
 
 
 def rows(lines: Iterable[str]) -> Iterator[SocketRow]:
-    """What net/tcp, net/tcp6, net/udp or net/udp6 has."""
+    """Parse the lines of net/tcp, net/tcp6, net/udp or net/udp6."""
     for line in lines:
         columns = line.split()
-        if len(columns) > 9 and ":" in columns[1]:  # else the titles
+        if len(columns) > 9 and ":" in columns[1]:  # else it is the line of titles
             family = socket.AF_INET if len(columns[1].partition(":")[0]) == 8 else socket.AF_INET6
             yield SocketRow(family, *_end(columns[1]), *_end(columns[2]), int(columns[3], 16), int(columns[9]))
 
 
 def _end(text: str) -> tuple[IPAddress, int]:
-    """Address and port: 32-bit words as the machine has them, in hexadecimal."""
+    """Parse an address and a port, both in hexadecimal. The address is 32-bit words in the machine's byte order."""
     digits, _, port = text.partition(":")
     raw = b"".join(struct.pack("=I", int(digits[at : at + 8], 16)) for at in range(0, len(digits), 8))
     return IPv4Address(raw) if len(raw) == 4 else plain(IPv6Address(raw)), int(port, 16)
 
 
 def plain(ip: IPAddress) -> IPAddress:
-    """IPv4-mapped addresses as IPv4."""
+    """An IPv4-mapped address as IPv4; any other address unchanged."""
     return getattr(ip, "ipv4_mapped", None) or ip
 
 
@@ -57,5 +57,5 @@ def endpoint(ip: object, port: int) -> str:
 
 
 def family_of(ip: IPAddress) -> socket.AddressFamily:
-    """Of the socket that is to connect to it."""
+    """The family of a socket that can connect to this address."""
     return socket.AF_INET if ip.version == 4 else socket.AF_INET6

@@ -1,4 +1,4 @@
-"""Which processes of the node are in which network namespace and which containers: one walk of /proc."""
+"""Groups the node's processes by network namespace, with their containers and pods, in one walk of /proc."""
 
 import os
 import re
@@ -7,11 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# How containerd and CRI-O name containers, in cgroup paths as in a Pod's status. A static pod's UID has 32 such digits.
+# A container's id from containerd or CRI-O, in a cgroup path. A static pod's UID has 32 such digits too, after "pod".
 _CONTAINER_ID = re.compile(r"(?<!pod)[0-9a-f]{32,64}")
-# how kubelet names a pod's cgroup: its systemd driver writes the UID with underscores
+# A pod's UID in the name that kubelet gives the pod's cgroup. With the systemd driver it has underscores for hyphens.
 _POD_UID = re.compile(r"pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12})")
-# a process or mount that went away meanwhile, or one that is not ours to look into; not EMFILE and its like
+# Errors for a process or mount that is gone by now, or that we may not look into. Others (EMFILE, say) are faults.
 GONE = (FileNotFoundError, ProcessLookupError, PermissionError, NotADirectoryError)
 
 
@@ -29,10 +29,10 @@ class Crowd:
 
 
 def crowds(proc: Path) -> dict[int, Crowd]:
-    """By the inode of the namespace, the longest inhabited first; the node's own is left out.
+    """The crowds of the node by the inode of their namespace, the one with the oldest process first.
 
-    `proc` is a procfs of the node. Takes CAP_SYS_PTRACE to see other users' processes. Those that end meanwhile are
-    left out.
+    The namespaces of the node and of this process are left out, and so are processes that end meanwhile. `proc` is a
+    procfs of the node. Needs CAP_SYS_PTRACE to see other users' processes.
     """
     own = set(_own(proc))
     found: dict[int, Crowd] = {}
@@ -45,7 +45,7 @@ def crowds(proc: Path) -> dict[int, Crowd]:
         except GONE:
             continue
     outer = set(_containers(_cgroups(proc, "self") + _cgroups(proc, "1")))  # the node may be a container itself
-    for _, pid, inode in sorted(seen):  # ids of processes are used again, so they do not tell who is older
+    for _, pid, inode in sorted(seen):  # by start time: process ids are used again, so they do not tell the age
         paths = _cgroups(proc, str(pid))
         if paths:
             crowd = found.setdefault(inode, Crowd(inode))
@@ -56,7 +56,7 @@ def crowds(proc: Path) -> dict[int, Crowd]:
 
 
 def netns_of_crowd(proc: Path, crowd: Crowd) -> int | None:
-    """A descriptor of the crowd's namespace; None when everybody has left it. The caller closes it."""
+    """A descriptor of the crowd's namespace, which the caller closes; None if all its processes have left it."""
     for pid in crowd.pids:
         try:
             opened = os.open(proc / str(pid) / "ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -64,25 +64,25 @@ def netns_of_crowd(proc: Path, crowd: Crowd) -> int | None:
             continue
         if os.fstat(opened).st_ino == crowd.inode:
             return opened
-        os.close(opened)  # the number is another process's by now
+        os.close(opened)  # another process has this id by now, or the process has changed its namespace
     return None
 
 
 def _cgroups(proc: Path, pid: str) -> str:
-    """A line a hierarchy, with the path; empty when the process is gone."""
+    """The text of a process's cgroup file, with one path a line. Empty if the process is gone."""
     with suppress(*GONE):
         return (proc / pid / "cgroup").read_text()
     return ""
 
 
 def _containers(paths: str) -> list[str]:
-    """The innermost container of each path."""
+    """The id of the innermost container in each path, each once."""
     ids = (_CONTAINER_ID.findall(line)[-1:] for line in paths.splitlines())
     return list(dict.fromkeys(each for line in ids for each in line))
 
 
 def _own(proc: Path) -> Iterator[int]:
-    """The namespace of this process and that of the node's first process, which may be out of sight in a sandbox."""
+    """The inodes of the network namespaces of this process and of the node's first process, if they can be read."""
     for name in ("self", "1"):
         with suppress(*GONE):
             yield (proc / name / "ns/net").stat().st_ino
@@ -95,5 +95,8 @@ def _pids(proc: Path) -> Iterator[int]:
 
 
 def _started(proc: Path, pid: int) -> int:
-    """Clock ticks from boot to the process's start: proc_pid_stat(5), field 22; the name in field 2 may have blanks."""
+    """When a process started, in clock ticks since boot: field 22 of proc_pid_stat(5).
+
+    The name in field 2 may have blanks, so fields are counted from behind its closing bracket.
+    """
     return int((proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[19])

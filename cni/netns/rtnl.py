@@ -1,9 +1,9 @@
-"""One rtnetlink conversation in the calling thread's namespace: pyroute2's messages over a plain socket.
+"""An rtnetlink conversation in the calling thread's namespace: pyroute2's messages and parser over a plain socket.
 
-pyroute2's IPRoute would do only a part of this. It gives each thread a socket of its own, but Watch's has to stay in
-the namespace made for it. It numbers its requests itself, but by our number Watch knows what we have changed ourselves.
-And it brings an event loop to every socket: an ADD's conversation takes 1.6 ms with it and 0.7 here (0.17 to open one,
-0.1 more for each request). So these are its message classes and its parser over a plain socket.
+pyroute2's own IPRoute does not fit, for three reasons. It gives each thread its own socket, but Watch's socket has to
+stay in the namespace made for it. It numbers the requests itself, but Watch recognises sidestep's own changes by our
+number. And it runs an event loop for each socket: the conversation of an ADD takes 1.6 ms with IPRoute and 0.7 ms here
+(IPRoute takes 0.17 ms to open, and 0.1 ms more for each request).
 """
 
 import os
@@ -37,16 +37,17 @@ _RT_SCOPE_HOST, _RTPROT_STATIC = 254, 4
 _FR_ACT_TO_TBL = 1
 _NLM_F_DUMP_INTR = 0x10  # uapi/linux/netlink.h
 _DUMP_TRIES = 10
-_SO_RCVBUFFORCE = 33  # uapi/asm-generic/socket.h; not bound by net.core.rmem_max
-_NOT_ASSIGNED = 0xFFFFFFFF  # uapi/linux/net_namespace.h: NETNSA_NSID_NOT_ASSIGNED, -1 in a field pyroute2 has unsigned
-# nlmsg_seq of all our requests ("side"): the kernel's events about a change have that of the request, or 0
+_SO_RCVBUFFORCE = 33  # uapi/asm-generic/socket.h; may exceed net.core.rmem_max
+# NETNSA_NSID_NOT_ASSIGNED (uapi/linux/net_namespace.h) is -1; pyroute2 reads the field as unsigned
+_NOT_ASSIGNED = 0xFFFFFFFF
+# nlmsg_seq of all our requests ("side" in ASCII). The kernel's message about a change has its request's number, or 0.
 SEQUENCE = 0x73696465
-_BUFFER = 1 << 16  # the kernel fills at most 32 KiB a datagram (NLMSG_GOODSIZE and growth)
+_BUFFER = 1 << 16  # bytes; the kernel's datagrams have at most 32 KiB (NLMSG_GOODSIZE and growth)
 
 
 @dataclass(frozen=True)
 class SubnetAddress:
-    """An address of an interface, and the subnet it was given with."""
+    """An address of an interface, with its subnet."""
 
     ip: IpAddress
     ifindex: int
@@ -55,7 +56,7 @@ class SubnetAddress:
 
 @dataclass(frozen=True)
 class UnicastRoute:
-    """A unicast route of the main table: where packets for `network` leave."""
+    """A unicast route of the main table: packets for `network` leave through interface `ifindex`."""
 
     network: IpNetwork
     ifindex: int
@@ -63,7 +64,10 @@ class UnicastRoute:
 
 
 class Rtnl:
-    """A conversation with the namespace it is made in, from any thread, one at a time; a context manager."""
+    """A conversation with the network namespace of the thread that makes it; a context manager.
+
+    Any thread may use it, one at a time.
+    """
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
@@ -88,7 +92,7 @@ class Rtnl:
             yield SubnetAddress(ip, reply["index"], subnet)
 
     def add_address(self, ip: IpAddress, ifindex: int) -> None:
-        """Put a host address on an interface. Raises OSError, FileExistsError when it is there already."""
+        """Put a host address on an interface. Raises OSError; FileExistsError if the address is there already."""
         told = {"IFA_LOCAL": str(ip), "IFA_ADDRESS": str(ip)}
         message = _filled(ifaddrmsg(), told, family=_FAMILIES[ip.version], prefixlen=ip.max_prefixlen, index=ifindex)
         self._do(message, rtnl.RTM_NEWADDR, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
@@ -99,7 +103,7 @@ class Rtnl:
             yield reply.get_attr("IFLA_IFNAME"), reply["index"]
 
     def routes(self) -> Iterator[UnicastRoute]:
-        """The main table's unicast routes of both families; of several next hops the first."""
+        """The main table's unicast routes of both families. If a route has several next hops, the first counts."""
         for reply, network in self._dump_routes(MAIN_TABLE, _RTN_UNICAST):
             hops = reply.get_attr("RTA_MULTIPATH") or ()
             ifindex = reply.get_attr("RTA_OIF") or next((hop["oif"] for hop in hops), None)
@@ -107,7 +111,7 @@ class Rtnl:
                 yield UnicastRoute(network, ifindex, reply.get_attr("RTA_PRIORITY") or 0)
 
     def source_to(self, destination: IpAddress) -> IpAddress | None:
-        """The source that the kernel would choose for a destination; None where it has no route."""
+        """The source address that the kernel would choose for a destination; None if it has no route there."""
         told = {"RTA_DST": str(destination)}
         request = _filled(rtmsg(), told, family=_FAMILIES[destination.version], dst_len=destination.max_prefixlen)
         try:
@@ -118,7 +122,7 @@ class Rtnl:
         return ip_address(source) if source else None
 
     def local_sources(self, table: int) -> dict[IpNetwork, IpAddress | None]:
-        """The prefixes that a table delivers to this namespace, with the source preferred for each."""
+        """The prefixes that a table delivers to this namespace, each with its preferred source address."""
         return {
             network: ip_address(source) if (source := reply.get_attr("RTA_PREFSRC")) else None
             for reply, network in self._dump_routes(table, _RTN_LOCAL)
@@ -131,9 +135,10 @@ class Rtnl:
                 yield reply, ip_network((reply.get_attr("RTA_DST") or everything, reply["dst_len"]))
 
     def make_local(self, network: IpNetwork, ifindex: int, table: int, source: IpAddress | None) -> None:
-        """Have packets for `network` delivered to this namespace; `source` is preferred as theirs.
+        """Have packets for `network` delivered to this namespace. Replaces an earlier route for it in `table`.
 
-        Replaces an earlier route for it. Raises OSError, with EINVAL when `source` is not a usable address here (yet).
+        `source` is the preferred source address of packets to `network`. Raises OSError; EINVAL if `source` is not, or
+        not yet, a usable address here.
         """
         told: dict[str, str | int] = {"RTA_TABLE": table, "RTA_OIF": ifindex}
         if network.prefixlen:
@@ -145,16 +150,16 @@ class Rtnl:
         self._do(message, rtnl.RTM_NEWROUTE, netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE)
 
     def route_mark(self, version: int, mark: int, table: int) -> None:
-        """Have packets with a firewall mark looked up in a table of their own. Raises FileExistsError on the second."""
+        """Have packets with a firewall mark routed by `table`. Raises OSError; FileExistsError if the rule exists."""
         told = {"FRA_FWMARK": mark, "FRA_TABLE": table}
         message = _filled(fibmsg(), told, family=_FAMILIES[version], table=table, action=_FR_ACT_TO_TBL)
         self._do(message, rtnl.RTM_NEWRULE, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
 
     def number(self, netns_fd: int, nsid: int) -> int:
-        """Give another namespace a number (nsid) in this one; returns the one it has, `nsid` unless it had one before.
+        """Give another namespace the number `nsid` in this one, unless it has a number. Returns the number it has now.
 
-        It keeps the number as long as it exists and is not kept by it. rtnl.RTM_NEWNSID, Linux 4.0. Raises OSError:
-        FileExistsError when the number is taken.
+        The namespace keeps its number as long as it exists; the number does not keep the namespace alive. RTM_NEWNSID,
+        Linux 4.0. Raises OSError; FileExistsError if another namespace has the number.
         """
         try:
             self._do(_filled(nsidmsg(), {"NETNSA_FD": netns_fd, "NETNSA_NSID": nsid}), rtnl.RTM_NEWNSID, 0)
@@ -178,7 +183,7 @@ class Rtnl:
             pass
 
     def _dump(self, message: Any, kind: int) -> list[Any]:
-        """Everything of a kind. The kernel says when something has changed in the middle: then it is asked again."""
+        """All objects of a kind. If the kernel says that something changed during the dump, ask for all of it again."""
         for _ in range(_DUMP_TRIES):
             self._is_interrupted = False
             replies = list(self._ask(message, kind, netlink.NLM_F_DUMP))
@@ -205,10 +210,11 @@ class Rtnl:
 
 
 def listen(groups: Iterable[int], room: int) -> socket.socket:
-    """A socket that hears multicast groups of the calling thread's namespace and of all that have a number in it.
+    """A non-blocking socket that hears multicast groups of the calling thread's namespace, and of all namespaces that
+    have a number there.
 
-    It does not block and has `room` bytes for what is not read yet. Linux 4.2; CAP_NET_ADMIN for the room,
-    CAP_NET_BROADCAST in each namespace's user namespace to hear it. Raises OSError.
+    `room` is the size in bytes of its buffer for unread messages. Needs Linux 4.2, CAP_NET_ADMIN for the buffer, and
+    CAP_NET_BROADCAST in the user namespace of each network namespace to hear. Raises OSError.
     """
     listening = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
     with ExitStack() as undo:
@@ -216,8 +222,9 @@ def listen(groups: Iterable[int], room: int) -> socket.socket:
         listening.setblocking(False)
         listening.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, room)
         listening.setsockopt(netlink.SOL_NETLINK, netlink.NETLINK_LISTEN_ALL_NSID, 1)
-        # A change made with NLM_F_ECHO is not told to sockets that have the port of its maker, in whichever namespace
-        # (do_one_broadcast in af_netlink.c). Ports are usually process ids: take what none can be.
+        # If somebody makes a change with NLM_F_ECHO, the kernel does not tell sockets that have the same netlink port,
+        # in whatever namespace (do_one_broadcast in af_netlink.c). Ports are usually process ids, so take a port that
+        # cannot be a process id.
         listening.bind((1 << 31 | secrets.randbits(31), 0))
         for group in groups:
             listening.setsockopt(netlink.SOL_NETLINK, netlink.NETLINK_ADD_MEMBERSHIP, group)

@@ -1,7 +1,7 @@
-"""A pod's network namespace, seen from inside: cookie, addresses, interfaces, routes. Nothing is changed here.
+"""Looks at a pod's network namespace from inside: cookie, addresses, interfaces, routes. Changes nothing.
 
-The kernel lets a thread, not only a process, enter a namespace. Every visit is a thread of its own that ends inside:
-there is no way back that could fail and leave a worker in the wrong pod.
+The kernel lets a single thread enter a network namespace. Each visit runs in a new thread, which ends inside the
+namespace. No thread has to come back, so a failure cannot leave a worker thread in the wrong pod.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ INBOUND_SOURCE6 = IPv6Address("::6")
 
 @dataclass(frozen=True)
 class InterfaceAddress:
-    """An address, the index of its interface, and what a connection to it from the pod itself comes from."""
+    """An address, its interface's index, and the source address of the pod's own connections to it."""
 
     ip: IpAddress
     ifindex: int
@@ -41,7 +41,7 @@ class InterfaceAddress:
 
 @dataclass(frozen=True)
 class Way:
-    """Where packets leave: interface index, and the source that the kernel chooses, where it is known."""
+    """Where a route leads: the index of its interface, and the source address that the kernel chooses, if known."""
 
     ifindex: int
     source: IpAddress | None
@@ -49,10 +49,11 @@ class Way:
 
 @dataclass(frozen=True)
 class Sandbox:
-    """What capture needs to know of a pod's namespace. `addresses` is in the kernel's order, loopback left out.
+    """What capture needs to know of a pod's namespace.
 
-    `interfaces`, by name, and `ways`, where each prefix of the main table leads, are empty for most pods: those that
-    exclude no interface and have only one.
+    `addresses` are in the kernel's order, without loopback. `interfaces` are indexes by name. `ways` says where each
+    prefix of the main routing table leads. Most pods exclude no interface and have addresses on only one; for them,
+    `interfaces` and `ways` are empty.
     """
 
     cookie: int
@@ -62,18 +63,18 @@ class Sandbox:
 
     @property
     def is_multihomed(self) -> bool:
-        """Whether there is more than one interface that has an address."""
+        """Whether more than one interface has an address that is not link-local."""
         return len({address.ifindex for address in self.addresses if not address.ip.is_link_local}) > 1
 
     def routable(self, version: int) -> IpAddress | None:
-        """The first address of a family (4 or 6) that is not link-local: what the pod is known by."""
+        """The pod's main address of a family (4 or 6): the first that is not link-local."""
         for address in self.addresses:
             if address.ip.version == version and not address.ip.is_link_local:
                 return address.ip
         return None
 
     def captures_ipv6(self, dual_stack: bool) -> bool:
-        """Whether Istio would capture IPv6 here: always if it is the first family, else only with ISTIO_DUAL_STACK."""
+        """Whether Istio would capture IPv6: if it is the pod's only family or, with ISTIO_DUAL_STACK, its second."""
         if self.routable(6) is None:
             return False
         return dual_stack or self.routable(4) is None
@@ -90,7 +91,7 @@ def require_netns(fd: int) -> None:
 
 
 def look(rtnl: Rtnl, excluded_interfaces: Collection[str] = ()) -> Sandbox:
-    """What there is in the namespace that the calling thread is in, as `rtnl` is."""
+    """Look at the calling thread's namespace, with a conversation in the same namespace."""
     sandbox = Sandbox(own_cookie(), tuple(addresses_in(rtnl)))
     if excluded_interfaces or sandbox.is_multihomed:
         return replace(sandbox, interfaces=dict(rtnl.links()), ways=_ways(rtnl))
@@ -98,11 +99,14 @@ def look(rtnl: Rtnl, excluded_interfaces: Collection[str] = ()) -> Sandbox:
 
 
 def addresses_in(rtnl: Rtnl) -> Iterator[InterfaceAddress]:
-    """The addresses alone, in the kernel's order, loopback left out. A namespace may have routes by the thousand."""
+    """The addresses of a namespace in the kernel's order, without loopback.
+
+    If nothing else is needed, this is cheaper than look(): a namespace may have thousands of routes.
+    """
     primaries: dict[tuple[int, IpNetwork], IpAddress] = {}
     for each in rtnl.addresses():
         source = primaries.setdefault((each.ifindex, each.subnet), each.ip) if each.ip.version == 4 else each.ip
-        # ::6 is on every mesh pod's lo: the programs know it, and an address has one owner
+        # ::6 is on the lo of every mesh pod. The programs know it, and the table has one owner for each address.
         if not each.ip.is_loopback and each.ip != INBOUND_SOURCE6:
             yield InterfaceAddress(each.ip, each.ifindex, source)
 
@@ -117,14 +121,17 @@ def _ways(rtnl: Rtnl) -> dict[IpNetwork, Way]:
 
 
 def _somebody_in(network: IpNetwork) -> IpAddress:
-    """An address to ask the way to; of everything, one that no longer prefix should have (RFC 5737, RFC 3849)."""
+    """An address in `network`, to ask the kernel for its route.
+
+    For a default route, take an address for documentation (RFC 5737, RFC 3849), which should have no route of its own.
+    """
     if network.prefixlen == 0:
         return ip_address("192.0.2.1" if network.version == 4 else "2001:db8::1")
     return network[min(1, network.num_addresses - 1)]
 
 
 def require_address(sandbox: Sandbox) -> None:
-    """Raise SandboxInvalid for a pod that has no address yet: it could not be captured."""
+    """Raise SandboxInvalid if a pod has no address yet, because it could not be captured."""
     if sandbox.routable(4) is None and sandbox.routable(6) is None:
         raise SandboxInvalid(
             "no valid local IP address found in CNI_NETNS; sidestep-cni must come after the plugin that gives the pod "
@@ -147,9 +154,9 @@ def cookie_of_socket(which: socket.socket) -> int:
 
 
 def visit(netns_fd: int, work: Callable[[Rtnl], T]) -> T:
-    """Run `work` in a thread inside the namespace and hand back its result or exception.
+    """Run `work` in a thread inside the namespace, and return its result or raise its exception.
 
-    Raises SandboxInvalid when the namespace can't be entered, or the kernel refuses something there.
+    Raises SandboxInvalid if the namespace cannot be entered, and in place of an OSError from `work`.
     """
     outcome: Future[T] = Future()
 
@@ -169,4 +176,4 @@ def visit(netns_fd: int, work: Callable[[Rtnl], T]) -> T:
         return outcome.result()
     except OSError as error:
         words = f"cannot work in the network namespace passed as CNI_NETNS: {error.strerror}"
-        raise SandboxInvalid(words) from error  # whose cause is for those who passed no CNI_NETNS
+        raise SandboxInvalid(words) from error  # callers that were given no CNI_NETNS show the cause instead

@@ -1,7 +1,7 @@
-"""User and group ids of a pod as the kernel's programs see them.
+"""Translates a pod's user and group ids into those that the BPF programs see.
 
-A pod with `hostUsers: false` has a user namespace of its own: its proxy's 1337 is another id outside. Istio's rules are
-read in the user namespace that owns the network namespace, so that is where an id is translated from.
+A pod with `hostUsers: false` has its own user namespace: its proxy's id 1337 is another id outside. The kernel reads
+the ids in Istio's rules in the user namespace that owns the network namespace, so ids are translated from there.
 """
 
 import fcntl
@@ -25,7 +25,10 @@ class _Extent(NamedTuple):
 
 
 def outside_ids(netns_fd: int, uid: int, gid: int) -> tuple[int, int]:
-    """A pod's uid and gid as the initial user namespace has them. Raises SandboxInvalid for one that is not mapped."""
+    """A pod's uid and gid in the initial user namespace. Raises SandboxInvalid if one of them is not mapped.
+
+    `netns_fd` is a descriptor of the pod's network namespace.
+    """
     try:
         owner = fcntl.ioctl(netns_fd, _NS_GET_USERNS)
     except OSError as error:
@@ -38,9 +41,10 @@ def outside_ids(netns_fd: int, uid: int, gid: int) -> tuple[int, int]:
 
 
 def _maps_of(userns_fd: int) -> tuple[list[_Extent], list[_Extent]]:
-    """The maps of a namespace that may have no process: one of ours steps in, and is looked at from here.
+    """The uid map and the gid map of a user namespace, which may have no process yet.
 
-    A thread cannot enter a user namespace, so it takes a process. Read from outside, the maps are in our ids.
+    A child process enters the namespace, because a thread of ours cannot. Its maps are read from outside, so their
+    outer ids are those of our own user namespace.
     """
     argv = ["nsenter", f"--user=/proc/self/fd/{userns_fd}", "--preserve-credentials", "cat"]
     with subprocess.Popen(
@@ -49,7 +53,7 @@ def _maps_of(userns_fd: int) -> tuple[list[_Extent], list[_Extent]]:
         assert visitor.stdin is not None and visitor.stdout is not None and visitor.stderr is not None
         visitor.stdin.write(b".")
         visitor.stdin.flush()
-        if visitor.stdout.read(1) != b".":  # once cat answers it is inside
+        if visitor.stdout.read(1) != b".":  # once cat answers, nsenter has entered the namespace
             words = visitor.stderr.read().decode(errors="replace").strip()
             raise SandboxInvalid(f"cannot enter the user namespace of CNI_NETNS: {words}")
         process = Path("/proc") / str(visitor.pid)

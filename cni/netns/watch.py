@@ -1,10 +1,12 @@
-"""Notices changes of addresses, interfaces and routes in the pods' namespaces, and when a namespace is gone.
+"""Notices when addresses, interfaces or routes in pods' namespaces change, and when a namespace is gone.
 
 A descriptor of a namespace, or a socket inside it, would keep a deleted pod's namespace alive. rtnetlink can listen
 from outside (NETLINK_LISTEN_ALL_NSID): a socket hears every namespace that has a number (nsid) in the socket's own
-namespace, and a number keeps nothing alive. That own namespace is an empty one made for the purpose: the socket then
-hears the watched pods and not the node's own routes, and nobody else gives out numbers in it, so that none is used
-twice and a late message about a dead pod cannot be taken for one about its successor.
+namespace. A number keeps no namespace alive.
+
+The socket's own namespace is an empty one, made for this purpose. So the socket hears the watched pods, but not the
+node's own routes. Nobody else gives out numbers there, and no number is used twice. So a late message about a dead pod
+cannot be taken for a message about another pod.
 """
 
 import ctypes
@@ -34,9 +36,9 @@ _GROUPS = (
     rtnl.RTNLGRP_IPV6_ROUTE,
     rtnl.RTNLGRP_NSID,
 )
-_ROOM = 16 << 20  # bytes, doubled by the kernel: some 30,000 changes; used only while they wait
-_LEAST_COST = 512  # bytes a queued message takes at least: struct sk_buff and skb_shared_info alone are more
-_HEAD = 256  # bytes read of a message: the fixed part, or all of an RTM_DELNSID
+_ROOM = 16 << 20  # bytes of buffer, which the kernel doubles: some 30,000 changes. Takes memory only while they wait
+_LEAST_COST = 512  # bytes of buffer that a message takes at least: struct sk_buff and skb_shared_info alone take more
+_HEAD = 256  # bytes to read of a message: enough for the fixed part, or for all of an RTM_DELNSID
 _CLONE_NEWNET = 0x40000000  # uapi/linux/sched.h
 _AF_BRIDGE = 7  # linux/socket.h
 _IFF_UP = 0x1  # uapi/linux/if.h
@@ -45,7 +47,10 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Changes:
-    """Cookies of the pods to look at again, and of those whose namespace is no more and that are not watched now."""
+    """What has happened, by netns cookie: pods that have `changed`, and pods whose namespace is `gone`.
+
+    Pods that are gone are not watched any more.
+    """
 
     changed: frozenset[int] = frozenset()
     gone: frozenset[int] = frozenset()
@@ -55,14 +60,15 @@ class Changes:
 
 
 class Watch:
-    """One thread waits, any thread adds, removes and wakes. Close it when nobody waits any more.
+    """Watches pods' network namespaces. One thread waits; any thread adds, removes and wakes.
 
-    Linux 5.0, CAP_SYS_ADMIN (the namespace), CAP_NET_ADMIN (numbers, buffer), CAP_NET_BROADCAST (hearing other
-    namespaces): in the agent's user namespace, which includes those of pods below it.
+    Close it when no thread waits any more. Needs Linux 5.0 and, in the agent's user namespace, CAP_SYS_ADMIN (to make a
+    namespace), CAP_NET_ADMIN (for numbers and buffer) and CAP_NET_BROADCAST (to hear other namespaces). These cover the
+    pods' user namespaces too, which are below the agent's.
     """
 
     def __init__(self, room: int = _ROOM) -> None:
-        """`room`: bytes for changes nobody has waited for yet. Raises KernelRefused."""
+        """`room` is the size in bytes of the buffer for changes that nobody has read yet. Raises KernelRefused."""
         self._lock = threading.Lock()
         self._cookies: dict[int, int] = {}  # by nsid
         self._nsids: dict[int, int] = {}  # by cookie
@@ -76,27 +82,27 @@ class Watch:
             self._poll.register(each, select.POLLIN)
 
     def add(self, cookie: int, netns_fd: int) -> None:
-        """Watch a namespace; harmless when repeated. The descriptor is needed during the call only. Raises OSError.
+        """Watch a namespace; harmless if repeated. The descriptor is needed during the call only. Raises OSError.
 
-        Read the pod's state after this, not before: what changes in between would be missed.
+        Read the pod's state after this call. If it is read before, a change in between is missed.
         """
         with self._lock:
             if cookie in self._nsids:
                 return
-            # one that was watched before has its number still
+            # a namespace that was watched before still has its number
             nsid = self._asking.number(netns_fd, self._last_nsid + 1)
             self._last_nsid = max(self._last_nsid, nsid)
             self._cookies[nsid], self._nsids[cookie] = cookie, nsid
 
     def remove(self, cookie: int) -> None:
-        """Stop watching; harmless when repeated."""
+        """Stop watching a namespace; harmless if repeated."""
         with self._lock:
             self._forget(cookie)
 
     def wait(self, timeout: float | None = None) -> Changes:
-        """Block until watched pods have changed or gone, `timeout` seconds have passed or wake() was called.
+        """Block until a watched namespace has changed or is gone, `timeout` seconds have passed, or wake() was called.
 
-        Whatever has happened by then is in one answer; if the kernel had to drop messages, all watched pods are.
+        One answer has all changes so far. If the kernel had to drop messages, all watched pods count as changed.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
@@ -110,17 +116,17 @@ class Watch:
                 return changes
 
     def wake(self) -> None:
-        """End the current wait, or the next one if nobody waits. Takes no lock: good in signal handlers."""
+        """End the current wait, or the next one if no thread waits. Takes no lock, so signal handlers may call it."""
         os.eventfd_write(self._wakeup, 1)
 
     def close(self) -> None:
-        """Let go of the sockets, and with them of the namespace made for them."""
+        """Close the sockets. The namespace made for them ends with them."""
         self._socket.close()
         self._asking.close()
         os.close(self._wakeup)
 
     def _drain(self) -> Changes:
-        """Read what is queued, at most what the buffer can hold: a pod that never stops must not keep us here."""
+        """Read the queued messages, at most as many as fit the buffer: a pod that never stops must not keep us here."""
         changed: set[int] = set()
         gone: set[int] = set()
         ended = False
@@ -130,7 +136,7 @@ class Watch:
             except BlockingIOError:
                 ended = True
                 break
-            except OSError as error:  # ENOBUFS, said once: all is dropped until the queue has been read to its end
+            except OSError as error:  # ENOBUFS, once: the kernel now drops all messages until the queue has been read
                 if error.errno == errno.EBADF:
                     raise
                 self._overrun = True
@@ -139,7 +145,7 @@ class Watch:
                 cookie = self._cookies.get(struct.unpack("=i", control[0][2])[0])
                 if cookie is not None and _matters(message):
                     changed.add(cookie)
-            else:  # from the socket's own namespace, where nothing but numbers changes
+            else:  # from the socket's own namespace, in which only numbers change
                 gone |= {self._cookies[nsid] for nsid in _freed(message) if nsid in self._cookies}
         if self._overrun:
             gone |= {cookie for nsid, cookie in self._cookies.items() if not self._asking.is_number_alive(nsid)}
@@ -155,27 +161,28 @@ class Watch:
 
 
 def _freed(message: bytes) -> list[int]:
-    """The numbers whose namespace is no more, if that is what the message says."""
+    """The numbers of namespaces that are gone, if the message says so."""
     parsed = MarshalRtnl().parse(message)
     return [each.get_attr("NETNSA_NSID") for each in parsed if each["header"]["type"] == rtnl.RTM_DELNSID]
 
 
 def _matters(message: bytes) -> bool:
-    """Whether it is about addresses, routes, or links that come, go, turn up or down or get another name.
+    """Whether a message is about an address, a route, or a link that comes, goes, turns up or down, or is renamed.
 
-    The kernel sends notifications one a datagram: struct nlmsghdr is 16 bytes with the type at 4, then comes a struct
-    that begins with the family; ifinfomsg has at 12 the flags that differ: all in a new link, none for another name.
+    Each datagram has one message. It begins with struct nlmsghdr: 16 bytes, with the type at offset 4. The struct after
+    it begins with the address family. If that struct is an ifinfomsg, it has at offset 12 the flags that changed: all
+    flags of a new link, none of a renamed one.
     """
     kind, _, sequence = struct.unpack_from("=HHI", message, 4)
-    # what plumbing.py does itself; the news of ::6 comes late, without the sequence number of its request
+    # a change that plumbing.py has made; the message about ::6 comes late, without the sequence number of its request
     if sequence == SEQUENCE or INBOUND_SOURCE6.packed in message:
         return False
     if kind not in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK):
-        return kind not in (rtnl.RTM_NEWNSID, rtnl.RTM_DELNSID)  # numbers inside of the pod
+        return kind not in (rtnl.RTM_NEWNSID, rtnl.RTM_DELNSID)  # numbers that the pod itself has given out
     if message[16] == _AF_BRIDGE:
-        return False  # a bridge about its ports, which are links and speak for themselves
+        return False  # from a bridge, about a port; the port is a link and has messages of its own
     (change,) = struct.unpack_from("=I", message, 16 + 12)
-    return change == 0 or bool(change & _IFF_UP)  # promiscuous mode does not matter
+    return change == 0 or bool(change & _IFF_UP)  # other flags, such as promiscuous mode, do not matter
 
 
 def _open_elsewhere(room: int) -> tuple[socket.socket, Rtnl]:
@@ -187,8 +194,8 @@ def _open_elsewhere(room: int) -> tuple[socket.socket, Rtnl]:
         return listen(_GROUPS, room), Rtnl()
 
     try:
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="watch") as visitor:  # ends here, and its visit
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="watch") as visitor:  # its thread ends here
             return visitor.submit(inside).result()
     except OSError as error:
         needs = "run as root with CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_BROADCAST"
-        raise KernelRefused(f"watching the pods' namespaces: {error.strerror}; {needs}") from error
+        raise KernelRefused(f"cannot watch the pods' namespaces: {error.strerror}; {needs}") from error

@@ -1,8 +1,8 @@
-"""Istio's annotations → CapturePolicy. Every default, syntax and refusal is in this module.
+"""Turns a Pod's annotations into a CapturePolicy. All defaults, syntax checks and refusals are in this module.
 
-An absent annotation takes its default; a present one counts as it stands, and "" is the empty
-list. A value that Istio refuses fails the Pod here too, and so do the few that pass Istio's own
-check and then fail in iptables-restore.
+If an annotation is absent, its default counts. If it is present, it counts as it stands, and "" is the empty list. A
+value that Istio refuses is refused here too. So are the few values that pass Istio's own check and then fail in
+iptables-restore.
 """
 
 import json
@@ -35,7 +35,7 @@ EXCLUDE_INTERFACES = "traffic.sidecar.istio.io/excludeInterfaces"
 REROUTE_INTERFACES = "istio.io/reroute-virtual-interfaces"
 KUBEVIRT_INTERFACES = "traffic.sidecar.istio.io/kubevirtInterfaces"
 
-# sidestep's own: Istio has no such thing, so the first two are off unless a Pod asks
+# sidestep's own annotations. Istio has nothing like the first two, so they are off unless a Pod asks for them.
 EARLY_OUTBOUND = "sidestep.io/early-outbound"
 STRICT_PROXY = "sidestep.io/strict-proxy"
 ACCELERATION = "sidestep.io/acceleration"
@@ -46,9 +46,9 @@ DNS_CAPTURE = "ISTIO_META_DNS_CAPTURE"
 DUAL_STACK = "ISTIO_DUAL_STACK"
 INVALID_DROP = "INVALID_DROP"
 
-# user and group of istio-proxy unless its container says otherwise
+# user and group of istio-proxy unless its securityContext says otherwise
 PROXY_ID = 1337
-# status (pilot-agent), health and telemetry (Envoy): kubelet and Prometheus always get through
+# ports of pilot-agent's status, and of Envoy's health and telemetry: kubelet and Prometheus always get through
 ALWAYS_EXCLUDED_INBOUND = frozenset((15020, 15021, 15090))
 
 _ALL = "*"
@@ -67,17 +67,17 @@ _DEFAULTS = {
     DENY_INBOUND_PORTS: "",
 }
 
-# what Go's strings.TrimSpace removes; str.strip() alone would take 0x1c to 0x1f too
+# what Go's strings.TrimSpace removes; str.strip() without an argument would remove 0x1c to 0x1f too
 _SPACE = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006"
     "\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
-# no leading zeros: Istio's own check passes 080, iptables-restore does not
+# no leading zeros: Istio's own check accepts 080, iptables-restore does not
 _PORT = re.compile(r"0|[1-9][0-9]{0,4}")
 _MAX_PORT = 65535
-# the shape of a prefix; keeps out netmasks, zones and spaces, which ipaddress would take
+# the shape of a prefix, without netmasks, zones and spaces, which ipaddress would accept
 _RANGE = re.compile(r"[0-9A-Fa-f:.]+/(?:[0-9]|[1-9][0-9]{1,2})")
-# IFNAMSIZ less the NUL
+# at most 15 characters: IFNAMSIZ less the NUL
 _INTERFACE = re.compile(r"[a-zA-Z][a-zA-Z0-9_.\-]{0,14}")
 _LONGEST_QUOTE = 80
 
@@ -86,7 +86,7 @@ Network = IPv4Network | IPv6Network
 
 
 class CapturePolicy(BaseModel):
-    """What to capture for one Pod. Built without arguments: that of a Pod without annotations."""
+    """What to capture for one Pod. The defaults are the policy of a Pod without annotations."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -111,14 +111,14 @@ class CapturePolicy(BaseModel):
     strict_proxy: bool = False
     deny_outbound_ports: frozenset[int] = frozenset()
     deny_inbound_ports: frozenset[int] = frozenset()
-    acceleration: Level = Level.PROXY  # at most: the node's level and the other pod's count too
+    acceleration: Level = Level.PROXY  # the lowest of this level, the node's and the other pod's counts
 
 
 def policy_of(pod: Pod) -> CapturePolicy:
     """The policy that a Pod's annotations and its proxy container ask for.
 
-    Raises InvalidAnnotation for a value that Istio refuses, and for what cannot be done with sockets.
-    An environment value that is no boolean counts as false, as in Istio.
+    Raises InvalidAnnotation if Istio would refuse a value, or if a value asks for what cannot be done with sockets.
+    As in Istio, a value in the environment that is not a boolean counts as false.
     """
     values = _DEFAULTS | pod.annotations
     proxy = pod.proxy or Container(name="")
@@ -126,7 +126,7 @@ def policy_of(pod: Pod) -> CapturePolicy:
     inbound_all = values[INCLUDE_INBOUND_PORTS] == _ALL
     included = [] if outbound_all else _ranges(values, INCLUDE_OUTBOUND_RANGES)
     excluded = _ranges(values, EXCLUDE_OUTBOUND_RANGES)
-    # the older name is not even looked at once the newer one is there
+    # if the annotation with the newer name is there, the older one does not count
     reroute = REROUTE_INTERFACES if REROUTE_INTERFACES in pod.annotations else KUBEVIRT_INTERFACES
 
     policy = CapturePolicy(
@@ -141,7 +141,7 @@ def policy_of(pod: Pod) -> CapturePolicy:
         exclude_inbound_ports=_ports(values, EXCLUDE_INBOUND_PORTS) | ALWAYS_EXCLUDED_INBOUND,
         exclude_interfaces=_interfaces(values, EXCLUDE_INTERFACES),
         reroute_interfaces=_interfaces(values, reroute),
-        # 0 means "not set", as in Istio: a proxy that runs as root is known by its group
+        # 0 means "not set", as in Istio: a proxy that runs as root is recognised by its group
         proxy_uid=proxy.security_context.run_as_user or PROXY_ID,
         proxy_gid=proxy.security_context.run_as_group or PROXY_ID,
         dns_capture=parse_bool(proxy.env_value(DNS_CAPTURE)) or False,
@@ -159,25 +159,25 @@ def policy_of(pod: Pod) -> CapturePolicy:
 
 
 def denied_ports(pod: Pod) -> tuple[frozenset[int], frozenset[int]]:
-    """The ports that a Pod denies now, outbound and inbound: of all annotations these alone change a running pod.
+    """The ports that a Pod denies now: outbound and inbound. Raises InvalidAnnotation.
 
-    Raises InvalidAnnotation.
+    Only the deny annotations change a running pod.
     """
     values = _DEFAULTS | pod.annotations
     return _ports(values, DENY_OUTBOUND_PORTS), _ports(values, DENY_INBOUND_PORTS)
 
 
 def refuse_unsupported(policy: CapturePolicy) -> None:
-    """Fail a Pod that asks for what Istio does with packets and sockets cannot: to capture it half would be worse.
+    """Refuse a Pod that asks for something that Istio does with packets and that cannot be done with sockets.
 
-    Raises InvalidAnnotation.
+    To capture only a part of the Pod's traffic would be worse. Raises InvalidAnnotation.
     """
     if policy.reroute_interfaces:
         names = _quoted(",".join(policy.reroute_interfaces))
         raise InvalidAnnotation(
             f"{REROUTE_INTERFACES} (or its older name {KUBEVIRT_INTERFACES}): {names} "
-            "asks for the capture of packets that a virtual machine sends through the pod; sidestep captures sockets, "
-            "and they have none here. Remove the annotation, or run this Pod on a node with Istio's own CNI plugin"
+            "asks to capture the packets of a virtual machine in the pod; sidestep captures sockets, and these packets "
+            "have none. Remove the annotation, or run this Pod on a node with Istio's own CNI plugin"
         )
 
 
@@ -223,7 +223,7 @@ def _port(key: str, text: str) -> int:
 
 
 def _ranges(values: Mapping[str, str], key: str) -> list[IPv4Interface | IPv6Interface]:
-    """Prefixes with the address they were written with: whether that is loopback counts."""
+    """The prefixes of a list, each with its address as written, because it matters whether that is loopback."""
     return [_range(key, each) for each in _elements(values[key])]
 
 
@@ -253,7 +253,7 @@ def _elements(text: str) -> list[str]:
 
 
 def _is_loopback(address: IPv4Address | IPv6Address) -> bool:
-    """As Go's netip does, which looks through IPv4-mapped addresses; Python does so from 3.13 on."""
+    """Whether Go's netip takes an address for loopback: it treats IPv4-mapped as IPv4, as Python does since 3.13."""
     if isinstance(address, IPv6Address) and address.ipv4_mapped:
         return address.ipv4_mapped.is_loopback
     return address.is_loopback
@@ -266,12 +266,12 @@ def _invalid(key: str, text: str, what: str, advice: str) -> InvalidAnnotation:
 
 
 def _quoted(text: str) -> str:
-    """A value as messages show it: not too long, and without what would break the line or hide."""
+    """A value as messages quote it: shortened, with line breaks and invisible characters escaped."""
     shown = text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
     quoted = json.dumps(shown, ensure_ascii=False)
     return "".join(each if each.isprintable() else _escaped(each) for each in quoted)
 
 
 def _escaped(character: str) -> str:
-    """As JSON escapes it, and DEL, which JSON leaves alone, in the same way."""
+    """A character as JSON escapes it. DEL, which JSON leaves alone, is escaped in the same way."""
     return "\\u007f" if character == "\x7f" else json.dumps(character)[1:-1]

@@ -1,9 +1,11 @@
-"""The capture decision in Python, rule by rule as in docs/semantics.md: the reference that the kernel is held against.
+"""The capture decision in Python, rule by rule as in docs/semantics.md. Tests compare the kernel with it.
 
-Written to be compared with Istio's rules, not to be fast. Owner groups (O5) are never set on the CNI path and virtual
-interfaces (I0) are refused at ADD. Where no rule of Istio's decides the verdict has a
-word instead: "no IPv6" and "UDP" where those are not captured, "self" and "transit" for packets that are not inbound
-ones, and "early-outbound" and "deny" for what only sidestep has.
+This code is written to be compared with Istio's rules, not to be fast. Two of Istio's rules are left out: a CNI plugin
+never sets owner groups (O5), and virtual interfaces (I0) are refused at ADD.
+
+If no rule of Istio's decides, the verdict has a word instead of a rule. "no IPv6" and "UDP" mean that these are not
+captured. "self" is a packet from the pod itself; "transit" is a packet for an address that is not the pod's.
+"early-outbound" and "deny" are sidestep's own annotations.
 """
 
 from dataclasses import dataclass
@@ -15,22 +17,22 @@ from cni.policy.annotations import CapturePolicy, Network
 
 TUNNEL_PORT = 15008
 DNS_PORT = 53
-# SO_MARK of the proxy's connections to the application, with the client's address as source
+# in TPROXY mode, SO_MARK of the proxy's connections to the application; their source is the client's address
 TPROXY_MARK = 1337
 
 IPAddress = IPv4Address | IPv6Address
 Action = Literal["pass", "proxy-outbound", "proxy-inbound", "dns", "refuse"]
-# whether a socket with the proxy's ids was opened in the proxy's container; only strict pods ask
+# whether a socket with the proxy's ids was opened in the proxy's container; this counts for strict pods only
 Container = Literal["trusted", "other", "unknown"]
 
 _FIRST_LOOPBACK = frozenset((IPv4Address("127.0.0.1"), IPv6Address("::1")))
-# where Istio's inbound clusters and app probes dial from
+# the addresses that Istio's inbound clusters and probes of the application dial from
 _INBOUND_SOURCES = frozenset((IPv4Address("127.0.0.6"), IPv6Address("::6")))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Where a connection goes, and the first rule that said so."""
+    """Where a connection goes, and the first rule that decided so."""
 
     action: Action
     rule: str
@@ -38,30 +40,30 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Outbound:
-    """A TCP connection as its connect() asks for it, or a UDP datagram."""
+    """A TCP connection as connect() asks for it, or a UDP datagram. The port is in host order."""
 
     destination: IPAddress
     port: int
-    source: IPAddress | None = None  # what the socket is bound to
+    source: IPAddress | None = None  # the address that the socket is bound to
     uid: int = 0  # of the process that opened the socket
     gid: int = 0
     own_addresses: frozenset[IPAddress] = frozenset()  # of all the pod's interfaces
     protocol: Literal["tcp", "udp"] = "tcp"
-    interface: str | None = None  # that the route leaves through, where it is not lo
+    interface: str | None = None  # the one that the route leaves through, unless that is lo
     mark: int = 0  # SO_MARK
     container: Container = "trusted"
     is_ipv6_captured: bool = True  # the pod's first address or ISTIO_DUAL_STACK says so
-    has_proxy_started: bool = True  # or never listened: with early outbound that counts
+    has_proxy_started: bool = True  # whether the proxy has ever listened; counts with early outbound only
 
 
 @dataclass(frozen=True)
 class Inbound:
-    """A TCP connection or datagram that reaches the pod."""
+    """A TCP connection or a UDP datagram that reaches the pod. The port is in host order."""
 
     port: int
     source: IPAddress
     own_addresses: frozenset[IPAddress] = frozenset()
-    interface: str | None = None  # that it arrives on
+    interface: str | None = None  # the one that it arrives on
     destination: IPAddress | None = None  # None: one of the pod's addresses
     protocol: Literal["tcp", "udp"] = "tcp"
     is_ipv6_captured: bool = True
@@ -82,7 +84,7 @@ def outbound(policy: CapturePolicy, conn: Outbound) -> Verdict:
 
 
 def inbound(policy: CapturePolicy, conn: Inbound) -> Verdict:
-    """Rules I1–I5 for a connection from outside; what comes through the pod's own loopback was decided outbound."""
+    """Rules I1–I5 for a connection from outside. outbound() decides connections over the pod's own loopback."""
     if _is_local(_plain(conn.source), conn.own_addresses):
         return Verdict("pass", "self")
     if conn.destination is not None and _plain(conn.destination) not in conn.own_addresses:
@@ -99,7 +101,7 @@ def inbound(policy: CapturePolicy, conn: Inbound) -> Verdict:
 
 
 def _redirected(policy: CapturePolicy, conn: Outbound) -> Verdict:
-    """What Istio's nat table says."""
+    """The verdict of Istio's nat table: rules O0–O11."""
     destination = _routed(conn)
     lo = _is_local(destination, conn.own_addresses)
     tcp = conn.protocol == "tcp"
@@ -112,16 +114,16 @@ def _redirected(policy: CapturePolicy, conn: Outbound) -> Verdict:
         return Verdict("pass", "O1")
     if lo and conn.source is not None and _plain(conn.source) in _INBOUND_SOURCES:
         return Verdict("pass", "O2")
-    # whoever has the proxy's ids and calls itself ends at the proxy, so the container does not matter for that
+    # a self-call with the proxy's ids ends at the proxy, so the container does not matter
     is_user, is_group = conn.uid == policy.proxy_uid, conn.gid == policy.proxy_gid
     if is_user and self_call and not dns:
         return Verdict("proxy-inbound", "O3a")
     if is_user and conn.container != "other":
         return Verdict(_of_proxy(conn, lo), "O3c")
-    # with DNS capture only TCP that is not DNS is let go here; other UDP meets no rule that could capture it
+    # with DNS capture, this rule lets only TCP pass that is not DNS; no later rule captures UDP that is not DNS
     if lo and not policy.loopback_included and (not policy.dns_capture or (tcp and not dns)):
         return Verdict("pass", "O3b")
-    # O4b is O3b for the group, so it never comes to it
+    # O4b would be O3b for the group; O3b has decided all its cases already
     if is_group and self_call:
         return Verdict("proxy-inbound", "O4a")
     if is_group and conn.container != "other":
@@ -140,12 +142,12 @@ def _redirected(policy: CapturePolicy, conn: Outbound) -> Verdict:
 
 
 def _of_proxy(conn: Outbound, lo: bool) -> Action:
-    """The proxy's own go out, but nobody's do on the strength of an id that is not confirmed yet."""
+    """Connections of the proxy pass. If its container is not known yet, those that leave the pod are refused."""
     return "refuse" if conn.container == "unknown" and not lo else "pass"
 
 
 def _is_inbound_self_call(policy: CapturePolicy, conn: Outbound) -> bool:
-    """In TPROXY mode the proxy's connections to its own pod are inbound ones, but for those to the application."""
+    """Whether TPROXY mode treats a connection as inbound: the proxy calls its own pod, but not the application."""
     destination = _routed(conn)
     return (
         policy.mode == "TPROXY"
@@ -174,12 +176,12 @@ def _interface(conn: Outbound, lo: bool) -> str | None:
 
 
 def _plain(address: IPAddress) -> IPAddress:
-    """IPv4-mapped addresses as IPv4: that is what leaves the socket."""
+    """An IPv4-mapped address as IPv4, because IPv4 leaves the socket; any other address unchanged."""
     return getattr(address, "ipv4_mapped", None) or address
 
 
 def _routed(conn: Outbound) -> IPAddress:
-    """Where the kernel really connects to: unspecified means the socket's own address (IPv4), else loopback."""
+    """Where the kernel really connects to. For 0.0.0.0 that is the socket's own address, or loopback; for ::, ::1."""
     plain = _plain(conn.destination)
     if not plain.is_unspecified:
         return plain
@@ -190,7 +192,7 @@ def _routed(conn: Outbound) -> IPAddress:
 
 
 def _is_local(address: IPAddress, own_addresses: frozenset[IPAddress]) -> bool:
-    """Whether the route goes through lo; beside loopback and the pod's own addresses what every mesh pod's has."""
+    """Whether the route goes through lo: to loopback, the pod's own addresses, and what every mesh pod has on lo."""
     return (
         address.is_loopback or address in _INBOUND_SOURCES or _within(address, (SPREAD6,)) or address in own_addresses
     )

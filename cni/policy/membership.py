@@ -8,7 +8,7 @@ INIT_CONTAINER = "istio-init"
 DISABLE_ENVOY = "DISABLE_ENVOY"
 INJECT = "sidecar.istio.io/inject"
 STATUS = "sidecar.istio.io/status"
-# the DaemonSet keeps Istio's name, for istiod and istioctl look for it
+# the DaemonSet keeps Istio's name, because istiod and istioctl look for it
 AGENT_PREFIX = "istio-cni-node-"
 
 _NOT_INJECTED = f"there is no {STATUS} annotation: the injector has not seen the Pod"
@@ -21,10 +21,10 @@ def skip_unseen(
     excluded: Collection[str],
     annotations: Mapping[str, str] | None = None,
 ) -> str | None:
-    """Why nothing is captured for a sandbox, as far as the invocation tells, in Istio's order; None: the Pod decides.
+    """Why nothing is captured for a sandbox, if the invocation alone shows it, in Istio's order. None: the Pod decides.
 
-    The agent's own pod comes before anything that could need the agent. `annotations` are all of the Pod's as the
-    runtime passes them, None when it doesn't. The plugin goes by the same rules without asking (cni/shim/policy.c).
+    The agent's own pod comes first, because it must start without an agent. `annotations` are all the Pod's annotations
+    if the runtime passes them, otherwise None. The plugin applies the same rules without the agent (cni/shim/policy.c).
     """
     if agent_namespace and namespace == agent_namespace and name.startswith(AGENT_PREFIX):
         return "the agent's own pod"
@@ -38,7 +38,7 @@ def skip_unseen(
 
 
 def skip_reason(pod: Pod) -> str | None:
-    """Why nothing is captured for this Pod, in a sentence for the log; None when it belongs to the mesh."""
+    """Why nothing is captured for this Pod, as a sentence for the log; None if it is a mesh pod."""
     proxy = pod.proxy
     if any(container.name == INIT_CONTAINER for container in pod.containers):
         return f"the {INIT_CONTAINER} container sets up capture itself"
@@ -48,7 +48,7 @@ def skip_reason(pod: Pod) -> str | None:
         return f"there is no {PROXY_CONTAINER} container"
     if (role := _role(proxy.args)) != "sidecar":
         return f"the proxy is a {role}, not a sidecar"
-    # the label wins even when it is no boolean; then neither counts
+    # the label counts, not the annotation; if the label is not a boolean, neither counts
     if parse_bool(pod.labels.get(INJECT, pod.annotations.get(INJECT))) is False:
         return f"{INJECT} is false"
     if STATUS not in pod.annotations:
@@ -57,6 +57,6 @@ def skip_reason(pod: Pod) -> str | None:
 
 
 def _role(args: tuple[str, ...]) -> str:
-    """What `pilot-agent proxy <role>` runs as; gateways and waypoints are no sidecars."""
+    """The role that `pilot-agent proxy <role>` runs as. Gateways and waypoints have other roles than "sidecar"."""
     is_named = len(args) > 1 and args[0] == "proxy" and args[1] != ""
     return args[1] if is_named else "sidecar"

@@ -1,4 +1,4 @@
-"""The parts of a Kubernetes Pod that decide about capture, and the door through which Pods arrive.
+"""The parts of a Kubernetes Pod that capture depends on, and the protocols of Pod sources and Pod events.
 
 Istio's plugin reads nothing else of a Pod: no pod-level securityContext, no valueFrom, no namespace labels.
 """
@@ -10,7 +10,7 @@ from pydantic.alias_generators import to_camel
 
 PROXY_CONTAINER = "istio-proxy"
 
-# what strconv.ParseBool takes
+# what Go's strconv.ParseBool accepts
 _TRUE = frozenset(("1", "t", "T", "TRUE", "true", "True"))
 _FALSE = frozenset(("0", "f", "F", "FALSE", "false", "False"))
 
@@ -19,7 +19,7 @@ UnixId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class _KubernetesObject(BaseModel):
-    """JSON as the API server writes it: camelCase, more fields than we know, and null for "not set"."""
+    """JSON as the API server writes it: camelCase, with more fields than we read, and null for "not set"."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -44,7 +44,7 @@ class EnvVar(_KubernetesObject):
 
 
 class SecurityContext(_KubernetesObject):
-    """Who a container runs as, where its own securityContext says so."""
+    """The user and group that a container's own securityContext sets."""
 
     run_as_user: UnixId | None = None
     run_as_group: UnixId | None = None
@@ -59,12 +59,12 @@ class Container(_KubernetesObject):
     security_context: SecurityContext = SecurityContext()
 
     def env_value(self, name: str) -> str | None:
-        """The literal value of a variable, None when there is none; of several entries the last counts."""
+        """The literal value of a variable; None if there is none. If a name comes several times, the last counts."""
         return next((entry.value for entry in reversed(self.env) if entry.name == name), None)
 
 
 class Metadata(_KubernetesObject):
-    """Who the Pod is and what Istio's injector wrote on it."""
+    """The Pod's names, and the annotations and labels that its author and Istio's injector gave it."""
 
     name: str
     namespace: str = "default"
@@ -93,13 +93,13 @@ class Terminated(_KubernetesObject):
 
 
 class ContainerState(_KubernetesObject):
-    """What became of a container, as far as it matters here."""
+    """The state of a container. Only its end is read."""
 
     terminated: Terminated | None = None
 
 
 class ContainerStatus(_KubernetesObject):
-    """What runs as one container; the id is "<runtime>://<id>", empty before it has been created."""
+    """The status of one container. The id is "<runtime>://<id>", or empty before the container has been created."""
 
     name: str
     container_id: str = Field(default="", alias="containerID")
@@ -135,7 +135,7 @@ class Pod(_KubernetesObject):
 
     @property
     def uid(self) -> str | None:
-        """UID the API server gave it; None in a manifest that has never been there."""
+        """UID that the API server gave the Pod; None in a manifest that was never in an API server."""
         return self.metadata.uid
 
     @property
@@ -160,18 +160,18 @@ class Pod(_KubernetesObject):
 
     @property
     def container_ids(self) -> tuple[str, ...]:
-        """The ids of all its present containers, without the runtime's name before them."""
+        """The ids of all its present containers, without the runtime's name in front."""
         statuses = self.status.init_container_statuses + self.status.container_statuses
         return tuple(each.container_id.rpartition("://")[2] for each in statuses if each.container_id)
 
     @property
     def is_running(self) -> bool:
-        """Whether its sandbox is up and its containers have not ended for good."""
+        """Whether the Pod has an address and its containers have not ended for good."""
         return bool(self.status.pod_ip) and self.status.phase not in ("Succeeded", "Failed")
 
     @property
     def proxy_container_id(self) -> str | None:
-        """The id of the sidecar's present container, None before there is one."""
+        """The id of the sidecar's present container; None before there is one."""
         statuses = self.status.init_container_statuses + self.status.container_statuses
         ids = (each.container_id.rpartition("://")[2] for each in statuses if each.name == PROXY_CONTAINER)
         return next(filter(None, ids), None)
@@ -181,38 +181,38 @@ class PodSource(Protocol):
     """Where the CNI server gets Pods from: a directory of manifests, or the API server's watch."""
 
     def find(self, namespace: str, name: str, uid: str | None) -> Pod:
-        """The Pod of that name, and of that UID where both sides know one. Raises PodNotFound."""
+        """The Pod of that name; its UID must match if both sides know one. Raises PodNotFound."""
         ...
 
     def every(self) -> list[Pod] | None:
-        """All Pods of this node; None while that is not known: then nothing may be concluded from an absence."""
+        """All Pods of this node. None while they are not known: then a missing Pod does not count as gone."""
         ...
 
 
 class PodEvents(Protocol):
-    """Where what happens to a Pod is told to its owner: Kubernetes Events. Never raises, never blocks."""
+    """Tells a Pod's owner what happens to the Pod, with Kubernetes Events. Never raises, never blocks."""
 
     def warning(self, pod: Pod, reason: str, message: str) -> None:
-        """Something the owner should change; `reason` is CamelCase."""
+        """Report something that the owner should change. `reason` is CamelCase."""
         ...
 
     def normal(self, pod: Pod, reason: str, message: str) -> None:
-        """Something that was done."""
+        """Report something that was done. `reason` is CamelCase."""
         ...
 
 
 class NoEvents:
-    """PodEvents of a node without an API server: the log has to do."""
+    """PodEvents for a node without an API server: only the log reports."""
 
     def warning(self, pod: Pod, reason: str, message: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def normal(self, pod: Pod, reason: str, message: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def parse_bool(text: str | None) -> bool | None:
-    """What Go's strconv.ParseBool makes of a text; None when it would refuse it or there is none."""
+    """A text as Go's strconv.ParseBool reads it; None if there is no text or ParseBool would refuse it."""
     if text in _TRUE:
         return True
     return False if text in _FALSE else None

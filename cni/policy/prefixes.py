@@ -1,7 +1,7 @@
-"""Ranges of a policy → prefixes for a longest-prefix-match table.
+"""Turns the ranges of a policy into prefixes for a longest-prefix-match table.
 
-Istio's rules ask for the excluded ranges first, so an exclude beats an include even when the include is the longer
-prefix; a table that returns the longest match must therefore not have includes inside of excludes.
+Istio's rules check the excluded ranges first, so an exclude beats an include even if the include is the longer prefix.
+The table returns the longest match, so it must not have includes inside excludes.
 """
 
 from collections.abc import Iterable
@@ -18,10 +18,10 @@ class Prefix(NamedTuple):
 
 
 def effective_prefixes(policy: CapturePolicy) -> tuple[Prefix, ...]:
-    """The fewest-to-write entries whose longest match answers rules O8 and O10: exclude, include or no match.
+    """The entries whose longest match answers rules O8 and O10: exclude, include or no match.
 
-    Sorted by family and address. Includes are left out when everything is included anyway. IPv4 and IPv6 prefixes must
-    be kept apart in the table: ::/0 says nothing about IPv4.
+    They are sorted by family and address. Entries that change no answer are left out, and so are all includes if
+    everything is included anyway. The table must keep IPv4 and IPv6 apart: ::/0 says nothing about IPv4.
     """
     includes = () if policy.outbound_all else policy.include_outbound
     prefixes = [Prefix(network, "exclude") for network in policy.exclude_outbound]
@@ -30,10 +30,10 @@ def effective_prefixes(policy: CapturePolicy) -> tuple[Prefix, ...]:
 
 
 def _outermost(prefixes: Iterable[Prefix], family: int) -> Iterable[Prefix]:
-    """Drops what lies within an exclude, and includes within an include.
+    """The prefixes of a family (4 or 6), without those inside an exclude and without includes inside an include.
 
-    Prefixes nest or are apart, and sorted by first address and length the outer one comes first. So it is enough to
-    remember where the last exclude and the last include end.
+    Two prefixes either nest or have no address in common. Sorted by first address and length, the outer prefix comes
+    first. So it is enough to remember where the last exclude and the last include end.
     """
     excluded_to = included_to = -1
     for prefix in sorted((each for each in prefixes if each.network.version == family), key=_order):

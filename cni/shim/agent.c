@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The exchange with the agent: one length-prefixed JSON message each way over a unix stream socket, the pod's network
- * namespace beside the first bytes. Everything is non-blocking against one deadline, so that neither a full backlog nor
- * an agent that drips bytes can hold a pod's creation longer than configured.
+ * The exchange with the agent. Each side sends one JSON message, with its length in front, over a unix stream socket.
+ * With its first bytes the shim passes the pod's network namespace as a descriptor. Nothing blocks, and one deadline
+ * holds for the whole exchange. So neither a full backlog nor an agent that drips bytes can delay a pod longer than
+ * configured.
  */
 #define _GNU_SOURCE
 #include "shim.h"
@@ -36,13 +37,13 @@ static long long now_ms(void)
     return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
 }
 
-/* STATUS has a code of its own for whatever keeps the agent from serving. */
+/* The code of a failure. STATUS has one code for everything that keeps the agent from serving. */
 static enum code code_of(const struct invocation *inv, enum code otherwise)
 {
     return strcmp(inv->command, "STATUS") ? otherwise : NOT_AVAILABLE;
 }
 
-/* For all that ends by itself when the agent is back. */
+/* The code of a failure that ends by itself when the agent is back. */
 static enum code away(const struct invocation *inv)
 {
     return code_of(inv, TRY_AGAIN_LATER);
@@ -87,7 +88,7 @@ static void wait_for(const struct exchange *ex, short events)
     while (found == 0 || (found < 0 && errno == EINTR));
 }
 
-/* Whoever answers decides what is captured; as root it could do that without us. */
+/* The answer decides what is captured, so only root may give it. (Root could decide that without the plugin too.) */
 static void require_root(const struct exchange *ex)
 {
     struct ucred peer;
@@ -96,7 +97,7 @@ static void require_root(const struct exchange *ex)
     if (getsockopt(ex->fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
         unreachable(ex, errno);
     if (peer.uid != 0)
-        fail_unless_leaving(ex->inv, away(ex->inv), "%s is served by uid %u, not by root; who made it?",
+        fail_unless_leaving(ex->inv, away(ex->inv), "%s is served by uid %u, not by root; stop the process behind it",
                             ex->address.sun_path, peer.uid);
 }
 
@@ -112,7 +113,7 @@ static void open_exchange(struct exchange *ex)
     if (ex->fd < 0)
         unreachable(ex, errno);
     while (connect(ex->fd, (struct sockaddr *)&ex->address, sizeof(ex->address)) < 0) {
-        if (errno != EAGAIN && errno != EINTR) /* EAGAIN: the backlog is full, and poll() would not tell when not */
+        if (errno != EAGAIN && errno != EINTR) /* EAGAIN: the backlog is full; poll() does not tell when it has room */
             unreachable(ex, errno);
         (void)remaining_ms(ex);
         poll(NULL, 0, BACKLOG_PAUSE_MS);
@@ -120,7 +121,7 @@ static void open_exchange(struct exchange *ex)
     require_root(ex);
 }
 
-/* Sends all of it; the descriptor, if any, goes with the first bytes. */
+/* Send all bytes. The descriptor goes with the first of them; -1: none. */
 static void send_all(struct exchange *ex, const char *data, size_t size, int descriptor)
 {
     union {
@@ -159,7 +160,7 @@ static void receive_all(struct exchange *ex, char *data, size_t size)
     for (size_t have = 0; have < size;) {
         ssize_t got;
 
-        (void)remaining_ms(ex); /* bytes that keep coming must not outrun the deadline */
+        (void)remaining_ms(ex); /* the deadline holds also while bytes keep coming */
         got = recv(ex->fd, data + have, size - have, 0);
         if (got > 0)
             have += (size_t)got;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* How an invocation ends: a result or an error object on stdout, and a line for people on stderr. */
+/* Prints how an invocation ends: a result or an error object on stdout, and a line for people on stderr. */
 #define _GNU_SOURCE
 #include "shim.h"
 
@@ -24,7 +24,7 @@ void note(const char *format, ...)
     fprintf(stderr, "sidestep-cni: %s\n", line);
 }
 
-/* stdio finishes short writes, and nothing interrupts one: no signal has a handler. */
+/* stdio finishes short writes. No signal has a handler, so nothing interrupts a write. */
 bool print_json(const json_t *output)
 {
     char *text = json_dumps(output, JSON_COMPACT);

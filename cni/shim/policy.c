@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What needs no agent: pods that are none of the mesh's business whatever their Pod says. They must start on a node whose
- * agent is down or hangs, the agent's own pod first of all, so it isn't even asked. The rules and their order are those of
- * cni/policy/membership.py; everything that isn't plainly one of these cases is the agent's to decide, and refused without it.
+ * Decides what needs no agent: which pods are clearly outside the mesh. These pods, and above all the agent's own, must
+ * start even if the node's agent is down or hangs, so ADD and CHECK do not ask it. The rules and their order are those
+ * of skip_unseen() in cni/policy/membership.py. The agent decides about all other pods; without it they are refused.
  */
 #define _GNU_SOURCE
 #include "shim.h"
@@ -13,11 +13,11 @@
 #define AGENT_PREFIX "istio-cni-node-"
 #define STATUS_ANNOTATION "sidecar.istio.io/status"
 /*
- * Under this capability containerd (since 1.5, cniNamespaceOpts of its CRI plugin) and CRI-O (since 1.29, newPodNetwork)
- * pass all annotations of the sandbox, at ADD, CHECK and DEL alike. From kubelet those are all of the Pod's, and
- * kubernetes.io/config.source, which it gives every Pod (pkg/kubelet/config). So an object is complete, and a Pod without
- * annotations comes as an object too. Only for another CRI client that sets none CRI-O passes an empty one, which is
- * complete as well, and containerd null. That, and no key at all (an older runtime), says nothing about the Pod.
+ * For this capability containerd (since 1.5, cniNamespaceOpts of its CRI plugin) and CRI-O (since 1.29, newPodNetwork)
+ * pass all annotations of the sandbox, at ADD, CHECK and DEL. kubelet gives a sandbox all annotations of its Pod, and
+ * adds kubernetes.io/config.source to every Pod (pkg/kubelet/config). So kubelet's pods always come with an object, and
+ * the object is complete. If another CRI client sets no annotations, CRI-O passes an empty object, which is complete
+ * too, and containerd passes null. null says nothing about the Pod, nor does a missing key (an older runtime).
  */
 #define ANNOTATIONS "io.kubernetes.cri.pod-annotations"
 
@@ -33,7 +33,7 @@ static bool is_true(const char *value)
     return !strcasecmp(value, "1") || !strcasecmp(value, "true") || !strcasecmp(value, "t");
 }
 
-/* One KEY=VALUE of CNI_ARGS; of several with one key the last counts. False if it is none. */
+/* Take one KEY=VALUE of CNI_ARGS. If a key comes several times, the last counts. False if it is not KEY=VALUE. */
 static bool read_pair(struct pod_args *args, char *pair)
 {
     char *value = strchr(pair, '=');
@@ -52,10 +52,10 @@ static bool read_pair(struct pod_args *args, char *pair)
     return true;
 }
 
-/* False for what the agent would refuse. The strings live as long as the process. */
+/* Parse CNI_ARGS. False if the agent would refuse them. The strings live as long as the process. */
 static bool read_args(const struct invocation *inv, struct pod_args *args)
 {
-    json_t *text = json_string(inv->args); /* which checks that it is UTF-8 */
+    json_t *text = json_string(inv->args); /* NULL unless it is UTF-8 */
     char *rest = text ? strdup(inv->args) : NULL;
     char *pair;
 
@@ -67,7 +67,7 @@ static bool read_args(const struct invocation *inv, struct pod_args *args)
     return !args->unknown || args->ignore_unknown;
 }
 
-/* Whether a value is this string, NULs in it included. */
+/* Whether a JSON value is this string. A string with a NUL in it is not. */
 static bool is_text(const json_t *value, const char *text)
 {
     return json_is_string(value) && json_string_length(value) == strlen(text)
@@ -91,7 +91,7 @@ static bool is_own_pod(const struct invocation *inv, const struct pod_args *args
            && !strncmp(args->name, AGENT_PREFIX, strlen(AGENT_PREFIX));
 }
 
-/* Whether the runtime passes annotations, and they lack the injector's. */
+/* Whether the runtime passes annotations, and the injector's is not among them. */
 static bool is_uninjected(const struct invocation *inv)
 {
     json_t *annotations = json_object_get(json_object_get(inv->config, "runtimeConfig"), ANNOTATIONS);
@@ -101,7 +101,7 @@ static bool is_uninjected(const struct invocation *inv)
     if (!json_is_object(annotations))
         return false;
     json_object_foreach(annotations, key, value)
-        if (!json_is_string(value)) /* no annotations, whatever it is */
+        if (!json_is_string(value)) /* then the object is something other than annotations */
             return false;
     return !json_object_get(annotations, STATUS_ANNOTATION);
 }
@@ -129,7 +129,6 @@ bool is_none_of_ours(const struct invocation *inv)
     return why != NULL;
 }
 
-/* What a chained plugin that adds nothing prints: the previous result, unchanged. */
 json_t *unchanged_result(const struct invocation *inv)
 {
     json_t *previous = json_object_get(inv->config, "prevResult");

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the shim's parts share: the invocation (sidestep-cni.c), what needs no agent (policy.c), the exchange (agent.c), how
- * it ends (outcome.c).
+ * Shared by the shim's parts. sidestep-cni.c reads and checks the invocation, policy.c decides what needs no agent,
+ * agent.c talks to the agent, outcome.c prints how the invocation ends.
  */
 #ifndef SIDESTEP_SHIM_H
 #define SIDESTEP_SHIM_H
@@ -24,7 +24,7 @@ enum code {
 
 #define NEWEST_VERSION "1.1.0"
 
-/* One invocation: the runtime's environment and the configuration it wrote to stdin. Empty strings for what is unset. */
+/* One invocation: the runtime's environment, and the configuration from stdin. An unset variable is an empty string. */
 struct invocation {
     const char *command;
     const char *container_id;
@@ -32,37 +32,37 @@ struct invocation {
     const char *ifname;
     const char *args;
     const char *path;
-    const char *cni_version; /* for error objects: the configuration's once that is known to be supported */
+    const char *cni_version; /* for error objects: the configuration's, or the newest until that one is checked */
     const char *run_dir;
     double timeout; /* seconds for the whole exchange with the agent */
     json_t *config;
     int netns_fd; /* -1: none */
 };
 
-/* DEL and GC have to succeed whatever state the agent is in; what it misses it finds out by itself later. */
+/* Whether this is DEL or GC. They succeed whatever state the agent is in; it finds out later what it has missed. */
 bool always_succeeds(const struct invocation *inv);
 
 /* Print a CNI error object and exit 1. The message is one sentence: the thing, its value, what would be right. */
 _Noreturn void fail(const struct invocation *inv, enum code code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* As fail(), but for DEL and GC a warning on stderr and exit 0. */
+/* Like fail(), but DEL and GC print a warning on stderr and exit 0. */
 _Noreturn void fail_unless_leaving(const struct invocation *inv, enum code code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* One line on stderr, for people. */
+/* Print one line on stderr, for people. */
 void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* Print `output` on stdout, nothing else. False if it could not be written. */
+/* Print `output` on stdout. False if it could not be written. */
 bool print_json(const json_t *output);
 
-/* Whether ADD and CHECK of this pod do nothing and need nobody, and DEL hardly anybody; says why on stderr. */
+/* Whether the pod is clearly outside the mesh, so that ADD and CHECK do nothing. Prints the reason on stderr. */
 bool is_none_of_ours(const struct invocation *inv);
 
-/* The result of an ADD that adds nothing. */
+/* The result of a chained plugin that adds nothing: the previous result, unchanged. */
 json_t *unchanged_result(const struct invocation *inv);
 
-/* Send the invocation to the agent and return its answer, an object with "exit" and "output". Does not return on failure. */
+/* Ask the agent. Returns its answer, an object with "exit" and "output". If that fails, prints why and exits. */
 json_t *ask_agent(const struct invocation *inv);
 
 #endif

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * sidestep-cni: the CNI plugin the container runtime executes, last in the chain.
+ * sidestep-cni: the CNI plugin that the container runtime executes, last in the chain.
  *
- * It checks that the invocation is well-formed, lets pods go that are plainly none of ours, opens the pod's network
- * namespace, passes both to the agent and prints the agent's answer. Static, without shell or files of its own, so it
- * runs on any host. stdout carries the result or a CNI error object and nothing else; stderr is for people.
+ * It checks the invocation and opens the pod's network namespace. It lets pods start that are clearly outside the mesh.
+ * For all others it passes the invocation and the namespace to the agent, and prints the agent's answer.
+ *
+ * It is linked statically and needs no shell and no files of its own, so it runs on any host. stdout gets the result or
+ * a CNI error object, and nothing else. stderr is for people.
  */
 #define _GNU_SOURCE
 #include "shim.h"
@@ -29,13 +31,13 @@
 #define DEFAULT_RUN_DIR "/run/sidestep"
 #define DEFAULT_TIMEOUT 10.0
 #define MAX_TIMEOUT 600.0
-#define LEAVING_TIMEOUT 1.0 /* for DEL of a pod that was never enrolled: worth telling, not worth waiting for */
+#define LEAVING_TIMEOUT 1.0 /* seconds, for DEL of a pod outside the mesh: worth telling the agent, not worth waiting */
 #define MAX_SHOWN 80        /* characters of a value in a message */
 
 static const char *const versions[] = {"0.3.1", "0.4.0", "1.0.0", "1.1.0"};
 #define VERSIONS (sizeof(versions) / sizeof(versions[0]))
 
-/* Which commands exist, since which version (an index into versions), and which variables they need. */
+/* The commands: since which version each exists (an index into versions), and which variables it needs. */
 static const struct verb {
     const char *name;
     size_t since;
@@ -112,7 +114,7 @@ static void check_environment(const struct invocation *inv, const struct verb *v
     }
 }
 
-/* All of stdin; one byte more than allowed tells that there is too much. */
+/* Read all of stdin. The room for one byte more than allowed shows whether there is too much. */
 static char *read_stdin(const struct invocation *inv, size_t *size)
 {
     char *text = malloc(MAX_STDIN + 1);
@@ -150,7 +152,7 @@ static json_t *read_config(const struct invocation *inv)
     return config;
 }
 
-/* NULL for what is no string, or has a NUL that would cut it short here and not in the agent. */
+/* The text of a JSON string. NULL if it is not a string, or has a NUL, which would end it here but not in the agent. */
 static const char *text_of(const json_t *value)
 {
     const char *text = json_string_value(value);
@@ -208,7 +210,7 @@ static void read_options(struct invocation *inv)
              MAX_TIMEOUT);
 }
 
-/* The pod's namespace as a descriptor, so that the agent needs no path to it. For DEL it may be gone already. */
+/* Open the pod's network namespace, because the agent needs a descriptor. At DEL it may be gone already: then -1. */
 static int open_netns(const struct invocation *inv, const struct verb *verb)
 {
     struct statfs filesystem;
@@ -227,7 +229,7 @@ static int open_netns(const struct invocation *inv, const struct verb *verb)
     return -1;
 }
 
-/* VERSION takes stdin as it comes: a runtime may send {"cniVersion": …} or nothing. */
+/* VERSION does not check stdin: a runtime may send {"cniVersion": …} or nothing. */
 static _Noreturn void print_version(void)
 {
     json_t *config = json_loadf(stdin, 0, NULL);
@@ -286,7 +288,7 @@ int main(void)
             return !print_json(unchanged_result(&inv));
         if (!strcmp(verb->name, "CHECK"))
             return 0;
-        if (inv.timeout > LEAVING_TIMEOUT) /* the rules may have been others at its ADD, so the agent hears of it */
+        if (inv.timeout > LEAVING_TIMEOUT) /* DEL: tell the agent, as other settings at ADD may have enrolled the pod */
             inv.timeout = LEAVING_TIMEOUT;
     }
     return print_answer(&inv, ask_agent(&inv));

@@ -1,1 +1,1 @@
-"""The running agent: its start, reconciliation, repair, health, metrics, logs, signals."""
+"""The running agent: start, reconciliation, repair, health, metrics, logs, signals."""

@@ -1,9 +1,9 @@
 """The node agent, from its start to its end.
 
-The order of the start is what makes it safe: examine the node, attach the programs, enrol the pods that run already,
-serve the CNI socket, and only then put the plugin into the chain and turn ready. So whoever reaches the socket can be
-enrolled, and a chain that names the plugin has somebody to answer it. Stopping changes nothing on the node: plugin,
-links and maps stay, pods keep their capture. Only with its DaemonSet goes what the agent has done.
+The order of the start makes it safe: examine the node, attach the programs, enrol the pods that run already, serve the
+CNI socket, and only then put the plugin into the chain and turn ready. So the agent can enrol pods before it takes
+requests, and it answers requests before the chain names the plugin. Stopping changes nothing on the node: plugin, links
+and maps stay, and pods keep their capture. Only if its DaemonSet was deleted does the agent undo what it did.
 """
 
 import time
@@ -39,14 +39,14 @@ from installer.settings import Acceleration, Attachment, Chain, Logging, Node, P
 
 log = structlog.get_logger("agent")
 
-# seconds that the start waits for the first list of Pods. Without it the agent serves all the same: the plugin's calls
-# are then answered in words rather than by a missing socket, and what is not known yet is enrolled when it is
+# seconds that the start waits for the first list of Pods. After that the agent serves without the list: plugin calls
+# then get an error message instead of a missing socket, and pods are enrolled once the list arrives
 _SYNC_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All groups of them."""
+    """All groups of the agent's settings."""
 
     attachment: Attachment
     node: Node
@@ -58,7 +58,7 @@ class Settings:
 
 
 def run_agent(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises SidestepError when the node can't be set up."""
+    """Serve until SIGTERM or SIGINT. Raises SidestepError if the node can't be set up."""
     configure_logging(settings.logging)
     require_source(settings.node)
     started = time.monotonic()
@@ -86,7 +86,7 @@ def run_agent(settings: Settings) -> None:
             )
             server.serve()
             agent.readiness.set("serving", False, "stopping")
-        # after all that would put it back again has ended
+        # only now: the threads that would put everything back have ended
         if agent.deployment and agent.deployment.is_deleted():
             for sentence in uninstall_node(settings.attachment, settings.node, settings.chain):
                 log.info("uninstalled", what=sentence)
@@ -109,7 +109,7 @@ class _Agent:
         self.health_port = up.enter_context(serving(ports.health_port, self.readiness.answers(), "health"))
         self.metrics_port = up.enter_context(serving(ports.monitoring_port, self.metrics.answers(), "metrics"))
 
-        # the subscriptions come before the watch that feeds them
+        # made before everything that subscribes to it; the watch starts in enrol_what_runs()
         self.source: Source = source_of(settings.node, self.metrics.observe_api_request)
         api = self.source.api
         self.deployment = Deployment(api, settings.node.pod_namespace) if api else None
@@ -140,9 +140,9 @@ class _Agent:
         )
 
     def enrol_what_runs(self) -> None:
-        """Follow what is enrolled, learn which Pods there are, enrol those that are not."""
+        """Follow the enrolled pods, start watching Pods, and enrol the pods that run without being enrolled."""
         if self.deployment:
-            self._up.enter_context(self.deployment.running())  # first, and so until everything else has ended
+            self._up.enter_context(self.deployment.running())  # entered first, so it ends last
         self._up.enter_context(self.follower.running())
         self.source.subscribe(self._reconciler.changed)
         self.source.subscribe(self._repairs.changed)
@@ -155,7 +155,7 @@ class _Agent:
         self._up.enter_context(self._reconciler.running(self._settings.repair.reconcile_seconds))
 
     def server(self) -> Server:
-        """The socket, listening."""
+        """The CNI server, whose socket listens already."""
         verbs = Verbs(
             self.source.pods,
             self.enrolments,
@@ -170,7 +170,7 @@ class _Agent:
         return server
 
     def install(self) -> None:
-        """Put the plugin in place and keep it there, if that is wanted."""
+        """Put the plugin in place and keep it there, if the settings ask for it."""
         if self._settings.chain.install:
             installer = Installer(
                 self._settings.chain, self._settings.node, self.metrics.observe_install, self._installed
@@ -178,7 +178,7 @@ class _Agent:
             self._up.enter_context(installer.running())
 
     def accelerate(self) -> None:
-        """Find out how far that is possible; nobody waits for it."""
+        """Start the thread that finds and keeps the acceleration level; the start does not wait for it."""
         node, place = self._settings.node, self._settings.attachment
         keeper = level.LevelKeeper(place.pins, self._tables, place.attach_point(), node.cni_agent_run_dir)
         self._up.enter_context(keeper.running(self._settings.acceleration.level))

@@ -1,4 +1,4 @@
-"""What kubelet is told: /healthz as long as the process answers, /readyz once all its conditions hold."""
+"""Health for kubelet: /healthz is OK as long as the process answers, /readyz once all conditions hold."""
 
 import json
 import threading
@@ -14,22 +14,22 @@ class Readiness:
 
     def __init__(self, *names: str) -> None:
         self._lock = threading.Lock()
-        self._missing = dict.fromkeys(names, _NOT_YET)  # condition → why it does not hold; "" when it does
+        self._missing = dict.fromkeys(names, _NOT_YET)  # condition → why it does not hold; "" if it holds
 
     def set(self, name: str, ok: bool, why: str = "") -> None:
-        """Say whether a condition holds, or why not."""
+        """Set whether a condition holds, and if not, why. Raises KeyError for an unknown condition."""
         with self._lock:
             if name not in self._missing:
                 raise KeyError(name)
             self._missing[name] = "" if ok else (why or _NOT_YET)
 
     def missing(self) -> dict[str, str]:
-        """The conditions that do not hold, and why."""
+        """Each condition that does not hold, with the reason."""
         with self._lock:
             return {name: why for name, why in self._missing.items() if why}
 
     def answers(self) -> type[BaseHTTPRequestHandler]:
-        """A handler of /healthz and /readyz; the body names what is missing."""
+        """HTTP handler for /healthz and /readyz. The body of /readyz names the conditions that do not hold."""
         readiness = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -37,7 +37,7 @@ class Readiness:
                 path = self.path.partition("?")[0]
                 missing = readiness.missing() if path == "/readyz" else {}
                 if path not in ("/healthz", "/readyz"):
-                    self._answer(HTTPStatus.NOT_FOUND, {"error": "there are /healthz and /readyz"})
+                    self._answer(HTTPStatus.NOT_FOUND, {"error": "not found; try /healthz or /readyz"})
                 elif missing:
                     self._answer(HTTPStatus.SERVICE_UNAVAILABLE, {"missing": missing})
                 else:

@@ -1,4 +1,4 @@
-"""How the agent logs: one event a line on stderr, for people or for a collector."""
+"""The agent's log: one event a line on stderr, as key=value or as JSON."""
 
 import sys
 
@@ -8,7 +8,7 @@ from installer.settings import Logging
 
 
 def configure_logging(logging: Logging) -> None:
-    """key=value lines, or JSON objects; times are UTC."""
+    """Set up structlog as the settings say. Times are UTC."""
     keys = ["timestamp", "level", "event"]
     structlog.configure(
         processors=[

@@ -1,7 +1,7 @@
-"""What Prometheus is told. Istio's names where Istio has one, sidestep_… for the rest; docs/metrics.md explains them.
+"""The agent's Prometheus metrics, named as Istio names them where Istio has the metric, else sidestep_….
 
-What the kernel counts is read when somebody asks. Everything else is counted by the parts that do it, through the
-methods here, which fit their observers.
+docs/metrics.md explains each metric. A scrape reads the kernel's counters. The other parts of the agent count
+everything else: they call the observe methods of Metrics.
 """
 
 import time
@@ -23,11 +23,11 @@ from cni.errors import Code
 from cni.verbs import RESULTS
 from installer.host.install import SUCCESS
 
-# counting a map means walking it; so no more often than this, however often somebody scrapes
+# seconds between two counts of map entries, however often scrapes come: counting means walking all maps
 _COUNT_SECONDS = 10.0
-# a plugin call has 10 s; most take milliseconds
+# seconds: a plugin call may take 10, most take milliseconds
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-# requests that were wrong in themselves, which Istio's agent answers with 400
+# codes of malformed requests: Istio's agent answers such requests with HTTP status 400
 _BAD_REQUEST = {
     Code.INCOMPATIBLE_VERSION,
     Code.UNSUPPORTED_FIELD,
@@ -38,7 +38,7 @@ _BAD_REQUEST = {
 
 
 class Metrics:
-    """All the agent's metrics, in a registry of their own."""
+    """All metrics of the agent, in a registry of their own."""
 
     def __init__(self, pins: Pins, tables: Tables, enrolments: Enrolments) -> None:
         self.registry = registry = CollectorRegistry(auto_describe=False)
@@ -55,21 +55,21 @@ class Metrics:
         )
         self._plugin_requests = Counter(
             "istio_cni_plugin_requests",
-            "ADD requests by HTTP's name of the outcome",
+            "ADD requests by the outcome's HTTP status",
             ["response_code"],
             registry=registry,
         )
         self._enrolments = Counter(
             "sidestep_enrolments", "ADD requests, by what became of the pod", ["result"], registry=registry
         )
-        for result in RESULTS:  # there from the beginning: a first failure is then an increase
+        for result in RESULTS:  # start at 0, so that a first failure shows as an increase
             self._enrolments.labels(result)
         self._requests = Counter(
             "sidestep_cni_requests", "CNI requests by command and outcome", ["command", "code"], registry=registry
         )
         self._seconds = Histogram(
             "sidestep_cni_request_duration_seconds",
-            "Time in the agent",
+            "Seconds that the agent took for a CNI request",
             ["command"],
             buckets=_BUCKETS,
             registry=registry,
@@ -79,49 +79,50 @@ class Metrics:
         )
 
     def answers(self) -> type[MetricsHandler]:
-        """A handler that tells the metrics in the format that the client asks for."""
+        """HTTP handler that serves the metrics in the format that the client asks for."""
         return MetricsHandler.factory(self.registry)
 
     def observe_request(self, command: str, code: int, seconds: float) -> None:
-        """A CNI request has been answered."""
+        """Count an answered CNI request: its command ("" if unknown), its result code (0: success), seconds taken."""
         self._requests.labels(command or "unknown", _code_name(code)).inc()
         self._seconds.labels(command or "unknown").observe(seconds)
         if command == "ADD":
             self._plugin_requests.labels(str(int(_http_status(code)))).inc()
 
     def observe_enrolment(self, result: str) -> None:
-        """An ADD has ended: one of the RESULTS."""
+        """Count an ADD by its result, one of RESULTS."""
         self._enrolments.labels(result).inc()
 
     def observe_install(self, result: str) -> None:
-        """The plugin has been installed, or could not be."""
+        """Count an installation of the plugin: SUCCESS or the failure (installer/host/install.py)."""
         self._installs.labels(result).inc()
         self._has_installed = self._has_installed or result == SUCCESS
 
     def set_install_ready(self, ok: bool) -> None:
-        """Whether the plugin is in place.
+        """Set whether the plugin is in place.
 
-        Found in place by an agent that starts it counts as installed, once: Istio's installs anew at each start.
+        If a starting agent finds the plugin in place, that counts as one installation: Istio's agent installs at each
+        start.
         """
         if ok and not self._has_installed:
             self.observe_install(SUCCESS)
         self._ready.set(ok)
 
     def observe_repair(self, kind: str, result: str) -> None:
-        """A broken pod has been acted on."""
+        """Count a broken pod by what was done about it (repair, delete, label) and the result."""
         self._repairs.labels(kind, result).inc()
 
     def observe_reconcile(self, kind: str, count: int) -> None:
-        """Reconciliation has put something right."""
+        """Count things that reconciliation put right, by kind."""
         self._reconciled.labels(kind).inc(count)
 
     def observe_api_request(self, verb: str, status: int) -> None:
-        """The API server has answered, or not (0)."""
+        """Count a request to the API server, by verb and HTTP status (0: no answer)."""
         self._api.labels(verb, str(status or "none")).inc()
 
 
 class _KernelCollector(Collector):
-    """Reads the maps when asked."""
+    """Reads the maps at each scrape."""
 
     def __init__(self, pins: Pins, tables: Tables, enrolments: Enrolments) -> None:
         self._pins, self._tables, self._enrolments = pins, tables, enrolments
@@ -131,11 +132,11 @@ class _KernelCollector(Collector):
         self._ended: list[TrafficEntry] = []
 
     def collect(self) -> Iterator[Metric]:
-        """One scrape."""
+        """The metrics of one scrape."""
         yield GaugeMetricFamily("sidestep_pods", "Enrolled pods", value=len(self._enrolments))
         attached = is_attached(self._pins)
         yield GaugeMetricFamily("sidestep_attached", "Whether all programs and links are in place", value=attached)
-        build = GaugeMetricFamily("sidestep_build_info", "The programs' sources", labels=["programs"])
+        build = GaugeMetricFamily("sidestep_build_info", "Digest of the programs' sources", labels=["programs"])
         build.add_metric([sources_digest().hex()[:12]], 1)
         yield build
         yield from self._maps()
@@ -147,7 +148,7 @@ class _KernelCollector(Collector):
             self._counted = time.monotonic()
             self._entries = {name: (table.count(), table.limit) for name, table in self._tables.named().items()}
         entries = GaugeMetricFamily("sidestep_map_entries", "Entries of a BPF map", labels=["map"])
-        limits = GaugeMetricFamily("sidestep_map_max_entries", "Most entries that it can have", labels=["map"])
+        limits = GaugeMetricFamily("sidestep_map_max_entries", "Most entries that a BPF map can have", labels=["map"])
         for name, (count, limit) in self._entries.items():
             entries.add_metric([name], count)
             limits.add_metric([name], limit)
@@ -157,7 +158,7 @@ class _KernelCollector(Collector):
     def _connections(self) -> Iterator[Metric]:
         family = CounterMetricFamily(
             "sidestep_connections",
-            "Connections of enrolled pods, by what became of them",
+            "Connections of enrolled pods, by direction and verdict",
             labels=["direction", "verdict"],
         )
         for (direction, verdict), count in self._tables.connection_totals().items():
@@ -166,15 +167,15 @@ class _KernelCollector(Collector):
 
     def _acceleration(self) -> Iterator[Metric]:
         level = level_of(self._tables).level
-        yield GaugeMetricFamily("sidestep_acceleration_level", "Of this node: 0 off, 1 proxy, 2 full", value=level)
+        yield GaugeMetricFamily("sidestep_acceleration_level", "The node's level: 0 off, 1 proxy, 2 full", value=level)
         now = {key.cookie: sums for key, sums in self._tables.traffic.every()}
         self._ended += [sums for cookie, sums in self._traffic.items() if cookie not in now]
-        self._ended = [_sum(self._ended)]  # of pods that have gone meanwhile: a counter must not fall
+        self._ended = [_sum(self._ended)]  # with the pods that are gone: a counter must not fall
         self._traffic = now
         total = _sum([*self._ended, *now.values()])
         messages = CounterMetricFamily(
             "sidestep_accelerated_messages",
-            "Messages sent on connections within the node, by what became of them",
+            "Messages sent on connections within the node, by outcome",
             labels=["outcome"],
         )
         for outcome in ("redirected", "undrained", "over_budget", "no_peer"):
@@ -186,7 +187,7 @@ class _KernelCollector(Collector):
 
 
 def _sum(of: Iterable[TrafficEntry]) -> TrafficEntry:
-    """All of them as one."""
+    """The sum of all entries, field by field."""
     every = list(of)
     return TrafficEntry(*(sum(getattr(each, field[0]) for each in every) for field in TrafficEntry._fields_))
 

@@ -1,9 +1,12 @@
-"""What the maps and links say against what there is: at start, every few minutes, and when the Pods are known again.
+"""Compares maps and links with the node's pods, and puts right what differs.
 
-Each round first puts back what somebody has taken from the kernel half, then lets go of what is gone, then enrols
-running mesh pods that are not, and last compares entries, addresses and denied ports. It is Istio's repair of pods that
-started without capture, and does not wait for their validation to fail. Programs that are detached capture nobody, so
-that is looked for every few seconds.
+A round puts back detached links and missing pins, lets go of pods whose namespace is gone, enrols running mesh pods
+that are not enrolled, registers listeners that the programs missed, restores missing map entries, compares every pod
+with its namespace, and updates denied ports. Rounds run at the start and every few minutes. Programs that are detached
+capture nothing, so links, pins and lost namespaces are checked every few seconds. wake() has them checked at once, and
+running mesh pods enrolled.
+
+Istio's repair controller also handles pods that started without capture, but only after their validation has failed.
 """
 
 import random
@@ -33,11 +36,12 @@ from installer.settings import Node
 
 log = structlog.get_logger("reconcile")
 
-# rounds that begin at the same time on many nodes would ask the API server in step
+# each pause varies by this share, so that many nodes do not ask the API server at the same moment
 _JITTER = 0.1
-# seconds between looks at programs, links and pins: some 3 ms with 250 pods
+# seconds between checks of programs, links and pins; a check takes about 3 ms with 250 pods
 _LOOK_SECONDS = 5.0
-# an adopted pod's proxy may be about to listen: seconds between looks for that, and after which the rounds have to do
+# the proxy of an adopted pod may begin to listen a little later: seconds between checks for that, and seconds until
+# only the rounds check
 _LISTEN_SECONDS, _LISTEN_FOR = 1.0, 60.0
 RESTORED, STEERED, RECLAIMED, ADOPTED, REFUSED = "restored", "steered", "reclaimed", "adopted", "refused"
 HEARD, MENDED = "heard", "mended"
@@ -55,7 +59,7 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class NodeTables:
-    """Where the programs are, and the open tables."""
+    """Where the programs are pinned and attached, and their open tables."""
 
     pins: Pins
     cgroup: Path
@@ -64,7 +68,7 @@ class NodeTables:
 
 @dataclass
 class Reconciler:
-    """Rounds over one node's pods; once() may be called from any thread, one round runs at a time."""
+    """Runs the rounds for one node. Any thread may call once(), look() and wake(); one round runs at a time."""
 
     place: NodeTables
     node: Node
@@ -73,33 +77,36 @@ class Reconciler:
     follower: Follower
     adoption: Adoption
     events: PodEvents
-    observe: Callable[[str, int], None]  # told of each kind of thing that was done, and how many
-    claims: Callable[[Pod], bool] = _claims_nothing  # whether a pod that runs without capture is somebody else's case
-    deny: Callable[[], None] = _nothing  # brings what running pods deny up to date
+    observe: Callable[[str, int], None]  # gets the kind of each thing put right, and the count
+    claims: Callable[[Pod], bool] = _claims_nothing  # whether Repairs will delete or label the pod
+    deny: Callable[[], None] = _nothing  # updates the denied ports of running pods
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _wake: threading.Event = field(default_factory=threading.Event)
     _stopping: bool = False
-    _told: dict[str, str] = field(default_factory=dict)  # Pod UID → why it is not enrolled, to say it once
-    _expected: dict[int, float] = field(default_factory=dict)  # cookies whose proxies may listen soon → until when
-    _strangers: Counter[int] = field(default_factory=Counter)  # cookies whose Pods are not listed → looks
+    _told: dict[str, str] = field(default_factory=dict)  # Pod UID → why it is not enrolled, reported once
+    _expected: dict[int, float] = field(default_factory=dict)  # cookie whose proxy may soon listen → deadline
+    _strangers: Counter[int] = field(default_factory=Counter)  # cookie of an enrolled pod not listed → times seen
 
     def once(self) -> Counter[str]:
-        """One round; returns how many things of each kind had to be done. What fails is logged, and tried again."""
+        """Run one round; returns a count for each kind of thing put right.
+
+        A step that fails is logged and runs again in the next round.
+        """
         return self._do(self._restore, self._sweep, self._adopt, self._listen, self._mend, self._compare, self._deny)
 
     def look(self) -> Counter[str]:
-        """The part of a round that cannot wait for the next one."""
+        """Run only the steps that cannot wait for the next round."""
         return self._do(self._restore, self._sweep, self._listen_soon)
 
     def changed(self, before: Pod | None, after: Pod | None) -> None:
-        """A Pod is new or has changed: one that runs without having been enrolled needs a look now."""
+        """Handle a new or changed Pod: if it runs without being enrolled, wake the rounds."""
         if after is None or not self._belongs(after) or after.uid in self._told:
             return
         if not self.is_enrolled(after):
             self.wake()
 
     def is_enrolled(self, pod: Pod) -> bool:
-        """Whether this very Pod is in the maps."""
+        """Whether this Pod is in the maps: by its UID, or by its name if it has no UID."""
         return _key(pod) in {_key(identity) for identity in self.enrolments.identities().values()}
 
     def wake(self) -> None:
@@ -108,7 +115,7 @@ class Reconciler:
 
     @contextmanager
     def running(self, seconds: float) -> Iterator[None]:
-        """A round about every `seconds`, in a thread of its own."""
+        """Run a round about every `seconds`, in a thread, until the context ends."""
         thread = threading.Thread(target=self._run, args=(seconds,), name="reconcile")
         thread.start()
         try:
@@ -142,19 +149,22 @@ class Reconciler:
                     done.update(step())
                 except SidestepError as error:
                     log.error("reconcile.failed", step=step.__name__.strip("_"), error=str(error))
-                except Exception:  # one step's bug must neither keep the others from their work nor end the agent
+                except Exception:  # a bug in one step must stop neither the other steps nor the agent
                     log.exception("reconcile.failed", step=step.__name__.strip("_"))
             for kind, count in done.items():
                 self.observe(kind, count)
             return done
 
     def _restore(self) -> Done:
-        """Links that were detached, and pins that were deleted or are other maps' than those in use here."""
+        """Put back links that were detached and pins that were deleted.
+
+        Pins of maps that are not the agent's are replaced first. Attaching then loads programs for the agent's maps.
+        """
         place = self.place
         held = place.tables.descriptors()
         foreign = unpin_others(place.pins, held)
         if foreign:
-            log.warning("pins.foreign", maps=" ".join(foreign), reason="programs were attached anew behind our back")
+            log.warning("pins.foreign", maps=" ".join(foreign), reason="somebody else has attached the programs anew")
         pinned = repin_maps(place.pins, held)
         if pinned:
             log.warning("pins.restored", maps=" ".join(pinned), reason="somebody has removed them")
@@ -167,21 +177,21 @@ class Reconciler:
         return {RESTORED: len(pinned) + (outcome is not Outcome.UNCHANGED)}
 
     def _sweep(self) -> Done:
-        """Pods whose namespace is gone, and pods that live but have lost their inbound steering."""
+        """Let go of pods whose namespace is gone; put back the inbound steering of live pods that lost it."""
         swept = self.follower.sweep()
         pods = self._pods_of(swept.steered) if swept.steered else {}
         for cookie in swept.steered:
-            log.warning("steering.restored", netns_cookie=cookie, reason="somebody has removed its link")
-            self._tell_repaired(pods.get(cookie), "its inbound steering is back: somebody had removed it")
+            log.warning("steering.restored", netns_cookie=cookie, reason="somebody has removed the pod's link")
+            self._tell_repaired(pods.get(cookie), "inbound capture is restored: somebody had removed its link")
         for identity in swept.gone:
             log.info("pod.reclaimed", pod=str(identity), container=identity.container_id)
         counts = {STEERED: len(swept.steered), RECLAIMED: len(swept.gone)}
         return {kind: count for kind, count in counts.items() if count}
 
     def _adopt(self) -> Done:
-        """Mesh pods that run and are not enrolled."""
+        """Enrol mesh pods that run and are not enrolled."""
         done: Counter[str] = Counter()
-        # Pods first: one that is enrolled in between is then on both lists, instead of on the first alone
+        # read the Pods before the enrolments: if an ADD enrols a pod in between, the pod does not look unenrolled
         pods = self.pods.every()
         if pods is None:
             return done
@@ -202,11 +212,11 @@ class Reconciler:
         return done
 
     def _listen(self) -> Done:
-        """Pods whose proxy listens, but not as far as the programs know."""
+        """Register the listeners of proxies that listen without the programs knowing it."""
         return self._register(self.enrolments.unheard())
 
     def _listen_soon(self) -> Done:
-        """The same for pods that have just been adopted."""
+        """Register listeners as _listen() does, but only of pods that were adopted a moment ago."""
         now = time.monotonic()
         self._expected = {cookie: until for cookie, until in self._expected.items() if until > now}
         if not self._expected:
@@ -224,7 +234,7 @@ class Reconciler:
         return {HEARD: count} if count else {}
 
     def _mend(self) -> Done:
-        """Pods of which somebody has taken entries out of the maps."""
+        """Restore entries that somebody has removed from the maps."""
         damaged = self.enrolments.damaged()
         if not damaged:
             return {}
@@ -233,8 +243,8 @@ class Reconciler:
             for cookie, netns in found:
                 if cookie in pods:
                     self.adoption.admission.admit(damaged[cookie], policy_of(pods[cookie]), netns)
-                    log.warning("entries.restored", pod=str(damaged[cookie]), reason="somebody has removed some")
-                    self._tell_repaired(pods[cookie], "its entries are complete again: somebody had removed some")
+                    log.warning("entries.restored", pod=str(damaged[cookie]), reason="somebody has removed entries")
+                    self._tell_repaired(pods[cookie], "map entries are restored: somebody had removed some")
                     count += 1
         return {MENDED: count} if count else {}
 
@@ -243,23 +253,26 @@ class Reconciler:
         return {}
 
     def _deny(self) -> Done:
-        """Denied ports that changed while nobody could tell, or that there was no room for."""
+        """Apply changes of denied ports that the watch missed or that found no room in the map."""
         self.deny()
         return {}
 
     def _pods_of(self, cookies: Iterable[int]) -> dict[int, Pod]:
-        """The Pods of some enrolled cookies, as far as they are known."""
+        """The Pods of enrolled cookies, without those that are not known."""
         by_key = {_key(pod): pod for pod in self.pods.every() or ()}
         identities = self.enrolments.identities()
         keys = {cookie: _key(identities[cookie]) for cookie in cookies if cookie in identities}
         return {cookie: by_key[key] for cookie, key in keys.items() if key in by_key}
 
     def _mention_strangers(self, identities: Mapping[int, Identity], listed: Collection[str]) -> None:
-        """Enrolled pods that are not listed stay enrolled as long as their namespace lives: a DEL may be under way."""
+        """Log each enrolled pod that is not listed, once.
+
+        It stays enrolled as long as its namespace lives: a DEL may be under way.
+        """
         strangers = [cookie for cookie, identity in identities.items() if _key(identity) not in listed]
         self._strangers = Counter({cookie: self._strangers[cookie] + 1 for cookie in strangers})
         for cookie in strangers:
-            if self._strangers[cookie] == 2:  # at first the list may have been older than an ADD
+            if self._strangers[cookie] == 2:  # the first time, the list may be older than the pod's ADD
                 log.info("pod.not_listed", pod=str(identities[cookie]), netns_cookie=cookie)
 
     def _belongs(self, pod: Pod) -> bool:
@@ -270,7 +283,7 @@ class Reconciler:
         return unseen is None and skip_reason(pod) is None
 
     def _tell_repaired(self, pod: Pod | None, message: str) -> None:
-        """Its owner, where the Pod is known; what happens again and again becomes one Event."""
+        """Tell the pod's owner in an Event, if the Pod is known. Repetitions are counted in the same Event."""
         if pod is not None:
             self.events.normal(pod, "CaptureRepaired", message)
 
@@ -289,7 +302,7 @@ class Reconciler:
 
 
 def _key(of: Pod | Identity) -> str:
-    """What a Pod and its entry have in common: the UID, or the name where the Pod has none."""
+    """The key that a Pod shares with its entry in the maps: the UID, or namespace and name if the Pod has no UID."""
     return of.uid or f"{of.namespace}/{of.name}"
 
 

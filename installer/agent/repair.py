@@ -1,8 +1,8 @@
-"""Pods whose validation failed, because they had started before the plugin was in the chain: Istio's repair controller.
+"""Acts on broken pods, as Istio's repair controller does: pods that started before the plugin was in the chain.
 
-A pod is broken when its istio-validation init container keeps failing in the way that says "no capture". It is enrolled
-where it runs, or deleted, or labelled, as the settings say: the first of them that is switched on. Which pods belong to
-the mesh at all is decided by the plugin's own rules, which Istio's repair leaves out.
+A pod is broken if its istio-validation init container keeps failing with the code that means "no capture". The agent
+enrols the running pod, deletes it, or labels it: the first of these three that is switched on. Unlike Istio's repair,
+the agent also applies the plugin's rules on which pods belong to the mesh.
 """
 
 from collections.abc import Callable
@@ -22,31 +22,31 @@ from installer.settings import Repair
 log = structlog.get_logger("repair")
 
 SUCCESS, SKIP, FAIL = "success", "skip", "fail"
-# a Pod whose container crashes again and again changes while it is acted on. As often as Istio tries, within some two
-# seconds: who tells of changes waits meanwhile
+# a Pod whose container keeps crashing may change while we act on it. Then we try as often as Istio does, but within
+# about two seconds, because the watching thread waits meanwhile
 _ATTEMPTS, _FIRST_PAUSE, _LONGEST_PAUSE = 5, 0.1, 0.8
 
 
 class PodActions(Protocol):
-    """What may be done to a Pod through the API server; False when it is gone.
+    """Actions on a Pod through the API server. Each raises ApiFailed.
 
-    Raises Conflict when it is not as it was seen, ApiFailed.
+    delete_pod() and label_pod() return False if the Pod is gone, and raise Conflict if it has changed since read.
     """
 
     def get_pod(self, namespace: str, name: str) -> Pod | None:
-        """The Pod of that name as it is now."""
+        """The Pod of that name as it is now, None if there is none."""
         ...
 
     def selects_pod(self, pod: Pod, labels: str, fields: str) -> bool:
-        """Whether label and field selectors, written as for kubectl, choose this very Pod."""
+        """Whether label and field selectors, in kubectl's notation, choose this Pod."""
         ...
 
     def delete_pod(self, pod: Pod) -> bool:
-        """Delete this very Pod."""
+        """Delete this Pod, and no other of its name."""
         ...
 
     def label_pod(self, pod: Pod, key: str, value: str) -> bool:
-        """Put a label on it."""
+        """Put a label on the Pod."""
         ...
 
 
@@ -55,19 +55,19 @@ Ask = Callable[[PodActions, Pod], bool]
 
 @dataclass
 class Repairs:
-    """Acts on broken pods as they are told of; each pod once."""
+    """Acts on each broken pod once, when the watch reports it."""
 
     settings: Repair
-    actions: PodActions | None  # None: a node without API server, which can only enrol
+    actions: PodActions | None  # None on a node without API server: it can only enrol
     adoption: Adoption
     is_enrolled: Callable[[Pod], bool]
     events: PodEvents
-    observe: Callable[[str, str], None]  # told of type and result, as istio_cni_repair_pods_repaired_total has them
+    observe: Callable[[str, str], None]  # gets type and result: istio_cni_repair_pods_repaired_total
     _done: set[str] = field(default_factory=set)  # UIDs
-    _refused: dict[str, str] = field(default_factory=dict)  # UID → why, to say it once
+    _refused: dict[str, str] = field(default_factory=dict)  # UID → why, reported once
 
     def __post_init__(self) -> None:
-        """Raises SidestepError for selectors where there is no API server to select by them."""
+        """Raises SidestepError if the settings have selectors but there is no API server to apply them."""
         settings = self.settings
         self._selectors = settings.repair_label_selectors, settings.repair_field_selectors
         if any(self._selectors) and self.actions is None:
@@ -76,7 +76,7 @@ class Repairs:
             )
 
     def changed(self, before: Pod | None, after: Pod | None) -> None:
-        """A Pod is new, has changed or is gone (None)."""
+        """Handle a Pod that is new, has changed, or is gone (`after` is None)."""
         if after is None:
             uid = (before.uid if before else None) or ""
             self._done.discard(uid)
@@ -85,7 +85,7 @@ class Repairs:
             self._act(after)
 
     def is_broken(self, pod: Pod) -> bool:
-        """Whether its validation fails for want of capture, and the settings let us touch it."""
+        """Whether the pod's validation failed because it is not captured, and the settings let us act on it."""
         settings = self.settings
         if settings.repair_sidecar_annotation not in pod.annotations:
             return False
@@ -94,9 +94,9 @@ class Repairs:
         return self._is_selected(pod) is True
 
     def claims(self, pod: Pod) -> bool:
-        """Whether this Pod, when it turns out to be broken, is to be deleted or labelled, and so not to be enrolled.
+        """Whether the Pod must not be enrolled while it runs, because Repairs may delete or label it.
 
-        That can be as long as it has not been found to be captured.
+        True for a Pod whose validation has not passed yet, if the settings say to delete or label such a Pod.
         """
         settings = self.settings
         if not settings.repair_enabled or settings.repair_repair_pods:
@@ -106,7 +106,7 @@ class Repairs:
         return any(not _has_passed(status) for status in self._validations(pod)) and self._is_selected(pod) is not False
 
     def _is_selected(self, pod: Pod) -> bool | None:
-        """Whether the settings' selectors choose it, which the API server says; None when it does not answer."""
+        """Ask the API server whether the settings' selectors choose the pod; None if it does not answer."""
         if self.actions is None or not any(self._selectors):
             return True
         try:
@@ -139,31 +139,31 @@ class Repairs:
             kind, result = "label", self._label(pod)
         else:
             return
-        if result != FAIL:  # else its next change is the next attempt
+        if result != FAIL:  # after a failure, the pod's next change causes the next attempt
             self._done.add(pod.uid or "")
         self.observe(kind, result)
         log.info("pod.repaired", pod=f"{pod.namespace}/{pod.name}", type=kind, result=result)
 
     def _repair(self, pod: Pod) -> str:
-        if self.is_enrolled(pod):  # its validation passes at the next attempt
+        if self.is_enrolled(pod):  # its validation will pass when it runs again
             return SKIP
         for outcome in self.adoption.adopt([pod]):
             if outcome.left_alone:
                 return SKIP
             if not outcome.problem:
-                self.events.normal(pod, "CaptureRepaired", "enrolled while running: its validation passes when retried")
+                self.events.normal(pod, "CaptureRepaired", "enrolled while running: its validation passes on retry")
                 return SUCCESS
             self._refuse(pod, outcome.problem)
         return FAIL
 
     def _refuse(self, pod: Pod, problem: str) -> None:
-        """Tell the owner, once: the container is restarted again and again."""
+        """Tell the owner once for each problem: the container restarts again and again."""
         if self._refused.get(pod.uid or "") != problem:
             self._refused[pod.uid or ""] = problem
             self.events.warning(pod, "CaptureRefused", problem)
 
     def _delete(self, pod: Pod) -> str:
-        if self.is_enrolled(pod):  # as above; and a successor would fare no better
+        if self.is_enrolled(pod):  # its validation will pass; a new pod would do no better
             return SKIP
         return self._asked(
             lambda actions, now: actions.delete_pod(now),
@@ -180,7 +180,7 @@ class Repairs:
             lambda actions, now: actions.label_pod(now, key, value),
             pod,
             "LabelBrokenPod",
-            f"labelled {key}={value}: no capture",
+            f"labelled {key}={value}: it started without traffic capture",
         )
 
     def _asked(self, ask: Ask, pod: Pod, reason: str, message: str) -> str:
@@ -196,7 +196,7 @@ class Repairs:
         return SUCCESS if done else SKIP
 
     def _ask(self, actions: PodActions, ask: Ask, pod: Pod) -> bool:
-        """False when there is nothing to do any more. Raises ApiFailed."""
+        """Ask for an action, again if the pod changes meanwhile. False if nothing needs doing. Raises ApiFailed."""
         try:
             return ask(actions, pod)
         except Conflict:
@@ -209,7 +209,7 @@ class Repairs:
             return patiently(self._ask_again, actions, ask, pod)
 
     def _ask_again(self, actions: PodActions, ask: Ask, pod: Pod) -> bool:
-        """Of the Pod as it is now, if it is that Pod and still to be acted on."""
+        """Read the Pod again, and ask for the action if it is the same Pod and still broken."""
         now = actions.get_pod(pod.namespace, pod.name)
         if now is None or now.uid != pod.uid or now.metadata.deletion_timestamp is not None:
             return False

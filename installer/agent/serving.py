@@ -14,17 +14,20 @@ from installer import VERSION
 
 @contextmanager
 def serving(port: int, answers: type[BaseHTTPRequestHandler], purpose: str) -> Iterator[int]:
-    """Serve on all addresses meanwhile; yields the port, for 0 any free one. Raises SidestepError when it is taken."""
+    """Serve on all addresses until the context ends; yields the port. Port 0 means any free port.
+
+    `purpose` names the thread and appears in errors. Raises SidestepError if the port can't be bound.
+    """
 
     class Handler(answers):  # type: ignore[misc, valid-type]
-        timeout = 5  # seconds for a request, so that a client that says nothing keeps no thread
+        timeout = 5  # seconds for a request, so that a silent client does not hold a thread
 
         def version_string(self) -> str:
-            """The header Server, as `sidestep status` asks who answers."""
+            """Value of the header Server, by which `sidestep status` recognizes the agent."""
             return f"sidestep/{VERSION}"
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Nothing: kubelet asks every few seconds."""
+            """Log nothing: kubelet asks every few seconds."""
 
     try:
         server = _Server(("", port), Handler)
@@ -44,10 +47,10 @@ class _Server(ThreadingHTTPServer):
     address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
 
     def server_bind(self) -> None:
-        """For both families, and without asking DNS for the host's name, as HTTPServer does."""
+        """Bind for IPv4 and IPv6. Unlike HTTPServer.server_bind(), it does not look up the host's name in DNS."""
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         TCPServer.server_bind(self)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is no news."""
+        """Log nothing: errors here come from clients that hang up."""

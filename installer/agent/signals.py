@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: end what is running in an orderly way, whatever that is at the moment."""
+"""SIGTERM and SIGINT end the agent in an orderly way, at any moment of its life."""
 
 import signal
 from collections.abc import Callable
@@ -10,11 +10,11 @@ log = structlog.get_logger("agent")
 
 
 class Stopped(SystemExit):
-    """A signal arrived while nothing was there yet that could be asked to stop."""
+    """A signal arrived before there was a server to stop. Undoes the start and ends the process."""
 
 
 class Signals:
-    """Use as a context manager: the former handlers come back. Main thread only."""
+    """A context manager that handles both signals and puts the former handlers back. Main thread only."""
 
     def __init__(self) -> None:
         self._stop: Callable[[], None] | None = None
@@ -34,17 +34,18 @@ class Signals:
             log.info("agent.stopped", signal=signal.Signals(self._last).name)
 
     def call(self, stop: Callable[[], None], wakes: int) -> None:
-        """From now on a signal calls `stop`; until then it raises Stopped, exit status 0.
+        """Make signals call `stop` from now on. Until then a signal raises Stopped (exit status 0).
 
-        `wakes` is the descriptor, not blocking, at whose other end the main thread waits; the signal writes there.
-        Python calls handlers between two instructions only, so one that arrives just before the main thread's system
-        call, or in another thread, would call `stop` when that system call returns, which may be never.
+        `wakes` is a non-blocking descriptor; the main thread waits at its other end. Each signal writes a byte to it.
+        Without that byte `stop` might never run: Python calls handlers only between two instructions of the main
+        thread. A signal that arrives just before a system call of the main thread, or in another thread, would wait
+        until the system call returns.
         """
         self._stop = stop
         signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
 
     def _arrived(self, number: int, _: FrameType | None) -> None:
-        """Logs nothing: what it interrupts may be writing a line of the log, and hold the lock for that."""
+        """Handle a signal. Logs nothing: the interrupted code may be logging and hold the lock of the log."""
         self._last = number
         if self._stop is None:
             raise Stopped(0)

@@ -1,1 +1,1 @@
-"""The command line, a module for each group of commands. They import what they need when they run."""
+"""The command line. A command imports what it needs only when it runs."""

@@ -1,6 +1,6 @@
-"""`sidestep …`: which commands there are. How they end, and with which exit status, is in ending.py.
+"""`sidestep …`: the list of commands. ending.py has their exit statuses and error messages.
 
-The agent's imports are slow and large, so a command's module is imported when the command is asked for.
+A command's module is imported only when it is needed: the agent's imports are slow and large.
 """
 
 import os
@@ -19,9 +19,9 @@ from installer import VERSION
 from installer.commands import ending
 
 NAME = "sidestep"
-COMPLETION = "_SIDESTEP_COMPLETE"  # set by the shell's function: what it wants to know
+COMPLETION = "_SIDESTEP_COMPLETE"  # environment variable; the shell's completion function puts its request there
 
-# command → the module of installer/commands that has it
+# command → its module in installer/commands
 COMMANDS = {
     "accelerate": "programs",
     "agent": "node",
@@ -39,7 +39,7 @@ COMMANDS = {
     "trace": "trace.command",
     "uninstall": "node",
 }
-_WITHOUT_ROOT = ("completion", "probe")  # the table of the latter says it among other things
+_WITHOUT_ROOT = ("completion", "probe")  # probe reports a missing root in its table
 
 
 @cache
@@ -51,7 +51,7 @@ def _command(name: str) -> click.Command:
 
 
 def _as_root(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """Looked at when the command runs, so that anybody may read its --help."""
+    """Check for root only when the command runs, so that everybody can read its --help."""
 
     @wraps(callback)
     def checked(*args: Any, **options: Any) -> Any:
@@ -62,7 +62,7 @@ def _as_root(callback: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Commands(click.Group):
-    """Imports a command when it is needed."""
+    """Imports a command's module when the command is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)
@@ -73,7 +73,7 @@ class _Commands(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
             return super().resolve_command(ctx, args)
-        except NoSuchCommand as error:  # click knows no others to suggest, as they are not imported
+        except NoSuchCommand as error:  # click's own list, from which it suggests names, is empty
             raise NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=ctx) from None
 
 
@@ -84,7 +84,7 @@ def cli() -> None:
 
 
 def _run() -> int:
-    """What click's own main() does, without its ways of ending."""
+    """Do the same as click's main(), but let ending.py handle exits and errors."""
     if instruction := os.environ.get(COMPLETION):
         return shell_complete(cli, {}, NAME, COMPLETION, instruction)
     with cli.make_context(NAME, sys.argv[1:]) as context:

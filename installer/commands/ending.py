@@ -1,6 +1,6 @@
-"""How a command ends: its exit status and its last words. Nothing a user does ends in a traceback.
+"""How a command ends: its exit status and its last message. Nothing a user does ends in a traceback.
 
-click's own ending takes several lines, and knows neither our errors nor whose pipe is broken.
+click's own error handling prints several lines. It knows neither our errors nor which pipe is broken.
 """
 
 import errno
@@ -25,24 +25,24 @@ from click.exceptions import Abort, Exit, NoArgsIsHelpError
 from bpf.errors import SidestepError
 from installer import VERSION
 
-# docs/cli.md says what they mean
+# docs/cli.md explains them
 GOOD, FAILED, USAGE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _OURS = ("bpf", "cni", "installer")
 _DEBUG = "SIDESTEP_DEBUG"
 _RUN = Path("/run/sidestep")
-_KEPT = 10  # reports, of an agent that is started again and again
+_KEPT = 10  # crash reports: an agent that crashes at every start must not fill the directory
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """The exit status of a command that returns its own, raises, or is interrupted; its last words are said."""
+    """Run a command and return its exit status. If it raises or is interrupted, print its last message."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.excepthook = sys.unraisablehook = _hook()
     try:
         return _flushed(_status(command))
-    except KeyboardInterrupt:  # while it waited for a reader
+    except KeyboardInterrupt:  # while the output waited for its reader
         _drop_output()
         return INTERRUPTED
 
@@ -70,7 +70,7 @@ def _status(command: Callable[[], int]) -> int:
 
 
 def _unforeseen(error: Exception) -> int:
-    """Of what nobody has made a message the machine's shortcomings are told from ours."""
+    """Report an error that has no message of its own: a fault of the machine, else a bug of sidestep."""
     if isinstance(error, BrokenPipeError) and _reader_is_gone():
         return READER_GONE
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in _OURS:
@@ -81,7 +81,7 @@ def _unforeseen(error: Exception) -> int:
 
 
 def _usage(error: click.UsageError) -> str:
-    """One line, with where to read on."""
+    """The error on one line, with the --help that explains it."""
     path = error.ctx.command_path if error.ctx else "sidestep"
     words = " ".join(error.format_message().split()).removesuffix(".")
     return f"{words}{'' if words.endswith(('?', '?)')) else ';'} see {path} --help"
@@ -94,7 +94,7 @@ def _said(words: object, status: int) -> int:
 
 
 def _flushed(status: int) -> int:
-    """What is still buffered is written now, while somebody can be told that it fails."""
+    """Write buffered output now, while a failure can still be reported. Returns the exit status."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -104,45 +104,45 @@ def _flushed(status: int) -> int:
 
 
 def _drop_output() -> None:
-    """Or the interpreter tries to write it again when it ends, and waits or complains."""
+    """Discard buffered output. Otherwise the interpreter tries to write it when it ends, and blocks or complains."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_is_gone() -> bool:
-    """Whether a broken pipe is the one that the output goes to, and not that of some peer."""
+    """Whether the broken pipe is standard output, and not a connection to a peer."""
     poll = select.poll()
     poll.register(1, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _hook() -> Callable[[Any], None]:
-    """For what is raised in a thread, or where nobody can catch it, as in a callback of a C library.
+    """A hook for errors in threads, and for errors that nothing can catch, as in a C library's callback.
 
-    Each kind of error is told once, as it may come each time.
+    It reports each type of error once, because every further call may raise the same error.
     """
     told: set[type[BaseException]] = set()
 
-    def hook(args: Any) -> None:  # both kinds of hook get these two
+    def hook(args: Any) -> None:  # threading and sys both pass exc_type and exc_value
         if isinstance(args.exc_value, Exception) and args.exc_type not in told:
             told.add(args.exc_type)
-            with suppress(Exception):  # the interpreter may be coming to its end
+            with suppress(Exception):  # the interpreter may be shutting down
                 _said(last_words(args.exc_value), FAILED)
 
     return hook
 
 
 def last_words(error: Exception) -> str:
-    """What the user is told of an error that nobody has foreseen.
+    """The message about an unforeseen error.
 
-    The rest is in a file for whoever mends it, or shown where SIDESTEP_DEBUG is set.
+    The traceback goes to a file for the bug report. If SIDESTEP_DEBUG is set, it goes to standard error instead.
     """
     what = f"internal error: {type(error).__name__}: {' '.join(str(error).split())}"
     if os.environ.get(_DEBUG, "0") not in ("", "0"):
         sys.stderr.write(_report(error))
-        return f"{what}; please report it with what is above"
+        return f"{what}; please report it with the traceback above"
     if path := _record(_report(error)):
         return f"{what}; please report it with the file {path}"
-    return f"{what}; please report it with what {_DEBUG}=1 shows"
+    return f"{what}; please report it with the traceback that {_DEBUG}=1 shows"
 
 
 def _report(error: Exception) -> str:
@@ -157,7 +157,7 @@ def _report(error: Exception) -> str:
 
 
 def _record(report: str) -> str:
-    """A new file that only we can read, in the run directory or with other temporary files; "" for no room there."""
+    """Write a file that only we can read, in the run directory or else in TMPDIR. Returns its path, "" if it failed."""
     with suppress(OSError):
         for old in sorted(_RUN.glob("crash-*.txt"))[: 1 - _KEPT]:
             old.unlink()

@@ -1,4 +1,4 @@
-"""Which pod is meant by a name, and which name a pod has."""
+"""Finds a pod by its name, and a name by its pod's cookie."""
 
 from collections.abc import Iterable
 
@@ -11,18 +11,18 @@ _SHOWN = 10  # names in a message
 
 
 class NoSuchPod(SidestepError):
-    """No enrolled pod has this name, or several have."""
+    """No enrolled pod has this name, or several pods have it."""
 
 
 def cookie_of(tables: Tables, name: str) -> int:
-    """The netns cookie of NAMESPACE/NAME, or of NAME where that is enough. Raises NoSuchPod."""
+    """The netns cookie of the pod NAMESPACE/NAME, or of NAME if only one pod has that name. Raises NoSuchPod."""
     every: dict[int, Identity] = {key.cookie: Identity.of(pod) for key, pod in tables.pods.every()}
     found = {cookie: identity for cookie, identity in every.items() if name in (str(identity), identity.name)}
     if len(found) == 1:
         return next(iter(found))
     if found:
         raise NoSuchPod(f"several pods are called {name}: {_listed(found.values())}; give one of these")
-    raise NoSuchPod(f"no enrolled pod is called {name}; enrolled are: {_listed(every.values()) or 'none'}")
+    raise NoSuchPod(f"no enrolled pod is called {name}; enrolled pods: {_listed(every.values()) or 'none'}")
 
 
 def _listed(identities: Iterable[Identity]) -> str:
@@ -31,14 +31,14 @@ def _listed(identities: Iterable[Identity]) -> str:
 
 
 class PodNames:
-    """Names by netns cookie, looked up once; a pod that is gone keeps the name it had."""
+    """Pod names by netns cookie. Each is looked up once, so a pod that has gone keeps its name."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
         self._names: dict[int, str] = {}
 
     def __call__(self, cookie: int) -> str:
-        """NAMESPACE/NAME, or the cookie where nobody knows."""
+        """NAMESPACE/NAME, or the cookie if no pod has it."""
         if cookie not in self._names:
             pod = self._tables.pods.get(Cookie(cookie))
             if pod is None:

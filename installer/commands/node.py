@@ -1,4 +1,4 @@
-"""A node's life: probe, agent, uninstall."""
+"""The commands of a node's life: probe, agent, uninstall."""
 
 import sys
 from typing import Any
@@ -18,7 +18,10 @@ from installer.settings import Acceleration, Attachment, Chain, Logging, Node, P
 @take(Ports)
 @take(Logging)
 def agent(**groups: Any) -> None:
-    """Attach, then serve the CNI plugin's requests until stopped. Stopping leaves capture as it is."""
+    """Run this node's agent, which serves the CNI plugin.
+
+    The agent attaches the programs, then serves the plugin's requests until it is stopped. Capture goes on without it.
+    """
     from installer.agent.agent import Settings, run_agent
 
     run_agent(Settings(**groups))
@@ -30,7 +33,11 @@ def agent(**groups: Any) -> None:
 @take(Chain)
 @output_option
 def uninstall(attachment: Attachment, node: Node, chain: Chain, output: str) -> None:
-    """Take the plugin out of the chain and off the host, detach the programs. Open connections go on."""
+    """Remove sidestep from this node, and end capture.
+
+    The plugin is taken out of the CNI chain and off the host, and the programs are detached. Open connections go on;
+    new ones are not captured.
+    """
     from installer.host.uninstall import uninstall_node
 
     done = uninstall_node(attachment, node, chain)
@@ -43,9 +50,10 @@ def uninstall(attachment: Attachment, node: Node, chain: Chain, output: str) -> 
 @take(Node)
 @output_option
 def probe(attachment: Attachment, chain: Chain, node: Node, output: str) -> None:
-    """Say whether capture will work on this node, and if not what to do: exit status 0 only if it will.
+    """Check whether capture will work on this node.
 
-    The programs are loaded, and tried in a scratch cgroup and network namespace; nothing stays behind.
+    If it will not, the table says what to do, and the exit status is 1. The check loads the programs and tries them in
+    a scratch cgroup and network namespace. Nothing stays behind.
     """
     from installer.probe.examine import examine_programs
 

@@ -1,4 +1,4 @@
-"""How commands print what they have found: something for people, JSON or YAML for programs."""
+"""How commands print their results: a table or page for people, JSON or YAML for programs."""
 
 import json
 from collections.abc import Callable
@@ -8,13 +8,13 @@ import click
 
 
 def output_or(people: str) -> Callable[[Any], Any]:
-    """The option of a command that prints `people` unless it is asked for something else."""
+    """The option --output. Its default is `people`, the format for people."""
     return click.option(
         "--output",
         type=click.Choice([people, "json", "yaml"]),
         default=people,
         show_default=True,
-        help="How it is printed.",
+        help="Output format.",
     )
 
 
@@ -22,7 +22,7 @@ output_option = output_or("table")
 
 
 def show(document: Any, output: str, table: Callable[[], str]) -> None:
-    """Print a document of plain values, or what `table` makes of it."""
+    """Print a document of plain values, or for people the text that `table` returns."""
     click.echo(encoded(document, output) if output in ("json", "yaml") else table(), nl=False)
 
 
@@ -32,9 +32,9 @@ def encoded(document: Any, output: str) -> str:
 
 
 def yaml_of(document: Any) -> str:
-    """A document of plain values as YAML; by libyaml, which is twenty times as fast, where there is one."""
+    """A document of plain values as YAML. If PyYAML has libyaml, that is used: it is twenty times as fast."""
     import yaml
 
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # not every PyYAML has the former
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     text: str = yaml.dump(document, Dumper=dumper, sort_keys=False, allow_unicode=True)
     return text

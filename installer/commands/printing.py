@@ -1,4 +1,4 @@
-"""Tables for people, the same for every command: as wide as the terminal, and with room where there is none."""
+"""Tables for people, in the same style for every command. They fit the terminal; without one they have more room."""
 
 import sys
 from collections.abc import Collection, Iterable
@@ -11,11 +11,11 @@ from rich.text import Text
 
 from installer.probe.findings import plain_width
 
-_WIDEST = 10_000  # columns: more than any table has
+_WIDEST = 10_000  # terminal columns: more than any table needs
 
 
 def table(titles: Iterable[str], rows: Iterable[Iterable[Any]], texts: Collection[str]) -> RenderableType:
-    """Rows under titles; `texts` are to the left, other columns are numbers, to the right. Unknown cells are dashes."""
+    """Rows under titles. The columns in `texts` are aligned left, all others (numbers) right. None becomes a dash."""
     made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in titles:
         made.add_column(title, justify="left" if title in texts else "right", overflow="fold")
@@ -25,13 +25,13 @@ def table(titles: Iterable[str], rows: Iterable[Iterable[Any]], texts: Collectio
 
 
 def fits(whole: RenderableType) -> bool:
-    """Whether nothing of it has to be folded."""
+    """Whether it fits into the width without folded lines."""
     console = _console()
     return console.measure(whole, options=console.options.update(max_width=_WIDEST)).maximum <= console.width
 
 
 def rendered(*parts: RenderableType) -> str:
-    """As it suits stdout, without spaces at the ends of lines; narrow terminals fold long words."""
+    """The text for stdout, without spaces at line ends. A narrow terminal folds long words."""
     console = _console()
     with console.capture() as captured:
         for part in parts:

@@ -1,4 +1,4 @@
-"""The kernel's side alone: attach, detach, accelerate."""
+"""The commands for the kernel's side alone: attach, detach, accelerate."""
 
 from pathlib import Path
 
@@ -13,7 +13,11 @@ from installer.settings import Attachment, Node, take, take_one
 @take(Attachment)
 @output_option
 def attach(attachment: Attachment, output: str) -> None:
-    """Compile, load, pin and attach the programs; swap them if the sources changed; else do nothing."""
+    """Compile, load, pin and attach the BPF programs.
+
+    If programs from other sources are attached, they are swapped in place. If the same programs are attached, nothing
+    happens.
+    """
     from bpf.attachment import attach_programs
 
     cgroup = attachment.attach_point()
@@ -26,7 +30,10 @@ def attach(attachment: Attachment, output: str) -> None:
 @take(Attachment)
 @output_option
 def detach(attachment: Attachment, output: str) -> None:
-    """Remove links, programs and maps. Open connections go on, new ones are not captured."""
+    """End capture: remove the links, programs and maps.
+
+    Open connections go on; new ones are not captured.
+    """
     from bpf.attachment import detach_programs
 
     found = detach_programs(attachment.pins)
@@ -40,10 +47,10 @@ def detach(attachment: Attachment, output: str) -> None:
 @click.argument("level", metavar="LEVEL", type=click.Choice(list(LEVELS)))
 @output_option
 def accelerate(attachment: Attachment, cni_agent_run_dir: Path, level: str, output: str) -> None:
-    """Change the node's level of acceleration now, until the agent starts again.
+    """Set this node's acceleration level until the agent restarts.
 
-    LEVEL is off, proxy or full. Connections under way go on: what they send takes the other path from now on. New ones
-    are made at the new level.
+    LEVEL is off, proxy or full. Open connections go on. If the new level is too low for them, their messages go by
+    TCP from now on. A higher level helps new connections, and open ones that were accelerated before.
     """
     from bpf.tables import Tables
     from installer.acceleration.level import LevelKeeper

@@ -1,1 +1,1 @@
-"""What the agent does to its host: the plugin, its place in the CNI configuration, and undoing both."""
+"""Changes to the host: installs the plugin, puts it into the CNI configuration, and undoes both."""

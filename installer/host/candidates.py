@@ -1,4 +1,4 @@
-"""What the host's CNI configuration directory has: the primary plugin's file, and whatever a runtime takes instead."""
+"""Finds configuration files in the host's CNI directory: the primary network's, and the one that a runtime takes."""
 
 import os
 from contextlib import suppress
@@ -15,11 +15,15 @@ log = structlog.get_logger("chain")
 
 
 class NoConf(FileRefused):
-    """There is no configuration yet that the plugin could be put into."""
+    """The directory has no valid configuration yet that the plugin could be added to."""
 
 
 class Choice(NamedTuple):
-    """The primary configuration, files that no runtime would take, and a setting that has no effect ("": none)."""
+    """The primary configuration, with what the log should say about the directory.
+
+    `invalid` has a message for each file before it that no runtime would take. `not_first` says that the runtime takes
+    another file than the one that CNI_CONF_NAME names; "" if it does not.
+    """
 
     conf: Conf
     invalid: tuple[str, ...]
@@ -27,18 +31,18 @@ class Choice(NamedTuple):
 
 
 class _Listing(NamedTuple):
-    """What a runtime finds in the directory; `unreadable` says why for what it may read and we may not."""
+    """Configuration files by name: their `contents`, and why we can't read those that are `unreadable`."""
 
     contents: dict[str, bytes]
     unreadable: dict[str, FileRefused]
 
     def foreign(self) -> dict[str, bytes]:
-        """Without the lists that are ours as a whole."""
+        """The contents without the lists that chain.owned() made."""
         return {file: content for file, content in self.contents.items() if not _is_owned(file, content)}
 
 
 class Candidates:
-    """The directory as it is; nothing here changes it."""
+    """Reads the directory; never changes it."""
 
     def __init__(self, settings: Chain) -> None:
         self._settings = settings
@@ -46,7 +50,7 @@ class Candidates:
         self._reported: set[str] = set()
 
     def every(self) -> list[Conf]:
-        """All that are valid, by name. Raises FileRefused."""
+        """All valid configurations, sorted by file name. Raises FileRefused if the directory can't be read."""
         found = []
         for file, content in sorted(self._listing().contents.items()):
             with suppress(chain.InvalidConf):
@@ -54,11 +58,14 @@ class Candidates:
         return found
 
     def taken(self) -> Conf | None:
-        """The one that a runtime takes. Raises FileRefused."""
+        """The configuration that a runtime takes; None if there is none. Raises FileRefused."""
         return chain.first_valid(self._listing().contents)[0]
 
     def primary(self) -> Choice:
-        """The one that the settings name, or the first that is not ours as a whole. Raises NoConf, FileRefused."""
+        """The primary network's configuration: the one that the settings name, else the first that is not our own list.
+
+        Raises NoConf if there is none yet, FileRefused if a file that a runtime may take instead can't be read.
+        """
         listing = self._listing()
         foreign = listing.foreign()
         name = self._settings.cni_conf_name
@@ -66,7 +73,7 @@ class Candidates:
         conf, problems = chain.first_valid({file: foreign[file] for file in wanted if file in foreign})
         for file, problem in sorted(listing.unreadable.items()):
             if (not name or file in wanted) and (conf is None or file < conf.file):
-                # the runtime goes by it, so to edit a later one would be in vain
+                # the runtime may take this file, so editing a later one would have no effect
                 raise problem
         if conf is None:
             for invalid in problems:
@@ -81,19 +88,25 @@ class Candidates:
         return Choice(conf, tuple(map(str, problems)), said)
 
     def ahead(self) -> Conf | None:
-        """Somebody else's that comes before the list of our own, or has its name. Raises FileRefused."""
+        """Another owner's configuration whose file comes before our own list, or has its name; else None.
+
+        Raises FileRefused.
+        """
         foreign = self._listing().foreign()
         own = self._settings.istio_owned_cni_config_filename
         return chain.first_valid({file: content for file, content in foreign.items() if file <= own})[0]
 
     def warn_once(self, event: str, problem: str) -> None:
-        """Say what is wrong with the directory, if it has not been said."""
+        """Log a problem of the directory, once."""
         if problem not in self._reported:
             self._reported.add(problem)
             log.warning(event, directory=str(self.path), problem=problem)
 
     def _may_be_primary(self, file: str) -> bool:
-        """What comes before the list of our own is not to be in it: multus calls the next one, which is ours."""
+        """Whether a file may be copied into our own list. A file before the list may not.
+
+        Such a file is multus': it calls the next file in the directory, which is our list.
+        """
         settings = self._settings
         return not settings.istio_owned_cni_config or file > settings.istio_owned_cni_config_filename
 

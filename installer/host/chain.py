@@ -1,7 +1,7 @@
 """The plugin's place in a CNI configuration: pure functions from documents to documents.
 
-A runtime takes the first valid file of its directory, in the order of names: a list of plugins (.conflist), or a single
-plugin (.conf, .json), which has no place for a second one and has to become a list.
+A runtime takes the first valid file of its directory, sorted by name. The file is a list of plugins (.conflist) or a
+single plugin (.conf, .json). A single plugin has no place for a second one, so it has to become a list.
 """
 
 import json
@@ -14,22 +14,22 @@ from bpf.errors import SidestepError
 from installer.settings import Node
 
 PLUGIN = "sidestep-cni"
-# what sidestep takes the place of: two capturing plugins in one chain would both act
+# plugins that sidestep replaces: two capturing plugins in one chain would both act
 REPLACED = ("istio-cni",)
-# the network that Istio's injector asks multus for (annotation k8s.v1.cni.cncf.io/networks: default/istio-cni)
+# the network that Istio's injector asks multus to add (annotation k8s.v1.cni.cncf.io/networks: default/istio-cni)
 STANDALONE_NETWORK = "istio-cni"
 STANDALONE_FILE = "YYY-sidestep-cni.conf"
 LIST_SUFFIX = ".conflist"
 SUFFIXES = (".conf", LIST_SUFFIX, ".json")
-# what the plugin speaks; older versions have no previous result in the form that a chain needs, except for 0.3.0, which
-# is 0.3.1 under another name and which Weave and kube-router still write
+# versions of the CNI spec that the plugin speaks. Older versions lack the previous result in the form that chains
+# need, except 0.3.0: it is 0.3.1 under another name, and Weave and kube-router still write it
 VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 OLDEST_VERSION = VERSIONS[0]
-# kept in our own entry of a list that was a single plugin: the file and the cniVersion ("" for none) that it had
+# key of our entry in a list that was a single plugin before: the plugin's file and cniVersion ("" for none)
 _WRAPPED = "wrapped"
-# kept in our own entry of a list whose cniVersion was older than the plugin's oldest: what it was ("" for none)
+# key of our entry in a list whose cniVersion was older than OLDEST_VERSION: that cniVersion ("" for none)
 _RAISED = "raised_from"
-# kept in our own entry of a list of our own: the primary configuration's file, of which it has everything
+# key of our entry in a list that owned() made: the file of the primary configuration that the list copies
 _MADE_FROM = "made_from"
 
 Document = dict[str, Any]
@@ -41,7 +41,7 @@ class InvalidConf(SidestepError):
 
 @dataclass(frozen=True)
 class Conf:
-    """A configuration by its file's name."""
+    """A configuration: the name of its file, and the parsed content."""
 
     file: str
     document: Document
@@ -53,31 +53,31 @@ class Conf:
 
     @property
     def plugins(self) -> list[Document]:
-        """Its plugins in order."""
+        """The plugins in order."""
         return list(self.document["plugins"]) if self.is_list else [self.document]
 
     @property
     def types(self) -> list[str]:
-        """Which plugins those are."""
+        """The types of the plugins in order."""
         return [str(plugin.get("type")) for plugin in self.plugins]
 
     def render(self) -> bytes:
-        """The file's content, ASCII: a string may hold half a surrogate pair, which has no UTF-8."""
+        """The file's content. ASCII, because a string may hold half a surrogate pair, which UTF-8 can't encode."""
         return (json.dumps(self.document, indent=2, allow_nan=False) + "\n").encode("ascii")
 
 
 def parse_list(file: str, content: bytes) -> Conf:
-    """A file as a runtime reads it. Raises InvalidConf saying what it lacks."""
+    """Parse a file as a runtime does. Raises InvalidConf if a runtime would not take it."""
     document = _decoded(file, content)
     if not isinstance(document, dict):
-        raise InvalidConf(f"{file} is no JSON object")
+        raise InvalidConf(f"{file} is not a JSON object")
     if not isinstance(document.get("cniVersion", ""), str):
-        raise InvalidConf(f'{file} has a "cniVersion" that is no string')
+        raise InvalidConf(f'{file} has a "cniVersion" that is not a string')
     if not file.endswith(LIST_SUFFIX):
         if not _is_plugin(document):
-            raise InvalidConf(f'{file} has no "type"; a list of plugins belongs into a {LIST_SUFFIX} file')
+            raise InvalidConf(f'{file} has no "type"; a list of plugins must be in a {LIST_SUFFIX} file')
         if not isinstance(document.get("name", ""), str):
-            raise InvalidConf(f'{file} has a "name" that is no string')
+            raise InvalidConf(f'{file} has a "name" that is not a string')
         return Conf(file, document)
     if not isinstance(document.get("name"), str) or not document["name"]:
         raise InvalidConf(f'{file} has no "name"')
@@ -90,7 +90,7 @@ def parse_list(file: str, content: bytes) -> Conf:
 
 
 def entry_of(node: Node) -> Document:
-    """Our object of the list."""
+    """Our plugin's object in the list of plugins."""
     return {
         "type": PLUGIN,
         "capabilities": {"io.kubernetes.cri.pod-annotations": True, "cgroupPath": True},
@@ -102,23 +102,26 @@ def entry_of(node: Node) -> Document:
 
 
 def standalone(file: str, entry: Document) -> Conf:
-    """A network of our own, which multus calls beside the pod's."""
+    """A network with only our plugin, which multus adds to pods beside their main network."""
     return Conf(file, {"cniVersion": OLDEST_VERSION, "name": STANDALONE_NETWORK, **entry})
 
 
 def owned(primary: Conf, entry: Document, file: str) -> Conf:
-    """A list of our own with the primary one's network, version and plugins, and with us."""
+    """Our own list, named `file`: the network name, version and plugins of the primary configuration, and our entry."""
     document = with_plugin(primary, entry).document
     return Conf(file, {**document, "plugins": [*_others(document["plugins"]), {**entry, _MADE_FROM: primary.file}]})
 
 
 def is_owned(conf: Conf) -> bool:
-    """Whether owned() has made it."""
+    """Whether owned() made the configuration."""
     return conf.is_list and isinstance(_kept(conf, _MADE_FROM), str)
 
 
 def with_plugin(conf: Conf, entry: Document) -> Conf:
-    """The configuration with our entry last, and once; a single plugin becomes a list under its own network name."""
+    """The configuration with exactly one entry of ours, the last one; entries of REPLACED plugins are dropped.
+
+    A single plugin becomes a list with the same network name. A cniVersion older than OLDEST_VERSION is replaced by it.
+    """
     if conf.is_list:
         return _inserted(conf, entry)
     version = str(conf.document.get("cniVersion", ""))
@@ -132,7 +135,10 @@ def with_plugin(conf: Conf, entry: Document) -> Conf:
 
 
 def without_plugin(conf: Conf) -> Conf | None:
-    """The configuration without us, as it was before; None when nothing is left of it, or it is ours as a whole."""
+    """Undo with_plugin(), also the change from a single plugin to a list. REPLACED plugins do not come back.
+
+    None if no plugin is left, or if owned() made the configuration.
+    """
     if is_owned(conf):
         return None
     left = taken_out(conf)
@@ -145,7 +151,7 @@ def without_plugin(conf: Conf) -> Conf | None:
 
 
 def taken_out(conf: Conf) -> Conf | None:
-    """The configuration without us under its present name; None when nothing is left of it."""
+    """The configuration without our entry, in the same file; None if no plugin is left."""
     if not conf.is_list:
         return None if _is(conf.document, PLUGIN) else conf
     others = [plugin for plugin in conf.plugins if not _is(plugin, PLUGIN)]
@@ -161,9 +167,9 @@ def taken_out(conf: Conf) -> Conf | None:
 
 
 def unsupported(conf: Conf) -> str:
-    """Why the plugin could not work in this configuration; empty when it can.
+    """Why the plugin can't work in this configuration; empty if it can.
 
-    Its pods would all fail, also those outside of the mesh, so it must not be put in.
+    If it can't, it must not be added: every pod of the network would fail, even pods outside the mesh.
     """
     spoken = _versions(conf)
     if is_raised(conf) or spoken & set(VERSIONS):
@@ -172,12 +178,12 @@ def unsupported(conf: Conf) -> str:
 
 
 def is_raised(conf: Conf) -> bool:
-    """Whether with_plugin() gives it a newer cniVersion."""
+    """Whether with_plugin() replaces the cniVersion by OLDEST_VERSION, because it is older."""
     return all(_is_old(version) for version in _versions(conf))
 
 
 def wrapped_from(conf: Conf) -> Document | None:
-    """The file and the cniVersion of the single plugin that we have made this list from; None when we have not."""
+    """File and cniVersion of the single plugin from which with_plugin() made this list; None if it did not."""
     marker = _kept(conf, _WRAPPED)
     stem = conf.file.removesuffix(LIST_SUFFIX)
     is_ours = (
@@ -189,41 +195,44 @@ def wrapped_from(conf: Conf) -> Document | None:
 
 
 def has_plugin(conf: Conf) -> bool:
-    """Whether we are in it."""
+    """Whether the configuration has an entry of ours."""
     return any(_is(plugin, PLUGIN) for plugin in conf.plugins)
 
 
 def fault_of_list(conf: Conf, entry: Document) -> str:
-    """What is wrong with our place in it, for messages; empty when nothing is."""
+    """What is wrong with our entry in the configuration, for messages; empty if nothing is."""
     if with_plugin(conf, entry) == conf:
         return ""
     if not has_plugin(conf):
         return "entry missing"
     if len(set(conf.types) & set(REPLACED)):
-        return "another capturing plugin in it"
+        return "another capturing plugin in the chain"
     if conf.types.count(PLUGIN) > 1:
-        return "entry there more than once"
+        return "more than one entry"
     return "entry changed" if conf.types[-1] == PLUGIN else "entry not last"
 
 
 def replaced_types(conf: Conf) -> list[str]:
-    """Which plugins with_plugin() takes out."""
+    """The types of the plugins that with_plugin() drops."""
     return [kind for kind in conf.types if kind in REPLACED]
 
 
 def list_file(file: str) -> str:
-    """The name of the list that a single plugin's file becomes."""
+    """The file name of the list that is made from a single plugin's file."""
     return file.rpartition(".")[0] + LIST_SUFFIX
 
 
 def siblings(file: str) -> tuple[str, ...]:
-    """A chosen file and the names that the same network may have instead."""
+    """A chosen file, and other files that may hold the same network: the same name with .conflist or .conf."""
     stem = file.rpartition(".")[0] if file.endswith(SUFFIXES) else file
     return tuple(dict.fromkeys((file, stem + LIST_SUFFIX, stem + ".conf")))
 
 
 def first_valid(files: Mapping[str, bytes]) -> tuple[Conf | None, list[InvalidConf]]:
-    """The configuration that a runtime takes, and what is wrong with those before it."""
+    """The configuration that a runtime takes from `files` (name → content), and why it rejects the files before it.
+
+    A file with no plugin but ours or those of REPLACED is passed over: a standalone installation has left it there.
+    """
     problems = []
     for file in sorted(files):
         try:
@@ -231,10 +240,7 @@ def first_valid(files: Mapping[str, bytes]) -> tuple[Conf | None, list[InvalidCo
         except InvalidConf as problem:
             problems.append(problem)
         else:
-            if set(conf.types) - {
-                PLUGIN,
-                *REPLACED,
-            }:  # else a network of our own that a standalone installation has left
+            if set(conf.types) - {PLUGIN, *REPLACED}:
                 return conf, problems
     return None, problems
 
@@ -250,7 +256,7 @@ def _inserted(conf: Conf, entry: Document) -> Conf:
 
 
 def _decoded(file: str, content: bytes) -> Any:
-    """JSON as Go's decoder takes it: UTF-8, finite numbers, bounded depth. Raises InvalidConf."""
+    """Parse JSON as Go's decoder does: UTF-8, finite numbers, bounded depth. Raises InvalidConf."""
     try:
         text = content.decode(errors="replace")
         return json.loads(text, parse_constant=_no_number, parse_float=_finite)
@@ -263,7 +269,7 @@ def _finite(text: str) -> float:
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a finite number")
 
 
 def _is_plugin(plugin: Any) -> bool:
@@ -271,17 +277,23 @@ def _is_plugin(plugin: Any) -> bool:
 
 
 def _network(conf: Conf) -> str:
-    """IPAM plugins keep their state by network name. CRI-O names a network without name after its file."""
+    """The network's name, which must not change: IPAM plugins keep their state by it.
+
+    If the configuration has no name, CRI-O uses the name of the file, so we do too.
+    """
     return str(conf.document.get("name") or conf.file)
 
 
 def _kept(conf: Conf, key: str) -> Any:
-    """What the first of our entries that has the key keeps there."""
+    """The value of a key in our entry; of several entries of ours, the first that has the key counts."""
     return next((plugin[key] for plugin in conf.plugins if _is(plugin, PLUGIN) and key in plugin), None)
 
 
 def _versions(conf: Conf) -> set[str]:
-    """What a runtime may choose from: a newer one (libcni 1.3) takes the highest of the second key that it knows."""
+    """The versions from which a runtime may choose: cniVersion, and for newer runtimes (libcni 1.3) cniVersions.
+
+    A newer runtime takes the highest version of cniVersions that it knows.
+    """
     more = conf.document.get("cniVersions", ())
     return {str(conf.document.get("cniVersion", "")), *(map(str, more) if isinstance(more, list) else ())}
 
@@ -295,7 +307,7 @@ def _is(plugin: Document, kind: str) -> bool:
 
 
 def _is_old(version: str) -> bool:
-    """Whether it is older than what the plugin speaks; no version at all is the oldest."""
+    """Whether a cniVersion is older than OLDEST_VERSION. An empty one counts as older."""
     parts = version.split(".")
     if not all(part.isdecimal() and len(part) < 4 for part in parts):
         return not version

@@ -1,4 +1,4 @@
-"""The host's CNI configuration directory: which file is ours to edit, and how it is exchanged for another."""
+"""Edits the host's CNI configuration directory: chooses the file, and replaces it so that a runtime never misses it."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ _CHANGED = "file changed"
 
 
 class Edit(NamedTuple):
-    """A file that was not as it should be: its plugins, what was wrong, and whose file it was."""
+    """A file that was corrected: the plugins in it, what was wrong, and the uid of its owner."""
 
     file: str
     plugins: tuple[str, ...]
@@ -25,7 +25,7 @@ class Edit(NamedTuple):
 
 
 class ChainPlace(NamedTuple):
-    """Where our entry belongs, what is wrong with it there ("": nothing), and what else is to be known."""
+    """The file that should have our entry, what is wrong with the entry ("": nothing), and remarks on the directory."""
 
     file: str
     fault: str
@@ -33,7 +33,7 @@ class ChainPlace(NamedTuple):
 
 
 class ConfDirectory:
-    """Puts our entry into the configuration that counts, and takes it out again."""
+    """Puts our entry into the right configuration file, and takes it out again."""
 
     def __init__(self, settings: Chain, entry: Document) -> None:
         self._settings = settings
@@ -42,25 +42,28 @@ class ConfDirectory:
         self._there = Candidates(settings)
 
     def enter(self) -> list[Edit]:
-        """Make the directory say what it should; empty when it does. Raises NoConf, FileRefused."""
+        """Put our entry where the settings say. Returns the corrections, none if all was right.
+
+        Raises NoConf if there is no configuration to edit yet, FileRefused if a file can't be read or written.
+        """
         if not self._settings.chained_cni_plugin:
             edits = self._write(self._standalone(), _CHANGED)
         elif self._settings.istio_owned_cni_config:
             edits = self._enter_owned()
         else:
             edits = self._enter_primary()
-        self._remove_outdated()  # last, as a runtime goes by it until then
+        self._remove_outdated()  # last: until now a runtime may be using such a file
         return edits
 
     def leave(self) -> list[str]:
-        """Take our entry out of every file; returns their names. Twice is fine. Raises FileRefused."""
+        """Take our entry out of every file; returns the files' names. May be called again. Raises FileRefused."""
         ours = self._ours()
         for conf in ours:
             self._leave(conf)
         return [conf.file for conf in ours]
 
     def examine(self) -> ChainPlace:
-        """How it is with our entry; nothing is changed. Raises NoConf, FileRefused."""
+        """Report on our entry without changing anything. Raises NoConf, FileRefused."""
         if not self._settings.chained_cni_plugin:
             return ChainPlace(self._standalone().file, self._fault(self._standalone(), _CHANGED), ())
         if self._settings.istio_owned_cni_config:
@@ -70,22 +73,25 @@ class ConfDirectory:
         return self._place_in(conf, remarks)
 
     def holding(self) -> list[str]:
-        """The files that have our entry, right or wrong. Raises FileRefused."""
+        """The names of the files that have an entry of ours, right or wrong. Raises FileRefused."""
         return [conf.file for conf in self._ours()]
 
     def present(self) -> list[str]:
-        """Which plugins the file has that a runtime takes, for messages; empty when there is none."""
+        """For messages: the name of the file that a runtime takes, then its plugins; empty if there is none.
+
+        Raises FileRefused.
+        """
         conf = self._there.taken()
         return [f"{conf.file}:", *conf.types] if conf else []
 
     def _ours(self) -> list[Conf]:
-        """The configurations that we are in."""
+        """The configurations that have an entry of ours."""
         return [conf for conf in self._there.every() if chain.has_plugin(conf)]
 
     def _leave(self, conf: Conf) -> None:
         rest = chain.without_plugin(conf)
         if rest and rest.file != conf.file and files.read(self.path / rest.file):
-            # made from a file that is there: a crash has left it, or the primary plugin has written it again
+            # the single plugin's file is there too: a crash has left it, or the primary plugin has written it again
             rest = None if self._single(rest.file) else chain.taken_out(conf)
         if rest is None:
             files.remove(self.path / conf.file)
@@ -100,9 +106,9 @@ class ConfDirectory:
         return self._put_into(conf)
 
     def _enter_owned(self) -> list[Edit]:
-        """A list of our own that comes first and follows the primary one, whoever writes that and however often.
+        """Write our own list, which comes first and copies the primary configuration as it is now.
 
-        If something comes before it nevertheless, that is what the runtime takes, and it gets our entry like any other.
+        If another file comes before our list, the runtime takes that file. Then that file gets our entry too.
         """
         edits = []
         ahead = self._there.ahead()
@@ -139,13 +145,15 @@ class ConfDirectory:
         for kind in chain.replaced_types(conf):
             log.warning("chain.replaced", file=conf.file, plugin=kind, reason="sidestep takes its place")
         if chain.is_raised(conf):
-            log.warning("chain.version_raised", file=conf.file, to=chain.OLDEST_VERSION, reason="older have no chains")
+            log.warning(
+                "chain.version_raised", file=conf.file, to=chain.OLDEST_VERSION, reason="older versions have no chains"
+            )
         uid = self._exchange(conf, chain.with_plugin(conf, self._entry))
         return [Edit(conf.file, tuple(conf.types), fault, uid)]
 
     def _require_supported(self, conf: Conf) -> None:
         if problem := chain.unsupported(conf):
-            raise FileRefused(f"{self.path}: {problem}; have the primary plugin write one of these")
+            raise FileRefused(f"{self.path}: {problem}; make the primary plugin write one of these")
 
     def _say_skipped(self, invalid: tuple[str, ...]) -> None:
         for problem in invalid:
@@ -154,20 +162,20 @@ class ConfDirectory:
     def _passed_over(self, ahead: Conf) -> str:
         name = self._settings.istio_owned_cni_config_filename
         if ahead.file == name:
-            return f"ISTIO_OWNED_CNI_CONFIG_FILENAME is {name}, which is somebody else's; choose another"
-        return f"{ahead.file}, which the runtime takes, comes before ISTIO_OWNED_CNI_CONFIG_FILENAME, which is {name}"
+            return f"ISTIO_OWNED_CNI_CONFIG_FILENAME is {name}, a file of another installer; choose another name"
+        return f"the runtime takes {ahead.file}: it sorts before ISTIO_OWNED_CNI_CONFIG_FILENAME, which is {name}"
 
     def _remove_outdated(self) -> None:
-        """Lists of our own by other settings than these: nobody would bring them up to date."""
+        """Remove lists of our own that were made with other settings: nothing keeps them up to date any more."""
         settings = self._settings
         current = settings.chained_cni_plugin and settings.istio_owned_cni_config
         for conf in self._there.every():
             if chain.is_owned(conf) and not (current and conf.file == settings.istio_owned_cni_config_filename):
                 files.remove(self.path / conf.file)
-                log.info("chain.outdated", file=conf.file, reason="made by other settings; removed")
+                log.info("chain.outdated", file=conf.file, reason="removed: it was made with other settings")
 
     def _write(self, conf: Conf, changed: str) -> list[Edit]:
-        """A file that is ours as a whole; `changed` says what it is when it isn't so."""
+        """Write a file of our own if it differs; `changed` is the fault to report if the content differs."""
         fault = self._fault(conf, changed)
         if not fault:
             return []
@@ -177,7 +185,7 @@ class ConfDirectory:
         return [Edit(conf.file, others, fault, found.uid if found else 0)]
 
     def _fault(self, conf: Conf, changed: str) -> str:
-        """What is wrong with a file that is ours as a whole; empty when nothing is."""
+        """What is wrong with a file of our own; empty if nothing is."""
         found = files.read(self.path / conf.file)
         if found is None:
             return "file missing"
@@ -193,14 +201,15 @@ class ConfDirectory:
         return Found(conf.render(), 0o640 if self._settings.cni_conf_group_read else 0o600, 0, 0)
 
     def _exchange(self, old: Conf, new: Conf) -> int:
-        """One file for another, whose mode and owner stay; at every instant the network is there. Returns the owner.
+        """Replace one file by another, which keeps mode and owner. Returns the uid of the owner. Raises FileRefused.
 
-        While both are there a runtime takes the one that comes first by name, a.conf before a.conflist before a.json,
-        and all are whole. What a crash leaves in between is finished at the next start.
+        The network is there at every instant. While both files are there, a runtime takes the one that sorts first
+        (a.conf before a.conflist before a.json), and both are complete. After a crash in between, the next start
+        finishes the work.
         """
         before = files.read(self.path / old.file)
         if before is None:
-            raise FileRefused(f"{self.path / old.file} has just been removed by somebody else")
+            raise FileRefused(f"{self.path / old.file} was removed a moment ago by another program")
         if new.file != old.file and self._is_foreign(new):
             raise FileRefused(f"{self.path / new.file} is in the way of {old.file}; remove one of the two")
         files.replace(self.path / new.file, before._replace(content=new.render()))
@@ -209,7 +218,7 @@ class ConfDirectory:
         return before.uid
 
     def _finish_wrapping(self, conf: Conf) -> list[Edit]:
-        """Remove the single plugin's file that a crash has left beside the list made from it and behind it."""
+        """Remove the single plugin's file if a crash has left it beside the list that was made from it."""
         before = chain.without_plugin(conf)
         if before is None or before.file == conf.file or self._single(before.file) != before:
             return []
@@ -218,9 +227,9 @@ class ConfDirectory:
         return [Edit(before.file, tuple(before.types), "left beside its list", uid)]
 
     def _is_foreign(self, new: Conf) -> bool:
-        """Whether the list that would be replaced is somebody else's, rather than what we have made of the file."""
+        """Whether the list that would be replaced is another owner's, and not one that we made from a single plugin."""
         there = files.read(self.path / new.file)
-        if there is None or not there.content.strip():  # an empty file is what a power loss has left of one
+        if there is None or not there.content.strip():  # a power loss may leave an empty file
             return False
         try:
             return chain.wrapped_from(chain.parse_list(new.file, there.content)) is None
@@ -228,7 +237,7 @@ class ConfDirectory:
             return True
 
     def _single(self, file: str) -> Conf | None:
-        """A file that a runtime takes for a single plugin other than us; None when it is none."""
+        """The configuration in a file, if it is valid and has no entry of ours; else None."""
         found = files.read(self.path / file)
         try:
             conf = chain.parse_list(file, found.content) if found else None
@@ -238,4 +247,4 @@ class ConfDirectory:
 
 
 def _not_as(primary: Conf) -> str:
-    return f"not what {primary.file} has"
+    return f"differs from {primary.file}"

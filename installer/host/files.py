@@ -1,7 +1,7 @@
-"""Files of the host that others read while we write them: whole at every instant, also after a power loss.
+"""Reads, replaces and removes files of the host. Readers see complete files at every instant, even after a power loss.
 
-Everything happens relative to an opened directory, and no symbolic link in the last component is followed: on the
-host's side of a mount somebody else may have put one there.
+All access is relative to an opened directory. A symbolic link in the last component is never followed, because other
+programs on the host may have put one there.
 """
 
 import errno
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from bpf.errors import SidestepError
 from bpf.syscalls import Descriptor
 
-# No runtime takes such a name for a plugin or a configuration (libcni reads *.conf, *.conflist and *.json)
+# no runtime takes a file of such a name for a plugin or a configuration (libcni reads *.conf, *.conflist and *.json)
 _TEMPORARY_PREFIX = ".sidestep-tmp-"
 _CHUNK = 1 << 20
 
@@ -26,7 +26,7 @@ class FileRefused(SidestepError):
 
 
 class Found(NamedTuple):
-    """A file as it is: content, permission bits, owner and group."""
+    """A file's content, permission bits, owner and group."""
 
     content: bytes
     mode: int
@@ -36,7 +36,7 @@ class Found(NamedTuple):
 
 @contextmanager
 def opened(directory: Path) -> Iterator[int]:
-    """A descriptor of a directory. Raises FileRefused naming it."""
+    """Open a directory; yields its descriptor. Raises FileRefused."""
     with explained(directory):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     with Descriptor(descriptor):
@@ -45,7 +45,7 @@ def opened(directory: Path) -> Iterator[int]:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn an OSError inside into FileRefused with the path's name."""
+    """Turn an OSError in the context into a FileRefused that names the path."""
     try:
         yield
     except OSError as error:
@@ -53,7 +53,7 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def read(path: Path) -> Found | None:
-    """A regular file as it is; None when there is none. Raises FileRefused for a link, a directory and the like."""
+    """Read a regular file; None if there is none. Raises FileRefused, also for anything else than a regular file."""
     with opened(path.parent) as directory, explained(path):
         try:
             descriptor = os.open(
@@ -63,18 +63,21 @@ def read(path: Path) -> Found | None:
             return None
         except OSError as error:
             if error.errno == errno.ELOOP:
-                raise FileRefused(f"{path} is a symbolic link; put the file itself there") from error
+                raise FileRefused(f"{path} is a symbolic link; replace it by the file itself") from error
             raise
         with Descriptor(descriptor):
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise FileRefused(f"{path} is no regular file; remove it")
+                raise FileRefused(f"{path} is not a regular file; remove it")
             with open(descriptor, "rb", closefd=False) as file:
                 return Found(file.read(), stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
 
 
 def replace(path: Path, wanted: Found) -> None:
-    """Make a file be `wanted`: whoever looks sees the old one or the new one, whole, even after a power loss."""
+    """Replace or create a file. Readers see the complete old or new file, even after a power loss.
+
+    Raises FileRefused.
+    """
     name = _TEMPORARY_PREFIX + secrets.token_hex(8)
     with opened(path.parent) as directory, explained(path):
         _refuse_directory(directory, path)
@@ -89,7 +92,7 @@ def replace(path: Path, wanted: Found) -> None:
 
 
 def remove(path: Path) -> bool:
-    """Remove a file (or a link itself); False when there was none."""
+    """Remove a file, or a link but not its target; False if there was none. Raises FileRefused."""
     with opened(path.parent) as directory, explained(path):
         try:
             os.unlink(path.name, dir_fd=directory)
@@ -100,7 +103,7 @@ def remove(path: Path) -> bool:
 
 
 def clear_leftovers(directory: Path) -> None:
-    """Remove what a crash has left of replace()."""
+    """Remove temporary files that a crash during replace() has left. Raises FileRefused."""
     with explained(directory):
         for path in directory.iterdir():
             if is_temporary(path.name):
@@ -108,7 +111,7 @@ def clear_leftovers(directory: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a name is one that replace() gives to what is not finished."""
+    """Whether a name is that of a temporary file of replace()."""
     return name.startswith(_TEMPORARY_PREFIX)
 
 
@@ -125,7 +128,7 @@ def _write(directory: int, name: str, wanted: Found) -> None:
         while rest:
             rest = rest[os.write(file.fd, rest[:_CHUNK]) :]
         status = os.fstat(file.fd)
-        os.fchmod(file.fd, wanted.mode)  # while it is still ours
+        os.fchmod(file.fd, wanted.mode)  # before fchown: chmod fails on other users' files
         if (status.st_uid, status.st_gid) != (wanted.uid, wanted.gid):
             os.fchown(file.fd, wanted.uid, wanted.gid)
         os.fsync(file.fd)

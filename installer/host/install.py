@@ -1,7 +1,7 @@
-"""Keeps the plugin on the host and in the CNI chain, as long as the agent runs.
+"""Keeps the plugin on the host and in the CNI chain as long as the agent runs.
 
-One thread installs, then sleeps until something in one of the two directories changes, looks, and repairs. What it
-compares is content, so its own writes and those that change nothing end the matter.
+One thread installs, then sleeps until one of the two directories changes, checks, and repairs. It compares contents, so
+its own writes, and writes that change nothing, cause no further repair.
 """
 
 import errno
@@ -24,27 +24,32 @@ from installer.settings import Chain, Node
 
 log = structlog.get_logger("install")
 
-# one change of a directory comes as several events; far below the second within which things are repaired
+# pause after a wake-up: one change of a directory comes as several events. Far below the second within which the
+# installer repairs
 _SETTLE_SECONDS = 0.05
-# install-cni calls it a fight when it has to repair more than 5 times in a row, less than 5 s apart
+# Istio's install-cni calls it a fight if it has to repair more than 5 times in a row, less than 5 s apart
 _FIGHT_REPAIRS, _FIGHT_SECONDS = 5, 25.0
-# then this often has to do: between the two writers pods start uncaptured, so even then it is repaired within a second
+# pause between repairs in a fight. Pods start uncaptured while our entry is missing, so it stays below a second
 _FIGHT_PAUSE = 0.8
 _FIGHT_SAID_SECONDS = 30.0
-# by the type of a plugin in the file: how its installer is made to leave the others in
+# by the type of a plugin in the file: how to make its installer keep other plugins' entries
 _ADVICE = {"cilium-cni": "set Cilium's cni.exclusive=false"}
-_OTHER_ADVICE = "another installer rewrites the file; have it keep others' plugins, or see ISTIO_OWNED_CNI_CONFIG"
+_OTHER_ADVICE = "another installer rewrites the file; make it keep other plugins, or set ISTIO_OWNED_CNI_CONFIG=true"
 
 SUCCESS, NO_BINARY, NO_CONF = "SUCCESS", "COPY_BINARIES_FAILURE", "CREATE_CNI_CONFIG_FAILURE"
 
 
 class Installer:
-    """Installs and repairs while running(); ending it leaves everything in place."""
+    """Installs and repairs while running(). When that ends, everything stays in place."""
 
     def __init__(
         self, chain: Chain, node: Node, on_result: Callable[[str], None], on_ready: Callable[[bool, str], None]
     ) -> None:
-        """`on_result` gets the values of istio_cni_installs_total; `on_ready` whether all is in place, or why not."""
+        """Set the callbacks.
+
+        `on_result` gets the label values of istio_cni_installs_total. `on_ready` gets whether everything is in place,
+        and if not, why.
+        """
         self._chain = chain
         self._conf = ConfDirectory(chain, entry_of(node))
         self._on_result, self._on_ready = on_result, on_ready
@@ -56,7 +61,7 @@ class Installer:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Install and repair in a thread of its own meanwhile."""
+        """Install and repair in a thread until the context ends."""
         thread = threading.Thread(target=self._run, name="install")
         thread.start()
         try:
@@ -70,16 +75,16 @@ class Installer:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            with self._watcher.armed() as watch:  # before looking, so that nothing happens in between unseen
+            with self._watcher.armed() as watch:  # before the check, so that no change is missed
                 pause = self._conflicts.pause(self._round())
                 watch.wait()
             self._stopping.wait(pause or _SETTLE_SECONDS)
 
     def _round(self) -> list[Edit]:
-        """What had to be put right. What can't be is said, and tried again when something changes."""
+        """Check and repair once; returns the corrections. A failure is logged, and the next change tries again."""
         try:
             return self._install()
-        except Exception as error:  # whatever it is, the thread that repairs must not end
+        except Exception as error:  # no bug may end the thread that repairs
             log.exception("install.crashed")
             self._on_ready(False, f"internal error: {type(error).__name__}: {error}; please report it with the log")
             return []
@@ -109,7 +114,7 @@ class Installer:
         return edits
 
     def _failed(self, result: str, why: str) -> list[Edit]:
-        """Said once as long as it stays the same: a directory that is away is looked for twice a second."""
+        """Log a failure once as long as it stays the same: a missing directory is looked for twice a second."""
         if why != self._failure:
             self._failure = why
             self._on_result(result)
@@ -119,15 +124,15 @@ class Installer:
 
 
 def _with_setting(error: FileRefused, setting: str) -> str:
-    """A directory that isn't there or can't be written is most often not the one that was meant."""
+    """The error, with a hint at the setting: a missing or read-only directory is usually the wrong one."""
     cause = error.__cause__
     if isinstance(cause, OSError) and cause.errno in (errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM):
-        return f"{error}; is {setting} the directory that this platform uses?"
+        return f"{error}; check that {setting} is this platform's directory"
     return str(error)
 
 
 class Conflicts:
-    """Somebody undoes what we do: say who, and slow down, so that neither of us makes the node busy."""
+    """Notices if another program keeps undoing our edits, names it in the log, and slows down to spare the node."""
 
     def __init__(self) -> None:
         self._said = -_FIGHT_SAID_SECONDS
@@ -135,7 +140,7 @@ class Conflicts:
         self._repairs = 0
 
     def pause(self, edits: list[Edit]) -> float:
-        """Seconds to keep still after a round; 0 as long as it is no fight."""
+        """Seconds to pause after a round with these corrections; 0 unless it is a fight."""
         if not edits:
             return 0.0
         now = time.monotonic()

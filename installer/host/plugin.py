@@ -6,12 +6,12 @@ from installer.host import files
 from installer.host.chain import PLUGIN
 from installer.host.files import FileRefused, Found
 
-# what a runtime needs to execute it; root's, as everything in that directory
+# a runtime must be able to execute the file; it belongs to root, like everything in that directory
 _MODE = 0o755
 
 
 def drop(shim: Path, directory: Path) -> bool:
-    """Make the plugin in the host's directory be the one of this image; False when it was. Raises FileRefused."""
+    """Copy the plugin of this image to the host's directory; False if it was there already. Raises FileRefused."""
     wanted = Found(_content(shim), _MODE, 0, 0)
     target = directory / PLUGIN
     try:
@@ -23,14 +23,12 @@ def drop(shim: Path, directory: Path) -> bool:
     try:
         files.replace(target, wanted)
     except FileRefused as error:
-        raise FileRefused(
-            f"{error}; is MOUNTED_CNI_BIN_DIR the directory that this platform keeps plugins in?"
-        ) from error
+        raise FileRefused(f"{error}; check that MOUNTED_CNI_BIN_DIR is this platform's directory") from error
     return True
 
 
 def fault_of_plugin(shim: Path, directory: Path) -> str:
-    """What is wrong with the plugin in the host's directory; empty when nothing is. Raises FileRefused."""
+    """What is wrong with the plugin in the host's directory; empty if nothing is. Raises FileRefused."""
     found = files.read(directory / PLUGIN)
     if found is None:
         return "missing"
@@ -40,12 +38,12 @@ def fault_of_plugin(shim: Path, directory: Path) -> str:
 
 
 def take_away(directory: Path) -> bool:
-    """Remove the plugin; False when it was not there."""
+    """Remove the plugin; False if it was not there. Raises FileRefused."""
     return files.remove(directory / PLUGIN)
 
 
 def _content(shim: Path) -> bytes:
     found = files.read(shim)
     if found is None:
-        raise FileRefused(f"{shim}: the plugin is not there; build it, or say where it is with --shim")
+        raise FileRefused(f"{shim}: no such plugin; build it, or give its path with --shim")
     return found.content

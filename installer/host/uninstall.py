@@ -1,4 +1,4 @@
-"""Undoes on this node what the agent has done: chain entry first, so that no pod calls a plugin that is gone."""
+"""Undoes on this node what the agent did. The chain entry goes first, so that no pod calls a missing plugin."""
 
 import fcntl
 import os
@@ -16,13 +16,13 @@ from installer.settings import Attachment, Chain, Node
 
 
 class AgentRunning(SidestepError):
-    """Something was to be undone that a running agent keeps in place."""
+    """Nothing can be undone while an agent runs, because it would put everything back."""
 
 
 def uninstall_node(attachment: Attachment, node: Node, chain: Chain) -> list[str]:
-    """Remove conf entry, shim, links and pins; returns a sentence for each that was there. Twice is fine.
+    """Remove chain entry, plugin, links and pins; returns a sentence for each that was there. May be called again.
 
-    Live connections go on, new ones are not captured. Raises FileRefused, KernelRefused, AgentRunning.
+    Live connections go on; new ones are not captured. Raises FileRefused, KernelRefused, AgentRunning.
     """
     with _nobody_serving(node.cni_agent_run_dir):
         return _undo(attachment, node, chain)
@@ -45,10 +45,10 @@ def _undo(attachment: Attachment, node: Node, chain: Chain) -> list[str]:
 
 @contextmanager
 def _nobody_serving(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory as an agent does (cni/server.py). Raises AgentRunning when one has it."""
+    """Lock the run directory as an agent does (cni/server.py). Raises AgentRunning if an agent holds the lock."""
     try:
         descriptor = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:  # never made, or in nobody's use
+    except OSError:  # no such directory, so no agent uses it
         yield
         return
     with Descriptor(descriptor):
@@ -56,6 +56,6 @@ def _nobody_serving(run_dir: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise AgentRunning(
-                f"an agent serves {run_dir} and would put everything back; delete its DaemonSet, or stop it, first"
+                f"an agent serves {run_dir} and would put everything back; first delete its DaemonSet, or stop it"
             ) from None
         yield

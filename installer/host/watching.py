@@ -1,4 +1,4 @@
-"""Waiting for something to change in directories: inotify, and looking often where there is none."""
+"""Waits for changes in directories: with inotify, or by frequent checks where inotify is not possible."""
 
 import selectors
 import socket
@@ -24,32 +24,32 @@ _CHANGES = (
     | flags.DELETE_SELF
     | flags.MOVE_SELF
 )
-# also without an event, as a directory that is mounted over tells nobody
+# longest wait without an event: if something is mounted over a directory, no event comes
 _LOOK_SECONDS = 30.0
-# while a directory is away or can't be watched, so that things are repaired within a second all the same
+# longest wait while a directory is missing or can't be watched, so that repairs still come within a second
 _BLIND_SECONDS = 0.5
 
 
 class DirectoryWatcher:
-    """Watches anew for every round, since a directory may have been exchanged for another."""
+    """Makes a new watch for every round, because a directory may have been replaced by another."""
 
     def __init__(self, directories: Sequence[Path], wake: socket.socket) -> None:
-        """What arrives at `wake` ends a wait."""
+        """Data arriving at the socket `wake` ends a wait."""
         self._directories = directories
         self._wake = wake
         self._problems: set[str] = set()
 
     def armed(self) -> "DirectoryWatch":
-        """From now on changes are noticed; use as a context manager."""
+        """Start watching; returns the watch, a context manager."""
         watch = DirectoryWatch(self._directories, self._wake)
         for problem in sorted(watch.problems - self._problems):
-            log.warning("watch.failed", problem=problem, consequence=f"looked at every {_BLIND_SECONDS} s")
+            log.warning("watch.failed", problem=problem, consequence=f"checked every {_BLIND_SECONDS} s instead")
         self._problems = watch.problems
         return watch
 
 
 class DirectoryWatch:
-    """One round's watch. What can't be watched is in `problems`."""
+    """The watch of one round. `problems` says what can't be watched, and why."""
 
     def __init__(self, directories: Sequence[Path], wake: socket.socket) -> None:
         self._wake = wake
@@ -58,7 +58,7 @@ class DirectoryWatch:
         self._inotify: INotify | None = None
         try:
             self._inotify = self._open.enter_context(INotify())
-        except OSError as error:  # fs.inotify.max_user_instances is 128 a user, the node's whole root
+        except OSError as error:  # fs.inotify.max_user_instances is 128 for all of root's processes
             self.problems.add(f"inotify: {error.strerror}; raise fs.inotify.max_user_instances")
             return
         for directory in directories:
@@ -74,7 +74,10 @@ class DirectoryWatch:
         self._open.close()
 
     def wait(self) -> None:
-        """Until something that isn't our own unfinished file has changed, somebody wakes us, or it has been long."""
+        """Wait until a file changes, data arrives at `wake`, or the longest wait is over.
+
+        Changes of our own temporary files do not count.
+        """
         deadline = time.monotonic() + (_BLIND_SECONDS if self.problems else _LOOK_SECONDS)
         with selectors.DefaultSelector() as ready:
             ready.register(self._wake, selectors.EVENT_READ)

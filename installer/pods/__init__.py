@@ -1,1 +1,1 @@
-"""Where Pods come from: a directory of manifests, or the API server's watch of this node."""
+"""The source of Pods: a directory of manifests, or a watch of this node's Pods on the API server."""

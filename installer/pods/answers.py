@@ -1,4 +1,4 @@
-"""What the API server answers, and how much of it is kept."""
+"""Reads the API server's answers, and keeps only the parts that the agent uses."""
 
 import json
 import re
@@ -19,15 +19,15 @@ log = structlog.get_logger("api")
 Json = dict[str, Any]
 T = TypeVar("T")
 
-# OpenSSL's words for what it does not like, without where in its source it says so
+# the reason in an error of OpenSSL, without the place in its source
 _TLS = re.compile(r"\[SSL(?:: \w+)?\] (.+?)(?: \(_ssl\.c:\d+\))?\W*$")
-# parts of a Pod that take the most room
+# the largest parts of a Pod; the agent uses none of them but the proxy's env
 _BULK = ("managedFields", "volumes", "volumeMounts", "env")
 
 
 @dataclass(frozen=True)
 class Change(Generic[T]):
-    """One event of a watch. `thing` is None for a bookmark; `version` is where a later watch may go on."""
+    """One event of a watch. `thing` is None for a bookmark; `version` is the resourceVersion for the next watch."""
 
     kind: str
     thing: T | None
@@ -35,19 +35,19 @@ class Change(Generic[T]):
 
 
 class Watching(Generic[T]):
-    """A watch that is under way."""
+    """A running watch."""
 
     def __init__(self, response: urllib3.HTTPResponse, read: Callable[[Json], T | None]) -> None:
         self._response, self._read = response, read
 
     def changes(self) -> Iterator[Change[T]]:
-        """What happens, as it happens. Raises Expired, ApiFailed when the connection breaks."""
+        """Yield each change when it arrives. Raises Expired, and ApiFailed if the connection breaks."""
         try:
             for line in self._response:
                 if line.strip():
                     yield self._change(parse_json(line))
         except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
-            # AttributeError: urllib3 finds its connection gone when somebody else has closed it
+            # AttributeError: urllib3 raises it if another thread has closed the connection
             raise ApiFailed(f"the watch broke off: {reason_of(error)}") from error
 
     def _change(self, event: Json) -> Change[T]:
@@ -60,28 +60,28 @@ class Watching(Generic[T]):
         return Change(kind, None if kind == "BOOKMARK" else self._read(thing), version)
 
     def close(self) -> None:
-        """End it; callable from any thread, whatever another one is reading."""
-        with suppress(OSError, RuntimeError, ValueError):  # it has ended already
+        """End the watch. May be called from any thread, even while another thread reads."""
+        with suppress(OSError, RuntimeError, ValueError):  # the watch has ended already
             self._response.shutdown()
         self._response.close()
 
 
 def parse_json(text: bytes) -> Any:
-    """JSON without what nobody reads of a Pod. Raises ValueError."""
+    """Parse JSON, dropping the _BULK of Pods. Raises ValueError."""
     return json.loads(text, object_hook=_without_bulk)
 
 
 def _without_bulk(thing: Json) -> Json:
-    """Drop what nobody reads of a Pod while it is parsed: of 250 large ones that is three quarters of the memory."""
+    """Drop the large parts of a Pod already while parsing: they are three quarters of the memory for 250 large Pods."""
     for key in _BULK:
-        # lists they are all, unlike a label of the same name; of environments only the proxy's counts
+        # all of _BULK are lists, but a label of the same name is not; keep the env of the proxy, which is used
         if isinstance(thing.get(key), list) and (key != "env" or thing.get("name") != PROXY_CONTAINER):
             del thing[key]
     return thing
 
 
 def pod_of(thing: Json) -> Pod | None:
-    """The parts of a Pod that count; None, and a line in the log, for one that no API server should have let in."""
+    """The parts of a Pod that the agent uses; None, with a warning in the log, if the Pod is malformed."""
     try:
         return Pod.model_validate(thing)
     except ValidationError as error:
@@ -93,7 +93,7 @@ def pod_of(thing: Json) -> Pod | None:
 
 
 def said_by(response: urllib3.HTTPResponse) -> str:
-    """What a Status object says, else the beginning of the text."""
+    """The message of a Status object; for any other body, its first 200 bytes."""
     try:
         text = response.read(4096)
     except (urllib3.exceptions.HTTPError, OSError):
@@ -105,7 +105,7 @@ def said_by(response: urllib3.HTTPResponse) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """The innermost reason, without the pool's description of itself."""
+    """The innermost reason of an error, without urllib3's description of its connection pool."""
     cause = getattr(error, "reason", None) or error
     text = " ".join(str(cause).split())
     if found := _TLS.search(text):

@@ -1,10 +1,10 @@
-"""What can go wrong between a node and the API server."""
+"""Errors of requests to the API server."""
 
 from bpf.errors import SidestepError
 
 
 class ApiFailed(SidestepError):
-    """The API server could not be asked, or said no; `status` is the HTTP status, 0 when there was no answer."""
+    """The API server could not be reached, or refused; `status` is the HTTP status, 0 if there was no answer."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -12,12 +12,12 @@ class ApiFailed(SidestepError):
 
 
 class Expired(ApiFailed):
-    """The resourceVersion of a watch is too old for the server: list again."""
+    """The server can't list or watch from this resourceVersion (any more): list again."""
 
 
 class Conflict(ApiFailed):
-    """What was to be changed is not as it was seen: look again."""
+    """The object has changed since it was read: read it again."""
 
 
 class NoAccess(ApiFailed):
-    """The settings, or what they point to, do not say how to reach the API server."""
+    """The settings, or the files that they name, do not say how to reach the API server."""

@@ -1,7 +1,6 @@
-"""Pods of this node as the API server has them.
+"""Pods of this node from the API server.
 
-One thread keeps the cache; whoever asks for a Pod gets it from there, and only for one that is not there yet a request
-is made.
+One thread keeps a cache up to date. Lookups read the cache. Only if a Pod is not there yet, a lookup asks the server.
 """
 
 import random
@@ -22,14 +21,14 @@ from installer.pods.resource import pods_of
 
 log = structlog.get_logger("pods")
 
-# told of each change: what was known before, and what is now; None for not there
+# called at each change with the Pod before and after it; None means there was, or is, none
 Listener = Callable[[Pod | None, Pod | None], None]
 
-# what kubelet calls a static pod by: not the UID of the object that stands for it in the API, but this annotation of it
+# annotation of a static pod's mirror in the API: the UID by which kubelet and the runtime know the static pod
 _MIRROR = "kubernetes.io/config.mirror"
-# how long one find() may take: the plugin waits 10 s for its answer
+# seconds that one find() may take: the plugin waits 10 for its answer
 _FIND_SECONDS = 8.0
-# pauses between its requests; a request that nobody answers uses up the time by itself
+# seconds between the requests of a find(); a request without an answer uses up the time by itself
 _FIND_PAUSES = (0.5, 1.0)
 
 
@@ -40,27 +39,27 @@ class ClusterPods:
         self._api = api
         self._node = node_name
         self._lock = threading.Lock()
-        self._pods: dict[str, Pod] = {}  # by UID: a name may belong to an old and a new Pod for a while
+        self._pods: dict[str, Pod] = {}  # by UID: for a while an old and a new Pod may have the same name
         self._synced = threading.Event()
         self._watch = ListWatch(api, pods_of(node_name), self._replace, self._apply)
         self._listeners: list[Listener] = []
         self._when_synced: list[Callable[[], None]] = []
 
     def subscribe(self, listener: Listener) -> None:
-        """Tell `listener` of every change from now on, in the watching thread; before running()."""
+        """Call `listener` at every change, in the watching thread. Subscribe before running()."""
         self._listeners.append(listener)
 
     def on_synced(self, call: Callable[[], None]) -> None:
-        """Call after the first list, in the watching thread; before running()."""
+        """Call `call` after the first list, in the watching thread. Register before running()."""
         self._when_synced.append(call)
 
     @property
     def is_synced(self) -> bool:
-        """Whether the Pods have been listed once. They are then good, if old, even while the API server is away."""
+        """Whether the Pods have been listed once. From then on the cache is usable, if old, even without API server."""
         return self._synced.is_set()
 
     def wait_synced(self, seconds: float) -> bool:
-        """Wait for the first list; False when it does not come in time."""
+        """Wait for the first list; False if it does not come in time."""
         return self._synced.wait(seconds)
 
     def every(self) -> list[Pod] | None:
@@ -69,7 +68,10 @@ class ClusterPods:
             return list(self._pods.values()) if self.is_synced else None
 
     def find(self, namespace: str, name: str, uid: str | None) -> Pod:
-        """The Pod, from the cache or the API server. Raises PodNotFound: the runtime may try again."""
+        """The Pod, from the cache or the API server. Takes up to _FIND_SECONDS.
+
+        Raises PodNotFound, whose code tells the runtime to try again.
+        """
         deadline = time.monotonic() + _FIND_SECONDS
         problem = "the API server does not know it"
         for pause in (*_FIND_PAUSES, 0.0):
@@ -87,11 +89,11 @@ class ClusterPods:
             if pause == 0 or time.monotonic() + pause > deadline:
                 break
             self._watch.pause(pause * random.uniform(0.7, 1.3))
-        raise PodNotFound(f"Pod {namespace}/{name} (UID {uid or 'not given'}) cannot be had: {problem}")
+        raise PodNotFound(f"Pod {namespace}/{name} (UID {uid or 'not given'}) not found: {problem}")
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """List and watch in a thread of its own meanwhile."""
+        """List and watch in a thread until the context ends."""
         with self._watch.running():
             yield
 
@@ -128,7 +130,7 @@ class ClusterPods:
                 log.exception("pods.listener_failed")
 
     def _cached(self, namespace: str, name: str, uid: str | None) -> Pod | None:
-        """By UID; without one, the Pod of that name that is not on its way out."""
+        """The cached Pod of that name and UID; without a UID, the one that is not being deleted. None if not cached."""
         with self._lock:
             named = [pod for pod in self._pods.values() if (pod.namespace, pod.name) == (namespace, name)]
         wanted = (pod for pod in named if _is(pod, uid) and (uid or pod.metadata.deletion_timestamp is None))
@@ -136,5 +138,5 @@ class ClusterPods:
 
 
 def _is(pod: Pod, uid: str | None) -> bool:
-    """Whether the runtime means this Pod."""
+    """Whether the runtime's UID (None: not given) is this Pod's, or its static pod's."""
     return uid in (None, pod.uid, pod.annotations.get(_MIRROR))

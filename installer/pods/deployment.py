@@ -1,4 +1,4 @@
-"""Whether the agent that ends is being taken off the cluster, or merely stops."""
+"""Finds out whether an ending agent is being uninstalled or only stopped."""
 
 import threading
 from collections.abc import Iterator
@@ -15,43 +15,44 @@ from installer.pods.resource import DAEMONSET, DaemonSetIdentity, daemonset_of
 
 log = structlog.get_logger("daemonset")
 
-# a server that does not let us watch, as that of an older Role, is not asked all the time by every node
+# longest pause, so that not every node keeps asking a server that refuses the watch, for example with an older Role
 _LONGEST_PAUSE = 120.0
-# the last question, well within the 30 s that a pod has to end
+# timeouts of the last request, well within the 30 s that a pod has to end
 _ANSWER_SECONDS = 3.0
 _TRY_SECONDS, _TRY_ATTEMPTS = 8.0, 5
-_BY_HAND = "all is left as it is. If it is to go: `sidestep uninstall`, on this node, with no agent running"
+_BY_HAND = "nothing is undone. To uninstall, run `sidestep uninstall` on this node while no agent runs"
 
 
 class Deployment:
-    """The DaemonSet that this agent belongs to, if it does: with it goes what the agent has done.
+    """The DaemonSet that started this agent. If it is deleted, the agent undoes its work when it ends.
 
-    It is watched while running(), and what was seen counts: at its end an agent may not be able to ask, as its account
-    can be gone together with the DaemonSet. A refusal by itself says nothing: the token of a pod that is deleted by
-    force is refused too. One that was never seen is none of ours: an agent that runs without it undoes nothing.
+    The DaemonSet is watched while running(), and the agent remembers what it saw. An ending agent may be unable to ask,
+    because its service account can be deleted together with the DaemonSet. A refused request proves nothing: the API
+    server also refuses the token of a pod that is deleted by force. An agent that never saw its DaemonSet was not
+    started by one, so it undoes nothing.
     """
 
     def __init__(self, api: Api, namespace: str) -> None:
         self._api, self._namespace = api, namespace
         self._lock = threading.Lock()
-        self._uid: str | None = None  # of the one seen last
-        self._deleted = False  # that one has been, or is being
+        self._uid: str | None = None  # of the DaemonSet seen last
+        self._deleted = False  # whether the DaemonSet seen last was, or is being, deleted
         self._watch = ListWatch(api, daemonset_of(namespace), self._listed, self._changed, _LONGEST_PAUSE)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Watch it meanwhile."""
+        """Watch the DaemonSet until the context ends."""
         with self._watch.running():
             yield
 
     @property
     def is_known(self) -> bool:
-        """Whether it was ever seen."""
+        """Whether the DaemonSet was ever seen."""
         with self._lock:
             return self._uid is not None
 
     def is_deleted(self) -> bool:
-        """Whether it has been, or is being, deleted. Without an answer only what was seen counts."""
+        """Ask whether the DaemonSet was, or is being, deleted. Without an answer, what the watch saw counts."""
         try:
             found = self._ask()
         except ApiFailed as error:
@@ -68,7 +69,7 @@ class Deployment:
             return self._deleted
 
     def _ask(self) -> DaemonSetIdentity | None:
-        """The newest, since it may have been made again. Not for long when the answer hardly matters."""
+        """Read the DaemonSet, which may have been made again. Only one attempt if the watch saw it deleted."""
         attempts = 1 if self._deleted else _TRY_ATTEMPTS
         patiently = Retrying(
             stop=stop_after_attempt(attempts) | stop_after_delay(_TRY_SECONDS),
@@ -97,7 +98,7 @@ class Deployment:
             self._gone()
             return
         with self._lock:
-            if owner.uid == self._uid:  # an old answer, if that was seen to go
+            if owner.uid == self._uid:  # seen before; if it was seen deleted, this answer is old
                 return
             again, self._uid, self._deleted = self._deleted, owner.uid, False
         if again:

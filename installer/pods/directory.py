@@ -18,22 +18,22 @@ from cni.policy.pod import Pod
 
 SUFFIXES = (".yaml", ".yml", ".json")
 
-# libyaml's is ten times as fast, but not part of every PyYAML
+# the loader of libyaml is ten times as fast, but not every PyYAML has it
 _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-# told of each change: what was known before, and what is now; None for not there
+# called at each change with the Pod before and after it; None means there was, or is, none
 Listener = Callable[[Pod | None, Pod | None], None]
-# how often the directory is looked at for somebody who wants to be told
+# seconds between checks of the directory for the listeners
 _LOOK_SECONDS = 0.5
 
-# what tells a changed file without reading it; ctime, since a chmod may make it readable
+# mtime, ctime, size and inode tell whether a file has changed; ctime, because a chmod may make it readable
 Stamp = tuple[int, int, int, int]
 _GONE: Stamp = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class _Manifest:
-    """What a file had in it when it was last read."""
+    """The content of a file when it was last read."""
 
     stamp: Stamp
     pods: tuple[Pod, ...] = ()
@@ -41,11 +41,10 @@ class _Manifest:
 
 
 class PodDirectory:
-    """Pods from the *.yaml, *.yml and *.json of one directory: `kind: Pod`, or a `kind: List` of them.
+    """Pods from the *.yaml, *.yml and *.json files of one directory: `kind: Pod`, or a `kind: List` of Pods.
 
-    Every find looks at the directory and reads again what has changed, so a manifest may come, change and go at any
-    time. A file that cannot be read or understood counts as empty and is logged, once a change. Safe to use from many
-    threads.
+    Every find() reads changed files again, so manifests may come, change and go at any time. A file that can't be read
+    or parsed counts as empty; each change of such a file is logged once. Safe to use from many threads.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,12 +57,12 @@ class PodDirectory:
         self._stopping = threading.Event()
 
     def subscribe(self, listener: Listener) -> None:
-        """Tell of changes that are seen while running()."""
+        """Call `listener` at each change that is seen while running()."""
         self._listeners.append(listener)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Look for changes meanwhile, in a thread of its own."""
+        """Look for changes, in a thread, until the context ends."""
         thread = threading.Thread(target=self._run, name="manifests", daemon=True)
         thread.start()
         try:
@@ -81,12 +80,12 @@ class PodDirectory:
             now = {(pod.namespace, pod.name, pod.uid): pod for pod in found}
             for key in {*known, *now}:
                 before, after = known.get(key), now.get(key)
-                if before is not after:  # an unchanged file's are the same objects
+                if before is not after:  # the Pods of an unchanged file are the same objects
                     self._tell(before, after)
             known = now
 
     def _tell(self, before: Pod | None, after: Pod | None) -> None:
-        """One listener's fault must neither keep the others from hearing nor end the looking."""
+        """Call every listener. An error of one listener must stop neither the others nor the thread."""
         for listener in self._listeners:
             try:
                 listener(before, after)
@@ -94,9 +93,9 @@ class PodDirectory:
                 self._log.exception("manifest.listener_failed")
 
     def find(self, namespace: str, name: str, uid: str | None) -> Pod:
-        """The Pod of that name; a UID counts where both the caller and the manifest have one.
+        """The Pod of that name. UIDs are compared only if both the caller and the manifest have one.
 
-        Raises PodNotFound, which names the files that could not be read: the Pod may be in one of them.
+        Raises PodNotFound. Its message names the files that could not be read: the Pod may be in one of them.
         """
         with self._lock:
             try:
@@ -114,7 +113,7 @@ class PodDirectory:
         raise PodNotFound(self._not_found(namespace, name, uid, candidates, broken))
 
     def every(self) -> list[Pod] | None:
-        """All Pods there are manifests of; None when the directory cannot be read."""
+        """The Pods of all manifests; None if the directory can't be read."""
         with self._lock:
             try:
                 self._refresh()
@@ -147,7 +146,7 @@ class PodDirectory:
     def _read(self, file: str, stamp: Stamp) -> _Manifest:
         try:
             return _Manifest(stamp, pods=tuple(_pods_in(self.path / file)))
-        except Exception as error:  # PyYAML raises all sorts; one bad file must not hide the others
+        except Exception as error:  # PyYAML raises many kinds of errors; one bad file must not hide the others
             problem = _sentence(error)
         self._log.warning("manifest.ignored", file=str(self.path / file), problem=problem)
         return _Manifest(stamp, problem=problem)
@@ -165,7 +164,7 @@ class PodDirectory:
 def _stamp(entry: os.DirEntry[str]) -> Stamp:
     try:
         status = entry.stat()
-    except OSError:  # a dangling link, or deleted meanwhile: reading will tell
+    except OSError:  # a dangling link, or deleted a moment ago: reading the file will report it
         return _GONE
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
@@ -189,7 +188,7 @@ def _pods_of(document: Any) -> Iterator[Pod]:
 
 
 def _sentence(error: Exception) -> str:
-    """What is wrong, in one line."""
+    """An error's message in one line."""
     if isinstance(error, ValidationError):
         return "; ".join(f"{_place(each['loc'])}: {each['msg']}" for each in error.errors())
     return " ".join(str(error).split()) or type(error).__name__

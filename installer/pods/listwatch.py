@@ -1,6 +1,6 @@
-"""A list of the API server, then a watch that goes on where the last one ended.
+"""Lists a resource on the API server, then watches it; each watch continues where the last one ended.
 
-Whatever fails is tried again with growing pauses, each a little different from node to node.
+After a failure it tries again, with growing pauses that differ a little from node to node.
 """
 
 import random
@@ -20,20 +20,20 @@ from installer.pods.resource import Resource
 log = structlog.get_logger("watch")
 T = TypeVar("T")
 
-# the resourceVersion of a first list: as old as it may be, for the watch goes on from there and brings it up to date.
-# It comes out of the server's memory, where a start of all nodes at once does not hurt
+# resourceVersion of the first list: any age will do, because the watch brings it up to date. The server answers from
+# memory, so even a start of all nodes at once does no harm
 _ANY = "0"
-# how long running() waits for the thread at its end, which may be waiting for a server that does not answer
+# seconds that running() waits at its end for the thread, which may be waiting for a server that does not answer
 _STOP_SECONDS = 3.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
-# a watch that ends sooner counts as a failure: a server that keeps hanging up must not be asked in a loop
+# seconds; a watch that ends sooner counts as a failure, so that we pause if a server keeps hanging up
 _SHORTEST_WATCH = 1.0
-# seconds after which everything is listed again, should a server ever forget to tell something
+# seconds after which everything is listed again, in case the server missed sending a change
 _RESYNC_SECONDS = (1800.0, 3600.0)
 
 
 class ListWatch(Generic[T]):
-    """Tells of one resource while running(): of all there is, and then of each change, in a thread of its own."""
+    """Keeps callbacks up to date with one resource while running(): a list of everything, then each change."""
 
     def __init__(
         self,
@@ -43,24 +43,28 @@ class ListWatch(Generic[T]):
         apply: Callable[[Change[T]], None],
         longest_pause: float = _LONGEST_PAUSE,
     ) -> None:
-        """`replace` is told of each list, the first of which may be old; `apply` of each change but bookmarks."""
+        """Set what to watch, and the callbacks, which run in the thread of running().
+
+        `replace` gets each list; the first list may be old. `apply` gets each change, but no bookmarks. `longest_pause`
+        is the longest time between attempts, in seconds.
+        """
         self._api, self._resource = api, resource
         self._replace, self._apply = replace, apply
         self._longest_pause = longest_pause
         self._lock = threading.Lock()
-        self._version = _ANY  # of the list or the last event, "" for none that is any good
-        self._listed = False  # whether a watch may go on from there
+        self._version = _ANY  # of the list or the last event; "" if the server expired it
+        self._listed = False  # whether a watch may continue from that version
         self._list_again = 0.0
         self._stopping = threading.Event()
         self._watching: Watching[T] | None = None
 
     def pause(self, seconds: float) -> None:
-        """Wait so long, or until running() ends."""
+        """Wait for some seconds, or until running() ends."""
         self._stopping.wait(seconds)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """List and watch meanwhile."""
+        """List and watch in a thread until the context ends."""
         thread = threading.Thread(target=self._run, name=self._resource.name, daemon=True)
         thread.start()
         try:
@@ -95,7 +99,7 @@ class ListWatch(Generic[T]):
                 self.pause(random.uniform(0.5, 1.0) * longest)
 
     def _say(self, failures: int, problem: str) -> None:
-        """The first failure in a row, and every eighth after it: an outage must not fill the log."""
+        """Log the first failure in a row, and every eighth after it: an outage must not fill the log."""
         if not self._stopping.is_set() and failures % 8 == 1:
             log.warning("watch.api_away", of=self._resource.name, failures=failures, problem=problem)
 
@@ -109,7 +113,7 @@ class ListWatch(Generic[T]):
             with self._lock:
                 self._watching = watching
             try:
-                if not self._stopping.is_set():  # else running() may have been too early to close it
+                if not self._stopping.is_set():  # running() may have ended before there was a watch to close
                     self._follow(watching)
             finally:
                 with self._lock:

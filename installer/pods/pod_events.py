@@ -1,7 +1,8 @@
-"""Kubernetes Events about pods of this node: what an owner should know, where he looks.
+"""Kubernetes Events about pods of this node, so that a pod's owner finds messages where owners look.
 
-Nothing waits for them: they go through a bounded queue and a thread of their own. The same thing again within the hour
-counts the Event there is. While the API server is away they are kept for some minutes, as many as the queue takes.
+Events go through a bounded queue and a thread of their own, so no caller waits for them. If the same thing happens
+again within the hour, the existing Event is counted up. While the API server is away, Events wait for up to ten
+minutes; an Event that finds the queue full is dropped.
 """
 
 import queue
@@ -28,28 +29,29 @@ _COMPONENT = "sidestep"
 _QUEUE = 256
 _REMEMBERED = 512
 _REPEAT_SECONDS = 3600.0
-# of a thing that keeps happening the first few are counted at once, the others together, once in so many seconds
+# if a thing keeps happening, the first few repetitions are counted at once, later ones together once a minute
 _COUNTED_AT_ONCE = 5
 _COUNT_SECONDS = 60.0
-# at most ten a second: a crowd of refused pods is no reason to load the API server
+# seconds between Events, so at most ten a second: many refused pods at once must not load the API server
 _PAUSE = 0.1
-# pauses while the API server is away, and the age at which what happened is no news
+# seconds between attempts while the API server is away, and the age at which an Event is dropped as old
 _FIRST_RETRY, _LONGEST_RETRY = 0.5, 30.0
 _OLDEST_SECONDS = 600.0
-# how long running() waits for the thread at its end, which may be waiting for a server that does not answer
+# seconds that running() waits at its end for the thread, which may be waiting for a server that does not answer
 _STOP_SECONDS = 3.0
-# a limit that the API server has for the newer kind of Events (apimachinery, core validation of events)
+# the API server's limit for the newer kind of Events (validation of events in Kubernetes' core API)
 _LONGEST_MESSAGE = 1024
-# as pod names go up to the length that an Event's may have (DNS subdomain, 253)
+# the pod's name in the Event's name is cut to this length: both may have 253 characters (a DNS subdomain)
 _LONGEST_NAME = 230
 
-# HTTP status of what another attempt may cure: no answer, credentials not renewed yet, too much at once
+# HTTP statuses after which another attempt may succeed: no answer (0), credentials not renewed yet (401), timeout
+# (408), too many requests (429)
 _PASSING = frozenset((0, 401, 408, 429))
 
 
 @dataclass
 class _Known:
-    """An Event that has been made, and how often and when it was last told."""
+    """An Event that exists: how often it happened, when it was created and last sent (seconds, monotonic clock)."""
 
     name: str
     count: int
@@ -59,7 +61,7 @@ class _Known:
 
 @dataclass(frozen=True)
 class _Told:
-    """Something to tell. The Event's name is made with it: a second attempt cannot make a second Event."""
+    """An Event to send. Its name is fixed from the beginning, so that a second attempt can't create a second Event."""
 
     pod: Pod
     kind: str
@@ -71,12 +73,12 @@ class _Told:
 
     @property
     def when(self) -> str:
-        """RFC 3339."""
+        """The time of the Event, RFC 3339."""
         return self.at.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class ClusterEvents:
-    """PodEvents of a cluster, sent while running()."""
+    """PodEvents that are sent to the API server while running()."""
 
     def __init__(self, api: Api, node_name: str) -> None:
         self._api = api
@@ -87,23 +89,23 @@ class ClusterEvents:
         self._dropping = False
 
     def warning(self, pod: Pod, reason: str, message: str) -> None:
-        """Something the owner should change."""
+        """Report something that the owner should change; `reason` is CamelCase."""
         self._tell(pod, "Warning", reason, message)
 
     def normal(self, pod: Pod, reason: str, message: str) -> None:
-        """Something that was done."""
+        """Report something that was done; `reason` is CamelCase."""
         self._tell(pod, "Normal", reason, message)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Send in a thread of its own meanwhile; what is still queued at the end is sent if the server answers."""
+        """Send in a thread until the context ends. Events that are queued then are sent if the server answers."""
         thread = threading.Thread(target=self._run, name="events", daemon=True)
         thread.start()
         try:
             yield
         finally:
             self._stopping.set()
-            with suppress(queue.Full):  # then it finds out without being told
+            with suppress(queue.Full):  # if the queue is full, the thread sees _stopping
                 self._queue.put_nowait(None)
             thread.join(_STOP_SECONDS)
             if thread.is_alive() or not self._queue.empty():
@@ -115,7 +117,7 @@ class ClusterEvents:
             self._queue.put_nowait(_Told(pod, kind, reason, message, name))
             self._dropping = False
         except queue.Full:
-            if not self._dropping:  # once a time: the log must not fill up for want of an API server
+            if not self._dropping:  # log once until the queue has room again
                 log.warning("events.dropping", pod=f"{pod.namespace}/{pod.name}", reason=reason, waiting=_QUEUE)
             self._dropping = True
 
@@ -127,7 +129,7 @@ class ClusterEvents:
             self._stopping.wait(_PAUSE)
 
     def _deliver(self, told: _Told) -> bool:
-        """Send it, again and again if need be; False when there is nothing left to try because the agent ends."""
+        """Send an Event, with as many attempts as needed. False if the agent ends and the server does not answer."""
         pause = _FIRST_RETRY
         while True:
             try:

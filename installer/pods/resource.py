@@ -1,4 +1,4 @@
-"""What is listed and watched: collections of the API server, narrowed down to what one agent is about."""
+"""Collections of the API server that an agent lists and watches, narrowed down to the objects that it needs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from installer.pods.answers import Json, pod_of
 
 T = TypeVar("T")
 
-# the name of the agents' DaemonSet is Istio's, by which istiod and istioctl find it
+# name of the agents' DaemonSet. It is Istio's, because istiod and istioctl look for it
 DAEMONSET = "istio-cni-node"
 
 
 @dataclass(frozen=True)
 class Resource(Generic[T]):
-    """A collection, the field by which some of it is chosen, and how each is read; None hides one from us.
+    """A collection: its path, a field selector, and a function that reads each object (None: ignore the object).
 
-    With `metadata_only` the server leaves out everything else of each.
+    With `metadata_only` the server sends only the metadata of each object.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Resource(Generic[T]):
     metadata_only: bool = False
 
     def accept(self, kind: str = "") -> str:
-        """What to accept; `kind` is List for a list (meta.k8s.io/v1, on all servers since 1.15)."""
+        """The Accept header; `kind` is "List" for a list. All servers since Kubernetes 1.15 know meta.k8s.io/v1."""
         if not self.metadata_only:
             return "application/json"
         return f"application/json;as=PartialObjectMetadata{kind};g=meta.k8s.io;v=v1,application/json"
@@ -36,19 +36,19 @@ class Resource(Generic[T]):
 
 @dataclass(frozen=True)
 class DaemonSetIdentity:
-    """What counts of a DaemonSet: one made again under the same name has another UID."""
+    """The parts of a DaemonSet that count. A DaemonSet made again under the same name has another UID."""
 
     uid: str
-    is_going: bool  # deleted, but for what has to go before it
+    is_going: bool  # being deleted, while finalizers or dependents remain
 
 
 def pods_of(node_name: str) -> Resource[Pod]:
-    """All pods of a node."""
+    """The pods of a node."""
     return Resource("pods", "/api/v1/pods", f"spec.nodeName={node_name}", pod_of)
 
 
 def daemonset_of(namespace: str) -> Resource[DaemonSetIdentity]:
-    """The agents' DaemonSet. A role that allows one name allows a list and a watch of just that name."""
+    """The agents' DaemonSet, selected by name, so that a role for that name alone also allows list and watch."""
     path = f"/apis/apps/v1/namespaces/{quote(namespace)}/daemonsets"
     return Resource("daemonset", path, f"metadata.name={DAEMONSET}", _owner, metadata_only=True)
 

@@ -15,7 +15,7 @@ from installer.settings import Node
 
 @dataclass(frozen=True)
 class Source:
-    """Where Pods come from, and where what happens to them is told; what belongs to another kind of source is None."""
+    """The source of Pods and the receiver of Events. Parts that belong to the other kind of source are None."""
 
     pods: PodSource
     events: PodEvents
@@ -25,31 +25,31 @@ class Source:
     directory: PodDirectory | None = None
 
     def subscribe(self, listener: Listener) -> None:
-        """Tell of changes; a directory's are found by the rounds alone."""
+        """Call `listener` at each change of a cluster's Pods. Changes in a directory are left to the rounds."""
         if self.cluster:
             self.cluster.subscribe(listener)
 
     def subscribe_always(self, listener: Listener) -> None:
-        """Tell of changes, those of a directory too."""
+        """Call `listener` at each change, also of a directory's Pods."""
         if self.directory:
             self.directory.subscribe(listener)
         else:
             self.subscribe(listener)
 
     def on_synced(self, call: Callable[[], None]) -> None:
-        """Call once the Pods are known, which a directory's are."""
+        """Call `call` when the Pods are known: at once for a directory, after the first list for a cluster."""
         if self.cluster:
             self.cluster.on_synced(call)
         else:
             call()
 
     def wait_synced(self, seconds: float) -> bool:
-        """Wait for the Pods to be known; False when they are not in time."""
+        """Wait until the Pods are known; False if they are not in time."""
         return self.cluster is None or self.cluster.wait_synced(seconds)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Watch and send meanwhile."""
+        """Watch Pods and send Events until the context ends."""
         with ExitStack() as running:
             for part in (self.cluster_events, self.cluster, self.directory):
                 if part:
@@ -58,13 +58,13 @@ class Source:
 
 
 def require_source(node: Node) -> None:
-    """Raise SidestepError unless the settings name a source."""
+    """Raise SidestepError unless the settings name a source of Pods."""
     if node.pods is None and not node.kubernetes_node_name:
         raise SidestepError("nowhere to get Pods from; give --pods DIR or --kubernetes-node-name NAME")
 
 
 def source_of(node: Node, on_request: OnRequest) -> Source:
-    """The source that the settings name. Raises ApiFailed when there is no way to the API server."""
+    """The source that the settings name. Raises ApiFailed if they don't lead to an API server."""
     if node.pods is not None:
         directory = PodDirectory(node.pods)
         return Source(directory, NoEvents(), directory=directory)

@@ -1,1 +1,1 @@
-"""Whether capture will work on this node: what is looked at, what was found, how it is told."""
+"""Examines whether capture will work on this node, and reports the findings."""

@@ -1,4 +1,4 @@
-"""Where the programs are attached and pinned, and what is there already."""
+"""Examines where the programs will be attached and pinned, and what is there already."""
 
 import os
 from pathlib import Path
@@ -15,12 +15,12 @@ from installer.probe.findings import Finding, Presence
 from installer.scratch import scratch_pins
 from installer.settings import Attachment
 
-_ROOT_INODE = 1  # of the real root: the id of a hierarchy's first directory (kernfs)
-_KUBELET = ("kubepods", "kubepods.slice")  # kubelet's cgroup, by driver: cgroupfs, systemd
+_ROOT_INODE = 1  # inode of the real cgroup root: kernfs gives 1 to the first directory of a hierarchy
+_KUBELET = ("kubepods", "kubepods.slice")  # kubelet's cgroup with the driver cgroupfs, and with systemd
 
 
 def attach_point_findings(attachment: Attachment) -> tuple[Path | None, list[Finding]]:
-    """The cgroup the programs go to, None if there is none, and what there is to say of it."""
+    """The cgroup at which the programs will be attached, None if there is none, and the findings on it."""
     try:
         root = cgroup2_root()
     except KernelRefused as error:
@@ -35,7 +35,7 @@ def attach_point_findings(attachment: Attachment) -> tuple[Path | None, list[Fin
     if not (point / "cgroup.procs").exists() or not _is_cgroup2(point):
         return None, [
             mounted,
-            Finding("attach point", "attaching", f"{point}: no cgroup2 directory", Presence.NO, _GIVE),
+            Finding("attach point", "attaching", f"{point} is not a directory of cgroup2", Presence.NO, _GIVE),
         ]
     return point, [mounted, point_row(point, root, _version1_pods())]
 
@@ -45,14 +45,14 @@ _GIVE = "give --cgroup a directory of cgroup2, or leave it out"
 
 def _is_cgroup2(path: Path) -> bool:
     around = [mount for mount in mounts() if path.resolve().is_relative_to(mount.path)]
-    best = max(reversed(around), key=lambda mount: len(mount.path.parts))  # the last of those on the same path
+    best = max(reversed(around), key=lambda mount: len(mount.path.parts))  # of mounts on the same path the last counts
     return best.filesystem == "cgroup2"
 
 
 def point_row(point: Path, root: Path, version1: Path | None) -> Finding:
-    """Whether pods will be below the attach point; `version1` is kubelet's cgroup in version 1, if pods are there.
+    """Whether pods will be below the attach point. `version1` is kubelet's cgroup of version 1, if pods are there.
 
-    On a hybrid host whose kubelet uses version 1, pods are in no cgroup of version 2 but its root.
+    On a hybrid host whose kubelet uses cgroup version 1, all pods are in the root of cgroup2.
     """
     if point == root and _is_own_container(root):
         found = f"{point} is this container's own cgroup"
@@ -69,7 +69,10 @@ def point_row(point: Path, root: Path, version1: Path | None) -> Finding:
 
 
 def _is_own_container(root: Path) -> bool:
-    """Whether what looks like cgroup2's root is a cgroup namespace's with nothing in it but this process's own."""
+    """Whether the apparent root of cgroup2 is only the root of this container's cgroup namespace.
+
+    In that case it is not the real root, this process is in it, and it has no cgroups below it.
+    """
     if root.stat().st_ino == _ROOT_INODE or str(os.getpid()) not in _read(root / "cgroup.procs").split():
         return False
     return not any(each.is_dir() for each in root.iterdir())
@@ -83,7 +86,7 @@ def _read(path: Path) -> str:
 
 
 def _version1_pods() -> Path | None:
-    """The cgroup of kubelet in a hierarchy of version 1, if it has pods."""
+    """Kubelet's cgroup in a hierarchy of version 1, if pods are there; else None."""
     for mount in mounts():
         for name in _KUBELET if mount.filesystem == "cgroup" else ():
             if any(each.is_dir() for each in (mount.path / name).glob("*pod*")):
@@ -92,7 +95,7 @@ def _version1_pods() -> Path | None:
 
 
 def bpffs(attachment: Attachment) -> Finding:
-    """A bpffs, and that pins can be made on it."""
+    """Whether there is a bpffs on which pins can be made."""
     what, needed_by = "bpffs", "capture that outlives the agent"
     try:
         require_bpffs(attachment.bpffs)
@@ -100,23 +103,23 @@ def bpffs(attachment: Attachment) -> Finding:
             pass
     except KernelRefused:
         advice = f"mount one and mount it into the container: mount -t bpf bpf {attachment.bpffs}"
-        return Finding(what, needed_by, f"{attachment.bpffs} is none", Presence.NO, advice)
+        return Finding(what, needed_by, f"{attachment.bpffs} is not a bpffs", Presence.NO, advice)
     except OSError as error:
         return Finding(what, needed_by, f"{attachment.bpffs}: {error.strerror}", Presence.NO, "mount it writable")
     return Finding(what, needed_by, f"at {attachment.bpffs}", Presence.YES)
 
 
 def earlier_installation(attachment: Attachment) -> list[Finding]:
-    """What an agent before this one has left attached."""
+    """What an earlier agent, or an earlier version, has left attached."""
     pins = attachment.pins
     try:
         layouts = sorted(path.name for path in pins.top.iterdir() if not path.name.startswith("new-"))
     except OSError:
-        return []  # nothing there; whether there is a bpffs at all has a row of its own
+        return []  # nothing there; the row "bpffs" says whether there is a bpffs
     rows = [_current(pins)] if LAYOUT in layouts else []
     for other in layouts:
         if other != LAYOUT:
-            advice = "run `sidestep detach` of that version, or all connections are captured twice"
+            advice = "run `sidestep detach` of that version; otherwise all connections are captured twice"
             rows.append(
                 Finding(
                     "earlier installation",

@@ -1,7 +1,7 @@
-"""`sidestep probe`: whether capture will work on this node, and if not, what to do.
+"""Examines whether capture will work on this node: for `sidestep probe`, and for the agent's start.
 
-The agent looks at the same things before it touches anything, so that must be quick: no compiler runs for it. Attaching
-compiles and loads the programs anyway. If that fails the agent does all that the command does, for the sake of its log.
+The agent examines everything but the programs before it attaches. That is quick, because no compiler runs. Attaching
+compiles and loads the programs. If attaching fails, the agent does all that the command does, so that its log says why.
 """
 
 from bpf.acceleration import other_owners
@@ -18,7 +18,7 @@ from installer.settings import Attachment, Chain, Node
 
 
 def examine(attachment: Attachment, chain: Chain, node: Node) -> Findings:
-    """Look at everything but the programs themselves. A few milliseconds."""
+    """Examine everything but the programs themselves. Takes a few milliseconds."""
     point, points = attach_point_findings(attachment)
     rows = [
         *process(),
@@ -32,7 +32,7 @@ def examine(attachment: Attachment, chain: Chain, node: Node) -> Findings:
 
 
 def examine_programs(attachment: Attachment, chain: Chain, node: Node) -> Findings:
-    """All that examine() looks at; and this version's own programs, loaded and with connections sent through them."""
+    """Examine everything: also load our programs and, if all is well, send connections through them."""
     found = examine(attachment, chain, node)
     found = Findings((*found.rows, *loading(attachment)))
     if not found.works:
@@ -43,14 +43,15 @@ def examine_programs(attachment: Attachment, chain: Chain, node: Node) -> Findin
 
 
 def require_capable(attachment: Attachment, chain: Chain, node: Node) -> None:
-    """For the agent, before it attaches: raise NodeUnfit, with the table, when capture can't work here."""
+    """For the agent, before it attaches. Raises NodeUnfit, with the table, if capture can't work on this node."""
     examine(attachment, chain, node).require()
 
 
 def attach_or_explain(attachment: Attachment, chain: Chain, node: Node) -> Outcome:
     """For the agent: attach the programs.
 
-    If the kernel refuses them, raise NodeUnfit with the table that says which, and leave nothing attached.
+    If the kernel refuses them, raises NodeUnfit, whose table says which, and leaves nothing attached. If no row of the
+    table says why, raises CompileFailed or KernelRefused.
     """
     try:
         return attach_programs(attachment.pins, attachment.attach_point())
@@ -60,7 +61,7 @@ def attach_or_explain(attachment: Attachment, chain: Chain, node: Node) -> Outco
 
 
 def _acceleration(attachment: Attachment) -> Finding:
-    """How far it goes here. Capture works without."""
+    """The highest acceleration level that this node allows. Capture works without acceleration."""
     from installer.acceleration.level import judge
     from installer.acceleration.selftest import try_kernel
 

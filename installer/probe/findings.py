@@ -1,7 +1,7 @@
-"""What an examination found, and how it is told: a table for people, a document for programs.
+"""The findings of an examination, shown as a table for people and as a document for programs.
 
-And which part of sidestep needs what of the kernel, which docs/kernels.md shows as well. The versions are advice for
-whoever chooses a kernel: verdicts never come from them.
+NEEDS says which part of sidestep needs which feature of the kernel; docs/kernels.md shows the same table. The kernel
+versions in it are for guidance only: verdicts never depend on them.
 """
 
 import os
@@ -14,47 +14,47 @@ from bpf.errors import SidestepError
 
 
 class Presence(StrEnum):
-    """Whether something needed is there; in the order in which an operator should read of it."""
+    """Whether something needed is there, in the order in which an operator should read the rows."""
 
     NO = "no"
     UNKNOWN = "unknown"  # it could not be tried
-    WARNING = "warning"  # capture works without
+    WARNING = "warning"  # capture works without it
     YES = "yes"
 
 
-_PLAIN_WIDTH = 120  # columns where there is no terminal to ask
-# titles, and widths that fit the longest word of the rows that are always there, in 80 columns
+_PLAIN_WIDTH = 120  # columns if the output is not a terminal
+# titles and least widths: the longest words of the rows that are always there fit, and the table fits 80 columns
 _COLUMNS = (("what", 17), ("needed by", 16), ("found", 10), ("verdict", 7), ("what to do", 10))
 _COLOURS = {Presence.YES: "green", Presence.NO: "bold red", Presence.UNKNOWN: "magenta", Presence.WARNING: "yellow"}
 
 
 class NodeUnfit(SidestepError):
-    """Capture would not work on this node; the message is the table."""
+    """Capture would not work on this node. The message names what is wrong and shows the table."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """One examined thing: a row of the table."""
 
     what: str
     needed_by: str
     found: str
     verdict: Presence
-    advice: str = ""  # what to do, unless all is well
+    advice: str = ""  # what to do; empty if nothing needs doing
 
 
 @dataclass(frozen=True)
 class Need:
-    """Why something of the kernel's is needed."""
+    """Why sidestep needs a feature of the kernel."""
 
-    label: str  # as an operator may know it
+    label: str  # the feature's name for operators
     needed_by: str
-    since: str  # the first Linux that has all that our program of this name uses
+    since: str  # the first Linux that has everything that our program of this name uses
 
 
 _ACCEPTED = "accepting redirected connections"
 _DNS = "DNS capture"
-# by hook, by kind of map, and what is neither's
+# keys: kinds of maps, hooks of programs, and other features
 NEEDS = {
     "hash": Need("map: hash", "pods, ports, addresses", "4.6"),
     "lru_hash": Need("map: lru_hash", "original destinations", "4.10"),
@@ -81,40 +81,40 @@ NEEDS = {
     "sk_lookup": Need("sk_lookup", "inbound capture", "5.17"),
     "bpf_link": Need("bpf_link", "attaching and upgrading in place", "5.7"),
     "SO_NETNS_COOKIE": Need("SO_NETNS_COOKIE", "naming pods", "5.14"),
-    "pidfd_getfd": Need("pidfd_getfd", "pods that were there before", "5.6"),
+    "pidfd_getfd": Need("pidfd_getfd", "adopting running pods", "5.6"),
 }
-MINIMUM = "5.17"  # the largest of them
+MINIMUM = "5.17"  # the highest version in NEEDS
 
 
 def finding_of(name: str, problem: str) -> Finding:
-    """What there is to say of something in NEEDS; `problem` is empty if it works."""
+    """The row for a feature in NEEDS; `problem` says what is wrong, empty if the feature works."""
     need = NEEDS[name]
     if not problem:
         return Finding(need.label, need.needed_by, "works", Presence.YES)
     versions = f"Linux {need.since} or newer ({MINIMUM} for all of sidestep)"
-    advice = f"a kernel with it: {versions}, with BPF and cgroups configured"
+    advice = f"use a kernel that has it: {versions}, with BPF and cgroups configured"
     return Finding(need.label, need.needed_by, problem, Presence.NO, advice)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that was looked at, in order."""
+    """The rows of an examination, in the order in which they were examined."""
 
     rows: tuple[Finding, ...]
 
     @property
     def worst_first(self) -> list[Finding]:
-        """The rows as they are told: what is missing comes first."""
+        """The rows in the order of the table: missing things come first."""
         return sorted(self.rows, key=lambda row: list(Presence).index(row.verdict))
 
     @property
     def works(self) -> bool:
-        """Whether capture will work. What could not be tried is not known to work."""
+        """Whether capture will work. False if something needed could not be tried."""
         return all(row.verdict in (Presence.YES, Presence.WARNING) for row in self.rows)
 
     @property
     def summary(self) -> str:
-        """One sentence."""
+        """The result in one sentence."""
         counts = {verdict: sum(row.verdict is verdict for row in self.rows) for verdict in Presence}
         if self.works:
             warnings = counts[Presence.WARNING]
@@ -125,12 +125,12 @@ class Findings:
         return f"capture will not work here: of {len(self.rows)} things needed, {', '.join(told)}"
 
     def document(self) -> dict[str, Any]:
-        """The same for JSON and YAML."""
+        """The findings as a document for JSON and YAML."""
         rows = [{**asdict(row), "verdict": str(row.verdict)} for row in self.worst_first]
         return {"works": self.works, "summary": self.summary, "rows": rows}
 
     def table(self, stream: TextIO | None = None) -> str:
-        """The table and its summary as they suit `stream` (default: stdout): coloured on a terminal, else plain."""
+        """The table and the summary as text for `stream` (default: stdout): coloured on a terminal, else plain."""
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
@@ -153,7 +153,7 @@ class Findings:
         return "\n".join(line.rstrip() for line in lines) + "\n"
 
     def require(self) -> None:
-        """Raise NodeUnfit, which names what is wrong and then shows the table, unless capture will work."""
+        """Raise NodeUnfit unless capture will work."""
         bad = [f"{row.what} {row.found}" for row in self.rows if row.verdict is Presence.NO]
         bad = bad or [f"{row.what} {row.found}" for row in self.rows if row.verdict is Presence.UNKNOWN]
         if not self.works:
@@ -161,6 +161,6 @@ class Findings:
 
 
 def plain_width() -> int:
-    """Columns where there is no terminal: what COLUMNS says, else enough for most tables."""
+    """Columns if the output is not a terminal: the environment's COLUMNS, else a width that suits most tables."""
     asked = os.environ.get("COLUMNS", "")
     return int(asked) if asked.isdecimal() and int(asked) > 0 else _PLAIN_WIDTH

@@ -1,4 +1,4 @@
-"""Other programs on our hooks: whether they are in the way, run before us, or do no harm."""
+"""Examines other programs on our hooks: they may keep ours out, run before ours, or do no harm."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,11 @@ _WHAT, _NEEDED_BY = "other programs", "attaching; seeing Services' addresses"
 
 @dataclass(frozen=True)
 class _Balancer:
-    """A socket load-balancer: it turns a Service's address into a pod's when an application connects."""
+    """A socket load-balancer: when an application connects to a Service, it replaces the address by a pod's."""
 
     name: str
-    prefixes: tuple[str, ...]  # of its programs' names
-    hostless: str  # the setting that keeps it out of pods
+    prefixes: tuple[str, ...]  # of the names of its programs
+    hostless: str  # the setting that makes it leave pods alone
 
 
 _BALANCERS = (
@@ -26,13 +26,13 @@ _BALANCERS = (
 
 
 def other_programs(point: Path | None) -> list[Finding]:
-    """A row for each owner and cgroup that has some; one row when nobody has."""
+    """A row for each owner of other programs and each cgroup; one row if there are no other programs."""
     if point is None:
         return []
     try:
         found = find_foreign(point)
     except (KernelRefused, OSError) as error:
-        return [Finding(_WHAT, _NEEDED_BY, f"not seen: {error}", Presence.UNKNOWN, "see the other rows")]
+        return [Finding(_WHAT, _NEEDED_BY, f"not examined: {error}", Presence.UNKNOWN, "see the other rows")]
     groups: dict[tuple[Path, Mode, bool, str], list[Foreign]] = {}
     for each in found:
         balancer = _balancer_of(each)
@@ -59,16 +59,20 @@ def _row(members: list[Foreign], point: Path) -> Finding:
 
 
 def _judge(first: Foreign, balancer: _Balancer | None, point: Path, hooks: str) -> tuple[Presence, str, str]:
-    """Verdict, what it means, what to do."""
+    """The verdict, its meaning, and what to do."""
     inside = first.cgroup == point
     if first.mode is Mode.EXCLUSIVE or (inside and first.mode is Mode.OVERRIDE):
         owner = f"have {balancer.name} attach" if balancer else "have its owner attach it"
-        return Presence.NO, "exclusively: ours can't be attached", f"{owner} with BPF_F_ALLOW_MULTI, or detach it"
+        return (
+            Presence.NO,
+            "attached exclusively: ours can't be attached",
+            f"{owner} with BPF_F_ALLOW_MULTI, or detach it",
+        )
     if first.mode is Mode.OVERRIDE:
-        return Presence.WARNING, "which ours replace below their cgroup", "have its owner attach with BPF_F_ALLOW_MULTI"
+        return Presence.WARNING, "replaced by ours at our cgroup", "have its owner attach it with BPF_F_ALLOW_MULTI"
     if not inside:
-        return Presence.YES, "after ours", ""
+        return Presence.YES, "runs after ours", ""
     if balancer and first.first:
         advice = f"set {balancer.hostless}, or --cgroup to a cgroup below that holds the pods"
-        return Presence.WARNING, "before ours: Services' addresses are hidden from us", advice
-    return Presence.YES, "beside ours", ""
+        return Presence.WARNING, "runs before ours: Services' addresses are hidden from us", advice
+    return Presence.YES, "runs beside ours", ""

@@ -1,4 +1,4 @@
-"""What the node offers besides BPF: directories, the CNI chain, sysctls."""
+"""Examines what the node offers besides BPF: directories, the CNI chain, kernel settings."""
 
 import os
 import tempfile
@@ -17,7 +17,7 @@ _USER_NAMESPACES = Path("/proc/self/ns/user")
 
 
 def host(chain: Chain, node: Node) -> list[Finding]:
-    """Directories of the agent and, if it installs the plugin, of CNI; what pods with special wishes need."""
+    """Examine the agent's directories, CNI's too if the agent installs the plugin, and features that some pods need."""
     rows = [_run_dir(node.cni_agent_run_dir)]
     if chain.install:
         rows += [
@@ -33,7 +33,11 @@ def _run_dir(path: Path) -> Finding:
     what, needed_by = "run directory", "the plugin's way to the agent"
     if path.is_symlink():
         return Finding(
-            what, needed_by, f"{path} is a symlink", Presence.NO, "give --cni-agent-run-dir a directory of root's"
+            what,
+            needed_by,
+            f"{path} is a symlink",
+            Presence.NO,
+            "give --cni-agent-run-dir a directory that belongs to root",
         )
     place = next(each for each in (path, *path.parents) if each.exists())
     problem = _problem_of_writing(place)
@@ -41,28 +45,35 @@ def _run_dir(path: Path) -> Finding:
         return Finding(
             what, needed_by, f"{place}: {problem}", Presence.NO, "give --cni-agent-run-dir a writable directory"
         )
-    return Finding(what, needed_by, str(path) if place == path else f"{path}, to be made", Presence.YES)
+    return Finding(what, needed_by, str(path) if place == path else f"{path}, will be made", Presence.YES)
 
 
 def _shim(path: Path) -> Finding:
     what, needed_by = "plugin", "installing the plugin"
     if not os.access(path, os.X_OK):
         return Finding(
-            what, needed_by, f"{path} is no program", Presence.NO, "give --shim the plugin: make shim builds it"
+            what,
+            needed_by,
+            f"{path} is not an executable file",
+            Presence.NO,
+            "give --shim the plugin: make shim builds it",
         )
     return Finding(what, needed_by, str(path), Presence.YES)
 
 
 def _writable(what: str, needed_by: str, path: Path) -> Finding:
     if not path.is_dir():
-        return Finding(what, needed_by, f"{path} is no directory", Presence.NO, "mount the host's directory there")
+        return Finding(what, needed_by, f"{path} is not a directory", Presence.NO, "mount the host's directory there")
     if problem := _problem_of_writing(path):
         return Finding(what, needed_by, f"{path}: {problem}", Presence.NO, "mount it writable")
     return Finding(what, needed_by, str(path), Presence.YES)
 
 
 def _problem_of_writing(directory: Path) -> str:
-    """Found by writing a file that has no name and so leaves nothing; root's permission bits say nothing."""
+    """Why root can't write to a directory; empty if it can.
+
+    Tries it with a file that has no name and so leaves nothing behind: permission bits tell nothing about root.
+    """
     try:
         with tempfile.TemporaryFile(dir=directory):
             return ""
@@ -73,7 +84,7 @@ def _problem_of_writing(directory: Path) -> str:
 def _chain(chain: Chain, node: Node) -> Finding:
     what, needed_by = "CNI chain", "installing the plugin"
     if not chain.mounted_cni_net_dir.is_dir():
-        return Finding(what, needed_by, "no directory to look into", Presence.UNKNOWN, "see the CNI configuration")
+        return Finding(what, needed_by, "not examined: no directory", Presence.UNKNOWN, "see the row CNI configuration")
     try:
         present = ConfDirectory(chain, entry_of(node)).present()
     except SidestepError as error:
@@ -81,16 +92,16 @@ def _chain(chain: Chain, node: Node) -> Finding:
     if not chain.chained_cni_plugin:
         return Finding(what, needed_by, "a file of our own (multus)", Presence.YES)
     if not present:
-        advice = "the agent waits for one; a CNI network provider has to be installed"
+        advice = "install a CNI network provider; the agent waits for its configuration"
         return Finding(what, needed_by, f"none in {chain.mounted_cni_net_dir} yet", Presence.WARNING, advice)
     return Finding(what, needed_by, " ".join(present), Presence.YES)
 
 
 def _procfs(path: Path) -> Finding:
-    what, needed_by = "procfs of the node", "pods that were there before"
+    what, needed_by = "procfs of the node", "adopting running pods"
     if not (path / "1" / "ns" / "net").is_symlink():
         return Finding(
-            what, needed_by, f"{path} is none", Presence.WARNING, "mount the host's /proc and name it with --proc"
+            what, needed_by, f"{path} is not one", Presence.WARNING, "mount the host's /proc and name it with --proc"
         )
     return Finding(what, needed_by, str(path), Presence.YES)
 
@@ -111,12 +122,14 @@ def _tproxy() -> Finding:
 def _user_namespaces() -> Finding:
     what, needed_by = "user namespaces", "pods with hostUsers: false"
     if not _USER_NAMESPACES.exists():
-        return Finding(what, needed_by, "missing", Presence.WARNING, "only such pods need them: CONFIG_USER_NS")
+        return Finding(what, needed_by, "missing", Presence.WARNING, "for such pods, use a kernel with CONFIG_USER_NS")
     return Finding(what, needed_by, "there", Presence.YES)
 
 
 def _btf() -> Finding:
     what, needed_by = "BTF", "same-node acceleration"
     if not _BTF.exists():
-        return Finding(what, needed_by, f"no {_BTF}", Presence.WARNING, "capture works without; CONFIG_DEBUG_INFO_BTF")
+        return Finding(
+            what, needed_by, f"no {_BTF}", Presence.WARNING, "for acceleration, use a kernel with CONFIG_DEBUG_INFO_BTF"
+        )
     return Finding(what, needed_by, str(_BTF), Presence.YES)

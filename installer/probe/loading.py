@@ -1,4 +1,4 @@
-"""Whether this kernel takes this version's programs and maps, and what those that it refuses are needed for."""
+"""Examines whether this kernel takes this version's programs and maps, and says what refused ones are needed for."""
 
 import re
 
@@ -11,7 +11,8 @@ from installer.scratch import scratch_pins
 from installer.settings import Attachment
 
 _WHAT, _NEEDED_BY = "programs and maps", "everything"
-# how maps.h declares maps: their kind, and which argument is their name; TABLE has the kind as its first argument
+# macros by which maps.h declares maps → the map's kind, and the position of its name in the arguments. The kind of a
+# TABLE is its first argument
 _MACROS = {
     "TABLE": ("", 3),
     "SOCKET_TABLE": ("sockhash", 2),
@@ -21,22 +22,22 @@ _MACROS = {
 
 
 def loading(attachment: Attachment) -> list[Finding]:
-    """A row for each that the kernel refuses, or one for all of them; nothing is attached."""
+    """A row for each program or map that the kernel refuses, or one row if it takes all. Attaches nothing."""
     try:
         require_bpffs(attachment.bpffs)
         with scratch_pins(attachment.bpffs) as directory:
             refused = try_each(directory)
     except (CompileFailed, LibraryMissing) as error:
-        advice = "python3-bpfcc 0.25 or newer, with its LLVM"
+        advice = "install python3-bpfcc 0.25 or newer, with its LLVM"
         return [Finding(_WHAT, _NEEDED_BY, str(error), Presence.NO, advice)]
     except (KernelRefused, OSError):
-        return [Finding(_WHAT, _NEEDED_BY, "not tried: they need a bpffs", Presence.UNKNOWN, "see the row on bpffs")]
+        return [Finding(_WHAT, _NEEDED_BY, "not tried: they need a bpffs", Presence.UNKNOWN, "see the row bpffs")]
     found = f"{len(HOOKS)} programs and {len(map_kinds())} maps, compiled and loaded"
     return refused_rows(refused) or [Finding(_WHAT, _NEEDED_BY, found, Presence.YES)]
 
 
 def refused_rows(refused: Refused) -> list[Finding]:
-    """What there is to say of them; none if nothing is refused."""
+    """A row for each refused program or map; no rows if none is refused."""
     if NOT_PERMITTED in (*refused.maps.values(), *refused.programs.values()):
         return [Finding(_WHAT, _NEEDED_BY, "not permitted to try", Presence.UNKNOWN, "see the other rows")]
     rows = [finding_of(map_kinds()[name], f"{name}: {why}") for name, why in refused.maps.items()]
@@ -47,7 +48,7 @@ def refused_rows(refused: Refused) -> list[Finding]:
 
 
 def map_kinds() -> dict[str, str]:
-    """The maps of maps.h by name, with their kinds as BCC calls them."""
+    """Map name → map kind, in BCC's words, of all maps in maps.h."""
     kinds = {}
     for macro, words in re.findall(r"^([A-Z_]+)\((.*)\)$", (HERE / "maps.h").read_text(), re.MULTILINE):
         kind, position = _MACROS[macro]

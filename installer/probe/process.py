@@ -1,4 +1,4 @@
-"""What this process may do, and what it has to do it with."""
+"""Examines this process: its user and capabilities, its libraries, and the system calls it needs."""
 
 import ctypes
 import importlib.util
@@ -11,17 +11,17 @@ from cni.netns.pidfd import copy_of
 from cni.netns.sandbox import own_cookie
 from installer.probe.findings import Finding, Presence, finding_of
 
-# number (uapi/linux/capability.h), name, needed by, what its lack means. CAP_SYS_ADMIN includes CAP_BPF, CAP_PERFMON.
+# number (uapi/linux/capability.h), name, needed by, verdict if missing. CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON
 _CAPABILITIES = (
     (21, "CAP_SYS_ADMIN", "pods' namespaces, loading, pinning", Presence.NO),
     (12, "CAP_NET_ADMIN", "attaching; pods' routes", Presence.NO),
     (11, "CAP_NET_BROADCAST", "following pods' addresses", Presence.NO),
-    (19, "CAP_SYS_PTRACE", "pods that were there before", Presence.WARNING),
+    (19, "CAP_SYS_PTRACE", "adopting running pods", Presence.WARNING),
 )
 
 
 def process() -> list[Finding]:
-    """User, capabilities, libbpf, BCC, and the system calls that are made for pods."""
+    """A row for each: user, capabilities, libbpf, BCC, and two system calls."""
     return [_user(), *_capabilities(), _libbpf(), _bcc(), _cookies(), _copies()]
 
 
@@ -47,11 +47,16 @@ def _libbpf() -> Finding:
     library = ctypes.CDLL("libbpf.so.1")
     library.libbpf_version_string.restype = ctypes.c_char_p
     version = library.libbpf_version_string().decode()
-    return Finding("libbpf", "links, pins, maps", version, Presence.YES)  # without it not even this command would start
+    return Finding(
+        "libbpf", "links, pins, maps", version, Presence.YES
+    )  # without libbpf this program does not even start
 
 
 def _bcc() -> Finding:
-    """Found without being imported: that takes half a second and 70 MiB. Before 0.25 load_func has no attach type."""
+    """Find BCC without importing it, which takes half a second and 70 MiB.
+
+    Before BCC 0.25, load_func() takes no attach type.
+    """
     needed_by, advice = "compiling the programs", "install python3-bpfcc 0.25 or newer (Debian 12 has 0.26)"
     spec = importlib.util.find_spec("bcc")
     if spec is None or spec.origin is None:
@@ -73,7 +78,7 @@ def _cookies() -> Finding:
 
 
 def _copies() -> Finding:
-    """A process may always copy its own sockets."""
+    """Try pidfd_getfd with a socket of this process, which is always allowed."""
     with socket.socket() as own:
         try:
             copy_of(os.getpid(), own.fileno(), os.fstat(own.fileno()).st_ino).close()

@@ -1,7 +1,7 @@
-"""Sends connections through the programs, for the probe: in a cgroup, network namespace and bpffs made for that.
+"""Sends trial connections through the programs, in a cgroup, a network namespace and a bpffs made for that.
 
-A child process is the one pod there, and its own child that pod's proxy. A program that loads but does nothing, or not
-what it should, shows here.
+A child process is the only pod there, and its own child is the pod's proxy. This finds programs that load but do
+nothing, or something wrong.
 """
 
 import ctypes
@@ -35,16 +35,16 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _PROXY = 1337
 _RESOLVER_PORT = 15053
 _APPLICATION_PORT = 8080
-_SECONDS = 2.0
+_SECONDS = 2.0  # timeout of each connection
 _CHILD_SECONDS = 30
-_NOT_HERE = 2  # exit status of the child: it may not go to this cgroup, or make namespaces
+_NOT_HERE = 2  # exit status of the child if it may not enter the cgroup or make namespaces
 
 _Trial = Callable[[], tuple[str, bool]]  # what was found, and whether that is right
 
 
 @dataclass(frozen=True)
 class _Family:
-    """Addresses for documentation (RFC 5737, RFC 3849), which lead nowhere but into this namespace."""
+    """Addresses of one IP version, all for documentation (RFC 5737, RFC 3849): no packet leaves the namespace."""
 
     number: socket.AddressFamily
     suffix: str  # of a row's name
@@ -68,7 +68,7 @@ _IPV6 = _Family(
 
 
 def trial_connections(attachment: Attachment) -> list[Finding]:
-    """A row for each thing that was tried, below the attach point or where this process is."""
+    """A row for each trial. The cgroup for it is made below the attach point, or else below this process's own."""
     problem = Finding(_WHAT, _NEEDED_BY, "not tried: no cgroup2", Presence.UNKNOWN, "see the other rows")
     for place in scratch_places(attachment.attach_point()):
         try:
@@ -81,7 +81,7 @@ def trial_connections(attachment: Attachment) -> list[Finding]:
         else:
             if child.returncode == 0:
                 return [_row(*each) for each in json.loads(child.stdout)]
-            said = " ".join(child.stderr.strip().splitlines()[-1:]) or "ended without a word"
+            said = " ".join(child.stderr.strip().splitlines()[-1:]) or "ended without a message"
             problem = Finding(_WHAT, _NEEDED_BY, said, Presence.NO, "the other rows may say why")
             if child.returncode != _NOT_HERE:
                 break
@@ -95,20 +95,23 @@ def _run(cgroup: Path) -> "subprocess.CompletedProcess[str]":
 
 
 def _row(what: str, needed_by: str, found: str, works: bool) -> Finding:
-    advice = "" if works else "this kernel does not do what its documentation says: report it"
+    advice = "" if works else "report it: this kernel does not do what its documentation says"
     return Finding(what, needed_by, found, Presence.YES if works else Presence.NO, advice)
 
 
 @contextmanager
 def trial_node(cgroup: Path) -> Iterator[Scratch]:
-    """Make this process the pod, for good. Raises OSError, SidestepError."""
+    """Make this process the pod; it can't go back. Raises OSError, SidestepError."""
     policy = CapturePolicy(dns_capture=True, dual_stack=True)
     with scratch_node(cgroup, policy, [_IPV4.clients, _IPV6.clients]) as scratch:
         yield scratch
 
 
 def connect_as_pod(scratch: Scratch) -> list[tuple[str, str, str, bool]]:
-    """What was tried, what needs it, what was found, whether that is right. The proxy lives as long as this takes."""
+    """Run all trials; returns for each: what was tried, what needs it, what was found, whether that is right.
+
+    The proxy process lives until this returns.
+    """
     families = (_IPV4, _IPV6) if scratch.captures_ipv6 else (_IPV4,)
     with ExitStack() as stack:
         ready, done = os.pipe()
@@ -124,13 +127,16 @@ def connect_as_pod(scratch: Scratch) -> list[tuple[str, str, str, bool]]:
 
 
 def _be_proxy(families: tuple[_Family, ...], parent: int, ready: int) -> None:
-    """Answers each connection with where it has come in and what it was to go to; never returns."""
+    """Be the proxy: answer each connection with its listener's port, original destination and source. Never returns.
+
+    Writes a byte to the descriptor `ready` when it listens. Dies with the process `parent`.
+    """
     import selectors
 
     try:
         os.setgroups([])
         os.setresgid(_PROXY, _PROXY, _PROXY)
-        os.setresuid(_PROXY, _PROXY, _PROXY)  # which would undo the next
+        os.setresuid(_PROXY, _PROXY, _PROXY)  # before prctl(): a change of ids resets the death signal
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
@@ -162,7 +168,7 @@ def _answer(waiting: socket.socket) -> None:
 
 
 def _original_of(connection: socket.socket) -> str:
-    """What SO_ORIGINAL_DST says: a sockaddr_in or sockaddr_in6."""
+    """The original destination by SO_ORIGINAL_DST, which gives a sockaddr_in or sockaddr_in6."""
     is_ipv6 = connection.family == socket.AF_INET6
     level, form = (socket.IPPROTO_IPV6, "!2xH4x16s4x") if is_ipv6 else (socket.SOL_IP, "!2xH4s8x")
     try:
@@ -178,7 +184,7 @@ def _shown(host: str, port: int) -> str:
 
 
 def _trials(families: tuple[_Family, ...], pins: Pins) -> Iterator[tuple[str, str, _Trial]]:
-    """What to try, what that is needed by, and how."""
+    """The trials: what is tried, what needs it, and the function that tries it."""
     for family in families:
         outbound, inbound, dns = (_bound(trial, family) for trial in (_outbound, _inbound, _dns))
         yield f"an outbound connection{family.suffix}", "outbound capture", outbound
@@ -212,7 +218,7 @@ def _outbound(family: _Family) -> tuple[str, bool]:
 def _inbound(family: _Family) -> tuple[str, bool]:
     with socket.socket(family.number) as client:
         client.settimeout(_SECONDS)
-        if family is _IPV6:  # a route is not enough there for an address to be bound
+        if family is _IPV6:  # with IPv6, a local route alone does not allow bind()
             client.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
         client.bind((family.client, 0))
         client.connect((family.pod, _APPLICATION_PORT))
@@ -231,7 +237,7 @@ def _dns(family: _Family) -> tuple[str, bool]:
 
 
 def _own() -> tuple[str, bool]:
-    """Who has opened a socket counts, not who connects it."""
+    """A socket that the proxy opened and another process connects counts as the proxy's."""
     with _as_proxy():
         opened = socket.socket()
     with opened:
@@ -243,7 +249,7 @@ def _own() -> tuple[str, bool]:
 
 @contextmanager
 def _as_proxy() -> Iterator[None]:
-    """The programs see a process's real ids; the effective ones keep what it may do."""
+    """Open sockets as the proxy: the programs see the real ids; the effective ids keep the capabilities."""
     os.setresgid(_PROXY, -1, -1)
     os.setresuid(_PROXY, -1, -1)
     try:

@@ -17,7 +17,7 @@ from bpf import links
 from bpf.layout import Cookie, ListenerKey, PodFlags
 from cni.enrolment.enroll import Enrolments
 from cni.netns import listeners as proxies
-from cni.netns.proc_net import SocketRow, table
+from cni.netns.proc_net import SocketRow, table_of_sockets
 from cni.netns.rtnl import Rtnl
 from cni.netns.sock_diag import Diag
 from cni.protocol import NetworkConfig, Request
@@ -120,10 +120,10 @@ def test_listeners_are_found_with_and_without_tcp_diag(
 
     def read_table(name: str) -> Iterator[SocketRow]:
         read.append(name)
-        return table(name)
+        return table_of_sockets(name)
 
     monkeypatch.setattr(proxies, "Diag", Asked)
-    monkeypatch.setattr(proxies, "table", read_table)
+    monkeypatch.setattr(proxies, "table_of_sockets", read_table)
     outcome = agent.adopt(pod.pod(pod.proxy))
     assert outcome is not None
     assert outcome.listeners == 4

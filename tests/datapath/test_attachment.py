@@ -100,13 +100,13 @@ def test_what_an_interrupted_attach_left_is_cleared_away(wire: Wire) -> None:
 
 
 def test_a_directory_that_is_no_bpffs_is_named(tmp_path: Path) -> None:
-    with pytest.raises(KernelRefused, match=f"{tmp_path} is no bpffs; mount one"):
+    with pytest.raises(KernelRefused, match=f"{tmp_path} is not a bpffs; mount one"):
         attach_programs(Pins(tmp_path), tmp_path)
 
 
 def test_a_directory_that_is_no_cgroup2_is_named_and_nothing_is_left(wire: Wire, tmp_path: Path) -> None:
     other = Pins(wire.kernel.pins.bpffs / "other")
-    with pytest.raises(KernelRefused, match="is no bpffs"):
+    with pytest.raises(KernelRefused, match="does not exist; make a bpffs"):
         attach_programs(other, tmp_path)
     with pytest.raises(KernelRefused, match="give a cgroup2 directory"):
         attach_programs(wire.kernel.pins, tmp_path)
@@ -170,7 +170,7 @@ def test_a_connection_passes_two_copies_of_the_programs_as_one(wire: Wire) -> No
 
 def test_tables_of_another_shape_are_refused(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TABLES, "pods", (Cookie, OwnAddressEntry))
-    with pytest.raises(NotAttached, match=r"pods has key and value of .* use the command of that one"):
+    with pytest.raises(NotAttached, match=r"pods has key and value of .* use that version's command"):
         wire.kernel.pins.open_map("pods")
 
 

@@ -189,7 +189,7 @@ def test_a_containers_own_cgroup_catches_nobody_else(site: Site, inner: Path) ->
 def test_a_bpffs_that_is_none(site: Site, tmp_path: Path) -> None:
     status, rows = site.probe("--bpffs", tmp_path)
     assert status == 1
-    assert (rows["bpffs"]["verdict"], rows["bpffs"]["found"]) == ("no", f"{tmp_path} is none")
+    assert (rows["bpffs"]["verdict"], rows["bpffs"]["found"]) == ("no", f"{tmp_path} is not a bpffs")
     assert rows["bpffs"]["advice"].endswith(f"mount -t bpf bpf {tmp_path}")
     assert rows[PROGRAMS]["verdict"] == "unknown"
 
@@ -238,11 +238,11 @@ def test_a_socket_load_balancer_before_ours_is_a_warning_and_above_ours_is_none(
     place_program(site.cgroup, name.replace("4", "6"), MULTI, "connect6")
     same = row(site.examine(), "other programs")
     assert same.verdict == "warning"
-    assert same.found.startswith(f"{owner} at {site.cgroup} (connect4, connect6), before ours")
+    assert same.found.startswith(f"{owner} at {site.cgroup} (connect4, connect6), runs before ours")
     assert setting in same.advice
     above = row(replace(site, cgroup=inner).examine(), "other programs")
     assert (above.verdict, above.advice) == ("yes", "")
-    assert above.found == f"{owner} at {site.cgroup} (connect4, connect6), after ours"
+    assert above.found == f"{owner} at {site.cgroup} (connect4, connect6), runs after ours"
 
 
 def test_a_load_balancer_that_came_after_ours_runs_after_ours(site: Site, place_program: Any) -> None:
@@ -254,7 +254,7 @@ def test_a_load_balancer_that_came_after_ours_runs_after_ours(site: Site, place_
 def test_somebody_elses_program_beside_ours_does_no_harm(site: Site, place_program: Any) -> None:
     place_program(site.cgroup, "observer", MULTI)
     beside = row(site.examine(), "other programs")
-    assert (beside.verdict, beside.found) == ("yes", f"observer at {site.cgroup} (connect4), beside ours")
+    assert (beside.verdict, beside.found) == ("yes", f"observer at {site.cgroup} (connect4), runs beside ours")
 
 
 def test_an_earlier_installation_is_recognised(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +348,7 @@ def test_a_program_that_loads_and_does_nothing_is_told_first(site: Site, tmp_pat
 
 
 def test_the_agent_is_told_with_the_table(site: Site, tmp_path: Path) -> None:
-    with pytest.raises(NodeUnfit, match=r"^this node can't capture: bpffs .* is none\n") as refused:
+    with pytest.raises(NodeUnfit, match=r"^this node can't capture: bpffs .* is not a bpffs\n") as refused:
         require_capable(Attachment(tmp_path, site.cgroup), Chain(), Node())
     assert "what to do" in str(refused.value)
     require_capable(site.attachment, Chain(), Node())

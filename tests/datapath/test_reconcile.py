@@ -147,7 +147,7 @@ def test_a_pod_that_is_steered_again_is_told(agent: Parts, pod: Running, tamper:
     tamper(agent.kernel.pins)
     agent.reconciler.look()
     ((reason, message),) = agent.events.events
-    assert (reason, message.partition(":")[0]) == ("CaptureRepaired", "its inbound steering is back")
+    assert (reason, message.partition(":")[0]) == ("CaptureRepaired", "inbound capture is restored")
 
 
 @pytest.mark.parametrize("tamper", [unpin_maps, unpin_some_maps, unpin_programs])

@@ -1,6 +1,7 @@
 """The moments between: pods made while something restarts, a node that boots, a plugin that comes late or leaves.
 
-Where the plugin is in the chain throughout, a mesh pod is captured from its first connection on, or refused.
+Where the plugin is in the chain throughout, a mesh pod is captured from its first connection on, or refused. What the
+layout of cgroups changes, test_life.py tries with both.
 """
 
 import threading
@@ -14,6 +15,8 @@ import pytest
 from tests.e2e.cluster import OWNED, PRIMARY, Cluster
 from tests.lab.cri import CriPod, Refused
 from tests.lab.waiting import wait_until
+
+pytestmark = pytest.mark.parametrize("cluster", ["pure"], indirect=True, scope="module")
 
 
 def pods_during(cluster: Cluster, first: CriPod, prefix: str, happening: Callable[[], None]) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import socket
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,7 +209,10 @@ class Envoy:
         assert self.process is not None
         if self.process.poll() is not None:
             raise RuntimeError((self._directory / "envoy.log").read_text()[-2000:])
-        asked = subprocess.run(
-            ["curl", "-s", "--unix-socket", self.admin, "http://envoy/ready"], capture_output=True, text=True
-        )
-        return asked.stdout.strip() == "LIVE"
+        with socket.socket(socket.AF_UNIX) as admin, suppress(OSError):
+            admin.settimeout(5)
+            admin.connect(str(self.admin))
+            admin.sendall(b"GET /ready HTTP/1.1\r\nHost: envoy\r\nConnection: close\r\n\r\n")
+            with admin.makefile("rb") as answer:
+                return b"\nLIVE\n" in answer.read()
+        return False

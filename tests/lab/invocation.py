@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bpf.kernel import capabilities
+from tests.lab import forking
 
 REPOSITORY = Path(__file__).parents[2]
 _DAC_READ_SEARCH = 2  # uapi/linux/capability.h
@@ -23,14 +24,12 @@ def sidestep(
 
     `through` is a program that runs it, such as setpriv, with its arguments.
     """
-    return subprocess.run(
-        [*through, sys.executable, "-m", "installer", *map(str, argv)],
-        cwd=REPOSITORY,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "COLUMNS": str(columns), **(environment or {})},
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-    )
+    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "COLUMNS": str(columns), **(environment or {})}
+    command = list(map(str, argv))
+    if not through:
+        return forking.run(command, env, seconds)
+    command = [*through, sys.executable, "-m", "installer", *command]
+    return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=seconds)
 
 
 def sidestep_by_user(*argv: object, environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":

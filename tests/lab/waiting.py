@@ -3,11 +3,14 @@
 import time
 from collections.abc import Callable
 
+_SHORTEST, _LONGEST = 0.005, 0.1  # seconds between two looks, of which some start processes
+
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
-    """Poll until `condition` holds. Raises TimeoutError naming `what`."""
-    deadline = time.monotonic() + seconds
+    """Look until `condition` holds, less often as time goes by. Raises TimeoutError naming `what`."""
+    deadline, pause = time.monotonic() + seconds, _SHORTEST
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {seconds} s for {what}")
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(pause * 1.2, _LONGEST)

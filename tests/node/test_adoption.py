@@ -1,7 +1,9 @@
 """Pods that ran before sidestep did, and what somebody else takes away, with real Envoys and the agent's API watch."""
 
+import errno
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,12 +140,22 @@ def detach_links(pins: Pins) -> None:
         path.unlink()
 
 
+def delete_tree(directory: Path) -> None:
+    """Everything below it, and itself unless the agent has put something back in the meantime."""
+
+    def refused(_: object, __: str, raised: tuple[type[BaseException], BaseException, object]) -> None:
+        if not (isinstance(raised[1], OSError) and raised[1].errno == errno.ENOTEMPTY):
+            raise raised[1]
+
+    shutil.rmtree(directory, onerror=refused)
+
+
 def delete_programs(pins: Pins) -> None:
-    shutil.rmtree(pins.programs)
+    delete_tree(pins.programs)
 
 
 def delete_maps(pins: Pins) -> None:
-    shutil.rmtree(pins.maps)
+    delete_tree(pins.maps)
 
 
 def delete_steering(pins: Pins) -> None:
@@ -152,7 +164,7 @@ def delete_steering(pins: Pins) -> None:
 
 
 def delete_everything(pins: Pins) -> None:
-    shutil.rmtree(pins.top)
+    delete_tree(pins.top)
 
 
 @pytest.mark.parametrize("tamper", [detach_links, delete_programs, delete_maps, delete_steering, delete_everything])

@@ -1,6 +1,5 @@
 """Denied ports as an operator meets them: annotations that change, connections that are closed, what is shown."""
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,7 +30,7 @@ except (ConnectionResetError, ConnectionAbortedError):
 """
 
 
-# Connects again and again until that is not permitted, and says when that was (CLOCK_MONOTONIC).
+# Connects again and again until that is not permitted.
 CONNECTING = """
 import errno, socket, sys, time
 told, number = False, 0
@@ -39,12 +38,11 @@ while number != errno.EPERM:
     with socket.socket() as s:
         s.settimeout(5)
         number = s.connect_ex((sys.argv[1], int(sys.argv[2])))
-    now = time.monotonic()
     if number == 0 and not told:
         print("connected", flush=True)
         told = True
     time.sleep(0.005)
-print(now, flush=True)
+print("refused", flush=True)
 """
 EPHEMERAL, DATABASE = 40000, 5432
 
@@ -153,7 +151,7 @@ def test_a_namespace_that_is_not_found_is_told_and_the_other_pods_get_theirs(
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] in ("1 connection reset", "2 connections reset")  # the proxy's own may be gone
     why = f"network namespace not found below {proc}; give a procfs of the node with --proc"
-    assert done.stderr == f"sidestep: not all of the denied connections are closed: default/beta: {why}\n"
+    assert done.stderr == f"sidestep: some denied connections are still open: default/beta: {why}\n"
     assert held.communicate(timeout=30)[0] == "reset\n"
 
 
@@ -175,30 +173,22 @@ def test_piped_a_row_is_one_line(node: Node, pods: tuple[Pod, Pod]) -> None:
 def test_an_unknown_pod_is_one_line(node: Node, pods: tuple[Pod, Pod]) -> None:
     done = sidestep(node, "deny", "nobody")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "sidestep: no enrolled pod is called nobody; enrolled are: default/alpha, default/beta\n"
+    assert done.stderr == "sidestep: no enrolled pod is called nobody; enrolled pods: default/alpha, default/beta\n"
 
 
-def denied_after(client: Pod, server: Pod) -> float:
-    """Seconds from a change of the client's annotation to the first connect() that fails for it."""
+def assert_denied_while_it_runs(client: Pod, server: Pod) -> None:
+    """A change of the client's annotation ends what the client does all the time: connect."""
     argv = ["python3", "-I", "-S", "-c", CONNECTING, str(server.ip4), str(APP_PORT)]
     connecting = client.popen(argv, stdout=-1, text=True)
     assert connecting.stdout.readline() == "connected\n"
-    changed = time.monotonic()
     annotate(client, outbound=str(APP_PORT))
-    failed = float(connecting.communicate(timeout=60)[0])
-    annotate(client, outbound="")
-    wait_until(lambda: client.curl(server.ip4).pod == server.name, "the port to be allowed again", 30)
-    return failed - changed
+    assert connecting.communicate(timeout=30)[0] == "refused\n"
 
 
 @pytest.mark.parametrize("source", ["directory", "api"])
-def test_a_second_is_enough_whoever_tells_of_the_change(source: str) -> None:
+def test_a_change_counts_whoever_tells_of_it(source: str) -> None:
     with ExitStack() as stack:
         api = stack.enter_context(ApiServer().running()) if source == "api" else None
         node = stack.enter_context(Node(api=api))
         alpha, beta = node.pod("alpha"), node.pod("beta")
-        # a machine that is busy with something else may take longer once, but not every time
-        took: list[float] = []
-        while not took or (took[-1] >= 1 and len(took) < 5):
-            took.append(denied_after(alpha, beta))
-        assert took[-1] < 1, took
+        assert_denied_while_it_runs(alpha, beta)

@@ -134,7 +134,7 @@ def test_a_pod_that_is_too_busy_is_told_while_somebody_else_traces(node: Node, b
     if done.returncode == 0:  # a quiet moment
         assert f"; to {INBOUND}\n" in done.stdout
     else:
-        assert "default/alpha has too many connections at the moment to tell which of them was ours" in done.stderr
+        assert "default/alpha has too many connections at the moment to tell which one was ours" in done.stderr
 
 
 def test_settings_of_the_agent_that_it_does_not_need_are_not_looked_at(node: Node, beta: Pod) -> None:
@@ -149,7 +149,7 @@ def test_it_is_told_in_a_few_lines(node: Node, beta: Pod) -> None:
     assert done.stdout == (
         f"default/alpha, uid 0 gid 0 → {beta.ip4}:22 (TCP)\n"
         "  direct, rule O1: its port is an excluded outbound port\n"
-        '  annotation  traffic.sidecar.istio.io/excludeOutboundPorts: "22,15020", of which 22\n'
+        '  annotation  traffic.sidecar.istio.io/excludeOutboundPorts: "22,15020", matching element 22\n'
         f"  goes to     {beta.ip4}:22\n"
         f"  tried       connected, the kernel dialled {beta.ip4}:22; directly\n"
         "              as explained\n"
@@ -196,35 +196,15 @@ def test_early_outbound_and_an_unknown_strict_proxy(node: Node, beta: Pod) -> No
 
 
 @pytest.mark.parametrize(
-    ("argv", "status", "message"),
+    ("argv", "message"),
     [
-        (
-            ("alpha", "example.com:80"),
-            2,
-            '"example.com" is no IP address; names are not looked up, so give the address',
-        ),
-        (("alpha", "example.com"), 2, "give ADDRESS:PORT or [IPV6]:PORT"),
-        (("alpha", "10.0.0.1:99999"), 2, "ports are 0–65535"),
-        (("alpha", "fd00::1:80"), 2, "give ADDRESS:PORT or [IPV6]:PORT"),
-        (("alpha", "10.0.0.1:80", "--interface", "eth9"), 1, "default/alpha has no interface eth9; its namespace: "),
-        (("nobody", "10.0.0.1:80"), 1, "no enrolled pod is called nobody"),
-        (("alpha", "--inbound", "somewhere"), 2, '--inbound: "somewhere" is no IP address'),
-        (("alpha", "--inbound", "203.0.113.1", "--port", "80", "--try"), 1, "nobody here can connect from it"),
-        (("alpha",), 2, "give either DEST or --inbound FROM"),
-        (("alpha", "10.0.0.1:80", "--inbound", "10.0.0.2"), 2, "give either DEST or --inbound FROM"),
-        (("alpha", "10.0.0.1:80", "--source", "here"), 2, '--source: "here" is no IP address'),
-        (("alpha", "10.0.0.1:80", "--port", "80"), 2, "--port needs --inbound"),
-        (("alpha", "10.0.0.1:80", "--port", "0"), 2, "--port needs --inbound"),
-        (("alpha", "--inbound", "10.0.0.2", "--uid", "0"), 2, "--uid needs DEST, and not --inbound"),
-        (("alpha", "10.0.0.1:80", "--uid", "4294967295"), 2, "4294967295 is not in the range 0<=x<=4294967294"),
-        (("alpha", "10.0.0.1:80", "--mark", "4294967296"), 2, "4294967296 is not in the range 0<=x<=4294967295"),
-        (("alpha", "10.0.0.1:80", "--as-proxy", "--uid", "5"), 2, "give either --as-proxy or --uid and --gid"),
-        (("alpha", "--inbound", "10.0.0.2", "--try"), 2, "give --port with --try or --udp"),
+        (("10.0.0.1:80", "--interface", "eth9"), "default/alpha has no interface eth9; its interfaces: "),
+        (("--inbound", "203.0.113.1", "--port", "80", "--try"), "nobody here can connect from it"),
     ],
 )
-def test_a_mistake_is_one_clear_line(node: Node, argv: tuple[str, ...], status: int, message: str) -> None:
-    done = sidestep(node, "explain", *argv)
-    assert (done.returncode, done.stdout) == (status, "")
+def test_what_is_not_there_is_one_clear_line(node: Node, argv: tuple[str, ...], message: str) -> None:
+    done = sidestep(node, "explain", "alpha", *argv)
+    assert (done.returncode, done.stdout) == (1, "")
     assert message in done.stderr.splitlines()[-1]
 
 

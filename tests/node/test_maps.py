@@ -25,7 +25,7 @@ EXCLUDED = {
     "traffic.sidecar.istio.io/excludeOutboundPorts": "22,3306",
     "traffic.sidecar.istio.io/excludeOutboundIPRanges": "10.9.0.0/16,fd01::/64",
 }
-MANY = 250_000
+MANY = 50_000  # as objects of Python they would take some 50 MiB
 
 
 @pytest.fixture(scope="module")
@@ -161,12 +161,12 @@ def test_without_an_agent_maps_are_read_too(mesh: Mesh) -> None:
     [
         (("prots",), "there is no map prots; give one of accelerated, addresses, build"),
         (("../links/connect4",), "there is no map ../links/connect4; give one of"),
-        (("sockets",), "the map sockets is for the programs alone; give one of"),
+        (("sockets",), "only the programs can read the map sockets; give one of"),
         (
             ("pods", "--pod", "default/nobody"),
-            "no enrolled pod is called default/nobody; enrolled are: default/alpha",
+            "no enrolled pod is called default/nobody; enrolled pods: default/alpha",
         ),
-        (("--pod", "default/nobody"), "no enrolled pod is called default/nobody; enrolled are: default/alpha"),
+        (("--pod", "default/nobody"), "no enrolled pod is called default/nobody; enrolled pods: default/alpha"),
         (("node", "--pod", "default/alpha"), "the map node has no entries of single pods; give --pod with"),
     ],
 )
@@ -182,7 +182,7 @@ def test_a_map_of_another_shape_is_named(node: Node) -> None:
     said = one_line(sidestep("maps", "port_rules", "--bpffs", node.bpffs))
     assert said.startswith(
         f"sidestep: {maps}/port_rules has key and value of (32, 4) bytes, this version has (16, 4); another version of "
-        "sidestep is attached: use the command of that one"
+        "sidestep is attached: use that version's command"
     )
     assert "detach" not in said  # which would end the capture of every pod
 
@@ -222,7 +222,7 @@ def test_what_a_table_leaves_out_of_a_large_map_is_counted(large: Pins) -> None:
 
 @pytest.fixture(scope="module")
 def large() -> Any:
-    """Pins with a map that is nearly full."""
+    """Pins with a map of that many entries."""
     with scratch_pins() as (pins, cgroup):
         attach_programs(pins, cgroup)
         with Tables(pins) as tables:

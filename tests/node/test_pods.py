@@ -110,7 +110,7 @@ def test_a_pod_that_would_not_be_made_again(node: Node, alpha: Pod) -> None:
     assert reason.startswith("a new pod would be refused: ") and '"http" is not a port' in reason
     rewrite(alpha, {"sidecar.istio.io/inject": "false"})
     reason = document(node, "pods", "alpha")["differs"]["reason"]
-    assert reason == "nothing of a new pod would be captured: sidecar.istio.io/inject is false"
+    assert reason == "a new pod would not be captured: sidecar.istio.io/inject is false"
 
 
 def test_denied_ports_follow_while_the_pod_runs(node: Node, alpha: Pod) -> None:
@@ -133,11 +133,11 @@ def test_without_a_source_of_pods_it_says_so_in_a_line_and_goes_on(node: Node) -
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("nobody",), "no enrolled pod is called nobody; enrolled are: default/alpha, default/beta"),
+        (("nobody",), "no enrolled pod is called nobody; enrolled pods: default/alpha, default/beta"),
         (("other/alpha",), "no enrolled pod is called other/alpha"),
         (
             ("alpha", "--bpffs", "/never"),
-            "/never is no bpffs, it does not exist; make one: mkdir -p /never && mount -t bpf bpf /never",
+            "/never does not exist; make a bpffs: mkdir -p /never && mount -t bpf bpf /never",
         ),
     ],
 )

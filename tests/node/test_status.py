@@ -100,7 +100,7 @@ def test_runs_are_counted_only_while_the_kernel_does(mesh: Mesh, statistics: Non
             assert mesh.alpha.curl(mesh.beta.ip4).pod == "beta"
         after = {each["hook"]: each for each in status(mesh.node)["programs"]}["connect4"]
         assert after["runs"] >= before["runs"] + 3
-        assert 0 < after["run_seconds"] - before["run_seconds"] < 1
+        assert after["run_seconds"] > before["run_seconds"]
         assert "not counted" not in table(mesh.node)
 
 
@@ -212,23 +212,22 @@ def test_the_plugin_and_its_place_in_the_chain_are_told(node: Node, tmp_path: Pa
     assert f"chain: {conf}: entry missing" in text
 
 
-@pytest.mark.parametrize("output", ["table", "json", "yaml"])
-def test_where_nothing_is_attached_the_rest_is_told_all_the_same(node: Node, output: str) -> None:
+def test_where_nothing_is_attached_the_rest_is_told_all_the_same(node: Node) -> None:
     node.agent.terminate()
     detached = sidestep("detach", "--bpffs", node.bpffs)
     assert detached.returncode == 0, detached.stderr
-    done = sidestep("status", *options(node, 9), "--cgroup", node.kubepods, "--output", output)
-    assert (done.returncode, done.stderr) == (1, "")
+    asked = ("status", *options(node, 9), "--cgroup", node.kubepods, "--output")
+    done = {output: sidestep(*asked, output) for output in ("table", "json", "yaml")}
+    assert {(each.returncode, each.stderr) for each in done.values()} == {(1, "")}
     missing = f"nothing is attached: {Pins(node.bpffs).root} is not there; run `sidestep attach`"
-    if output == "table":
-        lines = done.stdout.splitlines()
-        assert lines[0] == f"sidestep {VERSION}, kernel {platform.release()}"
-        assert lines[1].startswith(f"programs: NOT attached: {missing}")
-        assert lines[2] == f"attach point: {node.kubepods}"
-        assert f"agent: {node.run_dir}/cni.sock: nobody is there" in lines
-        assert any(line.startswith("chain: ") for line in lines)
-        return
-    found = yaml.safe_load(done.stdout)
+    lines = done["table"].stdout.splitlines()
+    assert lines[0] == f"sidestep {VERSION}, kernel {platform.release()}"
+    assert lines[1].startswith(f"programs: NOT attached: {missing}")
+    assert lines[2] == f"attach point: {node.kubepods}"
+    assert f"agent: {node.run_dir}/cni.sock: nobody is there" in lines
+    assert any(line.startswith("chain: ") for line in lines)
+    found = json.loads(done["json"].stdout)
+    assert yaml.safe_load(done["yaml"].stdout) == found
     assert (found["attached"], found["attach_point"]) == (False, str(node.kubepods))
     assert found["problem"].startswith(missing)
     assert (found["version"], found["kernel"]) == (VERSION, platform.release())
@@ -242,7 +241,7 @@ def test_without_bpffs_the_rest_is_told_too() -> None:
     done = sidestep("status", "--bpffs", "/never", "--output", "json")
     found = json.loads(done.stdout)
     assert (done.returncode, found["attached"]) == (1, False)
-    assert found["problem"].startswith("/never is no bpffs, it does not exist; make one: mkdir -p /never")
+    assert found["problem"].startswith("/never does not exist; make a bpffs: mkdir -p /never")
 
 
 def test_pins_of_another_layout_are_named_and_not_to_be_detached(node: Node) -> None:
@@ -258,7 +257,9 @@ def test_pins_of_another_layout_are_named_and_not_to_be_detached(node: Node) -> 
     assert found["attached"] is None
     assert said == f"programs: {found['problem']}"
     assert refused == f"sidestep: {found['problem']}"
-    assert "has the pins of layout v0, not v1; another version of sidestep is attached: use the command of" in said
+    assert (
+        "has the pins of layout v0, not v1; another version of sidestep is attached: use that version's command" in said
+    )
     assert "detach" not in said
 
 

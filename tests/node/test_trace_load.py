@@ -101,7 +101,7 @@ def test_what_is_lost_is_counted_in_the_stream_and_beside_it(mesh: Mesh, tmp_pat
         trace.send_signal(signal.SIGINT)
         said = trace.communicate(timeout=LIMIT)[1]
     counts = [each["count"] for each in map(json.loads, file.open()) if each["event"] == "lost"]
-    assert said == "".join(f"sidestep: {count} events lost; no connection has waited for us\n" for count in counts)
+    assert said == "".join(f"sidestep: {count} events lost; no connection waited for them\n" for count in counts)
     assert counts and all(each > 0 for each in counts)
 
 

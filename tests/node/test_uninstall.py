@@ -104,7 +104,7 @@ def test_uninstalling_under_a_running_agent_is_refused(installed: Installed) -> 
     assert (refused.returncode, refused.stderr) == (
         1,
         f"sidestep: an agent serves {installed.node.run_dir} and would put everything back; "
-        "delete its DaemonSet, or stop it, first\n",
+        "first delete its DaemonSet, or stop it\n",
     )
     assert installed.is_installed()
     installed.node.agent.terminate()  # its DaemonSet is there: it leaves everything

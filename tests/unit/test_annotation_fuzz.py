@@ -221,7 +221,7 @@ def test_what_istio_and_iptables_accept_is_accepted(
     message = refusal({key: text})
     if key in INTERFACES[1:] and accepted and text:
         # what a virtual machine sends can't be captured, and is refused on other grounds
-        assert message is not None and "asks for the capture of packets" in message
+        assert message is not None and "asks to capture the packets" in message
     else:
         assert (message is None) == accepted, message
 

@@ -97,8 +97,8 @@ def test_a_list_older_than_the_plugin_is_raised_and_comes_back(version: str | No
         ([BRIDGE], "entry missing"),
         ([BRIDGE, {**ENTRY, "pod_namespace": "x"}], "entry changed"),
         ([BRIDGE, ENTRY, {"type": "portmap"}], "entry not last"),
-        ([BRIDGE, ENTRY, ENTRY], "entry there more than once"),
-        ([BRIDGE, {"type": "istio-cni"}, ENTRY], "another capturing plugin in it"),
+        ([BRIDGE, ENTRY, ENTRY], "more than one entry"),
+        ([BRIDGE, {"type": "istio-cni"}, ENTRY], "another capturing plugin in the chain"),
     ],
 )
 def test_what_is_wrong_has_a_name(plugins: list[dict[str, Any]], fault: str) -> None:
@@ -201,9 +201,7 @@ def test_a_network_that_is_only_ours_is_no_primary_one() -> None:
 
 
 def test_what_is_no_configuration_is_named() -> None:
-    with pytest.raises(
-        InvalidConf, match=r'^10-a.conf has no "type"; a list of plugins belongs into a .conflist file$'
-    ):
+    with pytest.raises(InvalidConf, match=r'^10-a.conf has no "type"; a list of plugins must be in a .conflist file$'):
         chain.parse_list("10-a.conf", b'{"plugins": []}')
 
 

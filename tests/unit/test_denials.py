@@ -13,7 +13,7 @@ from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity
 from cni.policy.pod import Pod
 
-FULL = TableFull("BPF map port_rules is full at 262144 entries; fewer pods or rules on this node")
+FULL = TableFull("BPF map port_rules is full at 262144 entries; run fewer pods or use fewer rules on this node")
 
 
 def pod(name: str, ports: str = "25") -> Pod:

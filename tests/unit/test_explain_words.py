@@ -1,6 +1,7 @@
 """Every verdict that the reference can come to is told in words, with its annotation where there is one."""
 
 from ipaddress import ip_address
+from itertools import product
 
 import pytest
 
@@ -16,11 +17,12 @@ POD = Identity("uid", "pod", "default", "container", "net", "eth0")
 REMOTE = ip_address("203.0.113.7")
 OUTBOUND = [rule for rule in RULES if rule and rule[0] != "I"] + ["T", "no IPv6"]
 INBOUND = ["I1", "I2", "I3", "I4", "I5", "deny", "self", "transit", "UDP", "no IPv6"]
-ACTIONS: tuple[Action, ...] = ("pass", "proxy-outbound", "proxy-inbound", "dns", "refuse")
 
 
-@pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize("rule", OUTBOUND)
+@pytest.mark.parametrize(
+    ("rule", "action"),
+    [*product(OUTBOUND, ("pass", "proxy-outbound")), *product(("O10",), ("proxy-inbound", "dns", "refuse"))],
+)
 def test_outbound(rule: str, action: Action) -> None:
     asked = Outbound(REMOTE, 80, ip_address("10.0.0.5"))
     document = explanation_document(POD, Explanation(CapturePolicy(), asked, Verdict(action, rule)), None)
@@ -28,8 +30,9 @@ def test_outbound(rule: str, action: Action) -> None:
     assert explanation_text(document).startswith("default/pod, uid 0 gid 0, from 10.0.0.5 → 203.0.113.7:80 (TCP)\n")
 
 
-@pytest.mark.parametrize("action", ["pass", "proxy-inbound", "refuse"])
-@pytest.mark.parametrize("rule", INBOUND)
+@pytest.mark.parametrize(
+    ("rule", "action"), [*product(INBOUND, ("pass", "proxy-inbound")), ("I4", "refuse"), ("deny", "refuse")]
+)
 def test_inbound(rule: str, action: Action) -> None:
     found = Explanation(CapturePolicy(), Inbound(8080, REMOTE), Verdict(action, rule))
     document = explanation_document(POD, found, None)
@@ -40,7 +43,7 @@ def test_a_long_annotation_is_cut_and_the_part_that_fits_shown() -> None:
     policy = CapturePolicy(exclude_outbound_ports=frozenset(range(1000, 1100)))
     found = Explanation(policy, Outbound(REMOTE, 1077), Verdict("pass", "O1"))
     text = explanation_text(explanation_document(POD, found, None))
-    assert "(100 elements)" in text and ", of which 1077" in text
+    assert "(100 elements)" in text and ", matching element 1077" in text
 
 
 def test_sockets_of_both_families_are_read() -> None:

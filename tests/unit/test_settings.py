@@ -96,7 +96,7 @@ def test_a_list_of_our_own_has_the_name_of_a_list(name: str) -> None:
     command = click.command()(take(Chain)(lambda **_: None))
     done = CliRunner().invoke(command, ["--istio-owned-cni-config-filename", name])
     assert done.exit_code == 2
-    assert f'"{name}" is no name of a list of plugins; give one like 00-sidestep-cni.conflist' in done.output
+    assert f'"{name}" is not the name of a .conflist file; give a name like 00-sidestep-cni.conflist' in done.output
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "601", "x"])

@@ -3,7 +3,6 @@
 import json
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,20 +140,6 @@ def test_what_starts_without_an_agent_does_not_ask_it(
     assert run(command, args, config(annotations, tmp_path)).returncode == 0
     with pytest.raises(BlockingIOError):
         hung.accept()
-
-
-@pytest.mark.parametrize("case", ["the agent's own pod", "a plain pod"])
-def test_what_starts_without_an_agent_ends_without_it_too_but_the_agent_is_told(
-    hung: socket.socket, tmp_path: Path, case: str
-) -> None:
-    args, annotations, _ = CASES[case]
-    began = time.monotonic()
-    done = run("DEL", args, config(annotations, tmp_path) | {"agent_timeout_seconds": 60})
-    assert (done.returncode, done.stdout) == (0, "")
-    assert time.monotonic() - began < 10
-    assert "did not answer within 1 s" in done.stderr
-    with hung.accept()[0] as connection, connection.makefile("rb") as told:
-        assert b'"command":"DEL"' in told.read()
 
 
 def test_check_of_a_pod_that_is_none_of_ours_says_nothing() -> None:

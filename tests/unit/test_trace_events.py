@@ -127,7 +127,7 @@ BAD_DESTINATIONS = """
 
 @pytest.mark.parametrize("text", ["", *BAD_DESTINATIONS.split()])
 def test_what_is_no_destination_is_refused(text: str) -> None:
-    with pytest.raises(BadFilter, match="is no destination; give"):
+    with pytest.raises(BadFilter, match="is not a destination; give"):
         Wanted.of(text, None)
 
 

@@ -1,1 +1,1 @@
-"""`sidestep deny`: the ports that pods deny, and closing what is older than they are."""
+"""`sidestep deny`: shows the ports that pods deny, and resets connections that are older than the denial."""

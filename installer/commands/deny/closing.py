@@ -1,4 +1,4 @@
-"""Ends connections of a pod that its denied ports would not let begin any more."""
+"""Resets open connections of a pod that its denied ports would refuse now."""
 
 import errno
 import os
@@ -19,21 +19,24 @@ from cni.netns.sock_diag import CONNECTED, LISTEN, Diag, TcpSocket
 Address = IPv4Address | IPv6Address
 
 _ADVICE = {
-    errno.EOPNOTSUPP: "this kernel ends no connections: it is built without CONFIG_INET_DIAG_DESTROY; restart the pod",
+    errno.EOPNOTSUPP: "this kernel cannot reset connections (no CONFIG_INET_DIAG_DESTROY); restart the pod",
     errno.EPERM: "not permitted; run as root with CAP_SYS_ADMIN and CAP_NET_ADMIN, on the node itself",
 }
 
 
 @dataclass(frozen=True)
 class Denied:
-    """What a pod denies, and which addresses are its own, to which none of it applies."""
+    """The ports that a pod denies, and its own addresses. Connections with those are never denied."""
 
     outbound: frozenset[int]
     inbound: frozenset[int]
     own: frozenset[Address]
 
     def covers(self, *, is_inbound: bool, local_port: int, remote: Address, remote_port: int) -> bool:
-        """Whether a connection with this (original) destination would be refused now: by its server's port alone."""
+        """Whether a connection would be refused now: only its server's port counts.
+
+        If the connection is captured, `remote` is its original destination.
+        """
         if remote.is_loopback or remote in self.own:
             return False
         return local_port in self.inbound if is_inbound else remote_port in self.outbound
@@ -41,7 +44,7 @@ class Denied:
 
 @dataclass(frozen=True)
 class Closed:
-    """The destinations of the connections that have been reset, and what stopped that; "" for nothing."""
+    """The far ends of the connections that were reset, and the problem that stopped the work ("": none)."""
 
     destinations: tuple[str, ...] = ()
     problem: str = ""
@@ -54,7 +57,7 @@ class _Doomed:
 
 
 def close_denied(netns: int, crowd: Crowd, denied: Denied, proc: Path) -> Closed:
-    """Reset every such connection of a namespace; what fails is told, as other pods are to have their turn."""
+    """Reset every denied connection of a namespace. A failure is returned, not raised: other pods get their turn."""
     try:
         every = visit(netns, lambda _: list(_sockets()))
         doomed = list(_denied(every, crowd, denied, proc))
@@ -69,9 +72,10 @@ def _sockets() -> Iterator[TcpSocket]:
 
 
 def _denied(every: list[TcpSocket], crowd: Crowd, denied: Denied, proc: Path) -> Iterator[_Doomed]:
-    """Those that are to end, captured ones by their original destinations.
+    """The connections to reset. A captured one is judged by its original destination.
 
-    These come first: once the proxy's own connection is gone it ends them in an orderly way, as if all were well.
+    Captured ones come first. If the proxy's own connection to the server were reset first, the proxy would close the
+    captured one in an orderly way, and the application would take that for a normal end.
     """
     listening = {each.local_port for each in every if each.state == LISTEN}
     connected = [each for each in every if each.state != LISTEN]
@@ -84,10 +88,10 @@ def _denied(every: list[TcpSocket], crowd: Crowd, denied: Denied, proc: Path) ->
 
 
 def _is_inbound(each: TcpSocket, listening: Collection[int]) -> bool:
-    """Whether the pod has accepted it.
+    """Whether the pod accepted the connection, and did not open it.
 
-    Who listens does not tell: what the proxy accepts has the port it was meant for, on which nobody has to listen.
-    Where the kernel does not tell either, ephemeral ports are the high ones.
+    Listening sockets are no proof: what the proxy accepts keeps its original port, and nobody has to listen there. So
+    the kernel's word comes first. Without it, the lower port is the server's, because ephemeral ports are high.
     """
     if each.has_dialled is not None:
         return not each.has_dialled
@@ -117,7 +121,7 @@ def _is_captured(each: TcpSocket) -> bool:
 
 
 def _originals(captured: set[int], crowd: Crowd, proc: Path) -> Iterator[tuple[int, tuple[Address, int]]]:
-    """Inode → where a captured connection was to go: what getpeername() of its own socket says."""
+    """Inode and original destination of each captured socket. The socket's own getpeername() tells the destination."""
     for pid in crowd.pids if captured else ():
         for number, inode in sockets_of(proc, pid):
             if inode in captured:

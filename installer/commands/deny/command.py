@@ -1,4 +1,4 @@
-"""Denied ports: what they are, what they have refused, and closing what is older than they are."""
+"""The command `deny`."""
 
 from pathlib import Path
 
@@ -10,20 +10,22 @@ from installer.settings import Attachment, Node, take, take_one
 
 
 class NotClosed(SidestepError):
-    """Connections that are denied go on; the message says whose, and why."""
+    """Some connections that should be reset go on. The message names their pods and the reasons."""
 
 
 @click.command()
 @take(Attachment)
 @take_one(Node, "proc")
 @click.argument("name", metavar="[POD]", required=False)
-@click.option("--kill", "killing", is_flag=True, help="Reset open connections that would be refused now.")
+@click.option("--kill", "killing", is_flag=True, help="Reset open connections that would be refused if they were new.")
 @output_option
 def deny(attachment: Attachment, proc: Path, name: str | None, killing: bool, output: str) -> None:
-    """Show the ports that pods deny, by sidestep.io/deny-outbound-ports and sidestep.io/deny-inbound-ports.
+    """Show the ports that pods deny, and what they have refused.
 
-    POD is NAME or NAMESPACE/NAME; all pods without. An annotation that changes counts within a second for new
-    connections; open ones go on unless --kill ends them. Exit status 1 if that fails for any pod; the others get it.
+    POD is NAME or NAMESPACE/NAME; without it, all pods are shown. The annotations sidestep.io/deny-outbound-ports and
+    sidestep.io/deny-inbound-ports name the ports. A changed annotation applies to new connections within a second. Open
+    connections go on unless --kill resets them. If that fails for one pod, the others are still done, and the exit
+    status is 1.
     """
     from bpf.tables import Tables
     from installer.commands.deny.denied import denial_document, denials_table, deniers, kill
@@ -40,4 +42,4 @@ def deny(attachment: Attachment, proc: Path, name: str | None, killing: bool, ou
         count = sum(len(each["killed"]) for each in documents)
         click.echo(f"{count} connection{'s'[: count != 1]} reset")
     if problems := [f"{each['pod']}: {each['problem']}" for each in documents if each.get("problem")]:
-        raise NotClosed(f"not all of the denied connections are closed: {'; '.join(problems)}")
+        raise NotClosed(f"some denied connections are still open: {'; '.join(problems)}")

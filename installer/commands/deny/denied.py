@@ -1,4 +1,4 @@
-"""What pods deny, what that has refused, and which connections are older than it."""
+"""Reads the ports that pods deny and how many connections they have refused, and resets older connections."""
 
 import os
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from installer.commands.pods.enrolled_pods import EnrolledPod, every, find_pod
 
 
 def deniers(pins: Pins, tables: Tables, name: str | None) -> list[EnrolledPod]:
-    """Every pod that denies ports, or the one of that name if it does. Raises NoSuchPod."""
+    """The pods that deny ports. With `name`: that pod alone, or none if it denies no port. Raises NoSuchPod."""
     some = [find_pod(pins, tables, name)] if name else every(pins, tables)
     return [pod for pod in some if PodFlags.DENIES in pod.flags]
 
 
 def denial_document(pod: EnrolledPod, tables: Tables) -> dict[str, Any]:
-    """What one denies, and has refused, in plain values."""
+    """The ports that one pod denies, and the number of connections it refused."""
     sums = (tables.tallies.get(Cookie(pod.cookie)) or TallyEntry()).connections
     return {
         "pod": str(pod.identity),
@@ -32,7 +32,7 @@ def denial_document(pod: EnrolledPod, tables: Tables) -> dict[str, Any]:
 
 
 def kill(pods: list[EnrolledPod], proc: Path) -> Iterator[tuple[EnrolledPod, Closed]]:
-    """Reset the connections that each would not let begin any more. Raises OSError, NoProcfs."""
+    """Reset each pod's open connections that it would refuse now. Raises OSError, NoProcfs."""
     left = {each.cookie: each for each in pods}
     known = {each.inode for each in pods}
     with find_netns(left.keys(), known if 0 not in known else None, proc) as found:
@@ -48,7 +48,7 @@ def kill(pods: list[EnrolledPod], proc: Path) -> Iterator[tuple[EnrolledPod, Clo
 
 
 def denials_table(documents: list[dict[str, Any]], name: str | None) -> str:
-    """For people; `name` is the pod that was asked for."""
+    """The table for people. `name` is the pod that the user asked for."""
     if not documents:
         return f"{name} denies no ports\n" if name else "no pod denies ports\n"
     from installer.commands.printing import rendered, table

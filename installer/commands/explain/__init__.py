@@ -1,1 +1,1 @@
-"""`sidestep explain`: what becomes of one connection and why, and trying it."""
+"""`sidestep explain`: says where one connection would go and why, and can try it."""

@@ -1,4 +1,4 @@
-"""`sidestep explain --try`: make the connection, and hold what happened against what was explained."""
+"""`sidestep explain --try`: makes the connection, and compares what happened with the explanation."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ from installer.commands.pods.enrolled_pods import EnrolledPod, every
 from installer.commands.pods.namespace import NamespaceView, looked_into
 from installer.commands.pods.policy_words import LISTENERS
 
-# the counter that each verdict moves (bpf/layout.py, TOTALS)
+# counter (bpf/layout.py, TOTALS) → the verdict that moves it
 _OUTBOUND: dict[tuple[str, str], Action] = {
     ("outbound", "direct"): "pass",
     ("outbound", "captured"): "proxy-outbound",
@@ -41,7 +41,7 @@ _INBOUND: dict[tuple[str, str], Action] = {
     ("inbound", "refused"): "proxy-inbound",
     ("inbound", "denied"): "refuse",
 }
-# what has happened, in words
+# verdict → what happened, in words
 _WORDS: dict[Action, str] = {
     "pass": "directly",
     "refuse": "nowhere: it was refused",
@@ -49,13 +49,13 @@ _WORDS: dict[Action, str] = {
 }
 
 
-_EVENT_SECONDS = 0.05  # until an event can be read
+_EVENT_SECONDS = 0.05  # to wait for an event
 _ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
 class Happened:
-    """What was seen, which verdicts it fits, and what else was not as it should be."""
+    """What was seen, the verdicts that fit it, and any other fault."""
 
     seen: Attempted
     fits: frozenset[Action]
@@ -71,7 +71,7 @@ def tried(
     inside: NamespaceView | None,
     interface: str | None,
 ) -> dict[str, Any]:
-    """What is printed of it; `interface` is what the socket is bound to, if anything. Raises CannotTry."""
+    """The document about the attempt. The socket is bound to `interface`, if given. Raises CannotTry."""
     trial = _Trial(pins, proc, tables)
     if isinstance(found.asked, Outbound):
         happened = trial.outbound(pod, found.asked, inside, interface)
@@ -91,7 +91,7 @@ def tried(
 
 
 class _Trial:
-    """Where connections are made from."""
+    """Makes one connection of a pod or to a pod, and finds its verdict."""
 
     def __init__(self, pins: Pins, proc: Path, tables: Tables) -> None:
         self._pins, self._proc, self._tables = pins, proc, tables
@@ -99,7 +99,7 @@ class _Trial:
     def outbound(
         self, pod: EnrolledPod, asked: Outbound, inside: NamespaceView | None, interface: str | None
     ) -> Happened:
-        """From the pod, as it was asked."""
+        """Connect from inside the pod."""
         if inside is None:
             raise CannotTry(f"{pod.identity}: {why_absent(self._proc)}")
         wanted = Dial(
@@ -120,27 +120,27 @@ class _Trial:
         return Happened(seen, fits, _wrong_peer(asked, seen))
 
     def inbound(self, pod: EnrolledPod, asked: Inbound) -> Happened:
-        """From wherever on this node its source is: another enrolled pod, or the namespace that we are in."""
+        """Connect from the place that has the source address: another enrolled pod, or our own namespace."""
         if asked.source in pod.addresses:
-            raise CannotTry(f"{asked.source} is {pod.identity}'s own; give {pod.identity} a DEST without --inbound")
+            raise CannotTry(f"{asked.source} is an address of {pod.identity} itself; give DEST instead of --inbound")
         to = asked.destination or _address_of(pod, asked.source)
         with ExitStack() as stack:
             netns_fd, cgroup, ids = self._place(asked.source, stack)
             wanted = Dial(to, asked.port, asked.protocol, *ids, asked.source)
             if told := self._told(pod, wanted, lambda: dial(wanted, netns_fd, cgroup)):
                 return told
-            # where somebody else traces, or has rewritten the source
+            # no trace, or the source was rewritten on the way: the counters have to tell
             seen, counted = self._counted(pod, _INBOUND, lambda: dial(wanted, netns_fd, cgroup))
         if len(counted) > 1:
             raise _too_busy(pod)
         return Happened(seen, frozenset(counted or ("pass",)))
 
     def _place(self, source: IPAddress, stack: ExitStack) -> tuple[int | None, Path | None, tuple[int, int]]:
-        """Namespace, cgroup and user to connect as: a pod's proxy, whose connections nobody captures."""
+        """The namespace, cgroup and user to connect from. In a pod they are the proxy's, whose connections pass."""
         owners = [each for each in every(self._pins, self._tables) if plain(source) in each.addresses]
         if len(owners) > 1:
             names = ", ".join(str(each.identity) for each in owners)
-            raise CannotTry(f"{source} is an address of {names}; which of them is meant can't be told")
+            raise CannotTry(f"{source} is an address of {names}; which pod is meant is unknown")
         if not owners:
             _require_own(source)
             return None, None, (0, 0)
@@ -151,9 +151,10 @@ class _Trial:
         return inside.netns_fd, self._cgroup(pod, "trusted"), (pod.entry.proxy_uid, pod.entry.proxy_gid)
 
     def _told(self, pod: EnrolledPod, wanted: Dial, work: Callable[[], Attempted]) -> Happened | None:
-        """What the programs say of just this connection; None where that is not to be known, or somebody else listens.
+        """What the programs' events say about just this connection. None if they cannot tell, or somebody else traces.
 
-        They say nothing of what passes uncounted. But what arrived there meanwhile from elsewhere may be ours as well.
+        Some connections pass without an event, so no event means "passed". But if an event with the same destination
+        came from elsewhere meanwhile, it may be ours with a rewritten source: then the events cannot tell.
         """
         with ExitStack() as stack:
             try:
@@ -176,14 +177,18 @@ class _Trial:
     def _counted(
         self, pod: EnrolledPod, actions: Mapping[tuple[str, str], Action], work: Callable[[], Attempted]
     ) -> tuple[Attempted, set[Action]]:
-        """And what that has counted as, one of them if the pod has a quiet moment: its other connections count too."""
+        """Make the connection, and see which counters it moved.
+
+        The pod's other connections move counters too, so this repeats until only one counter has moved every time. In
+        a busy pod several may be left.
+        """
         left: set[Action] | None = None
         for _ in range(_ATTEMPTS):
             before = self._tallies(pod)
             seen = work()
             after = self._tallies(pod)
             moved = {action for name, action in actions.items() if after[name] > before[name]}
-            left = moved if left is None else left & moved  # ours is among them each time
+            left = moved if left is None else left & moved  # our connection moves the same one each time
             if len(left) < 2:
                 break
         return seen, left or set()
@@ -193,7 +198,7 @@ class _Trial:
         return dict(zip(TOTALS, tally.connections if tally else [0] * len(TOTALS), strict=True))
 
     def _cgroup(self, pod: EnrolledPod, container: str) -> Path:
-        """A cgroup of the pod's processes in which the programs see us; in strict pods the one it should be in."""
+        """A cgroup of the pod where the programs see us; in a strict pod the proxy's or another, by `container`."""
         top = _attached_at(self._pins)
         crowd = crowds(self._proc).get(pod.inode)
         is_proxys = {"trusted": True, "other": False}.get(container) if pod.proxy_cgroup is not None else None
@@ -205,13 +210,13 @@ class _Trial:
 
 def _too_busy(pod: EnrolledPod) -> CannotTry:
     return CannotTry(
-        f"{pod.identity} has too many connections at the moment to tell which of them was ours; try again, or see what "
-        f"`sidestep trace {pod.identity}` says"
+        f"{pod.identity} has too many connections at the moment to tell which one was ours; try again, or watch "
+        f"`sidestep trace {pod.identity}`"
     )
 
 
 def _fitting(asked: Outbound, seen: Attempted, counted: frozenset[Action]) -> frozenset[Action]:
-    """The verdicts that this could be. The counters are all the pod's, so they only help where the socket is silent."""
+    """The verdicts that fit. The socket tells more than the counters, which count all of the pod's connections."""
     if seen.error in (errno.EPERM, errno.EACCES) and seen.dialled is None:
         return frozenset(("refuse",))
     if seen.dialled is None:
@@ -224,12 +229,12 @@ def _fitting(asked: Outbound, seen: Attempted, counted: frozenset[Action]) -> fr
 
 
 def _is_near(asked: Outbound, ip: IPAddress) -> bool:
-    """Whether it is one of those where the pod's proxy listens."""
+    """Whether the pod's proxy can listen at this address."""
     return ip.is_loopback or ip in SPREAD6 or ip in asked.own_addresses
 
 
 def _wrong_peer(asked: Outbound, seen: Attempted) -> str:
-    """A captured connection must look as if it had gone where it was meant to."""
+    """The fault of getpeername(), "" for none. Even a captured connection must show its original destination."""
     meant = str(routed(asked)), asked.port
     if seen.peer is None or seen.peer == meant:
         return ""
@@ -237,7 +242,7 @@ def _wrong_peer(asked: Outbound, seen: Attempted) -> str:
 
 
 def _address_of(pod: EnrolledPod, source: IPAddress) -> IPAddress:
-    """One of the pod's, of the family that its connections have."""
+    """An address of the pod, of the same family as `source`."""
     entry = pod.entry
     ip: IPAddress = (entry.source4 if plain(source).version == 4 else entry.source6).ip()
     if ip.version != plain(source).version or ip.is_unspecified:
@@ -251,7 +256,7 @@ def _require_own(source: IPAddress) -> None:
             probe.bind((str(source), 0))
         except OSError as error:
             raise CannotTry(
-                f"{source} is neither an enrolled pod's nor this machine's: nobody here can connect from it"
+                f"{source} belongs to no enrolled pod and not to this machine: nobody here can connect from it"
             ) from error
 
 
@@ -266,7 +271,7 @@ def _attached_at(pins: Pins) -> Path:
 
 
 def _cgroups(proc: Path, crowd: Crowd, top: Path) -> Iterator[Path]:
-    """The cgroup2 directories of a crowd's processes that are below `top`, each once."""
+    """The cgroup2 directories below `top` of a crowd's processes, each once."""
     seen = set()
     for pid in crowd.pids:
         try:
@@ -282,7 +287,7 @@ def _cgroups(proc: Path, crowd: Crowd, top: Path) -> Iterator[Path]:
 
 
 def _directory(path: str, top: Path) -> Path | None:
-    """Where a cgroup's directory is; seen from a cgroup namespace the path starts elsewhere, so then by its name."""
+    """A cgroup's directory. In a cgroup namespace, paths start elsewhere: there it is found by its name."""
     plainly = cgroup2_root() / path.lstrip("/")
     if ".." not in plainly.parts and plainly.is_dir():
         return plainly if plainly.is_relative_to(top) else None

@@ -1,4 +1,4 @@
-"""What becomes of one connection, and why."""
+"""The command `explain`."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ import click
 from installer.commands.output import output_option, show
 from installer.settings import PORT, Attachment, Node, take, take_one
 
-_NO_ID = 0xFFFFFFFF  # what the kernel takes for nobody
+_NO_ID = 0xFFFFFFFF  # (uid_t)-1, which the kernel takes for no id
 
 
 @click.command()
@@ -17,23 +17,35 @@ _NO_ID = 0xFFFFFFFF  # what the kernel takes for nobody
 @take_one(Node, "proc")
 @click.argument("pod")
 @click.argument("dest", required=False)
-@click.option("--inbound", metavar="FROM", help="Explain what arrives from this address instead.")
-@click.option("--port", type=PORT, help="Port of the pod that it arrives on  [default: all]")
-@click.option("--to", metavar="ADDRESS", help="Address of the pod that it arrives at.")
-@click.option("--as-proxy", is_flag=True, help="The pod's proxy connects.")
-@click.option("--uid", type=click.IntRange(0, _NO_ID - 1), help="User that connects, as the pod has it  [default: 0]")
-@click.option("--gid", type=click.IntRange(0, _NO_ID - 1), help="Its primary group  [default: 0]")
-@click.option("--udp", is_flag=True, help="A datagram instead of a TCP connection.")
+@click.option("--inbound", metavar="FROM", help="Explain a connection from this address to POD.")
+@click.option("--port", type=PORT, help="Port of POD that the connection arrives at  [default: all]")
+@click.option("--to", metavar="ADDRESS", help="Address of POD that the connection arrives at.")
+@click.option("--as-proxy", is_flag=True, help="POD's proxy opens the connection.")
+@click.option(
+    "--uid",
+    type=click.IntRange(0, _NO_ID - 1),
+    help="User id of the process that connects, as seen in the pod  [default: 0]",
+)
+@click.option("--gid", type=click.IntRange(0, _NO_ID - 1), help="Primary group id of that process  [default: 0]")
+@click.option("--udp", is_flag=True, help="Explain a UDP datagram instead of a TCP connection.")
 @click.option("--source", metavar="ADDRESS", help="Address that the socket is bound to.")
-@click.option("--interface", metavar="NAME", help="Interface that it is bound to or arrives on  [default: by route]")
+@click.option(
+    "--interface",
+    metavar="NAME",
+    help="Interface that the socket is bound to, or that it arrives on  [default: by route]",
+)
 @click.option("--mark", type=click.IntRange(0, 0xFFFFFFFF), help="SO_MARK of the socket  [default: 0]")
-@click.option("--try", "is_tried", is_flag=True, help="Make the connection too: exit status 1 if that is different.")
+@click.option(
+    "--try", "is_tried", is_flag=True, help="Also make the connection. The exit status is 1 if it went another way."
+)
 @output_option
 def explain(attachment: Attachment, proc: Path, output: str, **options: Any) -> None:
-    """Say whether a connection of POD to DEST would be captured, by which rule and annotation, and who gets it.
+    """Explain whether a connection would be captured, and why.
 
-    DEST is ADDRESS:PORT or [IPV6]:PORT. What the kernel's maps have of the pod decides, not what its annotations say by
-    now.
+    The answer names the rule, the annotation behind it, and who receives the connection. POD opens the connection to
+    DEST. With --inbound, POD receives it. POD is NAME or NAMESPACE/NAME. DEST is ADDRESS:PORT or [IPV6]:PORT.
+
+    The pod's entries in the kernel's maps decide. The Pod's annotations may have changed since.
     """
     from installer.commands.explain.explanation import explanation_text
     from installer.commands.explain.question import BadAddress, Question, answer

@@ -1,6 +1,7 @@
-"""One connection, made by a child process in a pod's namespace, cgroup and user, and what is to be seen of it.
+"""Makes one connection in a child process with a pod's namespace, cgroup and user, and reports what it saw.
 
-The programs hide from a process where its connection really goes; net/tcp and net/udp of its namespace show it.
+The programs hide from a process where its captured connection really goes. /proc/net/tcp and udp of the namespace show
+it.
 """
 
 import errno
@@ -20,7 +21,7 @@ from cni.netns.proc_net import family_of, rows
 from cni.policy.decision import TPROXY_MARK, IPAddress
 
 CONNECT_SECONDS = 2.0
-# what the child may take beside that
+# what the child may take for everything else
 _CHILD_SECONDS = 5.0
 _CLONE_NEWNET = 0x40000000
 _IPV6_TRANSPARENT = 75  # uapi/linux/in6.h
@@ -32,7 +33,7 @@ class CannotTry(SidestepError):
 
 @dataclass(frozen=True)
 class Dial:
-    """What to connect to, and as whom; `interface` is a device to bind to."""
+    """A connection to make: where to, as which user, and what to bind the socket to."""
 
     destination: IPAddress
     port: int
@@ -46,7 +47,7 @@ class Dial:
 
 @dataclass(frozen=True)
 class Attempted:
-    """How it went. `dialled` is where the kernel sent it, None when that was over before it could be looked at."""
+    """The outcome. `dialled` is where the kernel sent the connection; None if it ended before anybody could look."""
 
     error: int  # errno, 0 when it is connected
     dialled: tuple[str, int] | None
@@ -64,9 +65,9 @@ class Attempted:
 
 
 def dial(what: Dial, netns_fd: int | None, cgroup: Path | None) -> Attempted:
-    """Make the connection and close it again; where nothing is given, from where we are. Raises CannotTry.
+    """Make the connection and close it again. A namespace or cgroup that is None is our own. Raises CannotTry.
 
-    For UDP it is connect() alone: nothing is sent. Takes CAP_SYS_ADMIN for the namespace, CAP_SETUID and CAP_SETGID.
+    UDP is connect() alone: nothing is sent. Needs CAP_SYS_ADMIN for the namespace, CAP_SETUID and CAP_SETGID.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -88,7 +89,7 @@ def dial(what: Dial, netns_fd: int | None, cgroup: Path | None) -> Attempted:
 
 
 def _read(reader: int) -> bytes:
-    """All that the child says, in time."""
+    """Everything that the child writes before its time is up."""
     text = b""
     while select.select([reader], [], [], CONNECT_SECONDS + _CHILD_SECONDS)[0]:
         part = os.read(reader, 65536)
@@ -99,7 +100,7 @@ def _read(reader: int) -> bytes:
 
 
 def _child(what: Dial, netns_fd: int | None, cgroup: Path | None, writer: int) -> None:
-    """Never returns, nor lets anything out that our caller would catch."""
+    """Runs in the child. It never returns and raises nothing: the parent's code must not run twice."""
     stage = ["starting"]
     try:
         told: dict[str, Any] = _work(what, netns_fd, cgroup, stage)
@@ -144,7 +145,7 @@ def _enter(netns_fd: int) -> None:
 
 
 def _become(uid: int, gid: int) -> None:
-    """Root stays as saved id, to come back."""
+    """Become a user and group. Root stays the saved id, so that the child can become root again."""
     os.setresuid(0, 0, 0)
     os.setresgid(gid, gid, 0)
     os.setresuid(uid, uid, 0)
@@ -155,7 +156,7 @@ def _prepare(client: socket.socket, what: Dial) -> None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, what.interface.encode())
     if what.mark:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, what.mark)
-    if what.mark == TPROXY_MARK:  # the proxy, with its client's address
+    if what.mark == TPROXY_MARK:  # as the proxy, which dials with its client's address
         ip6 = client.family == socket.AF_INET6
         level, option = (socket.IPPROTO_IPV6, _IPV6_TRANSPARENT) if ip6 else (socket.SOL_IP, socket.IP_TRANSPARENT)
         client.setsockopt(level, option, 1)
@@ -173,7 +174,7 @@ def _connect(client: socket.socket, what: Dial, table: TextIO) -> Attempted:
     dialled = dialled or _dialled(client, table)
     peer = None
     if error == 0:
-        with suppress(OSError):  # its other end may have closed it by now
+        with suppress(OSError):  # the other end may have closed it already
             peer = _end(client.getpeername())
     return Attempted(error, dialled, peer, _end(client.getsockname()))
 

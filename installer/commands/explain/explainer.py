@@ -1,4 +1,4 @@
-"""What becomes of a connection, by the reference decision and what the maps have of the pod; docs/semantics.md."""
+"""Applies the reference decision (docs/semantics.md) to a connection, with the pod's policy from the maps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Protocol = Literal["tcp", "udp"]
 
 @dataclass(frozen=True)
 class Explanation:
-    """A connection, the policy that decides about it, and what it says."""
+    """A connection, the policy that decides about it, and its verdict."""
 
     policy: CapturePolicy
     asked: Outbound | Inbound
@@ -26,7 +26,7 @@ class Explanation:
 
     @property
     def word(self) -> str:
-        """What became of it, as the counters call it."""
+        """The verdict as the counters call it: direct, captured, refused or denied."""
         if self.verdict.rule == "deny":
             return "denied"
         return {"pass": "direct", "refuse": "refused"}.get(self.verdict.action, "captured")
@@ -34,7 +34,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Asker:
-    """Who opens the socket; ids as the initial user namespace has them. `is_proxy`: in the proxy's container."""
+    """The process that opens the socket. Ids are the initial user namespace's. `is_proxy`: in the proxy's container."""
 
     uid: int = 0
     gid: int = 0
@@ -42,7 +42,7 @@ class Asker:
 
 
 class Explainer:
-    """Asks the reference about one enrolled pod. `interfaces` are its namespace's, as far as known, by index."""
+    """Explains connections of one enrolled pod. `interfaces` are those of its namespace by index, as far as known."""
 
     def __init__(self, pod: EnrolledPod, tables: Tables, interfaces: Mapping[int, str]) -> None:
         self.pod = pod
@@ -51,7 +51,7 @@ class Explainer:
         self._policy = pod.deciding(interfaces)
 
     def asker(self) -> Asker:
-        """The pod's proxy."""
+        """The pod's proxy as the process that opens the socket."""
         return Asker(self.pod.entry.proxy_uid, self.pod.entry.proxy_gid, is_proxy=True)
 
     def outbound(
@@ -64,7 +64,7 @@ class Explainer:
         mark: int = 0,
         interface: str | None = None,
     ) -> Explanation:
-        """A connect() of the pod. `source` and `interface` are what the socket is bound to. Raises SidestepError."""
+        """Explain a connect() in the pod, of a socket bound to `source` and `interface`. Raises SidestepError."""
         asked = Outbound(
             destination,
             port,
@@ -89,7 +89,10 @@ class Explainer:
         protocol: Protocol = "tcp",
         interface: str | None = None,
     ) -> Explanation:
-        """What arrives from `source`; by the interface that leads back to it unless said. Raises SidestepError."""
+        """Explain a connection from `source`. Raises SidestepError.
+
+        Without `interface`, it arrives by the interface through which the pod reaches `source`.
+        """
         asked = Inbound(
             port,
             source,
@@ -104,7 +107,7 @@ class Explainer:
     def inbound_ports(
         self, source: IPAddress, destination: IPAddress | None = None, interface: str | None = None
     ) -> tuple[Explanation, list[Explanation]]:
-        """What arrives on TCP ports in general, and on those of which something else becomes."""
+        """Explain connections to TCP ports in general, then those to each port with another verdict."""
         policy = self._policy
         named = {TUNNEL_PORT} | policy.deny_inbound_ports | policy.exclude_inbound_ports | policy.include_inbound_ports
         asked = (next(port for port in range(1024, 65536) if port not in named), *sorted(named))
@@ -116,8 +119,8 @@ class Explainer:
             index = self.pod.interface_to(self._tables, far)
             return None if index is None else interface_name(index, self._interfaces)
         if wanted not in self._interfaces.values():
-            known = ", ".join(sorted(self._interfaces.values())) or "cannot be looked at"
-            raise SidestepError(f"{self.pod.identity} has no interface {wanted}; its namespace: {known}")
+            known = ", ".join(sorted(self._interfaces.values())) or "unknown"
+            raise SidestepError(f"{self.pod.identity} has no interface {wanted}; its interfaces: {known}")
         return wanted
 
     def _container(self, by: Asker) -> Container:
@@ -129,7 +132,7 @@ class Explainer:
 
 
 def routed(asked: Outbound) -> IPAddress:
-    """The address that the kernel dials when nothing is captured."""
+    """The address that the kernel dials if the connection is not captured."""
     to, bound = plain(asked.destination), plain(asked.source) if asked.source else None
     if not to.is_unspecified:
         return to

@@ -1,4 +1,4 @@
-"""Why a rule decided as it did, and which annotation is behind it."""
+"""The reason for a verdict in words, and the annotation behind it."""
 
 from ipaddress import ip_network
 from typing import Any
@@ -11,16 +11,16 @@ from installer.commands.explain.explainer import Explanation, routed
 from installer.commands.pods.namespace import NamespaceView
 from installer.commands.pods.policy_words import LISTENERS, annotations_of, is_default, part_of, proxy_of
 
-# rule → what it says; two where a rule both captures and lets go: (captured, direct)
+# rule → its reason; two if the rule can capture or let pass: (captured, direct)
 _RULES: dict[str, str | tuple[str, str]] = {
     "O0": "it leaves through an excluded interface",
     "O1": "its port is an excluded outbound port",
-    "O2": "it goes to the pod itself from 127.0.0.6 or ::6, as what the proxy has let in",
+    "O2": "it goes to the pod itself from 127.0.0.6 or ::6, where the proxy's inbound connections come from",
     "O3a": "the proxy's user calls its own pod",
-    "O3b": "it goes to the pod itself, and not from the proxy",
-    "O3c": "it is the proxy's user's",
+    "O3b": "it goes to the pod itself, and the proxy did not open it",
+    "O3c": "the proxy's user opened it",
     "O4a": "the proxy's group calls its own pod",
-    "O4c": "it is the proxy's group's",
+    "O4c": "the proxy's group opened it",
     "O6": "DNS is captured",
     "O7": "it goes to 127.0.0.1 or ::1",
     "O8": "its address is in an excluded range",
@@ -30,19 +30,19 @@ _RULES: dict[str, str | tuple[str, str]] = {
     "T": ("the proxy calls its own pod in TPROXY mode", "the proxy calls a port of its own pod that is not captured"),
     "I1": "it arrives on an excluded interface",
     "I2": "no inbound ports are captured",
-    "I3": "port 15008 is the tunnel's, which the proxy itself listens on",
-    "I4": ("all inbound ports are captured but for the excluded ones", "its port is an excluded inbound port"),
+    "I3": "port 15008 is the tunnel's port, and the proxy itself listens there",
+    "I4": ("all inbound ports except the excluded ones are captured", "its port is an excluded inbound port"),
     "I5": ("its port is an included inbound port", "its port is not among the included inbound ports"),
-    "early-outbound": "the pod has asked for early outbound, and its proxy has not listened yet",
-    "deny": "the pod denies this port, whoever asks",
+    "early-outbound": "the pod asks for early outbound, and its proxy has not listened yet",
+    "deny": "the pod denies this port, no matter who connects",
     "no IPv6": "the pod's IPv6 is not captured",
-    "self": "it comes from the pod itself, and was decided when it was opened",
+    "self": "it comes from the pod itself; the outbound rules decided when it was opened",
     "transit": "it is not for one of the pod's addresses",
     "UDP": "inbound UDP is never captured",
 }
-_REFUSED = "the ids are the proxy's, and the strict pod's proxy container is not known yet"
+_REFUSED = "it has the proxy's user or group, and the strict pod's proxy container is not known yet"
 _ALWAYS_EXCLUDED = "its port is one of 15020, 15021 and 15090, which are always excluded"
-_UDP_DIRECT = "UDP other than captured DNS is never captured"
+_UDP_DIRECT = "no UDP is captured, except DNS if DNS capture is on"
 
 _ANNOTATIONS = {
     "O0": istio.EXCLUDE_INTERFACES,
@@ -75,7 +75,7 @@ def why(found: Explanation) -> str:
 
 
 def annotation(found: Explanation) -> dict[str, Any] | None:
-    """The annotation or variable behind it, its value, whether that is the default, and which part of it fits."""
+    """The annotation or variable behind the verdict: name, value, whether it is the default, the element that fits."""
     name = _name(found)
     if name is None:
         return None
@@ -105,7 +105,7 @@ def _is_always_excluded(found: Explanation) -> bool:
 
 
 def explanation_document(pod: Identity, found: Explanation, inside: NamespaceView | None) -> dict[str, Any]:
-    """What is printed."""
+    """The document that is printed."""
     return {
         "pod": str(pod),
         "direction": "outbound" if isinstance(found.asked, Outbound) else "inbound",
@@ -129,7 +129,7 @@ def _connection(asked: Outbound | Inbound) -> dict[str, Any]:
 
 
 def _goes_to(found: Explanation, inside: NamespaceView | None) -> dict[str, Any] | None:
-    """Who gets it. `is_listening` is None where that is not to be seen: outside of the pod, UDP, a lost namespace."""
+    """Who receives the connection. `is_listening` is None if it is unknown: outside the pod, UDP, a lost namespace."""
     asked, action = found.asked, found.verdict.action
     if action == "refuse":
         return None
@@ -151,7 +151,7 @@ def _listens(inside: NamespaceView | None, port: int) -> bool:
 
 
 def explanation_text(document: dict[str, Any]) -> str:
-    """The same for people."""
+    """The document as text for people."""
     lines = [_headline(document)]
     lines.append(f"  {document['verdict']}, rule {document['rule']}: {document['why']}")
     cause = document["annotation"]
@@ -189,5 +189,5 @@ def _shown(cause: dict[str, Any]) -> str:
     value, part = cause["value"], cause["part"]
     if len(value) > 60:
         value = f"{value[:50]}… ({value.count(',') + 1} elements)"
-    more = f", of which {part}" if part and part != value else ""
+    more = f", matching element {part}" if part and part != value else ""
     return f'{cause["name"]}: "{value}"{more}{" (default)" if cause["is_default"] else ""}'

@@ -1,4 +1,4 @@
-"""`sidestep explain`: from what was typed to what is answered."""
+"""`sidestep explain`: from the arguments to the answer."""
 
 import re
 from contextlib import ExitStack
@@ -16,17 +16,17 @@ from installer.commands.explain.explanation import explanation_document, why
 from installer.commands.pods.enrolled_pods import find_pod
 from installer.commands.pods.namespace import NamespaceView, looked_into
 
-# [address]:port or address:port; what is before the port is judged by itself
+# [address]:port or address:port; address_of() checks the address
 _ENDPOINT = re.compile(r"\[(?P<six>[^\]]*)\]:(?P<port6>\d+)|(?P<four>[^:\[\]]*):(?P<port4>\d+)")
 
 
 class BadAddress(SidestepError):
-    """Something typed is no address, or no address and port."""
+    """An argument is not an address, or not an address and port."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What was typed; text is not yet judged."""
+    """The arguments. Addresses are text that is not checked yet."""
 
     pod: str
     dest: str | None = None
@@ -43,7 +43,7 @@ class Question:
     is_tried: bool = False
 
     def require_endpoints(self) -> None:
-        """Raise BadAddress unless what is to be addresses are some."""
+        """Raise BadAddress if an argument should be an address and is not."""
         if self.dest is not None:
             endpoint_of(self.dest)
         for what in ("inbound", "to", "source"):
@@ -52,7 +52,7 @@ class Question:
 
 
 def answer(pins: Pins, proc: Path, question: Question) -> dict[str, Any]:
-    """The document that is printed. Raises SidestepError for what cannot be answered."""
+    """The document that is printed. Raises SidestepError if there is no answer."""
     with ExitStack() as stack:
         tables = stack.enter_context(Tables(pins.look_only()))
         pod = find_pod(pins, tables, question.pod)
@@ -74,7 +74,7 @@ def answer(pins: Pins, proc: Path, question: Question) -> dict[str, Any]:
 def _explained(
     explainer: Explainer, question: Question, inside: NamespaceView | None
 ) -> tuple[Explanation, list[Explanation]]:
-    """The explanation, and those of ports of which something else becomes."""
+    """The explanation, and those of the ports that get another verdict."""
     protocol: Protocol = "udp" if question.udp else "tcp"
     if question.inbound is None:
         destination, port = endpoint_of(question.dest or "")
@@ -104,7 +104,7 @@ def endpoint_of(text: str) -> tuple[IPAddress, int]:
     """The address and port of a DEST. Raises BadAddress."""
     shape = _ENDPOINT.fullmatch(text)
     if shape is None:
-        raise BadAddress(f'"{text}" is no address and port; give ADDRESS:PORT or [IPV6]:PORT')
+        raise BadAddress(f'"{text}" is not an address and port; give ADDRESS:PORT or [IPV6]:PORT')
     address = address_of(shape["six"] if shape["six"] is not None else shape["four"], "DEST")
     port = int(shape["port6"] or shape["port4"])
     if port > 65535:
@@ -113,10 +113,10 @@ def endpoint_of(text: str) -> tuple[IPAddress, int]:
 
 
 def address_of(text: str, what: str) -> IPAddress:
-    """An address. Raises BadAddress, for a name too: which address a name has is not known here."""
+    """An address. Raises BadAddress, also for a host name: names are not looked up."""
     try:
         return ip_address(text)
     except ValueError:
         raise BadAddress(
-            f'{what}: "{text}" is no IP address; names are not looked up, so give the address that the pod connects to'
+            f'{what}: "{text}" is not an IP address; names are not looked up, so give the address itself'
         ) from None

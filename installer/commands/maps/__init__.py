@@ -1,1 +1,1 @@
-"""`sidestep maps`: pinned maps, decoded."""
+"""`sidestep maps`: lists the pinned maps, and their entries in readable form."""

@@ -1,15 +1,15 @@
-"""What is in the pinned maps."""
+"""The command `maps`."""
 
 import click
 
 from installer.commands.output import output_option, show
 from installer.settings import Attachment, take
 
-_IN_TABLE = 1000  # entries, unless more are asked for
+_IN_TABLE = 1000  # entries in a table, unless --limit is given
 
 
 def _names(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
-    """What a shell offers: the maps whose entries can be listed, whether or not they are there."""
+    """The map names that a shell offers: all whose entries can be listed, even if nothing is attached now."""
     from bpf.layout import TABLES
 
     return [name for name in sorted(TABLES) if name.startswith(begun)]
@@ -18,13 +18,18 @@ def _names(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
 @click.command()
 @take(Attachment)
 @click.argument("name", required=False, shell_complete=_names)
-@click.option("--pod", metavar="[NAMESPACE/]NAME", default="", help="Only what is about this pod.")
-@click.option("--limit", type=click.IntRange(1), help=f"Entries at most  [default: {_IN_TABLE} in a table, else all]")
+@click.option("--pod", metavar="[NAMESPACE/]NAME", default="", help="Count or list only entries of this pod.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    help=f"List at most this many entries  [default: {_IN_TABLE} in a table, else all]",
+)
 @output_option
 def maps(attachment: Attachment, name: str | None, pod: str, limit: int | None, output: str) -> None:
-    """List the pinned maps, or the entries of the one called NAME in words: addresses, ports, pods, flags.
+    """List the pinned maps, or the entries of the map NAME.
 
-    Entries are in no order, and printed as they are read. Nothing is changed, and no agent is needed.
+    Entries are shown in readable form, with addresses, ports, pods and flags. They are printed as they are read, in no
+    particular order. The command changes nothing and needs no agent.
     """
     from installer.commands.maps.listing import listing_of, maps_of
 

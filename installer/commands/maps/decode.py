@@ -1,6 +1,7 @@
-"""Entries of maps as named plain values, by the structures of bpf/layout.py: readable, in host order, without padding.
+"""Turns entries of maps into plain values with names: readable, in host order, without padding.
 
-What a structure says by itself is read off its fields; only what a number means is said here, a line for each.
+The structures of bpf/layout.py give the names of the fields. The tables below give the meaning of numbers, one line
+each.
 """
 
 import ctypes
@@ -44,13 +45,13 @@ _OUTCOMES = tuple(f"{direction}_{verdict}" for direction, verdict in TOTALS)
 
 
 def _member(kind: type[IntEnum]) -> Callable[[int], str | int]:
-    """The name of an enum's value, or the number of one that this version does not know."""
+    """A function that names a value of an enum. A value that this version does not know stays a number."""
     names = {each.value: each.name.lower() for each in kind}
     return lambda value: names.get(value, value)
 
 
 def _flags(kind: type[IntFlag]) -> Callable[[int], list[str]]:
-    """The names of the bits that are set; what this version does not know, as a number."""
+    """A function that names the bits that are set. Bits that this version does not know become one number."""
 
     def named(value: int) -> list[str]:
         known = [each for each in kind if value & each]
@@ -61,12 +62,12 @@ def _flags(kind: type[IntFlag]) -> Callable[[int], list[str]]:
 
 
 def _network(key: NetworkKey) -> str:
-    """The prefix without the bits of cookie and family, and of an IPv4 one without those of the mapping."""
+    """The prefix. The key's length also counts the bits of cookie and family and, for IPv4, those of ::ffff:0:0/96."""
     ip = key.address.ip()
     return str(ip_network((ip, key.prefixlen - 96 - (96 if key.family == socket.AF_INET else 0)), strict=False))
 
 
-# what numbers mean: (structure, field) → how they are told
+# (structure, field) → what makes its number readable
 _FIELDS: dict[tuple[type[Structure], str], Callable[[Any], Any]] = {
     (PodEntry, "flags"): _flags(PodFlags),
     (PodEntry, "acceleration"): _member(Level),
@@ -82,7 +83,7 @@ _FIELDS: dict[tuple[type[Structure], str], Callable[[Any], Any]] = {
     (SteeringEntry, "code"): lambda code: f"sha256 {hashlib.sha256(bytes(code)).hexdigest()}",
     (TallyEntry, "connections"): lambda counts: dict(zip(_OUTCOMES, counts, strict=True)),
 }
-# plain keys and values of a table: their name, and how they are told; without a name they say nothing
+# table → name of its plain key or value, and what makes it readable; a key or value without a name is left out
 _KEYS: dict[str, tuple[str, Callable[[int], Any]]] = {
     "totals": ("connections", lambda index: _OUTCOMES[index] if index < len(_OUTCOMES) else index),
     "node": ("", int),
@@ -111,7 +112,7 @@ def decoded(table: str, key: Structure, value: Structure, names: Names) -> dict[
 
 
 def cookies(structure: Structure) -> set[int]:
-    """Which pods a key or value is about."""
+    """The cookies of the pods that a key or value is about."""
     found = set()
     for path in _paths(type(structure)):
         each: Any = structure
@@ -122,13 +123,13 @@ def cookies(structure: Structure) -> set[int]:
 
 
 def is_about_pods(*kinds: type[Structure]) -> bool:
-    """Whether keys or values of these types name a pod."""
+    """Whether keys or values of these types have a pod's cookie."""
     return any(_paths(kind) for kind in kinds)
 
 
 @cache
 def _paths(kind: type[Structure]) -> tuple[tuple[str, ...], ...]:
-    """Where in a structure its cookies are."""
+    """The fields of a structure that are cookies, each as the path of field names that leads there."""
     found: list[tuple[str, ...]] = []
     for name, inner, *_ in kind._fields_:
         if name == "cookie":
@@ -178,12 +179,12 @@ def _field(structure: Structure, name: str, value: Any, names: Names) -> Plain:
 
 
 def _cookie(value: int, names: Names) -> Plain:
-    """A pod by its cookie and by its name; None for one that is not enrolled."""
+    """A pod's name and cookie. The name is None if the pod is not enrolled."""
     return {"pod": names.get(value), "cookie": value}
 
 
 def _address(name: str, value: Address) -> str | None:
-    """As text; a source that is all zero means that there is none."""
+    """The address as text. A source that is all zero means no address."""
     return None if name.startswith("source") and not any(value.bytes) else str(value.ip())
 
 

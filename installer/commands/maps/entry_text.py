@@ -1,4 +1,4 @@
-"""Entries of a map as they are read, piece by piece: a map of 250,000 entries takes no more memory than one of 250."""
+"""Writes entries of a map while they are read, so that 250,000 entries take no more memory than a few."""
 
 import json
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from installer.commands.maps.listing import Listing
 from installer.commands.output import yaml_of
 from installer.commands.printing import fits, rendered, table
 
-_TOGETHER = 1000  # entries in a table, which has to see them all before it is printed; the next have one of their own
+_TOGETHER = 1000  # entries in one table, which is laid out as a whole; further entries get further tables
 
 Row = dict[str, str]
 
 
 def pieces(listing: Listing, output: str) -> Iterator[str]:
-    """The text in one of the three forms, to be printed without more line ends."""
+    """The text in the format `output`, piece by piece. The pieces have all line ends that are needed."""
     yield from {"json": _json, "yaml": _yaml, "table": _table}[output](listing)
 
 
@@ -32,7 +32,7 @@ def _json(listing: Listing) -> Iterator[str]:
 
 
 def _yaml(listing: Listing) -> Iterator[str]:
-    """The same document."""
+    """The same document as YAML."""
     yield yaml_of({"map": listing.name})
     empty = True
     for entry in listing:
@@ -42,7 +42,7 @@ def _yaml(listing: Listing) -> Iterator[str]:
 
 
 def _table(listing: Listing) -> Iterator[str]:
-    """Columns where they fit, else a paragraph for each entry."""
+    """Columns if they fit the width, else a paragraph for each entry."""
     rows = map(_row, listing)
     empty = True
     while some := list(islice(rows, _TOGETHER)):
@@ -61,7 +61,7 @@ def _paragraph(row: Row) -> str:
 
 
 def _row(entry: dict[str, Plain]) -> Row:
-    """Key and value side by side; a name that both have says whose it is."""
+    """Key and value side by side. A name that both have is written key.NAME and value.NAME."""
     key, value = dict(_flat(entry["key"])), dict(_flat(entry["value"]))
     return {
         **{f"key.{name}" if name in value else name: text for name, text in key.items()},

@@ -1,4 +1,4 @@
-"""`sidestep maps`: which pinned maps there are, how full, and what is in them."""
+"""`sidestep maps`: the pinned maps, how full they are, and their entries."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,12 +17,12 @@ from installer.commands.names import cookie_of
 
 
 class UnknownMap(SidestepError):
-    """There is no such map, or none whose entries could be listed; the message says which there are."""
+    """The map does not exist, or the wanted entries cannot be listed. The message names the maps that can be."""
 
 
 @dataclass
 class Listing:
-    """Entries of one map, decoded as they are read; how many were left out is known once they have been."""
+    """Entries of one map, decoded as they are read. `left_out` is known once all have been read."""
 
     name: str
     limit: int | None  # entries at most; None for all
@@ -37,7 +37,7 @@ class Listing:
 
 
 def maps_of(pins: Pins, pod: str = "") -> list[Plain]:
-    """Every pinned map; with a pod those that have entries of pods, and how many of them are its own."""
+    """All pinned maps. With a pod: only maps with entries of pods, counting this pod's."""
     pins = pins.look_only()
     pins.require_attached()
     wanted = _cookies_of(pins, pod) if pod else None
@@ -46,7 +46,7 @@ def maps_of(pins: Pins, pod: str = "") -> list[Plain]:
 
 
 def listing_of(pins: Pins, name: str, pod: str = "", limit: int | None = None) -> Listing:
-    """The entries of one map, or those that are about a pod. Raises UnknownMap, NoSuchPod, NotAttached."""
+    """The entries of one map; with a pod, only this pod's. Raises UnknownMap, NoSuchPod, NotAttached."""
     pins = pins.look_only()
     pins.require_attached()
     _require_listable(pins, name)
@@ -69,7 +69,7 @@ def _map_of(pins: Pins, name: str, pod: set[int] | None) -> Plain:
         "name": name,
         "kind": kind,
         "entries": _count(pins, name, pod),
-        "limit": info.max_entries if kind != "ringbuf" and info.max_entries else None,  # a ring's is in bytes
+        "limit": info.max_entries if kind != "ringbuf" and info.max_entries else None,  # a ring buffer's is in bytes
         "bytes": int(memory) if memory.isdecimal() else None,
         "key_bytes": info.key_size,
         "value_bytes": info.value_size,
@@ -77,7 +77,7 @@ def _map_of(pins: Pins, name: str, pod: set[int] | None) -> Plain:
 
 
 def _count(pins: Pins, name: str, pod: set[int] | None) -> int | None:
-    """How many entries; None where only the kernel can tell, or where they have another shape than this version's."""
+    """The number of entries. None if user space cannot read them, or if another version's have another layout."""
     if name not in TABLES:
         return None
     try:
@@ -88,7 +88,7 @@ def _count(pins: Pins, name: str, pod: set[int] | None) -> int | None:
 
 
 def kernel_says(fd: int) -> dict[str, str]:
-    """What the kernel tells of a BPF map or program beside its info: /proc/self/fdinfo, as BPF does not name it all."""
+    """The lines of /proc/self/fdinfo for a BPF map or program. They have figures that the BPF system call lacks."""
     lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
@@ -98,7 +98,7 @@ def _about(found: Iterable[Entry], pods: set[int]) -> Iterator[Entry]:
 
 
 def _names(pins: Pins) -> dict[int, str]:
-    """The pods of this node by cookie."""
+    """The names of this node's pods by cookie."""
     return {
         key.cookie: str(Identity.of(value))
         for key, value in entries(pins, "pods")
@@ -123,5 +123,5 @@ def _require_listable(pins: Pins, name: str) -> None:
     listable = {path.name for path in pins.maps.iterdir()} & set(TABLES)
     if name not in listable:
         there = "/" not in name and (pins.maps / name).exists()
-        what = f"the map {name} is for the programs alone" if there else f"there is no map {name}"
+        what = f"only the programs can read the map {name}" if there else f"there is no map {name}"
         raise UnknownMap(f"{what}; give one of {', '.join(sorted(listable))}")

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from installer.commands.printing import table
 
 _TITLES = ("map", "kind", "entries", "limit", "bytes")
-_TEXTS = ("map", "kind")  # the other columns are numbers, to the right
+_TEXTS = ("map", "kind")  # all other columns are numbers, aligned right
 
 
 def maps_table(maps: Iterable[dict[str, Any]]) -> RenderableType:

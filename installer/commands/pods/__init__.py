@@ -1,1 +1,1 @@
-"""`sidestep pods`: enrolled pods, their policies in Istio's words, how they differ from their Pods now."""
+"""`sidestep pods`: shows enrolled pods, their policies in Istio's words, and what their Pods ask for now."""

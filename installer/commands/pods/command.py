@@ -1,4 +1,4 @@
-"""The enrolled pods."""
+"""The command `pods`."""
 
 import click
 
@@ -12,16 +12,17 @@ from installer.settings import Attachment, Logging, Node, take
 @click.argument("name", required=False)
 @output_option
 def pods(attachment: Attachment, node: Node, output: str, name: str | None) -> None:
-    """List the enrolled pods; with NAME or NAMESPACE/NAME tell all about one, and what its Pod asks for now.
+    """List the enrolled pods, or show everything about one.
 
-    The policy is told in Istio's words: the annotations that would give it. Changed annotations apply to new pods only,
-    but for those that deny ports, which count within a second.
+    NAME is the pod's NAME or NAMESPACE/NAME. Its policy is shown in Istio's words: the annotations that would give this
+    policy. "Pod now" compares it with what the Pod asks for now. Changed annotations apply to new pods only, except
+    those that deny ports: they apply to running pods within a second.
     """
     from installer.agent.logs import configure_logging
     from installer.commands.pods.pod_document import pod_document, pods_documents
     from installer.commands.pods.pods_table import pod_text, pods_table
 
-    configure_logging(Logging(log_level="warning"))  # to stderr: manifests that can't be read
+    configure_logging(Logging(log_level="warning"))  # manifests that can't be read are reported on standard error
     if name is None:
         documents = pods_documents(attachment, node)
         show(documents, output, lambda: pods_table(documents))

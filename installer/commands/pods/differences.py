@@ -1,4 +1,4 @@
-"""How enrolled pods differ from what their Pods' annotations ask for now; read from where the agent reads them."""
+"""Compares enrolled pods with what their Pods ask for now. Reads the Pods from where the agent reads them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ from installer.pods.api import Api
 from installer.pods.directory import PodDirectory
 from installer.settings import Node
 
-ONLY_NEW = "what has changed since the pod was made applies to new pods only, denied ports apart"
-NOT_YET = "denied ports change while the pod runs: within a second, or the agent is down, or its log says why not"
+ONLY_NEW = "a change since the pod was made applies to new pods only, except for denied ports"
+NOT_YET = "a change of denied ports applies within a second; if not, the agent is down, or its log says why"
 _LIVE = (DENY_OUTBOUND_PORTS, DENY_INBOUND_PORTS)
 _MIRROR = "kubernetes.io/config.mirror"
 
 
 @dataclass(frozen=True)
 class Described:
-    """The Pods of this node as they are now; None and why when they can't be had."""
+    """The Pods of this node as they are now. If they cannot be read: None, and why."""
 
     pods: tuple[Pod, ...] | None
     problem: str = ""
 
     def pod(self, identity: Identity) -> Pod | None:
-        """The one that was enrolled; by its UID where both have one, so not a later one of the same name."""
+        """The Pod that was enrolled. If both sides have a UID, it must match: a later Pod may have the same name."""
         for pod in self.pods or ():
             uids = (None, identity.uid, "") if identity.uid else (pod.uid,)
             if (pod.namespace, pod.name) == (identity.namespace, identity.name) and (
@@ -43,7 +43,7 @@ class Described:
 
 
 def described(node: Node) -> Described:
-    """Ask the source that the settings name, once."""
+    """Read the Pods once, from the source that the settings name."""
     if node.pods is not None:
         found = PodDirectory(node.pods).every()
         return Described(None, f"{node.pods} can't be read") if found is None else Described(tuple(found))
@@ -60,14 +60,14 @@ def described(node: Node) -> Described:
 
 
 def differences(pod: EnrolledPod, now: Described, inside: NamespaceView | None) -> dict[str, Any]:
-    """What is printed: the annotations that have other values, and what a new pod would be told."""
+    """The part that is printed: annotations with other values now, and what would become of a new pod."""
     if now.pods is None:
         return {"known": False, "reason": f"not compared with the Pod: {now.problem}", "changes": []}
     described_pod = now.pod(pod.identity)
     if described_pod is None:
-        return {"known": False, "reason": "its Pod is not there any more", "changes": []}
+        return {"known": False, "reason": "its Pod no longer exists", "changes": []}
     if reason := skip_reason(described_pod):
-        return {"known": True, "reason": f"nothing of a new pod would be captured: {reason}", "changes": []}
+        return {"known": True, "reason": f"a new pod would not be captured: {reason}", "changes": []}
     try:
         wanted = policy_of(described_pod)
     except InvalidAnnotation as error:
@@ -85,24 +85,24 @@ def words_of(pod: EnrolledPod) -> dict[str, str]:
 
 
 def is_different(found: dict[str, Any]) -> bool:
-    """Whether a new pod would be another."""
+    """Whether a new pod would be enrolled differently, or not at all."""
     return bool(found["known"] and found["reason"])
 
 
 def _words(pod: EnrolledPod, policy: CapturePolicy) -> dict[str, str]:
     told = annotations_of(policy) | proxy_of(policy)
     if not has_both_families(pod):
-        del told[DUAL_STACK]  # it makes no difference
+        del told[DUAL_STACK]  # with one family it makes no difference
     return told
 
 
 def has_both_families(pod: EnrolledPod) -> bool:
-    """Whether the pod has routable addresses of both."""
+    """Whether the pod has routable addresses of both IPv4 and IPv6."""
     return all(any(address.bytes) for address in (pod.entry.source4, pod.entry.source6))
 
 
 def _as_enrolled(pod: EnrolledPod, wanted: CapturePolicy, inside: NamespaceView | None) -> CapturePolicy:
-    """A policy as the maps would have it, were this pod made anew."""
+    """A policy as the maps would have it if this pod were made again."""
     kept = as_kept(wanted)
     uid, gid = inside.outside_ids(kept.proxy_uid, kept.proxy_gid) if inside else (kept.proxy_uid, kept.proxy_gid)
     changed: dict[str, object] = {"proxy_uid": uid, "proxy_gid": gid}
@@ -112,6 +112,6 @@ def _as_enrolled(pod: EnrolledPod, wanted: CapturePolicy, inside: NamespaceView 
 
 
 def uncompared(rows: Iterable[dict[str, Any]]) -> str:
-    """Why nothing was compared, if that is so for all."""
+    """Why no pod was compared, if one reason holds for all; else ""."""
     reasons = {row["differs"]["reason"] for row in rows if not row["differs"]["known"]}
     return reasons.pop() if len(reasons) == 1 else ""

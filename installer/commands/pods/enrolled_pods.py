@@ -1,4 +1,4 @@
-"""The enrolled pods as the maps have them: what the programs go by, whatever the Pods' annotations say by now."""
+"""Reads the enrolled pods from the maps. The programs go by the maps, whatever the Pods' annotations say now."""
 
 import ctypes
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,58 +16,58 @@ from cni.policy.annotations import ALWAYS_EXCLUDED_INBOUND, CapturePolicy, Netwo
 from cni.policy.decision import IPAddress
 from installer.commands.names import NoSuchPod, cookie_of
 
-# bits of a network_key before the address, and of the address before an IPv4 one (bpf/maps.h)
+# bits of a network_key before its address, and of a mapped address before its IPv4 part (bpf/maps.h)
 _COOKIE_AND_FAMILY, _MAPPED = 64 + 32, 96
 _LO = 1
 
 
 @dataclass(frozen=True)
 class EnrolledPod:
-    """One pod. `policy` is that of its annotations when it was enrolled, as far as it makes a difference."""
+    """One pod. `policy` is the policy of its annotations as far as the maps keep it: everything that has an effect."""
 
     cookie: int
-    inode: int  # of its network namespace; 0 when that is gone, or its link was detached
+    inode: int  # of its network namespace; 0 if that has gone, or if its link was detached
     entry: PodEntry
     policy: CapturePolicy
     addresses: frozenset[IPAddress]
     excluded: frozenset[int]  # interface indices
     inbound_listeners: int
-    has_started: bool  # whether its proxy has taken outbound connections; told of pods with early outbound alone
-    proxy_cgroup: int | None  # of strict pods, once it is known
+    has_started: bool  # whether its proxy has listened on 15001; known only of pods with early outbound
+    proxy_cgroup: int | None  # cgroup id of a strict pod's proxy container; None until it is known
 
     @property
     def identity(self) -> Identity:
-        """Who it is."""
+        """Which pod it is: its name, its UID, and how it was enrolled."""
         return Identity.of(self.entry)
 
     @property
     def flags(self) -> PodFlags:
-        """What the programs look at first."""
+        """The pod's flags, which the programs read first."""
         return PodFlags(self.entry.flags)
 
     @property
     def is_ipv6_captured(self) -> bool:
-        """Whether its IPv6 is."""
+        """Whether the pod's IPv6 is captured."""
         return PodFlags.IPV6 in self.flags
 
     def interface_to(self, tables: Tables, ip: IPAddress) -> int | None:
-        """The index of the interface through which an address is reached, where the programs know it."""
+        """The index of the interface through which the pod reaches an address. None if the programs do not know it."""
         route = tables.routes.get(NetworkKey.of(self.cookie, ip_network(ip)))
         return route.ifindex if route else None
 
     def deciding(self, names: Mapping[int, str]) -> CapturePolicy:
-        """The policy, its excluded interfaces those that the programs know, named by interface_name()."""
+        """The policy that decides: its excluded interfaces are those in the maps, named by interface_name()."""
         excluded = tuple(interface_name(index, names) for index in sorted(self.excluded))
         return self.policy.model_copy(update={"exclude_interfaces": excluded})
 
 
 def interface_name(index: int, names: Mapping[int, str]) -> str:
-    """An interface by name, as far as that is known."""
+    """The name of an interface, or "interface INDEX" if its name is unknown."""
     return "lo" if index == _LO else names.get(index, f"interface {index}")
 
 
 def every(pins: Pins, tables: Tables) -> list[EnrolledPod]:
-    """All of them, by name."""
+    """All enrolled pods, sorted by name."""
     return _read(pins, tables, dict(_entries(tables)))
 
 
@@ -81,12 +81,12 @@ def find_pod(pins: Pins, tables: Tables, name: str) -> EnrolledPod:
 
 
 def _entries(tables: Tables) -> Iterator[tuple[int, PodEntry]]:
-    """Those of pods that have been enrolled entirely."""
+    """The entries of pods whose enrolment is complete."""
     return ((key.cookie, pod) for key, pod in tables.pods.every() if pod.name)
 
 
 def _read(pins: Pins, tables: Tables, entries: dict[int, PodEntry]) -> list[EnrolledPod]:
-    """One walk of each table, however many pods."""
+    """The pods of these entries. Each table is walked once, however many pods there are."""
     some = entries.keys()
 
     def with_flag(flag: PodFlags) -> set[int]:
@@ -122,7 +122,7 @@ def _read(pins: Pins, tables: Tables, entries: dict[int, PodEntry]) -> list[Enro
 
 
 def _grouped(table: Table[Any, Any], cookies: Iterable[int]) -> dict[int, list[tuple[Any, Any]]]:
-    """The entries of some pods, by pod; other pods' values are not even read."""
+    """The entries of some pods, by pod. Values of other pods are not even read."""
     wanted = frozenset(cookies)
     found: dict[int, list[tuple[Any, Any]]] = {}
     for key in table.every_key() if wanted else ():
@@ -180,5 +180,5 @@ def _policy(
 
 
 def order(network: Network) -> tuple[int, int, int]:
-    """As effective_prefixes() sorts them: IPv4 first, by address."""
+    """The sort key of effective_prefixes(): IPv4 first, then by address."""
     return network.version, int(network.network_address), network.prefixlen

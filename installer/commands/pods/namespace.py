@@ -1,4 +1,4 @@
-"""What is to be seen in an enrolled pod's network namespace: interfaces, and who listens. Nothing is changed there."""
+"""Reads an enrolled pod's network namespace: its interfaces and its listening sockets. Changes nothing there."""
 
 from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -17,27 +17,27 @@ from installer.commands.pods.enrolled_pods import EnrolledPod
 
 @dataclass(frozen=True)
 class NamespaceView:
-    """One look."""
+    """What was seen in one namespace."""
 
-    netns_fd: int  # good while the look lasts
+    netns_fd: int  # open while the view is valid
     interfaces: Mapping[int, str]
     listening: tuple[tuple[IPAddress, int], ...]  # TCP
 
     def listeners(self, port: int) -> list[str]:
-        """The addresses on which somebody listens on a port."""
+        """The addresses of the sockets that listen on a port, one for each socket."""
         return [str(ip) for ip, each in self.listening if each == port]
 
     def outside_ids(self, uid: int, gid: int) -> tuple[int, int]:
-        """A user and group of the pod as the maps have them. Raises SandboxInvalid for those it does not have."""
+        """A user and group of the pod as the maps have them. Raises SandboxInvalid if the pod does not have them."""
         return outside_ids(self.netns_fd, uid, gid)
 
 
 def looks_into(
     pods: Collection[EnrolledPod], proc: Path
 ) -> Generator[tuple[EnrolledPod, NamespaceView | None], None, None]:
-    """Each pod with a look into its namespace, good until the next; None for those not found.
+    """Each pod with a view of its namespace, or None if the namespace is not found.
 
-    `proc` is a procfs of the node. One walk of it does for all.
+    A view is valid until the next one is asked for. `proc` is a procfs of the node; it is walked once for all pods.
     """
     left = {pod.cookie: pod for pod in pods}
     inodes = {pod.inode for pod in pods}
@@ -54,7 +54,7 @@ def looks_into(
 
 @contextmanager
 def looked_into(pod: EnrolledPod, proc: Path) -> Iterator[NamespaceView | None]:
-    """The same for one pod; good meanwhile."""
+    """The same for one pod. The view is valid until the context ends."""
     with closing(looks_into([pod], proc)) as looks:
         yield next(inside for _, inside in looks)
 

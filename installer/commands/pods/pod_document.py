@@ -1,4 +1,4 @@
-"""`sidestep pods`: the enrolled pods as the maps have them, with and without a running agent."""
+"""`sidestep pods`: the enrolled pods as plain values, read from the maps, with or without a running agent."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def pods_documents(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
 
 
 def pod_document(attachment: Attachment, node: Node, name: str) -> dict[str, Any]:
-    """The document of one. Raises PodUnknown, NotAttached."""
+    """The document of one pod. Raises NoSuchPod, NotAttached."""
     with Tables(attachment.pins.look_only()) as tables:
         pod = enrolled_pods.find_pod(attachment.pins, tables, name)
         now = described(node)
@@ -56,7 +56,7 @@ def _document(pod: EnrolledPod, tables: Tables, node: NodeLevel, inside: Namespa
 
 
 def _policy(pod: EnrolledPod) -> dict[str, Any]:
-    """Annotations and proxy fields that would give it; ids are those that the node sees."""
+    """The annotations and proxy fields that would give the policy. Ids are those that the node sees."""
     words, names = words_of(pod), annotations_of(pod.policy).keys()
     told = {
         "annotations": {name: value for name, value in words.items() if name in names},
@@ -66,7 +66,7 @@ def _policy(pod: EnrolledPod) -> dict[str, Any]:
 
 
 def _listeners(pod: EnrolledPod, inside: NamespaceView | None) -> dict[str, Any]:
-    """What the programs steer to, and what listens in the namespace; None where that is not to be seen."""
+    """How many sockets the programs steer to, and who listens in the namespace (None if it was not found)."""
     ports = (OUTBOUND_PORT, INBOUND_PORT, LISTENERS["dns"][1])
     told: dict[str, Any] = {
         "steered_to": pod.inbound_listeners,
@@ -80,7 +80,7 @@ def _listeners(pod: EnrolledPod, inside: NamespaceView | None) -> dict[str, Any]
 
 
 def _connections(tally: TallyEntry) -> dict[str, dict[str, int]]:
-    """By direction and what became of them."""
+    """The counts of connections by direction and verdict."""
     told: dict[str, dict[str, int]] = {}
     for (direction, verdict), count in zip(TOTALS, tally.connections, strict=True):
         told.setdefault(direction, {})[verdict] = count

@@ -1,4 +1,4 @@
-"""The documents of `sidestep pods` for people."""
+"""The documents of `sidestep pods` as text for people."""
 
 from typing import Any
 
@@ -23,12 +23,12 @@ def pods_table(documents: list[dict[str, Any]]) -> str:
     if reason := uncompared(documents):
         lines.append(reason)
     elif any(is_different(each["differs"]) for each in documents):
-        lines.append("`sidestep pods NAME` tells what is different")
+        lines.append("`sidestep pods NAME` shows the differences")
     return "\n".join(lines) + "\n"
 
 
 def _sum(document: dict[str, Any], verdict: str) -> int:
-    """Of all directions; what is denied is refused too."""
+    """The sum over all directions. Denied connections count as refused."""
     counted = (verdict, "denied") if verdict == "refused" else (verdict,)
     return sum(counts.get(each, 0) for counts in document["connections"].values() for each in counted)
 
@@ -42,11 +42,13 @@ def _state(document: dict[str, Any]) -> str:
 
 
 def pod_text(document: dict[str, Any]) -> str:
-    """Everything about one."""
+    """Everything about one pod."""
     lines = [f"{document['pod']} (uid {document['uid'] or 'not known'})"]
     how = "while it ran" if document["is_adopted"] else f"through {document['network']}, {document['interface']}"
     lines += _section("enrolled", [f"{how}; netns cookie {document['netns_cookie']}"])
-    lines += _section("", [] if document["is_alive"] else ["its network namespace is gone, or not steered any more"])
+    lines += _section(
+        "", [] if document["is_alive"] else ["its network namespace is gone, or the pod is not steered any more"]
+    )
     ipv6 = "IPv6 is captured" if document["captures_ipv6"] else "IPv6 is not captured"
     lines += _section("addresses", [f"{', '.join(document['addresses'])}; {ipv6}"])
     lines += _section("policy", list(_policy(document["policy"])))
@@ -62,7 +64,7 @@ def _section(title: str, lines: list[str]) -> list[str]:
 
 
 def _policy(policy: dict[str, Any]) -> list[str]:
-    """What is not the default first."""
+    """One line for each setting. Those that are not the default come first."""
     words = policy["annotations"] | {f"istio-proxy {name}": value for name, value in policy["proxy"].items()}
     defaults = {name if name in policy["annotations"] else f"istio-proxy {name}" for name in policy["defaults"]}
     order = sorted(words, key=lambda name: name in defaults)
@@ -71,13 +73,15 @@ def _policy(policy: dict[str, Any]) -> list[str]:
 
 def _listeners(listeners: dict[str, Any]) -> list[str]:
     count = listeners["steered_to"]
-    lines = [f"{count} of the proxy's sockets get inbound connections" if count else "NO proxy takes inbound ones"]
+    lines = [
+        f"{count} of the proxy's sockets get inbound connections" if count else "NO proxy takes inbound connections"
+    ]
     if listeners["listening"] is None:
-        lines.append("its network namespace is not found, so who listens in it is not known")
+        lines.append("its network namespace is not found, so its listeners are not known")
     for port, addresses in (listeners["listening"] or {}).items():
         lines.append(f"port {port}: {_counted(addresses)}")
     if "proxy_has_started" in listeners:
-        lines.append(f"early outbound {'is over' if listeners['proxy_has_started'] else 'goes on: it all passes'}")
+        lines.append(f"early outbound {'is over' if listeners['proxy_has_started'] else 'goes on: everything passes'}")
     if "proxy_cgroup" in listeners:
         cgroup = listeners["proxy_cgroup"]
         lines.append(f"the proxy's container {'is not known yet' if cgroup is None else f'is in cgroup {cgroup}'}")

@@ -1,4 +1,4 @@
-"""A policy in Istio's words: the annotations and the proxy's fields that would give it."""
+"""A policy in Istio's words: the annotations and the fields of the proxy's container that would give it."""
 
 from collections.abc import Iterable
 from ipaddress import ip_network
@@ -9,20 +9,20 @@ from cni.policy.annotations import ALWAYS_EXCLUDED_INBOUND, CapturePolicy, Netwo
 from cni.policy.decision import Action
 from cni.policy.prefixes import effective_prefixes
 
-# where each verdict takes a connection: who it is, and its port
+# verdict → who receives the connection, and at which port
 LISTENERS: dict[Action, tuple[str, int]] = {
     "proxy-outbound": ("the proxy's outbound listener", OUTBOUND_PORT),
     "proxy-inbound": ("the proxy's inbound listener", INBOUND_PORT),
     "dns": ("pilot-agent's resolver", 15053),
 }
-# how the fields of the proxy's container are called here
+# our names for two fields of the proxy's container
 RUN_AS_USER, RUN_AS_GROUP = "securityContext.runAsUser", "securityContext.runAsGroup"
-# makes a policy include loopback, and captures nothing: rule O7 comes first
+# a prefix that makes a policy include loopback, but captures nothing itself: rule O7 comes first
 _LOOPBACK = ip_network("127.0.0.1/32")
 
 
 def annotations_of(policy: CapturePolicy) -> dict[str, str]:
-    """Every annotation that counts, with a value that gives this policy; what is left out has its default there."""
+    """Every annotation that has an effect, with a value that gives this policy. If the default does, it is that."""
     return {
         istio.INTERCEPTION_MODE: policy.mode,
         istio.INCLUDE_OUTBOUND_RANGES: "*" if policy.outbound_all else _joined(_included(policy)),
@@ -42,7 +42,7 @@ def annotations_of(policy: CapturePolicy) -> dict[str, str]:
 
 
 def proxy_of(policy: CapturePolicy) -> dict[str, str]:
-    """The same of the istio-proxy container: environment and securityContext."""
+    """The same for the istio-proxy container: its environment and securityContext."""
     return {
         istio.DNS_CAPTURE: _boolean(policy.dns_capture),
         istio.DUAL_STACK: _boolean(policy.dual_stack),
@@ -52,12 +52,12 @@ def proxy_of(policy: CapturePolicy) -> dict[str, str]:
 
 
 def is_default(name: str, value: str) -> bool:
-    """Whether that is what a Pod without it has."""
+    """Whether a Pod without this annotation or field gets the same value."""
     return _DEFAULTS.get(name) == value
 
 
 def as_kept(policy: CapturePolicy) -> CapturePolicy:
-    """What of a policy makes a difference, which is what the maps keep."""
+    """The policy reduced to what has an effect. The maps keep no more."""
     prefixes = effective_prefixes(policy)
     kept: dict[str, object] = {
         "include_outbound": tuple(each.network for each in prefixes if each.verdict == "include"),
@@ -71,7 +71,7 @@ def as_kept(policy: CapturePolicy) -> CapturePolicy:
 
 
 def part_of(policy: CapturePolicy, name: str, port: int, network: Network | None) -> str:
-    """The element of an annotation's list that fits a port or address; empty when none does."""
+    """The element of an annotation's list that a port or address matches; "" if there is none."""
     elements = {
         istio.INCLUDE_OUTBOUND_PORTS: policy.include_outbound_ports,
         istio.EXCLUDE_OUTBOUND_PORTS: policy.exclude_outbound_ports,
@@ -91,7 +91,7 @@ def part_of(policy: CapturePolicy, name: str, port: int, network: Network | None
 
 
 def _included(policy: CapturePolicy) -> tuple[Network, ...]:
-    """The loopback prefix that was included may be part of another, or of an excluded one: then it is not kept."""
+    """The included ranges. The maps drop a loopback prefix if another prefix covers it; here it comes back."""
     is_shown = any(each.network_address.is_loopback for each in policy.include_outbound)
     return (
         policy.include_outbound if is_shown or not policy.loopback_included else (*policy.include_outbound, _LOOPBACK)

@@ -1,1 +1,1 @@
-"""`sidestep report`: a node on one page of HTML that needs nothing else, for a browser, a mail or paper."""
+"""`sidestep report`: shows a node on one self-contained HTML page, for a browser, a mail or paper."""

@@ -1,4 +1,4 @@
-"""A node on one page."""
+"""The command `report`."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 @take_one(Node, "kubernetes_node_name")
 @take_one(Node, "proc")
 @click.option(
-    "--seconds", type=click.FloatRange(0.1, 300), default=2.0, show_default=True, help="How long rates are measured."
+    "--seconds",
+    type=click.FloatRange(0.1, 300),
+    default=2.0,
+    show_default=True,
+    help="Seconds over which rates are measured.",
 )
 @click.option(
     "-o",
@@ -27,15 +31,16 @@ if TYPE_CHECKING:
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     default="-",
-    help="Where the page goes  [default: standard output]",
+    help="File to write the page to  [default: standard output]",
 )
 @output_or("html")
 def report(
     attachment: Attachment, kubernetes_node_name: str, proc: Path, seconds: float, path: Path, output: str
 ) -> None:
-    """Write a page about this node: who talks with whom, what is refused, how full the maps are.
+    """Write a page about this node: traffic, failures, maps.
 
-    It is one HTML file that needs no network, for a browser, a mail or paper; or the same as JSON or YAML.
+    The page shows who talks with whom, which connections failed, and how full the maps are. It is one HTML file
+    that needs no network, for a browser, a mail or paper. JSON and YAML have the same content.
     """
     from installer.commands.report.page_file import write
     from installer.commands.report.view import gather

@@ -1,7 +1,7 @@
-"""Where things are in the drawing of a node: pods that call on the left, pods that are called on the right.
+"""Arranges the drawing of a node: pods that call on the left, pods that are called on the right.
 
-A pod that does both is there twice, so that every line goes one way. Those that don't fit are one box at the end: what
-is drawn is what is busiest, and the tables beneath it have everything.
+A pod that does both appears twice, so that every line goes one way. The busiest pods are drawn. All others share one
+box at the end, and are listed in the tables below the drawing.
 """
 
 import math
@@ -18,17 +18,17 @@ _CARD_WIDTH, _CARD_HEIGHT, _GAP, _TOP = 330, 62, 16, 40
 _MOST = 12  # pods on each side
 _MOST_LABELS = 10
 _NAME_LENGTH = 34  # characters that fit a card
-# anchors of lines, down from the top of a card
+# where lines touch a card, measured from its top
 _PROXY_Y, _MIDDLE_Y, _APP_Y = 20, 31, 45
 
-# boxes that are no pod
+# boxes that are not pods
 OUTSIDE, REST = "outside", "rest"
 _Key = int | str
 
 
 @dataclass(frozen=True)
 class Card:
-    """A box: a pod, all that is outside of the mesh, or the rest of the pods."""
+    """A box: one pod, everything outside of the mesh, or all other pods."""
 
     key: _Key
     x: int
@@ -42,12 +42,12 @@ class Card:
 
     @property
     def is_pod(self) -> bool:
-        """Whether it is one pod."""
+        """Whether the box is one pod."""
         return isinstance(self.key, int)
 
     @property
     def edge(self) -> int:
-        """Where lines begin or end."""
+        """The x at which the box's lines begin or end."""
         return self.x + (_CARD_WIDTH if self.is_caller else 0)
 
 
@@ -67,12 +67,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Drawing:
-    """All of it, in units of which the whole is WIDTH wide."""
+    """The whole drawing. It is WIDTH units wide."""
 
     height: int
     cards: tuple[Card, ...]
     curves: tuple[Curve, ...]
-    quiet: int  # pods that are not drawn, as they have nothing to do with anybody now
+    quiet: int  # pods that are not drawn, because they have no connections now
 
     width = WIDTH
     card_width = _CARD_WIDTH
@@ -96,7 +96,7 @@ class _Bundle:
 
 
 def draw(view: NodeView) -> Drawing:
-    """Arrange the busiest pods and what goes between them."""
+    """Arrange the busiest pods and the connections between them."""
     callers, called = _side(view, caller=True), _side(view, caller=False)
     left = {each.key: each for each in _cards(view, callers, 0, True)}
     right = {each.key: each for each in _cards(view, called, WIDTH - _CARD_WIDTH, False)}
@@ -124,7 +124,7 @@ def _side(view: NodeView, caller: bool) -> list[_Key]:
             weights[cookie] = weights.get(cookie, 0) + busy
     has_outside = weights.pop(OUTSIDE, None) is not None
     busiest = sorted(weights, key=lambda key: (-weights[key], key))
-    if caller and len(view.sample.pods) <= _MOST:  # a small node has them all
+    if caller and len(view.sample.pods) <= _MOST:  # on a small node, every pod is drawn
         busiest += [cookie for cookie in view.sample.pods if cookie not in weights]
     boxes: list[_Key] = [*busiest[:_MOST], *([REST] if len(busiest) > _MOST else [])]
     return [*boxes, *([OUTSIDE] if has_outside else [])]
@@ -158,7 +158,7 @@ def _pod_card(pod: PodSample, rates: Counts, x: int, y: int, caller: bool) -> Ca
 
 
 def _shortened(name: str) -> str:
-    """The middle goes: deployments' pods differ at the end."""
+    """The name without its middle, if it is long: pods of a deployment differ at the end."""
     if len(name) <= _NAME_LENGTH:
         return name
     head = (_NAME_LENGTH - 1) // 2
@@ -180,7 +180,7 @@ def _curves(
         y1, y2 = start.y + _anchor(start, way[0]), end.y + _anchor(end, way[1])
         x1, x2 = start.edge, end.edge
         bend = (x2 - x1) * 0.5
-        # along the curve, at different places, so that labels of lines that cross don't
+        # the label's place along the curve; it varies, so that the labels of crossing lines do not cross
         t = (0.3, 0.5, 0.7)[number % 3]
         told = _told(bundle)
         yield Curve(
@@ -205,7 +205,7 @@ def _told(bundle: _Bundle) -> str:
 
 
 def _label(bundle: _Bundle) -> str:
-    """What is written at a line: bytes, or new connections where redirection leaves TCP none."""
+    """The label of a line: bytes, or new connections if all bytes were redirected past TCP."""
     if bundle.rate >= 1:
         return f"{figures.size(bundle.rate)}/s"
     return f"{figures.rate(bundle.opened)} new/s" if bundle.opened else ""

@@ -1,4 +1,4 @@
-"""The same as the page tells, in plain values for programs."""
+"""The content of the page as plain values for programs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ Plain = dict[str, Any]
 
 
 def report_document(view: NodeView) -> Plain:
-    """Totals are since the maps were made, rates of each second of the time it was looked at."""
+    """The document. Totals are since the maps were made. Rates are per second while the node was observed."""
     sample = view.sample
     return {
         "node": view.name,
@@ -61,7 +61,7 @@ def _pod(view: NodeView, cookie: int) -> Plain:
 
 
 def _counts(counts: Counts) -> Plain:
-    """Connections by direction and what became of them; messages of accelerated ones by what became of them."""
+    """Connections by direction and verdict; messages on accelerated connections by outcome."""
     connections: dict[str, Plain] = {}
     for (direction, verdict), count in counts.connections.items():
         connections.setdefault(direction, {})[verdict] = count
@@ -85,7 +85,7 @@ def _flow(flow: Flow, names: Mapping[int, str]) -> Plain:
 
 
 def _place(place: FlowEnd, names: Mapping[int, str]) -> Plain:
-    """A pod of this node or an address, the other being None."""
+    """A pod of this node or an address. The other one is None."""
     if place.cookie is None:
         return {"pod": None, "address": str(place.ip)}
     return {"pod": names.get(place.cookie), "address": None}

@@ -1,7 +1,7 @@
 "use strict";
 document.documentElement.classList.add("scripted");
 
-/* Tables sort by the column whose title is pressed; pressed again, the other way. */
+/* A click on a column's title sorts the table by it; the next click reverses the order. */
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const titles = [...table.tHead.rows[table.tHead.rows.length - 1].cells];

@@ -1,6 +1,6 @@
-"""One HTML page of a node: everything in it is in the file, and what people wrote (names, reasons) is escaped.
+"""Makes one self-contained HTML page of a node. Text from elsewhere (names, reasons) is escaped.
 
-The templates are beside this module. The page works without scripts: they only sort, filter and highlight.
+The templates are beside this module. The page works without its script, which only sorts and filters tables.
 """
 
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ _NEARLY_FULL = 0.8
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something that an operator should know; `grave` when traffic suffers."""
+class Trouble:
+    """Something that an operator should know. It is `grave` if traffic suffers."""
 
     grave: bool
     text: str
@@ -42,7 +42,7 @@ class PodRow:
 
 @dataclass(frozen=True)
 class Failure:
-    """One reason for which connections did not come about."""
+    """One reason why connections failed."""
 
     what: str
     advice: str
@@ -53,7 +53,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Cause:
-    """One thing that became of messages on accelerated connections."""
+    """One outcome of messages on accelerated connections."""
 
     name: str
     title: str
@@ -64,7 +64,7 @@ class Cause:
 
 
 def render(view: NodeView) -> str:
-    """The page."""
+    """The page as HTML."""
     loader = FileSystemLoader(_HERE)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -94,30 +94,30 @@ def render(view: NodeView) -> str:
     return "\n".join(line.rstrip() for line in page.splitlines() if line.strip()) + "\n"
 
 
-def findings_of(view: NodeView) -> Iterator[Finding]:
+def findings_of(view: NodeView) -> Iterator[Trouble]:
     """What an operator should know at once, gravest first."""
     sample = view.sample
     if not sample.attached:
-        yield Finding(True, "Programs are not attached", "New connections are not captured. See `sidestep status`.")
+        yield Trouble(True, "Programs are not attached", "New connections are not captured. See `sidestep status`.")
     for failure in _failures(view):
         if failure.rate:
-            yield Finding(True, f"{figures.rate(failure.rate)}/s {failure.what}", failure.advice)
+            yield Trouble(True, f"{figures.rate(failure.rate)}/s {failure.what}", failure.advice)
     deaf = [str(pod.identity) for pod in sample.pods.values() if not pod.listening]
     if deaf:
-        yield Finding(True, f"No proxy listens in {_several(deaf)}", "Inbound connections there are refused.")
+        yield Trouble(True, f"No proxy listens in {_several(deaf)}", "Inbound connections there are refused.")
     for fill in view.fills:
         if fill.share > _NEARLY_FULL:
             text = f"Map {fill.name} is {figures.share(fill.share)} full"
-            yield Finding(True, text, "When it is full, pods are refused. Spread them over more nodes.")
+            yield Trouble(True, text, "When it is full, pods are refused. Spread them over more nodes.")
     if sample.level.level < sample.level.wanted:
         text = f"Acceleration is {sample.level.level} instead of {sample.level.wanted}"
-        yield Finding(False, text, sample.level.reason)
+        yield Trouble(False, text, sample.level.reason)
     if view.blind:
-        yield Finding(False, "Connections could not be looked at", view.blind)
+        yield Trouble(False, "Connections could not be read", view.blind)
     elif view.unseen:
         names = [str(sample.pods[cookie].identity) for cookie in view.unseen if cookie in sample.pods]
         why = next(iter(view.unseen.values()))
-        yield Finding(False, f"The connections of {_several(names)} could not be looked at", why)
+        yield Trouble(False, f"The connections of {_several(names)} could not be read", why)
 
 
 def _several(names: list[str]) -> str:
@@ -152,13 +152,13 @@ def _causes(view: NodeView) -> Iterator[Cause]:
 
 
 def _place(place: FlowEnd, names: dict[int, str]) -> dict[str, Any]:
-    """How an end of a flow is written: a pod that links to its row, or an address."""
+    """How the page shows an end of a flow: a pod with a link to its row, or an address."""
     if place.cookie is None:
         return {"name": str(place.ip), "cookie": None}
     return {"name": names.get(place.cookie, "a pod that has gone"), "cookie": place.cookie}
 
 
 def _way(flow: Flow) -> str:
-    """Who has the ends of most of a flow's connections; empty when none is open."""
+    """Who holds the ends of most of a flow's connections; "" if none is open."""
     words = {PROXY: "proxy", APP: "application"}
     return " → ".join(words.get(end, "…") for end in flow.way) if flow.ways else ""

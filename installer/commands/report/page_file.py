@@ -1,4 +1,4 @@
-"""Puts the page where the operator wants it: whole, or not at all."""
+"""Writes the page to a file: the whole page, or nothing."""
 
 import secrets
 from pathlib import Path
@@ -7,13 +7,13 @@ from bpf.errors import SidestepError
 
 
 class ReportNotWritten(SidestepError):
-    """The file could not be made; the message names it."""
+    """The file could not be written. The message names it."""
 
 
 def write(path: Path, page: str) -> None:
-    """Make or replace a file that everybody who may read the directory can read. Raises ReportNotWritten."""
+    """Make or replace a file with the usual permissions (umask). Raises ReportNotWritten."""
     try:
-        if path.exists() and not path.is_file():  # a device or a pipe: not to be replaced
+        if path.exists() and not path.is_file():  # a device or a pipe must not be replaced
             path.write_text(page)
             return
         _replace(path, page)

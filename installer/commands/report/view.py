@@ -1,4 +1,4 @@
-"""Everything that the page tells, gathered from a node: plain values, so that pages can be made of invented ones."""
+"""Gathers everything that the page shows from a node. The values are plain, so that tests can invent nodes."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ from installer.commands.sampling.sample import Fill, Rates, Sample, fills_of, ra
 
 @dataclass(frozen=True)
 class NodeView:
-    """One node, and what happened on it while it was looked at."""
+    """One node, and what happened on it while it was observed."""
 
     name: str
     kernel: str
@@ -32,7 +32,7 @@ class NodeView:
 
 
 def gather(pins: Pins, name: str, seconds: float, proc: Path) -> NodeView:
-    """Look at the node for that long; `proc` is a procfs of the node. Raises NotAttached."""
+    """Observe the node for so many seconds. `proc` is a procfs of the node. Raises NotAttached."""
     with Tables(pins.look_only()) as tables:
         watcher = FlowWatcher(proc)
         before = take_sample(pins, tables)
@@ -56,7 +56,7 @@ def gather(pins: Pins, name: str, seconds: float, proc: Path) -> NodeView:
 
 
 def _observe(watcher: FlowWatcher, tables: Tables, sample: Sample) -> tuple[Observation, str]:
-    """What the sockets say, and why they say nothing: without them the page still has all the counters."""
+    """The connections that the sockets show, and why they show none. The page's counters do not depend on them."""
     try:
         return watcher.observe(tables, sample.pods), ""
     except NoProcfs as error:

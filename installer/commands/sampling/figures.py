@@ -1,4 +1,4 @@
-"""How numbers are written for people: short, with the digits that tell something."""
+"""Writes numbers for people: short, with only the digits that matter."""
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -13,7 +13,7 @@ def rate(value: float) -> str:
 
 
 def count(value: float) -> str:
-    """A whole number with its thousands parted."""
+    """A whole number with commas between thousands: "1,204"."""
     return f"{value:,.0f}"
 
 
@@ -27,7 +27,7 @@ def size(value: float) -> str:
 
 
 def share(value: float | None) -> str:
-    """A part of a whole from 0 to 1: "–" when there is no whole; never "0 %" or "100 %" of what is not."""
+    """A share from 0 to 1 as per cent; "–" if there is none. Only exact values are "0 %" or "100 %"."""
     if value is None:
         return "–"
     percent = value * 100

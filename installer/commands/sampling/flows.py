@@ -1,8 +1,8 @@
-"""Who talks with whom: the live TCP connections of the enrolled pods, from the sockets in their namespaces.
+"""Who talks with whom: the TCP connections of the enrolled pods, read from the sockets in their namespaces.
 
-The maps have no entry for each flow, on purpose: connections cost nothing while nobody looks. So this looks at the
-sockets themselves. What it can't see are connections whose two ends are elsewhere or that ended without a trace; the
-counters of sample.py have those too. Bytes are TCP's: what is redirected between sockets is not in them.
+The maps have no entry for each flow, so that connections cost nothing while nobody looks. The sockets do not show
+connections that ended without a trace, or that have no end in a namespace that could be read. The counters of sample.py
+include these. Bytes are those that TCP carried: bytes redirected between sockets are not among them.
 """
 
 import os
@@ -23,10 +23,10 @@ from cni.netns.sandbox import INBOUND_SOURCE6, visit
 from cni.netns.sock_diag import ESTABLISHED, LISTEN, TIME_WAIT, Diag, TcpSocket
 from installer.commands.sampling.sample import PodSample
 
-# who has an end of a connection
+# who holds an end of a connection
 PROXY, APP, UNKNOWN = "proxy", "app", "?"
 
-# 127.0.0.0/8, which has SPREAD4 and 127.0.0.6 too
+# 127.0.0.0/8, which includes SPREAD4 and 127.0.0.6
 _LOOPBACK4 = bytes(10) + b"\xff\xff\x7f"
 _SPREAD6 = SPREAD6.network_address.packed[: SPREAD6.prefixlen // 8]
 _LOCAL6 = (IPv6Address("::1").packed, INBOUND_SOURCE6.packed)
@@ -54,15 +54,15 @@ class SeenConnection:
 
     source: FlowEnd
     target: FlowEnd
-    client: str = UNKNOWN  # PROXY, APP or, out of this node and in TIME_WAIT, UNKNOWN
+    client: str = UNKNOWN  # PROXY or APP; UNKNOWN outside this node and in TIME_WAIT
     server: str = UNKNOWN
-    alive: bool = False  # else it ended within the last minute (TIME_WAIT)
+    alive: bool = False  # if not, it ended within the last minute (TIME_WAIT)
     transferred: int = 0
 
 
 @dataclass
 class InsideCounts:
-    """Established connections between a pod's applications and its own proxy; `other` is neither."""
+    """Established connections inside one pod: to its proxy (outbound), from its proxy (inbound), and others."""
 
     outbound: int = 0
     inbound: int = 0
@@ -77,7 +77,7 @@ class Observation:
     connections: dict[Ends, SeenConnection] = field(default_factory=dict)
     inside: dict[int, InsideCounts] = field(default_factory=dict)
     accelerated: set[Ends] = field(default_factory=set)
-    unseen: dict[int, str] = field(default_factory=dict)  # cookies of pods that could not be looked into, and why
+    unseen: dict[int, str] = field(default_factory=dict)  # cookie of a pod whose sockets could not be read → why
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Flow:
     source: FlowEnd
     target: FlowEnd
     ports: Counter[int] = field(default_factory=Counter)  # of the server
-    ways: Counter[tuple[str, str]] = field(default_factory=Counter)  # who has the two ends, of live connections
+    ways: Counter[tuple[str, str]] = field(default_factory=Counter)  # who holds the two ends; live connections only
     alive: int = 0
     ended: int = 0  # within the last minute, as far as TIME_WAIT tells
     accelerated: int = 0  # of the live ones
@@ -96,12 +96,12 @@ class Flow:
 
     @property
     def way(self) -> tuple[str, str]:
-        """Who has the ends of most of them."""
+        """Who holds the ends of most of the connections."""
         return self.ways.most_common(1)[0][0] if self.ways else (UNKNOWN, UNKNOWN)
 
 
 class FlowWatcher:
-    """Looks into the namespaces of pods; remembers where they were, so that looking again is cheap."""
+    """Reads the sockets in pods' namespaces. It remembers the namespaces, so that the next time is cheap."""
 
     def __init__(self, proc: Path = PROC) -> None:
         """`proc` is a procfs of the node."""
@@ -109,7 +109,7 @@ class FlowWatcher:
         self._inodes: dict[int, int] = {}
 
     def observe(self, tables: Tables, pods: Mapping[int, PodSample]) -> Observation:
-        """All connections of these pods now. Raises OSError when namespaces can't be looked for."""
+        """All connections of these pods now. Raises OSError if it cannot look for namespaces."""
         found = Observation()
         sockets: dict[int, list[TcpSocket]] = {}
         known = self._inodes if self._inodes.keys() >= pods.keys() else None
@@ -129,7 +129,7 @@ class FlowWatcher:
 
 
 class _Reading:
-    """Makes connections of all namespaces' sockets."""
+    """Matches the sockets of all namespaces to connections."""
 
     def __init__(
         self, found: Observation, pods: Mapping[int, PodSample], sockets: Mapping[int, list[TcpSocket]]
@@ -149,10 +149,10 @@ class _Reading:
                 if (each.remote, each.remote_port, each.local, each.local_port) in here:
                     self._inside(cookie, inside, each)
                 elif not (_is_local(each.local) or _is_local(each.remote) or self._owners.get(each.remote) == cookie):
-                    self._outside(cookie, each)  # else one end of what was inside: the other leaves no TIME_WAIT
+                    self._outside(cookie, each)  # else the last end of a connection inside the pod
 
     def _inside(self, cookie: int, inside: InsideCounts, each: TcpSocket) -> None:
-        """A connection that does not leave the pod, which is told by its client."""
+        """Count a connection that stays inside the pod. Only its client's end is counted."""
         if each.state != ESTABLISHED or self._serves(cookie, each):
             return
         if each.remote_port == OUTBOUND_PORT and _is_local(each.remote):
@@ -175,7 +175,7 @@ class _Reading:
         if each.state != ESTABLISHED:
             return
         seen.alive = True
-        seen.transferred = max(seen.transferred, each.transferred)  # both ends may have been read, one earlier
+        seen.transferred = max(seen.transferred, each.transferred)  # both ends may be read, one later than the other
         if serves:
             seen.server = self._role(cookie, each)
         else:
@@ -186,7 +186,7 @@ class _Reading:
         return FlowEnd(None, Address.from_buffer_copy(raw).ip()) if cookie is None else FlowEnd(cookie)
 
     def _serves(self, cookie: int, each: TcpSocket) -> bool:
-        """Whether the local end is the server's. A captured pod may have a proxy that serves any port unheard."""
+        """Whether the local end is the server's. Listeners are not enough: a proxy serves any port without one."""
         if each.has_dialled is not None:
             return not each.has_dialled
         if each.local_port in self._listening[cookie]:
@@ -194,17 +194,17 @@ class _Reading:
         other = self._owners.get(each.remote)
         if other is not None and each.remote_port in self._listening.get(other, ()):
             return False
-        return each.local_port < each.remote_port  # ephemeral ports are the high ones
+        return each.local_port < each.remote_port  # a client's ephemeral port is mostly the higher one
 
     def _role(self, cookie: int, each: TcpSocket) -> str:
         pod = self._pods[cookie]
-        # in TPROXY mode the proxy is root, as its sockets are transparent; its group is not told
+        # in TPROXY mode the proxy runs as root, for transparent sockets; the kernel does not tell a socket's group
         proxies = (pod.proxy_uid, 0) if PodFlags.TPROXY in pod.flags else (pod.proxy_uid,)
         return PROXY if each.uid in proxies else APP
 
 
 def flows_between(before: Observation, after: Observation) -> list[Flow]:
-    """Connections by where they come from and go to, busiest first, with what changed between two observations."""
+    """The connections of `after` by source and target, busiest first, with rates since `before`."""
     seconds = after.at - before.at
     flows: dict[tuple[FlowEnd, FlowEnd], Flow] = {}
     for ends, seen in after.connections.items():
@@ -235,5 +235,5 @@ def _accelerated(tables: Tables) -> Iterator[Ends]:
 
 
 def _is_local(raw: bytes) -> bool:
-    """Whether it is loopback, where captured connections are spread, or where proxies dial their applications from."""
+    """Whether it is loopback, an address for captured connections, or one that proxies dial applications from."""
     return raw.startswith((_LOOPBACK4, _SPREAD6)) or raw in _LOCAL6

@@ -1,6 +1,6 @@
-"""The node's counters at one moment, and what two moments say about the time between them.
+"""The node's counters at one moment, and the rates between two moments.
 
-Read-only, from the pins alone: with and without a running agent. `sidestep report` and `sidestep top` both draw this.
+They are read from the pins alone, so no agent has to run. `sidestep report` and `sidestep top` both show them.
 """
 
 import time
@@ -31,27 +31,27 @@ Name = TypeVar("Name")
 
 # direction and verdict, as in layout.TOTALS
 Kind = tuple[str, str]
-# fields of struct traffic: messages of accelerated connections by what became of them, and the bytes of the first
+# fields of struct traffic: messages on accelerated connections, redirected or passed to TCP, and redirected bytes
 REDIRECTED, BYTES = "redirected", "redirected_bytes"
 PASSED = ("undrained", "over_budget", "no_peer")
-# verdicts that mean that a connection did not come about
+# verdicts of connections that failed
 _FAILED = ("refused", "denied")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one pod or of all: since the maps were made, or for each second of a time between two samples."""
+    """Counts of one pod or of all: totals since the maps were made, or rates per second between two samples."""
 
     connections: Mapping[Kind, float]
     messages: Mapping[str, float]
 
     def of(self, direction: str, verdict: str) -> float:
-        """Connections of one kind; those that this version does not count are 0."""
+        """Connections of one kind; 0 for a kind that is not counted."""
         return self.connections.get((direction, verdict), 0)
 
     @property
     def refused(self) -> float:
-        """Connections that did not come about, in whichever direction."""
+        """Connections that failed, in all directions."""
         return sum(count for kind, count in self.connections.items() if is_failure(kind))
 
     @property
@@ -66,12 +66,12 @@ class Counts:
 
     @property
     def passed(self) -> float:
-        """Messages of accelerated connections that took TCP's path all the same."""
+        """Messages on accelerated connections that still took TCP's path."""
         return sum(self.messages.get(cause, 0) for cause in PASSED)
 
     @property
     def share(self) -> float | None:
-        """Of the messages on accelerated connections, those that skipped TCP's path: 0 to 1; None without any."""
+        """The share of messages on accelerated connections that skipped TCP's path, 0 to 1. None without messages."""
         redirected = self.messages.get(REDIRECTED, 0)
         return redirected / (redirected + self.passed) if redirected + self.passed else None
 
@@ -85,8 +85,8 @@ class PodSample:
     addresses: tuple[IpAddress, ...]
     flags: PodFlags
     proxy_uid: int
-    level: Level  # what counts for it on this node
-    listening: bool  # whether the proxy has been seen to listen for inbound connections
+    level: Level  # the lower of the pod's own and the node's
+    listening: bool  # whether the maps have a socket of its proxy for inbound connections
     counts: Counts
 
 
@@ -117,7 +117,7 @@ class Fill:
 
 @dataclass(frozen=True)
 class Rates:
-    """What happened between two samples, for each second of it; pods are those of the second sample."""
+    """What happened per second between two samples. Pods are those of the second sample."""
 
     seconds: float
     pods: Mapping[int, Counts]
@@ -125,7 +125,7 @@ class Rates:
 
 
 def is_failure(kind: Kind) -> bool:
-    """Whether a connection of this kind did not come about."""
+    """Whether connections of this kind failed."""
     return kind[1] in _FAILED
 
 
@@ -163,19 +163,19 @@ def _pod(tables: Tables, key: Cookie, pod: PodEntry, node: Level, addresses: Ite
 
 
 def _listens(tables: Tables, cookie: int) -> bool:
-    slots = range(LISTENER_SLOTS)  # they are filled from 0, but those of closed sockets become free
+    slots = range(LISTENER_SLOTS)  # slots are filled from 0, but closed sockets leave gaps
     return any(tables.listeners.get(ListenerKey(cookie, INBOUND_PORT, slot)) is not None for slot in slots)
 
 
 def fills_of(tables: Tables) -> list[Fill]:
-    """How full each map is: a walk over all their keys, so not for every second."""
+    """How full each map is. This walks over all keys, which is too slow for every second."""
     return [Fill(name, table.count(), table.limit) for name, table in tables.named().items()]
 
 
 def rates_between(before: Sample, after: Sample) -> Rates:
-    """Differences of counters by the seconds between them.
+    """The differences of the counters, per second.
 
-    A counter that is lower than before began anew meanwhile, and one that was not there began at 0.
+    A counter that is lower than before has started again from 0. A new counter has started from 0 too.
     """
     seconds = after.at - before.at
     none = Counts({}, {})
@@ -184,7 +184,7 @@ def rates_between(before: Sample, after: Sample) -> Rates:
         earlier = before.pods.get(cookie)
         pods[cookie] = _rate(earlier.counts if earlier else none, pod.counts, seconds)
     connections = _per_second(before.total.connections, after.total.connections, seconds)
-    # pods that have gone took their share of the sum of messages with them
+    # the total of messages lost the share of pods that have gone since: add up the rates of the present pods instead
     return Rates(seconds, pods, Counts(connections, _summed(each.messages for each in pods.values())))
 
 

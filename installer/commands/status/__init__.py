@@ -1,1 +1,1 @@
-"""`sidestep status`: programs, maps, chain, agent."""
+"""`sidestep status`: shows the programs, maps, CNI chain and agent of this node."""

@@ -1,4 +1,4 @@
-"""Whether the agent of this node is there: who answers at the CNI socket, and what it says of itself."""
+"""The health of this node's agent: which process answers at the CNI socket, and what its /readyz says."""
 
 import http.client
 import json
@@ -10,10 +10,10 @@ from bpf.errors import SidestepError
 from cni import protocol
 from installer.settings import Node, Ports
 
-_SECONDS = 3.0  # for an answer; one that does not come is told like one that is refused
+_SECONDS = 3.0  # to wait for an answer; a timeout is a fault like any other
 _UCRED = struct.Struct("3i")
 _LOCALHOST = "127.0.0.1"
-# asks whether pods could be enrolled, as a runtime does (CNI's STATUS)
+# a runtime's question whether pods could be added (CNI's STATUS)
 _STATUS = {
     "version": 1,
     "command": "STATUS",
@@ -26,7 +26,7 @@ _STATUS = {
 
 
 def agent_of(node: Node, ports: Ports) -> dict[str, Any]:
-    """Socket and health port; `fault` says what is wrong with each, "" for nothing."""
+    """The state of the socket and of the health port. `fault` says what is wrong with each ("": nothing)."""
     pid, fault = _at_socket(node)
     health = _at_port(ports.health_port)
     return {
@@ -39,13 +39,13 @@ def agent_of(node: Node, ports: Ports) -> dict[str, Any]:
 
 
 def _at_socket(node: Node) -> tuple[int | None, str]:
-    """The process that serves the plugin's requests, and what is wrong with its answer."""
+    """The process that serves the plugin's requests, and the fault of its answer ("": none)."""
     pid = None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(_SECONDS)
         try:
             connection.connect(str(node.cni_agent_run_dir / protocol.SOCKET_NAME))
-            # 0 for a process that is not to be seen from here, in another process namespace
+            # 0 if the process is in a PID namespace that cannot be seen from here
             pid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0] or None
             connection.sendall(protocol.encode(_STATUS))
             answer = json.loads(protocol.receive_message(connection)[0])
@@ -59,7 +59,7 @@ def _at_socket(node: Node) -> tuple[int | None, str]:
 
 
 def _at_port(port: int) -> dict[str, Any]:
-    """What /readyz says."""
+    """The state of the health port: the answer of /readyz."""
     found: dict[str, Any] = {"port": port, "ready": False, "missing": {}, "fault": "", "version": None}
     connection = http.client.HTTPConnection(_LOCALHOST, port, timeout=_SECONDS)
     try:

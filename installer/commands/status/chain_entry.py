@@ -1,4 +1,4 @@
-"""The plugin on the host and its place in the CNI configuration, looked at and left alone."""
+"""Checks the plugin on the host and its entry in the CNI configuration, and changes neither."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from installer.settings import Chain, Node
 
 
 def chain_of(chain: Chain, node: Node) -> dict[str, Any]:
-    """Plugin file and entry: where each is or belongs, and what is wrong with it ("": nothing) by these settings."""
+    """The plugin file and its entry: the place of each by these settings, and what is wrong with it ("": nothing)."""
     return {"plugin": _plugin(chain), "entry": _entry(chain, node)}
 
 
@@ -18,7 +18,7 @@ def _plugin(chain: Chain) -> dict[str, Any]:
     try:
         fault = plugin.fault_of_plugin(chain.shim, chain.mounted_cni_bin_dir)
     except SidestepError as error:
-        fault = f"can't be told: {error}"
+        fault = f"cannot be checked: {error}"
     return {"file": str(chain.mounted_cni_bin_dir / PLUGIN), "fault": fault}
 
 
@@ -28,7 +28,7 @@ def _entry(chain: Chain, node: Node) -> dict[str, Any]:
         place = directory.examine()
         files = [str(directory.path / file) for file in directory.holding()]
     except SidestepError as error:
-        return {"file": None, "fault": f"can't be told: {error}", "found_in": [], "remarks": []}
+        return {"file": None, "fault": f"cannot be checked: {error}", "found_in": [], "remarks": []}
     return {
         "file": str(directory.path / place.file),
         "fault": place.fault,

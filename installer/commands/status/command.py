@@ -1,4 +1,4 @@
-"""What is attached, and what it does."""
+"""The command `status`."""
 
 import sys
 
@@ -15,15 +15,17 @@ from installer.settings import Attachment, Chain, Logging, Node, Ports, take
 @take(Ports)
 @output_option
 def status(attachment: Attachment, chain: Chain, node: Node, ports: Ports, output: str) -> None:
-    """Show what is attached and how full it is, the level of acceleration, the plugin's place, and the agent's health.
+    """Show the state of this node: programs, plugin and agent.
 
-    Nothing is changed, and no agent is needed. Give the agent's settings, or run it where the agent runs. Exit status 1
-    if the programs are not attached.
+    It shows what is attached and how full the maps are, the acceleration level, the plugin and its place in the CNI
+    chain, and the agent's health. The exit status is 1 if the programs are not attached.
+
+    The command changes nothing and needs no agent. Give it the agent's settings, or run it in the agent's container.
     """
     from installer.agent.logs import configure_logging
     from installer.commands.status.status_document import status_document
 
-    configure_logging(Logging(log_level="error"))  # what is found is told in the status
+    configure_logging(Logging(log_level="error"))  # the status itself reports what was found
     document = status_document(attachment, chain, node, ports)
     show(document, output, lambda: _table(document))
     sys.exit(0 if document["attached"] else 1)

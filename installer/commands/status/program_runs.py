@@ -1,4 +1,4 @@
-"""What is attached: each program, where it runs, and how often it has run if the kernel counts that."""
+"""The attached programs: in how many places each runs, and how often it has run if the kernel counts runs."""
 
 import time
 from contextlib import suppress
@@ -15,7 +15,7 @@ from bpf.syscalls import Descriptor, attached_to
 from installer.commands.maps.listing import kernel_says
 
 _STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
-# what turns the counts on, which costs every BPF program of the machine a little; so it is for the operator to do
+# turns the counts on; that costs every BPF program of the machine a little, so the operator decides
 HOW_TO_COUNT = "sysctl kernel.bpf_stats_enabled=1"
 
 
@@ -28,7 +28,7 @@ def counts_runs() -> bool:
 
 
 def programs_of(pins: Pins) -> list[dict[str, Any]]:
-    """Every program in the order of the hooks; one that is not pinned has no id. Times are UTC, run times seconds."""
+    """Every program in the order of the hooks. Without a pin it has no id. Times are UTC, run times seconds."""
     counting = counts_runs()
     hooks = (*HOOKS, *((MESSAGE_HOOK,) if (pins.programs / MESSAGE_HOOK.name).exists() else ()))
     return [_program(pins, hook, counting) for hook in hooks]
@@ -80,7 +80,7 @@ def _said_of(program_id: int) -> dict[str, str]:
 
 
 def _attachments(pins: Pins, hook: Hook, program_id: int) -> int:
-    """In how many places the program runs: 1 for a cgroup or the socket hash, for steering the pods' namespaces."""
+    """In how many places the program runs: one cgroup, one socket hash or, for steering, every pod's namespace."""
     if hook == MESSAGE_HOOK:
         path = pins.maps / "accelerated"
         with suppress(KernelRefused), Descriptor(syscalls.open_pin(path, syscalls.READ_ONLY)) as sockets:
@@ -97,6 +97,6 @@ def _attachments(pins: Pins, hook: Hook, program_id: int) -> int:
 
 
 def _as_time(since_boot: int) -> str:
-    """Nanoseconds since boot, as the kernel has them, as the time of day."""
+    """The UTC time of a moment that the kernel gives in nanoseconds since boot."""
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     return datetime.fromtimestamp(booted + since_boot / 1e9, UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""`sidestep status`: what is attached on this node and what it does, readable with and without a running agent."""
+"""`sidestep status`: the state of this node as plain values, with or without a running agent."""
 
 import platform
 from typing import Any
@@ -20,7 +20,7 @@ from installer.settings import Attachment, Chain, Node, Ports
 
 
 def status_document(attachment: Attachment, chain: Chain, node: Node, ports: Ports) -> dict[str, Any]:
-    """All that is told of a node; `problem` says why nothing of the kernel's side is, "" where it is."""
+    """The whole status. If the kernel's side cannot be read, `problem` says why; otherwise it is ""."""
     try:
         kernel = status_of(attachment.pins)
     except OtherVersion as error:
@@ -37,7 +37,7 @@ def status_document(attachment: Attachment, chain: Chain, node: Node, ports: Por
 
 
 def status_of(pins: Pins) -> dict[str, Any]:
-    """What the pins say. Raises NotAttached, KernelRefused."""
+    """The kernel's side, read from the pins. Raises NotAttached, KernelRefused."""
     pins = pins.look_only()
     pins.require_attached()
     with Tables(pins) as tables:
@@ -59,7 +59,7 @@ def status_of(pins: Pins) -> dict[str, Any]:
 
 
 def _unknown(attachment: Attachment, attached: bool | None, problem: str) -> dict[str, Any]:
-    """The same without anything to tell; the attach point is where the programs would be."""
+    """The kernel's side if it cannot be read. The attach point is where the programs would be attached."""
     try:
         attach_point = str(attachment.attach_point())
     except KernelRefused:

@@ -12,7 +12,7 @@ Document = dict[str, Any]
 
 _PROGRAMS = ("program", "id", "attached", "loaded at", "bytes", "runs", "seconds")
 _PODS = ("pod", "level", "redirected", "bytes", "undrained", "over budget", "no peer")
-_TEXTS = ("program", "pod", "level", "loaded at")  # the other columns are numbers, to the right
+_TEXTS = ("program", "pod", "level", "loaded at")  # all other columns are numbers, aligned right
 
 
 def status_table(document: Document) -> str:
@@ -31,7 +31,7 @@ def _lines(document: Document) -> Iterator[str]:
     yield f"sidestep {document['version']}, kernel {document['kernel']}"
     yield f"programs: {_attached(document)}"
     if document["problem"]:
-        yield f"attach point: {document['attach_point'] or 'none, as cgroup2 is not mounted'}"
+        yield f"attach point: {document['attach_point'] or 'none, because cgroup2 is not mounted'}"
     if told := document["acceleration"]:
         yield f"acceleration: {_level(told)}"
     chain, agent = document["chain"], document["agent"]
@@ -52,7 +52,7 @@ def _level(told: Document) -> str:
 
 
 def _attached(document: Document) -> str:
-    """Where, or that it isn't so: which of them is told by the table."""
+    """Where the programs are attached, or that some are not. The table says which."""
     if document["problem"]:
         return f"{'' if document['attached'] is None else 'NOT attached: '}{document['problem']}"
     if not document["attached"]:

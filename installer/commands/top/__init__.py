@@ -1,1 +1,1 @@
-"""`sidestep top`: the node's pods live in the terminal."""
+"""`sidestep top`: shows the node's pods live in the terminal."""

@@ -1,4 +1,4 @@
-"""The node, live in the terminal."""
+"""The command `top`."""
 
 import click
 
@@ -7,11 +7,13 @@ from installer.settings import Attachment, take
 
 @click.command()
 @take(Attachment)
-@click.option("--seconds", type=click.FloatRange(0.2, 60), default=1.0, show_default=True, help="Between two looks.")
+@click.option(
+    "--seconds", type=click.FloatRange(0.2, 60), default=1.0, show_default=True, help="Seconds between two updates."
+)
 def top(attachment: Attachment, seconds: float) -> None:
-    """Show live what each enrolled pod's connections and messages become, sorted as you like.
+    """Show rates of connections and messages live, pod by pod.
 
-    Keys: c d f a n sort by captured, direct, failed, accelerated, name; q or Ctrl-C ends it.
+    The keys c, d, f, a and n sort by captured, direct, failed, accelerated and name. q or Ctrl-C quits.
     """
     from installer.commands.top.live import show_top
 

@@ -1,4 +1,4 @@
-"""The loop of `sidestep top`: a sample a second, keys in between, and the terminal as it was at the end."""
+"""The loop of `sidestep top`: takes samples, reads keys in between, and restores the terminal at the end."""
 
 import errno
 import os
@@ -21,11 +21,11 @@ from installer.commands.top.screen import ORDERS, screen
 
 
 class NoTerminal(SidestepError):
-    """It is shown on a terminal or not at all."""
+    """`sidestep top` has no terminal to draw on."""
 
 
 def show_top(pins: Pins, seconds: float) -> None:
-    """Show the node until q, Ctrl-C, or a signal to end. Raises NoTerminal, NotAttached."""
+    """Show the node until q, Ctrl-C, SIGTERM or SIGHUP. Raises NoTerminal, NotAttached."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise NoTerminal("top needs a terminal; `sidestep report` and `sidestep status --output json` don't")
     console = Console()
@@ -42,14 +42,14 @@ def show_top(pins: Pins, seconds: float) -> None:
                 order = chosen or order
                 after = take_sample(pins, tables)
                 live.update(screen(after, rates_between(before, after), order, console.size.height), refresh=True)
-                # what a key or a new size shows again is of the same time, and not of the moment since
+                # a key or a new window size draws early, but starts no new interval for the rates
                 if key is None:
                     before, pause = after, seconds
 
 
 @contextmanager
 def _until_hung_up() -> Iterator[None]:
-    """Whose terminal has gone has nobody left to tell of it."""
+    """End without a message if the terminal has gone (EIO): nobody could read it."""
     try:
         yield
     except OSError as error:
@@ -59,7 +59,7 @@ def _until_hung_up() -> Iterator[None]:
 
 @contextmanager
 def _keys() -> "Iterator[_Keys]":
-    """Keys as they are pressed, without echo; the terminal's settings come back, also at a signal that ends us."""
+    """Read keys as they are pressed, without echo. The terminal's settings come back, also after SIGTERM or SIGHUP."""
     descriptor = sys.stdin.fileno()
     settings = termios.tcgetattr(descriptor)
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -81,18 +81,18 @@ def _keys() -> "Iterator[_Keys]":
 
 
 class _Keys:
-    """Waits for a key, for the window's new size, or for a signal that ends us."""
+    """Waits for a key, a new window size, or a signal to end."""
 
     def __init__(self, terminal: int, signalled: int) -> None:
         self._terminal, self._signalled = terminal, signalled
         self._is_over = False
 
     def end(self, *_: object) -> None:
-        """A signal's handler: from now on q is pressed."""
+        """A signal's handler: from now on the key is always q."""
         self._is_over = True
 
     def __call__(self, seconds: float) -> str | None:
-        """The key, empty when the window has another size, None when the time is up."""
+        """The key; "" if the window has a new size; None if the time is up."""
         ready, _, _ = select.select([self._terminal, self._signalled], [], [], seconds)
         if self._signalled in ready:
             with suppress(BlockingIOError):

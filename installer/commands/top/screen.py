@@ -1,4 +1,4 @@
-"""One screen of `sidestep top`: the node in a line, its pods in a table, as many as fit."""
+"""One screen of `sidestep top`: two lines about the node, then a table of as many pods as fit."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from bpf.layout import TOTALS
 from installer.commands.sampling import figures
 from installer.commands.sampling.sample import BYTES, Counts, PodSample, Rates, Sample
 
-# lines that are not pods: two of the head, the table's title and rules, the foot
+# lines that are not pods: the two lines of the head, the table's titles and rules, the foot
 _OTHER_LINES = 7
 _NOTHING = Counts(dict.fromkeys(TOTALS, 0), {})
 
 
 @dataclass(frozen=True)
 class Order:
-    """A way to sort: the key that chooses it, and what comes first."""
+    """A way to sort: the key that chooses it, its name, and the figure of a pod. The largest figure comes first."""
 
     key: str
     name: str
@@ -36,7 +36,7 @@ ORDERS = (
 
 
 def screen(sample: Sample, rates: Rates, order: Order, height: int) -> RenderableType:
-    """What is shown; `height` is the terminal's, in lines."""
+    """The whole screen. `height` is the terminal's height in lines."""
     pods = sorted(sample.pods.values(), key=lambda pod: str(pod.identity))
     pods.sort(key=lambda pod: -order.of(rates.pods.get(pod.cookie, _NOTHING)))
     shown = pods[: max(1, height - _OTHER_LINES)]

@@ -1,1 +1,1 @@
-"""`sidestep trace`: events as they come."""
+"""`sidestep trace`: shows events as they happen."""

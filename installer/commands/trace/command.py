@@ -1,4 +1,4 @@
-"""What happens, as it happens."""
+"""The command `trace`."""
 
 from typing import TYPE_CHECKING
 
@@ -16,14 +16,20 @@ _VERDICTS = ("direct", "captured", "refused", "denied")
 @click.command()
 @take(Attachment)
 @click.argument("pod", required=False)
-@click.option("--dest", metavar="DESTINATION", help="Only to 10.0.0.0/8, 10.1.2.3:80, [fd00::1]:80 or :80.")
+@click.option(
+    "--dest",
+    metavar="DESTINATION",
+    help="Only to this destination, for example 10.0.0.0/8, 10.1.2.3:80, [fd00::1]:80 or :80.",
+)
 @click.option(
     "--verdict",
     type=click.Choice(_VERDICTS),
-    help="Only what became this; with refused also when proxies begin and cease to listen.",
+    help="Only connections with this verdict. With refused, also when proxies start and stop listening.",
 )
-@click.option("--follow", "-f", is_flag=True, help="Until Ctrl-C.")
-@click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(0.1), help="Else for so long.")
+@click.option("--follow", "-f", is_flag=True, help="Run until Ctrl-C.")
+@click.option(
+    "--seconds", default=10.0, show_default=True, type=click.FloatRange(0.1), help="How long to run without --follow."
+)
 @output_option
 def trace(
     attachment: Attachment,
@@ -34,11 +40,13 @@ def trace(
     seconds: float,
     output: str,
 ) -> None:
-    """Show connections with their verdicts and rules, listeners, and processes that are killed.
+    """Show connections and their verdicts as they happen.
 
-    POD is NAME or NAMESPACE/NAME; all pods without. One trace at a time on a node. JSON is an object a line. UDP is
-    shown where it is a query for the pod's resolver, or denied. Events that nobody can read in time are lost and
-    counted; no connection waits.
+    It also shows the rule of each verdict, when proxies start and stop listening, and processes that are killed. UDP is
+    shown only if it is captured DNS or denied.
+
+    POD is NAME or NAMESPACE/NAME; without it, all pods are traced. A node can run one trace at a time. JSON output is
+    one object per line. Events that cannot be read in time are lost and counted; no connection waits for the trace.
     """
     from installer.commands.trace.follow_events import follow_events
 

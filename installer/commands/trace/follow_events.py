@@ -1,4 +1,4 @@
-"""`sidestep trace`: what happens to connections, as it happens."""
+"""`sidestep trace`: reads events and prints them as they happen."""
 
 import signal
 import sys
@@ -19,13 +19,13 @@ from installer.commands.trace.forms import FORMS
 from installer.commands.trace.told_events import Reader
 from installer.commands.trace.wanted import Wanted
 
-# the ring holds some 18,000 events: enough for 100,000 a second, three times over
+# the ring holds some 18,000 events: three times what 100,000 a second bring in this time
 _POLL_SECONDS = 0.05
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def follow_events(pins: Pins, pod: str | None, wanted: Wanted, seconds: float | None, output: str) -> None:
-    """Print events until the time is up, or for ever; Ctrl-C and SIGTERM end it. Raises SidestepError."""
+    """Print events for so many seconds, None for no end. Ctrl-C and SIGTERM end it too. Raises SidestepError."""
     with ExitStack() as running:
         interruption = running.enter_context(Interruption())
         tables = running.enter_context(Tables(pins))
@@ -34,7 +34,7 @@ def follow_events(pins: Pins, pod: str | None, wanted: Wanted, seconds: float | 
             _tell_deaths(running, pins, interruption)
         follower = _Follower(events, Reader(PodNames(tables)), wanted, output)
         if not interruption.is_asked:
-            events.poll(0)  # from now on they come
+            events.poll(0)  # drops the events that came before this
             click.echo("tracing", err=True)
         until = time.monotonic() + seconds if seconds else None
         while not interruption.is_asked and (until is None or time.monotonic() < until):
@@ -46,7 +46,7 @@ def _tell_deaths(running: ExitStack, pins: Pins, interruption: "Interruption") -
     try:
         running.enter_context(deaths_told(pins))
     except SidestepError as error:
-        if not interruption.is_asked:  # a Ctrl-C ends the compiler too
+        if not interruption.is_asked:  # Ctrl-C also ended the compiler: that is no fault
             click.echo(f"sidestep: processes that are killed are not shown: {error}", err=True)
 
 
@@ -59,12 +59,12 @@ class _Follower:
     lost: int = 0
 
     def look(self, seconds: float) -> None:
-        """Wait so long, then print what has come, and how much was lost."""
+        """Wait so many seconds, then print the events that came, and how many were lost."""
         write, events = FORMS[self.output], map(Event.from_buffer_copy, self.events.poll(seconds))
         told = [write(self.reader.read(event)) for event in events if self.wanted.takes(event)]
         if missed := self.events.lost - self.lost:
             self.lost += missed
-            click.echo(f"sidestep: {missed} events lost; no connection has waited for us", err=True)
+            click.echo(f"sidestep: {missed} events lost; no connection waited for them", err=True)
             if self.output != "table":
                 told.append(write({"event": "lost", "count": missed}))
         if told:
@@ -73,10 +73,11 @@ class _Follower:
 
 
 class Interruption:
-    """SIGINT and SIGTERM while events are read; the former handlers come back. Main thread only.
+    """Handles SIGINT and SIGTERM while events are read, and restores the former handlers. Main thread only.
 
-    A first signal raises nothing, as it may arrive in libbpf's callback, where it would be lost: the trace comes to its
-    end by itself. A second one raises KeyboardInterrupt: whoever reads our output may have stopped to.
+    The first signal raises nothing, because it may arrive inside libbpf's callback, where an exception would be lost.
+    The trace sees it and ends by itself. A second signal raises KeyboardInterrupt: the trace may be waiting for a
+    reader of its output that no longer reads.
     """
 
     def __init__(self) -> None:
@@ -85,7 +86,7 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         for number in _ENDING:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a script
+            if signal.getsignal(number) is not signal.SIG_IGN:  # ignored, as in a script's background job: that stays
                 self._before[number] = signal.signal(number, self._arrived)
         return self
 

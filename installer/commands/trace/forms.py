@@ -1,4 +1,4 @@
-"""How events are written: a line for people, an object a line for pipes, or YAML documents."""
+"""Writes events: one line each for people, one JSON object a line for programs, or YAML documents."""
 
 import json
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from installer.commands.output import yaml_of
 from installer.commands.trace.told_events import Document
 
-# json.dumps() makes an encoder anew for each document, which takes longer than the document
+# json.dumps() would make a new encoder for each document, which takes longer than encoding the document
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -44,5 +44,5 @@ def _yaml_document(document: Document) -> str:
     return f"---\n{yaml_of(document)}"
 
 
-# by the choice of --output
+# value of --output → how an event is written
 FORMS: dict[str, Callable[[Document], str]] = {"table": line_of, "json": _json_line, "yaml": _yaml_document}

@@ -1,6 +1,6 @@
-"""Events of the programs as plain values.
+"""Turns the programs' events into plain values.
 
-What a newer version's programs say and this one has no name for is shown by its number.
+A newer version's programs may use numbers for which this version has no name. They are shown as numbers.
 """
 
 import socket
@@ -18,17 +18,17 @@ Document = dict[str, Any]
 _PROTOCOLS = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
 _NAMES = {int(kind): kind.name.lower() for kind in EventKind}
 _RESOLVER_PORT = 15053
-# what a captured connection arrives at, by direction
+# direction → port at which a captured connection arrives
 _LISTENERS = {"outbound": OUTBOUND_PORT, "self": INBOUND_PORT, "inbound": INBOUND_PORT, "dns": _RESOLVER_PORT}
 
 
 def counted_as(verdict: int) -> tuple[str, str]:
-    """Direction and verdict."""
+    """The direction and verdict behind an event's number."""
     return TOTALS[verdict] if verdict < len(TOTALS) else ("unknown", f"verdict {verdict}")
 
 
 class Reader:
-    """Makes documents of events; knows pods by their cookies."""
+    """Makes documents of events. `name_of` gives a pod's name for its cookie."""
 
     def __init__(self, name_of: Callable[[int], str]) -> None:
         self._name_of = name_of
@@ -95,7 +95,7 @@ def _rule(number: int) -> str:
 
 @lru_cache(4096)
 def _text(command: bytes) -> str:
-    """Processes choose their names; none is to write to somebody's terminal."""
+    """A process's name. Unprintable ones are escaped: processes choose their names, and must not control a terminal."""
     text = command.decode(errors="replace")
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
@@ -103,5 +103,5 @@ def _text(command: bytes) -> str:
 def _signal(number: int) -> str:
     try:
         return Signals(number).name
-    except ValueError:  # a real-time signal
+    except ValueError:  # a real-time signal has no name
         return str(number)

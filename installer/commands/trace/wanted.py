@@ -1,4 +1,4 @@
-"""Which events somebody wants to see."""
+"""Selects the events that the user wants to see."""
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
@@ -14,12 +14,12 @@ _MAPPED = 96  # bits of ::ffff:0:0/96
 
 
 class BadFilter(SidestepError):
-    """What should be shown was not said in a way that can be understood."""
+    """The text of --dest is not a destination."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which events are shown; None for any. `port` in host order."""
+    """Selects events. None matches everything. `port` is in host order."""
 
     network: Network | None = None
     port: int | None = None
@@ -34,11 +34,11 @@ class Wanted:
             return cls(*_parsed(destination), verdict)
         except ValueError:
             raise BadFilter(
-                f'"{destination}" is no destination; give 10.0.0.0/8, 10.1.2.3:80, [fd00::1]:80 or :80'
+                f'"{destination}" is not a destination; give 10.0.0.0/8, 10.1.2.3:80, [fd00::1]:80 or :80'
             ) from None
 
     def takes(self, event: Event) -> bool:
-        """Whether an event is one of them. Processes have no verdict; who asks for refusals asks for listeners too."""
+        """Whether an event is selected. Killed processes have no verdict. "refused" selects listeners too."""
         if self.verdict and not self._takes_verdict(event):
             return False
         if self.port is not None and event.destination_port != self.port:
@@ -52,14 +52,14 @@ class Wanted:
 
 
 def _parsed(text: str) -> tuple[Network | None, int | None]:
-    """Raises ValueError."""
+    """The network and port of a destination. Raises ValueError."""
     host, port = _split(text)
     network = ip_network(host, strict=False) if host is not None else None
     return network and _unmapped(network), None if port is None else _port(port)
 
 
 def _split(text: str) -> tuple[str | None, str | None]:
-    """Host and port; an address with several colons needs brackets to have a port. Raises ValueError."""
+    """Host and port. An IPv6 address needs brackets if a port follows. Raises ValueError."""
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or rest[:1] not in ("", ":"):
@@ -78,7 +78,7 @@ def _port(text: str) -> int:
 
 
 def _unmapped(network: Network) -> Network:
-    """Events have IPv4 as such, also what a program calls ::ffff:10.0.0.1."""
+    """The IPv4 network of an IPv4-mapped one: events show ::ffff:10.0.0.1 as 10.0.0.1."""
     if isinstance(network, IPv4Network) or network.prefixlen < _MAPPED:
         return network
     ip4: IPv4Address | None = network.network_address.ipv4_mapped

@@ -1,3 +1,3 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* The classic BPF opcodes bpf.h builds on; no program of ours is written in them. */
+/* In the kernel: the opcodes of classic BPF, on which bpf.h builds. Our programs use none of them. */
 #pragma once

@@ -1,3 +1,3 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* BCC includes it and uses nothing of it. */
+/* BCC includes this file but uses nothing of it. */
 #pragma once

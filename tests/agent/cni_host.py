@@ -3,8 +3,6 @@
 import errno
 import json
 import os
-import time
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from tests.lab.waiting import wait_until
 BRIDGE: dict[str, Any] = {"type": "bridge", "ipam": {}}
 LIST = {"cniVersion": "1.0.0", "name": "net", "plugins": [BRIDGE]}
 OWN = "00-sidestep-cni.conflist"
-SOON = 20.0  # seconds, on a machine that has much else to do; how fast repairs are, test_installer_repairs.py measures
+SOON = 20.0  # seconds, on a machine that has much else to do
 
 
 def names(directory: Path) -> list[str]:
@@ -83,14 +81,6 @@ class Host:
 
     def wait_until_installed(self, name: str = "10-a.conflist") -> None:
         wait_until(lambda: self.is_installed(name) and self.ready[0], "the plugin to be installed", SOON)
-
-    def seconds_to_repair(self, tamper: "Callable[[Host], None]") -> float:
-        """How long it takes until everything is as before."""
-        before = self.content()
-        tamper(self)
-        begun = time.monotonic()
-        wait_until(lambda: self.content() == before, "the repair", 10)
-        return time.monotonic() - begun
 
     def _on_ready(self, ok: bool, why: str) -> None:
         self.ready = (ok, why)

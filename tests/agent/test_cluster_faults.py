@@ -4,6 +4,7 @@ OUTAGE_SECONDS makes the outage longer, `make nightly` a minute.
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import trustme
 
 from cni.errors import Code, PodNotFound
+from installer.pods import cluster
 from installer.pods.access import access_of
 from installer.pods.api_errors import ApiFailed
 from installer.pods.cluster import ClusterPods
@@ -165,15 +167,20 @@ def test_an_outage_leaves_nothing_behind_and_nothing_out(world: World) -> None:
     wait_until(lambda: threads_and_descriptors()[1] <= descriptors + 2, "descriptors to be closed", 5)
 
 
-def test_a_server_that_takes_requests_and_never_answers_is_given_up_in_time(world: World) -> None:
+def test_a_server_that_takes_requests_and_never_answers_is_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_FIND_SECONDS", cluster._FIND_SECONDS / 8)
     world.start()
     world.server.answering.clear()
-    began = time.monotonic()
     with pytest.raises(PodNotFound, match="cannot be reached") as caught:
         world.pods.find("default", "a", "u")
     assert caught.value.code == Code.TRY_AGAIN_LATER
-    assert time.monotonic() - began < 10  # the plugin's own limit
     assert world.asked()["get"] == 1
+
+
+def test_the_server_is_given_up_before_the_plugin_gives_up_the_agent() -> None:
+    assert Node().agent_timeout_seconds > cluster._FIND_SECONDS
 
 
 def test_stopping_does_not_wait_for_a_quiet_watch(world: World) -> None:
@@ -181,8 +188,9 @@ def test_stopping_does_not_wait_for_a_quiet_watch(world: World) -> None:
     with world.pods.running():
         assert world.pods.wait_synced(5)
         wait_until(lambda: world.server.watchers == 1, "the watch", 5)
-        began = time.monotonic()
-    assert time.monotonic() - began < 2
+        watching = {each for each in threading.enumerate() if each.name == "pods"}
+    assert len(watching) == 1
+    assert not any(each.is_alive() for each in watching)  # it has ended, it was not given up
     wait_until(lambda: threads_and_descriptors()[0] <= threads + 1, "the thread to end", 5)  # the server's own is left
 
 
@@ -190,8 +198,7 @@ def test_stopping_does_not_wait_for_a_server_that_does_not_answer(world: World) 
     world.server.answering.clear()
     with world.pods.running():
         wait_until(lambda: world.server.requests[LIST] == 1, "the list to be asked for", 5)
-        began = time.monotonic()
-    assert time.monotonic() - began < 5
+    assert world.asked() == {}  # it is still under way: it has neither been answered nor given up
     world.server.answering.set()
 
 

@@ -141,7 +141,7 @@ def test_a_link_in_place_of_the_directory_is_refused(run_dir: Path, tmp_path: Pa
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     run_dir.symlink_to(elsewhere)
-    with pytest.raises(SidestepError, match=f"{run_dir} is a link; it has to be a directory"):
+    with pytest.raises(SidestepError, match=f"{run_dir} is a symbolic link; make it a directory"):
         Server(run_dir, VERBS)
     assert not list(elsewhere.iterdir())
 
@@ -178,7 +178,7 @@ def test_a_link_in_place_of_the_socket_is_replaced(run_dir: Path, tmp_path: Path
 def test_a_directory_of_another_user_is_refused(run_dir: Path) -> None:
     run_dir.mkdir()
     os.chown(run_dir, NOBODY, NOBODY)
-    with pytest.raises(SidestepError, match=f"belongs to uid {NOBODY}; it has to be root's"):
+    with pytest.raises(SidestepError, match=f"belongs to uid {NOBODY}; it must belong to root"):
         Server(run_dir, VERBS)
 
 

@@ -122,5 +122,5 @@ def test_a_server_is_reached_by_https_unless_something_else_is_said(
 @pytest.mark.usefixtures("inside")
 def test_a_protocol_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_PROTOCOL", "tcp")
-    with pytest.raises(ApiFailed, match=r'KUBERNETES_SERVICE_PROTOCOL: "tcp" is no way .*; give http or https'):
+    with pytest.raises(ApiFailed, match=r'KUBERNETES_SERVICE_PROTOCOL: "tcp" is not a protocol .*; give http or https'):
         access_of(Node(), tmp_path)

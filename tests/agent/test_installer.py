@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,8 @@ from structlog.testing import capture_logs
 
 from installer.host.confdir import ConfDirectory
 from installer.host.files import FileRefused
+from tests.agent.cni_host import BRIDGE, LIST, SOON, Host, names
 from tests.lab.waiting import wait_until
-from tests.unit.cni_host import BRIDGE, LIST, SOON, Host, names
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    made = Host(tmp_path)
-    yield made
-    made.stop()
 
 
 def test_shim_and_entry_are_put_in_place(host: Host) -> None:
@@ -104,7 +96,7 @@ def test_a_link_that_the_runtime_goes_by_is_not_passed_over(host: Host, tmp_path
     host.write("10-a.conflist", LIST)
     host.start()
     wait_until(lambda: host.results == ["CREATE_CNI_CONFIG_FAILURE"], "the failure", SOON)
-    assert host.ready == (False, f"{link} is a symbolic link; put the file itself there")
+    assert host.ready == (False, f"{link} is a symbolic link; replace it by the file itself")
     assert host.types("10-a.conflist") == ["bridge"]
     link.unlink()
     host.wait_until_installed()
@@ -142,9 +134,7 @@ def test_a_directory_that_is_not_there_is_told_with_its_setting(host: Host, away
     directory.rmdir()
     host.start()
     wait_until(lambda: bool(host.ready[1]), "the failure", SOON)
-    assert (
-        host.ready[1] == f"{directory}: No such file or directory; is {setting} the directory that this platform uses?"
-    )
+    assert host.ready[1] == f"{directory}: No such file or directory; check that {setting} is this platform's directory"
 
 
 def test_what_cannot_be_done_is_said_with_the_setting(host: Host) -> None:

@@ -149,5 +149,5 @@ def test_a_pod_that_makes_no_sense_hides_no_other(world: World) -> None:
     world.server.put(manifest("a"))
     world.start()
     world.wait_for("a")
-    with pytest.raises(PodNotFound, match="what it has as Pod default/odd is none"):
+    with pytest.raises(PodNotFound, match="Pod default/odd is malformed"):
         world.pods.find("default", "odd", odd["metadata"]["uid"])

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -33,6 +34,13 @@ BEFORE = {
 }
 # what there was, and whose list has our entry: the primary plugin's, or one of our own
 CASES = [*((kind, "primary") for kind in BEFORE), ("list", "owned"), ("single", "owned")]
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A directory of a tmpfs: some hundred installs wait for a disk each time they sync, and none loses its power."""
+    with TemporaryDirectory(prefix="sidestep-", dir="/dev/shm") as directory:
+        yield Path(directory)
 
 
 class Host:
@@ -146,10 +154,10 @@ def saved(host: Host) -> Callable[[], None]:
 @pytest.mark.parametrize(("kind", "mode"), CASES)
 @pytest.mark.parametrize("verb", ["install", "uninstall"])
 def test_killed_anywhere_nothing_is_half_written_and_the_next_start_recovers(
-    tmp_path: Path, kind: str, verb: str, mode: str
+    memory: Path, kind: str, verb: str, mode: str
 ) -> None:
     name, document = BEFORE[kind]
-    host = Host(tmp_path, mode)
+    host = Host(memory, mode)
     conf = host.chain.mounted_cni_net_dir / name
     conf.write_text(json.dumps(document, indent=2) + "\n")
     outside = host.visible()
@@ -179,10 +187,10 @@ def test_killed_anywhere_nothing_is_half_written_and_the_next_start_recovers(
 @pytest.mark.parametrize("kind", ["list", "single"])
 @pytest.mark.parametrize("mode", ["primary", "owned"])
 def test_killed_anywhere_in_a_change_of_whose_list_it_is_the_plugin_is_called_throughout(
-    tmp_path: Path, kind: str, mode: str
+    memory: Path, kind: str, mode: str
 ) -> None:
     name, document = BEFORE[kind]
-    host = Host(tmp_path, mode)
+    host = Host(memory, mode)
     (host.chain.mounted_cni_net_dir / name).write_text(json.dumps(document, indent=2) + "\n")
     host.install()
     restore = saved(host)
@@ -249,11 +257,11 @@ ORDERS: Mapping[tuple[str, str, str], list[str]] = {
 
 @pytest.mark.parametrize(("verb", "kind", "mode"), ORDERS)
 def test_content_is_on_disk_before_its_name_and_the_name_before_going_on(
-    tmp_path: Path, verb: str, kind: str, mode: str
+    memory: Path, verb: str, kind: str, mode: str
 ) -> None:
     name, document = BEFORE[kind]
-    host = Host(tmp_path, mode)
+    host = Host(memory, mode)
     (host.chain.mounted_cni_net_dir / name).write_text(json.dumps(document))
     if verb == "uninstall":
         host.install()
-    assert traced(getattr(host, verb), tmp_path / "trace") == ORDERS[verb, kind, mode]
+    assert traced(getattr(host, verb), memory / "trace") == ORDERS[verb, kind, mode]

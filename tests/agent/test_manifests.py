@@ -102,7 +102,7 @@ def test_the_agent_takes_the_settings_as_they_are(place: str) -> None:
     )
     assert done.exit_code == 0
     done = CliRunner(env={**data, "SIDESTEP_BPFFS": "/never"}).invoke(cli, ["detach"])
-    assert "/never is no bpffs" in str(done.exception)
+    assert "/never does not exist; make a bpffs" in str(done.exception)
 
 
 def test_the_paths_of_the_configuration_are_mounted() -> None:

@@ -1,26 +1,18 @@
-"""What others do to the plugin and its place in the chain is put right within a second, and a fight is not fought."""
+"""What others do to the plugin and its place in the chain is put right at once, and a fight is not fought."""
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Callable
 
 import pytest
 from structlog.testing import capture_logs
 
 from installer.host.chain import STANDALONE_FILE
 from installer.host.confdir import ConfDirectory
+from tests.agent.cni_host import BRIDGE, LIST, SOON, Host, without_inotify
 from tests.lab.waiting import wait_until
-from tests.unit.cni_host import BRIDGE, LIST, SOON, Host, without_inotify
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    made = Host(tmp_path)
-    yield made
-    made.stop()
 
 
 def overwrite(host: Host) -> None:
@@ -81,45 +73,30 @@ def test_what_somebody_else_does_is_repaired(host: Host, tamper: Callable[[Host]
     assert ("/elsewhere" in (host.net / "10-a.conflist").read_text()) == ("/elsewhere" in before)
 
 
-def delete_standalone(host: Host) -> None:
+def test_a_network_of_our_own_comes_back(host: Host) -> None:
+    host.write("10-a.conflist", LIST)
+    host.start(chained_cni_plugin=False)
+    wait_until(lambda: host.ready[0], "the plugin to be installed", SOON)
+    before = host.content()
     (host.net / STANDALONE_FILE).unlink()
+    wait_until(lambda: host.content() == before, "the repair", SOON)
 
 
-@pytest.mark.parametrize(
-    ("tamper", "options"),
-    [
-        (write_anew, {}),
-        (change_options, {}),
-        (delete_shim, {}),
-        (break_shim, {}),
-        (delete_standalone, {"chained_cni_plugin": False}),
-    ],
-)
-def test_a_repair_takes_less_than_a_second(host: Host, tamper: Callable[[Host], None], options: dict[str, Any]) -> None:
+def test_a_fight_is_told_and_its_repairs_go_on_with_pauses(host: Host) -> None:
     host.write("10-a.conflist", LIST)
-    host.start(**options)
-    wait_until(lambda: host.ready[0], "the plugin to be installed", 10)
-    # the best of a few, as the machine may have other things to do; fewer than a fight has
-    assert min(host.seconds_to_repair(tamper) for _ in range(3)) < 1
-
-
-def test_a_repair_takes_less_than_a_second_without_inotify_too(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_inotify(monkeypatch)
-    host.write("10-a.conflist", LIST)
-    host.start()
-    host.wait_until_installed()
-    assert min(host.seconds_to_repair(write_anew) for _ in range(3)) < 1
-
-
-def test_a_repair_takes_less_than_a_second_in_a_fight_too(host: Host) -> None:
-    host.write("10-a.conflist", LIST)
+    pauses = []
     with capture_logs() as logs:
         host.start()
         host.wait_until_installed()
-        took = [host.seconds_to_repair(write_anew) for _ in range(9)]
+        before = host.content()
+        for _ in range(9):
+            write_anew(host)
+            begun = time.monotonic()
+            wait_until(lambda: host.content() == before, "the repair", SOON)
+            pauses.append(time.monotonic() - begun)
         host.stop()
     assert "chain.contested" in {line["event"] for line in logs}
-    assert 0.1 < min(took[-3:]) < 1
+    assert min(pauses[-3:]) > 0.1
 
 
 def test_an_installer_that_keeps_rewriting_is_named_and_not_raced(host: Host) -> None:

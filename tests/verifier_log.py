@@ -1,0 +1,63 @@
+"""`python -m tests.verifier_log connect4`: what this kernel's verifier says of one program.
+
+Of a program that it takes, that is how much it had to walk; of one that it refuses, the way to the instruction at
+fault. With --steps it is every instruction of every path, and the registers before each: tens of megabytes.
+
+The programs are compiled as an agent compiles them, acceleration included where the kernel has what that takes, into a
+bpffs of their own; nothing is attached.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+
+import click
+
+from bpf import compiler
+from bpf.compiler import DEATH_SOURCES, SOURCES
+from bpf.hooks import DEATH_HOOKS, HOOKS, MESSAGE_HOOK
+from bpf.kernel import require_root
+from bpf.offsets import TASKS, definitions
+
+_LOG, _STEPS = 0x2, 0x10  # bcc's DEBUG_BPF and DEBUG_BPF_REGISTER_STATE (src/cc/bpf_module.h)
+PROGRAMS = {hook.name: hook for hook in (*HOOKS, MESSAGE_HOOK, *DEATH_HOOKS)}
+
+
+@click.command()
+@click.argument("program", type=click.Choice(list(PROGRAMS)))
+@click.option("--steps", is_flag=True, help="Every instruction of every path.")
+def verifier_log(program: str, steps: bool) -> None:
+    """Print the verifier's log of PROGRAM. When the kernel refuses the program, the exit status is 1."""
+    hook = PROGRAMS[program]
+    try:
+        require_root()
+        with _bpffs() as maps:
+            if hook in DEATH_HOOKS:
+                unit = compiler._compiled(maps, DEATH_SOURCES, definitions(TASKS))
+            else:
+                unit = compiler._compiled(maps, SOURCES, compiler._CALLER + compiler._acceleration())
+            unit.debug = _STEPS if steps else _LOG
+            compiler._load(unit, hook)
+    except Exception as error:  # bcc raises nothing narrower; its own words are on standard error already
+        sys.exit(f"verifier-log: {error or type(error).__name__}")
+
+
+@contextmanager
+def _bpffs() -> Iterator[Path]:
+    """For the maps, which go with it."""
+    directory = Path(mkdtemp(prefix="sidestep-verifier-"))
+    try:
+        subprocess.run(["mount", "-t", "bpf", "bpf", directory], check=True)
+        try:
+            yield directory
+        finally:
+            subprocess.run(["umount", directory], check=True)
+    finally:
+        directory.rmdir()
+
+
+if __name__ == "__main__":
+    verifier_log()
