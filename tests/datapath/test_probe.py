@@ -28,6 +28,7 @@ from installer.settings import Attachment, Chain, Node
 from tests.datapath.conftest import scratch_pins
 from tests.datapath.test_loading import HELPER, REFUSED_PROGRAM
 from tests.datapath.test_trial import DNS, TELLS
+from tests.lab.invocation import sidestep_by_user
 from tests.lab.objects import load_program
 from tests.lab.sources import changed_copy
 
@@ -151,13 +152,7 @@ def test_a_missing_capability_is_named(site: Site, capability: str, status: int)
 
 
 def test_another_user_gets_the_table_too(site: Site) -> None:
-    # imported as root: the checkout may be where the user cannot go
-    code = (
-        "import sys, importlib, os, installer.commands.cli, installer.probe.examine; "
-        "import rich.table, rich.console, rich.box, rich.text; "
-        "os.setgroups([]); os.setgid(1000); os.setuid(1000); sys.argv[1:] = ['probe']; installer.commands.cli.main()"
-    )
-    done = run(sys.executable, "-c", code)
+    done = sidestep_by_user("probe")
     assert done.returncode == 1
     assert "uid 1000" in done.stdout
     assert "capture will not work here" in done.stdout

@@ -23,7 +23,7 @@ def enter_netns(fd: int) -> None:
 
 
 def entering(netns: Path, cgroup: Path | None, uid: int, gid: int) -> Callable[[], None]:
-    """What a child does between fork and exec: join the cgroup, enter the namespace, drop to the user.
+    """What a child does between fork and exec: join the cgroup, enter the namespace, go to /, drop to the user.
 
     Not `ip netns exec`, which mounts /sys anew and hides cgroups and bpffs.
     """
@@ -36,6 +36,7 @@ def entering(netns: Path, cgroup: Path | None, uid: int, gid: int) -> Callable[[
             os.write(fd, b"0")
             os.close(fd)
         enter_netns(netns_fd)
+        os.chdir("/")  # the checkout may be where the user cannot go, and some programs look where they started
         os.setgroups([])
         os.setgid(gid)
         os.setuid(uid)
