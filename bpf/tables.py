@@ -34,6 +34,7 @@ from bpf.layout import (
     PortKey,
     Quad,
     RouteEntry,
+    SteeringEntry,
     TallyEntry,
     TrafficEntry,
     Word,
@@ -195,6 +196,7 @@ class Tables:
         self.tallies: Table[Cookie, TallyEntry] = Table(pins, "tallies")
         self._node: Table[Word, NodeEntry] = Table(pins, "node")
         self._totals: Table[Word, Quad] = Table(pins, "totals")
+        self._steering: Table[Word, SteeringEntry] = Table(pins, "steering")  # no program refers to it, so it is held
 
     @property
     def counters(self) -> "tuple[Table[Cookie, Any], ...]":
@@ -202,7 +204,7 @@ class Tables:
         return self.traffic, self.tallies
 
     def named(self) -> dict[str, Table[Any, Any]]:
-        """The maps with many entries, by name; node and totals are left out."""
+        """The maps with many entries, by name; node, totals and steering are left out."""
         return {name: table for name, table in vars(self).items() if name[0] != "_"}
 
     def node_settings(self) -> NodeEntry:

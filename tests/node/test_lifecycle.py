@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bpf.layout import AddressKey, OwnAddressEntry
+from bpf.layout import OwnAddressEntry
 from bpf.pins import Pins
 from bpf.tables import Tables
 from tests.lab.chain import Attachment, CniFailed
@@ -133,8 +133,9 @@ def test_check_names_what_differs(own: Sandboxes) -> None:
     sandboxes.run("ADD", attachment)
     sandboxes.run("CHECK", attachment)
     with Tables(Pins(sandboxes.node.bpffs)) as tables:
-        tables.addresses.put(AddressKey.of(1, IPv4Address("10.0.0.1")), OwnAddressEntry(1))
-    with pytest.raises(CniFailed, match=r"address 10\.0\.0\.1 should be registered for this pod"):
+        (key,) = (each for each in tables.addresses.every_key() if each.address.ip() == IPv4Address("10.0.0.1"))
+        tables.addresses.put(key, OwnAddressEntry(99))
+    with pytest.raises(CniFailed, match=r"address 10\.0\.0\.1 should be registered"):
         sandboxes.run("CHECK", attachment)
 
 

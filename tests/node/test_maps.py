@@ -88,7 +88,7 @@ def test_rules_are_told_with_their_pod(mesh: Mesh, choosy: Pod) -> None:
     assert rules[22] == rules[3306] == ["exclude_outbound"]
     networks = {each["key"]["network"]: each["value"] for each in listed(mesh.node, "networks")}
     assert networks == {"10.9.0.0/16": {"verdict": "excluded"}, "fd01::/64": {"verdict": "excluded"}}
-    addresses = {each["key"]["address"]: each["value"]["pod"] for each in listed(mesh.node, "addresses")}
+    addresses = {each["key"]["address"]: each["key"]["pod"] for each in listed(mesh.node, "addresses")}
     assert addresses[str(choosy.ip4)] == addresses[str(choosy.ip6)] == "default/choosy"
     assert addresses[str(mesh.alpha.ip4)] == "default/alpha"
     row = next(line for line in text(mesh.node, "networks").splitlines() if "10.9" in line)
@@ -159,7 +159,7 @@ def test_without_an_agent_maps_are_read_too(mesh: Mesh) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (("prots",), "there is no map prots; give one of accelerated, addresses, build"),
+        (("prots",), "there is no map prots; give one of accelerated, addresses, arrivals, build"),
         (("../links/connect4",), "there is no map ../links/connect4; give one of"),
         (("sockets",), "only the programs can read the map sockets; give one of"),
         (
