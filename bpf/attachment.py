@@ -21,11 +21,11 @@ from bpf import syscalls
 from bpf.acceleration import attach_messages, is_possible
 from bpf.compiler import compile_and_pin, sources_digest
 from bpf.errors import KernelRefused
-from bpf.hooks import CGROUP_HOOKS, HOOKS
+from bpf.hooks import CGROUP_HOOKS, HOOKS, LOOKUP_HOOK
 from bpf.kernel import require_bpffs, require_capabilities
 from bpf.layout import STORAGES, TABLES, BuildEntry, Word
 from bpf.pins import OtherVersion, Pins
-from bpf.steering import load_instance
+from bpf.steering import lead_to_lookup, leads_to_lookup, load_instance, opened
 from bpf.syscalls import Descriptor
 
 # the programs that decide about outbound connections; the others complete what these have begun
@@ -107,6 +107,7 @@ def is_attached(pins: Pins) -> bool:
         all((pins.maps / name).exists() for name in (*TABLES, *STORAGES))
         and all((pins.programs / hook.name).exists() for hook in HOOKS)
         and all(_is_linked(pins.links / hook.name, cgroup) for hook in CGROUP_HOOKS)
+        and leads_to_lookup(pins)
     )
 
 
@@ -200,6 +201,7 @@ def _attach_fresh(pins: Pins, cgroup: Path) -> None:
         (fresh / name).mkdir(parents=True, mode=0o700)
     try:
         compile_and_pin(fresh / "maps", fresh / "programs")
+        _lead_to_lookup(fresh / "maps", fresh / "programs")
         _link_cgroup(fresh / "programs", fresh / "links", cgroup)
         _record(fresh / "maps", cgroup)
         fresh.rename(pins.root)
@@ -219,14 +221,8 @@ def _swap(pins: Pins, cgroup: Path) -> None:
         compile_and_pin(pins.maps, fresh)
         for hook in CGROUP_HOOKS:
             _relink(fresh / hook.name, pins.links / hook.name, hook.attach_type, cgroup)
-        for path in pins.netns.iterdir():
-            with (
-                Descriptor(load_instance(pins, int(path.name))) as steering,
-                Descriptor(syscalls.open_pin(path)) as link,
-                suppress(KernelRefused),
-            ):
-                # refused only if the namespace is gone; then the link is dead anyway
-                syscalls.update_link(link.fd, steering.fd, path)
+        _lead_to_lookup(pins.maps, fresh)
+        _swap_instances(pins)
         for program in {path.name for path in pins.programs.iterdir()} - {path.name for path in fresh.iterdir()}:
             (pins.programs / program).unlink()
         for path in list(fresh.iterdir()):
@@ -236,6 +232,26 @@ def _swap(pins: Pins, cgroup: Path) -> None:
         _record(pins.maps, cgroup)
     finally:
         shutil.rmtree(fresh)
+
+
+def _lead_to_lookup(maps: Path, programs: Path) -> None:
+    with (
+        Descriptor(syscalls.open_pin(maps / "inbound")) as inbound,
+        Descriptor(syscalls.open_pin(programs / LOOKUP_HOOK.name)) as program,
+    ):
+        lead_to_lookup(inbound.fd, program.fd)
+
+
+def _swap_instances(pins: Pins) -> None:
+    with opened(pins) as maps:
+        for path in pins.netns.iterdir():
+            with (
+                Descriptor(load_instance(maps, int(path.name))) as instance,
+                Descriptor(syscalls.open_pin(path)) as link,
+                suppress(KernelRefused),
+            ):
+                # refused only if the namespace is gone; then the link is dead anyway
+                syscalls.update_link(link.fd, instance.fd, path)
 
 
 def _make_way(pins: Pins) -> None:

@@ -34,8 +34,10 @@ CGROUP_HOOKS = (
     Hook("sockops", SOCK_OPS, 3),
     Hook("getsockopt", CGROUP_SOCKOPT, 21),
 )
-NETNS_HOOK = Hook("sk_lookup", SK_LOOKUP, 36)
-HOOKS = (*CGROUP_HOOKS, NETNS_HOOK)
+# each pod's namespace has an instance of NETNS_HOOK; every instance calls the one program of LOOKUP_HOOK (lookup.c)
+NETNS_HOOK = Hook("steer", SK_LOOKUP, 36)
+LOOKUP_HOOK = Hook("sk_lookup", SK_LOOKUP, 36)
+HOOKS = (*CGROUP_HOOKS, NETNS_HOOK, LOOKUP_HOOK)
 # there only where the kernel allows acceleration (offsets.py); attached to the socket hash by acceleration.py
 MESSAGE_HOOK = Hook("message", SK_MSG, 7)
 

@@ -15,8 +15,8 @@ OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
 LISTENER_SLOTS = 16
 COOKIE_MARK = 0x7369646573746570
-STEERING_INSTRUCTIONS = 4096
-STEERING_MAPS = 24
+STEERING_INSTRUCTIONS = 256
+STEERING_MAPS = 4
 # SPREAD4 and SPREAD6 of maps.h: captured connections go to these addresses, and nothing else may use them
 SPREAD4 = IPv4Network("127.64.0.0/10")
 SPREAD6 = IPv6Network("fd73:6964:6573:7465::/64")
@@ -290,7 +290,7 @@ class BuildEntry(ctypes.Structure):
 
 
 class SteeringEntry(ctypes.Structure):
-    """The lookup program as it is compiled; see steering.py."""
+    """A pod's own program as it is compiled; see steering.py."""
 
     _fields_ = [
         ("instructions", U32),
@@ -298,6 +298,12 @@ class SteeringEntry(ctypes.Structure):
         ("name", (ctypes.c_char * 16) * STEERING_MAPS),
         ("code", U64 * STEERING_INSTRUCTIONS),
     ]
+
+
+class SteeredEntry(ctypes.Structure):
+    """Which packet a pod's own program passes on, and the pod's netns cookie."""
+
+    _fields_ = [("cookie", U64), ("remote", U32), ("remote_port", U16), ("local_port", U16)]
 
 
 class Word(ctypes.Structure):
@@ -336,6 +342,8 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "lost": (Word, Quad),
     "build": (Word, BuildEntry),
     "steering": (Word, SteeringEntry),
+    "steered": (Word, SteeredEntry),
+    "inbound": (Word, Word),
 }
 
 # enum total, in its order: the direction and verdict of connections of enrolled pods

@@ -7,22 +7,21 @@ from bpf import syscalls
 from bpf.errors import KernelRefused
 from bpf.hooks import NETNS_HOOK
 from bpf.pins import Pins
-from bpf.steering import load_instance, name_of_instances
+from bpf.steering import name_of_instances
 from bpf.syscalls import Descriptor
 
 
-def link_pod(pins: Pins, cookie: int, netns_fd: int) -> bool:
-    """Attach inbound steering to a pod's namespace and pin the link by cookie; False if the pin exists already.
+def link_pod(pins: Pins, cookie: int, netns_fd: int, program_fd: int) -> bool:
+    """Attach the pod's instance to its namespace and pin the link by cookie; False if the pin exists already.
 
     Raises KernelRefused.
     """
     path = pins.netns / str(cookie)
     if path.exists():
         return False
-    with Descriptor(load_instance(pins, cookie)) as program:
-        made = syscalls.create_link(program.fd, netns_fd, NETNS_HOOK.attach_type, f"netns {cookie}")
-        with Descriptor(made) as link:
-            syscalls.pin(link.fd, path)
+    made = syscalls.create_link(program_fd, netns_fd, NETNS_HOOK.attach_type, f"netns {cookie}")
+    with Descriptor(made) as link:
+        syscalls.pin(link.fd, path)
     return True
 
 

@@ -337,19 +337,27 @@ struct build {
     char cgroup[256]; /* where the links are attached, NUL-terminated */
 };
 
-/* What every instance of the lookup program has in the place of its pod's cookie until it is loaded: "sidestep". */
+/* What ss_steer has in the place of its pod's cookie until it is loaded for a pod: "sidestep". */
 #define COOKIE_MARK 0x7369646573746570
 
-/* Room for the lookup program: eight bytes an instruction, and the maps that it refers to */
-#define STEERING_INSTRUCTIONS 4096
-#define STEERING_MAPS 24
+/* Room for ss_steer: eight bytes an instruction, and the maps that it refers to */
+#define STEERING_INSTRUCTIONS 256
+#define STEERING_MAPS 4
 
-/* The lookup program as it is compiled; its references to maps are indices into names. */
+/* ss_steer as it is compiled; its references to maps are indices into names. */
 struct steering {
     __u32 instructions; /* how many there are */
     __u32 maps;
     char name[STEERING_MAPS][16]; /* NUL-terminated */
     __u64 code[STEERING_INSTRUCTIONS];
+};
+
+/* Which packet a pod's ss_steer passes on, and whose the pod is (lookup.c). */
+struct steered {
+    __u64 cookie;
+    __u32 remote; /* last four bytes of the packet's source address */
+    __u16 remote_port;
+    __u16 local_port;
 };
 
 /*
@@ -443,7 +451,13 @@ TABLE("percpu_hash", __u64, struct tally, tallies, MAX_PODS, NO_PREALLOC)
 /* attachment.py → attachment.py at the next start; key 0 is the only entry */
 TABLE("array", __u32, struct build, build, 1, 0)
 
-/* compiler → agent, which loads an instance of the lookup program for each pod; the one entry is 0 */
+/* compiler → agent, which loads an instance of ss_steer for each pod; the one entry is 0 */
 TABLE("hash", __u32, struct steering, steering, 1, NO_PREALLOC)
+
+/* lookup (a pod's ss_steer) → lookup (ss_sk_lookup); each CPU has its own; key 0 is the only entry */
+TABLE("percpu_array", __u32, struct steered, steered, 1, 0)
+
+/* attachment.py → lookup (ss_steer calls it); the one entry is ss_sk_lookup */
+TABLE("prog", __u32, __u32, inbound, 1, 0)
 
 #endif

@@ -1,19 +1,20 @@
-"""The lookup program, an instance of it for each pod: compiled once, kept in the map `steering`, loaded at ADD.
+"""Each pod's own program: an instance of ss_steer (lookup.c), loaded at ADD with the pod's netns cookie as a constant.
 
-A lookup program can't ask in whose namespace it runs, so each instance has its pod's netns cookie as a constant. The
-compiler's child keeps the code with a mark where the cookie goes and with maps by name, so that whoever enrols a pod
-needs no compiler. Loading an instance takes the kernel 1.5 ms and 8 KiB.
+The compiler's child keeps the code with a mark where the cookie goes, and with maps by name. So whoever enrols a pod
+needs no compiler.
 """
 
 import ctypes
 import hashlib
 import struct
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 
 from bpf import syscalls
-from bpf.errors import CompileFailed, NotAttached
-from bpf.hooks import NETNS_HOOK
+from bpf.errors import CompileFailed, KernelRefused, NotAttached
+from bpf.hooks import LOOKUP_HOOK, NETNS_HOOK
 from bpf.layout import COOKIE_MARK, STEERING_INSTRUCTIONS, STEERING_MAPS, SteeringEntry, Word
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor
@@ -23,6 +24,26 @@ _INSTRUCTION = struct.Struct("=BBhi")
 _LOAD_WIDE = 0x18  # BPF_LD | BPF_IMM | BPF_DW: takes two instructions, the upper half of the value is in the second
 # what the source register of such a load says of its value (BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_IDX since Linux 5.14)
 _NUMBER, _MAP_DESCRIPTOR, _MAP_INDEX = 0, 1, 5
+_KEPT, _CALLED = "steering", "inbound"  # the map that keeps the code, and the one through which it calls ss_sk_lookup
+
+
+@dataclass(frozen=True)
+class _Template:
+    """Kept code, ready for a cookie."""
+
+    name: str  # by the code, as the tag of an instance depends on its cookie; the kernel keeps 15 characters
+    code: bytes
+    marks: tuple[int, ...]  # where a cookie goes: indices of wide loads
+    maps: tuple[str, ...]
+
+    def with_cookie(self, cookie: int) -> bytes:
+        """The code of one pod's instance."""
+        code = bytearray(self.code)
+        lower, upper = struct.unpack("=ii", struct.pack("=Q", cookie))
+        for at in self.marks:  # the immediate is in the last four bytes of an instruction
+            struct.pack_into("=i", code, at * _INSTRUCTION.size + 4, lower)
+            struct.pack_into("=i", code, (at + 1) * _INSTRUCTION.size + 4, upper)
+        return bytes(code)
 
 
 def keep(steering_fd: int, code: bytes, name_of: Callable[[int], str]) -> None:
@@ -32,26 +53,22 @@ def keep(steering_fd: int, code: bytes, name_of: Callable[[int], str]) -> None:
     """
     entry = portable(code, name_of)
     if number := syscalls.map_update(steering_fd, Word(0), entry):
-        raise syscalls.refused("bpf_map_update_elem", "steering", number)
+        raise syscalls.refused("bpf_map_update_elem", _KEPT, number)
 
 
 def portable(code: bytes, name_of: Callable[[int], str]) -> SteeringEntry:
     """Code as another process can load it. Raises CompileFailed if there is no room for it, or no mark in it."""
     instructions = list(_INSTRUCTION.iter_unpack(code))
     names: list[str] = []
-    marks = 0
     for at, (opcode, registers, _, value) in enumerate(instructions):
-        if opcode != _LOAD_WIDE:
-            continue
-        if registers >> 4 == _MAP_DESCRIPTOR:
+        if opcode == _LOAD_WIDE and registers >> 4 == _MAP_DESCRIPTOR:
             name = name_of(value)
             names += [name] if name not in names else []
             instructions[at] = (opcode, registers & 0xF | _MAP_INDEX << 4, 0, names.index(name))
-        elif registers >> 4 == _NUMBER and _wide(instructions, at) == COOKIE_MARK:
-            marks += 1
+    marks = len(_marks(instructions))
     if not marks or len(instructions) > STEERING_INSTRUCTIONS or len(names) > STEERING_MAPS:
         raise CompileFailed(
-            f"the lookup program has {len(instructions)} instructions, {len(names)} maps and {marks} places for a "
+            f"{NETNS_HOOK.function} has {len(instructions)} instructions, {len(names)} maps and {marks} places for a "
             f"cookie; up to {STEERING_INSTRUCTIONS}, up to {STEERING_MAPS} and at least one are right"
         )
     entry = SteeringEntry(instructions=len(instructions), maps=len(names))
@@ -62,49 +79,80 @@ def portable(code: bytes, name_of: Callable[[int], str]) -> SteeringEntry:
     return entry
 
 
-def load_instance(pins: Pins, cookie: int) -> int:
-    """Load the instance of a pod; the caller closes the descriptor. Raises NotAttached, KernelRefused."""
-    entry = _kept(pins)
-    with ExitStack() as opened:
-        maps = [
-            opened.enter_context(Descriptor(syscalls.open_pin(pins.maps / entry.name[index].value.decode()))).fd
-            for index in range(entry.maps)
-        ]
-        code = _with_cookie(_code_of(entry), cookie)
-        return syscalls.load_program(_name(entry), NETNS_HOOK.program_type, NETNS_HOOK.attach_type, code, maps)
+def load_instance(maps: Mapping[str, int], cookie: int) -> int:
+    """Load the instance of a pod; the caller closes the descriptor.
+
+    `maps` are open descriptors by name, at least those of opened(). Raises NotAttached, KernelRefused.
+    """
+    template = _template(_kept(maps[_KEPT]))
+    descriptors = [maps[name] for name in template.maps]
+    kind, attach_type = NETNS_HOOK.program_type, NETNS_HOOK.attach_type
+    return syscalls.load_program(template.name, kind, attach_type, template.with_cookie(cookie), descriptors)
+
+
+@contextmanager
+def opened(pins: Pins) -> Iterator[dict[str, int]]:
+    """The pinned maps that load_instance() needs, by name. Raises NotAttached, KernelRefused."""
+    with ExitStack() as stack:
+        found = {_KEPT: stack.enter_context(Descriptor(pins.open_map(_KEPT))).fd}
+        for name in _template(_kept(found[_KEPT])).maps:
+            found[name] = stack.enter_context(Descriptor(pins.open_map(name))).fd
+        yield found
 
 
 def name_of_instances(pins: Pins) -> str:
     """What the kernel calls the instances of the code that is kept now. Raises NotAttached, KernelRefused."""
-    return _name(_kept(pins))
+    with Descriptor(pins.open_map(_KEPT)) as kept:
+        return _template(_kept(kept.fd)).name
 
 
-def _kept(pins: Pins) -> SteeringEntry:
+def lead_to_lookup(inbound_fd: int, program_fd: int) -> None:
+    """Have every pod's instance call this program, ss_sk_lookup, from now on. Raises KernelRefused."""
+    if number := syscalls.map_update(inbound_fd, Word(0), Word(program_fd)):
+        raise syscalls.refused("bpf_map_update_elem", _CALLED, number)
+
+
+def leads_to_lookup(pins: Pins) -> bool:
+    """Whether the pods' instances call the pinned ss_sk_lookup. If not, they refuse all inbound packets.
+
+    The kernel empties a map of programs when nobody has it open or pinned any more.
+    """
+    called = Word()
+    try:
+        lookup = syscalls.open_pin(pins.programs / LOOKUP_HOOK.name)
+        with Descriptor(lookup) as program, Descriptor(pins.open_map(_CALLED)) as inbound:
+            found = syscalls.map_lookup(inbound.fd, Word(0), called)
+            return found and called.word == syscalls.program_info(program.fd).id
+    except (KernelRefused, NotAttached):
+        return False
+
+
+def _kept(steering_fd: int) -> bytes:
     entry = SteeringEntry()
-    with Descriptor(pins.open_map("steering")) as kept:
-        if not syscalls.map_lookup(kept.fd, Word(0), entry):
-            raise NotAttached(f"{pins.maps / 'steering'} is empty; run `sidestep attach` (or start the agent)")
-    return entry
+    if not syscalls.map_lookup(steering_fd, Word(0), entry):
+        raise NotAttached(f"the map {_KEPT} is empty; run `sidestep attach` (or start the agent)")
+    return bytes(entry)
 
 
-def _name(entry: SteeringEntry) -> str:
-    """By the code, as an instance's own tag depends on its cookie; the kernel keeps 15 characters."""
-    return f"ss_{hashlib.sha256(bytes(entry)).hexdigest()[:12]}"
+@lru_cache(maxsize=2)
+def _template(kept: bytes) -> _Template:
+    entry = SteeringEntry.from_buffer_copy(kept)
+    code = bytes(entry.code)[: entry.instructions * _INSTRUCTION.size]
+    return _Template(
+        f"ss_{hashlib.sha256(kept).hexdigest()[:12]}",
+        code,
+        tuple(_marks(list(_INSTRUCTION.iter_unpack(code)))),
+        tuple(entry.name[index].value.decode() for index in range(entry.maps)),
+    )
 
 
-def _code_of(entry: SteeringEntry) -> bytes:
-    return bytes(entry.code)[: entry.instructions * _INSTRUCTION.size]
-
-
-def _with_cookie(code: bytes, cookie: int) -> bytes:
-    """The code with a cookie in all of the marked places."""
-    instructions = list(_INSTRUCTION.iter_unpack(code))
-    lower, upper = struct.unpack("=ii", struct.pack("=Q", cookie))
-    for at, (opcode, registers, offset, _) in enumerate(instructions):
-        if opcode == _LOAD_WIDE and registers >> 4 == _NUMBER and _wide(instructions, at) == COOKIE_MARK:
-            instructions[at] = (opcode, registers, offset, lower)
-            instructions[at + 1] = (*instructions[at + 1][:3], upper)
-    return b"".join(_INSTRUCTION.pack(*each) for each in instructions)
+def _marks(instructions: list[tuple[int, ...]]) -> list[int]:
+    """Where a cookie goes: the wide loads of COOKIE_MARK."""
+    return [
+        at
+        for at, (opcode, registers, *_) in enumerate(instructions)
+        if opcode == _LOAD_WIDE and registers >> 4 == _NUMBER and _wide(instructions, at) == COOKIE_MARK
+    ]
 
 
 def _wide(instructions: list[tuple[int, ...]], at: int) -> int:

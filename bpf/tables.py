@@ -34,6 +34,7 @@ from bpf.layout import (
     PortKey,
     Quad,
     RouteEntry,
+    SteeredEntry,
     SteeringEntry,
     TallyEntry,
     TrafficEntry,
@@ -49,6 +50,7 @@ Entry = tuple[ctypes.Structure, ctypes.Structure]
 KINDS = {
     1: "hash",
     2: "array",
+    3: "prog",
     5: "percpu_hash",
     6: "percpu_array",
     9: "lru_hash",
@@ -196,7 +198,10 @@ class Tables:
         self.tallies: Table[Cookie, TallyEntry] = Table(pins, "tallies")
         self._node: Table[Word, NodeEntry] = Table(pins, "node")
         self._totals: Table[Word, Quad] = Table(pins, "totals")
-        self._steering: Table[Word, SteeringEntry] = Table(pins, "steering")  # no program refers to it, so it is held
+        # held because no program refers to steering, and because the kernel empties inbound when nobody has it open
+        self._steering: Table[Word, SteeringEntry] = Table(pins, "steering")
+        self._steered: Table[Word, SteeredEntry] = Table(pins, "steered")
+        self._inbound: Table[Word, Word] = Table(pins, "inbound")
 
     @property
     def counters(self) -> "tuple[Table[Cookie, Any], ...]":
@@ -204,7 +209,7 @@ class Tables:
         return self.traffic, self.tallies
 
     def named(self) -> dict[str, Table[Any, Any]]:
-        """The maps with many entries, by name; node, totals and steering are left out."""
+        """The maps with many entries, by name; node, totals and those of steering are left out."""
         return {name: table for name, table in vars(self).items() if name[0] != "_"}
 
     def node_settings(self) -> NodeEntry:

@@ -3,9 +3,11 @@
 Both ADD and the adoption of running pods use it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Entries, Identity, entries_of
@@ -18,6 +20,14 @@ from cni.netns.userns import outside_ids
 from cni.policy.annotations import CapturePolicy
 
 
+class Admitted(NamedTuple):
+    """An enrolment: the pod's entries in the maps, its netns cookie, and the identity enrolled before, if any."""
+
+    entries: Entries
+    cookie: int
+    before: Identity | None
+
+
 @dataclass(frozen=True)
 class Admission:
     """Enrols pods of one node and has them followed from then on. Safe to use from many threads."""
@@ -27,35 +37,42 @@ class Admission:
     proc: Path = Path("/proc")
     host_cookie: int = field(default_factory=own_cookie)
 
-    def admit(self, identity: Identity, policy: CapturePolicy, netns: int) -> tuple[Entries, int]:
-        """Enrol a pod, or bring its enrolment up to date. Returns its entries in the maps, and its netns cookie.
+    def admit(self, identify: Callable[[Identity | None], Identity], policy: CapturePolicy, netns: int) -> Admitted:
+        """Enrol a pod, or bring its enrolment up to date.
 
+        `identify` is given the identity that is enrolled for the namespace so far, and returns the one to enrol.
         `netns` is a descriptor of the pod's network namespace. Raises SandboxInvalid or RegistrationFailed; the maps
         are then as before.
         """
         ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
         sandbox = visit(netns, partial(self._settle_in, netns, policy))
         try:
-            entries = entries_of(identity, policy, sandbox, ids)
+            known = self.enrolments.entry(sandbox.cookie)
+            before = Identity.of(known) if known else None
+            entries = entries_of(identify(before), policy, sandbox, ids)
             self.enrolments.add(sandbox.cookie, entries, netns)
         except BaseException:
             self.follower.forget(sandbox.cookie)
             raise
         if policy.strict_proxy:
             self.follower.look_for_proxies()
-        return entries, sandbox.cookie
+        return Admitted(entries, sandbox.cookie, before)
+
+    def admit_as(self, identity: Identity, policy: CapturePolicy, netns: int) -> Admitted:
+        """Like admit(), whatever is enrolled so far."""
+        return self.admit(lambda _: identity, policy, netns)
 
     def adopt(self, identity: Identity, policy: CapturePolicy, netns: int) -> bool:
-        """Like admit(), for a running pod that no ADD has enrolled. Raises SandboxInvalid, RegistrationFailed.
+        """Like admit_as(), for a running pod that no ADD has enrolled. Raises SandboxInvalid, RegistrationFailed.
 
         If an ADD has enrolled the pod meanwhile, its enrolment stays (an ADD knows the attachment) and this returns
         False.
         """
         cookie = visit(netns, lambda _: own_cookie())
-        with self.enrolments.undisturbed():
+        with self.enrolments.undisturbed(cookie):
             if self.enrolments.entry(cookie) is not None:
                 return False
-            self.admit(identity, policy, netns)
+            self.admit_as(identity, policy, netns)
             return True
 
     def wanted(self, identity: Identity, policy: CapturePolicy, netns: int) -> tuple[Entries, int]:

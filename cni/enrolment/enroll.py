@@ -15,6 +15,8 @@ from bpf import links
 from bpf.errors import SidestepError
 from bpf.layout import LISTENER_SLOTS, Address, Cookie, ListenerKey, PodFlags, PortKey, PortRule, Quad, Word
 from bpf.pins import Pins
+from bpf.steering import load_instance
+from bpf.syscalls import Descriptor
 from bpf.tables import Table, Tables
 from cni.enrolment import rows
 from cni.enrolment.enrolled import Enrolled, Keys, Known
@@ -39,31 +41,28 @@ class Enrolments(Enrolled):
 
         Raises RegistrationFailed that names the table or link in the way; the maps are then as before.
         """
-        with self._lock, ExitStack() as undo:
-            wanted = list(rows_of(cookie, entries))
-            try:
-                pod = entries.pod()
+        wanted = list(rows_of(cookie, entries))
+        try:
+            with self._instance(cookie) as instance, self.undisturbed(cookie), ExitStack() as undo:
                 self._begin_counting(undo, cookie)
-                if links.link_pod(self._pins, cookie, netns_fd):
+                if links.link_pod(self._pins, cookie, netns_fd, instance.fd):
                     undo.callback(links.unlink_pod, self._pins, cookie)
                 for row in wanted:
                     _put(undo, self._table(row.table), row.key, row.value)
-                _put(undo, self._tables.pods, Cookie(cookie), pod)
-            except SidestepError as error:
-                if isinstance(error, RegistrationFailed):
-                    raise
-                raise RegistrationFailed(f"{entries.identity} could not be enrolled: {error}") from error
-            undo.pop_all()
-            before, self._index[cookie] = self._index.get(cookie), Known(entries.identity, _keys(wanted))
-            if before:
-                self._drop(before.keys - self._index[cookie].keys)
+                _put(undo, self._tables.pods, Cookie(cookie), entries.pod())
+                undo.pop_all()
+                before, self._index[cookie] = self._index.get(cookie), Known(entries.identity, _keys(wanted))
+                if before:
+                    self._drop(before.keys - self._index[cookie].keys)
+        except SidestepError as error:
+            raise RegistrationFailed(f"{entries.identity} could not be enrolled: {error}") from error
 
     def follow(self, cookie: int, sandbox: Sandbox, excluded_interfaces: Collection[str]) -> None:
         """Bring a pod's addresses, routes and interfaces up to date. Does nothing if the pod is not enrolled any more.
 
         Raises TableFull; the rows that fitted are then in place.
         """
-        with self._lock:
+        with self.undisturbed(cookie):
             known, pod = self._index.get(cookie), self._tables.pods.get(Cookie(cookie))
             if known is None or pod is None:
                 return
@@ -83,7 +82,7 @@ class Enrolments(Enrolled):
 
         Does nothing if the pod is not enrolled any more. Raises TableFull; the pod then denies the old ports.
         """
-        with self._lock, ExitStack() as undo:
+        with self.undisturbed(cookie), ExitStack() as undo:
             known, pod = self._index.get(cookie), self._tables.pods.get(Cookie(cookie))
             if known is None or pod is None:
                 return False
@@ -118,11 +117,11 @@ class Enrolments(Enrolled):
 
     def steer(self, cookie: int, netns_fd: int) -> bool:
         """Give a pod a new sk_lookup link. Returns False if the pod is not enrolled any more. Raises KernelRefused."""
-        with self._lock:
+        with self._instance(cookie) as instance, self.undisturbed(cookie):
             if cookie not in self._index:
                 return False
             links.unlink_pod(self._pins, cookie)
-            return links.link_pod(self._pins, cookie, netns_fd)
+            return links.link_pod(self._pins, cookie, netns_fd, instance.fd)
 
     def add_listener(self, cookie: int, port: int, listener: socket.socket) -> bool:
         """Register one more listening socket of a pod's proxy, for inbound connections. `port` is in host order.
@@ -145,7 +144,7 @@ class Enrolments(Enrolled):
 
     def remove(self, cookie: int) -> bool:
         """Take a pod out. Returns False if it was not enrolled. Open connections go on; new ones are not captured."""
-        with self._lock:
+        with self.undisturbed(cookie):
             known = self._index.pop(cookie, None)
             if known is None:
                 return False
@@ -163,18 +162,28 @@ class Enrolments(Enrolled):
 
         A namespace without a living sk_lookup link counts as dead, unless its cookie is in `spared`.
         """
-        with self._lock:
-            linked = dict(links.linked_pods(self._pins))
-            alive = {cookie for cookie, inode in linked.items() if inode} | set(spared)
-            # Entries without a pod's name were left by a crash in the middle of an ADD, so that ADD never succeeded.
-            dead = [key for key, known in self._index.items() if key not in alive or not known.identity.name]
-            gone = [self._index[key].identity for key in dead if self._index[key].identity.name]
-            for cookie in dead:
-                self.remove(cookie)
-            for cookie in linked:
-                if cookie not in alive or cookie not in self._index:
+        linked = dict(links.linked_pods(self._pins))
+        alive = {cookie for cookie, inode in linked.items() if inode} | set(spared)
+        gone = []
+        for cookie in {*linked, *self._index} - alive | self._half_written():
+            with self.undisturbed(cookie):  # an ADD may have enrolled it meanwhile
+                known = self._index.get(cookie)
+                if known and known.identity.name and (cookie in spared or links.pod_link_alive(self._pins, cookie)):
+                    continue
+                if self.remove(cookie) and known and known.identity.name:
+                    gone.append(known.identity)
+        for cookie in linked:
+            with self.undisturbed(cookie):
+                if cookie not in self._index:
                     links.unlink_pod(self._pins, cookie)
-            return gone
+        return gone
+
+    def _half_written(self) -> set[int]:
+        """Pods without a name: a crash in the middle of an ADD has left them, so that ADD never succeeded."""
+        return {cookie for cookie, known in list(self._index.items()) if not known.identity.name}
+
+    def _instance(self, cookie: int) -> Descriptor:
+        return Descriptor(load_instance(self._tables.descriptors(), cookie))
 
     def _drop(self, keys: Keys) -> None:
         for name, raw in keys:

@@ -4,9 +4,7 @@ The maps are the only state. This module keeps an index of them by pod, so that 
 It reads the index back from the maps when the agent starts.
 """
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,6 +15,7 @@ from bpf.tables import Table, Tables
 from cni.enrolment import rows
 from cni.enrolment.entries import Entries, Identity
 from cni.enrolment.rows import rows_of
+from cni.enrolment.turns import Turns
 
 _NOBODY = Identity("", "", "", "", "", "")
 Keys = set[tuple[str, bytes]]  # name of a table, and a key in it as bytes
@@ -35,14 +34,12 @@ class Enrolled:
     def __init__(self, pins: Pins, tables: Tables) -> None:
         self._pins = pins
         self._tables = tables
-        self._lock = threading.RLock()
-        self._index = self._read_back()
+        self._turns = Turns()
+        self._index = self._read_back()  # a pod's item changes in the pod's turn; list() and dict() copy in one step
 
-    @contextmanager
-    def undisturbed(self) -> Iterator[None]:
-        """Keep other threads from enrolling and removing pods until the `with` block ends."""
-        with self._lock:
-            yield
+    def undisturbed(self, cookie: int) -> AbstractContextManager[None]:
+        """Keep other threads from enrolling, changing and removing this pod until the `with` block ends."""
+        return self._turns.of(cookie)
 
     def entry(self, cookie: int) -> PodEntry | None:
         """The pod's own entry as the programs see it; None if the pod is not enrolled."""
@@ -50,28 +47,24 @@ class Enrolled:
 
     def cookies(self) -> list[int]:
         """The netns cookies of all enrolled pods."""
-        with self._lock:
-            return list(self._index)
+        return list(self._index)
 
     def identities(self) -> dict[int, Identity]:
         """The identities of all enrolled pods, by netns cookie."""
-        with self._lock:
-            return {cookie: known.identity for cookie, known in self._index.items()}
+        return {cookie: known.identity for cookie, known in self._known()}
 
     def unsteered(self) -> set[int]:
         """The netns cookies of pods without a living sk_lookup link: the namespace or the link is gone."""
-        with self._lock:
-            return {cookie for cookie in self._index if not links.pod_link_alive(self._pins, cookie)}
+        return {cookie for cookie in self.cookies() if not links.pod_link_alive(self._pins, cookie)}
 
     def unheard(self) -> dict[int, int]:
         """The living pods that have no proxy's listener in the maps: netns cookie → inode of the namespace."""
-        with self._lock:
-            heard = {key.cookie for key in self._tables.listeners.every_key()}
-            return {
-                cookie: inode
-                for cookie, inode in links.linked_pods(self._pins)
-                if inode and cookie in self._index and cookie not in heard
-            }
+        heard = {key.cookie for key in self._tables.listeners.every_key()}
+        return {
+            cookie: inode
+            for cookie, inode in links.linked_pods(self._pins)
+            if inode and cookie in self._index and cookie not in heard
+        }
 
     def of_attachment(self, container_id: str, ifname: str, netns_cookie: int | None = None) -> list[int]:
         """The netns cookies of the pods that a DEL of this container and interface shall remove.
@@ -79,23 +72,16 @@ class Enrolled:
         The container of an adopted pod's sandbox is not always known. So an adopted pod is found by `netns_cookie` too:
         the cookie of the namespace that came with the DEL, if one did.
         """
-        with self._lock:
-            return [
-                cookie
-                for cookie, known in self._index.items()
-                if known.identity.ifname == ifname
-                and (
-                    known.identity.container_id == container_id
-                    or (known.identity.is_adopted and cookie == netns_cookie)
-                )
-            ]
+        return [
+            cookie
+            for cookie, known in self._known()
+            if known.identity.ifname == ifname
+            and (known.identity.container_id == container_id or (known.identity.is_adopted and cookie == netns_cookie))
+        ]
 
     def of_network(self, network: str) -> dict[int, Identity]:
         """The pods enrolled through one CNI network, by netns cookie: a GC decides on these."""
-        with self._lock:
-            return {
-                cookie: known.identity for cookie, known in self._index.items() if known.identity.network == network
-            }
+        return {cookie: known.identity for cookie, known in self._known() if known.identity.network == network}
 
     def differences(self, cookie: int, entries: Entries) -> list[str]:
         """How the maps differ from the entries that a pod should have: one sentence for each difference."""
@@ -118,12 +104,7 @@ class Enrolled:
 
     def damaged(self) -> dict[int, Identity]:
         """The pods whose entries are not all there: somebody else has removed or replaced them. By netns cookie."""
-        with self._lock:
-            return {
-                cookie: known.identity
-                for cookie, known in self._index.items()
-                if known.identity.name and not self._is_whole(cookie, known.keys)
-            }
+        return {cookie: known.identity for cookie, known in self._known() if self._is_damaged(cookie)}
 
     def is_attached(self) -> bool:
         """Whether all programs are pinned and their global links attached."""
@@ -137,17 +118,19 @@ class Enrolled:
         return attachment.is_pinned(self._pins, "pods", self._tables.pods.descriptor)
 
     def __len__(self) -> int:
-        with self._lock:
-            return len(self._index)
+        return len(self._index)
 
-    def _is_whole(self, cookie: int, keys: Keys) -> bool:
-        if self._tables.pods.get(Cookie(cookie)) is None:
-            return False
-        for name, raw in keys:
-            key = self._table(name).key.from_buffer_copy(raw)
-            if self._table(name).get(key) is None:
+    def _known(self) -> list[tuple[int, Known]]:
+        return list(self._index.items())
+
+    def _is_damaged(self, cookie: int) -> bool:
+        with self.undisturbed(cookie):
+            known = self._index.get(cookie)
+            if known is None or not known.identity.name:
                 return False
-        return True
+            return self._tables.pods.get(Cookie(cookie)) is None or any(
+                self._table(name).get(self._table(name).key.from_buffer_copy(raw)) is None for name, raw in known.keys
+            )
 
     def _table(self, name: str) -> Table[Any, Any]:
         table: Table[Any, Any] = getattr(self._tables, name)

@@ -242,7 +242,7 @@ class Reconciler:
         with find_netns(damaged, proc=self.node.proc) as found:
             for cookie, netns in found:
                 if cookie in pods:
-                    self.adoption.admission.admit(damaged[cookie], policy_of(pods[cookie]), netns)
+                    self.adoption.admission.admit_as(damaged[cookie], policy_of(pods[cookie]), netns)
                     log.warning("entries.restored", pod=str(damaged[cookie]), reason="somebody has removed entries")
                     self._tell_repaired(pods[cookie], "map entries are restored: somebody had removed some")
                     count += 1

@@ -163,4 +163,4 @@ def enrol_by_cni(parts: Parts, wire: Wire, pod: Pod, container: str = "sandbox")
     """As an ADD."""
     identity = Identity(pod.uid or "", pod.name, pod.namespace, container, "net", "eth0")
     with wire.pod.path.open() as netns:
-        parts.admission.admit(identity, policy_of(pod), netns.fileno())
+        parts.admission.admit_as(identity, policy_of(pod), netns.fileno())

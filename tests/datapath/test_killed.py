@@ -23,6 +23,7 @@ from bpf.compiler import compile_and_pin
 from bpf.hooks import CGROUP_HOOKS, MESSAGE_HOOK
 from bpf.links import instances, link_pod
 from bpf.pins import Pins
+from bpf.steering import load_instance, opened
 from bpf.syscalls import Descriptor, attached_to
 from tests.datapath.conftest import Wire, scratch_pins
 from tests.lab.waiting import wait_until
@@ -184,6 +185,11 @@ def test_killed_while_it_attaches(world: World, monkeypatch: pytest.MonkeyPatch)
         assert_whole(world)
 
 
+def steer(pins: Pins, netns: int) -> None:
+    with opened(pins) as maps, Descriptor(load_instance(maps, COOKIE)) as instance:
+        link_pod(pins, COOKIE, netns, instance.fd)
+
+
 def test_killed_while_it_swaps(world: World, netns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def old() -> None:
         world.choose(0, monkeypatch)
@@ -192,7 +198,7 @@ def test_killed_while_it_swaps(world: World, netns: int, monkeypatch: pytest.Mon
 
     detach_programs(world.pins)
     old()
-    link_pod(world.pins, COOKIE, netns)
+    steer(world.pins, netns)
     for _ in killed_everywhere(lambda: attach_programs(world.pins, world.cgroup), old, at_least=13 + 13 + 1 + 13):
         assert all(world.attached().values())
         assert attach_programs(world.pins, world.cgroup) is not Outcome.ATTACHED
@@ -249,7 +255,7 @@ def taken_down(world: World, netns: int, monkeypatch: pytest.MonkeyPatch) -> Ite
     def up() -> None:
         attach_programs(world.pins, world.cgroup)
         with suppress(FileExistsError):
-            link_pod(world.pins, COOKIE, netns)
+            steer(world.pins, netns)
 
     world.choose(0, monkeypatch)
     detach_programs(world.pins)

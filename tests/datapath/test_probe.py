@@ -16,8 +16,8 @@ import pytest
 from bpf import attachment, compiler
 from bpf.attachment import Outcome, attach_programs
 from bpf.errors import KernelRefused
-from bpf.hooks import CGROUP_HOOKS
-from bpf.layout import TABLES, Cookie, OwnAddressEntry
+from bpf.hooks import CGROUP_HOOKS, HOOKS
+from bpf.layout import STORAGES, TABLES, Cookie, OwnAddressEntry
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor
 from installer.probe import examine as examination
@@ -117,7 +117,9 @@ def test_a_node_that_can_capture(site: Site) -> None:
     status, rows = site.probe()
     assert status == 0
     assert {each["verdict"] for each in rows.values()} <= {"yes", "warning"}
-    assert rows[PROGRAMS]["found"] == "14 programs and 26 maps, compiled and loaded"
+    assert (
+        rows[PROGRAMS]["found"] == f"{len(HOOKS)} programs and {len(TABLES) + len(STORAGES)} maps, compiled and loaded"
+    )
     assert {"SO_NETNS_COOKIE", "pidfd_getfd", *TRIALS} <= set(rows)
 
 

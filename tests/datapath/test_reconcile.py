@@ -119,7 +119,8 @@ TAMPERING = [
 def admit(agent: Parts, bare: Bare, name: str) -> None:
     """Enrol a namespace without processes."""
     with bare.path.open() as netns:
-        agent.admission.admit(Identity(name, name, "default", name, "net", "eth0"), CapturePolicy(), netns.fileno())
+        identity = Identity(name, name, "default", name, "net", "eth0")
+        agent.admission.admit_as(identity, CapturePolicy(), netns.fileno())
 
 
 @pytest.mark.parametrize("tamper", TAMPERING)

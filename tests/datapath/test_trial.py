@@ -44,6 +44,7 @@ TELLS = {
     "getpeername6": {OUT6},
     "sockops": {OUT, OUT6, IN, IN6, SWAP},
     "getsockopt": {OUT, OUT6, IN, IN6, SWAP},
+    "steer": {IN, IN6},
     "sk_lookup": {IN, IN6},
 }
 

@@ -91,6 +91,7 @@ _KEYS: dict[str, tuple[str, Callable[[int], Any]]] = {
     "lost": ("", int),
     "build": ("", int),
     "steering": ("", int),
+    "inbound": ("", int),
 }
 _VALUES: dict[str, tuple[str, Callable[[int], Any]]] = {
     "port_rules": ("rules", _flags(PortRule)),
@@ -103,6 +104,7 @@ _VALUES: dict[str, tuple[str, Callable[[int], Any]]] = {
     "accelerated": ("socket_cookie", int),
     "totals": ("count", int),
     "lost": ("events", int),
+    "inbound": ("program_id", int),
 }
 
 

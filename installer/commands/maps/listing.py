@@ -15,6 +15,8 @@ from cni.enrolment.entries import Identity
 from installer.commands.maps.decode import Names, Plain, cookies, decoded, is_about_pods
 from installer.commands.names import cookie_of
 
+_FOR_PROGRAMS = ("steered",)  # each CPU has its own, for one packet
+
 
 class UnknownMap(SidestepError):
     """The map does not exist, or the wanted entries cannot be listed. The message names the maps that can be."""
@@ -78,7 +80,7 @@ def _map_of(pins: Pins, name: str, pod: set[int] | None) -> Plain:
 
 def _count(pins: Pins, name: str, pod: set[int] | None) -> int | None:
     """The number of entries. None if user space cannot read them, or if another version's have another layout."""
-    if name not in TABLES:
+    if not _is_readable(name):
         return None
     try:
         found: Iterable[Entry] = entries(pins, name) if pod is None else _about(entries(pins, name), pod)
@@ -116,11 +118,15 @@ def _kept_by_pod() -> Iterator[str]:
 
 
 def _is_kept_by_pod(name: str) -> bool:
-    return name in TABLES and is_about_pods(*TABLES[name])
+    return _is_readable(name) and is_about_pods(*TABLES[name])
+
+
+def _is_readable(name: str) -> bool:
+    return name in TABLES and name not in _FOR_PROGRAMS
 
 
 def _require_listable(pins: Pins, name: str) -> None:
-    listable = {path.name for path in pins.maps.iterdir()} & set(TABLES)
+    listable = {path.name for path in pins.maps.iterdir() if _is_readable(path.name)}
     if name not in listable:
         there = "/" not in name and (pins.maps / name).exists()
         what = f"only the programs can read the map {name}" if there else f"there is no map {name}"
