@@ -23,7 +23,7 @@ from cni.netns.namespaces import find_netns
 from cni.netns.plumbing import is_stale, prepare
 from cni.netns.rtnl import Rtnl
 from cni.netns.sandbox import Sandbox, look, visit
-from cni.netns.watch import Watch
+from cni.netns.watch import Changes, Watch
 
 log = structlog.get_logger("follow")
 
@@ -32,6 +32,7 @@ log = structlog.get_logger("follow")
 _SETTLE = 0.1
 # Seconds between two looks at the Pods of strict proxies: their containers come after the ADD, and may be restarted.
 _PROXY_SECONDS = 0.25
+_AT_ONCE = 8  # pods between two looks at what else has changed; with MAX_ADDRESSES each they take half a second
 _AFTER_FAILURE = 1.0  # seconds of pause
 
 
@@ -51,6 +52,8 @@ class Follower:
         self._proc = proc
         self._watch = Watch()
         self._stopping = threading.Event()
+        self._pending: set[int] = set()  # pods that have changed and are not brought up to date yet
+        self._served: dict[int, float] = {}  # when such a pod was brought up to date last
         self._refreshing = threading.Lock()  # held from a look to the writing of what it saw, so that the newest wins
 
     def watch(self, cookie: int, netns_fd: int) -> None:
@@ -120,15 +123,32 @@ class Follower:
 
     def _follow_once(self) -> None:
         is_any_strict = self._proxies.refresh()
-        changes = self._watch.wait(_PROXY_SECONDS if is_any_strict else None)
-        if not changes.changed and not changes.gone:
-            return
-        time.sleep(_SETTLE)
-        more = self._watch.wait(0)
-        for cookie in changes.gone | more.gone:
+        if not self._pending:
+            changes = self._watch.wait(_PROXY_SECONDS if is_any_strict else None)
+            if not changes:
+                return
+            self._note(changes)
+            time.sleep(_SETTLE)
+        self._note(self._watch.wait(0))
+        self._serve()
+
+    def _note(self, changes: Changes) -> None:
+        for cookie in changes.gone:
             if self._enrolments.remove(cookie):
                 log.info("pod.gone", netns_cookie=cookie)
-        self._refresh_all(changes.changed | more.changed)
+        self._pending = (self._pending | changes.changed) - changes.gone
+
+    def _serve(self) -> None:
+        """Bring a few of the changed pods up to date, first those that have waited longest since their last turn.
+
+        So a pod that changes all the time has its turn after the others.
+        """
+        enrolled = set(self._enrolments.cookies())
+        self._served = {cookie: when for cookie, when in self._served.items() if cookie in enrolled}
+        turn = sorted(self._pending, key=lambda cookie: self._served.get(cookie, 0.0))[:_AT_ONCE]
+        self._pending.difference_update(turn)
+        self._refresh_all(frozenset(turn))
+        self._served.update(dict.fromkeys(turn, time.monotonic()))
 
     def _adopt(self) -> None:
         with find_netns(self._enrolments.cookies(), proc=self._proc) as found:

@@ -47,9 +47,14 @@ def prepare(rtnl: Rtnl, sandbox: Sandbox, ipv6: bool, tproxy: bool, proc: Path =
 
 def is_stale(rtnl: Rtnl, sandbox: Sandbox, ipv6: bool) -> bool:
     """Whether prepare() must run again: the pod's address has changed, or was still tentative at the last time."""
-    sources = rtnl.local_sources(LOCAL_TABLE)
-    wanted = [(SPREAD4, sandbox.routable(4))] + ([(SPREAD6, sandbox.routable(6))] if ipv6 else [])
-    return any(network not in sources or sources[network] != source for network, source in wanted)
+    # one address speaks for its network: a namespace may have thousands of routes
+    asked: list[IpAddress] = [SPREAD4[1], *([SPREAD6[1]] if ipv6 else [])]
+    for somebody in asked:
+        is_local, chosen = rtnl.local_source_to(somebody)
+        source = sandbox.routable(somebody.version)
+        if not is_local or (source and chosen != source):
+            return True
+    return False
 
 
 def _add_inbound_source(rtnl: Rtnl) -> None:

@@ -10,10 +10,11 @@ import os
 import secrets
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from itertools import islice
 from typing import Any, NamedTuple
 
 from pyroute2 import netlink
@@ -79,7 +80,7 @@ class Rtnl:
     """
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket = _open()
         self._parser = MarshalRtnl()
         self._is_interrupted = False
 
@@ -93,9 +94,13 @@ class Rtnl:
         """Close the socket."""
         self._socket.close()
 
-    def addresses(self) -> Iterator[SubnetAddress]:
-        """Every address, in the kernel's order: IPv4 first."""
-        for reply in self._dump(_filled(ifaddrmsg, {}), rtnl.RTM_GETADDR):
+    def addresses(self, limit: int) -> Iterator[SubnetAddress]:
+        """The addresses in the kernel's order, IPv4 first; of more than `limit`, the first half of each family."""
+        replies = self._dump(_filled(ifaddrmsg, {}), rtnl.RTM_GETADDR, limit)
+        if len(replies) == limit:
+            families = (_filled(ifaddrmsg, {}, family=family) for family in _FAMILIES.values())
+            replies = [each for one in families for each in self._dump(one, rtnl.RTM_GETADDR, limit // 2)]
+        for reply in replies:
             ip = ip_address(reply.get_attr("IFA_LOCAL") or reply.get_attr("IFA_ADDRESS"))
             subnet = ip_network((ip.packed, reply["prefixlen"]), strict=False)
             yield SubnetAddress(ip, reply["index"], subnet)
@@ -121,21 +126,19 @@ class Rtnl:
 
     def source_to(self, destination: IpAddress) -> IpAddress | None:
         """The source address that the kernel would choose for a destination; None if it has no route there."""
+        return _source_of(self._route_to(destination))
+
+    def local_source_to(self, destination: IpAddress) -> tuple[bool, IpAddress | None]:
+        """Whether a destination is delivered to this namespace itself; and as source_to()."""
+        route = self._route_to(destination)
+        return bool(route and route["type"] == _RTN_LOCAL), _source_of(route)
+
+    def _route_to(self, destination: IpAddress) -> Any:
         told = {"RTA_DST": str(destination)}
         request = _filled(rtmsg, told, family=_FAMILIES[destination.version], dst_len=destination.max_prefixlen)
-        try:
-            replies = list(self._ask(request, rtnl.RTM_GETROUTE, netlink.NLM_F_ACK))
-        except OSError:
-            return None
-        source = next((reply.get_attr("RTA_PREFSRC") for reply in replies), None)
-        return ip_address(source) if source else None
-
-    def local_sources(self, table: int) -> dict[IpNetwork, IpAddress | None]:
-        """The prefixes that a table delivers to this namespace, each with its preferred source address."""
-        return {
-            network: ip_address(source) if (source := reply.get_attr("RTA_PREFSRC")) else None
-            for reply, network in self._dump_routes(table, _RTN_LOCAL)
-        }
+        with suppress(OSError):
+            return next(iter(list(self._ask(request, rtnl.RTM_GETROUTE, netlink.NLM_F_ACK))), None)
+        return None
 
     def _dump_routes(self, table: int, kind: int) -> Iterator[tuple[Any, IpNetwork]]:
         for reply in self._dump(_filled(rtmsg, {}, family=socket.AF_UNSPEC), rtnl.RTM_GETROUTE):
@@ -191,14 +194,24 @@ class Rtnl:
         for _ in self._ask(request, kind, netlink.NLM_F_ACK | flags):
             pass
 
-    def _dump(self, request: _Request, kind: int) -> list[Any]:
-        """All objects of a kind. If the kernel says that something changed during the dump, ask for all of it again."""
+    def _dump(self, request: _Request, kind: int, limit: int | None = None) -> list[Any]:
+        """The objects of a kind, at most `limit`.
+
+        If the kernel says that something changed during the dump, ask for all of it again.
+        """
         for _ in range(_DUMP_TRIES):
             self._is_interrupted = False
-            replies = list(self._ask(request, kind, netlink.NLM_F_DUMP))
+            replies = list(islice(self._ask(request, kind, netlink.NLM_F_DUMP), limit))
+            if len(replies) == limit:
+                self._start_anew()
             if not self._is_interrupted:
                 break
         return replies
+
+    def _start_anew(self) -> None:
+        """Let go of the rest of an answer, which nobody reads. It goes with its socket."""
+        self._socket.close()
+        self._socket = _open()
 
     def _ask(self, request: _Request, kind: int, flags: int) -> Iterator[Any]:
         """Send one request and yield the replies up to the end or the acknowledgement. Raises OSError."""
@@ -216,6 +229,15 @@ class Rtnl:
                 yield reply
 
 
+def _open() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+
+
+def _source_of(route: Any) -> IpAddress | None:
+    source = route.get_attr("RTA_PREFSRC") if route else None
+    return ip_address(source) if source else None
+
+
 def listen(groups: Iterable[int], room: int) -> socket.socket:
     """A non-blocking socket that hears multicast groups of the calling thread's namespace, and of all namespaces that
     have a number there.
@@ -223,7 +245,7 @@ def listen(groups: Iterable[int], room: int) -> socket.socket:
     `room` is the size in bytes of its buffer for unread messages. Needs Linux 4.2, CAP_NET_ADMIN for the buffer, and
     CAP_NET_BROADCAST in the user namespace of each network namespace to hear. Raises OSError.
     """
-    listening = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    listening = _open()
     with ExitStack() as undo:
         undo.callback(listening.close)
         listening.setblocking(False)

@@ -26,6 +26,10 @@ _NS_GET_NSTYPE = 0xB703  # uapi/linux/nsfs.h
 _SO_NETNS_COOKIE = 71  # uapi/asm-generic/socket.h, Linux 5.14
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
+# The most addresses of a pod that are looked at. So no pod can fill the table of all pods' addresses, or keep the agent
+# busy.
+MAX_ADDRESSES = 512
+
 # where Istio's inbound clusters and probes dial from in IPv6; 127.0.0.6 needs no address, ::6 does
 INBOUND_SOURCE6 = IPv6Address("::6")
 
@@ -51,9 +55,9 @@ class Way:
 class Sandbox:
     """What capture needs to know of a pod's namespace.
 
-    `addresses` are in the kernel's order, without loopback. `interfaces` are indexes by name. `ways` says where each
-    prefix of the main routing table leads. Most pods exclude no interface and have addresses on only one; for them,
-    `interfaces` and `ways` are empty.
+    `addresses` are in the kernel's order, without loopback, at most MAX_ADDRESSES. `interfaces` are indexes by name.
+    `ways` says where each prefix of the main routing table leads. Most pods exclude no interface and have addresses on
+    only one; for them, `interfaces` and `ways` are empty.
     """
 
     cookie: int
@@ -104,7 +108,7 @@ def addresses_in(rtnl: Rtnl) -> Iterator[InterfaceAddress]:
     If nothing else is needed, this is cheaper than look(): a namespace may have thousands of routes.
     """
     primaries: dict[tuple[int, IpNetwork], IpAddress] = {}
-    for each in rtnl.addresses():
+    for each in rtnl.addresses(MAX_ADDRESSES):
         source = primaries.setdefault((each.ifindex, each.subnet), each.ip) if each.ip.version == 4 else each.ip
         # ::6 is on the lo of every mesh pod. The programs know it, and the table has one owner for each address.
         if not each.ip.is_loopback and each.ip != INBOUND_SOURCE6:

@@ -13,6 +13,7 @@ import yaml
 from bpf.layout import Cookie
 from bpf.pins import Pins
 from bpf.tables import Tables
+from cni.netns.sandbox import MAX_ADDRESSES
 from tests.lab.node import Node, make_netns
 from tests.lab.pod import Pod
 from tests.lab.waiting import wait_until
@@ -140,3 +141,23 @@ def test_a_strict_proxy_is_known_by_its_containers_cgroup(node: Node, tables: Ta
     wait_until(lambda: bool(list(tables.proxies.every())), "the container to be confirmed", SOON)
     assert [value.quad for _, value in tables.proxies.every()] == [cgroup.stat().st_ino]
     assert isinstance(next(tables.proxies.every_key()), Cookie)
+
+
+def test_a_pod_with_thousands_of_addresses_that_never_rests_delays_nobody(
+    node: Node, pod: Pod, tables: Tables, tmp_path: Path
+) -> None:
+    greedy = node.pod("greedy", envoy=False, app=False)
+    batch = tmp_path / "addresses"
+    every = [f"10.{200 + number // 250 // 250}.{number // 250}.{number % 250 + 1}/32" for number in range(4000)]
+    batch.write_text("".join(f"addr add {each} dev eth0\n" for each in every))
+    ip(greedy.netns, "-batch", batch)
+    endless = f"while true; do ip addr add 192.0.2.9/32 dev eth0; ip addr del 192.0.2.9/32 dev eth0; sleep 0.05; done"
+    with subprocess.Popen(["nsenter", f"--net={greedy.netns}", "sh", "-c", endless]) as restless:
+        try:
+            wait_until(lambda: is_registered(tables, "10.200.0.1"), "the first of them to be registered", SOON)
+            for number in range(5):
+                ip(pod.netns, "addr", "add", f"192.0.2.{100 + number}/32", "dev", "eth0")
+                wait_until(partial(is_registered, tables, f"192.0.2.{100 + number}"), "its turn", 2)
+            assert tables.addresses.count() < MAX_ADDRESSES + 50
+        finally:
+            restless.kill()
