@@ -119,7 +119,7 @@ def leads_to_lookup(pins: Pins) -> bool:
     """
     called = Word()
     try:
-        lookup = syscalls.open_pin(pins.programs / LOOKUP_HOOK.name)
+        lookup = syscalls.open_pin(pins.programs / LOOKUP_HOOK.name, syscalls.READ_ONLY)
         with Descriptor(lookup) as program, Descriptor(pins.open_map(_CALLED)) as inbound:
             found = syscalls.map_lookup(inbound.fd, Word(0), called)
             return found and called.word == syscalls.program_info(program.fd).id

@@ -267,9 +267,9 @@ def test_looking_for_an_address_asks_each_namespace_for_its_addresses_alone(
         ip_command("-n", name, *command.split())
     asked, dump = [], Rtnl._dump
 
-    def counted(self: Rtnl, message: Any, kind: int) -> list[Any]:
+    def counted(self: Rtnl, request: Any, kind: int, limit: int | None = None) -> list[Any]:
         asked.append(kind)
-        return dump(self, message, kind)
+        return dump(self, request, kind, limit)
 
     monkeypatch.setattr(Rtnl, "_dump", counted)
     assert agent.adopt(pod.pod(secrets.token_hex(32))) is None

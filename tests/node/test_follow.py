@@ -151,7 +151,7 @@ def test_a_pod_with_thousands_of_addresses_that_never_rests_delays_nobody(
     every = [f"10.{200 + number // 250 // 250}.{number // 250}.{number % 250 + 1}/32" for number in range(4000)]
     batch.write_text("".join(f"addr add {each} dev eth0\n" for each in every))
     ip(greedy.netns, "-batch", batch)
-    endless = f"while true; do ip addr add 192.0.2.9/32 dev eth0; ip addr del 192.0.2.9/32 dev eth0; sleep 0.05; done"
+    endless = "while true; do ip addr add 192.0.2.9/32 dev eth0; ip addr del 192.0.2.9/32 dev eth0; sleep 0.05; done"
     with subprocess.Popen(["nsenter", f"--net={greedy.netns}", "sh", "-c", endless]) as restless:
         try:
             wait_until(lambda: is_registered(tables, "10.200.0.1"), "the first of them to be registered", SOON)

@@ -62,7 +62,7 @@ def test_the_maps_are_listed(mesh: Mesh, choosy: Pod) -> None:
 
 def test_every_table_can_be_read(mesh: Mesh, choosy: Pod) -> None:
     assert choosy.curl(mesh.beta.ip4).pod == "beta"
-    for name in TABLES:
+    for name in set(TABLES) - {"steered"}:
         for entry in listed(mesh.node, name):
             assert set(entry) == {"key", "value"}
             assert not [field for field in (*entry["key"], *entry["value"]) if field.startswith("zero")]

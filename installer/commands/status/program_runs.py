@@ -8,9 +8,10 @@ from typing import Any
 
 from bpf import syscalls
 from bpf.errors import KernelRefused
-from bpf.hooks import HOOKS, MESSAGE_HOOK, NETNS_HOOK, Hook
+from bpf.hooks import HOOKS, LOOKUP_HOOK, MESSAGE_HOOK, NETNS_HOOK, Hook
 from bpf.links import instances
 from bpf.pins import Pins
+from bpf.steering import leads_to_lookup
 from bpf.syscalls import Descriptor, attached_to
 from installer.commands.maps.listing import kernel_says
 
@@ -59,9 +60,9 @@ def _program(pins: Pins, hook: Hook, counting: bool) -> dict[str, Any]:
 def _runs(pins: Pins, hook: Hook, told: dict[str, str]) -> tuple[int | None, int | None]:
     """How often a program has run and for how many ns, of which the kernel has `told`; None where it does not say.
 
-    Of steering it is the pods' instances that run, and their counts go with them.
+    Of steering it is the pods' instances that run, and their counts go with them. sk_lookup runs as a part of them.
     """
-    if hook != NETNS_HOOK:
+    if hook not in (NETNS_HOOK, LOOKUP_HOOK):
         return _number(told, "run_cnt"), _number(told, "run_time_ns")
     every = [_said_of(number) for number, _ in instances(pins)]
     runs, nanoseconds = (sum(_number(each, name) or 0 for each in every) for name in ("run_cnt", "run_time_ns"))
@@ -80,12 +81,14 @@ def _said_of(program_id: int) -> dict[str, str]:
 
 
 def _attachments(pins: Pins, hook: Hook, program_id: int) -> int:
-    """In how many places the program runs: one cgroup, one socket hash or, for steering, every pod's namespace."""
+    """In how many places the program runs: one cgroup or map or, for steering, every pod's namespace."""
     if hook == MESSAGE_HOOK:
         path = pins.maps / "accelerated"
         with suppress(KernelRefused), Descriptor(syscalls.open_pin(path, syscalls.READ_ONLY)) as sockets:
             return attached_to(sockets.fd, hook.attach_type).programs.count(program_id)
         return 0
+    if hook == LOOKUP_HOOK:
+        return int(leads_to_lookup(pins))
     if hook == NETNS_HOOK:
         return sum(is_current for _, is_current in instances(pins))
     try:
