@@ -10,7 +10,7 @@ NAME, PORT = sys.argv[1], int(sys.argv[2])
 
 
 class Answer(BaseHTTPRequestHandler):
-    """GET /anything → {"pod", "peer", "local", "path"}; ?bytes=N → that many bytes."""
+    """GET /anything → {"pod", "peer", "peer_port", "local", "path"}; ?bytes=N → that many bytes."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # one segment a reply: two would wait for each other's acknowledgement
@@ -20,6 +20,7 @@ class Answer(BaseHTTPRequestHandler):
         seen = {
             "pod": NAME,
             "peer": plain(self.connection.getpeername()[0]),
+            "peer_port": self.connection.getpeername()[1],
             "local": plain(self.connection.getsockname()[0]),
             "path": self.path,
         }
