@@ -49,14 +49,18 @@ static __always_inline void rewritten_destination(const struct destination *orig
 }
 
 /*
- * Whether another copy of this program seems to have rewritten the destination already. While links move to another
- * cgroup, the old and the new link both run the program for a moment.
+ * Whether another copy of this program has rewritten the destination already. While links move to another cgroup, the
+ * old and the new link both run the program for a moment. An application that disconnects and connects by hand to that
+ * very address gains nothing: it could have asked for the same original destination.
  */
-static __always_inline bool is_rewritten(const struct destination *to)
+static __always_inline bool is_rewritten(const struct socket_state *state, const struct destination *to)
 {
-    return is_on_lo(&to->address)
-           && (to->port_be == swap16(OUTBOUND_PORT) || to->port_be == swap16(INBOUND_PORT)
-               || to->port_be == swap16(RESOLVER_PORT));
+    struct destination original = state->original, rewritten = {};
+
+    if (!(state->flags & SOCKET_CAPTURED) || state->proxy_port != swap16(to->port_be))
+        return false;
+    rewritten_destination(&original, state->proxy_port == OUTBOUND_PORT ? VERDICT_OUTBOUND : VERDICT_DNS, &rewritten);
+    return is_same_address(&rewritten.address, &to->address);
 }
 
 /* If a socket connects again and is not captured this time, it must not show its earlier original destination. */
@@ -64,18 +68,20 @@ static __always_inline int pass(struct bpf_sock *sk, const struct destination *t
 {
     struct socket_state *state = sockets.sk_storage_get(sk, 0, 0);
 
-    if (state && !is_rewritten(to))
+    if (state && !is_rewritten(state, to))
         state->flags &= ~SOCKET_CAPTURED;
     return ALLOW;
 }
 
-static __always_inline bool remember_original(struct bpf_sock *sk, const struct destination *original)
+static __always_inline bool remember_original(struct bpf_sock *sk, const struct destination *original,
+                                              const struct destination *proxy)
 {
     struct socket_state *state = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 
     if (!state)
         return false;
     state->original = *original;
+    state->proxy_port = swap16(proxy->port_be);
     state->flags |= SOCKET_CAPTURED;
     return true;
 }
@@ -129,10 +135,12 @@ static __always_inline int capture_connection(struct bpf_sock_addr *ctx, __u32 f
     emit_call(cookie, sk, &to, &source, decision, decision.verdict);
     if (decision.verdict == VERDICT_PASS)
         return pass(sk, &to);
-    if (decision.verdict == VERDICT_REFUSE || !remember_original(sk, &to))
+    if (decision.verdict == VERDICT_REFUSE)
         return REFUSE;
 
     rewritten_destination(&to, decision.verdict, &proxy);
+    if (!remember_original(sk, &to, &proxy))
+        return REFUSE;
     if (is_unspecified(&source) && !is_on_lo(&to.address)) {
         source = source_for(pod, cookie, &to);
         if (!bind_source(ctx, family, &source) && decision.verdict != VERDICT_DNS

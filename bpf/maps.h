@@ -41,7 +41,7 @@
 #define MAX_LISTENERS 65536
 #define MAX_ROUTES 65536
 #define MAX_INTERFACES 16384
-#define MAX_HANDSHAKES 16384  /* connections between SYN-ACK and accept, node-wide */
+#define MAX_HANDSHAKES 16384  /* connections between SYN and accept, node-wide */
 #define MAX_ARRIVALS 16384    /* connections between SYN and establishment, node-wide */
 #define MAX_DIALS 65536       /* connections of TPROXY proxies to their applications, node-wide */
 #define MAX_ACCELERATED 65536 /* ends of accelerated connections, node-wide; if it is full, connections stay on TCP */
@@ -205,7 +205,7 @@ struct socket_state {
     struct destination original;
     struct opener opener;
     __u32 flags;
-    __u32 zero32;
+    __u32 proxy_port; /* the port of the proxy that the verdict chose, if SOCKET_CAPTURED */
 };
 
 /*

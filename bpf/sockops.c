@@ -3,9 +3,9 @@
  * sock_ops: hands the original destination from the connecting socket to the socket that the proxy accepts, registers
  * the proxy's listeners, and records the connections that a TPROXY proxy makes to its application.
  *
- * Both ends of a captured connection are in the pod's netns. The connecting end is always established first, because
- * its ACK creates the accepted socket. So a small map between the two events is enough. The program always returns 1:
- * if one sock_ops program returns 0, the kernel ignores the replies of all.
+ * Both ends of a captured connection are in the pod's netns. The connecting end always comes first: its SYN or its ACK
+ * creates the accepted socket. So a small map between the two events is enough. The program always returns 1: if one
+ * sock_ops program returns 0, the kernel ignores the replies of all.
  */
 
 static __always_inline bool is_proxy_port(__u32 port)
@@ -25,8 +25,9 @@ static __always_inline struct connection_key connecting_key(struct bpf_sock_ops 
 }
 
 /*
- * The connecting end stores the original destination. If it was not captured but connects to the proxy itself, it
- * removes what an aborted connection with the same addresses and ports may have left.
+ * The connecting end stores the original destination, before its SYN leaves: with TCP Fast Open, the SYN makes the
+ * accepted socket. If the socket was not captured to this port of the proxy's but connects to it, this removes what an
+ * aborted connection with the same addresses and ports may have left.
  */
 static __always_inline void offer_original(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 cookie)
 {
@@ -36,10 +37,22 @@ static __always_inline void offer_original(struct bpf_sock_ops *ctx, struct bpf_
     if (!is_proxy_port(key.server_port))
         return;
     state = sockets.sk_storage_get(sk, 0, 0);
-    if (state && state->flags & SOCKET_CAPTURED)
+    if (state && state->flags & SOCKET_CAPTURED && state->proxy_port == key.server_port)
         handshakes.update(&key, &state->original);
     else
         handshakes.delete(&key);
+}
+
+/*
+ * Offers the original destination again if the map has dropped it before the SYN-ACK, which may have taken seconds. The
+ * accepting end has taken it already if the SYN's data are acknowledged (the SYN itself counts one byte).
+ */
+static __always_inline void keep_offer(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 cookie)
+{
+    struct connection_key key = connecting_key(ctx, cookie);
+
+    if (is_proxy_port(key.server_port) && ctx->bytes_acked <= 1 && !handshakes.lookup(&key))
+        offer_original(ctx, sk, cookie);
 }
 
 /* The accepting end takes the original destination. */
@@ -66,6 +79,12 @@ static __always_inline void take_original(struct bpf_sock_ops *ctx, struct bpf_s
     handshakes.delete(&key);
 }
 
+/* Adds to the flags, which all programs share: those of another program, such as a tracer, stay set. */
+static __always_inline void want_state_changes(struct bpf_sock_ops *ctx)
+{
+    bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
 /*
  * In TPROXY mode the proxy connects to its application with the client's address as source. Its SYN comes through lo
  * and looks like the client's own. lookup.c recognises it by the entry in `dials`, which stays until the socket closes,
@@ -86,7 +105,7 @@ static __always_inline void record_dial(struct bpf_sock_ops *ctx, struct bpf_soc
     if (!is_own_address(cookie, &key.server) || is_own_address(cookie, &key.client))
         return;
     dials.update(&key, &yes);
-    bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
+    want_state_changes(ctx);
 }
 
 /* The proxy begins to listen, or stops listening. */
@@ -141,7 +160,7 @@ static __always_inline void register_listener(struct bpf_sock_ops *ctx, struct b
     if (!state || !(state->flags & SOCKET_LISTENER))
         return;
     emit_listener(ctx, cookie, EVENT_LISTENING);
-    bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG); /* accepted sockets inherit it; ss_sockops clears it */
+    want_state_changes(ctx); /* accepted sockets inherit it; ss_sockops clears it */
     if (ctx->local_port == INBOUND_PORT)
         add_listener(ctx, cookie);
     /*
@@ -177,12 +196,13 @@ int ss_sockops(struct bpf_sock_ops *ctx)
     if (!pod)
         return 1;
 
-    if (op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+    if (op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+        offer_original(ctx, sk, cookie);
         record_dial(ctx, sk, pod, cookie);
-    else if (op == BPF_SOCK_OPS_TCP_LISTEN_CB)
+    } else if (op == BPF_SOCK_OPS_TCP_LISTEN_CB)
         register_listener(ctx, sk, pod, cookie);
     else if (op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
-        offer_original(ctx, sk, cookie);
+        keep_offer(ctx, sk, cookie);
         offer_meeting(ctx, sk, pod, cookie);
     } else {
         if (ctx->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG)

@@ -171,10 +171,10 @@ class Repair:
     repair_broken_pod_label_key: str = _setting("cni.istio.io/uninitialized", "Key of the label on broken pods.")
     repair_broken_pod_label_value: str = _setting("true", "Value of the label on broken pods.")
     repair_sidecar_annotation: str = _setting(
-        "sidecar.istio.io/status", "Annotation without which a pod is not checked."
+        "sidecar.istio.io/status", "Annotation without which a pod is not checked; empty: none."
     )
     repair_init_container_name: str = _setting(
-        "istio-validation", "Init container whose failure shows that a pod is broken."
+        "istio-validation", "Init container whose failure shows that a pod is broken; empty: any."
     )
     repair_init_container_exit_code: int = _setting(126, "Exit code of that failure; 0: any.")
     repair_init_container_termination_message: str = _setting("", "Message of that failure; empty: any.")

@@ -72,8 +72,11 @@ _SPACE = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006"
     "\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
-# no leading zeros: Istio's own check accepts 080, iptables-restore does not
-_PORT = re.compile(r"0|[1-9][0-9]{0,4}")
+# What both Istio's own check and iptables-restore accept. Istio trims the text for its check and passes it on as it
+# stands. In iptables-restore, blanks and tabs separate words, a line's end ends the rule, and strtoul() skips space
+# before the digits but not after them. No leading zeros: iptables-restore does not take 080.
+_PORT = re.compile(r"[ \t]*[\v\f\r]*(0|[1-9][0-9]{0,4})[ \t]*")
+_LINE_END = "\n"
 _MAX_PORT = 65535
 # the shape of a prefix, without netmasks, zones and spaces, which ipaddress would accept
 _RANGE = re.compile(r"[0-9A-Fa-f:.]+/(?:[0-9]|[1-9][0-9]{1,2})")
@@ -138,7 +141,7 @@ def policy_of(pod: Pod) -> CapturePolicy:
         exclude_outbound_ports=_ports(values, EXCLUDE_OUTBOUND_PORTS),
         inbound_all=inbound_all,
         include_inbound_ports=frozenset() if inbound_all else _ports(values, INCLUDE_INBOUND_PORTS),
-        exclude_inbound_ports=_ports(values, EXCLUDE_INBOUND_PORTS) | ALWAYS_EXCLUDED_INBOUND,
+        exclude_inbound_ports=_excluded_inbound(values) | ALWAYS_EXCLUDED_INBOUND,
         exclude_interfaces=_interfaces(values, EXCLUDE_INTERFACES),
         reroute_interfaces=_interfaces(values, reroute),
         # 0 means "not set", as in Istio: a proxy that runs as root is recognised by its group
@@ -212,14 +215,19 @@ def _mode(values: Mapping[str, str]) -> Mode:
 
 
 def _ports(values: Mapping[str, str], key: str) -> frozenset[int]:
-    text = values[key].strip(_SPACE)
-    return frozenset(_port(key, each.strip(_SPACE)) for each in _elements(text))
+    return frozenset(_port(key, each) for each in _elements(values[key]))
+
+
+def _excluded_inbound(values: Mapping[str, str]) -> frozenset[int]:
+    """The ports of the one list that Istio trims, because it appends its own ports to it."""
+    return _ports({EXCLUDE_INBOUND_PORTS: values[EXCLUDE_INBOUND_PORTS].strip(_SPACE)}, EXCLUDE_INBOUND_PORTS)
 
 
 def _port(key: str, text: str) -> int:
-    if not _PORT.fullmatch(text) or int(text) > _MAX_PORT:
+    found = _PORT.fullmatch(text)
+    if not found or int(found[1]) > _MAX_PORT:
         raise _invalid(key, text, "a port", "give ports 0–65535 separated by commas")
-    return int(text)
+    return int(found[1])
 
 
 def _ranges(values: Mapping[str, str], key: str) -> list[IPv4Interface | IPv6Interface]:
@@ -238,14 +246,15 @@ def _range(key: str, text: str) -> IPv4Interface | IPv6Interface:
 
 
 def _interfaces(values: Mapping[str, str], key: str) -> tuple[str, ...]:
-    return tuple(_interface(key, each.strip(_SPACE)) for each in _elements(values[key]))
+    return tuple(_interface(key, each) for each in _elements(values[key]))
 
 
 def _interface(key: str, text: str) -> str:
-    if not _INTERFACE.fullmatch(text):
+    name = text.strip(_SPACE)
+    if not _INTERFACE.fullmatch(name) or _LINE_END in text:
         advice = "give names of 1–15 letters, digits, _ . - that start with a letter"
         raise _invalid(key, text, "an interface name", advice)
-    return text
+    return name
 
 
 def _elements(text: str) -> list[str]:

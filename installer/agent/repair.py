@@ -87,7 +87,7 @@ class Repairs:
     def is_broken(self, pod: Pod) -> bool:
         """Whether the pod's validation failed because it is not captured, and the settings let us act on it."""
         settings = self.settings
-        if settings.repair_sidecar_annotation not in pod.annotations:
+        if settings.repair_sidecar_annotation and settings.repair_sidecar_annotation not in pod.annotations:
             return False
         if not any(self._has_failed(status) for status in self._validations(pod)) or skip_reason(pod) is not None:
             return False
@@ -117,7 +117,7 @@ class Repairs:
 
     def _validations(self, pod: Pod) -> list[ContainerStatus]:
         name = self.settings.repair_init_container_name
-        return [each for each in pod.status.init_container_statuses if each.name == name]
+        return [each for each in pod.status.init_container_statuses if name in ("", each.name)]
 
     def _has_failed(self, status: ContainerStatus) -> bool:
         before = status.last_state.terminated

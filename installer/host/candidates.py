@@ -41,6 +41,11 @@ class _Listing(NamedTuple):
         return {file: content for file, content in self.contents.items() if not _is_owned(file, content)}
 
 
+def _read(contents: dict[str, bytes]) -> dict[str, bytes]:
+    """Those of the files that runtimes read: the chosen one may have any ending."""
+    return {file: content for file, content in contents.items() if chain.is_read(file)}
+
+
 class Candidates:
     """Reads the directory; never changes it."""
 
@@ -59,7 +64,7 @@ class Candidates:
 
     def taken(self) -> Conf | None:
         """The configuration that a runtime takes; None if there is none. Raises FileRefused."""
-        return chain.first_valid(self._listing().contents)[0]
+        return chain.first_valid(_read(self._listing().contents))[0]
 
     def primary(self) -> Choice:
         """The primary network's configuration: the one that the settings name, else the first that is not our own list.
@@ -82,7 +87,7 @@ class Candidates:
                 f"{self.path / name if name else self.path}: no valid CNI configuration yet; waiting for the primary "
                 f"plugin to write one{self._kept(listing)}"
             )
-        first, _ = chain.first_valid(foreign)
+        first, _ = chain.first_valid(_read(foreign))
         is_other = name and first and first.file != conf.file
         said = f"CNI_CONF_NAME is {name}, but the runtime takes {first.file}" if first and is_other else ""
         return Choice(conf, tuple(map(str, problems)), said)
@@ -92,7 +97,7 @@ class Candidates:
 
         Raises FileRefused.
         """
-        foreign = self._listing().foreign()
+        foreign = _read(self._listing().foreign())
         own = self._settings.istio_owned_cni_config_filename
         return chain.first_valid({file: content for file, content in foreign.items() if file <= own})[0]
 
@@ -121,7 +126,7 @@ class Candidates:
         with files.explained(self.path), os.scandir(self.path) as entries:
             names = [each.name for each in entries if not each.is_dir(follow_symlinks=False)]
         for name in names:
-            if not name.endswith(chain.SUFFIXES) or files.is_temporary(name):
+            if not (chain.is_read(name) or name == self._settings.cni_conf_name) or files.is_temporary(name):
                 continue
             try:
                 if file := files.read(self.path / name):

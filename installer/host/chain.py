@@ -49,7 +49,7 @@ class Conf:
     @property
     def is_list(self) -> bool:
         """Whether it is a list of plugins rather than a single one."""
-        return self.file.endswith(LIST_SUFFIX)
+        return _is_list(self.file, self.document)
 
     @property
     def plugins(self) -> list[Document]:
@@ -73,7 +73,7 @@ def parse_list(file: str, content: bytes) -> Conf:
         raise InvalidConf(f"{file} is not a JSON object")
     if not isinstance(document.get("cniVersion", ""), str):
         raise InvalidConf(f'{file} has a "cniVersion" that is not a string')
-    if not file.endswith(LIST_SUFFIX):
+    if not _is_list(file, document):
         if not _is_plugin(document):
             raise InvalidConf(f'{file} has no "type"; a list of plugins must be in a {LIST_SUFFIX} file')
         if not isinstance(document.get("name", ""), str):
@@ -188,7 +188,7 @@ def wrapped_from(conf: Conf) -> Document | None:
     stem = conf.file.removesuffix(LIST_SUFFIX)
     is_ours = (
         isinstance(marker, dict)
-        and marker.get("file") in (f"{stem}.conf", f"{stem}.json")
+        and marker.get("file") in ((f"{stem}.conf", f"{stem}.json") if is_read(conf.file) else (conf.file,))
         and isinstance(marker.get("cniVersion"), str)
     )
     return marker if is_ours else None
@@ -218,20 +218,31 @@ def replaced_types(conf: Conf) -> list[str]:
 
 
 def list_file(file: str) -> str:
-    """The file name of the list that is made from a single plugin's file."""
-    return file.rpartition(".")[0] + LIST_SUFFIX
+    """The file name of the list that is made from a single plugin's file.
+
+    A file with another ending keeps its name, as in Istio. No runtime reads it, so its content alone says what it is.
+    """
+    return file.rpartition(".")[0] + LIST_SUFFIX if is_read(file) else file
+
+
+def is_read(file: str) -> bool:
+    """Whether runtimes read files with this ending."""
+    return file.endswith(SUFFIXES)
 
 
 def siblings(file: str) -> tuple[str, ...]:
-    """A chosen file, and other files that may hold the same network: the same name with .conflist or .conf."""
-    stem = file.rpartition(".")[0] if file.endswith(SUFFIXES) else file
+    """A chosen file, and what Istio takes in its place: .conflist for .conf and the other way round, nothing else."""
+    stem, _, ending = file.rpartition(".")
+    if f".{ending}" not in (".conf", LIST_SUFFIX):
+        return (file,)
     return tuple(dict.fromkeys((file, stem + LIST_SUFFIX, stem + ".conf")))
 
 
 def first_valid(files: Mapping[str, bytes]) -> tuple[Conf | None, list[InvalidConf]]:
     """The configuration that a runtime takes from `files` (name → content), and why it rejects the files before it.
 
-    A file with no plugin but ours or those of REPLACED is passed over: a standalone installation has left it there.
+    The caller leaves out files that no runtime reads, unless they were chosen. A file with no plugin but ours or those
+    of REPLACED is passed over: a standalone installation has left it there.
     """
     problems = []
     for file in sorted(files):
@@ -270,6 +281,10 @@ def _finite(text: str) -> float:
 
 def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a finite number")
+
+
+def _is_list(file: str, document: Document) -> bool:
+    return file.endswith(LIST_SUFFIX) or (not is_read(file) and "type" not in document)
 
 
 def _is_plugin(plugin: Any) -> bool:

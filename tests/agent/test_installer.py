@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -64,6 +65,38 @@ def test_a_chosen_file_is_edited_even_if_others_come_first(host: Host) -> None:
     assert [line["problem"] for line in logs if line["event"] == "chain.not_first"] == [
         "CNI_CONF_NAME is 10-a.conflist, but the runtime takes 05-other.conflist"
     ]
+
+
+@pytest.mark.parametrize("document", [LIST, {"name": "mynet", **BRIDGE}])
+def test_a_chosen_file_may_have_any_ending_and_keeps_it(host: Host, document: dict[str, Any]) -> None:
+    host.write("05-other.conflist", LIST)
+    host.write("10-a.net", document)
+    before = host.content()["10-a.net"]
+    host.start(cni_conf_name="10-a.net")
+    host.wait_until_installed("10-a.net")
+    host.stop()
+    assert host.types("05-other.conflist") == ["bridge"]
+    assert names(host.net) == ["05-other.conflist", "10-a.net"]
+    leave = ConfDirectory(host.chain(cni_conf_name="10-a.net"), {}).leave
+    assert leave() == ["10-a.net"]
+    assert json.loads(host.content()["10-a.net"]) == json.loads(before)
+
+
+@pytest.mark.parametrize("name", ["10-a", "10-a.net", "10-a.json"])
+def test_another_file_is_taken_for_the_chosen_one_between_conf_and_conflist_alone(host: Host, name: str) -> None:
+    host.write("10-a.conflist", LIST)
+    host.start(cni_conf_name=name)
+    wait_until(lambda: "waiting for the primary plugin" in host.ready[1], "the agent to wait", SOON)
+    assert host.types("10-a.conflist") == ["bridge"]
+
+
+def test_a_standalone_network_in_a_file_of_any_name_is_taken_away(host: Host) -> None:
+    chosen = {"chained_cni_plugin": False, "cni_conf_name": "istio-cni"}
+    host.start(**chosen)
+    wait_until(lambda: host.ready[0], "the file", SOON)
+    host.stop()
+    assert ConfDirectory(host.chain(**chosen), {}).leave() == ["istio-cni"]
+    assert names(host.net) == []
 
 
 def test_a_standalone_network_has_a_file_of_its_own(host: Host) -> None:

@@ -4,7 +4,7 @@ import ctypes
 
 from bpf.syscalls import refused
 
-SOCKHASH, SK_MSG = 18, 16  # enum bpf_map_type, enum bpf_prog_type
+ARRAY, SOCKHASH, SK_MSG = 2, 18, 16  # enum bpf_map_type, enum bpf_prog_type
 GIVE_1 = bytes.fromhex("b7000000010000009500000000000000")  # r0 = 1 (SK_PASS, or let it happen); exit
 _LIBBPF = ctypes.CDLL("libbpf.so.1", use_errno=True)
 
@@ -27,7 +27,16 @@ def load_program(kind: int, attach_type: int, name: str) -> int:
 
 def create_sockhash(key_bytes: int, value_bytes: int, entries: int, name: str) -> int:
     """Returns its descriptor."""
-    fd: int = _LIBBPF.bpf_map_create(SOCKHASH, name.encode(), key_bytes, value_bytes, entries, None)
+    return _create_map(SOCKHASH, key_bytes, value_bytes, entries, name)
+
+
+def create_array(value_bytes: int, entries: int, name: str) -> int:
+    """Returns its descriptor."""
+    return _create_map(ARRAY, 4, value_bytes, entries, name)
+
+
+def _create_map(kind: int, key_bytes: int, value_bytes: int, entries: int, name: str) -> int:
+    fd: int = _LIBBPF.bpf_map_create(kind, name.encode(), key_bytes, value_bytes, entries, None)
     if fd < 0:
         raise refused("bpf_map_create", name, -fd)
     return fd

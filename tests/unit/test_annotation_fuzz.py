@@ -109,12 +109,25 @@ def istio_accepts(key: str, text: str) -> bool:
 
 
 def iptables_accepts(key: str, text: str) -> bool:
-    """What comes after the check: iptables-restore takes no "*" where Istio writes the list down, and no 080."""
-    if key not in PORTS:
+    """What comes after the check: iptables-restore takes no "*" where Istio writes the list down, and no 080.
+
+    It gets the text of each element between two blanks in a line of its input. Istio trims one list before.
+    """
+    if key in RANGES:
         return True
+    if key in INTERFACES:
+        return "\n" not in text
     if text == "*":
         return key in WITH_WILDCARD
-    return not any(re.match("0[0-9]", trimmed(each)) for each in text.split(","))
+    text = trimmed(text) if key == annotations.EXCLUDE_INBOUND_PORTS else text
+    return not text or all(is_port_of_iptables(each) for each in text.split(","))
+
+
+def is_port_of_iptables(text: str) -> bool:
+    """One word of a line, read by strtoul(): it skips space before the digits, but none may be left behind them."""
+    line, *more = text.split("\n")
+    words = re.split("[ \t]+", line.strip(" \t"))
+    return not more and len(words) == 1 and re.fullmatch("[\v\f\r]*(0|[1-9][0-9]*)", words[0]) is not None
 
 
 # ---- texts -----------------------------------------------------------------------------------------------------------
@@ -197,7 +210,7 @@ def assert_quotes(message: str, values: list[str]) -> None:
     if quoted.endswith("…") and len(quoted) > 80:
         assert any(quoted[:-1] in value for value in values), message
         return
-    whole = [each for value in values for each in (value, *value.split(","))]
+    whole = [each for value in values for each in (value, *value.split(","), *trimmed(value).split(","))]
     # of interface names that are all valid the list is shown, tidied
     whole += [",".join(map(trimmed, value.split(","))) for value in values]
     assert any(quoted in (each, trimmed(each)) for each in whole), message

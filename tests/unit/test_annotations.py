@@ -105,13 +105,23 @@ def test_empty_included_inbound_ports_capture_nothing_inbound() -> None:
 
 
 def test_ports_are_numbers_between_commas_with_space_around_them() -> None:
-    listed = policy(annotations.INCLUDE_INBOUND_PORTS, " 80, 0 ,\t65535,80\u00a0")
+    listed = policy(annotations.INCLUDE_INBOUND_PORTS, " 80, 0 ,\t65535,80\t")
     assert listed.include_inbound_ports == {80, 0, 65535}
     assert not listed.inbound_all
 
 
-def test_a_port_list_of_spaces_is_empty() -> None:
-    assert policy(annotations.EXCLUDE_OUTBOUND_PORTS, "  ").exclude_outbound_ports == frozenset()
+# Istio's own check trims these, and iptables-restore then refuses the rule that the text stands in
+@pytest.mark.parametrize("text", [" ", "\t", "\n", "80\n", "80,\n81", "80\r", "80\u00a0", "80, ,81"])
+@pytest.mark.parametrize("key", [key for key in PORT_LISTS if key != annotations.EXCLUDE_INBOUND_PORTS])
+def test_ports_that_iptables_would_not_read_are_refused(key: str, text: str) -> None:
+    assert "is not a port" in refusal(key, text)
+
+
+@pytest.mark.parametrize(("text", "ports"), [(" ", set()), ("80\n", {80}), ("\n80 ,81\u00a0", {80, 81})])
+def test_the_list_that_istio_trims_may_have_any_space_around_it(text: str, ports: set[int]) -> None:
+    excluded = policy(annotations.EXCLUDE_INBOUND_PORTS, text).exclude_inbound_ports
+    assert excluded == ports | annotations.ALWAYS_EXCLUDED_INBOUND
+    assert "is not a port" in refusal(annotations.EXCLUDE_INBOUND_PORTS, "80,\n81")
 
 
 @pytest.mark.parametrize("text", ["", "443"])
@@ -204,7 +214,7 @@ def test_modes_other_than_istios_two_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("key", [annotations.EXCLUDE_INTERFACES, annotations.REROUTE_INTERFACES])
-@pytest.mark.parametrize("text", ["0eth", "eth+", "a" * 16, "eth0,", " ", "eth0 eth1", "_x", "eth0\n,é", "*"])
+@pytest.mark.parametrize("text", ["0eth", "eth+", "a" * 16, "eth0,", " ", "eth0 eth1", "_x", "eth0\n,é", "eth0\n", "*"])
 def test_what_is_no_interface_name_is_refused(key: str, text: str) -> None:
     assert "is not an interface name" in refusal(key, text)
 

@@ -125,6 +125,14 @@ def test_exit_code_and_message_are_settings() -> None:
     assert not other.is_broken(BROKEN)
 
 
+@pytest.mark.parametrize("setting", ["repair_sidecar_annotation", "repair_init_container_name"])
+def test_an_empty_setting_asks_for_nothing(setting: str) -> None:
+    other: dict[str, Any] = {setting: "not-there"}
+    empty: dict[str, Any] = {setting: ""}
+    assert not World().repairs(**other).is_broken(BROKEN)
+    assert World().repairs(**empty).is_broken(BROKEN)
+
+
 def test_pods_that_the_plugin_would_leave_alone_are_left_alone() -> None:
     repairs = World().repairs()
     assert not repairs.is_broken(pod(last=ended(126), annotations={}))
