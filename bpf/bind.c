@@ -3,7 +3,8 @@
  * cgroup/post_bind4, post_bind6: marks sockets that the pod's proxy binds to a proxy port.
  *
  * Runs after a bind() has succeeded and always returns 1. Only marked sockets become inbound listeners (sockops.c), so
- * no captured connection goes to an application that listens on port 15006.
+ * no captured connection goes to an application that listens on port 15006. If the pod is strict, sockops.c asks about
+ * the container when the socket listens: the container may become known in between.
  */
 
 static __always_inline int mark_listener(struct bpf_sock *sk)
@@ -20,12 +21,13 @@ static __always_inline int mark_listener(struct bpf_sock *sk)
     if (!pod)
         return ALLOW;
     who = opener_of(sk);
-    if ((who.uid != pod->proxy_uid && who.gid != pod->proxy_gid)
-        || container_of(pod, cookie, &who) != CONTAINER_TRUSTED)
+    if (who.uid != pod->proxy_uid && who.gid != pod->proxy_gid)
         return ALLOW;
     state = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-    if (state)
+    if (state) {
+        state->opener = who;
         state->flags |= SOCKET_LISTENER;
+    }
     return ALLOW;
 }
 

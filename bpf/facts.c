@@ -26,6 +26,13 @@ static __always_inline __u32 rules_of_port(const struct pod *pod, __u64 cookie, 
     return rules ? *rules : 0;
 }
 
+/* The first of a family's slots in `listeners`. Bit 3 tells the families apart, without a branch. */
+static __always_inline __u32 first_slot(__u32 family)
+{
+    _Static_assert((AF_INET & 8) == 0 && (AF_INET6 & 8) == 8, "bit 3 is that of AF_INET6 alone");
+    return (family >> 3 & 1) * FAMILY_SLOTS;
+}
+
 static __always_inline struct network_key host_key(__u64 cookie, const struct destination *to)
 {
     struct network_key key = {

@@ -13,7 +13,8 @@ U8, U16, U32, U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_u
 
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
-LISTENER_SLOTS = 16
+FAMILY_SLOTS = 2
+LISTENER_SLOTS = 2 * FAMILY_SLOTS
 COOKIE_MARK = 0x7369646573746570
 STEERING_INSTRUCTIONS = 256
 STEERING_MAPS = 4
@@ -159,6 +160,12 @@ class ListenerKey(ctypes.Structure):
     """Key of listeners."""
 
     _fields_ = [("cookie", U64), ("port", U16), ("slot", U16), ("zero32", U32)]
+
+
+def slots_of(family: int) -> range:
+    """The slots of a family's listeners: those of IPv4 come first."""
+    first = FAMILY_SLOTS if family == socket.AF_INET6 else 0
+    return range(first, first + FAMILY_SLOTS)
 
 
 class ConnectionKey(ctypes.Structure):

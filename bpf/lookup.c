@@ -79,17 +79,18 @@ static __always_inline void note_packet(struct bpf_sk_lookup *ctx, __u64 cookie,
 }
 
 /*
- * Gives the packet to any live listener of the pod's proxy. The kernel refuses a listener of another family than the
- * packet's, so the next slot is tried.
+ * Gives the packet to any live listener of the pod's proxy. The slots of the packet's family come first. An IPv6 listener
+ * may serve IPv4 too. If it does not, the kernel refuses it, and the next slot is tried.
  */
 static __always_inline int steer_to_proxy(struct bpf_sk_lookup *ctx, __u64 cookie)
 {
     struct listener_key key = {.cookie = cookie, .port = INBOUND_PORT};
+    __u32 first = first_slot(ctx->family);
     struct bpf_sock *sk;
     int refused;
 
     for (int slot = 0; slot < LISTENER_SLOTS; slot++) {
-        key.slot = slot;
+        key.slot = slot ^ first;
         sk = (struct bpf_sock *)listeners.lookup(&key);
         if (!sk)
             continue;

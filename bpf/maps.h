@@ -47,8 +47,14 @@
 #define MAX_ACCELERATED 65536 /* ends of accelerated connections, node-wide; if it is full, connections stay on TCP */
 #define MAX_MEETINGS 65536    /* accelerated connections whose connecting end has not sent yet */
 
-/* Listening sockets stored per pod and port. Envoy has one per worker; any one of them serves the whole group. */
-#define LISTENER_SLOTS 16
+/*
+ * Listening sockets stored per pod and port: the slots of IPv4, then those of IPv6. Envoy has a socket for each worker
+ * and family. They are one SO_REUSEPORT group, and any one of them serves its whole group: the kernel chooses within the
+ * group after bpf_sk_assign(). So a few slots are enough. The last slot of a family has the socket that began to listen
+ * most recently, so both a proxy that is being replaced and its successor have a socket here.
+ */
+#define FAMILY_SLOTS 2
+#define LISTENER_SLOTS (2 * FAMILY_SLOTS)
 
 /* Nameservers stored per UDP socket. resolv.conf names three at most (MAXNS). */
 #define NAMESERVER_SLOTS 4
@@ -191,7 +197,7 @@ struct destination {
 /* sockets[].flags */
 #define SOCKET_CAPTURED (1u << 0) /* connect() was rewritten; `original` is the destination the application asked for */
 #define SOCKET_ACCEPTED (1u << 1) /* the proxy accepted it; `original` is the destination its peer asked for */
-#define SOCKET_LISTENER (1u << 2) /* the pod's proxy bound it to a proxy port */
+#define SOCKET_LISTENER (1u << 2) /* bound to a proxy port by `opener`, who has the proxy's user or group */
 #define SOCKET_OPENED (1u << 3)   /* `opener` is valid: the programs were attached when socket() made the socket */
 
 /* The process that opened a socket. The ids are those of the initial user namespace. */
@@ -388,7 +394,7 @@ TABLE("lpm_trie", struct network_key, struct route, routes, MAX_ROUTES, NO_PREAL
 /* agent → connect, datagram, lookup; excluded interfaces; the value has no meaning */
 TABLE("hash", struct interface_key, __u32, interfaces, MAX_INTERFACES, NO_PREALLOC)
 
-/* agent → connect, datagram, bind, sockops; by netns cookie: cgroup id of the proxy's container, if POD_STRICT */
+/* agent → connect, datagram, sockops; by netns cookie: cgroup id of the proxy's container, if POD_STRICT */
 TABLE("hash", __u64, __u64, proxies, MAX_PODS, NO_PREALLOC)
 
 /*

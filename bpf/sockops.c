@@ -134,20 +134,25 @@ static __always_inline void forget(struct bpf_sock_ops *ctx, struct bpf_sock *sk
 }
 
 /*
- * Stores one of the proxy's listeners in the first free slot. If none is free, the stored ones serve the whole group.
+ * Stores one of the proxy's listeners in a free slot of its family. If none is free, it takes the last slot, and the
+ * others keep older listeners. So the newest listener is always stored: the older ones may be those of a proxy that is
+ * about to end.
  */
 static __always_inline void add_listener(struct bpf_sock_ops *ctx, __u64 cookie)
 {
     struct listener_key key = {.cookie = cookie, .port = INBOUND_PORT};
+    __u32 first = first_slot(ctx->family);
     int taken;
 
-    for (int slot = 0; slot < LISTENER_SLOTS; slot++) {
-        key.slot = slot;
+    for (int slot = 0; slot < FAMILY_SLOTS - 1; slot++) {
+        key.slot = first + slot;
         /* BCC rewrites this call as a whole statement, so it may not be part of another one. */
         taken = listeners.sock_hash_update(ctx, &key, BPF_NOEXIST);
         if (!taken)
             return;
     }
+    key.slot = first + FAMILY_SLOTS - 1;
+    listeners.sock_hash_update(ctx, &key, BPF_ANY);
 }
 
 static __always_inline void register_listener(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct pod *pod,
@@ -157,7 +162,7 @@ static __always_inline void register_listener(struct bpf_sock_ops *ctx, struct b
     struct address local = ADDRESS_OF(ctx, local, ctx->family);
     __u32 yes = 1;
 
-    if (!state || !(state->flags & SOCKET_LISTENER))
+    if (!state || !(state->flags & SOCKET_LISTENER) || container_of(pod, cookie, &state->opener) != CONTAINER_TRUSTED)
         return;
     emit_listener(ctx, cookie, EVENT_LISTENING);
     want_state_changes(ctx); /* accepted sockets inherit it; ss_sockops clears it */

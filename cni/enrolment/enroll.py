@@ -13,7 +13,7 @@ from typing import Any
 
 from bpf import links
 from bpf.errors import SidestepError
-from bpf.layout import LISTENER_SLOTS, Address, Cookie, ListenerKey, PodFlags, PortKey, PortRule, Quad, Word
+from bpf.layout import Address, Cookie, ListenerKey, PodFlags, PortKey, PortRule, Quad, Word, slots_of
 from bpf.pins import Pins
 from bpf.steering import load_instance
 from bpf.syscalls import Descriptor
@@ -126,12 +126,12 @@ class Enrolments(Enrolled):
     def add_listener(self, cookie: int, port: int, listener: socket.socket) -> bool:
         """Register one more listening socket of a pod's proxy, for inbound connections. `port` is in host order.
 
-        Returns False if this socket is registered already, or all slots of the pod and port are taken. Raises
-        KernelRefused if the socket does not listen.
+        Returns False if this socket is registered already, or all slots of its family are taken. Raises KernelRefused
+        if the socket does not listen.
         """
         (own,) = struct.unpack("=Q", listener.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))
         table = self._tables.listeners
-        keys = [ListenerKey(cookie, port, slot) for slot in range(LISTENER_SLOTS)]
+        keys = [ListenerKey(cookie, port, slot) for slot in slots_of(listener.family)]
         slots = [table.get(key) for key in keys]  # one writes a descriptor into this map, but reads the socket's cookie
         if any(taken and taken.quad == own for taken in slots):
             return False

@@ -14,7 +14,7 @@ import pytest
 from pyroute2.netlink.rtnl import RTM_GETADDR
 
 from bpf import links
-from bpf.layout import Cookie, ListenerKey, PodFlags
+from bpf.layout import FAMILY_SLOTS, LISTENER_SLOTS, Cookie, ListenerKey, PodFlags
 from cni.enrolment.enroll import Enrolments
 from cni.netns import listeners as proxies
 from cni.netns.proc_net import SocketRow, table_of_sockets
@@ -72,7 +72,7 @@ def test_new_connections_are_captured_both_ways_and_in_both_families(agent: Part
     wire = pod.wire
     outcome = agent.adopt(pod.pod(pod.proxy))
     assert outcome is not None
-    assert (outcome.problem, outcome.left_alone, outcome.listeners) == ("", "", 2 * workers)
+    assert (outcome.problem, outcome.left_alone, outcome.listeners) == ("", "", 2 * min(workers, FAMILY_SLOTS))
     for ip in (wire.peer.ip4, wire.peer.ip6):
         seen = wire.pod.dial(ip, 8080)
         assert (seen["who"], seen["original"], seen["client_peer"]) == ("outbound", [str(ip), 8080], [str(ip), 8080])
@@ -85,13 +85,13 @@ def test_inbound_survives_the_exit_of_a_worker(agent: Parts, pod: Running) -> No
     wire = pod.wire
     inbound = pod.serve("inbound", "15006x3")
     agent.adopt(pod.pod(pod.proxy))
-    assert listeners(wire) == 6
+    assert listeners(wire) == 4
     assert inbound.stdin is not None
     assert inbound.stdout is not None
     inbound.stdin.write("close 15006 0\n")
     inbound.stdin.flush()
     assert inbound.stdout.readline() == "closed\n"
-    wait_until(lambda: listeners(wire) == 4, "the closed sockets to leave", 3)
+    wait_until(lambda: listeners(wire) == 2, "the closed sockets to leave", 3)
     for ip in (wire.pod.ip4, wire.pod.ip6):
         assert [wire.peer.dial(ip, 8080)["who"] for _ in range(3)] == ["inbound"] * 3
 
@@ -100,7 +100,7 @@ def test_with_many_workers_both_families_have_slots(agent: Parts, pod: Running) 
     wire = pod.wire
     pod.serve("inbound", "15006x20")
     agent.adopt(pod.pod(pod.proxy))
-    assert listeners(wire) == 16
+    assert listeners(wire) == LISTENER_SLOTS
     assert [wire.peer.dial(ip, 8080)["who"] for ip in (wire.pod.ip4, wire.pod.ip6)] == ["inbound", "inbound"]
 
 
@@ -432,7 +432,7 @@ def test_lost_listener_entries_are_found_again(agent: Parts, pod: Running) -> No
     mesh(pod)
     agent.pods.pods = [pod.pod(pod.proxy)]
     agent.reconciler.once()
-    for slot in range(16):
+    for slot in range(LISTENER_SLOTS):
         agent.kernel.tables.listeners.remove(ListenerKey(pod.wire.sandbox.cookie, 15006, slot))
     assert agent.reconciler.once() == {"heard": 2}
     assert pod.wire.peer.dial(pod.wire.pod.ip4, 8080)["who"] == "inbound"

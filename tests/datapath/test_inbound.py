@@ -79,7 +79,7 @@ def test_listeners_and_handshakes_leave_nothing_behind(wire: Wire) -> None:
         wire.pod.dial(wire.peer.ip4, 8080)
         wire.peer.dial(wire.pod.ip4, 8080)
     assert wire.kernel.entries()["handshakes"] == 0
-    assert wire.kernel.entries()["listeners"] == 8
+    assert wire.kernel.entries()["listeners"] == 4
     wire.pod.stop()
     assert wire.kernel.entries()["listeners"] == 0
 
