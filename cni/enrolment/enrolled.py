@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from bpf import attachment, links
+from bpf import attachment, links, syscalls
 from bpf.layout import Cookie, PodEntry, PodFlags
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
@@ -59,9 +59,9 @@ class Enrolled:
             return {cookie: known.identity for cookie, known in self._index.items()}
 
     def unsteered(self) -> set[int]:
-        """The netns cookies of pods without a living sk_lookup link: the namespace or the link is gone."""
+        """The netns cookies of pods without a living sk_lookup link that reads our maps."""
         with self._lock:
-            return {cookie for cookie in self._index if not links.pod_link_alive(self._pins, cookie)}
+            return self._index.keys() - links.steered_pods(self._pins, self._pods_map())
 
     def unheard(self) -> dict[int, int]:
         """The living pods that have no proxy's listener in the maps: netns cookie → inode of the namespace."""
@@ -100,7 +100,7 @@ class Enrolled:
     def differences(self, cookie: int, entries: Entries) -> list[str]:
         """How the maps differ from the entries that a pod should have: one sentence for each difference."""
         found = []
-        if not links.pod_link_alive(self._pins, cookie):
+        if not links.is_pod_steered(self._pins, cookie, self._pods_map()):
             found.append("the namespace has no inbound steering (sk_lookup) link")
         pod = self._tables.pods.get(Cookie(cookie))
         if pod is None:
@@ -139,6 +139,10 @@ class Enrolled:
     def __len__(self) -> int:
         with self._lock:
             return len(self._index)
+
+    def _pods_map(self) -> int:
+        """The id of the map of pods that this process has open."""
+        return int(syscalls.map_info(self._tables.pods.descriptor).id)
 
     def _is_whole(self, cookie: int, keys: Keys) -> bool:
         if self._tables.pods.get(Cookie(cookie)) is None:
