@@ -336,6 +336,7 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "lost": (Word, Quad),
     "build": (Word, BuildEntry),
     "steering": (Word, SteeringEntry),
+    "lost_handovers": (Cookie, Quad),
 }
 
 # enum total, in its order: the direction and verdict of connections of enrolled pods

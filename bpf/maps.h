@@ -446,4 +446,10 @@ TABLE("array", __u32, struct build, build, 1, 0)
 /* compiler → agent, which loads an instance of the lookup program for each pod; the one entry is 0 */
 TABLE("hash", __u32, struct steering, steering, 1, NO_PREALLOC)
 
+/*
+ * sockops (accepting end) → agent, which makes an entry of zero at ADD; by netns cookie, per CPU as above: captured
+ * connections that reached the proxy without their original destination
+ */
+TABLE("percpu_hash", __u64, __u64, lost_handovers, MAX_PODS, NO_PREALLOC)
+
 #endif

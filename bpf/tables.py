@@ -197,11 +197,12 @@ class Tables:
         self._node: Table[Word, NodeEntry] = Table(pins, "node")
         self._totals: Table[Word, Quad] = Table(pins, "totals")
         self._steering: Table[Word, SteeringEntry] = Table(pins, "steering")  # no program refers to it, so it is held
+        self.lost_handovers: Table[Cookie, Quad] = Table(pins, "lost_handovers")
 
     @property
     def counters(self) -> "tuple[Table[Cookie, Any], ...]":
         """The maps that count something for each pod."""
-        return self.traffic, self.tallies
+        return self.traffic, self.tallies, self.lost_handovers
 
     def named(self) -> dict[str, Table[Any, Any]]:
         """The maps with many entries, by name; node, totals and steering are left out."""

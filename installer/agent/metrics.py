@@ -132,6 +132,8 @@ class _KernelCollector(Collector):
         self._entries: dict[str, tuple[int, int]] = {}
         self._traffic: dict[int, TrafficEntry] = {}
         self._ended: list[TrafficEntry] = []
+        self._lost: dict[int, int] = {}
+        self._lost_before = 0
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of one scrape."""
@@ -149,6 +151,7 @@ class _KernelCollector(Collector):
         yield build
         yield from self._maps()
         yield from self._connections()
+        yield from self._lost_handovers()
         yield from self._acceleration()
 
     def _maps(self) -> Iterator[Metric]:
@@ -172,6 +175,16 @@ class _KernelCollector(Collector):
         for (direction, verdict), count in self._tables.connection_totals().items():
             family.add_metric([direction, verdict], count)
         yield family
+
+    def _lost_handovers(self) -> Iterator[Metric]:
+        now = {key.cookie: count.quad for key, count in self._tables.lost_handovers.every()}
+        self._lost_before += sum(count for cookie, count in self._lost.items() if cookie not in now)
+        self._lost = now
+        yield CounterMetricFamily(
+            "sidestep_lost_handovers",
+            "Captured connections that reached the proxy without their original destination",
+            value=self._lost_before + sum(now.values()),
+        )
 
     def _acceleration(self) -> Iterator[Metric]:
         level = level_of(self._tables).level

@@ -103,6 +103,7 @@ _VALUES: dict[str, tuple[str, Callable[[int], Any]]] = {
     "accelerated": ("socket_cookie", int),
     "totals": ("count", int),
     "lost": ("events", int),
+    "lost_handovers": ("connections", int),
 }
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from bpf.acceleration import NodeLevel, level_of
-from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, TOTALS, Cookie, Level, PodFlags, TallyEntry, TrafficEntry
+from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, TOTALS, Cookie, Level, PodFlags, Quad, TallyEntry, TrafficEntry
 from bpf.tables import Tables
 from cni.enrolment.steered import Steering, steering_of
 from installer.commands.pods import enrolled_pods
@@ -58,6 +58,7 @@ def _document(
         "policy": _policy(pod),
         "listeners": _listeners(pod, inside),
         "connections": _connections(tables.tallies.get(Cookie(pod.cookie)) or TallyEntry()),
+        "lost_handovers": (tables.lost_handovers.get(Cookie(pod.cookie)) or Quad()).quad,
         "acceleration": _acceleration(pod, node, tables.traffic.get(Cookie(pod.cookie)) or TrafficEntry()),
     }
 

@@ -52,6 +52,8 @@ def pod_text(document: dict[str, Any]) -> str:
     lines += _section("policy", list(_policy(document["policy"])))
     lines += _section("listeners", _listeners(document["listeners"]))
     lines += _section("connections", _connections(document["connections"]))
+    if lost := document["lost_handovers"]:
+        lines += _section("", [f"{lost} captured connections reached the proxy WITHOUT their original destination"])
     lines += _section("acceleration", _acceleration(document["acceleration"]))
     lines += _section("Pod now", _differs(document["differs"]))
     return "\n".join(lines) + "\n"

@@ -8,7 +8,7 @@ from bpf.acceleration import NodeLevel, level_of
 from bpf.attachment import is_attached
 from bpf.compiler import sources_digest
 from bpf.errors import KernelRefused, SidestepError
-from bpf.layout import BuildEntry, Cookie, Level, PodEntry, TrafficEntry
+from bpf.layout import BuildEntry, Cookie, Level, PodEntry, Quad, TrafficEntry
 from bpf.pins import OtherVersion, Pins
 from bpf.tables import Tables, entries
 from cni.enrolment.entries import Identity
@@ -48,6 +48,7 @@ def status_of(pins: Pins, proc: Path = Path("/proc")) -> dict[str, Any]:
         steering = steering_of(pins, tables, entered, proc)
         pods = [
             _pod(pod, tables.traffic.get(Cookie(cookie)) or TrafficEntry(), node, steering[cookie])
+            | {"lost_handovers": (tables.lost_handovers.get(Cookie(cookie)) or Quad()).quad}
             for cookie, pod in entered.items()
         ]
     build = next((value for _, value in entries(pins, "build") if isinstance(value, BuildEntry)), BuildEntry())

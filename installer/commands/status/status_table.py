@@ -34,6 +34,7 @@ def _lines(document: Document) -> Iterator[str]:
     if document["problem"]:
         yield f"attach point: {document['attach_point'] or 'none, because cgroup2 is not mounted'}"
     yield from _steering(document["pods"])
+    yield from _lost(document["pods"])
     if told := document["acceleration"]:
         yield f"acceleration: {_level(told)}"
     chain, agent = document["chain"], document["agent"]
@@ -53,6 +54,13 @@ def _steering(pods: list[Document]) -> Iterator[str]:
     for state in filter(lambda each: each.is_open, Steering):
         if names := [each["pod"] for each in pods if each["steering"] == state]:
             yield f"inbound: {state.words} ({len(names)} of {len(pods)} pods: {', '.join(names)})"
+
+
+def _lost(pods: list[Document]) -> Iterator[str]:
+    """A line about captured connections whose original destination got lost, if there were any."""
+    if losers := [each for each in pods if each["lost_handovers"]]:
+        names = ", ".join(f"{each['pod']} {each['lost_handovers']}" for each in losers)
+        yield f"hand-overs: captured connections reached their proxy WITHOUT original destination: {names}"
 
 
 def _level(told: Document) -> str:
