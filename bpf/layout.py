@@ -351,6 +351,7 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "steering": (Word, SteeringEntry),
     "steered": (Word, SteeredEntry),
     "inbound": (Word, Word),
+    "lost_handovers": (Cookie, Quad),
 }
 
 # enum total, in its order: the direction and verdict of connections of enrolled pods

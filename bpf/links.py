@@ -53,6 +53,35 @@ def pod_link_alive(pins: Pins, cookie: int) -> bool:
         return False
 
 
+def is_steered(netns_fd: int, inbound_id: int) -> bool:
+    """Whether a namespace has a pod's instance that calls the program in the map `inbound` with this id.
+
+    The namespace itself is asked, so the answer does not depend on pins. Raises KernelRefused.
+    """
+    return any(_reads(number, inbound_id) for number in syscalls.attached_to(netns_fd, NETNS_HOOK.attach_type).programs)
+
+
+def steered_pods(pins: Pins, inbound_id: int) -> set[int]:
+    """The cookies whose pinned link is attached, with an instance that calls the program in the map with this id."""
+    paths = pins.netns.iterdir() if pins.netns.is_dir() else ()
+    return {int(path.name) for path in paths if is_pod_steered(pins, int(path.name), inbound_id)}
+
+
+def is_pod_steered(pins: Pins, cookie: int, inbound_id: int) -> bool:
+    """The same for one pod."""
+    with suppress(KernelRefused), Descriptor(syscalls.open_pin(pins.netns / str(cookie))) as link:
+        info = syscalls.link_info(link.fd)
+        return bool(info.netns_inode) and _reads(info.prog_id, inbound_id)
+    return False
+
+
+def _reads(program_id: int, map_id: int) -> bool:
+    """Whether a program uses a map. A program that has been replaced meanwhile does not."""
+    with suppress(KernelRefused), Descriptor(syscalls.open_program_id(program_id)) as program:
+        return map_id in syscalls.program_maps(program.fd)
+    return False
+
+
 def instances(pins: Pins) -> Iterator[tuple[int, bool]]:
     """The program of every link whose namespace is there: its id, and whether it is an instance of the code kept now.
 

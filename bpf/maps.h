@@ -466,4 +466,10 @@ TABLE("percpu_array", __u32, struct steered, steered, 1, 0)
 /* attachment.py → lookup (ss_steer calls it); the one entry is ss_sk_lookup */
 TABLE("prog", __u32, __u32, inbound, 1, 0)
 
+/*
+ * sockops (accepting end) → agent, which makes an entry of zero at ADD; by netns cookie, per CPU as above: captured
+ * connections that reached the proxy without their original destination
+ */
+TABLE("percpu_hash", __u64, __u64, lost_handovers, MAX_PODS, NO_PREALLOC)
+
 #endif

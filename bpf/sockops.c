@@ -55,7 +55,27 @@ static __always_inline void keep_offer(struct bpf_sock_ops *ctx, struct bpf_sock
         offer_original(ctx, sk, cookie);
 }
 
-/* The accepting end takes the original destination. */
+/*
+ * Whether a connection that arrives at a proxy port can only be a captured one: it came to an address that captured
+ * connections are spread over, or to 127.0.0.1 or ::1 from another address of the pod. Captured connections that stay
+ * on loopback look like those that applications open to the proxy themselves, so they do not count.
+ */
+static __always_inline bool is_surely_captured(__u64 cookie, const struct address *local, const struct address *remote)
+{
+    if (is_spread6(local) || (is_mapped(local) && (local->word[3] & swap32(~SPREAD4_HOSTS)) == swap32(SPREAD4)))
+        return true;
+    return is_first_loopback(local) && is_own_address(cookie, remote);
+}
+
+static __always_inline void note_lost(__u64 cookie)
+{
+    __u64 *sum = lost_handovers.lookup(&cookie);
+
+    if (sum)
+        *sum += 1;
+}
+
+/* The accepting end takes the original destination. Without it the proxy would take its own port for it. */
 static __always_inline void take_original(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 cookie)
 {
     struct connection_key key = {.cookie = cookie};
@@ -69,12 +89,17 @@ static __always_inline void take_original(struct bpf_sock_ops *ctx, struct bpf_s
     key.client = ADDRESS_OF(ctx, remote, ctx->family);
     key.server = ADDRESS_OF(ctx, local, ctx->family);
     original = handshakes.lookup(&key);
-    if (!original)
+    if (!original) {
+        if (is_surely_captured(cookie, &key.server, &key.client))
+            note_lost(cookie);
         return;
+    }
     state = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
     if (state) {
         state->original = *original;
         state->flags |= SOCKET_ACCEPTED;
+    } else {
+        note_lost(cookie);
     }
     handshakes.delete(&key);
 }

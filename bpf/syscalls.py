@@ -175,6 +175,11 @@ def update_link(link_fd: int, program_fd: int, subject: object) -> None:
     _checked("bpf_link_update", subject, LIBBPF.bpf_link_update(link_fd, program_fd, None))
 
 
+def detach_link(link_fd: int, subject: object) -> None:
+    """Detach a link from its cgroup or namespace for good, also if other processes or pins still refer to it."""
+    _checked("bpf_link_detach", subject, LIBBPF.bpf_link_detach(link_fd))
+
+
 def open_raw_tracepoint(name: str, program_fd: int) -> int:
     """Run a program at a tracepoint as long as the returned descriptor is open."""
     made = LIBBPF.bpf_raw_tracepoint_open(name.encode(), program_fd)

@@ -202,11 +202,17 @@ class Tables:
         self._steering: Table[Word, SteeringEntry] = Table(pins, "steering")
         self._steered: Table[Word, SteeredEntry] = Table(pins, "steered")
         self._inbound: Table[Word, Word] = Table(pins, "inbound")
+        self.lost_handovers: Table[Cookie, Quad] = Table(pins, "lost_handovers")
+
+    @property
+    def inbound_id(self) -> int:
+        """The id of the map through which the pods' instances call ss_sk_lookup."""
+        return int(syscalls.map_info(self._inbound.descriptor).id)
 
     @property
     def counters(self) -> "tuple[Table[Cookie, Any], ...]":
         """The maps that count something for each pod."""
-        return self.traffic, self.tallies
+        return self.traffic, self.tallies, self.lost_handovers
 
     def named(self) -> dict[str, Table[Any, Any]]:
         """The maps with many entries, by name; node, totals and those of steering are left out."""

@@ -54,8 +54,8 @@ class Enrolled:
         return {cookie: known.identity for cookie, known in self._known()}
 
     def unsteered(self) -> set[int]:
-        """The netns cookies of pods without a living sk_lookup link: the namespace or the link is gone."""
-        return {cookie for cookie in self.cookies() if not links.pod_link_alive(self._pins, cookie)}
+        """The netns cookies of pods without a living sk_lookup link that leads to our program."""
+        return set(self.cookies()) - links.steered_pods(self._pins, self._tables.inbound_id)
 
     def unheard(self) -> dict[int, int]:
         """The living pods that have no proxy's listener in the maps: netns cookie → inode of the namespace."""
@@ -86,7 +86,7 @@ class Enrolled:
     def differences(self, cookie: int, entries: Entries) -> list[str]:
         """How the maps differ from the entries that a pod should have: one sentence for each difference."""
         found = []
-        if not links.pod_link_alive(self._pins, cookie):
+        if not links.is_pod_steered(self._pins, cookie, self._tables.inbound_id):
             found.append("the namespace has no inbound steering (sk_lookup) link")
         pod = self._tables.pods.get(Cookie(cookie))
         if pod is None:

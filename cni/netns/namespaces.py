@@ -28,10 +28,15 @@ class NoProcfs(SidestepError):
 
 def why_absent(proc: Path) -> str:
     """A sentence for a namespace that was not found: the likely reason, and what to do."""
-    effective = capabilities()
-    if missing := [name for bit, name in _LOOKING if not effective >> bit & 1]:
+    if missing := missing_rights():
         return f"network namespace not found without {' and '.join(missing)}; run as root with all capabilities"
     return f"network namespace not found below {proc}; give a procfs of the node with --proc"
+
+
+def missing_rights() -> list[str]:
+    """The capabilities that find_netns() needs and this process lacks."""
+    effective = capabilities()
+    return [name for bit, name in _LOOKING if not effective >> bit & 1]
 
 
 @contextmanager

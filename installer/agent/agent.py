@@ -101,7 +101,7 @@ class _Agent:
         self._settings, self._up = settings, up
         self._tables = tables = up.enter_context(Tables(pins))
         self.enrolments = Enrolments(pins, tables)
-        self.metrics = Metrics(pins, tables, self.enrolments)
+        self.metrics = Metrics(pins, tables, self.enrolments, settings.node.proc)
         conditions = ["attached", "synced", "serving", *(["installed"] if settings.chain.install else [])]
         self.readiness = Readiness(*conditions)
         self.readiness.set("attached", True)

@@ -7,6 +7,7 @@ everything else: they call the observe methods of Metrics.
 import time
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -19,6 +20,7 @@ from bpf.layout import TrafficEntry
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.enrolment.enroll import Enrolments
+from cni.enrolment.steered import steering_of
 from cni.errors import Code
 from cni.verbs import RESULTS
 from installer.host.install import SUCCESS
@@ -40,10 +42,10 @@ _BAD_REQUEST = {
 class Metrics:
     """All metrics of the agent, in a registry of their own."""
 
-    def __init__(self, pins: Pins, tables: Tables, enrolments: Enrolments) -> None:
+    def __init__(self, pins: Pins, tables: Tables, enrolments: Enrolments, proc: Path) -> None:
         self.registry = registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
-        registry.register(_KernelCollector(pins, tables, enrolments))
+        registry.register(_KernelCollector(pins, tables, enrolments, proc))
         self._installs = Counter("istio_cni_installs", "Installations of the plugin", ["result"], registry=registry)
         self._has_installed = False
         self._ready = Gauge("istio_cni_install_ready", "Whether the plugin is installed", registry=registry)
@@ -124,16 +126,24 @@ class Metrics:
 class _KernelCollector(Collector):
     """Reads the maps at each scrape."""
 
-    def __init__(self, pins: Pins, tables: Tables, enrolments: Enrolments) -> None:
-        self._pins, self._tables, self._enrolments = pins, tables, enrolments
+    def __init__(self, pins: Pins, tables: Tables, enrolments: Enrolments, proc: Path) -> None:
+        self._pins, self._tables, self._enrolments, self._proc = pins, tables, enrolments, proc
         self._counted = -_COUNT_SECONDS
         self._entries: dict[str, tuple[int, int]] = {}
         self._traffic: dict[int, TrafficEntry] = {}
         self._ended: list[TrafficEntry] = []
+        self._lost: dict[int, int] = {}
+        self._lost_before = 0
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of one scrape."""
         yield GaugeMetricFamily("sidestep_pods", "Enrolled pods", value=len(self._enrolments))
+        states = steering_of(self._pins, self._tables, self._enrolments.cookies(), self._proc)
+        yield GaugeMetricFamily(
+            "sidestep_pods_not_steered",
+            "Enrolled pods whose inbound connections reach the application, or may do so",
+            value=sum(state.is_open for state in states.values()),
+        )
         attached = is_attached(self._pins)
         yield GaugeMetricFamily("sidestep_attached", "Whether all programs and links are in place", value=attached)
         build = GaugeMetricFamily("sidestep_build_info", "Digest of the programs' sources", labels=["programs"])
@@ -141,6 +151,7 @@ class _KernelCollector(Collector):
         yield build
         yield from self._maps()
         yield from self._connections()
+        yield from self._lost_handovers()
         yield from self._acceleration()
 
     def _maps(self) -> Iterator[Metric]:
@@ -164,6 +175,16 @@ class _KernelCollector(Collector):
         for (direction, verdict), count in self._tables.connection_totals().items():
             family.add_metric([direction, verdict], count)
         yield family
+
+    def _lost_handovers(self) -> Iterator[Metric]:
+        now = {key.cookie: count.quad for key, count in self._tables.lost_handovers.every()}
+        self._lost_before += sum(count for cookie, count in self._lost.items() if cookie not in now)
+        self._lost = now
+        yield CounterMetricFamily(
+            "sidestep_lost_handovers",
+            "Captured connections that reached the proxy without their original destination",
+            value=self._lost_before + sum(now.values()),
+        )
 
     def _acceleration(self) -> Iterator[Metric]:
         level = level_of(self._tables).level

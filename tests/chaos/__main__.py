@@ -1,4 +1,4 @@
-"""`make chaos`: things are taken away at random while plain clients ask captured ports, in both families and directions.
+"""`make chaos`: things are taken away at random while plain clients ask captured ports, both ways and in both families.
 
 Every answer must have come through the proxy, or status must have said in the same second that it would not. Exits with
 1 if one did not and nobody said so.

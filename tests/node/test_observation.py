@@ -46,6 +46,7 @@ def test_connections_are_counted_by_what_became_of_them(mesh: Mesh) -> None:
     assert more("inbound", "captured") == 5
     assert more("inbound", "refused") == 1
     assert more("outbound", "direct") >= 1
+    assert after["sidestep_lost_handovers_total",] == 0
 
 
 def test_the_node_is_described(mesh: Mesh) -> None:

@@ -53,7 +53,7 @@ def test_all_enrolled_pods_are_listed(node: Node) -> None:
     table = sidestep(node, "pods").stdout
     (line,) = [line for line in table.splitlines() if "default/alpha" in line]
     assert line.split()[1] == str(node.pods["alpha"].ip4)
-    assert line.split()[-3:] == ["listens", "the", "same"]
+    assert line.split()[-4:] == ["listens", "steered", "the", "same"]
     assert "gamma" not in table
 
 

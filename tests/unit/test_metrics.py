@@ -15,7 +15,7 @@ from installer.host.install import NO_CONF, SUCCESS
 @pytest.fixture
 def metrics() -> Metrics:
     never = cast(Any, None)  # maps and pins are for the collector, which is not asked here
-    return Metrics(never, never, never)
+    return Metrics(never, never, never, never)
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from bpf.errors import SidestepError
 from bpf.tables import Tables
+from cni.enrolment.steered import Steering
 from cni.netns.proc_net import plain
 from cni.policy import decision
 from cni.policy.annotations import CapturePolicy
@@ -44,8 +45,11 @@ class Asker:
 class Explainer:
     """Explains connections of one enrolled pod. `interfaces` are those of its namespace by index, as far as known."""
 
-    def __init__(self, pod: EnrolledPod, tables: Tables, interfaces: Mapping[int, str]) -> None:
+    def __init__(
+        self, pod: EnrolledPod, tables: Tables, interfaces: Mapping[int, str], steering: Steering = Steering.STEERED
+    ) -> None:
         self.pod = pod
+        self._steering = steering
         self._tables = tables
         self._interfaces = interfaces
         self._policy = pod.deciding(interfaces)
@@ -102,7 +106,10 @@ class Explainer:
             protocol,
             self.pod.is_ipv6_captured,
         )
-        return Explanation(self._policy, asked, decision.inbound(self._policy, asked))
+        verdict = decision.inbound(self._policy, asked)
+        if verdict.action != "pass" and self._steering == Steering.NOT_STEERED:  # so nothing of ours sees the packet
+            verdict = Verdict("pass", str(Steering.NOT_STEERED))
+        return Explanation(self._policy, asked, verdict)
 
     def inbound_ports(
         self, source: IPAddress, destination: IPAddress | None = None, interface: str | None = None

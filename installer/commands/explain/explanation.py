@@ -4,6 +4,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from cni.enrolment.entries import Identity
+from cni.enrolment.steered import Steering
 from cni.netns.proc_net import endpoint
 from cni.policy import annotations as istio
 from cni.policy.decision import Inbound, Outbound
@@ -38,6 +39,7 @@ _RULES: dict[str, str | tuple[str, str]] = {
     "no IPv6": "the pod's IPv6 is not captured",
     "self": "it comes from the pod itself; the outbound rules decided when it was opened",
     "transit": "it is not for one of the pod's addresses",
+    str(Steering.NOT_STEERED): "the pod has no inbound steering (sk_lookup) link that lives",
     "UDP": "inbound UDP is never captured",
 }
 _REFUSED = "it has the proxy's user or group, and the strict pod's proxy container is not known yet"
@@ -104,7 +106,9 @@ def _is_always_excluded(found: Explanation) -> bool:
     return is_let_go and found.asked.port in istio.ALWAYS_EXCLUDED_INBOUND
 
 
-def explanation_document(pod: Identity, found: Explanation, inside: NamespaceView | None) -> dict[str, Any]:
+def explanation_document(
+    pod: Identity, found: Explanation, inside: NamespaceView | None, steering: Steering = Steering.STEERED
+) -> dict[str, Any]:
     """The document that is printed."""
     return {
         "pod": str(pod),
@@ -115,6 +119,7 @@ def explanation_document(pod: Identity, found: Explanation, inside: NamespaceVie
         "why": why(found),
         "annotation": annotation(found),
         "goes_to": _goes_to(found, inside),
+        "steering": str(steering),
     }
 
 
@@ -157,6 +162,8 @@ def explanation_text(document: dict[str, Any]) -> str:
     cause = document["annotation"]
     if cause:
         lines.append(f"  annotation  {_shown(cause)}")
+    if (state := Steering(document["steering"])) != Steering.STEERED:
+        lines.append(f"  inbound     {state.words}")
     goes = document["goes_to"]
     if goes:
         port = f", port {goes['port']}" if document["verdict"] == "captured" else ""

@@ -105,6 +105,7 @@ _VALUES: dict[str, tuple[str, Callable[[int], Any]]] = {
     "totals": ("count", int),
     "lost": ("events", int),
     "inbound": ("program_id", int),
+    "lost_handovers": ("connections", int),
 }
 
 

@@ -3,8 +3,9 @@
 from typing import Any
 
 from bpf.acceleration import NodeLevel, level_of
-from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, TOTALS, Cookie, Level, PodFlags, TallyEntry, TrafficEntry
+from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, TOTALS, Cookie, Level, PodFlags, Quad, TallyEntry, TrafficEntry
 from bpf.tables import Tables
+from cni.enrolment.steered import Steering, steering_of
 from installer.commands.pods import enrolled_pods
 from installer.commands.pods.differences import described, differences, words_of
 from installer.commands.pods.enrolled_pods import EnrolledPod
@@ -18,9 +19,11 @@ def pods_documents(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
     now = described(node)
     with Tables(attachment.pins.look_only()) as tables:
         level = level_of(tables)
+        every = enrolled_pods.every(attachment.pins, tables)
+        steering = steering_of(attachment.pins, tables, [pod.cookie for pod in every], node.proc)
         found = [
-            _document(pod, tables, level, inside) | {"differs": differences(pod, now, inside)}
-            for pod, inside in looks_into(enrolled_pods.every(attachment.pins, tables), node.proc)
+            _document(pod, tables, level, inside, steering[pod.cookie]) | {"differs": differences(pod, now, inside)}
+            for pod, inside in looks_into(every, node.proc)
         ]
     return sorted(found, key=lambda each: str(each["pod"]))
 
@@ -30,12 +33,15 @@ def pod_document(attachment: Attachment, node: Node, name: str) -> dict[str, Any
     with Tables(attachment.pins.look_only()) as tables:
         pod = enrolled_pods.find_pod(attachment.pins, tables, name)
         now = described(node)
+        steering = steering_of(attachment.pins, tables, [pod.cookie], node.proc)[pod.cookie]
         with looked_into(pod, node.proc) as inside:
-            document = _document(pod, tables, level_of(tables), inside)
+            document = _document(pod, tables, level_of(tables), inside, steering)
             return document | {"differs": differences(pod, now, inside)}
 
 
-def _document(pod: EnrolledPod, tables: Tables, node: NodeLevel, inside: NamespaceView | None) -> dict[str, Any]:
+def _document(
+    pod: EnrolledPod, tables: Tables, node: NodeLevel, inside: NamespaceView | None, steering: Steering
+) -> dict[str, Any]:
     identity = pod.identity
     return {
         "pod": str(identity),
@@ -45,12 +51,14 @@ def _document(pod: EnrolledPod, tables: Tables, node: NodeLevel, inside: Namespa
         "network": identity.network,
         "interface": identity.ifname,
         "is_adopted": identity.is_adopted,
-        "is_alive": pod.inode != 0,
+        "is_alive": steering in (Steering.STEERED, Steering.NOT_STEERED),
+        "steering": str(steering),
         "addresses": [str(ip) for ip in sorted(pod.addresses, key=lambda ip: (ip.version, int(ip)))],
         "captures_ipv6": pod.is_ipv6_captured,
         "policy": _policy(pod),
         "listeners": _listeners(pod, inside),
         "connections": _connections(tables.tallies.get(Cookie(pod.cookie)) or TallyEntry()),
+        "lost_handovers": (tables.lost_handovers.get(Cookie(pod.cookie)) or Quad()).quad,
         "acceleration": _acceleration(pod, node, tables.traffic.get(Cookie(pod.cookie)) or TrafficEntry()),
     }
 

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from cni.enrolment.steered import Steering
 from installer.commands.pods.differences import is_different, uncompared
 
-_TITLES = ("pod", "address", "captured", "direct", "refused", "proxy", "Pod now")
+_TITLES = ("pod", "address", "captured", "direct", "refused", "proxy", "inbound", "Pod now")
 _VERDICTS = _TITLES[2:5]
 
 
@@ -18,7 +19,8 @@ def pods_table(documents: list[dict[str, Any]]) -> str:
     for each in documents:
         listens = "listens" if each["listeners"]["steered_to"] else "ABSENT"
         sums = (_sum(each, verdict) for verdict in _VERDICTS)
-        rows.append((each["pod"], next(iter(each["addresses"]), "none"), *sums, listens, _state(each)))
+        told = listens, each["steering"], _state(each)
+        rows.append((each["pod"], next(iter(each["addresses"]), "none"), *sums, *told))
     lines = [rendered(table(_TITLES, rows, set(_TITLES) - set(_VERDICTS))).rstrip("\n")]
     if reason := uncompared(documents):
         lines.append(reason)
@@ -34,8 +36,6 @@ def _sum(document: dict[str, Any], verdict: str) -> int:
 
 
 def _state(document: dict[str, Any]) -> str:
-    if not document["is_alive"]:
-        return "namespace gone"
     if not document["differs"]["known"]:
         return "not known"
     return "different" if is_different(document["differs"]) else "the same"
@@ -46,14 +46,14 @@ def pod_text(document: dict[str, Any]) -> str:
     lines = [f"{document['pod']} (uid {document['uid'] or 'not known'})"]
     how = "while it ran" if document["is_adopted"] else f"through {document['network']}, {document['interface']}"
     lines += _section("enrolled", [f"{how}; netns cookie {document['netns_cookie']}"])
-    lines += _section(
-        "", [] if document["is_alive"] else ["its network namespace is gone, or the pod is not steered any more"]
-    )
+    lines += _section("inbound", [Steering(document["steering"]).words])
     ipv6 = "IPv6 is captured" if document["captures_ipv6"] else "IPv6 is not captured"
     lines += _section("addresses", [f"{', '.join(document['addresses'])}; {ipv6}"])
     lines += _section("policy", list(_policy(document["policy"])))
     lines += _section("listeners", _listeners(document["listeners"]))
     lines += _section("connections", _connections(document["connections"]))
+    if lost := document["lost_handovers"]:
+        lines += _section("", [f"{lost} captured connections reached the proxy WITHOUT their original destination"])
     lines += _section("acceleration", _acceleration(document["acceleration"]))
     lines += _section("Pod now", _differs(document["differs"]))
     return "\n".join(lines) + "\n"

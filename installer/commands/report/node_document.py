@@ -54,6 +54,7 @@ def _pod(view: NodeView, cookie: int) -> Plain:
         "addresses": [str(ip) for ip in pod.addresses],
         "level": str(pod.level),
         "is_proxy_listening": pod.listening,
+        "steering": str(pod.steering),
         "total": _counts(pod.counts),
         "rates": _counts(view.rates.pods[cookie]),
         "inside": None if inside is None else vars(inside),

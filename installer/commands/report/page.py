@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from cni.enrolment.steered import Steering
 from installer.commands.report.drawing import draw
 from installer.commands.report.view import NodeView
 from installer.commands.sampling import figures, reasons
@@ -99,6 +100,9 @@ def findings_of(view: NodeView) -> Iterator[Trouble]:
     sample = view.sample
     if not sample.attached:
         yield Trouble(True, "Programs are not attached", "New connections are not captured. See `sidestep status`.")
+    for state in (each for each in Steering if each.is_open):
+        if names := [str(pod.identity) for pod in sample.pods.values() if pod.steering == state]:
+            yield Trouble(True, f"{_several(names)}: {state.words}", "`sidestep status` lists all such pods.")
     for failure in _failures(view):
         if failure.rate:
             yield Trouble(True, f"{figures.rate(failure.rate)}/s {failure.what}", failure.advice)

@@ -35,10 +35,10 @@ def gather(pins: Pins, name: str, seconds: float, proc: Path) -> NodeView:
     """Observe the node for so many seconds. `proc` is a procfs of the node. Raises NotAttached."""
     with Tables(pins.look_only()) as tables:
         watcher = FlowWatcher(proc)
-        before = take_sample(pins, tables)
+        before = take_sample(pins, tables, proc)
         first, _ = _observe(watcher, tables, before)
         time.sleep(max(0.0, before.at + seconds - time.monotonic()))
-        after = take_sample(pins, tables)
+        after = take_sample(pins, tables, proc)
         second, blind = _observe(watcher, tables, after)
         fills = fills_of(tables)
     return NodeView(

@@ -6,6 +6,7 @@ They are read from the pins alone, so no agent has to run. `sidestep report` and
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from bpf.acceleration import NodeLevel, level_of
@@ -25,6 +26,7 @@ from bpf.layout import (
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.enrolment.entries import Identity
+from cni.enrolment.steered import Steering, steering_of
 from cni.netns.rtnl import IpAddress
 
 Name = TypeVar("Name")
@@ -88,6 +90,7 @@ class PodSample:
     level: Level  # the lower of the pod's own and the node's
     listening: bool  # whether the maps have a socket of its proxy for inbound connections
     counts: Counts
+    steering: Steering = Steering.STEERED
 
 
 @dataclass(frozen=True)
@@ -129,21 +132,25 @@ def is_failure(kind: Kind) -> bool:
     return kind[1] in _FAILED
 
 
-def take_sample(pins: Pins, tables: Tables) -> Sample:
-    """Read the counters now."""
+def take_sample(pins: Pins, tables: Tables, proc: Path) -> Sample:
+    """Read the counters now. `proc` is a procfs of the node."""
     level = level_of(tables)
     addresses: dict[int, list[IpAddress]] = {}
     for key in tables.addresses.every_key():
         addresses.setdefault(key.cookie, []).append(key.address.ip())
+    entered = {key.cookie: pod for key, pod in tables.pods.every()}
+    steering = steering_of(pins, tables, entered, proc)
     pods = {
-        key.cookie: _pod(tables, key, pod, level.level, addresses.get(key.cookie, ()))
-        for key, pod in tables.pods.every()
+        cookie: _pod(tables, Cookie(cookie), pod, level.level, addresses.get(cookie, ()), steering[cookie])
+        for cookie, pod in entered.items()
     }
     total = Counts(tables.connection_totals(), _summed(pod.counts.messages for pod in pods.values()))
     return Sample(time.monotonic(), is_attached(pins), level, pods, total)
 
 
-def _pod(tables: Tables, key: Cookie, pod: PodEntry, node: Level, addresses: Iterable[IpAddress]) -> PodSample:
+def _pod(
+    tables: Tables, key: Cookie, pod: PodEntry, node: Level, addresses: Iterable[IpAddress], steering: Steering
+) -> PodSample:
     tally = tables.tallies.get(key) or TallyEntry()
     traffic = tables.traffic.get(key) or TrafficEntry()
     ordered = sorted(addresses, key=lambda ip: (ip.is_link_local, ip.version, ip.packed))
@@ -159,6 +166,7 @@ def _pod(tables: Tables, key: Cookie, pod: PodEntry, node: Level, addresses: Ite
             dict(zip(TOTALS, tally.connections, strict=True)),
             {name: getattr(traffic, name) for name, *_ in TrafficEntry._fields_},
         ),
+        steering,
     )
 
 

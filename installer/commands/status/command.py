@@ -18,7 +18,7 @@ def status(attachment: Attachment, chain: Chain, node: Node, ports: Ports, outpu
     """Show the state of this node: programs, plugin and agent.
 
     It shows what is attached and how full the maps are, the acceleration level, the plugin and its place in the CNI
-    chain, and the agent's health. The exit status is 1 if the programs are not attached.
+    chain, and the agent's health. The exit status is 1 if the programs are not attached, or if a pod is not steered.
 
     The command changes nothing and needs no agent. Give it the agent's settings, or run it in the agent's container.
     """
@@ -28,7 +28,7 @@ def status(attachment: Attachment, chain: Chain, node: Node, ports: Ports, outpu
     configure_logging(Logging(log_level="error"))  # the status itself reports what was found
     document = status_document(attachment, chain, node, ports)
     show(document, output, lambda: _table(document))
-    sys.exit(0 if document["attached"] else 1)
+    sys.exit(0 if document["attached"] and not document["open_pods"] else 1)
 
 
 def _table(document: dict[str, object]) -> str:

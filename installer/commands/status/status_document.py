@@ -1,16 +1,18 @@
 """`sidestep status`: the state of this node as plain values, with or without a running agent."""
 
 import platform
+from pathlib import Path
 from typing import Any
 
 from bpf.acceleration import NodeLevel, level_of
 from bpf.attachment import is_attached
 from bpf.compiler import sources_digest
 from bpf.errors import KernelRefused, SidestepError
-from bpf.layout import BuildEntry, Level, PodEntry, TrafficEntry
+from bpf.layout import BuildEntry, Cookie, Level, PodEntry, Quad, TrafficEntry
 from bpf.pins import OtherVersion, Pins
 from bpf.tables import Tables, entries
 from cni.enrolment.entries import Identity
+from cni.enrolment.steered import Steering, steering_of
 from installer import VERSION
 from installer.commands.maps.listing import maps_of
 from installer.commands.status.agent_health import agent_of
@@ -22,7 +24,7 @@ from installer.settings import Attachment, Chain, Node, Ports
 def status_document(attachment: Attachment, chain: Chain, node: Node, ports: Ports) -> dict[str, Any]:
     """The whole status. If the kernel's side cannot be read, `problem` says why; otherwise it is ""."""
     try:
-        kernel = status_of(attachment.pins)
+        kernel = status_of(attachment.pins, node.proc)
     except OtherVersion as error:
         kernel = _unknown(attachment, None, str(error))
     except SidestepError as error:
@@ -36,13 +38,19 @@ def status_document(attachment: Attachment, chain: Chain, node: Node, ports: Por
     }
 
 
-def status_of(pins: Pins) -> dict[str, Any]:
-    """The kernel's side, read from the pins. Raises NotAttached, KernelRefused."""
+def status_of(pins: Pins, proc: Path = Path("/proc")) -> dict[str, Any]:
+    """The kernel's side, read from the pins and `proc`, a procfs of the node. Raises NotAttached, KernelRefused."""
     pins = pins.look_only()
     pins.require_attached()
     with Tables(pins) as tables:
         node = level_of(tables)
-        pods = [_pod(pod, tables.traffic.get(key) or TrafficEntry(), node) for key, pod in tables.pods.every()]
+        entered = {key.cookie: pod for key, pod in tables.pods.every()}
+        steering = steering_of(pins, tables, entered, proc)
+        pods = [
+            _pod(pod, tables.traffic.get(Cookie(cookie)) or TrafficEntry(), node, steering[cookie])
+            | {"lost_handovers": (tables.lost_handovers.get(Cookie(cookie)) or Quad()).quad}
+            for cookie, pod in entered.items()
+        ]
     build = next((value for _, value in entries(pins, "build") if isinstance(value, BuildEntry)), BuildEntry())
     return {
         "attached": is_attached(pins),
@@ -55,6 +63,7 @@ def status_of(pins: Pins) -> dict[str, Any]:
         "programs": programs_of(pins),
         "maps": maps_of(pins),
         "pods": sorted(pods, key=lambda each: str(each["pod"])),
+        "open_pods": sorted(str(each["pod"]) for each in pods if Steering(each["steering"]).is_open),
     }
 
 
@@ -75,13 +84,15 @@ def _unknown(attachment: Attachment, attached: bool | None, problem: str) -> dic
         "programs": [],
         "maps": [],
         "pods": [],
+        "open_pods": [],
     }
 
 
-def _pod(pod: PodEntry, traffic: TrafficEntry, node: NodeLevel) -> dict[str, Any]:
+def _pod(pod: PodEntry, traffic: TrafficEntry, node: NodeLevel, steering: Steering) -> dict[str, Any]:
     sums = {name: getattr(traffic, name) for name, *_ in TrafficEntry._fields_}
     return {
         "pod": str(Identity.of(pod)),
         "uid": pod.uid.decode(),
+        "steering": str(steering),
         "acceleration": {"level": str(min(Level(pod.acceleration), node.level)), **sums},
     }

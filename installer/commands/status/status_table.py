@@ -5,14 +5,15 @@ from typing import Any
 
 from rich.text import Text
 
+from cni.enrolment.steered import Steering
 from installer.commands.maps.maps_table import maps_table
 from installer.commands.printing import rendered, table
 
 Document = dict[str, Any]
 
 _PROGRAMS = ("program", "id", "attached", "loaded at", "bytes", "runs", "seconds")
-_PODS = ("pod", "level", "redirected", "bytes", "undrained", "over budget", "no peer")
-_TEXTS = ("program", "pod", "level", "loaded at")  # all other columns are numbers, aligned right
+_PODS = ("pod", "inbound", "level", "redirected", "bytes", "undrained", "over budget", "no peer")
+_TEXTS = ("program", "pod", "inbound", "level", "loaded at")  # all other columns are numbers, aligned right
 
 
 def status_table(document: Document) -> str:
@@ -21,7 +22,7 @@ def status_table(document: Document) -> str:
     if document["problem"]:
         return rendered(*lines)
     programs = (_program(each) for each in document["programs"])
-    pods = ([each["pod"], *each["acceleration"].values()] for each in document["pods"])
+    pods = ([each["pod"], each["steering"], *each["acceleration"].values()] for each in document["pods"])
     return rendered(
         *lines, table(_PROGRAMS, programs, _TEXTS), maps_table(document["maps"]), table(_PODS, pods, _TEXTS)
     )
@@ -32,6 +33,8 @@ def _lines(document: Document) -> Iterator[str]:
     yield f"programs: {_attached(document)}"
     if document["problem"]:
         yield f"attach point: {document['attach_point'] or 'none, because cgroup2 is not mounted'}"
+    yield from _steering(document["pods"])
+    yield from _lost(document["pods"])
     if told := document["acceleration"]:
         yield f"acceleration: {_level(told)}"
     chain, agent = document["chain"], document["agent"]
@@ -44,6 +47,20 @@ def _lines(document: Document) -> Iterator[str]:
     yield f"readiness: {_readiness(agent['health'])}"
     if not (document["problem"] or document["run_counts"]["on"]):
         yield f"runs of programs: not counted; {document['run_counts']['how']} makes the kernel count, at some cost"
+
+
+def _steering(pods: list[Document]) -> Iterator[str]:
+    """A line for each state in which inbound connections pass by a proxy, with the pods that are in it."""
+    for state in filter(lambda each: each.is_open, Steering):
+        if names := [each["pod"] for each in pods if each["steering"] == state]:
+            yield f"inbound: {state.words} ({len(names)} of {len(pods)} pods: {', '.join(names)})"
+
+
+def _lost(pods: list[Document]) -> Iterator[str]:
+    """A line about captured connections whose original destination got lost, if there were any."""
+    if losers := [each for each in pods if each["lost_handovers"]]:
+        names = ", ".join(f"{each['pod']} {each['lost_handovers']}" for each in losers)
+        yield f"hand-overs: captured connections reached their proxy WITHOUT original destination: {names}"
 
 
 def _level(told: Document) -> str:

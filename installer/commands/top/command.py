@@ -1,20 +1,23 @@
 """The command `top`."""
 
+from pathlib import Path
+
 import click
 
-from installer.settings import Attachment, take
+from installer.settings import Attachment, Node, take, take_one
 
 
 @click.command()
 @take(Attachment)
+@take_one(Node, "proc")
 @click.option(
     "--seconds", type=click.FloatRange(0.2, 60), default=1.0, show_default=True, help="Seconds between two updates."
 )
-def top(attachment: Attachment, seconds: float) -> None:
+def top(attachment: Attachment, proc: Path, seconds: float) -> None:
     """Show rates of connections and messages live, pod by pod.
 
     The keys c, d, f, a and n sort by captured, direct, failed, accelerated and name. q or Ctrl-C quits.
     """
     from installer.commands.top.live import show_top
 
-    show_top(attachment.pins, seconds)
+    show_top(attachment.pins, seconds, proc)

@@ -9,6 +9,7 @@ import termios
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
@@ -24,14 +25,14 @@ class NoTerminal(SidestepError):
     """`sidestep top` has no terminal to draw on."""
 
 
-def show_top(pins: Pins, seconds: float) -> None:
+def show_top(pins: Pins, seconds: float, proc: Path) -> None:
     """Show the node until q, Ctrl-C, SIGTERM or SIGHUP. Raises NoTerminal, NotAttached."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise NoTerminal("top needs a terminal; `sidestep report` and `sidestep status --output json` don't")
     console = Console()
     order = ORDERS[0]
     with Tables(pins.look_only()) as tables, _until_hung_up(), _keys() as keys, suppress(KeyboardInterrupt):
-        before = take_sample(pins, tables)
+        before = take_sample(pins, tables, proc)
         with Live(console=console, screen=True, auto_refresh=False) as live:
             pause = 0.2  # the first figures come soon
             while True:
@@ -40,7 +41,7 @@ def show_top(pins: Pins, seconds: float) -> None:
                     return
                 chosen = next((each for each in ORDERS if each.key == key), None)
                 order = chosen or order
-                after = take_sample(pins, tables)
+                after = take_sample(pins, tables, proc)
                 live.update(screen(after, rates_between(before, after), order, console.size.height), refresh=True)
                 # a key or a new window size draws early, but starts no new interval for the rates
                 if key is None:

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bpf.layout import TOTALS
+from cni.enrolment.steered import Steering
 from installer.commands.sampling import figures
 from installer.commands.sampling.sample import BYTES, Counts, PodSample, Rates, Sample
 
@@ -47,6 +48,7 @@ def screen(sample: Sample, rates: Rates, order: Order, height: int) -> Renderabl
 
 
 def _head(sample: Sample, rates: Rates) -> Text:
+    unsteered = sum(pod.steering.is_open for pod in sample.pods.values())
     attached = ("attached", "green") if sample.attached else ("NOT ATTACHED", "bold red")
     level = sample.level
     wanted = f" instead of {level.wanted}" if level.level != level.wanted else ""
@@ -54,7 +56,9 @@ def _head(sample: Sample, rates: Rates) -> Text:
     return Text.assemble(
         ("sidestep ", "bold"),
         attached,
-        f"  {len(sample.pods)} pods  captured {figures.rate(total.captured)}/s  ",
+        f"  {len(sample.pods)} pods  ",
+        (f"{unsteered} not steered  " if unsteered else "", "bold red"),
+        f"captured {figures.rate(total.captured)}/s  ",
         f"direct {figures.rate(total.direct)}/s  ",
         (f"failed {figures.rate(total.refused)}/s", "red" if total.refused else ""),
         f"\nacceleration {level.level}{wanted}: {figures.share(total.share)} of messages past TCP, "
@@ -62,6 +66,12 @@ def _head(sample: Sample, rates: Rates) -> Text:
         no_wrap=True,
         overflow="ellipsis",
     )
+
+
+def _name(pod: PodSample) -> Text:
+    if pod.steering != Steering.STEERED:
+        return Text(f"{pod.identity}: {pod.steering}", style="bold red" if pod.steering.is_open else "dim")
+    return Text(str(pod.identity), style="" if pod.listening else "yellow")
 
 
 def _table(pods: list[PodSample], rates: Rates) -> Table:
@@ -72,7 +82,7 @@ def _table(pods: list[PodSample], rates: Rates) -> Table:
     for pod in pods:
         counts = rates.pods.get(pod.cookie, _NOTHING)
         table.add_row(
-            Text(str(pod.identity), style="" if pod.listening else "yellow"),
+            _name(pod),
             figures.rate(counts.of("outbound", "captured") + counts.of("self", "captured")),
             figures.rate(counts.of("inbound", "captured")),
             figures.rate(counts.of("dns", "captured")),

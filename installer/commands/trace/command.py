@@ -1,11 +1,12 @@
 """The command `trace`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from installer.commands.output import output_option
-from installer.settings import Attachment, take
+from installer.settings import Attachment, Node, take, take_one
 
 if TYPE_CHECKING:
     from installer.commands.trace.wanted import Wanted
@@ -15,6 +16,7 @@ _VERDICTS = ("direct", "captured", "refused", "denied")
 
 @click.command()
 @take(Attachment)
+@take_one(Node, "proc")
 @click.argument("pod", required=False)
 @click.option(
     "--dest",
@@ -33,6 +35,7 @@ _VERDICTS = ("direct", "captured", "refused", "denied")
 @output_option
 def trace(
     attachment: Attachment,
+    proc: Path,
     pod: str | None,
     dest: str | None,
     verdict: str | None,
@@ -50,7 +53,7 @@ def trace(
     """
     from installer.commands.trace.follow_events import follow_events
 
-    follow_events(attachment.pins, pod, _wanted(dest, verdict), None if follow else seconds, output)
+    follow_events(attachment.pins, proc, pod, _wanted(dest, verdict), None if follow else seconds, output)
 
 
 def _wanted(dest: str | None, verdict: str | None) -> "Wanted":

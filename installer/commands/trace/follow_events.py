@@ -5,6 +5,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -14,6 +15,7 @@ from bpf.layout import Event
 from bpf.pins import Pins
 from bpf.tables import Tables
 from bpf.tracing import Trace, deaths_told
+from cni.enrolment.steered import steering_of
 from installer.commands.names import PodNames, cookie_of
 from installer.commands.trace.forms import FORMS
 from installer.commands.trace.told_events import Reader
@@ -24,12 +26,17 @@ _POLL_SECONDS = 0.05
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
-def follow_events(pins: Pins, pod: str | None, wanted: Wanted, seconds: float | None, output: str) -> None:
-    """Print events for so many seconds, None for no end. Ctrl-C and SIGTERM end it too. Raises SidestepError."""
+def follow_events(pins: Pins, proc: Path, pod: str | None, wanted: Wanted, seconds: float | None, output: str) -> None:
+    """Print events for so many seconds, None for no end. Ctrl-C and SIGTERM end it too. Raises SidestepError.
+
+    `proc` is a procfs of the node.
+    """
     with ExitStack() as running:
         interruption = running.enter_context(Interruption())
         tables = running.enter_context(Tables(pins))
-        events = running.enter_context(Trace(pins, cookie_of(tables, pod) if pod else 0))
+        cookie = cookie_of(tables, pod) if pod else 0
+        events = running.enter_context(Trace(pins, cookie))
+        _tell_unsteered(pins, tables, proc, cookie)
         if not wanted.verdict:
             _tell_deaths(running, pins, interruption)
         follower = _Follower(events, Reader(PodNames(tables)), wanted, output)
@@ -40,6 +47,15 @@ def follow_events(pins: Pins, pod: str | None, wanted: Wanted, seconds: float | 
         while not interruption.is_asked and (until is None or time.monotonic() < until):
             follower.look(_POLL_SECONDS)
         follower.look(0)
+
+
+def _tell_unsteered(pins: Pins, tables: Tables, proc: Path, cookie: int) -> None:
+    """Say which of the traced pods have no events of inbound connections because nothing steers these."""
+    cookies = [cookie] if cookie else [key.cookie for key in tables.pods.every_key()]
+    name_of = PodNames(tables)
+    for each, state in steering_of(pins, tables, cookies, proc).items():
+        if state.is_open:
+            click.echo(f"sidestep: {name_of(each)}: {state.words}, and is not traced", err=True)
 
 
 def _tell_deaths(running: ExitStack, pins: Pins, interruption: "Interruption") -> None:
