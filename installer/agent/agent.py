@@ -3,7 +3,7 @@
 The order of the start makes it safe: examine the node, attach the programs, enrol the pods that run already, serve the
 CNI socket, and only then put the plugin into the chain and turn ready. So the agent can enrol pods before it takes
 requests, and it answers requests before the chain names the plugin. Stopping changes nothing on the node: plugin, links
-and maps stay, and pods keep their capture. Only if its DaemonSet was deleted does the agent undo what it did.
+and maps stay, and pods keep their capture. If its DaemonSet was deleted, the agent takes the plugin away, nothing else.
 """
 
 import time
@@ -30,8 +30,9 @@ from installer.agent.reconcile import NodeTables, Reconciler
 from installer.agent.repair import Repairs
 from installer.agent.serving import serving
 from installer.agent.signals import Signals
+from installer.host.captured import captured_pods
 from installer.host.install import Installer
-from installer.host.uninstall import uninstall_node
+from installer.host.uninstall import leave_chain
 from installer.pods.deployment import Deployment
 from installer.pods.source import Source, require_source, source_of
 from installer.probe.examine import attach_or_explain, require_capable
@@ -88,8 +89,17 @@ def run_agent(settings: Settings) -> None:
             agent.readiness.set("serving", False, "stopping")
         # only now: the threads that would put everything back have ended
         if agent.deployment and agent.deployment.is_deleted():
-            for sentence in uninstall_node(settings.attachment, settings.node, settings.chain):
-                log.info("uninstalled", what=sentence)
+            _leave(settings)
+
+
+def _leave(settings: Settings) -> None:
+    """Take out the plugin for good. Pods that run stay captured until they end, or until a person ends it."""
+    for sentence in leave_chain(settings.node, settings.chain):
+        log.info("uninstalled", what=sentence)
+    if pods := captured_pods(settings.attachment.pins, settings.node.proc):
+        log.warning(
+            "capture.goes_on", pods=len(pods), until="the pods end", to_end_it="sidestep uninstall --end-capture"
+        )
 
 
 class _Agent:
