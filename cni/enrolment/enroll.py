@@ -172,7 +172,8 @@ class Enrolments(Enrolled):
             for cookie in dead:
                 self.remove(cookie)
             for cookie in linked:
-                if cookie not in alive or cookie not in self._index:
+                # the maps decide: whoever has written the entry may not be the one that has this index
+                if cookie not in alive or (cookie not in self._index and self.entry(cookie) is None):
                     links.unlink_pod(self._pins, cookie)
             return gone
 

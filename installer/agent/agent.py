@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from bpf.holder import Holder
 from bpf.tables import Tables
 from cni.enrolment.admission import Admission
 from cni.enrolment.adoption import Adoption
@@ -43,6 +44,8 @@ log = structlog.get_logger("agent")
 # seconds that the start waits for the first list of Pods. After that the agent serves without the list: plugin calls
 # then get an error message instead of a missing socket, and pods are enrolled once the list arrives
 _SYNC_SECONDS = 5.0
+# seconds that the start waits for another agent to end: the one of a DaemonSet that was just replaced
+_HOLDER_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,11 @@ def run_agent(settings: Settings) -> None:
         require_capable(settings.attachment, settings.chain, settings.node)
         cgroup = settings.attachment.attach_point()
         settings = replace(settings, attachment=replace(settings.attachment, cgroup=cgroup))
-        outcome = attach_or_explain(settings.attachment, settings.chain, settings.node)
+        holder = Holder(settings.attachment.pins)
         with ExitStack() as up:
-            agent = _Agent(settings, up)
+            up.enter_context(holder.held(_HOLDER_SECONDS))
+            outcome = attach_or_explain(settings.attachment, settings.chain, settings.node)
+            agent = _Agent(settings, holder, up)
             agent.enrol_what_runs()
             server = agent.server()
             signals.call(server.stop, server.wakes)
@@ -105,7 +110,7 @@ def _leave(settings: Settings) -> None:
 class _Agent:
     """The parts of a running agent, made in the order in which they need each other; `up` ends them in reverse."""
 
-    def __init__(self, settings: Settings, up: ExitStack) -> None:
+    def __init__(self, settings: Settings, holder: Holder, up: ExitStack) -> None:
         pins = settings.attachment.pins
         cgroup = settings.attachment.attach_point()
         self._settings, self._up = settings, up
@@ -147,6 +152,7 @@ class _Agent:
             observe=self.metrics.observe_reconcile,
             claims=self._repairs.claims,
             deny=lambda: self._denials.look(self.source.pods),
+            hold=holder.keep,
         )
 
     def enrol_what_runs(self) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bpf.attachment import detach_programs
 from bpf.errors import SidestepError
+from bpf.holder import holder_of, is_held
 from bpf.syscalls import Descriptor
 from installer.host import files, plugin
 from installer.host.captured import captured_pods
@@ -19,6 +20,7 @@ from installer.host.chain import PLUGIN, entry_of
 from installer.host.confdir import ConfDirectory
 from installer.settings import Attachment, Chain, Node
 
+_END_IT = "delete its DaemonSet, or stop it"
 _NAMED = 20  # pods named in a message
 
 
@@ -46,6 +48,8 @@ def uninstall_node(attachment: Attachment, node: Node, chain: Chain, end_capture
     and then nothing is removed, if pods are captured and `end_capture` is false.
     """
     with _nobody_serving(node.cni_agent_run_dir):
+        if is_held(attachment.pins):
+            raise AgentRunning(f"an agent uses the pins: {holder_of(attachment.pins)}; first {_END_IT}")
         pods = captured_pods(attachment.pins, node.proc)
         if pods and not end_capture:
             raise StillCaptured(_who_loses_capture(pods))
@@ -93,7 +97,5 @@ def _nobody_serving(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AgentRunning(
-                f"an agent serves {run_dir} and would put everything back; first delete its DaemonSet, or stop it"
-            ) from None
+            raise AgentRunning(f"an agent serves {run_dir} and would put everything back; first {_END_IT}") from None
         yield
