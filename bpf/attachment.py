@@ -24,6 +24,7 @@ from bpf.errors import KernelRefused
 from bpf.hooks import CGROUP_HOOKS, HOOKS, LOOKUP_HOOK
 from bpf.kernel import require_bpffs, require_capabilities
 from bpf.layout import STORAGES, TABLES, BuildEntry, Word
+from bpf.layouts import layouts
 from bpf.pins import OtherVersion, Pins
 from bpf.steering import lead_to_lookup, leads_to_lookup, load_instance, opened
 from bpf.syscalls import Descriptor
@@ -79,7 +80,7 @@ def detach_programs(pins: Pins) -> bool:
             return False
         _stop_deciding(pins)
         # links before maps: no program may run with a part of its maps
-        for directory in (pins.netns, pins.links):
+        for directory in (layout / name for layout in layouts(pins) for name in ("netns", "links")):
             shutil.rmtree(directory, ignore_errors=True)
         shutil.rmtree(pins.top)
         return True
@@ -87,8 +88,9 @@ def detach_programs(pins: Pins) -> bool:
 
 def _stop_deciding(pins: Pins) -> None:
     """Stop capturing new connections, then wait until the proxies know the destinations of the captured ones."""
-    steering = list(pins.netns.glob("*"))
-    deciding = [path for name in _DECIDING if (path := pins.links / name).exists()]
+    every = layouts(pins)
+    steering = [path for layout in every for path in (layout / "netns").glob("*")]
+    deciding = [path for layout in every for name in _DECIDING if (path := layout / "links" / name).exists()]
     for path in (*deciding, *steering):
         path.unlink()
     if steering:

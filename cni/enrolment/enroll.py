@@ -174,7 +174,8 @@ class Enrolments(Enrolled):
                     gone.append(known.identity)
         for cookie in linked:
             with self.undisturbed(cookie):
-                if cookie not in self._index:
+                # the maps decide: whoever has written the entry may not be the one that has this index
+                if cookie not in self._index and (cookie not in alive or self.entry(cookie) is None):
                     links.unlink_pod(self._pins, cookie)
         return gone
 

@@ -3,7 +3,7 @@
 The order of the start makes it safe: examine the node, attach the programs, enrol the pods that run already, serve the
 CNI socket, and only then put the plugin into the chain and turn ready. So the agent can enrol pods before it takes
 requests, and it answers requests before the chain names the plugin. Stopping changes nothing on the node: plugin, links
-and maps stay, and pods keep their capture. Only if its DaemonSet was deleted does the agent undo what it did.
+and maps stay, and pods keep their capture. If its DaemonSet was deleted, the agent takes the plugin away, nothing else.
 """
 
 import time
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from bpf.holder import Holder
 from bpf.tables import Tables
 from cni.enrolment.admission import Admission
 from cni.enrolment.adoption import Adoption
@@ -30,8 +31,9 @@ from installer.agent.reconcile import NodeTables, Reconciler
 from installer.agent.repair import Repairs
 from installer.agent.serving import serving
 from installer.agent.signals import Signals
+from installer.host.captured import captured_pods
 from installer.host.install import Installer
-from installer.host.uninstall import uninstall_node
+from installer.host.uninstall import leave_chain
 from installer.pods.deployment import Deployment
 from installer.pods.source import Source, require_source, source_of
 from installer.probe.examine import attach_or_explain, require_capable
@@ -42,6 +44,8 @@ log = structlog.get_logger("agent")
 # seconds that the start waits for the first list of Pods. After that the agent serves without the list: plugin calls
 # then get an error message instead of a missing socket, and pods are enrolled once the list arrives
 _SYNC_SECONDS = 5.0
+# seconds that the start waits for another agent to end: the one of a DaemonSet that was just replaced
+_HOLDER_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,11 @@ def run_agent(settings: Settings) -> None:
         require_capable(settings.attachment, settings.chain, settings.node)
         cgroup = settings.attachment.attach_point()
         settings = replace(settings, attachment=replace(settings.attachment, cgroup=cgroup))
-        outcome = attach_or_explain(settings.attachment, settings.chain, settings.node)
+        holder = Holder(settings.attachment.pins)
         with ExitStack() as up:
-            agent = _Agent(settings, up)
+            up.enter_context(holder.held(_HOLDER_SECONDS))
+            outcome = attach_or_explain(settings.attachment, settings.chain, settings.node)
+            agent = _Agent(settings, holder, up)
             agent.enrol_what_runs()
             server = agent.server()
             signals.call(server.stop, server.wakes)
@@ -88,14 +94,23 @@ def run_agent(settings: Settings) -> None:
             agent.readiness.set("serving", False, "stopping")
         # only now: the threads that would put everything back have ended
         if agent.deployment and agent.deployment.is_deleted():
-            for sentence in uninstall_node(settings.attachment, settings.node, settings.chain):
-                log.info("uninstalled", what=sentence)
+            _leave(settings)
+
+
+def _leave(settings: Settings) -> None:
+    """Take out the plugin for good. Pods that run stay captured until they end, or until a person ends it."""
+    for sentence in leave_chain(settings.node, settings.chain):
+        log.info("uninstalled", what=sentence)
+    if pods := captured_pods(settings.attachment.pins, settings.node.proc):
+        log.warning(
+            "capture.goes_on", pods=len(pods), until="the pods end", to_end_it="sidestep uninstall --end-capture"
+        )
 
 
 class _Agent:
     """The parts of a running agent, made in the order in which they need each other; `up` ends them in reverse."""
 
-    def __init__(self, settings: Settings, up: ExitStack) -> None:
+    def __init__(self, settings: Settings, holder: Holder, up: ExitStack) -> None:
         pins = settings.attachment.pins
         cgroup = settings.attachment.attach_point()
         self._settings, self._up = settings, up
@@ -137,6 +152,7 @@ class _Agent:
             observe=self.metrics.observe_reconcile,
             claims=self._repairs.claims,
             deny=lambda: self._denials.look(self.source.pods),
+            hold=holder.keep,
         )
 
     def enrol_what_runs(self) -> None:

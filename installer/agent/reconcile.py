@@ -80,6 +80,7 @@ class Reconciler:
     observe: Callable[[str, int], None]  # gets the kind of each thing put right, and the count
     claims: Callable[[Pod], bool] = _claims_nothing  # whether Repairs will delete or label the pod
     deny: Callable[[], None] = _nothing  # updates the denied ports of running pods
+    hold: Callable[[], None] = _nothing  # keeps other agents from the pins
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _wake: threading.Event = field(default_factory=threading.Event)
     _stopping: bool = False
@@ -160,6 +161,7 @@ class Reconciler:
 
         Pins of maps that are not the agent's are replaced first. Attaching then loads programs for the agent's maps.
         """
+        self.hold()
         place = self.place
         held = place.tables.descriptors()
         foreign = unpin_others(place.pins, held)

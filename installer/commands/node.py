@@ -31,16 +31,26 @@ def agent(**groups: Any) -> None:
 @take(Attachment)
 @take(Node)
 @take(Chain)
+@click.option(
+    "--end-capture/--keep-capture",
+    default=None,
+    help="End the capture of running mesh pods, or leave it and remove only the plugin. Without either, pods that are "
+    "captured are named and nothing is removed.",
+)
 @output_option
-def uninstall(attachment: Attachment, node: Node, chain: Chain, output: str) -> None:
-    """Remove sidestep from this node, and end capture.
+def uninstall(attachment: Attachment, node: Node, chain: Chain, end_capture: bool | None, output: str) -> None:
+    """Remove sidestep from this node.
 
-    The plugin is taken out of the CNI chain and off the host, and the programs are detached. Open connections go on;
-    new ones are not captured.
+    The plugin is taken out of the CNI chain and off the host, and the programs are detached. If mesh pods run, that
+    ends their capture, and with it mTLS: open connections go on, new ones go past the proxies. So it needs
+    --end-capture.
     """
-    from installer.host.uninstall import uninstall_node
+    from installer.host.uninstall import leave_chain, uninstall_node
 
-    done = uninstall_node(attachment, node, chain)
+    if end_capture is False:
+        done = leave_chain(node, chain)
+    else:
+        done = uninstall_node(attachment, node, chain, bool(end_capture))
     show({"done": done}, output, lambda: "\n".join(done or ["nothing was installed"]) + "\n")
 
 

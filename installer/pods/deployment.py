@@ -20,11 +20,11 @@ _LONGEST_PAUSE = 120.0
 # timeouts of the last request, well within the 30 s that a pod has to end
 _ANSWER_SECONDS = 3.0
 _TRY_SECONDS, _TRY_ATTEMPTS = 8.0, 5
-_BY_HAND = "nothing is undone. To uninstall, run `sidestep uninstall` on this node while no agent runs"
+_BY_HAND = "nothing is undone. To take the plugin away, run `sidestep uninstall --keep-capture` while no agent runs"
 
 
 class Deployment:
-    """The DaemonSet that started this agent. If it is deleted, the agent undoes its work when it ends.
+    """The DaemonSet that started this agent. If it is deleted, the agent takes the plugin away when it ends.
 
     The DaemonSet is watched while running(), and the agent remembers what it saw. An ending agent may be unable to ask,
     because its service account can be deleted together with the DaemonSet. A refused request proves nothing: the API
@@ -102,10 +102,10 @@ class Deployment:
                 return
             again, self._uid, self._deleted = self._deleted, owner.uid, False
         if again:
-            log.info("daemonset.made_again", uid=owner.uid, consequence="this agent undoes nothing when it ends")
+            log.info("daemonset.made_again", uid=owner.uid, consequence="this agent leaves the plugin when it ends")
 
     def _gone(self) -> None:
         with self._lock:
             told, self._deleted = self._deleted, True
         if not told:
-            log.info("daemonset.deleted", uid=self._uid, consequence="this agent undoes what it did when it ends")
+            log.info("daemonset.deleted", uid=self._uid, consequence="this agent takes the plugin away when it ends")

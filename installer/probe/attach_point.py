@@ -9,6 +9,7 @@ from bpf.compiler import sources_digest
 from bpf.errors import KernelRefused, NotAttached
 from bpf.kernel import cgroup2_root, mounts, require_bpffs
 from bpf.layout import TABLES, BuildEntry, Word
+from bpf.layouts import layouts
 from bpf.pins import LAYOUT, Pins
 from bpf.syscalls import Descriptor
 from installer.probe.findings import Finding, Presence
@@ -113,11 +114,11 @@ def earlier_installation(attachment: Attachment) -> list[Finding]:
     """What an earlier agent, or an earlier version, has left attached."""
     pins = attachment.pins
     try:
-        layouts = sorted(path.name for path in pins.top.iterdir() if not path.name.startswith("new-"))
+        found = sorted(path.name for path in layouts(pins))
     except OSError:
         return []  # nothing there; the row "bpffs" says whether there is a bpffs
-    rows = [_current(pins)] if LAYOUT in layouts else []
-    for other in layouts:
+    rows = [_current(pins)] if LAYOUT in found else []
+    for other in found:
         if other != LAYOUT:
             advice = "run `sidestep detach` of that version; otherwise all connections are captured twice"
             rows.append(

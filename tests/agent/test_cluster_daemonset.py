@@ -35,7 +35,7 @@ class Watched:
         wait_until(lambda: self.deployment._deleted is deleted, f"deleted to be {deleted}", 30)
 
     def stops(self) -> bool:
-        """The agent ends; returns whether it uninstalls."""
+        """The agent ends; returns whether it takes the plugin away."""
         self._running.close()
         return self.deployment.is_deleted()
 

@@ -75,6 +75,13 @@ def test_a_restarted_agent_reads_everything_back(wire: Wire) -> None:
     assert wire.kernel.entries() == empty
 
 
+def test_nobody_unlinks_what_the_maps_call_enrolled(wire: Wire) -> None:
+    before = Enrolments(wire.kernel.pins, wire.kernel.tables)
+    wire.mesh()
+    assert before.reclaim() == []
+    assert wire.peer.dial(wire.pod.ip4, 8080)["who"] == "inbound"
+
+
 @pytest.mark.parametrize("linked", [True, False])
 def test_what_a_crash_left_half_written_is_reclaimed(wire: Wire, linked: bool) -> None:
     empty = wire.kernel.entries()

@@ -133,10 +133,10 @@ class Cluster:
         source.write_text(source.read_text() + "\n/* another version */\n")
         return directory
 
-    def uninstall(self) -> list[str]:
+    def uninstall(self, *more: str) -> list[str]:
         """`sidestep uninstall`; what it said."""
         argv: list[str | Path] = [sys.executable, "-m", "installer", "uninstall", *self._directories]
-        argv += ["--bpffs", self.node.bpffs, "--cni-agent-run-dir", self.node.run_dir]
+        argv += ["--bpffs", self.node.bpffs, "--cni-agent-run-dir", self.node.run_dir, *more]
         done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()

@@ -177,11 +177,9 @@ def test_with_a_list_of_our_own_no_moment_is_open_however_often_the_primary_one_
 
 def test_what_starts_without_the_plugin_is_captured_once_it_is_installed(cluster: Cluster, first: CriPod) -> None:
     cluster.node.agent.kill()
-    assert [line.rpartition(" ")[2] for line in cluster.uninstall()] == [
-        str(cluster.runtime.net / "10-lab.conflist"),
-        "removed",
-        "removed",
-    ]
+    chain, plugin, programs, *_ = cluster.uninstall("--end-capture")
+    assert chain == f"plugin removed from {cluster.runtime.net / '10-lab.conflist'}"
+    assert (plugin.rpartition(" ")[2], programs.rpartition(" ")[2]) == ("removed", "removed")
     before = cluster.pod("before")
     assert cluster.proxies_between(before, first) == set()
     cluster.node.agent.start()

@@ -1,20 +1,17 @@
-"""What the agent undoes at its end stays undone, and nobody undoes it under a running agent."""
+"""What ends with a DaemonSet, and what only a person ends: the plugin, and the capture of pods that run."""
 
-import fcntl
 import json
-import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bpf.syscalls import Descriptor
 from tests.lab.apiserver import ApiServer
 from tests.lab.node import REPOSITORY, Node
+from tests.lab.pod import Pod
 from tests.lab.waiting import wait_until
 
 DAEMONSET = ("istio-system", "istio-cni-node")
@@ -62,21 +59,51 @@ def installed(tmp_path: Path) -> Iterator[Installed]:
             yield made
 
 
-def test_what_an_agent_takes_away_at_its_end_it_does_not_put_back(installed: Installed) -> None:
+def test_with_its_daemonset_goes_the_plugin_and_no_pod_loses_capture(installed: Installed) -> None:
+    node = installed.node
+    alpha, beta = node.pod("alpha"), node.pod("beta")
     installed.api.delete_daemonset(*DAEMONSET)
-    with Descriptor(os.open(installed.node.bpffs, os.O_RDONLY | os.O_DIRECTORY)) as bpffs:
-        fcntl.flock(bpffs.fd, fcntl.LOCK_EX)  # between chain and programs it has to wait for us
-        ending = threading.Thread(target=installed.node.agent.terminate)
-        ending.start()
-        wait_until(lambda: installed.document() == PRIMARY, "the entry to be gone")
-        wait_until(lambda: not (installed.bin / "sidestep-cni").exists(), "the plugin to be gone")
-        ending.join(0.5)  # time enough to put it back
-        assert ending.is_alive()
-        fcntl.flock(bpffs.fd, fcntl.LOCK_UN)
-    ending.join()
+    node.agent.terminate()
     assert installed.document() == PRIMARY
     assert not (installed.bin / "sidestep-cni").exists()
-    assert not (installed.node.bpffs / "sidestep").exists()
+    assert "event=capture.goes_on pods=2" in node.agent.log.read_text()
+    assert_captured(alpha, beta)
+
+    refused = installed.uninstall()
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == (
+        "sidestep: 2 running mesh pods of this node would lose capture, and with it mTLS: default/alpha, default/beta; "
+        "to end it for them give --end-capture, to remove only the plugin give --keep-capture\n"
+    )
+    assert_captured(alpha, beta)
+
+    node.agent.start()  # a later agent finds them, and the plugin is back
+    wait_until(installed.is_installed, "the plugin in the chain")
+    assert_captured(alpha, beta)
+    assert_captured(node.pod("gamma"), alpha)
+    node.agent.terminate()
+    kept = installed.uninstall("--keep-capture")
+    assert len(kept.stdout.splitlines()) == 2
+    assert_captured(alpha, beta)
+    node.pods["gamma"].stop()  # while nobody serves
+
+    ended = installed.uninstall("--end-capture")
+    assert ended.returncode == 0
+    assert ended.stdout.splitlines() == [
+        f"programs detached, pins in {node.bpffs / 'sidestep'} removed",
+        "2 running mesh pods are not captured any more: default/alpha, default/beta",
+    ]
+    assert alpha.curl(beta.ip4).pod == "beta"
+    assert alpha.envoy.connections() == beta.envoy.connections() == []
+
+
+def assert_captured(one: Pod, other: Pod) -> None:
+    for pod in (one, other):
+        pod.envoy.connections()
+    for ip in other.ips:
+        assert one.curl(ip).pod == other.name
+        assert one.envoy.next_connection().listener == "outbound"
+        assert other.envoy.next_connection().listener == "inbound"
 
 
 def test_an_agent_whose_pod_is_deleted_by_force_leaves_everything(installed: Installed) -> None:
@@ -85,10 +112,10 @@ def test_an_agent_whose_pod_is_deleted_by_force_leaves_everything(installed: Ins
     installed.node.agent.terminate()
     assert installed.is_installed()
     assert (installed.node.bpffs / "sidestep").exists()
-    assert "`sidestep uninstall`" in installed.node.agent.log.read_text()
+    assert "`sidestep uninstall --keep-capture`" in installed.node.agent.log.read_text()
 
 
-def test_an_agent_whose_account_went_with_its_daemonset_undoes_everything(installed: Installed) -> None:
+def test_an_agent_whose_account_went_with_its_daemonset_takes_the_plugin_away(installed: Installed) -> None:
     wait_until(lambda: installed.api.daemonset_watchers(DAEMONSET[0]) == 1, "the watch", 30)
     installed.api.token = "of nobody"
     installed.api.delete_daemonset(*DAEMONSET)
@@ -96,7 +123,8 @@ def test_an_agent_whose_account_went_with_its_daemonset_undoes_everything(instal
     assert installed.is_installed()
     installed.node.agent.terminate()
     assert installed.document() == PRIMARY
-    assert not (installed.node.bpffs / "sidestep").exists()
+    assert not (installed.bin / "sidestep-cni").exists()
+    assert (installed.node.bpffs / "sidestep").exists()
 
 
 def test_uninstalling_under_a_running_agent_is_refused(installed: Installed) -> None:
