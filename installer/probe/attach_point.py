@@ -10,7 +10,7 @@ from bpf.errors import KernelRefused, NotAttached
 from bpf.kernel import cgroup2_root, mounts, require_bpffs
 from bpf.layout import TABLES, BuildEntry, Word
 from bpf.layouts import layouts
-from bpf.pins import LAYOUT, Pins
+from bpf.pins import LAYOUT, OtherVersion, Pins
 from bpf.syscalls import Descriptor
 from installer.probe.findings import Finding, Presence
 from installer.scratch import scratch_pins
@@ -141,10 +141,11 @@ def _current(pins: Pins) -> Finding:
             os.close(pins.open_map(name))
         with Descriptor(pins.open_map("build")) as table:
             syscalls.map_lookup(table.fd, Word(0), build)
-    except (NotAttached, KernelRefused) as error:
-        return Finding(
-            what, needed_by, str(error).partition("; ")[0], Presence.NO, "run `sidestep detach`, then start again"
-        )
+    except (OtherVersion, KernelRefused) as error:
+        advice = "run `sidestep detach`, then start again"
+        return Finding(what, needed_by, str(error).partition("; ")[0], Presence.NO, advice)
+    except NotAttached as error:  # attaching finds the map through the programs, or makes it
+        return Finding(what, needed_by, f"{str(error).partition('; ')[0]}; it will be put back", Presence.YES)
     if bytes(build.sources) != sources_digest():
         return Finding(what, needed_by, f"{pins.root}: other programs", Presence.YES, "they will be swapped in place")
     if not is_attached(pins):

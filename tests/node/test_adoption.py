@@ -167,6 +167,19 @@ def delete_everything(pins: Pins) -> None:
     delete_tree(pins.top)
 
 
+@pytest.mark.parametrize("tamper", [delete_maps, delete_programs, delete_everything])
+def test_what_somebody_takes_while_no_agent_runs_is_made_again_at_its_start(
+    node: Node, client: Pod, tamper: Callable[[Pins], None]
+) -> None:
+    server = node.pod(f"orphan-{tamper.__name__.replace('_', '-')}")
+    node.agent.kill()
+    tamper(Pins(node.bpffs))
+    node.agent.start()
+    wait_until(lambda: node.entries()["listeners"] > 0, "the pod to be adopted if it was forgotten", 15)
+    is_captured(client, server)
+    server.stop()
+
+
 @pytest.mark.parametrize("tamper", [detach_links, delete_programs, delete_maps, delete_steering, delete_everything])
 def test_what_somebody_takes_from_the_bpffs_is_put_back(
     node: Node, client: Pod, tamper: Callable[[Pins], None]
