@@ -43,8 +43,8 @@ class Holder:
         while not self._take():
             if time.monotonic() > deadline:
                 raise PinsHeld(
-                    f"another agent uses the pins in {self._pins.top}: {holder_of(self._pins)}; stop it, or give this "
-                    "one its own --bpffs"
+                    f"another agent serves with the pins in {self._pins.top}: {holder_of(self._pins)}; stop it, or "
+                    "give this one its own --bpffs"
                 )
             time.sleep(_PAUSE)
         try:

@@ -111,7 +111,7 @@ class Node:
     )
     agent_timeout_seconds: float = _setting(
         10.0,
-        "Seconds that the plugin waits for the agent before it fails a mesh pod.",
+        "Seconds that the plugin waits for an absent agent, and then for its answer, before it fails a mesh pod.",
         click.FloatRange(0, 600, min_open=True),
         ours=True,
     )

@@ -4,6 +4,10 @@
  * With its first bytes the shim passes the pod's network namespace as a descriptor. Nothing blocks, and one deadline
  * holds for the whole exchange. So neither a full backlog nor an agent that drips bytes can delay a pod longer than
  * configured.
+ *
+ * ADD waits for an agent that is away, as long as it would wait for an answer: an agent that is being replaced is back
+ * within seconds, but once a sandbox has failed, kubelet waits longer than that. All other commands fail at once. STATUS
+ * and CHECK are about now, and of what DEL and GC miss the next agent takes care.
  */
 #define _GNU_SOURCE
 #include "shim.h"
@@ -21,11 +25,13 @@
 #define SOCKET_NAME "cni.sock"
 #define MAX_ANSWER (8u << 20)
 #define BACKLOG_PAUSE_MS 5
+#define AWAY_PAUSE_MS 50
 
 struct exchange {
     const struct invocation *inv;
     int fd;
-    long long deadline_ms;
+    long long arrival_ms;  /* until then an agent that is away is waited for */
+    long long deadline_ms; /* of the exchange with an agent that is there */
     struct sockaddr_un address;
 };
 
@@ -35,6 +41,12 @@ static long long now_ms(void)
 
     clock_gettime(CLOCK_MONOTONIC, &now);
     return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+}
+
+/* When the time for one exchange is over, if it begins now. */
+static long long deadline_of(const struct invocation *inv)
+{
+    return now_ms() + (long long)(inv->timeout * 1000);
 }
 
 /* The code of a failure. STATUS has one code for everything that keeps the agent from serving. */
@@ -49,10 +61,19 @@ static enum code away(const struct invocation *inv)
     return code_of(inv, TRY_AGAIN_LATER);
 }
 
+static bool is_add(const struct invocation *inv)
+{
+    return !strcmp(inv->command, "ADD");
+}
+
 static _Noreturn void unreachable(const struct exchange *ex, int error)
 {
-    fail_unless_leaving(ex->inv, away(ex->inv), "cannot reach %s: %s; is the sidestep agent running on this node?",
-                        ex->address.sun_path, strerror(error));
+    char waited[32] = "";
+
+    if (is_add(ex->inv))
+        snprintf(waited, sizeof(waited), " within %g s", ex->inv->timeout);
+    fail_unless_leaving(ex->inv, away(ex->inv), "cannot reach %s%s: %s; is the sidestep agent running on this node?",
+                        ex->address.sun_path, waited, strerror(error));
 }
 
 static _Noreturn void garbage(const struct exchange *ex, const char *what)
@@ -66,6 +87,15 @@ static _Noreturn void hung_up(const struct exchange *ex)
 {
     fail_unless_leaving(ex->inv, away(ex->inv), "the agent at %s closed the connection without an answer; did it end?",
                         ex->address.sun_path);
+}
+
+/* Whether it is worth trying again after the agent was found to be away; waits a little if so. */
+static bool wait_for_agent(const struct exchange *ex)
+{
+    if (!is_add(ex->inv) || now_ms() >= ex->arrival_ms)
+        return false;
+    poll(NULL, 0, AWAY_PAUSE_MS);
+    return true;
 }
 
 static int remaining_ms(const struct exchange *ex)
@@ -101,7 +131,7 @@ static void require_root(const struct exchange *ex)
                             ex->address.sun_path, peer.uid);
 }
 
-static void open_exchange(struct exchange *ex)
+static void set_address(struct exchange *ex)
 {
     int length = snprintf(ex->address.sun_path, sizeof(ex->address.sun_path), "%s/" SOCKET_NAME, ex->inv->run_dir);
 
@@ -109,20 +139,38 @@ static void open_exchange(struct exchange *ex)
     if (length < 0 || (size_t)length >= sizeof(ex->address.sun_path))
         fail(ex->inv, INVALID_CONFIG, "cni_agent_run_dir \"%s\" is too long for a socket path; at most %zu bytes",
              ex->inv->run_dir, sizeof(ex->address.sun_path) - sizeof("/" SOCKET_NAME));
+}
+
+static void open_exchange(struct exchange *ex)
+{
     ex->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (ex->fd < 0)
         unreachable(ex, errno);
+    ex->deadline_ms = deadline_of(ex->inv);
     while (connect(ex->fd, (struct sockaddr *)&ex->address, sizeof(ex->address)) < 0) {
-        if (errno != EAGAIN && errno != EINTR) /* EAGAIN: the backlog is full; poll() does not tell when it has room */
+        if (errno == ENOENT || errno == ECONNREFUSED) {
+            int away = errno;
+
+            if (!wait_for_agent(ex))
+                unreachable(ex, away);
+            ex->deadline_ms = deadline_of(ex->inv);
+        } else if (errno == EAGAIN || errno == EINTR) { /* a full backlog; poll() does not tell when it has room */
+            (void)remaining_ms(ex);
+            poll(NULL, 0, BACKLOG_PAUSE_MS);
+        } else {
             unreachable(ex, errno);
-        (void)remaining_ms(ex);
-        poll(NULL, 0, BACKLOG_PAUSE_MS);
+        }
     }
     require_root(ex);
 }
 
-/* Send all bytes. The descriptor goes with the first of them; -1: none. */
-static void send_all(struct exchange *ex, const char *data, size_t size, int descriptor)
+static bool is_hang_up(int error)
+{
+    return error == EPIPE || error == ECONNRESET;
+}
+
+/* Send all bytes. The descriptor goes with the first of them; -1: none. False if the agent hangs up. */
+static bool send_all(struct exchange *ex, const char *data, size_t size, int descriptor)
 {
     union {
         struct cmsghdr header;
@@ -149,13 +197,17 @@ static void send_all(struct exchange *ex, const char *data, size_t size, int des
             message.msg_controllen = 0;
         } else if (errno == EAGAIN) {
             wait_for(ex, POLLOUT);
+        } else if (is_hang_up(errno)) {
+            return false;
         } else if (errno != EINTR) {
             unreachable(ex, errno);
         }
     }
+    return true;
 }
 
-static void receive_all(struct exchange *ex, char *data, size_t size)
+/* False if the agent hangs up. */
+static bool receive_all(struct exchange *ex, char *data, size_t size)
 {
     for (size_t have = 0; have < size;) {
         ssize_t got;
@@ -164,13 +216,14 @@ static void receive_all(struct exchange *ex, char *data, size_t size)
         got = recv(ex->fd, data + have, size - have, 0);
         if (got > 0)
             have += (size_t)got;
-        else if (got == 0)
-            hung_up(ex);
+        else if (got == 0 || is_hang_up(errno))
+            return false;
         else if (errno == EAGAIN)
             wait_for(ex, POLLIN);
         else if (errno != EINTR)
             unreachable(ex, errno);
     }
+    return true;
 }
 
 static char *request_of(const struct invocation *inv)
@@ -202,23 +255,39 @@ static json_t *checked_answer(const struct exchange *ex, const char *text, size_
     return answer;
 }
 
-json_t *ask_agent(const struct invocation *inv)
+/* One exchange. NULL if the agent hangs up before its answer is complete. */
+static json_t *exchange_with(struct exchange *ex, const char *request)
 {
-    struct exchange ex = {.inv = inv, .deadline_ms = now_ms() + (long long)(inv->timeout * 1000)};
-    char *request = request_of(inv);
     uint32_t length = htonl((uint32_t)strlen(request));
     char *text;
 
-    open_exchange(&ex);
-    send_all(&ex, (char *)&length, sizeof(length), inv->netns_fd);
-    send_all(&ex, request, strlen(request), -1);
-    receive_all(&ex, (char *)&length, sizeof(length));
+    if (!send_all(ex, (char *)&length, sizeof(length), ex->inv->netns_fd) || !send_all(ex, request, strlen(request), -1)
+        || !receive_all(ex, (char *)&length, sizeof(length)))
+        return NULL;
     length = ntohl(length);
     if (length == 0 || length > MAX_ANSWER)
-        garbage(&ex, "an impossible length");
+        garbage(ex, "an impossible length");
     text = malloc(length);
     if (!text)
-        fail(inv, INTERNAL, "out of memory for an answer of %u bytes", length);
-    receive_all(&ex, text, length);
-    return checked_answer(&ex, text, length);
+        fail(ex->inv, INTERNAL, "out of memory for an answer of %u bytes", length);
+    return receive_all(ex, text, length) ? checked_answer(ex, text, length) : NULL;
+}
+
+json_t *ask_agent(const struct invocation *inv)
+{
+    struct exchange ex = {.inv = inv, .arrival_ms = deadline_of(inv)};
+    char *request = request_of(inv);
+    json_t *answer;
+
+    set_address(&ex);
+    for (;;) {
+        open_exchange(&ex);
+        answer = exchange_with(&ex, request);
+        if (answer)
+            return answer;
+        close(
+            ex.fd); /* an agent that ends closes what it has not accepted: the next one answers. ADD may be repeated */
+        if (!wait_for_agent(&ex))
+            hung_up(&ex);
+    }
 }

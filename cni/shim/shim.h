@@ -34,7 +34,7 @@ struct invocation {
     const char *path;
     const char *cni_version; /* for error objects: the configuration's, or the newest until that one is checked */
     const char *run_dir;
-    double timeout; /* seconds for the whole exchange with the agent */
+    double timeout; /* seconds for the whole exchange with the agent, and for ADD to wait for an agent that is away */
     json_t *config;
     int netns_fd; /* -1: none */
 };

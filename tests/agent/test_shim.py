@@ -367,14 +367,46 @@ def test_del_goes_on_without_the_namespace(agent: Callable[..., Agent], netns: s
 
 
 def test_an_agent_that_is_down_is_named_and_may_be_tried_again(tmp_path: Path) -> None:
-    error = run(tmp_path).error
+    error = run(tmp_path, config={"agent_timeout_seconds": 0.2}).error
     assert error["code"] == 11
-    assert f"cannot reach {tmp_path}/cni.sock" in error["msg"]
+    assert f"cannot reach {tmp_path}/cni.sock within 0.2 s: No such file" in error["msg"]
     assert "is the sidestep agent running on this node?" in error["msg"]
     (tmp_path / "cni.sock").touch()
-    assert run(tmp_path).error["code"] == 11
+    assert run(tmp_path, config={"agent_timeout_seconds": 0.2}).error["code"] == 11
     status = run(tmp_path, config={"cniVersion": "1.1.0"}, CNI_COMMAND="STATUS").error
     assert (status["code"], status["cniVersion"]) == (50, "1.1.0")
+
+
+def test_add_waits_for_an_agent_that_comes_within_its_time(agent: Callable[..., Agent], tmp_path: Path) -> None:
+    """As while the agent is being replaced: once a sandbox has failed, kubelet waits longer than that takes."""
+    socket.socket(socket.AF_UNIX).bind(str(tmp_path / "cni.sock"))  # of an agent that was killed
+    began = time.monotonic()
+
+    def arrive() -> None:
+        (tmp_path / "cni.sock").unlink()
+        agent(says(exit=0, output={"cniVersion": "1.0.0"}))
+
+    threading.Timer(0.5, arrive).start()
+    assert run(tmp_path).status == 0
+    assert 0.4 < time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("command", ["CHECK", "STATUS", "DEL", "GC"])
+def test_other_commands_do_not_wait_for_an_agent_that_is_away(tmp_path: Path, command: str) -> None:
+    began = time.monotonic()
+    run(tmp_path, config={"cniVersion": "1.1.0", "agent_timeout_seconds": 60}, CNI_COMMAND=command)
+    assert time.monotonic() - began < 2
+
+
+def test_add_asks_the_next_agent_if_one_ends_without_an_answer(agent: Callable[..., Agent]) -> None:
+    def answer(connection: socket.socket) -> None:
+        if len(started.requests) > 2:
+            says(exit=0, output={"cniVersion": "1.0.0"})(connection)
+
+    started = agent(answer)
+    assert run(started.directory).status == 0
+    assert len(started.requests) == 3
+    assert started.inodes == [[Path(NETNS).stat().st_ino]] * 3
 
 
 @pytest.mark.parametrize("command", ["DEL", "GC"])
@@ -455,7 +487,7 @@ def test_garbage_is_called_that(agent: Callable[..., Agent], case: str) -> None:
     "said", [struct.pack("!I", 100) + b"{", b"", b"\0\0"], ids=["a part", "nothing", "half a length"]
 )
 def test_an_agent_that_ends_meanwhile_may_be_tried_again(agent: Callable[..., Agent], said: bytes) -> None:
-    error = run(agent(sends(said)).directory).error
+    error = run(agent(sends(said)).directory, config={"agent_timeout_seconds": 0.2}).error
     assert error["code"] == 11
     assert "closed the connection without an answer" in error["msg"]
 

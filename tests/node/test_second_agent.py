@@ -29,8 +29,8 @@ def test_the_second_agent_is_refused_and_told_who_is_the_first(node: Node, tmp_p
         assert refused.returncode == 1
         who = f"{socket.gethostname()}, process {node.agent.pid}"
         assert refused.stderr.splitlines()[-1] == (
-            f"sidestep: another agent uses the pins in {node.bpffs / 'sidestep'}: {who}; stop it, or give this one its "
-            "own --bpffs"
+            f"sidestep: another agent serves with the pins in {node.bpffs / 'sidestep'}: {who}; stop it, or give this "
+            "one its own --bpffs"
         )
         assert node.entries() == before
         # again after somebody has removed everything, and the first has put it back

@@ -58,6 +58,7 @@ def config(annotations: Any, run_dir: Path = Path("/never")) -> dict[str, Any]:
         "name": "net",
         "type": "sidestep-cni",
         "cni_agent_run_dir": str(run_dir),
+        "agent_timeout_seconds": 0.1,  # ADD waits that long for an agent that is away
         "pod_namespace": "istio-system",
         "exclude_namespaces": ["kube-public", "kube-system", "kube-node\0lease"],
         "prevResult": PREVIOUS,
