@@ -5,13 +5,13 @@ It reads the index back from the maps when the agent starts.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from bpf import attachment, links
-from bpf.layout import Cookie, PodEntry, PodFlags
+from bpf.layout import INBOUND_PORT, Cookie, PodEntry, PodFlags
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
 from cni.enrolment import rows
@@ -63,14 +63,21 @@ class Enrolled:
         with self._lock:
             return {cookie for cookie in self._index if not links.pod_link_alive(self._pins, cookie)}
 
-    def unheard(self) -> dict[int, int]:
-        """The living pods that have no proxy's listener in the maps: netns cookie → inode of the namespace."""
+    def slots(self) -> dict[int, set[int]]:
+        """The slots in which each pod has a listener of its proxy, by netns cookie; pods without any are left out."""
+        found: dict[int, set[int]] = {}
+        for key in self._tables.listeners.every_key():
+            if key.port == INBOUND_PORT:
+                found.setdefault(key.cookie, set()).add(key.slot)
+        return found
+
+    def inodes(self, cookies: Collection[int]) -> dict[int, int]:
+        """Those of these pods that live: netns cookie → inode of the namespace."""
         with self._lock:
-            heard = {key.cookie for key in self._tables.listeners.every_key()}
             return {
                 cookie: inode
                 for cookie, inode in links.linked_pods(self._pins)
-                if inode and cookie in self._index and cookie not in heard
+                if inode and cookie in self._index and cookie in cookies
             }
 
     def of_attachment(self, container_id: str, ifname: str, netns_cookie: int | None = None) -> list[int]:

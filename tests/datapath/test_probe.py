@@ -117,7 +117,7 @@ def test_a_node_that_can_capture(site: Site) -> None:
     status, rows = site.probe()
     assert status == 0
     assert {each["verdict"] for each in rows.values()} <= {"yes", "warning"}
-    assert rows[PROGRAMS]["found"] == "14 programs and 26 maps, compiled and loaded"
+    assert rows[PROGRAMS]["found"] == "14 programs and 27 maps, compiled and loaded"
     assert {"SO_NETNS_COOKIE", "pidfd_getfd", *TRIALS} <= set(rows)
 
 
