@@ -21,8 +21,8 @@ from typing import Any
 
 from bpf import syscalls
 from bpf.errors import CompileFailed, LibraryMissing
-from bpf.hooks import DEATH_HOOKS, HOOKS, MESSAGE_HOOK, NETNS_HOOK, Hook
-from bpf.offsets import TASKS, NoOffsets, definitions
+from bpf.hooks import DEATH_HOOKS, HOOKS, ITERATOR_HOOK, MESSAGE_HOOK, NETNS_HOOK, Hook
+from bpf.offsets import LISTENERS, TASKS, NoOffsets, definitions
 from bpf.steering import keep
 from bpf.syscalls import Descriptor
 
@@ -56,6 +56,7 @@ SOURCES = (
     "sockops.c",
     "sockopt.c",
     "lookup.c",
+    "iterator.c",
 )
 
 # BCC's forms of the macros with which maps.h declares maps. SOCKET_TABLE does not use BCC's own macro, which has no
@@ -71,6 +72,7 @@ PROLOGUE = """
         value_t leaf; \\
         value_t *(*lookup)(key_t *); \\
         int (*delete)(key_t *); \\
+        int (*insert)(key_t *, void *); \\
         int (*sock_hash_update)(void *, void *, int); \\
         int (*msg_redirect_hash)(void *, void *, int); \\
         u32 max_entries; \\
@@ -201,13 +203,23 @@ def _load(unit: Any, hook: Hook) -> Any:
     return unit.load_func(hook.function, hook.program_type, None, hook.attach_type)
 
 
+def _iterator() -> str:
+    """The macros with which the iterator over listeners is compiled in; empty if this kernel does not allow it."""
+    try:
+        return f"#define ITERATOR\n{definitions(LISTENERS)}"
+    except NoOffsets:
+        return ""
+
+
 def _main_all(maps: Path, programs: Path) -> None:
     unit, loaded = _loaded(maps)
     for hook, program in loaded.items():
         syscalls.pin(program.fd, programs / hook.name)
-    # bcc raises nothing narrower. Without this program capture works, and the node's level is off.
-    with suppress(Exception):
-        syscalls.pin(_load(unit, MESSAGE_HOOK).fd, programs / MESSAGE_HOOK.name)
+    # Capture works without these. Without the first the node's level is off, without the second the agent finds
+    # listeners in another way.
+    for hook in (MESSAGE_HOOK, ITERATOR_HOOK):
+        with suppress(Exception):  # bcc raises nothing narrower
+            syscalls.pin(_load(unit, hook).fd, programs / hook.name)
     # last: from here on pods are enrolled with it
     with Descriptor(syscalls.open_pin(maps / "steering")) as steering:
         keep(steering.fd, unit.dump_func(NETNS_HOOK.function), _name_of_map)
@@ -223,10 +235,11 @@ def _loaded(maps: Path) -> tuple[Any, dict[Hook, Any]]:
     The extras are acceleration and the naming of callers. First both are tried, then each alone, then neither.
     """
     *better, plainest = dict.fromkeys((_CALLER + _acceleration(), _acceleration(), _CALLER, ""))
+    iterator = _iterator()
     for macros in better:
         with suppress(Exception):  # bcc raises nothing narrower
-            return _loaded_with(maps, macros)
-    return _loaded_with(maps, plainest)
+            return _loaded_with(maps, macros + iterator)
+    return _loaded_with(maps, plainest + iterator)
 
 
 def _loaded_with(maps: Path, macros: str) -> tuple[Any, dict[Hook, Any]]:

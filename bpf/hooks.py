@@ -17,7 +17,17 @@ class Hook:
         return f"ss_{self.name}"
 
 
+class IteratorHook(Hook):
+    """The iterator over TCP sockets: bcc knows by the function's name what to iterate over."""
+
+    @property
+    def function(self) -> str:
+        """The C function's name."""
+        return "bpf_iter__tcp"
+
+
 CGROUP_SOCK, SOCK_OPS, SK_MSG, RAW_TRACEPOINT, CGROUP_SOCK_ADDR, CGROUP_SOCKOPT, SK_LOOKUP = 9, 13, 16, 17, 18, 25, 30
+TRACING = 26
 
 CGROUP_HOOKS = (
     Hook("sock_create", CGROUP_SOCK, 2),
@@ -40,6 +50,8 @@ LOOKUP_HOOK = Hook("sk_lookup", SK_LOOKUP, 36)
 HOOKS = (*CGROUP_HOOKS, NETNS_HOOK, LOOKUP_HOOK)
 # there only where the kernel allows acceleration (offsets.py); attached to the socket hash by acceleration.py
 MESSAGE_HOOK = Hook("message", SK_MSG, 7)
+# there only where the kernel takes it (iterator.py): over the TCP sockets of a namespace
+ITERATOR_HOOK = IteratorHook("iterator", TRACING, 28)
 
 # loaded by whoever traces: hook → its raw tracepoint
 DEATH_HOOKS = {

@@ -290,6 +290,31 @@ class Event(ctypes.Structure):
     ]
 
 
+class OpenerEntry(ctypes.Structure):
+    """Who has opened a socket: ids of the initial user namespace, and the id of the cgroup2 directory."""
+
+    _fields_ = [("uid", U32), ("gid", U32), ("cgroup", U64)]
+
+
+class FoundListener(ctypes.Structure):
+    """A listener that the iterator has found."""
+
+    _fields_ = [
+        ("socket", U64),
+        ("opener", OpenerEntry),
+        ("local", Address),
+        ("family", U16),
+        ("port", U16),
+        ("zero32", U32),
+    ]
+
+
+class ChoiceEntry(ctypes.Structure):
+    """Value of choices: the listeners that the iterator is to store, by slot."""
+
+    _fields_ = [("cookie", U64), ("socket", U64 * LISTENER_SLOTS)]
+
+
 class BuildEntry(ctypes.Structure):
     """Value of build: the digest of the attached programs' sources, and the cgroup they are attached to."""
 
@@ -352,6 +377,7 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "steered": (Word, SteeredEntry),
     "inbound": (Word, Word),
     "lost_handovers": (Cookie, Quad),
+    "choices": (Word, ChoiceEntry),
 }
 
 # enum total, in its order: the direction and verdict of connections of enrolled pods

@@ -30,6 +30,7 @@ _FUNCTIONS = {
     "bpf_prog_attach": (c_int, c_int, c_int, c_int, c_uint32),
     "bpf_prog_query": (c_int, c_int, c_int, c_uint32, *[c_void_p] * 3),
     "bpf_link_create": (c_int, c_int, c_int, c_int, c_void_p),
+    "bpf_iter_create": (c_int, c_int),
     "bpf_link_update": (c_int, c_int, c_int, c_void_p),
     "bpf_link_detach": (c_int, c_int),
     "bpf_raw_tracepoint_open": (c_int, c_char_p, c_int),

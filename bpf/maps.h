@@ -207,6 +207,22 @@ struct opener {
     __u64 cgroup; /* id of the cgroup2 directory of the container */
 };
 
+/* A listener on a proxy port that the iterator has found (iterator.c); `socket` is the socket's cookie. */
+struct found_listener {
+    __u64 socket;
+    struct opener opener;
+    struct address local;
+    __u16 family;
+    __u16 port;
+    __u32 zero32;
+};
+
+/* What the iterator is to store: the netns cookie of the pod, and the cookie of the socket for each slot, 0 for none. */
+struct choice {
+    __u64 cookie;
+    __u64 socket[LISTENER_SLOTS];
+};
+
 struct socket_state {
     struct destination original;
     struct opener opener;
@@ -404,8 +420,8 @@ TABLE("hash", __u64, __u64, proxies, MAX_PODS, NO_PREALLOC)
 TABLE("hash", __u64, __u32, started, MAX_PODS, NO_PREALLOC)
 
 /*
- * sockops (listen), agent (when it adopts a pod) → lookup, agent; the proxy's listening sockets. The kernel removes an
- * entry when its socket closes.
+ * sockops (listen), iterator, agent → lookup, agent; the proxy's listening sockets. The kernel removes an entry when its
+ * socket closes.
  */
 SOCKET_TABLE(struct listener_key, __u64, listeners, MAX_LISTENERS)
 
@@ -471,5 +487,8 @@ TABLE("prog", __u32, __u32, inbound, 1, 0)
  * connections that reached the proxy without their original destination
  */
 TABLE("percpu_hash", __u64, __u64, lost_handovers, MAX_PODS, NO_PREALLOC)
+
+/* agent → iterator; key 0 is the only entry */
+TABLE("array", __u32, struct choice, choices, 1, 0)
 
 #endif

@@ -15,7 +15,8 @@ from bpf.libbpf import LIBBPF
 _STRUCT, _UNION = 4, 5
 # alignment in bytes by a field's size in bytes; other sizes have 8. A field of 16 bytes may be a task's name, an array
 # of characters, so it has 1
-_ALIGNMENT = {1: 1, 4: 4, 16: 1}
+_ALIGNMENT = {1: 1, 2: 2, 4: 4, 16: 1}
+_ANY = 0  # size of a struct that differs from kernel to kernel
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
 
 
@@ -37,7 +38,7 @@ class NoOffsets(Exception):
 
 @dataclass(frozen=True)
 class Field:
-    """A field that programs read: the macro for its offset, its struct and name, and its size in bytes."""
+    """A field that programs read: the macro for its offset, its struct and name, and its size in bytes, or _ANY."""
 
     macro: str
     struct: bytes
@@ -62,6 +63,24 @@ SOCKETS = (
     Field("PROTO_SYSCTL_MEM", b"proto", b"sysctl_mem", 8),
     Field("PSOCK_INGRESS_MSG", b"sk_psock", b"ingress_msg", 16),
     Field("PSOCK_MSG_TOT_LEN", b"sk_psock", b"msg_tot_len", 4, optional=True),  # since 6.19, 6.18.14, 6.12.75, 6.6.128
+)
+
+# listeners, and who opened them (iterator.c)
+LISTENERS = (
+    Field("SOCK_FAMILY", b"sock_common", b"skc_family", 2),
+    Field("SOCK_STATE", b"sock_common", b"skc_state", 1),
+    Field("SOCK_PORT", b"sock_common", b"skc_num", 2),
+    Field("SOCK_LOCAL4", b"sock_common", b"skc_rcv_saddr", 4),
+    Field("SOCK_LOCAL6", b"sock_common", b"skc_v6_rcv_saddr", 16),
+    Field("SOCK_SOCKET", b"sock", b"sk_socket", 8),
+    Field("SOCKET_FILE", b"socket", b"file", 8),
+    Field("FILE_CREDENTIALS", b"file", b"f_cred", 8),
+    Field("CREDENTIALS_UID", b"cred", b"fsuid", 4),
+    Field("CREDENTIALS_GID", b"cred", b"fsgid", 4),
+    Field("SOCK_CGROUP", b"sock", b"sk_cgrp_data", _ANY),
+    Field("CGROUP_OF_SOCK", b"sock_cgroup_data", b"cgroup", 8),
+    Field("CGROUP_NODE", b"cgroup", b"kn", 8),
+    Field("NODE_ID", b"kernfs_node", b"id", 8),
 )
 
 # a process's pod, and how the process ends (deaths.c)
@@ -112,7 +131,7 @@ def _offset(btf: int, field: Field) -> int | None:
         raise NoOffsets(f"the kernel's struct {field.struct.decode()} has no field {field.name.decode()}")
     _, bits, size = place
     whole = LIBBPF.btf__resolve_size(btf, found)
-    if size != field.size or bits % (8 * _ALIGNMENT.get(field.size, 8)) or bits // 8 + size > whole:
+    if size != (field.size or size) or bits % (8 * _ALIGNMENT.get(field.size, 8)) or bits // 8 + size > whole:
         raise NoOffsets(
             f"{field.name.decode()} of the kernel's struct {field.struct.decode()} has {size} bytes at bit {bits} of "
             f"{whole} bytes; expected {field.size} aligned bytes"

@@ -180,6 +180,11 @@ def detach_link(link_fd: int, subject: object) -> None:
     _checked("bpf_link_detach", subject, LIBBPF.bpf_link_detach(link_fd))
 
 
+def create_iterator(link_fd: int) -> int:
+    """A descriptor that runs an iterator's program when it is read. It sees the caller's network namespace."""
+    return _checked("bpf_iter_create", "an iterator", LIBBPF.bpf_iter_create(link_fd))
+
+
 def open_raw_tracepoint(name: str, program_fd: int) -> int:
     """Run a program at a tracepoint as long as the returned descriptor is open."""
     made = LIBBPF.bpf_raw_tracepoint_open(name.encode(), program_fd)

@@ -18,12 +18,12 @@ import click
 
 from bpf import compiler
 from bpf.compiler import DEATH_SOURCES, SOURCES
-from bpf.hooks import DEATH_HOOKS, HOOKS, MESSAGE_HOOK
+from bpf.hooks import DEATH_HOOKS, HOOKS, ITERATOR_HOOK, MESSAGE_HOOK
 from bpf.kernel import require_root
 from bpf.offsets import TASKS, definitions
 
 _LOG, _STEPS = 0x2, 0x10  # bcc's DEBUG_BPF and DEBUG_BPF_REGISTER_STATE (src/cc/bpf_module.h)
-PROGRAMS = {hook.name: hook for hook in (*HOOKS, MESSAGE_HOOK, *DEATH_HOOKS)}
+PROGRAMS = {hook.name: hook for hook in (*HOOKS, MESSAGE_HOOK, ITERATOR_HOOK, *DEATH_HOOKS)}
 
 
 @click.command()
@@ -38,7 +38,8 @@ def verifier_log(program: str, steps: bool) -> None:
             if hook in DEATH_HOOKS:
                 unit = compiler._compiled(maps, DEATH_SOURCES, definitions(TASKS))
             else:
-                unit = compiler._compiled(maps, SOURCES, compiler._CALLER + compiler._acceleration())
+                macros = compiler._CALLER + compiler._acceleration() + compiler._iterator()
+                unit = compiler._compiled(maps, SOURCES, macros)
             unit.debug = _STEPS if steps else _LOG
             compiler._load(unit, hook)
     except Exception as error:  # bcc raises nothing narrower; its own words are on standard error already

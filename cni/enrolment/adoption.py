@@ -1,7 +1,7 @@
 """Adopts running pods: those created before the plugin was in the chain, or while something kept it from working.
 
 No CNI call announces these pods, so they are found through the network namespaces of their processes. The programs did
-not see their proxies begin to listen, so listeners.py fetches the listening sockets. Open connections stay as they are;
+not see their proxies begin to listen, so hearing.py registers the listening sockets. Open connections stay as they are;
 new ones are captured.
 """
 
@@ -12,13 +12,15 @@ from pathlib import Path
 
 import structlog
 
-from bpf.errors import SidestepError
-from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, PodFlags
+from bpf.errors import KernelRefused, SidestepError
+from bpf.layout import PodFlags
 from bpf.syscalls import Descriptor
 from cni.enrolment.admission import Admission
 from cni.enrolment.entries import Identity
+from cni.enrolment.hearing import Hearing
 from cni.errors import SandboxInvalid
-from cni.netns.listeners import Proxy, listeners_of
+from cni.netns.listeners import Proxy
+from cni.netns.namespaces import find_netns
 from cni.netns.netfilter import is_captured_by_istio
 from cni.netns.processes import Crowd, crowds, netns_of_crowd
 from cni.netns.sandbox import addresses_in, own_cookie, visit
@@ -50,6 +52,7 @@ class Adoption:
     """Finds running pods on the node that `proc` shows, and enrols them."""
 
     admission: Admission
+    hearing: Hearing
     proc: Path = Path("/proc")
 
     def adopt(self, pods: Collection[Pod]) -> Iterator[Adopted]:
@@ -70,24 +73,51 @@ class Adoption:
                 except SidestepError as error:
                     yield Adopted(pod, problem=str(error))
 
-    def listen(self, unheard: Mapping[int, int], pods: Mapping[int, Pod]) -> int:
-        """Register listeners of enrolled pods whose proxy has none so far. Returns how many were registered.
+    def listen(self, inodes: Mapping[int, int], pods: Mapping[int, Pod]) -> int:
+        """Register listeners of enrolled pods that the programs have not seen. Returns how many were registered.
 
-        If a socket was bound before its pod was enrolled and began to listen afterwards, neither the programs nor
-        adopt() saw it. `unheard` maps netns cookies to the inodes of the namespaces. `pods` has the Pods by netns
-        cookie, as far as they are known.
+        `inodes` maps netns cookies to the inodes of the namespaces. `pods` has the Pods by netns cookie, as far as they
+        are known.
         """
-        if not unheard:
+        if not inodes:
             return 0
-        around = crowds(self.proc)
         count = 0
-        for cookie, inode in unheard.items():
-            entry, crowd = self.admission.enrolments.entry(cookie), around.get(inode)
-            if entry and crowd:
-                flags = PodFlags(entry.flags)
-                proxy = _proxy(cookie, (entry.proxy_uid, entry.proxy_gid), PodFlags.STRICT in flags, pods.get(cookie))
-                count += self._register_listeners(proxy, PodFlags.EARLY_OUTBOUND in flags, crowd)
+        try:
+            for cookie, netns, pids in self._namespaces(inodes):
+                count += self._hear_again(cookie, pods.get(cookie), netns, pids)
+        except KernelRefused as error:
+            if self.hearing.needs_processes:
+                raise
+            self.hearing.distrust(error)
+            count += self.listen(inodes, pods)
         return count
+
+    def _namespaces(self, inodes: Mapping[int, int]) -> Iterator[tuple[int, int, list[int]]]:
+        """Each pod's cookie, a descriptor of its namespace until the next step, and processes if needed."""
+        if not self.hearing.needs_processes:
+            with find_netns(inodes.keys(), set(inodes.values()), self.proc) as found:
+                yield from ((cookie, netns, []) for cookie, netns in found)
+            return
+        around = crowds(self.proc)
+        for cookie, inode in inodes.items():
+            crowd = around.get(inode)
+            netns = netns_of_crowd(self.proc, crowd) if crowd else None
+            if crowd and netns is not None:
+                with Descriptor(netns):
+                    yield cookie, netns, crowd.pids
+
+    def _hear_again(self, cookie: int, pod: Pod | None, netns: int, pids: list[int]) -> int:
+        enrolments = self.admission.enrolments
+        entry = enrolments.entry(cookie)
+        if entry is None:
+            return 0
+        flags, ids = PodFlags(entry.flags), (entry.proxy_uid, entry.proxy_gid)
+        proxy: Proxy | None = Proxy(cookie, *ids)
+        if PodFlags.STRICT in flags:
+            proxy = _strict_proxy(cookie, ids, enrolments.container(cookie), pod)
+        with suppress(SandboxInvalid):  # the namespace has gone meanwhile
+            return self.hearing.hear(proxy, netns, pids, PodFlags.EARLY_OUTBOUND in flags) if proxy else 0
+        return 0
 
     def _matched(self, pods: Iterable[Pod], around: list[Crowd]) -> Iterator[tuple[Pod, Crowd]]:
         """Each pod with the crowd of its processes.
@@ -124,13 +154,15 @@ class Adoption:
         if is_captured:
             return Adopted(pod, left_alone="Istio's own netfilter rules capture it, until the pod is created anew")
         ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
-        proxy = _proxy(cookie, ids, policy.strict_proxy, pod)
+        proxy: Proxy | None = Proxy(cookie, *ids)
+        if policy.strict_proxy:
+            proxy = _strict_proxy(cookie, ids, self.admission.follower.cgroup_of(pod.proxy_container_id or ""), pod)
         # Before the programs see the pod: from then on they refuse captured connections that find no listener.
-        count = self._register_listeners(proxy, False, crowd)
+        count = self._hear(proxy, netns, crowd, False)
         if not self.admission.adopt(self._identity(pod, crowd), policy, netns):
             return Adopted(pod, left_alone="it was enrolled meanwhile")
         # And again afterwards, for sockets that have begun to listen in between.
-        count += self._register_listeners(proxy, policy.early_outbound, crowd)
+        count += self._hear(proxy, netns, crowd, policy.early_outbound)
         log.info("pod.adopted", pod=f"{pod.namespace}/{pod.name}", netns_cookie=cookie, listeners=count)
         return Adopted(pod, cookie=cookie, listeners=count)
 
@@ -145,23 +177,19 @@ class Adoption:
         sandbox = "" if oldest in pod.container_ids else oldest
         return Identity(pod.uid or "", pod.name, pod.namespace, sandbox, "", _IFNAME)
 
-    def _register_listeners(self, proxy: Proxy | None, early_outbound: bool, crowd: Crowd) -> int:
+    def _hear(self, proxy: Proxy | None, netns: int, crowd: Crowd, ends_early_outbound: bool) -> int:
         if proxy is None:
             return 0
-        enrolments, count = self.admission.enrolments, 0
-        for listener in listeners_of(proxy, crowd.pids, self.proc):
-            with listener.socket:
-                if listener.port == INBOUND_PORT:
-                    count += enrolments.add_listener(proxy.cookie, INBOUND_PORT, listener.socket)
-                # as in sockops.c: istio-validation listens on this port too, but on 127.0.0.1
-                elif listener.port == OUTBOUND_PORT and early_outbound and listener.anywhere:
-                    enrolments.has_started(proxy.cookie)
-        return count
+        try:
+            return self.hearing.hear(proxy, netns, crowd.pids, ends_early_outbound)
+        except KernelRefused as error:
+            if self.hearing.needs_processes:
+                raise
+            self.hearing.distrust(error)
+            return self.hearing.hear(proxy, netns, crowd.pids, ends_early_outbound)
 
 
-def _proxy(cookie: int, ids: tuple[int, int], strict: bool, pod: Pod | None) -> Proxy | None:
-    """How to recognise a pod's proxy. None for a strict pod whose proxy container is not known yet."""
-    if not strict:
-        return Proxy(cookie, *ids)
+def _strict_proxy(cookie: int, ids: tuple[int, int], cgroup: int, pod: Pod | None) -> Proxy | None:
+    """How to recognise a strict pod's proxy, None if its container is not known yet."""
     container = pod.proxy_container_id if pod else None
-    return Proxy(cookie, *ids, container) if container else None
+    return Proxy(cookie, *ids, cgroup, container) if cgroup and container else None

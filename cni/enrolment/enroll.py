@@ -6,14 +6,24 @@ last and removed first, because the programs ignore a pod without it.
 
 import ctypes
 import socket
-import struct
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 from bpf import links
 from bpf.errors import SidestepError
-from bpf.layout import Address, Cookie, ListenerKey, PodFlags, PortKey, PortRule, Quad, Word, slots_of
+from bpf.layout import (
+    INBOUND_PORT,
+    LISTENER_SLOTS,
+    Address,
+    Cookie,
+    ListenerKey,
+    PodFlags,
+    PortKey,
+    PortRule,
+    Quad,
+    Word,
+)
 from bpf.pins import Pins
 from bpf.steering import load_instance
 from bpf.syscalls import Descriptor
@@ -24,8 +34,6 @@ from cni.enrolment.entries import Entries, Identity, with_denied
 from cni.enrolment.rows import TableRow, live_rows, port_rows, rows_of
 from cni.errors import RegistrationFailed
 from cni.netns.sandbox import Sandbox
-
-_SO_COOKIE = 57  # uapi/asm-generic/socket.h, Linux 4.12
 
 
 class Enrolments(Enrolled):
@@ -123,20 +131,27 @@ class Enrolments(Enrolled):
             links.unlink_pod(self._pins, cookie)
             return links.link_pod(self._pins, cookie, netns_fd, instance.fd)
 
-    def add_listener(self, cookie: int, port: int, listener: socket.socket) -> bool:
-        """Register one more listening socket of a pod's proxy, for inbound connections. `port` is in host order.
-
-        Returns False if this socket is registered already, or all slots of its family are taken. Raises KernelRefused
-        if the socket does not listen.
-        """
-        (own,) = struct.unpack("=Q", listener.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))
+    def listeners(self, cookie: int) -> dict[int, int]:
+        """A pod's listeners for inbound connections: slot → the socket's cookie."""
         table = self._tables.listeners
-        keys = [ListenerKey(cookie, port, slot) for slot in slots_of(listener.family)]
-        slots = [table.get(key) for key in keys]  # one writes a descriptor into this map, but reads the socket's cookie
-        if any(taken and taken.quad == own for taken in slots):
-            return False
-        free = (key for key, taken in zip(keys, slots, strict=True) if taken is None)
-        return any(table.insert(key, Quad(listener.fileno())) for key in free)  # sockops may take a free slot first
+        found = {slot: table.get(ListenerKey(cookie, INBOUND_PORT, slot)) for slot in range(LISTENER_SLOTS)}
+        return {slot: value.quad for slot, value in found.items() if value}
+
+    def add_listener(self, cookie: int, slot: int, listener: socket.socket) -> bool:
+        """Put a listening socket of a pod's proxy into a slot. Returns False if the slot is taken.
+
+        Raises KernelRefused if the socket does not listen.
+        """
+        # one writes a descriptor into this map, but reads the socket's cookie
+        return self._tables.listeners.insert(ListenerKey(cookie, INBOUND_PORT, slot), Quad(listener.fileno()))
+
+    def drop_listener(self, cookie: int, slot: int) -> None:
+        """Empty a slot of a pod."""
+        self._tables.listeners.remove(ListenerKey(cookie, INBOUND_PORT, slot))
+
+    def container(self, cookie: int) -> int:
+        """The cgroup id of a strict pod's proxy container; 0 if it is not known."""
+        return int((self._tables.proxies.get(Cookie(cookie)) or Quad()).quad)
 
     def has_started(self, cookie: int) -> None:
         """Record that a pod's proxy has begun to take outbound connections. This ends the pod's early outbound."""

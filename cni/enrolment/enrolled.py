@@ -4,12 +4,13 @@ The maps are the only state. This module keeps an index of them by pod, so that 
 It reads the index back from the maps when the agent starts.
 """
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from bpf import attachment, links
-from bpf.layout import Cookie, PodEntry, PodFlags
+from bpf.layout import INBOUND_PORT, Cookie, PodEntry, PodFlags
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
 from cni.enrolment import rows
@@ -57,13 +58,20 @@ class Enrolled:
         """The netns cookies of pods without a living sk_lookup link that leads to our program."""
         return set(self.cookies()) - links.steered_pods(self._pins, self._tables.inbound_id)
 
-    def unheard(self) -> dict[int, int]:
-        """The living pods that have no proxy's listener in the maps: netns cookie → inode of the namespace."""
-        heard = {key.cookie for key in self._tables.listeners.every_key()}
+    def slots(self) -> dict[int, set[int]]:
+        """The slots in which each pod has a listener of its proxy, by netns cookie; pods without any are left out."""
+        found: dict[int, set[int]] = {}
+        for key in self._tables.listeners.every_key():
+            if key.port == INBOUND_PORT:
+                found.setdefault(key.cookie, set()).add(key.slot)
+        return found
+
+    def inodes(self, cookies: Collection[int]) -> dict[int, int]:
+        """Those of these pods that live: netns cookie → inode of the namespace."""
         return {
             cookie: inode
             for cookie, inode in links.linked_pods(self._pins)
-            if inode and cookie in self._index and cookie not in heard
+            if inode and cookie in self._index and cookie in cookies
         }
 
     def of_attachment(self, container_id: str, ifname: str, netns_cookie: int | None = None) -> list[int]:

@@ -67,6 +67,10 @@ class Follower:
         """Have the thread look for the containers of strict proxies now, because a strict pod has been enrolled."""
         self._watch.wake()
 
+    def cgroup_of(self, container: str) -> int:
+        """The id of the cgroup of a strict proxy's container; 0 if there is none."""
+        return self._proxies.cgroup_of(container)
+
     def forget(self, cookie: int) -> None:
         """Stop following a namespace."""
         self._watch.remove(cookie)

@@ -5,6 +5,7 @@ after the id. The agent looks until it finds both, and goes on looking, because 
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -19,11 +20,18 @@ log = structlog.get_logger("containers")
 class StrictProxies:
     """The proxies table: netns cookie → cgroup id of the pod's proxy container."""
 
-    def __init__(self, pods: PodSource, tables: Tables, cgroup: Path) -> None:
-        """`cgroup` is the cgroup2 directory that has the cgroups of all pods below it."""
+    def __init__(
+        self, pods: PodSource, tables: Tables, cgroup: Path, confirmed: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """`cgroup` is the cgroup2 directory that has the cgroups of all pods below it.
+
+        `confirmed` gets the netns cookie of a pod whose container has become known, or is another one than before. The
+        proxy may have begun to listen before.
+        """
         self._pods = pods
         self._tables = tables
         self._cgroup = cgroup
+        self._confirmed = confirmed
         self._known: dict[int, str] = {}  # netns cookie → id of the container whose cgroup is in the table
 
     def refresh(self) -> bool:
@@ -42,6 +50,11 @@ class StrictProxies:
                     self._confirm(cookie, pod)
         return bool(strict)
 
+    def cgroup_of(self, container: str) -> int:
+        """The id of a container's cgroup; 0 if there is none."""
+        directory = find_cgroup(self._cgroup, container) if container else None
+        return directory.stat().st_ino if directory else 0
+
     def _confirm(self, cookie: int, pod: Pod) -> None:
         container = pod.proxy_container_id
         if container is None or self._known.get(cookie) == container:
@@ -52,6 +65,7 @@ class StrictProxies:
         self._tables.proxies.put(Cookie(cookie), Quad(directory.stat().st_ino))
         self._known[cookie] = container
         log.info("proxy.confirmed", pod=f"{pod.namespace}/{pod.name}", container=container, cgroup=str(directory))
+        self._confirmed(cookie)
 
 
 def find_cgroup(root: Path, container_id: str) -> Path | None:

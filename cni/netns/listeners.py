@@ -1,72 +1,62 @@
-"""Finds listening sockets that a pod's proxy bound before the pod was enrolled.
+"""Finds a proxy's listening sockets that the programs have not seen begin to listen.
 
-The programs mark the proxy's sockets when they are bound. A socket that was bound before has no mark. So nothing is
-steered to it, even if it begins to listen later. This module copies such sockets from the proxy's processes. The caller
-registers them, as sockops.c does with marked sockets.
+The programs mark the proxy's sockets when they are bound. A socket that was bound before the pod was enrolled has no
+mark. A strict pod's proxy may listen before its container is known. So nothing is steered to such sockets, until this
+module finds them. There are two ways to find them: the kernel's iterator over sockets (bpf/iterator.py), and, where the
+kernel does not take that program, copies from the processes that have the sockets.
 """
 
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
-from bpf.syscalls import Descriptor
+from bpf.iterator import SocketIterator
+from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, FoundListener
 from cni.netns.pidfd import copy_of, sockets_of
 from cni.netns.proc_net import SocketRow, table_of_sockets
 from cni.netns.processes import GONE
 from cni.netns.sandbox import cookie_of_socket, visit
 from cni.netns.sock_diag import LISTEN, Diag, TcpSocket
 
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _PORTS = (INBOUND_PORT, OUTBOUND_PORT)
+_ANYWHERE = ("0.0.0.0", "::")
+_SO_COOKIE = 57  # uapi/asm-generic/socket.h, Linux 4.12
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """How to recognise a pod's proxy. The ids are those of the initial user namespace."""
+    """How to recognise a pod's proxy. The ids are those of the initial user namespace.
+
+    A strict proxy must also be in its container: `cgroup` is the id of the container's cgroup2 directory, and
+    `container` is the id that the paths of its processes' cgroups have. Otherwise both are empty.
+    """
 
     cookie: int
     uid: int
     gid: int
-    container: str = ""  # id of the container that its processes are in; empty: the ids are enough
+    cgroup: int = 0
+    container: str = ""
 
 
 class Listener(NamedTuple):
-    """A copy of a listening socket, which the receiver closes.
+    """A listening socket by its cookie.
 
-    `port` is in host order. `anywhere` means that the socket is bound to 0.0.0.0 or ::.
+    `port` is in host order. `anywhere` means that the socket is bound to 0.0.0.0 or ::. `copy` is there if the socket
+    was copied from a process.
     """
 
-    socket: socket.socket
+    cookie: int
+    family: int
     port: int
     anywhere: bool
-
-
-def listeners_of(proxy: Proxy, pids: list[int], proc: Path) -> Iterator[Listener]:
-    """The proxy's listeners among the sockets of `pids`, which are processes of one network namespace.
-
-    IPv4 and IPv6 listeners take turns, so that both get a share of the slots. Processes and sockets that end meanwhile
-    are left out. `proc` is a procfs of the node. Needs CAP_SYS_PTRACE and the node's pid namespace.
-    """
-    wanted = _listening_for_proxies(pids, proc)
-    if not wanted:
-        return
-    found: dict[int, list[tuple[int, int, int]]] = {socket.AF_INET: [], socket.AF_INET6: []}
-    for pid in pids:
-        for number, inode in sockets_of(proc, pid):
-            if inode in wanted and _is_of_container(proc, pid, proxy.container):
-                found[wanted.pop(inode)].append((pid, number, inode))
-    for place in filter(None, chain.from_iterable(zip_longest(*found.values()))):
-        with suppress(OSError), ExitStack() as undo:
-            copy = undo.enter_context(copy_of(*place))
-            if _is_listener(copy, proxy):
-                undo.pop_all()
-                address, port = copy.getsockname()[:2]
-                yield Listener(copy, port, address in ("0.0.0.0", "::"))
+    copy: socket.socket | None = None
 
 
 def listening() -> list[TcpSocket | SocketRow]:
@@ -82,14 +72,51 @@ def listening() -> list[TcpSocket | SocketRow]:
         return [each for each in chain(table_of_sockets("tcp"), table_of_sockets("tcp6")) if each.state == LISTEN]
 
 
-def _listening_for_proxies(pids: list[int], proc: Path) -> dict[int, int]:
-    """The sockets that listen on the proxy's ports in the namespace of these processes: inode → address family."""
-    for pid in pids:
-        with suppress(*GONE), Descriptor(os.open(proc / str(pid) / "ns/net", os.O_RDONLY | os.O_CLOEXEC)) as netns:
-            return {
-                each.inode: each.family for each in visit(netns.fd, lambda _: listening()) if each.local_port in _PORTS
-            }
-    return {}
+def on_proxys_ports(netns: int) -> list[TcpSocket | SocketRow]:
+    """The sockets that listen on the proxy's ports in a namespace, whoever has them. Raises SandboxInvalid."""
+    return [each for each in visit(netns, lambda _: listening()) if each.local_port in _PORTS]
+
+
+def by_iterator(iterator: SocketIterator, proxy: Proxy, netns: int) -> list[Listener]:
+    """The proxy's listeners, as the kernel's iterator finds them. Raises KernelRefused, SandboxInvalid."""
+    return [
+        Listener(each.socket, each.family, each.port, str(each.local.ip()) in _ANYWHERE)
+        for each in visit(netns, lambda _: iterator.found())
+        if _is_opened_by(proxy, each)
+    ]
+
+
+@contextmanager
+def by_processes(
+    proxy: Proxy, wanted: Iterable[TcpSocket | SocketRow], pids: Iterable[int], proc: Path
+) -> Iterator[list[Listener]]:
+    """Copies of the proxy's listeners among the sockets of `pids`, which are closed at the end of the with block.
+
+    Processes and sockets that end meanwhile are left out. `proc` is a procfs of the node. Needs CAP_SYS_PTRACE and the
+    node's pid namespace.
+    """
+    inodes = {each.inode for each in wanted}
+    with ExitStack() as copies:
+        found = []
+        for pid in pids if inodes else ():
+            for number, inode in sockets_of(proc, pid):
+                if inode in inodes and _is_of_container(proc, pid, proxy.container):
+                    inodes.discard(inode)
+                    with suppress(OSError):
+                        copy = copies.enter_context(copy_of(pid, number, inode))
+                        if _is_listener(copy, proxy):
+                            address, port = copy.getsockname()[:2]
+                            (cookie,) = struct.unpack("=Q", copy.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))
+                            found.append(Listener(cookie, copy.family, port, address in _ANYWHERE, copy))
+        yield found
+
+
+def _is_opened_by(proxy: Proxy, found: FoundListener) -> bool:
+    """Whether the proxy has opened a socket: by its user or its group, as in Istio's rules, and in its container."""
+    opener = found.opener
+    if proxy.cgroup and opener.cgroup != proxy.cgroup:
+        return False
+    return bool(opener.uid == proxy.uid or opener.gid == proxy.gid)
 
 
 def _is_of_container(proc: Path, pid: int, container: str) -> bool:

@@ -59,6 +59,11 @@ class TcpSocket:
     raw: bytes = b""  # struct inet_diag_sockid: the kernel wants it back to end the socket
 
     @property
+    def cookie(self) -> int:
+        """The socket's cookie: the last field of struct inet_diag_sockid, two words with the lower one first."""
+        return int.from_bytes(self.raw[-8:], "little")
+
+    @property
     def local_ip(self) -> IPv4Address | IPv6Address:
         """The local address; an IPv4-mapped one as IPv4."""
         return plain(IPv6Address(self.local))

@@ -19,6 +19,7 @@ from cni.enrolment.adoption import Adoption
 from cni.enrolment.denial import Denials
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.follow import Follower
+from cni.enrolment.hearing import Hearing
 from cni.enrolment.strict_proxies import StrictProxies
 from cni.policy.pod import Pod
 from cni.server import Server
@@ -128,10 +129,13 @@ class _Agent:
         self.source: Source = source_of(settings.node, self.metrics.observe_api_request)
         api = self.source.api
         self.deployment = Deployment(api, settings.node.pod_namespace) if api else None
-        follower = Follower(self.enrolments, StrictProxies(self.source.pods, tables, cgroup), settings.node.proc)
+        proxies = StrictProxies(self.source.pods, tables, cgroup, lambda cookie: self._reconciler.learned(cookie))
+        follower = Follower(self.enrolments, proxies, settings.node.proc)
         self.follower = follower
         self.admission = Admission(self.enrolments, follower, settings.node.proc)
-        adoption = Adoption(self.admission, settings.node.proc)
+        hearing = Hearing(self.enrolments, pins, settings.node.proc)
+        up.callback(hearing.close)
+        adoption = Adoption(self.admission, hearing, settings.node.proc)
         self._denials = Denials(self.enrolments, self.source.events)
         self._repairs = Repairs(
             settings=settings.repair,

@@ -3,8 +3,8 @@
 A round puts back detached links and missing pins, lets go of pods whose namespace is gone, enrols running mesh pods
 that are not enrolled, registers listeners that the programs missed, restores missing map entries, compares every pod
 with its namespace, and updates denied ports. Rounds run at the start and every few minutes. Programs that are detached
-capture nothing, so links, pins and lost namespaces are checked every few seconds. wake() has them checked at once, and
-running mesh pods enrolled.
+capture nothing, so links, pins, lost namespaces and closed listeners are checked every few seconds. wake() has them
+checked at once, and running mesh pods enrolled.
 
 Istio's repair controller also handles pods that started without capture, but only after their validation has failed.
 """
@@ -17,11 +17,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 
 import structlog
 
 from bpf.attachment import Outcome, attach_programs, is_attached, repin_maps, unpin_others
 from bpf.errors import SidestepError
+from bpf.layout import LISTENER_SLOTS
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.enrolment.adoption import Adopted, Adoption
@@ -86,6 +88,8 @@ class Reconciler:
     _stopping: bool = False
     _told: dict[str, str] = field(default_factory=dict)  # Pod UID → why it is not enrolled, reported once
     _expected: dict[int, float] = field(default_factory=dict)  # cookie whose proxy may soon listen → deadline
+    _slots: dict[int, set[int]] = field(default_factory=dict)  # cookie → slots with listeners, at the last look
+    _learned: SimpleQueue[int] = field(default_factory=SimpleQueue)  # cookies of proxies that something is new about
     _strangers: Counter[int] = field(default_factory=Counter)  # cookie of an enrolled pod not listed → times seen
 
     def once(self) -> Counter[str]:
@@ -109,6 +113,11 @@ class Reconciler:
     def is_enrolled(self, pod: Pod) -> bool:
         """Whether this Pod is in the maps: by its UID, or by its name if it has no UID."""
         return _key(pod) in {_key(identity) for identity in self.enrolments.identities().values()}
+
+    def learned(self, cookie: int) -> None:
+        """Look for a pod's listeners now, because something is known of its proxy that was not; from any thread."""
+        self._learned.put(cookie)
+        self.wake()
 
     def wake(self) -> None:
         """Look for pods to enrol now; callable from any thread."""
@@ -138,7 +147,7 @@ class Reconciler:
                 self.once()
                 due = _jittered(seconds)
             elif woken:
-                self._do(self._restore, self._sweep, self._adopt)
+                self._do(self._restore, self._sweep, self._adopt, self._listen_soon)
             else:
                 self.look()
 
@@ -215,22 +224,30 @@ class Reconciler:
 
     def _listen(self) -> Done:
         """Register the listeners of proxies that listen without the programs knowing it."""
-        return self._register(self.enrolments.unheard())
+        slots = self.enrolments.slots()
+        return self._register(
+            cookie for cookie in self.enrolments.cookies() if len(slots.get(cookie, ())) < LISTENER_SLOTS
+        )
 
     def _listen_soon(self) -> Done:
-        """Register listeners as _listen() does, but only of pods that were adopted a moment ago."""
-        now = time.monotonic()
-        self._expected = {cookie: until for cookie, until in self._expected.items() if until > now}
-        if not self._expected:
-            return {}
-        unheard = {cookie: inode for cookie, inode in self.enrolments.unheard().items() if cookie in self._expected}
-        self._expected = {cookie: until for cookie, until in self._expected.items() if cookie in unheard}
-        return self._register(unheard)
+        """Register listeners as _listen() does, but only where there is reason to think that some are missing.
 
-    def _register(self, unheard: Mapping[int, int]) -> Done:
-        if not unheard:
-            return {}
-        count = self.adoption.listen(unheard, self._pods_of(unheard))
+        That is: of pods that were adopted a moment ago, of proxies that something new is known about, and where
+        listeners have gone. The listeners that are left may be those of a proxy that is about to be replaced.
+        """
+        now, slots = time.monotonic(), self.enrolments.slots()
+        self._expected = {
+            cookie: until for cookie, until in self._expected.items() if until > now and cookie not in slots
+        }
+        wanted = {cookie for cookie, before in self._slots.items() if before - slots.get(cookie, set())}
+        while not self._learned.empty():
+            wanted.add(self._learned.get())
+        self._slots = slots
+        return self._register({*wanted, *self._expected})
+
+    def _register(self, cookies: Iterable[int]) -> Done:
+        inodes = self.enrolments.inodes(set(cookies))
+        count = self.adoption.listen(inodes, self._pods_of(inodes)) if inodes else 0
         if count:
             log.info("listeners.found", listeners=count)
         return {HEARD: count} if count else {}

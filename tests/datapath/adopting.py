@@ -11,6 +11,7 @@ from cni.enrolment.adoption import Adopted, Adoption
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity
 from cni.enrolment.follow import Follower
+from cni.enrolment.hearing import Hearing
 from cni.enrolment.strict_proxies import StrictProxies
 from cni.errors import PodNotFound
 from cni.policy.annotations import policy_of
@@ -22,6 +23,22 @@ from tests.datapath.conftest import PROXY, Kernel, Namespace, Wire
 
 STATUS = "sidecar.istio.io/status"
 NOBODYS = "203.0.113.9"  # the address in a Pod's status unless a test gives another: nobody whom its agent sees has it
+
+WAYS = ["iterator", "processes"]  # in which listeners are found
+
+# binds at once, listens when told to
+LATE = """
+import socket, sys
+family = socket.AF_INET6 if sys.argv[1] == "6" else socket.AF_INET
+s = socket.socket(family, socket.SOCK_STREAM)
+s.bind(("::" if sys.argv[1] == "6" else "0.0.0.0", int(sys.argv[2])))
+print("ready", flush=True)
+sys.stdin.readline()
+s.listen(8)
+print("listening", flush=True)
+while True:
+    s.accept()[0].sendall(b'{"who": "late"}\\n')
+"""
 
 
 @dataclass
@@ -120,6 +137,8 @@ class Parts:
     enrolments: Enrolments
     follower: Follower
     admission: Admission
+    proxies: StrictProxies
+    hearing: Hearing
     adoption: Adoption
     pods: Listed
     events: Told
@@ -132,14 +151,22 @@ class Parts:
 
 
 @contextmanager
-def parts(kernel: Kernel) -> Iterator[Parts]:
-    """A second reader of the kernel's maps: make one per test, as an agent that starts."""
+def parts(kernel: Kernel, way: str = "iterator") -> Iterator[Parts]:
+    """A second reader of the kernel's maps: make one per test, as an agent that starts.
+
+    It finds listeners by one of the `WAYS`.
+    """
     proc = kernel.procfs.path
     pods, events = Listed(), Told()
     enrolments = Enrolments(kernel.pins, kernel.tables)
-    follower = Follower(enrolments, StrictProxies(pods, kernel.tables, kernel.cgroup), proc)
+    proxies = StrictProxies(pods, kernel.tables, kernel.cgroup, lambda cookie: reconciler.learned(cookie))
+    follower = Follower(enrolments, proxies, proc)
     admission = Admission(enrolments, follower, proc)
-    adoption = Adoption(admission, proc)
+    hearing = Hearing(enrolments, kernel.pins, proc)
+    assert not hearing.needs_processes
+    if way == "processes":
+        hearing.close()  # as where the kernel does not take the iterator
+    adoption = Adoption(admission, hearing, proc)
     reconciler = Reconciler(
         place=NodeTables(kernel.pins, kernel.cgroup, kernel.tables),
         node=Node(proc=proc, exclude_namespaces=()),
@@ -152,11 +179,14 @@ def parts(kernel: Kernel) -> Iterator[Parts]:
     )
     verbs = Verbs(pods, enrolments, follower, admission, events, call_for_help=reconciler.wake)
     try:
-        yield Parts(kernel, enrolments, follower, admission, adoption, pods, events, verbs, reconciler)
+        yield Parts(
+            kernel, enrolments, follower, admission, proxies, hearing, adoption, pods, events, verbs, reconciler
+        )
     finally:
         for cookie in enrolments.cookies():
             enrolments.remove(cookie)
         follower._watch.close()
+        hearing.close()
 
 
 def enrol_by_cni(parts: Parts, wire: Wire, pod: Pod, container: str = "sandbox") -> None:

@@ -15,36 +15,30 @@ from pyroute2.netlink.rtnl import RTM_GETADDR
 
 from bpf import links
 from bpf.layout import FAMILY_SLOTS, LISTENER_SLOTS, Cookie, ListenerKey, PodFlags
-from cni.enrolment.enroll import Enrolments
+from cni.enrolment.hearing import Hearing
 from cni.netns import listeners as proxies
 from cni.netns.proc_net import SocketRow, table_of_sockets
 from cni.netns.rtnl import Rtnl
 from cni.netns.sock_diag import Diag
 from cni.protocol import NetworkConfig, Request
-from tests.datapath.adopting import NOBODYS, Parts, Running, enrol_by_cni, parts, running
+from tests.datapath.adopting import LATE, NOBODYS, WAYS, Parts, Running, enrol_by_cni, parts, running
 from tests.datapath.bare import bare_pods, open_descriptors
 from tests.datapath.conftest import APP, PROXY, Kernel, Wire, ip_command
 from tests.lab.inside import PYTHON, popen
 from tests.lab.waiting import wait_until
 
-# binds at once, listens when told to
-LATE = """
-import socket, sys
-family = socket.AF_INET6 if sys.argv[1] == "6" else socket.AF_INET
-s = socket.socket(family, socket.SOCK_STREAM)
-s.bind(("::" if sys.argv[1] == "6" else "0.0.0.0", int(sys.argv[2])))
-print("ready", flush=True)
-sys.stdin.readline()
-s.listen(8)
-print("listening", flush=True)
-while True:
-    s.accept()[0].sendall(b'{"who": "late"}\\n')
-"""
+both_ways = pytest.mark.parametrize("way", WAYS)
 
 
 @pytest.fixture
-def agent(kernel: Kernel) -> Iterator[Parts]:
-    with parts(kernel) as made:
+def way() -> str:
+    """How listeners are found."""
+    return "iterator"
+
+
+@pytest.fixture
+def agent(kernel: Kernel, way: str) -> Iterator[Parts]:
+    with parts(kernel, way) as made:
         yield made
 
 
@@ -96,6 +90,7 @@ def test_inbound_survives_the_exit_of_a_worker(agent: Parts, pod: Running) -> No
         assert [wire.peer.dial(ip, 8080)["who"] for _ in range(3)] == ["inbound"] * 3
 
 
+@both_ways
 def test_with_many_workers_both_families_have_slots(agent: Parts, pod: Running) -> None:
     wire = pod.wire
     pod.serve("inbound", "15006x20")
@@ -132,6 +127,7 @@ def test_listeners_are_found_with_and_without_tcp_diag(
     assert set(read) == (set() if kernel_has_diag else {"tcp", "tcp6"})
 
 
+@both_ways
 def test_a_socket_takes_one_slot_however_often_it_is_found(agent: Parts, pod: Running) -> None:
     pod.serve("inbound", "15006x2")
     api_pod = pod.pod(pod.proxy)
@@ -163,6 +159,7 @@ def test_a_socket_that_was_bound_before_and_listens_later_is_found(agent: Parts,
     assert agent.reconciler.look() == {}
 
 
+@both_ways
 def test_somebody_elses_listener_gets_nothing(agent: Parts, pod: Running) -> None:
     wire = pod.wire
     pod.serve("impostor", "15006", uid=APP)
@@ -172,6 +169,7 @@ def test_somebody_elses_listener_gets_nothing(agent: Parts, pod: Running) -> Non
     assert wire.peer.dial(wire.pod.ip4, 8080) == {"error": "Connection refused"}
 
 
+@both_ways
 @pytest.mark.parametrize(("in_proxy", "count"), [(True, 2), (False, 0)])
 def test_a_strict_pods_listeners_are_those_of_the_proxys_container(
     agent: Parts, pod: Running, in_proxy: bool, count: int
@@ -182,6 +180,7 @@ def test_a_strict_pods_listeners_are_those_of_the_proxys_container(
     assert listeners(pod.wire) == count
 
 
+@both_ways
 def test_a_transparent_proxy_is_known_by_its_group(agent: Parts, pod: Running) -> None:
     mesh(pod, uid=0, gid=PROXY)
     wire = pod.wire
@@ -193,6 +192,7 @@ def test_a_transparent_proxy_is_known_by_its_group(agent: Parts, pod: Running) -
     assert wire.pod.dial(wire.peer.ip4, 8080)["who"] == "outbound"
 
 
+@both_ways
 @pytest.mark.parametrize("listens", [True, False])
 def test_early_outbound_ends_where_the_proxy_listens_already(agent: Parts, pod: Running, listens: bool) -> None:
     if listens:
@@ -402,7 +402,7 @@ def test_a_crash_in_the_middle_is_made_good_by_the_next_start(
                     "link": lambda: monkeypatch.setattr(links, "link_pod", die),
                     "rows": lambda: monkeypatch.setattr(kernel.tables.addresses, "put", die),
                     "entry": lambda: monkeypatch.setattr(kernel.tables.pods, "put", die),
-                    "listeners": lambda: monkeypatch.setattr(Enrolments, "add_listener", die),
+                    "listeners": lambda: monkeypatch.setattr(Hearing, "_store", die),
                 }[step]()
                 first.adopt(api_pod)
         finally:

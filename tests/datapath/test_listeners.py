@@ -1,10 +1,35 @@
 """Which of a proxy's listening sockets get connections: many workers, both families, a successor."""
 
+import secrets
+from collections.abc import Iterator
+
 import pytest
 
-from tests.datapath.conftest import PROXY, Wire
+from bpf.iterator import SocketIterator
+from bpf.layout import LISTENER_SLOTS
+from tests.datapath.adopting import LATE, WAYS, Parts, Running, enrol_by_cni, parts, running
+from tests.datapath.conftest import PROXY, Kernel, Wire
+from tests.lab.inside import PYTHON
 
 WORKERS = [2, 16, 17, 64]
+
+
+@pytest.fixture
+def way() -> str:
+    """How listeners are found that the programs have not seen."""
+    return "iterator"
+
+
+@pytest.fixture
+def agent(kernel: Kernel, way: str) -> Iterator[Parts]:
+    with parts(kernel, way) as made:
+        yield made
+
+
+@pytest.fixture
+def pod(wire: Wire) -> Iterator[Running]:
+    with running(wire) as made:
+        yield made
 
 
 def who_answers(wire: Wire) -> set[str]:
@@ -30,3 +55,96 @@ def test_a_proxy_and_its_successor_may_listen_at_once(wire: Wire, workers: int, 
     assert who_answers(wire) <= {"old", "new"}
     wire.pod.end(proxies.pop(ends))
     assert who_answers(wire) == set(proxies)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("workers", WORKERS)
+def test_the_listeners_of_a_running_proxy_are_found(agent: Parts, pod: Running, workers: int) -> None:
+    pod.serve("inbound", f"15006x{workers}")
+    outcome = agent.adopt(pod.pod(pod.proxy))
+    assert outcome is not None
+    assert (outcome.problem, outcome.listeners) == ("", LISTENER_SLOTS)
+    assert who_answers(pod.wire) == {"inbound"}
+
+
+@pytest.mark.parametrize("workers", [1, 17])
+def test_after_a_replacement_the_next_one_may_fail(agent: Parts, pod: Running, workers: int) -> None:
+    """When the predecessor's sockets close, slots become free, and the agent fills them from the successor's."""
+    enrol_by_cni(agent, pod.wire, pod.pod())
+    agent.reconciler.look()
+    proxies = {name: pod.serve(name, f"15006x{workers}") for name in ("first", "second")}
+    agent.reconciler.look()
+    container = pod.container(pod.proxy)
+    container.end(proxies["first"])
+    agent.reconciler.look()
+    container.end(pod.serve("third", f"15006x{workers}"))
+    assert who_answers(pod.wire) == {"second"}
+
+
+STRICT = {"sidestep.io/strict-proxy": "true"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("workers", [2, 17])
+def test_a_strict_proxy_may_listen_before_its_container_is_known(agent: Parts, pod: Running, workers: int) -> None:
+    """A kubelet tells the container's id after it has started the container; the same again for each restart."""
+    agent.pods.pods = [pod.pod(**STRICT)]
+    enrol_by_cni(agent, pod.wire, agent.pods.pods[0])
+    for _ in range(2):
+        container = secrets.token_hex(32)
+        proxy = pod.container(container).serve("inbound", f"15006x{workers}", uid=PROXY)
+        agent.proxies.refresh()
+        agent.reconciler.look()
+        assert who_answers(pod.wire) == {"Connection refused"}
+        agent.pods.pods = [pod.pod(container, **STRICT)]
+        agent.proxies.refresh()
+        assert agent.reconciler.look() == {"heard": LISTENER_SLOTS}
+        assert who_answers(pod.wire) == {"inbound"}
+        pod.container(container).end(proxy)
+
+
+def test_a_strict_proxy_may_bind_before_its_container_is_known_and_listen_afterwards(
+    agent: Parts, pod: Running
+) -> None:
+    agent.pods.pods = [pod.pod(**STRICT)]
+    enrol_by_cni(agent, pod.wire, agent.pods.pods[0])
+    late = pod.container(pod.proxy).start([*PYTHON, LATE, "4", "15006"], PROXY)
+    agent.pods.pods = [pod.pod(pod.proxy, **STRICT)]
+    agent.proxies.refresh()
+    assert agent.reconciler.look() == {}
+    assert late.stdin is not None
+    assert late.stdout is not None
+    late.stdin.write("go\n")
+    late.stdin.flush()
+    assert late.stdout.readline() == "listening\n"
+    assert pod.wire.peer.dial(pod.wire.pod.ip4, 8080)["who"] == "late"
+
+
+def test_a_socket_is_its_openers_whoever_it_is_given_to(agent: Parts, pod: Running) -> None:
+    """Istio's rules go by the credentials that a socket was opened with, not by its inode's owner."""
+    given = """
+import os, socket
+s = socket.socket()
+os.fchown(s.fileno(), 1337, 1337)
+s.bind(("0.0.0.0", 15006))
+s.listen()
+print("ready", flush=True)
+s.accept()[0].sendall(b'{"who": "impostor"}\\n')
+"""
+    pod.container(pod.proxy).start([*PYTHON, given], 0)
+    outcome = agent.adopt(pod.pod(pod.proxy))
+    assert outcome is not None
+    assert (outcome.problem, outcome.listeners) == ("", 0)
+    assert pod.wire.peer.dial(pod.wire.pod.ip4, 8080) == {"error": "Connection refused"}
+
+
+def test_a_kernel_that_takes_the_iterator_and_stores_nothing_is_found_out(
+    agent: Parts, pod: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SocketIterator, "store", lambda *_: None)
+    pod.serve("inbound", "15006x2")
+    outcome = agent.adopt(pod.pod(pod.proxy))
+    assert outcome is not None
+    assert (outcome.problem, outcome.listeners) == ("", LISTENER_SLOTS)
+    assert agent.hearing.needs_processes
+    assert who_answers(pod.wire) == {"inbound"}

@@ -81,7 +81,7 @@ def test_a_map_that_cannot_be_made_is_named_and_the_programs_are_unknown(bpffs: 
 
 def test_sources_that_do_not_compile_are_told_by_their_line(bpffs: Path, change: Change) -> None:
     change(("bind.c", "int ss_post_bind4(", "integer ss_post_bind4("))
-    with pytest.raises(CompileFailed, match=r"^bpf/bind\.c:32:1: error: unknown type name 'integer'"):
+    with pytest.raises(CompileFailed, match=r"^bpf/bind\.c:34:1: error: unknown type name 'integer'"):
         tried(bpffs)
     (row,) = loading(Attachment(bpffs))
     assert (row.what, row.verdict) == ("programs and maps", "no")

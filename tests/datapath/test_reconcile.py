@@ -3,9 +3,10 @@
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from cni.enrolment import adoption
 from cni.enrolment.denial import Denials
 from cni.enrolment.entries import Identity
 from cni.errors import Code, NotCaptured
+from cni.netns.namespaces import find_netns
 from cni.netns.processes import Crowd, crowds
 from cni.policy.annotations import CapturePolicy
 from cni.protocol import NetworkConfig, Request
@@ -355,7 +357,12 @@ def test_idle_pods_cost_one_walk_of_proc_at_most(agent: Parts, pod: Running, mon
         walks.append(proc)
         return crowds(proc)
 
+    def sought(cookies: Collection[int], inodes: Collection[int], proc: Path) -> Any:
+        walks.append(proc)
+        return find_netns(cookies, inodes, proc)
+
     monkeypatch.setattr(adoption, "crowds", counted)
+    monkeypatch.setattr(adoption, "find_netns", sought)
     agent.reconciler.once()
     assert walks == []
     with bare_pods() as make:
