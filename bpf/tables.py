@@ -224,6 +224,10 @@ class Tables:
         """The open descriptor of each map by name. A map outlives its pin as long as a descriptor is open."""
         return {table.name: table.descriptor for table in vars(self).values()}
 
+    def ids(self) -> set[int]:
+        """The kernel's ids of the maps: whatever program works with one of these is ours."""
+        return {int(syscalls.map_info(descriptor).id) for descriptor in self.descriptors().values()}
+
     def close(self) -> None:
         """Close every descriptor."""
         for descriptor in self.descriptors().values():

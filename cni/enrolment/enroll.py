@@ -31,6 +31,9 @@ class Enrolments(Enrolled):
 
     def __init__(self, pins: Pins, tables: Tables) -> None:
         super().__init__(pins, tables)
+        self._links = links.RetainedLinks(pins)
+        for cookie in self._index:
+            self._links.retain(cookie)
         for cookie in self._index:  # a pod that an earlier version of sidestep enrolled may have no counters
             self._begin_counting(ExitStack(), cookie)
 
@@ -55,6 +58,7 @@ class Enrolments(Enrolled):
                 raise RegistrationFailed(f"{entries.identity} could not be enrolled: {error}") from error
             undo.pop_all()
             before, self._index[cookie] = self._index.get(cookie), Known(entries.identity, _keys(wanted))
+            self._links.retain(cookie)
             if before:
                 self._drop(before.keys - self._index[cookie].keys)
 
@@ -121,8 +125,18 @@ class Enrolments(Enrolled):
         with self._lock:
             if cookie not in self._index:
                 return False
-            links.unlink_pod(self._pins, cookie)
-            return links.link_pod(self._pins, cookie, netns_fd)
+            self._links.unlink(cookie)
+            made = links.link_pod(self._pins, cookie, netns_fd)
+            self._links.retain(cookie)
+            return made
+
+    def restore_links(self) -> list[int]:
+        """Pin the links of enrolled pods again whose pins are gone; returns the pods' cookies. Raises KernelRefused."""
+        return self._links.restore()
+
+    def close(self) -> None:
+        """Let go of the pods' links. Those that are pinned stay attached."""
+        self._links.close()
 
     def add_listener(self, cookie: int, port: int, listener: socket.socket) -> bool:
         """Register one more listening socket of a pod's proxy, for inbound connections. `port` is in host order.
@@ -150,7 +164,7 @@ class Enrolments(Enrolled):
             if known is None:
                 return False
             self._tables.pods.remove(Cookie(cookie))
-            links.unlink_pod(self._pins, cookie)
+            self._links.unlink(cookie)
             self._drop(known.keys)
             for table in (self._tables.proxies, self._tables.started):
                 table.remove(Cookie(cookie))

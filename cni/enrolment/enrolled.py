@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from bpf import attachment, links, syscalls
+from bpf import attachment, links
+from bpf.errors import SidestepError
 from bpf.layout import Cookie, PodEntry, PodFlags
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
@@ -61,7 +62,7 @@ class Enrolled:
     def unsteered(self) -> set[int]:
         """The netns cookies of pods without a living sk_lookup link that reads our maps."""
         with self._lock:
-            return self._index.keys() - links.steered_pods(self._pins, self._pods_map())
+            return self._index.keys() - links.steered_pods(self._pins, self._tables.ids())
 
     def unheard(self) -> dict[int, int]:
         """The living pods that have no proxy's listener in the maps: netns cookie → inode of the namespace."""
@@ -100,7 +101,7 @@ class Enrolled:
     def differences(self, cookie: int, entries: Entries) -> list[str]:
         """How the maps differ from the entries that a pod should have: one sentence for each difference."""
         found = []
-        if not links.is_pod_steered(self._pins, cookie, self._pods_map()):
+        if not links.is_pod_steered(self._pins, cookie, self._tables.ids()):
             found.append("the namespace has no inbound steering (sk_lookup) link")
         pod = self._tables.pods.get(Cookie(cookie))
         if pod is None:
@@ -126,8 +127,12 @@ class Enrolled:
             }
 
     def is_attached(self) -> bool:
-        """Whether all programs are pinned and their global links attached."""
-        return attachment.is_attached(self._pins)
+        """Whether all programs are pinned, their global links attached, and the pinned maps those of this process."""
+        try:
+            ours = attachment.is_pinned(self._pins, "pods", self._tables.pods.descriptor)
+            return ours and attachment.is_attached(self._pins)
+        except SidestepError:  # pins went meanwhile, or are another version's
+            return False
 
     def is_captured(self, cookie: int) -> bool:
         """Whether the programs decide on a pod's connections in both directions. Cheap enough for every ADD."""
@@ -139,10 +144,6 @@ class Enrolled:
     def __len__(self) -> int:
         with self._lock:
             return len(self._index)
-
-    def _pods_map(self) -> int:
-        """The id of the map of pods that this process has open."""
-        return int(syscalls.map_info(self._tables.pods.descriptor).id)
 
     def _is_whole(self, cookie: int, keys: Keys) -> bool:
         if self._tables.pods.get(Cookie(cookie)) is None:

@@ -7,10 +7,11 @@ from collections.abc import Collection
 from enum import StrEnum
 from pathlib import Path
 
-from bpf import links, syscalls
+from bpf import links
 from bpf.errors import KernelRefused
 from bpf.pins import Pins
 from bpf.tables import Tables
+from cni.enrolment.entries import Identity
 from cni.netns.namespaces import NoProcfs, find_netns, missing_rights
 
 
@@ -40,22 +41,39 @@ def steering_of(pins: Pins, tables: Tables, cookies: Collection[int], proc: Path
 
     If it can't be walked, pods without a living pinned link are UNKNOWN.
     """
-    pods_map = int(syscalls.map_info(tables.pods.descriptor).id)
-    steered = links.steered_pods(pins, pods_map)
+    our_maps = tables.ids()
+    steered = links.steered_pods(pins, our_maps)
     found = {cookie: Steering.STEERED for cookie in cookies if cookie in steered}
     lost = set(cookies) - steered
     if lost:
         found |= dict.fromkeys(lost, Steering.UNKNOWN if missing_rights() else Steering.GONE)
         try:
             with find_netns(lost, proc=proc) as namespaces:
-                found |= {cookie: _asked(netns, pods_map) for cookie, netns in namespaces}
+                found |= {cookie: _asked(netns, our_maps) for cookie, netns in namespaces}
         except (OSError, NoProcfs):
             found |= dict.fromkeys(lost, Steering.UNKNOWN)
     return found
 
 
-def _asked(netns: int, pods_map: int) -> Steering:
+def steer_again(pins: Pins, tables: Tables, proc: Path) -> list[str]:
+    """Give a link to each enrolled pod that is not steered; returns their names. For nodes without a running agent.
+
+    Raises KernelRefused.
+    """
+    entered = {key.cookie: pod for key, pod in tables.pods.every()}
+    states = steering_of(pins, tables, entered, proc)
+    lost = {cookie for cookie, state in states.items() if state is Steering.NOT_STEERED}
+    steered = []
+    with find_netns(lost, proc=proc) as namespaces:
+        for cookie, netns in namespaces:
+            links.unlink_pod(pins, cookie)
+            if links.link_pod(pins, cookie, netns):
+                steered.append(str(Identity.of(entered[cookie])))
+    return sorted(steered)
+
+
+def _asked(netns: int, our_maps: Collection[int]) -> Steering:
     try:
-        return Steering.STEERED if links.is_steered(netns, pods_map) else Steering.NOT_STEERED
+        return Steering.STEERED if links.is_steered(netns, our_maps) else Steering.NOT_STEERED
     except KernelRefused:
         return Steering.UNKNOWN
