@@ -39,7 +39,38 @@ class NodeLevel:
 
 def is_possible(pins: Pins) -> bool:
     """Whether this kernel has accepted the program that redirects messages."""
-    return (pins.programs / MESSAGE_HOOK.name).exists()
+    return (pins.programs / MESSAGE_HOOK.name).exists() or _unpinned_program(pins) is not None
+
+
+def repin_messages(pins: Pins) -> bool:
+    """Pin the program again that is attached to the socket hash, if somebody has removed its pin. Returns whether so.
+
+    Kernels before 5.18 do not say which program is attached. Raises KernelRefused.
+    """
+    number = _unpinned_program(pins)
+    if number is None:
+        return False
+    with Descriptor(syscalls.open_program_id(number)) as program:
+        syscalls.pin(program.fd, pins.programs / MESSAGE_HOOK.name)
+    return True
+
+
+def _unpinned_program(pins: Pins) -> int | None:
+    """The id of our program on the socket hash, if it has no pin."""
+    if (pins.programs / MESSAGE_HOOK.name).exists():
+        return None
+    with suppress(KernelRefused), Descriptor(syscalls.open_pin(pins.maps / "accelerated")) as sockets:
+        own_map = syscalls.map_info(sockets.fd).id
+        programs = syscalls.attached_to(sockets.fd, MESSAGE_HOOK.attach_type).programs
+        return next((each for each in programs if _is_ours(each, own_map)), None)
+    return None
+
+
+def _is_ours(program_id: int, own_map: int) -> bool:
+    """Whether a program is sidestep's by the map that it works with, whether or not it is pinned."""
+    with suppress(KernelRefused), Descriptor(syscalls.open_program_id(program_id)) as program:
+        return own_map in syscalls.program_maps(program.fd)
+    return False
 
 
 def attach_messages(pins: Pins) -> None:
@@ -82,6 +113,8 @@ def other_owners(pins: Pins) -> Iterator[str]:
                 if info.id != own_map:
                     yield f"{where}, whose programs this kernel does not name"
                 continue
+            if info.id == own_map:  # without its pin, our own program is not known by its id
+                programs = [each for each in programs if not _is_ours(each, own_map)]
             if programs:
                 yield f"{', '.join(syscalls.program_names(programs))} on {where}"
 

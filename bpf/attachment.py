@@ -18,7 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from bpf import syscalls
-from bpf.acceleration import attach_messages, is_possible
+from bpf.acceleration import attach_messages, is_possible, repin_messages
 from bpf.compiler import compile_and_pin, sources_digest
 from bpf.errors import KernelRefused
 from bpf.hooks import CGROUP_HOOKS, HOOKS, LOOKUP_HOOK
@@ -61,6 +61,7 @@ def attach_programs(pins: Pins, cgroup: Path) -> Outcome:
             _attach_messages(pins)
             return Outcome.ATTACHED
         repin_maps(pins, {})
+        repin_messages(pins)
         if _recorded(pins) == (sources_digest(), str(cgroup)) and is_attached(pins):
             _attach_messages(pins)  # again: this is an attach's last step, and the last attach may have crashed before
             return Outcome.UNCHANGED
@@ -80,6 +81,9 @@ def detach_programs(pins: Pins) -> bool:
             return False
         _stop_deciding(pins)
         # links before maps: no program may run with a part of its maps
+        for layout in layouts(pins):
+            for path in (layout / "links").glob("*"):
+                _end(path)
         for directory in (layout / name for layout in layouts(pins) for name in ("netns", "links")):
             shutil.rmtree(directory, ignore_errors=True)
         shutil.rmtree(pins.top)
@@ -92,9 +96,20 @@ def _stop_deciding(pins: Pins) -> None:
     steering = [path for layout in every for path in (layout / "netns").glob("*")]
     deciding = [path for layout in every for name in _DECIDING if (path := layout / "links" / name).exists()]
     for path in (*deciding, *steering):
-        path.unlink()
+        _end(path)
     if steering:
         time.sleep(_ON_THE_WAY)
+
+
+def _end(pinned: Path) -> None:
+    """Remove the pin of a link and detach it. Without its pin alone, it would live on in the agent, which has it open.
+
+    The pin goes first: no crash may leave the pin of a link that is detached.
+    """
+    with suppress(KernelRefused), Descriptor(syscalls.open_pin(pinned)) as link:
+        pinned.unlink()
+        syscalls.detach_link(link.fd, pinned)
+    pinned.unlink(missing_ok=True)
 
 
 def is_attached(pins: Pins) -> bool:

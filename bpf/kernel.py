@@ -1,5 +1,6 @@
 """What this machine offers: mounts of cgroup2 and bpffs, the cgroup to attach at, and the process's capabilities."""
 
+import ctypes
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from bpf.errors import KernelRefused
 # kubelet's cgroup with the drivers cgroupfs and systemd; with kubelet's setting cgroupRoot it is one level deeper
 _KUBEPODS = ("kubepods", "kubepods.slice", "*/kubepods", "*/kubepods.slice")
 # the capabilities that attaching needs, by bit (uapi/linux/capability.h)
+# MS_NOSUID, MS_NODEV and MS_NOEXEC (uapi/linux/mount.h), with which systemd mounts it too
+_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
 _ATTACHING = ((12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"))
 
 
@@ -112,6 +115,14 @@ def has_mount(path: Path, filesystem: str) -> bool:
     """Whether `path` itself is the mount point of a filesystem of this type."""
     real = Path(os.path.realpath(path))
     return any(mount.path == real and mount.filesystem == filesystem for mount in mounts())
+
+
+def mount_bpffs(path: Path) -> None:
+    """Mount a bpffs at `path`, an existing directory. Raises KernelRefused."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"bpf", os.fsencode(path), b"bpf", _NOSUID_NODEV_NOEXEC, b"mode=0700") != 0:
+        number = ctypes.get_errno()
+        raise KernelRefused(f"mount({path}, bpf): {os.strerror(number)}; mount one: mount -t bpf bpf {path}", number)
 
 
 def require_bpffs(path: Path) -> None:

@@ -1,6 +1,8 @@
 """Inbound steering: a link and an instance of the lookup program per pod's namespace, pinned by netns cookie."""
 
-from collections.abc import Iterator
+import os
+import threading
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 from bpf import syscalls
@@ -53,32 +55,33 @@ def pod_link_alive(pins: Pins, cookie: int) -> bool:
         return False
 
 
-def is_steered(netns_fd: int, inbound_id: int) -> bool:
-    """Whether a namespace has a pod's instance that calls the program in the map `inbound` with this id.
+def is_steered(netns_fd: int, our_maps: Collection[int]) -> bool:
+    """Whether a namespace has an instance of the lookup program that works with one of these maps, given by id.
 
     The namespace itself is asked, so the answer does not depend on pins. Raises KernelRefused.
     """
-    return any(_reads(number, inbound_id) for number in syscalls.attached_to(netns_fd, NETNS_HOOK.attach_type).programs)
+    attached = syscalls.attached_to(netns_fd, NETNS_HOOK.attach_type)
+    return any(_works_with(number, our_maps) for number in attached.programs)
 
 
-def steered_pods(pins: Pins, inbound_id: int) -> set[int]:
-    """The cookies whose pinned link is attached, with an instance that calls the program in the map with this id."""
+def steered_pods(pins: Pins, our_maps: Collection[int]) -> set[int]:
+    """The cookies whose pinned link is attached, with a program that works with one of these maps."""
     paths = pins.netns.iterdir() if pins.netns.is_dir() else ()
-    return {int(path.name) for path in paths if is_pod_steered(pins, int(path.name), inbound_id)}
+    return {int(path.name) for path in paths if is_pod_steered(pins, int(path.name), our_maps)}
 
 
-def is_pod_steered(pins: Pins, cookie: int, inbound_id: int) -> bool:
+def is_pod_steered(pins: Pins, cookie: int, our_maps: Collection[int]) -> bool:
     """The same for one pod."""
     with suppress(KernelRefused), Descriptor(syscalls.open_pin(pins.netns / str(cookie))) as link:
         info = syscalls.link_info(link.fd)
-        return bool(info.netns_inode) and _reads(info.prog_id, inbound_id)
+        return bool(info.netns_inode) and _works_with(info.prog_id, our_maps)
     return False
 
 
-def _reads(program_id: int, map_id: int) -> bool:
-    """Whether a program uses a map. A program that has been replaced meanwhile does not."""
+def _works_with(program_id: int, maps: Collection[int]) -> bool:
+    """Whether a program uses one of these maps. A program that has been replaced meanwhile does not."""
     with suppress(KernelRefused), Descriptor(syscalls.open_program_id(program_id)) as program:
-        return map_id in syscalls.program_maps(program.fd)
+        return any(each in maps for each in syscalls.program_maps(program.fd))
     return False
 
 
@@ -94,3 +97,46 @@ def instances(pins: Pins) -> Iterator[tuple[int, bool]]:
             if info.netns_inode:
                 with Descriptor(syscalls.open_program_id(info.prog_id)) as program:
                     yield info.prog_id, syscalls.program_info(program.fd).name.decode() == current
+
+
+class RetainedLinks:
+    """Descriptors of the links of enrolled pods: an open link lives without its pin. Safe to use from many threads."""
+
+    def __init__(self, pins: Pins) -> None:
+        self._pins = pins
+        self._lock = threading.Lock()
+        self._open: dict[int, int] = {}  # cookie → descriptor
+
+    def retain(self, cookie: int) -> None:
+        """Keep the link open that is pinned for a pod, if there is one, in the place of the link that was."""
+        with self._lock, suppress(KernelRefused):
+            opened = syscalls.open_pin(self._pins.netns / str(cookie))
+            self._let_go(cookie)
+            self._open[cookie] = opened
+
+    def unlink(self, cookie: int) -> bool:
+        """Let go of a pod's link and detach it; False if none was pinned."""
+        with self._lock:
+            self._let_go(cookie)
+            return unlink_pod(self._pins, cookie)
+
+    def restore(self) -> list[int]:
+        """Pin each retained link again whose pin is gone; returns the cookies. Detached links are left out."""
+        restored = []
+        with self._lock:
+            for cookie, opened in self._open.items():
+                path = self._pins.netns / str(cookie)
+                if not path.exists() and syscalls.link_info(opened).netns_inode:
+                    syscalls.pin(opened, path)
+                    restored.append(cookie)
+        return restored
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        with self._lock:
+            for cookie in list(self._open):
+                self._let_go(cookie)
+
+    def _let_go(self, cookie: int) -> None:
+        if (before := self._open.pop(cookie, None)) is not None:
+            os.close(before)

@@ -205,11 +205,6 @@ class Tables:
         self.lost_handovers: Table[Cookie, Quad] = Table(pins, "lost_handovers")
 
     @property
-    def inbound_id(self) -> int:
-        """The id of the map through which the pods' instances call ss_sk_lookup."""
-        return int(syscalls.map_info(self._inbound.descriptor).id)
-
-    @property
     def counters(self) -> "tuple[Table[Cookie, Any], ...]":
         """The maps that count something for each pod."""
         return self.traffic, self.tallies, self.lost_handovers
@@ -233,6 +228,10 @@ class Tables:
     def descriptors(self) -> dict[str, int]:
         """The open descriptor of each map by name. A map outlives its pin as long as a descriptor is open."""
         return {table.name: table.descriptor for table in vars(self).values()}
+
+    def ids(self) -> set[int]:
+        """The kernel's ids of the maps: whatever program works with one of these is ours."""
+        return {int(syscalls.map_info(descriptor).id) for descriptor in self.descriptors().values()}
 
     def close(self) -> None:
         """Close every descriptor."""

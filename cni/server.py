@@ -32,6 +32,7 @@ Observer = Callable[[str, int, float], None]
 
 _WORKERS = 32
 _BACKLOG = 512
+_LOOK_SECONDS = 1.0  # between two looks whether the socket is still at its path
 # limit for each read and for sending the answer, so that a client that stops half-way does not keep a worker
 _REQUEST_SECONDS = 5.0
 _MAX_PATH = 107  # sun_path less the NUL, unix(7)
@@ -59,7 +60,10 @@ class Server:
             undo.callback(os.close, self._directory)
             _lock(self._directory, run_dir)
             self._listener = _listen(self._directory, run_dir)
+            self._file = _file_at(run_dir / SOCKET_NAME)
             undo.pop_all()
+        self._run_dir = run_dir
+        self._told = ""  # why the socket can't be made again
         self._wake, self._stopper = socket.socketpair()
         self._stopper.setblocking(False)
 
@@ -67,6 +71,14 @@ class Server:
     def wakes(self) -> int:
         """A non-blocking file descriptor. Writing a byte to it has the same effect as stop()."""
         return self._stopper.fileno()
+
+    def why_deaf(self) -> str:
+        """Why the plugin reaches no agent at the socket's path; "" if it reaches this one."""
+        path = self._run_dir / SOCKET_NAME
+        found = _file_at(path)
+        if found is None:
+            return f"{path} is gone"
+        return "" if found == self._file else f"{path} is not this agent's"
 
     def stop(self) -> None:
         """Make serve() finish the requests under way and return. May be called from a signal handler."""
@@ -78,18 +90,55 @@ class Server:
         with ThreadPoolExecutor(_WORKERS, "cni") as workers, selectors.DefaultSelector() as ready:
             ready.register(self._listener, selectors.EVENT_READ)
             ready.register(self._wake, selectors.EVENT_READ)
-            while not any(key.fileobj is self._wake for key, _ in ready.select()):
-                try:
-                    connection, _ = self._listener.accept()
-                except OSError as error:  # the client has gone already, or this process is out of descriptors
-                    log.warning("accept.failed", error=error.strerror)
-                    time.sleep(0.01)
-                    continue
-                workers.submit(self._answer, connection)
+            while True:
+                events = ready.select(_LOOK_SECONDS)
+                if any(key.fileobj is self._wake for key, _ in events):
+                    break
+                if events:
+                    self._accept(workers)
+                if why := self.why_deaf():
+                    self._listen_again(why, ready)
             with suppress(FileNotFoundError):
                 os.unlink(SOCKET_NAME, dir_fd=self._directory)
             self._listener.close()
         os.close(self._directory)
+
+    def _accept(self, workers: ThreadPoolExecutor) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as error:  # the client has gone already, or this process is out of descriptors
+            log.warning("accept.failed", error=error.strerror)
+            time.sleep(0.01)
+            return
+        workers.submit(self._answer, connection)
+
+    def _listen_again(self, why: str, ready: selectors.BaseSelector) -> None:
+        """Somebody has removed or replaced the socket or its directory: make both again."""
+        try:
+            directory = open_private(self._run_dir)
+            try:
+                if not os.path.samestat(os.fstat(directory), os.fstat(self._directory)):
+                    _lock(directory, self._run_dir)
+                listener = _listen(directory, self._run_dir)
+            except BaseException:
+                os.close(directory)
+                raise
+        except SidestepError as error:
+            if str(error) != self._told:
+                self._told = str(error)
+                log.error("socket.lost", reason=why, error=str(error))
+            return
+        ready.unregister(self._listener)
+        self._listener.close()
+        self._listener = listener
+        if os.path.samestat(os.fstat(directory), os.fstat(self._directory)):
+            os.close(directory)  # the old descriptor has the lock
+        else:
+            os.close(self._directory)
+            self._directory = directory
+        self._file = _file_at(self._run_dir / SOCKET_NAME)
+        ready.register(self._listener, selectors.EVENT_READ)
+        log.warning("socket.restored", reason=why)
 
     def _answer(self, connection: socket.socket) -> None:
         descriptors: list[int] = []
@@ -160,6 +209,15 @@ def _listen(directory: int, run_dir: Path) -> socket.socket:
         listener.close()
         raise SidestepError(f"cannot make the CNI socket {path}: {error.strerror}") from error
     return listener
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """The device and inode of the file at a path; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _clear(directory: int, path: Path) -> None:

@@ -41,6 +41,9 @@ class Enrolments(Enrolled):
 
     def __init__(self, pins: Pins, tables: Tables) -> None:
         super().__init__(pins, tables)
+        self._links = links.RetainedLinks(pins)
+        for cookie in self._index:
+            self._links.retain(cookie)
         for cookie in self._index:  # a pod that an earlier version of sidestep enrolled may have no counters
             self._begin_counting(ExitStack(), cookie)
 
@@ -60,6 +63,7 @@ class Enrolments(Enrolled):
                 _put(undo, self._tables.pods, Cookie(cookie), entries.pod())
                 undo.pop_all()
                 before, self._index[cookie] = self._index.get(cookie), Known(entries.identity, _keys(wanted))
+                self._links.retain(cookie)
                 if before:
                     self._drop(before.keys - self._index[cookie].keys)
         except SidestepError as error:
@@ -128,8 +132,18 @@ class Enrolments(Enrolled):
         with self._instance(cookie) as instance, self.undisturbed(cookie):
             if cookie not in self._index:
                 return False
-            links.unlink_pod(self._pins, cookie)
-            return links.link_pod(self._pins, cookie, netns_fd, instance.fd)
+            self._links.unlink(cookie)
+            made = links.link_pod(self._pins, cookie, netns_fd, instance.fd)
+            self._links.retain(cookie)
+            return made
+
+    def restore_links(self) -> list[int]:
+        """Pin the links of enrolled pods again whose pins are gone; returns the pods' cookies. Raises KernelRefused."""
+        return self._links.restore()
+
+    def close(self) -> None:
+        """Let go of the pods' links. Those that are pinned stay attached."""
+        self._links.close()
 
     def listeners(self, cookie: int) -> dict[int, int]:
         """A pod's listeners for inbound connections: slot → the socket's cookie."""
@@ -164,7 +178,7 @@ class Enrolments(Enrolled):
             if known is None:
                 return False
             self._tables.pods.remove(Cookie(cookie))
-            links.unlink_pod(self._pins, cookie)
+            self._links.unlink(cookie)
             self._drop(known.keys)
             for table in (self._tables.proxies, self._tables.started):
                 table.remove(Cookie(cookie))

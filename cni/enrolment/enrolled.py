@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from bpf import attachment, links
+from bpf.errors import SidestepError
 from bpf.layout import INBOUND_PORT, Cookie, PodEntry, PodFlags
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
@@ -56,7 +57,7 @@ class Enrolled:
 
     def unsteered(self) -> set[int]:
         """The netns cookies of pods without a living sk_lookup link that leads to our program."""
-        return set(self.cookies()) - links.steered_pods(self._pins, self._tables.inbound_id)
+        return set(self.cookies()) - links.steered_pods(self._pins, self._tables.ids())
 
     def slots(self) -> dict[int, set[int]]:
         """The slots in which each pod has a listener of its proxy, by netns cookie; pods without any are left out."""
@@ -94,7 +95,7 @@ class Enrolled:
     def differences(self, cookie: int, entries: Entries) -> list[str]:
         """How the maps differ from the entries that a pod should have: one sentence for each difference."""
         found = []
-        if not links.is_pod_steered(self._pins, cookie, self._tables.inbound_id):
+        if not links.is_pod_steered(self._pins, cookie, self._tables.ids()):
             found.append("the namespace has no inbound steering (sk_lookup) link")
         pod = self._tables.pods.get(Cookie(cookie))
         if pod is None:
@@ -115,8 +116,12 @@ class Enrolled:
         return {cookie: known.identity for cookie, known in self._known() if self._is_damaged(cookie)}
 
     def is_attached(self) -> bool:
-        """Whether all programs are pinned and their global links attached."""
-        return attachment.is_attached(self._pins)
+        """Whether all programs are pinned, their global links attached, and the pinned maps those of this process."""
+        try:
+            ours = attachment.is_pinned(self._pins, "pods", self._tables.pods.descriptor)
+            return ours and attachment.is_attached(self._pins)
+        except SidestepError:  # pins went meanwhile, or are another version's
+            return False
 
     def is_captured(self, cookie: int) -> bool:
         """Whether the programs decide on a pod's connections in both directions. Cheap enough for every ADD."""

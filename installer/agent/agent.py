@@ -6,6 +6,7 @@ requests, and it answers requests before the chain names the plugin. Stopping ch
 and maps stay, and pods keep their capture. If its DaemonSet was deleted, the agent takes the plugin away, nothing else.
 """
 
+import resource
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from bpf.holder import Holder
+from bpf.retained import Retained
 from bpf.tables import Tables
 from cni.enrolment.admission import Admission
 from cni.enrolment.adoption import Adoption
@@ -65,6 +67,7 @@ class Settings:
 def run_agent(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises SidestepError if the node can't be set up."""
     configure_logging(settings.logging)
+    _allow_descriptors()
     require_source(settings.node)
     started = time.monotonic()
     with Signals() as signals:
@@ -108,6 +111,12 @@ def _leave(settings: Settings) -> None:
         )
 
 
+def _allow_descriptors() -> None:
+    """Allow as many open files as this process may have: it keeps one for each pod."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 class _Agent:
     """The parts of a running agent, made in the order in which they need each other; `up` ends them in reverse."""
 
@@ -116,11 +125,13 @@ class _Agent:
         cgroup = settings.attachment.attach_point()
         self._settings, self._up = settings, up
         self._tables = tables = up.enter_context(Tables(pins))
+        retained = up.enter_context(Retained(pins))
         self.enrolments = Enrolments(pins, tables)
+        up.callback(self.enrolments.close)
         self.metrics = Metrics(pins, tables, self.enrolments, settings.node.proc)
         conditions = ["attached", "synced", "serving", *(["installed"] if settings.chain.install else [])]
         self.readiness = Readiness(*conditions)
-        self.readiness.set("attached", True)
+        self.readiness.follow("attached", self._why_detached)
         ports = settings.ports
         self.health_port = up.enter_context(serving(ports.health_port, self.readiness.answers(), "health"))
         self.metrics_port = up.enter_context(serving(ports.monitoring_port, self.metrics.answers(), "metrics"))
@@ -157,6 +168,7 @@ class _Agent:
             claims=self._repairs.claims,
             deny=lambda: self._denials.look(self.source.pods),
             hold=holder.keep,
+            retained=retained,
         )
 
     def enrol_what_runs(self) -> None:
@@ -186,7 +198,7 @@ class _Agent:
             call_for_help=self._reconciler.wake,
         )
         server = Server(self._settings.node.cni_agent_run_dir, verbs, self.metrics.observe_request)
-        self.readiness.set("serving", True)
+        self.readiness.follow("serving", server.why_deaf)
         return server
 
     def install(self) -> None:
@@ -208,8 +220,11 @@ class _Agent:
         self.metrics.set_install_ready(ok)
 
     def _synced(self) -> None:
-        self.readiness.set("synced", True)
+        self.readiness.follow("synced", self.source.why_stale)
         self._reconciler.wake()
+
+    def _why_detached(self) -> str:
+        return "" if self.enrolments.is_attached() else "a link, program or map is gone; `sidestep status` says which"
 
     def _is_enrolled(self, pod: Pod) -> bool:
         return self._reconciler.is_enrolled(pod)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -15,18 +16,28 @@ class Readiness:
     def __init__(self, *names: str) -> None:
         self._lock = threading.Lock()
         self._missing = dict.fromkeys(names, _NOT_YET)  # condition → why it does not hold; "" if it holds
+        self._looks: dict[str, Callable[[], str]] = {}
 
     def set(self, name: str, ok: bool, why: str = "") -> None:
         """Set whether a condition holds, and if not, why. Raises KeyError for an unknown condition."""
         with self._lock:
             if name not in self._missing:
                 raise KeyError(name)
+            self._looks.pop(name, None)
             self._missing[name] = "" if ok else (why or _NOT_YET)
+
+    def follow(self, name: str, why_not: Callable[[], str]) -> None:
+        """Have a condition looked at from now on whenever somebody asks: `why_not` returns "" if it holds."""
+        self.set(name, False)
+        with self._lock:
+            self._looks[name] = why_not
 
     def missing(self) -> dict[str, str]:
         """Each condition that does not hold, with the reason."""
         with self._lock:
-            return {name: why for name, why in self._missing.items() if why}
+            looks, found = dict(self._looks), dict(self._missing)
+        found |= {name: _answer_of(look) for name, look in looks.items()}
+        return {name: why for name, why in found.items() if why}
 
     def answers(self) -> type[BaseHTTPRequestHandler]:
         """HTTP handler for /healthz and /readyz. The body of /readyz names the conditions that do not hold."""
@@ -52,3 +63,11 @@ class Readiness:
                 self.wfile.write(text)
 
         return Handler
+
+
+def _answer_of(look: Callable[[], str]) -> str:
+    """Why a condition does not hold. One that can't be looked at does not hold."""
+    try:
+        return look()
+    except Exception as error:  # the answer names it, and the port must go on answering
+        return f"can't be looked at: {error}"

@@ -14,7 +14,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from bpf.acceleration import level_of
-from bpf.attachment import is_attached
 from bpf.compiler import sources_digest
 from bpf.layout import TrafficEntry
 from bpf.pins import Pins
@@ -144,7 +143,7 @@ class _KernelCollector(Collector):
             "Enrolled pods whose inbound connections reach the application, or may do so",
             value=sum(state.is_open for state in states.values()),
         )
-        attached = is_attached(self._pins)
+        attached = self._enrolments.is_attached()
         yield GaugeMetricFamily("sidestep_attached", "Whether all programs and links are in place", value=attached)
         build = GaugeMetricFamily("sidestep_build_info", "Digest of the programs' sources", labels=["programs"])
         build.add_metric([sources_digest().hex()[:12]], 1)

@@ -25,6 +25,7 @@ from bpf.attachment import Outcome, attach_programs, is_attached, repin_maps, un
 from bpf.errors import SidestepError
 from bpf.layout import LISTENER_SLOTS
 from bpf.pins import Pins
+from bpf.retained import Retained
 from bpf.tables import Tables
 from cni.enrolment.adoption import Adopted, Adoption
 from cni.enrolment.enroll import Enrolments
@@ -83,6 +84,7 @@ class Reconciler:
     claims: Callable[[Pod], bool] = _claims_nothing  # whether Repairs will delete or label the pod
     deny: Callable[[], None] = _nothing  # updates the denied ports of running pods
     hold: Callable[[], None] = _nothing  # keeps other agents from the pins
+    retained: Retained | None = None  # what is pinned, also open in this process
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _wake: threading.Event = field(default_factory=threading.Event)
     _stopping: bool = False
@@ -168,9 +170,29 @@ class Reconciler:
     def _restore(self) -> Done:
         """Put back links that were detached and pins that were deleted.
 
-        Pins of maps that are not the agent's are replaced first. Attaching then loads programs for the agent's maps.
+        What this process has open is only pinned again. Pins of maps that are not the agent's are replaced then.
+        Attaching loads programs for the agent's maps.
         """
         self.hold()
+        put_back = self._put_back()
+        done = self._attach_again()
+        if self.retained:
+            self.retained.look()
+        restored = len(put_back) + done
+        return {RESTORED: restored} if restored else {}
+
+    def _put_back(self) -> list[str]:
+        """Pin again what this process has open."""
+        if self.retained is None:
+            return []
+        put_back = self.retained.restore()
+        put_back += [f"netns/{cookie}" for cookie in self.enrolments.restore_links()]
+        if put_back:
+            log.warning("pins.restored", pins=" ".join(put_back), reason="somebody has removed them")
+        return put_back
+
+    def _attach_again(self) -> int:
+        """Attach what is not attached. Returns how many things that took."""
         place = self.place
         held = place.tables.descriptors()
         foreign = unpin_others(place.pins, held)
@@ -180,12 +202,12 @@ class Reconciler:
         if pinned:
             log.warning("pins.restored", maps=" ".join(pinned), reason="somebody has removed them")
         if not foreign and is_attached(place.pins):
-            return {RESTORED: len(pinned)} if pinned else {}
+            return len(pinned)
         outcome = attach_programs(place.pins, place.cgroup)
         log.warning(
             "programs.restored", outcome=str(outcome), cgroup=str(place.cgroup), reason="a link or pin was gone"
         )
-        return {RESTORED: len(pinned) + (outcome is not Outcome.UNCHANGED)}
+        return len(pinned) + (outcome is not Outcome.UNCHANGED)
 
     def _sweep(self) -> Done:
         """Let go of pods whose namespace is gone; put back the inbound steering of live pods that lost it."""

@@ -11,19 +11,28 @@ from installer.settings import Attachment, Node, take, take_one
 
 @click.command()
 @take(Attachment)
+@take_one(Node, "proc")
 @output_option
-def attach(attachment: Attachment, output: str) -> None:
+def attach(attachment: Attachment, proc: Path, output: str) -> None:
     """Compile, load, pin and attach the BPF programs.
 
-    If programs from other sources are attached, they are swapped in place. If the same programs are attached, nothing
-    happens.
+    If programs from other sources are attached, they are swapped in place. If the same programs are attached, only what
+    somebody has removed is restored: pins, links, and the inbound steering of pods.
     """
     from bpf.attachment import attach_programs
+    from bpf.retained import missing_pins
+    from bpf.tables import Tables
+    from cni.enrolment.steered import steer_again
 
-    cgroup = attachment.attach_point()
-    outcome = attach_programs(attachment.pins, cgroup)
-    document = {"outcome": str(outcome), "attach_point": str(cgroup), "pins": str(attachment.pins.root)}
-    show(document, output, lambda: f"{outcome}: programs at {cgroup}, pins in {attachment.pins.root}\n")
+    cgroup, pins = attachment.attach_point(), attachment.pins
+    missing = missing_pins(pins) if pins.root.is_dir() else []
+    outcome = attach_programs(pins, cgroup)
+    with Tables(pins) as tables:
+        steered = [f"the steering of {name}" for name in steer_again(pins, tables, proc)]
+    restored = [each for each in missing if each not in missing_pins(pins)] + steered
+    document = {"outcome": str(outcome), "attach_point": str(cgroup), "pins": str(pins.root), "restored": restored}
+    told = f"restored: {', '.join(restored)}\n" if restored else ""
+    show(document, output, lambda: f"{outcome}: programs at {cgroup}, pins in {pins.root}\n{told}")
 
 
 @click.command()

@@ -58,6 +58,10 @@ class ClusterPods:
         """Whether the Pods have been listed once. From then on the cache is usable, if old, even without API server."""
         return self._synced.is_set()
 
+    def why_stale(self) -> str:
+        """Why the Pods are not known as they are now: not listed yet, or the watch fails. "" if they are known."""
+        return self._watch.why_stale() if self.is_synced else "not listed yet"
+
     def wait_synced(self, seconds: float) -> bool:
         """Wait for the first list; False if it does not come in time."""
         return self._synced.wait(seconds)

@@ -28,6 +28,8 @@ _STOP_SECONDS = 3.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
 # seconds; a watch that ends sooner counts as a failure, so that we pause if a server keeps hanging up
 _SHORTEST_WATCH = 1.0
+# seconds of failures after which what is known counts as old; a watch that breaks off is mostly back sooner
+_STALE_SECONDS = 5.0
 # seconds after which everything is listed again, in case the server missed sending a change
 _RESYNC_SECONDS = (1800.0, 3600.0)
 
@@ -57,6 +59,13 @@ class ListWatch(Generic[T]):
         self._list_again = 0.0
         self._stopping = threading.Event()
         self._watching: Watching[T] | None = None
+        self._failing: tuple[float, str] | None = None  # since when, on the monotonic clock, and the last problem
+
+    def why_stale(self) -> str:
+        """Why the callbacks do not know the newest state; "" if they do, or if the watch has just been interrupted."""
+        failing = self._failing
+        seconds = time.monotonic() - failing[0] if failing else 0.0
+        return f"for {seconds:.0f} s: {failing[1]}" if failing and seconds > _STALE_SECONDS else ""
 
     def pause(self, seconds: float) -> None:
         """Wait for some seconds, or until running() ends."""
@@ -84,19 +93,25 @@ class ListWatch(Generic[T]):
                 self._list_and_watch()
                 short = time.monotonic() - started < _SHORTEST_WATCH
                 failures = failures + 1 if short else 0
-            except Expired:
+            except Expired as error:
                 self._version, self._listed = "", False
                 failures += 1
+                self._fails(str(error))
             except ApiFailed as error:
                 failures = 1 if time.monotonic() - started > _LONGEST_PAUSE else failures + 1
+                self._fails(str(error))
                 self._say(failures, str(error))
-            except Exception:
+            except Exception as error:
                 failures += 1
+                self._fails(f"internal error: {error}")
                 self._version, self._listed = "", False
                 log.exception("watch.failed", of=self._resource.name)
             if failures:
                 longest = min(self._longest_pause, _FIRST_PAUSE * 2 ** min(failures - 1, 10))
                 self.pause(random.uniform(0.5, 1.0) * longest)
+
+    def _fails(self, problem: str) -> None:
+        self._failing = (self._failing[0] if self._failing else time.monotonic(), problem)
 
     def _say(self, failures: int, problem: str) -> None:
         """Log the first failure in a row, and every eighth after it: an outage must not fill the log."""
@@ -112,6 +127,7 @@ class ListWatch(Generic[T]):
         with self._api.watch(self._resource, self._version) as watching:
             with self._lock:
                 self._watching = watching
+            self._failing = None
             try:
                 if not self._stopping.is_set():  # running() may have ended before there was a watch to close
                     self._follow(watching)

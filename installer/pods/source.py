@@ -47,6 +47,12 @@ class Source:
         """Wait until the Pods are known; False if they are not in time."""
         return self.cluster is None or self.cluster.wait_synced(seconds)
 
+    def why_stale(self) -> str:
+        """Why the Pods are not known as they are now; "" if they are."""
+        if self.cluster:
+            return self.cluster.why_stale()
+        return "" if self.directory is None or self.directory.every() is not None else "the directory can't be read"
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Watch Pods and send Events until the context ends."""

@@ -69,7 +69,7 @@ def test_every_command_says_that_a_pod_is_not_steered(node: Node, is_pinned: boo
     node.agent.start()
     wait_until(lambda: document(node, "pods", "alpha")["steering"] == "steered", "the agent to steer it")
     assert gamma.curl(alpha.ip4).pod == "alpha"
-    wait_until(lambda: len(alpha.envoy.connections()) == 1, "Envoy to log the connection")
+    assert alpha.envoy.next_connection().listener == "inbound"
 
 
 def test_the_metric_follows_and_a_pod_whose_namespace_is_gone_is_no_open_pod(node: Node) -> None:

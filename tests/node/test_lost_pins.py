@@ -1,0 +1,91 @@
+"""Somebody removes pins, or the bpffs. The agent holds what was pinned: nothing opens, and everything comes back."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from bpf.pins import Pins
+from tests.lab.command import sidestep, sidestep_json
+from tests.lab.node import Node
+from tests.lab.waiting import wait_until
+from tests.node.sidestep import document
+from tests.node.test_observation import scrape
+from tests.node.test_status import status
+
+
+def remove_all(pins: Pins) -> None:
+    shutil.rmtree(pins.top)
+
+
+def unmount(pins: Pins) -> None:
+    subprocess.run(["umount", pins.bpffs], check=True)
+
+
+def pinned(pins: Pins) -> set[str]:
+    return {str(path.relative_to(pins.top)) for path in pins.top.rglob("*")} if pins.top.exists() else set()
+
+
+@pytest.mark.parametrize("lose", [remove_all, unmount])
+def test_nothing_opens_when_pins_go_and_all_come_back(node: Node, lose: Callable[[Pins], None]) -> None:
+    alpha, gamma = node.pod("alpha"), node.pod("gamma", mesh=False)
+    pins = Pins(node.bpffs)
+    before, links = pinned(pins), alpha.node.entries()["links"]
+    alpha.envoy.connections()
+    os.kill(node.agent.pid, signal.SIGSTOP)  # it can't put anything back meanwhile
+    lose(pins)
+    assert gamma.curl(alpha.ip4).pod == "alpha"
+    assert alpha.envoy.next_connection().listener == "inbound"
+    assert alpha.curl(gamma.ip4).pod == "gamma"
+    assert alpha.envoy.next_connection().listener == "outbound"
+    os.kill(node.agent.pid, signal.SIGCONT)
+    wait_until(lambda: pinned(pins) == before, "every pin", 30)
+    assert node.entries()["links"] == links
+    assert "event=pins.restored" in node.agent.log.read_text()
+    assert status(node)["open_pods"] == []
+    node.agent.kill()  # from here on the pins alone hold everything
+    assert gamma.curl(alpha.ip4).pod == "alpha"
+    assert alpha.envoy.next_connection().listener == "inbound"
+
+
+def test_the_message_program_comes_back_and_is_never_taken_for_somebody_elses(node: Node) -> None:
+    wait_until(lambda: status(node)["acceleration"]["level"] == "proxy", "the level", 60)
+    message = Pins(node.bpffs).programs / "message"
+    message.unlink()
+    said = sidestep(node, "accelerate", "proxy", "--cni-agent-run-dir", node.run_dir)
+    assert said.stdout == "acceleration: proxy\n"
+    wait_until(message.exists, "the pin")
+    node.agent.terminate()
+    message.unlink()
+    assert sidestep_json(node, "attach", "--cgroup", node.kubepods)["restored"] == ["programs/message"]
+    assert message.exists()
+
+
+def test_attach_restores_steering_and_says_so(node: Node) -> None:
+    alpha, gamma = node.pod("alpha"), node.pod("gamma", mesh=False)
+    node.agent.terminate()
+    pins = Pins(node.bpffs)
+    (pins.netns / str(document(node, "pods", "alpha")["netns_cookie"])).unlink()
+    (pins.links / "connect4").unlink()
+    said = sidestep(node, "attach", "--cgroup", node.kubepods)
+    assert said.stdout.splitlines()[1] == "restored: links/connect4, the steering of default/alpha"
+    assert gamma.curl(alpha.ip4).pod == "alpha"
+    assert alpha.envoy.next_connection().listener == "inbound"
+    assert sidestep_json(node, "attach", "--cgroup", node.kubepods)["restored"] == []
+
+
+def test_detach_ends_capture_although_the_agent_holds_the_links(node: Node) -> None:
+    alpha, gamma = node.pod("alpha"), node.pod("gamma", mesh=False)
+    alpha.envoy.connections()
+    os.kill(node.agent.pid, signal.SIGSTOP)
+    try:
+        assert sidestep(node, "detach").returncode == 0
+        assert gamma.curl(alpha.ip4).pod == "alpha"
+        assert alpha.curl(gamma.ip4).pod == "gamma"
+        assert alpha.envoy.connections() == []
+    finally:
+        os.kill(node.agent.pid, signal.SIGCONT)
+    wait_until(lambda: scrape(node)["sidestep_attached",] == 1, "the agent to attach again", 60)
