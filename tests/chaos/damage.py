@@ -48,7 +48,7 @@ class Damage:
                 self._leave_cgroup,
             ]
         )
-        with suppress(KernelRefused, OSError):  # an earlier action has taken it, and it is not back yet
+        with suppress(KernelRefused, OSError, IndexError):  # an earlier action has taken it, and it is not back yet
             return action.__name__.strip("_").replace("_", " "), action()
         return action.__name__.strip("_").replace("_", " ") + " (gone already)", nothing
 
@@ -67,7 +67,8 @@ class Damage:
     def _unpin(self, directory: Path) -> Restore:
         """Some of what is pinned there, or all."""
         paths = sorted(directory.iterdir())
-        for path in self._chance.sample(paths, self._chance.choice([1, len(paths)])):
+        self._chance.shuffle(paths)
+        for path in paths if self._chance.random() < 0.5 else paths[:1]:
             path.unlink()
         return nothing
 
@@ -77,13 +78,14 @@ class Damage:
         return nothing
 
     def _detach_link(self) -> Restore:
-        return self._detach(self._chance.choice(sorted(self._pins.links.iterdir())))
+        return self._detach(self._pins.links)
 
     def _detach_steering(self) -> Restore:
-        return self._detach(self._chance.choice(sorted(self._pins.netns.iterdir())))
+        return self._detach(self._pins.netns)
 
-    def _detach(self, path: Path) -> Restore:
+    def _detach(self, directory: Path) -> Restore:
         """As `bpftool link detach`: no descriptor keeps a program attached then."""
+        path = self._chance.choice(sorted(directory.iterdir()))
         with Descriptor(syscalls.open_pin(path)) as link:
             LIBBPF.bpf_link_detach(link.fd)
         return nothing

@@ -21,18 +21,20 @@ class Ledger:
     """Collects, and judges at the end. All times are those of time.monotonic()."""
 
     answers: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    strikes: list[tuple[float, str]] = field(default_factory=list)  # when what was taken away
     looks: list[Look] = field(default_factory=list)
 
-    def judge(self) -> tuple[Counter[str], list[str]]:
-        """How many requests had which fate, and a line for each that nobody said anything about."""
+    def judge(self) -> tuple[Counter[str], Counter[str]]:
+        """How many requests had which fate; and after which strike how many were in the clear without a word."""
         fates: Counter[str] = Counter()
-        unsaid = []
+        unsaid: Counter[str] = Counter()
         for direction, answer in self.answers:
             fate = _fate(direction, answer)
             if fate == "clear":
                 fate = "said" if self._was_said(answer) else "unsaid"
                 if fate == "unsaid":
-                    unsaid.append(f"{direction} to {answer['host']} at {answer['began']:.2f}")
+                    before = [f"{what} ({when:.1f})" for when, what in self.strikes if when <= answer["ended"]]
+                    unsaid[f"{direction}, after {before[-1]}"] += 1
             fates[fate] += 1
         return fates, unsaid
 
