@@ -183,6 +183,8 @@ class Reconciler:
         log.warning(
             "programs.restored", outcome=str(outcome), cgroup=str(place.cgroup), reason="a link or pin was gone"
         )
+        # proxies that were bound meanwhile are not known to the programs
+        self._expected = dict.fromkeys(self.enrolments.cookies(), time.monotonic() + _LISTEN_FOR)
         return {RESTORED: len(pinned) + (outcome is not Outcome.UNCHANGED)}
 
     def _sweep(self) -> Done:
