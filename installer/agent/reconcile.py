@@ -241,7 +241,10 @@ class Reconciler:
         }
         wanted = {cookie for cookie, before in self._slots.items() if before - slots.get(cookie, set())}
         while not self._learned.empty():
-            wanted.add(self._learned.get())
+            cookie = self._learned.get()
+            wanted.add(cookie)
+            if cookie not in slots:
+                self._expected[cookie] = now + _LISTEN_FOR
         self._slots = slots
         return self._register({*wanted, *self._expected})
 

@@ -8,8 +8,9 @@ from contextlib import closing
 import pytest
 
 from bpf.iterator import SocketIterator
-from bpf.layout import LISTENER_SLOTS
+from bpf.layout import LISTENER_SLOTS, Quad
 from cni.netns.sandbox import visit
+from cni.policy.annotations import CapturePolicy
 from tests.datapath.adopting import LATE, WAYS, Parts, Running, enrol_by_cni, parts, running
 from tests.datapath.conftest import PROXY, Kernel, Wire
 from tests.lab.inside import PYTHON
@@ -57,6 +58,16 @@ def test_a_proxy_and_its_successor_may_listen_at_once(wire: Wire, workers: int, 
     wire.enrol()
     proxies = {name: wire.pod.serve(name, f"15006x{workers}", uid=PROXY) for name in ("old", "new")}
     assert who_answers(wire) <= {"old", "new"}
+    wire.pod.end(proxies.pop(ends))
+    assert who_answers(wire) == set(proxies)
+
+
+@pytest.mark.parametrize("ends", ["old", "new"])
+def test_a_strict_proxy_and_its_successor_may_listen_at_once(wire: Wire, ends: str) -> None:
+    wire.enrol(CapturePolicy(dual_stack=True, strict_proxy=True))
+    assert wire.pod.cgroup is not None
+    wire.kernel.tables.proxies.put(wire.key, Quad(wire.pod.cgroup.stat().st_ino))
+    proxies = {name: wire.pod.serve(name, "15006x17", uid=PROXY) for name in ("old", "new")}
     wire.pod.end(proxies.pop(ends))
     assert who_answers(wire) == set(proxies)
 
