@@ -232,14 +232,15 @@ def _name_of_map(fd: int) -> str:
 def _loaded(maps: Path) -> tuple[Any, dict[Hook, Any]]:
     """The programs that capture, with as many extras as this kernel takes.
 
-    The extras are acceleration and the naming of callers. First both are tried, then each alone, then neither.
+    The extras are acceleration and the naming of callers. First both are tried, then each alone, then neither. All have
+    the iterator with them, and only if it does not even compile they are tried without it.
     """
-    *better, plainest = dict.fromkeys((_CALLER + _acceleration(), _acceleration(), _CALLER, ""))
-    iterator = _iterator()
+    extras = (_CALLER + _acceleration(), _acceleration(), _CALLER, "")
+    *better, plainest = dict.fromkeys((*(each + _iterator() for each in extras), *extras))
     for macros in better:
         with suppress(Exception):  # bcc raises nothing narrower
-            return _loaded_with(maps, macros + iterator)
-    return _loaded_with(maps, plainest + iterator)
+            return _loaded_with(maps, macros)
+    return _loaded_with(maps, plainest)
 
 
 def _loaded_with(maps: Path, macros: str) -> tuple[Any, dict[Hook, Any]]:

@@ -23,17 +23,20 @@ struct iteration {
 static __u64 (*const cookie_of)(void *sk) = (void *)46;
 
 /*
- * The user and group that the socket was opened with, as Istio's rules match them, and its cgroup. The last two are the
- * kernel's to keep: chown() changes neither.
+ * The user and group that the socket was opened with, as Istio's rules match them, and its cgroup. chown() changes none
+ * of these. A socket of the kernel's own has no file, so it is nobody's.
  */
-static __always_inline void read_opener(struct opener *who, __u64 sk)
+static __always_inline bool read_opener(struct opener *who, __u64 sk)
 {
     __u64 file = read64(read64(sk, SOCK_SOCKET), SOCKET_FILE);
     __u64 credentials = read64(file, FILE_CREDENTIALS);
 
+    if (!credentials)
+        return false;
     who->uid = read32(credentials, CREDENTIALS_UID);
     who->gid = read32(credentials, CREDENTIALS_GID);
     who->cgroup = read64(read64(read64(sk, SOCK_CGROUP + CGROUP_OF_SOCK), CGROUP_NODE), NODE_ID);
+    return true;
 }
 
 static __always_inline void store_chosen(void *sk, __u64 socket)
@@ -71,7 +74,8 @@ int bpf_iter__tcp(struct iteration *ctx)
         read_kernel(&found.local, sizeof(found.local), sk + SOCK_LOCAL6);
     else
         found.local = address_of_ip4(read32(from, SOCK_LOCAL4));
-    read_opener(&found.opener, from);
+    if (!read_opener(&found.opener, from))
+        return 0;
     found.socket = cookie_of(sk);
     bpf_seq_write(ctx->meta->seq, &found, sizeof(found));
     if (found.port == INBOUND_PORT)

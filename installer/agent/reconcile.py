@@ -207,6 +207,8 @@ class Reconciler:
         log.warning(
             "programs.restored", outcome=str(outcome), cgroup=str(place.cgroup), reason="a link or pin was gone"
         )
+        # proxies that were bound meanwhile are not known to the programs
+        self._expected = dict.fromkeys(self.enrolments.cookies(), time.monotonic() + _LISTEN_FOR)
         return len(pinned) + (outcome is not Outcome.UNCHANGED)
 
     def _sweep(self) -> Done:
@@ -263,7 +265,10 @@ class Reconciler:
         }
         wanted = {cookie for cookie, before in self._slots.items() if before - slots.get(cookie, set())}
         while not self._learned.empty():
-            wanted.add(self._learned.get())
+            cookie = self._learned.get()
+            wanted.add(cookie)
+            if cookie not in slots:
+                self._expected[cookie] = now + _LISTEN_FOR
         self._slots = slots
         return self._register({*wanted, *self._expected})
 

@@ -1,15 +1,20 @@
 """Which of a proxy's listening sockets get connections: many workers, both families, a successor."""
 
 import secrets
+import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from bpf.iterator import SocketIterator
-from bpf.layout import LISTENER_SLOTS
+from bpf.layout import LISTENER_SLOTS, Quad
+from cni.netns.sandbox import visit
+from cni.policy.annotations import CapturePolicy
 from tests.datapath.adopting import LATE, WAYS, Parts, Running, enrol_by_cni, parts, running
 from tests.datapath.conftest import PROXY, Kernel, Wire
 from tests.lab.inside import PYTHON
+from tests.lab.userns import FIRST, mapped_netns
 
 WORKERS = [2, 16, 17, 64]
 
@@ -53,6 +58,16 @@ def test_a_proxy_and_its_successor_may_listen_at_once(wire: Wire, workers: int, 
     wire.enrol()
     proxies = {name: wire.pod.serve(name, f"15006x{workers}", uid=PROXY) for name in ("old", "new")}
     assert who_answers(wire) <= {"old", "new"}
+    wire.pod.end(proxies.pop(ends))
+    assert who_answers(wire) == set(proxies)
+
+
+@pytest.mark.parametrize("ends", ["old", "new"])
+def test_a_strict_proxy_and_its_successor_may_listen_at_once(wire: Wire, ends: str) -> None:
+    wire.enrol(CapturePolicy(dual_stack=True, strict_proxy=True))
+    assert wire.pod.cgroup is not None
+    wire.kernel.tables.proxies.put(wire.key, Quad(wire.pod.cgroup.stat().st_ino))
+    proxies = {name: wire.pod.serve(name, "15006x17", uid=PROXY) for name in ("old", "new")}
     wire.pod.end(proxies.pop(ends))
     assert who_answers(wire) == set(proxies)
 
@@ -148,3 +163,34 @@ def test_a_kernel_that_takes_the_iterator_and_stores_nothing_is_found_out(
     assert (outcome.problem, outcome.listeners) == ("", LISTENER_SLOTS)
     assert agent.hearing.needs_processes
     assert who_answers(pod.wire) == {"inbound"}
+
+
+def test_openers_in_a_user_namespace_are_told_by_their_ids_outside(kernel: Kernel) -> None:
+    """As those of a pod with `hostUsers: false`, whose proxy the maps have by these ids."""
+    code = 'import socket; s = socket.socket(); s.bind(("", 15006)); s.listen(); print("ready", flush=True); input()'
+    with mapped_netns() as netns, closing(SocketIterator(kernel.pins)) as iterator:
+        within = [f"--{kind}={netns.with_name(name)}" for kind, name in (("user", "user"), ("net", "net"))]
+        argv = ["nsenter", *within, f"--setuid={PROXY}", f"--setgid={PROXY}", *PYTHON, code]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as proxy:
+            assert proxy.stdout is not None
+            assert proxy.stdout.readline() == "ready\n"
+            with netns.open() as opened:
+                (found,) = visit(opened.fileno(), lambda _: iterator.found())
+            proxy.kill()
+    assert (found.opener.uid, found.opener.gid) == (FIRST + PROXY, FIRST + PROXY)
+
+
+def test_a_proxy_that_was_bound_while_the_programs_were_detached_is_heard(agent: Parts, pod: Running) -> None:
+    agent.pods.pods = [pod.pod(pod.proxy)]
+    enrol_by_cni(agent, pod.wire, agent.pods.pods[0])
+    for link in agent.kernel.pins.links.iterdir():
+        link.unlink()
+    late = pod.container(pod.proxy).start([*PYTHON, LATE, "4", "15006"], PROXY)
+    assert agent.reconciler.look() == {"restored": 1}
+    assert late.stdin is not None
+    assert late.stdout is not None
+    late.stdin.write("go\n")
+    late.stdin.flush()
+    assert late.stdout.readline() == "listening\n"
+    assert agent.reconciler.look() == {"heard": 1}
+    assert pod.wire.peer.dial(pod.wire.pod.ip4, 8080)["who"] == "late"

@@ -13,11 +13,12 @@ PACKAGES = ("linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64")
 _TIMED = ("trial connections", "acceleration")
 _TRIAL = "installer.probe.trial_connections"
 _SELFTEST = "installer.acceleration.selftest"
+_LISTENING = "tests.kernels.listening"
 
 
 def main() -> int:
     """Exit status 0 when capture works on every one of them."""
-    print("| kernel | probe | connections | acceleration |\n|---|---|---|---|")
+    print("| kernel | probe | connections | acceleration | listeners |\n|---|---|---|---|---|")
     return 0 if all([_tell(fetch(package)) for package in PACKAGES]) else 1
 
 
@@ -26,13 +27,15 @@ def _tell(kernel: Kernel) -> bool:
         rows = json.loads(run(kernel, f"cd {REPOSITORY} && ./sidestep probe --output json"))["rows"]
         trials = json.loads(_module(kernel, _TRIAL))
         problems = json.loads(_module(kernel, _SELFTEST))
+        listening = json.loads(_module(kernel, _LISTENING))
     except BootFailed as error:
-        print(f"| {kernel.version} | {error} | | |", flush=True)
+        print(f"| {kernel.version} | {error} | | | |", flush=True)
         return False
     missing = [f"{row['what']}: {row['found']}" for row in rows if row["verdict"] == "no" and row["what"] not in _TIMED]
     amiss = [f"{what}: {found}" for what, _, found, works in trials if not works]
     unsafe = [f"{check}: {problem}" for check, problem in problems.items() if problem]
-    cells = ("; ".join(each) or "all good" for each in (missing, amiss, unsafe))
+    unheard = [f"{step}: {problem}" for step, problem in listening.items() if problem]
+    cells = ("; ".join(each) or "all good" for each in (missing, amiss, unsafe, unheard))
     print(f"| {kernel.version} | {' | '.join(cells)} |", flush=True)
     return not missing and not amiss
 
