@@ -12,7 +12,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -20,12 +20,13 @@ from pathlib import Path
 from bpf import syscalls
 from bpf.acceleration import attach_messages, is_possible, repin_messages
 from bpf.compiler import compile_and_pin, sources_digest
-from bpf.errors import KernelRefused
+from bpf.errors import KernelRefused, NotAttached
 from bpf.hooks import CGROUP_HOOKS, HOOKS, LOOKUP_HOOK
 from bpf.kernel import require_bpffs, require_capabilities
 from bpf.layout import STORAGES, TABLES, BuildEntry, Word
 from bpf.layouts import layouts
 from bpf.pins import OtherVersion, Pins
+from bpf.places import further_places, link_directories_of, pins_of_place
 from bpf.steering import lead_to_lookup, leads_to_lookup, load_instance, opened
 from bpf.syscalls import Descriptor
 
@@ -70,6 +71,56 @@ def attach_programs(pins: Pins, cgroup: Path) -> Outcome:
         return Outcome.SWAPPED
 
 
+def attach_also(pins: Pins, cgroup: Path) -> bool:
+    """Attach the pinned programs at one more cgroup. False if they are attached at it, or above it, already.
+
+    Places below the new one go once it is there: it has their pods too. Raises KernelRefused, NotAttached.
+    """
+    with _exclusively(pins.bpffs):
+        _clear_leftovers(pins)
+        first, *more = places_of(pins)
+        if any(cgroup.is_relative_to(place) for place in (first, *more)):
+            return False
+        fresh = pins.top / f"new-{os.getpid()}"
+        fresh.mkdir(mode=0o700)
+        try:
+            _link_cgroup(pins.programs, fresh, cgroup)
+            if first.is_relative_to(cgroup):
+                for hook in CGROUP_HOOKS:
+                    (fresh / hook.name).rename(pins.links / hook.name)
+                _record(pins.maps, cgroup, _recorded(pins)[0])
+            else:
+                pins.places.mkdir(mode=0o700, exist_ok=True)
+                fresh.rename(pins_of_place(pins, cgroup))
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        _drop_places(pins, lambda place: place != cgroup and place.is_relative_to(cgroup))
+        return True
+
+
+def places_of(pins: Pins) -> list[Path]:
+    """The cgroups that the programs should be attached at: the recorded one, then further ones that are there.
+
+    Raises NotAttached if none is recorded.
+    """
+    first = _recorded(pins)[1]
+    if not first:
+        raise NotAttached(f"{pins.maps / 'build'} is not there; run `sidestep attach` (or start the agent)")
+    return [Path(first), *(place for place in further_places(pins) if place.is_dir())]
+
+
+def attached_cgroups(pins: Pins) -> frozenset[int]:
+    """The ids of the cgroups that every program is attached at, as the kernel says now.
+
+    A cgroup's id is its directory's inode.
+    """
+    found = set()
+    for directory in link_directories(pins):
+        ids = {_cgroup_of(directory / hook.name) for hook in CGROUP_HOOKS}
+        found |= ids if len(ids) == 1 else set()
+    return frozenset(found - {0})
+
+
 def detach_programs(pins: Pins) -> bool:
     """Remove all links, programs and maps of sidestep; False if there were none. Open connections go on.
 
@@ -82,10 +133,11 @@ def detach_programs(pins: Pins) -> bool:
         _stop_deciding(pins)
         # links before maps: no program may run with a part of its maps
         for layout in layouts(pins):
-            for path in (layout / "links").glob("*"):
-                _end(path)
-        for directory in (layout / name for layout in layouts(pins) for name in ("netns", "links")):
-            shutil.rmtree(directory, ignore_errors=True)
+            for directory in link_directories_of(layout):
+                for path in directory.glob("*"):
+                    _end(path)
+            for directory in (layout / "netns", *link_directories_of(layout)):
+                shutil.rmtree(directory, ignore_errors=True)
         shutil.rmtree(pins.top)
         return True
 
@@ -94,7 +146,8 @@ def _stop_deciding(pins: Pins) -> None:
     """Stop capturing new connections, then wait until the proxies know the destinations of the captured ones."""
     every = layouts(pins)
     steering = [path for layout in every for path in (layout / "netns").glob("*")]
-    deciding = [path for layout in every for name in _DECIDING if (path := layout / "links" / name).exists()]
+    links = [directory for layout in every for directory in link_directories_of(layout)]
+    deciding = [path for directory in links for name in _DECIDING if (path := directory / name).exists()]
     for path in (*deciding, *steering):
         _end(path)
     if steering:
@@ -113,9 +166,10 @@ def _end(pinned: Path) -> None:
 
 
 def is_attached(pins: Pins) -> bool:
-    """Whether all maps and programs are pinned and all cgroup links are attached to the recorded cgroup.
+    """Whether all maps and programs are pinned and all cgroup links are attached to the cgroups that they are for.
 
-    The pin of a link is not enough: if the cgroup is removed, the link stays but is attached to nothing.
+    The pin of a link is not enough: if the cgroup is removed, the link stays but is attached to nothing. A further
+    cgroup that has gone lacks nothing.
     """
     if not pins.root.exists():
         return False
@@ -124,6 +178,7 @@ def is_attached(pins: Pins) -> bool:
         all((pins.maps / name).exists() for name in (*TABLES, *STORAGES))
         and all((pins.programs / hook.name).exists() for hook in HOOKS)
         and all(_is_linked(pins.links / hook.name, cgroup) for hook in CGROUP_HOOKS)
+        and _are_further_linked(pins, [hook.name for hook in CGROUP_HOOKS])
         and leads_to_lookup(pins)
     )
 
@@ -140,7 +195,17 @@ def is_deciding(pins: Pins) -> bool:
     except OSError:  # the cgroup has gone
         return False
     found = {_cgroup_of(pins.links / name) for name in _DECIDING}
-    return 0 not in found and found <= {wanted or max(found)}
+    return 0 not in found and found <= {wanted or max(found)} and _are_further_linked(pins, _DECIDING)
+
+
+def _are_further_linked(pins: Pins, names: Collection[str]) -> bool:
+    """Whether these links are attached at every further cgroup that is there."""
+    return all(
+        _is_linked(directory / name, place)
+        for place, directory in further_places(pins).items()
+        if place.is_dir()
+        for name in names
+    )
 
 
 def repin_maps(pins: Pins, held: Mapping[str, int]) -> list[str]:
@@ -238,17 +303,31 @@ def _swap(pins: Pins, cgroup: Path) -> None:
         compile_and_pin(pins.maps, fresh)
         for hook in CGROUP_HOOKS:
             _relink(fresh / hook.name, pins.links / hook.name, hook.attach_type, cgroup)
+        _drop_places(pins, lambda place: place.is_relative_to(cgroup))
+        for place, directory in further_places(pins).items():
+            for hook in CGROUP_HOOKS:
+                _relink(fresh / hook.name, directory / hook.name, hook.attach_type, place)
         _lead_to_lookup(pins.maps, fresh)
         _swap_instances(pins)
         for program in {path.name for path in pins.programs.iterdir()} - {path.name for path in fresh.iterdir()}:
             (pins.programs / program).unlink()
         for path in list(fresh.iterdir()):
             path.rename(pins.programs / path.name)
-        for stale in {p.name for p in pins.links.iterdir()} - {h.name for h in CGROUP_HOOKS}:
-            (pins.links / stale).unlink()
+        for directory in link_directories(pins):
+            for stale in {p.name for p in directory.iterdir()} - {h.name for h in CGROUP_HOOKS}:
+                (directory / stale).unlink()
         _record(pins.maps, cgroup)
     finally:
         shutil.rmtree(fresh)
+
+
+def _drop_places(pins: Pins, is_needless: Callable[[Path], bool]) -> None:
+    """Detach from the further cgroups that need it no more, and forget those that have gone."""
+    for place, directory in further_places(pins).items():
+        if is_needless(place) or not place.is_dir():
+            for path in directory.iterdir():
+                _end(path)
+            directory.rmdir()
 
 
 def _lead_to_lookup(maps: Path, programs: Path) -> None:
@@ -338,8 +417,8 @@ def _create_cgroup_link(program_fd: int, cgroup: Path, attach_type: int) -> int:
         return syscalls.create_link(program_fd, directory, attach_type, cgroup)
 
 
-def _record(maps: Path, cgroup: Path) -> None:
-    build = BuildEntry((ctypes.c_uint8 * 32)(*sources_digest()), str(cgroup).encode())
+def _record(maps: Path, cgroup: Path, sources: bytes | None = None) -> None:
+    build = BuildEntry((ctypes.c_uint8 * 32)(*(sources or sources_digest())), str(cgroup).encode())
     with Descriptor(syscalls.open_pin(maps / "build")) as table:
         if number := syscalls.map_update(table.fd, Word(0), build):
             raise syscalls.refused("bpf_map_update_elem", "build", number)
@@ -364,7 +443,8 @@ def _pinned_id(path: Path) -> int | None:
 
 def _objects(pins: Pins) -> list[Path]:
     """All pins that lead to a program: pins of programs and of links."""
-    return [*sorted(pins.programs.iterdir()), *sorted(pins.links.iterdir()), *sorted(pins.netns.iterdir())]
+    directories = (pins.programs, *link_directories(pins), pins.netns)
+    return [path for directory in directories for path in sorted(directory.iterdir())]
 
 
 def _repin_from(path: Path, pins: Pins, missing: list[str]) -> None:

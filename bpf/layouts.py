@@ -1,7 +1,7 @@
 """The layouts that are pinned on a bpffs, this version's and others', by names alone.
 
 Other versions have other maps and structs, but every version keeps the links of its pods as `netns/<cookie>` and those
-of its cgroup programs as `links/<hook>`.
+of its cgroup programs as `links/<hook>` and `places/<cgroup>/<hook>` (places.py).
 """
 
 from contextlib import suppress

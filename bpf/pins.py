@@ -3,6 +3,7 @@
     <bpffs>/sidestep/v1/maps/<name>       the maps of maps.h
                        /programs/<name>   the loaded programs
                        /links/<name>      the links of the cgroup programs, for all pods together
+                       /places/<cgroup>/<name>  such links at a further cgroup (places.py)
                        /netns/<cookie>    one link of the sk_lookup program per enrolled pod
 
 v1 is the layout. It changes when old pinned maps cannot serve new programs.
@@ -64,6 +65,11 @@ class Pins:
     def links(self) -> Path:
         """Pinned cgroup links."""
         return self.root / "links"
+
+    @property
+    def places(self) -> Path:
+        """Pinned cgroup links at further cgroups, a directory for each; see places.py."""
+        return self.root / "places"
 
     @property
     def netns(self) -> Path:

@@ -16,6 +16,7 @@ from bpf.hooks import CGROUP_HOOKS, HOOKS, MESSAGE_HOOK
 from bpf.kernel import has_mount, mount_bpffs
 from bpf.layout import STORAGES, TABLES
 from bpf.pins import Pins
+from bpf.places import link_directories
 from bpf.syscalls import Descriptor
 
 # Not retained: without its pin, the next attach makes new programs (unpin_others() in attachment.py relies on that).
@@ -54,9 +55,10 @@ class Retained:
             if missing:
                 self._pins.make_directories()
             for path in missing:
-                if path.parent == self._pins.links and not syscalls.link_info(self._open[path]).cgroup_id:
+                if _is_link(path, self._pins) and not syscalls.link_info(self._open[path]).cgroup_id:
                     self._let_go(path)
                     continue
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 syscalls.pin(self._open[path], path)
                 restored.append(_name(path))
         return restored
@@ -85,7 +87,7 @@ def missing_pins(pins: Pins) -> list[str]:
 
 
 def _is_dead(path: Path, pins: Pins) -> bool:
-    if path.parent != pins.links:
+    if not _is_link(path, pins):
         return False
     with suppress(KernelRefused), Descriptor(syscalls.open_pin(path)) as link:
         return not syscalls.link_info(link.fd).cgroup_id
@@ -96,8 +98,12 @@ def _paths(pins: Pins) -> list[Path]:
     return [
         *(pins.maps / name for name in (*TABLES, *STORAGES) if name != _LEFT_OUT),
         *(pins.programs / hook.name for hook in (*HOOKS, MESSAGE_HOOK)),
-        *(pins.links / hook.name for hook in CGROUP_HOOKS),
+        *(directory / hook.name for directory in link_directories(pins) for hook in CGROUP_HOOKS),
     ]
+
+
+def _is_link(path: Path, pins: Pins) -> bool:
+    return path.parent not in (pins.maps, pins.programs)
 
 
 def _name(path: Path) -> str:

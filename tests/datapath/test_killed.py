@@ -18,7 +18,14 @@ from typing import Any
 import pytest
 
 from bpf import attachment, syscalls
-from bpf.attachment import Outcome, attach_programs, detach_programs, is_attached
+from bpf.attachment import (
+    Outcome,
+    attach_also,
+    attach_programs,
+    attached_cgroups,
+    detach_programs,
+    is_attached,
+)
 from bpf.compiler import compile_and_pin
 from bpf.hooks import CGROUP_HOOKS, MESSAGE_HOOK
 from bpf.links import instances, link_pod
@@ -249,6 +256,35 @@ def test_killed_while_links_move(world: World, monkeypatch: pytest.MonkeyPatch) 
     finally:
         detach_programs(world.pins)
         inner.rmdir()
+
+
+@pytest.mark.parametrize("further", ["beside", "above"])
+def test_killed_while_it_attaches_at_a_further_cgroup(
+    world: World, further: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.choose(0, monkeypatch)
+    first, beside = world.cgroup / "first", world.cgroup / "beside"
+    for each in (first, beside):
+        each.mkdir()
+    place = {"beside": beside, "above": world.cgroup}[further]
+    detach_programs(world.pins)
+
+    def one() -> None:
+        attach_programs(world.pins, first)
+        shutil.rmtree(world.pins.places, ignore_errors=True)
+
+    try:
+        for _ in killed_everywhere(lambda: attach_also(world.pins, place), one, at_least=13 * 2):
+            attach_programs(world.pins, first)
+            attach_also(world.pins, place)
+            assert is_attached(world.pins)
+            wanted = {first, beside} if further == "beside" else {world.cgroup}
+            assert attached_cgroups(world.pins) == {each.stat().st_ino for each in wanted}
+            assert [path.name for path in world.pins.top.iterdir()] == ["v1"]
+    finally:
+        detach_programs(world.pins)
+        for each in (first, beside):
+            each.rmdir()
 
 
 def taken_down(world: World, netns: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:

@@ -11,6 +11,7 @@ from bpf.errors import KernelRefused
 from bpf.hooks import HOOKS, LOOKUP_HOOK, MESSAGE_HOOK, NETNS_HOOK, Hook
 from bpf.links import instances
 from bpf.pins import Pins
+from bpf.places import link_directories
 from bpf.steering import leads_to_lookup
 from bpf.syscalls import Descriptor, attached_to
 from installer.commands.maps.listing import kernel_says
@@ -81,7 +82,7 @@ def _said_of(program_id: int) -> dict[str, str]:
 
 
 def _attachments(pins: Pins, hook: Hook, program_id: int) -> int:
-    """In how many places the program runs: one cgroup or map or, for steering, every pod's namespace."""
+    """In how many places the program runs: its cgroups, one map or, for steering, every pod's namespace."""
     if hook == MESSAGE_HOOK:
         path = pins.maps / "accelerated"
         with suppress(KernelRefused), Descriptor(syscalls.open_pin(path, syscalls.READ_ONLY)) as sockets:
@@ -91,12 +92,15 @@ def _attachments(pins: Pins, hook: Hook, program_id: int) -> int:
         return int(leads_to_lookup(pins))
     if hook == NETNS_HOOK:
         return sum(is_current for _, is_current in instances(pins))
-    try:
-        with Descriptor(syscalls.open_pin(pins.links / hook.name)) as opened:
-            info = syscalls.link_info(opened.fd)
-    except KernelRefused:
-        return 0
-    return int(info.prog_id == program_id and bool(info.cgroup_id))
+    return sum(_is_at(directory / hook.name, program_id) for directory in link_directories(pins))
+
+
+def _is_at(link: Path, program_id: int) -> bool:
+    """Whether a pinned link attaches this program to a cgroup that is there."""
+    with suppress(KernelRefused), Descriptor(syscalls.open_pin(link)) as opened:
+        info = syscalls.link_info(opened.fd)
+        return bool(info.prog_id == program_id and info.cgroup_id)
+    return False
 
 
 def _as_time(since_boot: int) -> str:
