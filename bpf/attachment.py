@@ -26,7 +26,7 @@ from bpf.kernel import require_bpffs, require_capabilities
 from bpf.layout import STORAGES, TABLES, BuildEntry, Word
 from bpf.layouts import layouts
 from bpf.pins import OtherVersion, Pins
-from bpf.places import further_places, link_directories_of, pins_of_place
+from bpf.places import further_places, link_directories, link_directories_of, pins_of_place
 from bpf.steering import lead_to_lookup, leads_to_lookup, load_instance, opened
 from bpf.syscalls import Descriptor
 
