@@ -36,6 +36,8 @@ CGROUP_HOOKS = (
 )
 NETNS_HOOK = Hook("sk_lookup", SK_LOOKUP, 36)
 HOOKS = (*CGROUP_HOOKS, NETNS_HOOK)
+# the programs that decide about outbound connections; the others complete what these have begun
+DECIDING = ("connect4", "connect6", "sendmsg4", "sendmsg6")
 # there only where the kernel allows acceleration (offsets.py); attached to the socket hash by acceleration.py
 MESSAGE_HOOK = Hook("message", SK_MSG, 7)
 

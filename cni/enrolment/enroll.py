@@ -14,6 +14,7 @@ from typing import Any
 from bpf import links
 from bpf.errors import SidestepError
 from bpf.layout import LISTENER_SLOTS, Address, Cookie, ListenerKey, PodFlags, PortKey, PortRule, Quad, Word
+from bpf.layouts import other_layouts, steered
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
 from cni.enrolment import rows
@@ -166,6 +167,8 @@ class Enrolments(Enrolled):
         with self._lock:
             linked = dict(links.linked_pods(self._pins))
             alive = {cookie for cookie, inode in linked.items() if inode} | set(spared)
+            for other in other_layouts(self._pins):  # it steers these pods until they are taken over
+                alive |= steered(other).keys()
             # Entries without a pod's name were left by a crash in the middle of an ADD, so that ADD never succeeded.
             dead = [key for key, known in self._index.items() if key not in alive or not known.identity.name]
             gone = [self._index[key].identity for key in dead if self._index[key].identity.name]

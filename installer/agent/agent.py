@@ -31,6 +31,7 @@ from installer.agent.reconcile import NodeTables, Reconciler
 from installer.agent.repair import Repairs
 from installer.agent.serving import serving
 from installer.agent.signals import Signals
+from installer.agent.takeover import TakeOver
 from installer.host.captured import captured_pods
 from installer.host.install import Installer
 from installer.host.uninstall import leave_chain
@@ -153,6 +154,7 @@ class _Agent:
             claims=self._repairs.claims,
             deny=lambda: self._denials.look(self.source.pods),
             hold=holder.keep,
+            take_over=TakeOver(pins, self.enrolments, adoption, self.source.pods, self.source.events).take,
         )
 
     def enrol_what_runs(self) -> None:

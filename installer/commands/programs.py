@@ -16,10 +16,15 @@ def attach(attachment: Attachment, output: str) -> None:
     """Compile, load, pin and attach the BPF programs.
 
     If programs from other sources are attached, they are swapped in place. If the same programs are attached, nothing
-    happens.
+    happens. Programs of a version with other maps stay until an agent of this version has taken over their pods.
     """
     from bpf.attachment import attach_programs
+    from bpf.errors import SidestepError
+    from bpf.holder import holder_of, is_held
 
+    pins = attachment.pins
+    if is_held(pins) and not pins.root.exists():
+        raise SidestepError(f"an agent of another version uses these pins: {holder_of(pins)}; stop it first")
     cgroup = attachment.attach_point()
     outcome = attach_programs(attachment.pins, cgroup)
     document = {"outcome": str(outcome), "attach_point": str(cgroup), "pins": str(attachment.pins.root)}

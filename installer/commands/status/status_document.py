@@ -10,6 +10,7 @@ from bpf.errors import KernelRefused, SidestepError
 from bpf.layout import BuildEntry, Level, PodEntry, TrafficEntry
 from bpf.pins import OtherVersion, Pins
 from bpf.tables import Tables, entries
+from bpf.takeover import kept_by_others
 from cni.enrolment.entries import Identity
 from installer import VERSION
 from installer.commands.maps.listing import maps_of
@@ -47,6 +48,7 @@ def status_of(pins: Pins) -> dict[str, Any]:
     return {
         "attached": is_attached(pins),
         "problem": "",
+        "kept_by_others": kept_by_others(pins),
         "attach_point": build.cgroup.decode(),
         "pins": str(pins.root),
         "current": bytes(build.sources) == sources_digest(),
@@ -67,6 +69,7 @@ def _unknown(attachment: Attachment, attached: bool | None, problem: str) -> dic
     return {
         "attached": attached,
         "problem": problem,
+        "kept_by_others": {},
         "attach_point": attach_point,
         "pins": str(attachment.pins.root),
         "current": False,
