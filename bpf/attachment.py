@@ -17,11 +17,11 @@ from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 
-from bpf import syscalls
+from bpf import syscalls, takeover
 from bpf.acceleration import attach_messages, is_possible, repin_messages
 from bpf.compiler import compile_and_pin, sources_digest
 from bpf.errors import KernelRefused, NotAttached
-from bpf.hooks import CGROUP_HOOKS, HOOKS, LOOKUP_HOOK
+from bpf.hooks import CGROUP_HOOKS, DECIDING, HOOKS, LOOKUP_HOOK
 from bpf.kernel import require_bpffs, require_capabilities
 from bpf.layout import STORAGES, TABLES, BuildEntry, Word
 from bpf.layouts import layouts
@@ -30,20 +30,17 @@ from bpf.places import further_places, link_directories, link_directories_of, pi
 from bpf.steering import lead_to_lookup, leads_to_lookup, load_instance, opened
 from bpf.syscalls import Descriptor
 
-# the programs that decide about outbound connections; the others complete what these have begun
-_DECIDING = ("connect4", "connect6", "sendmsg4", "sendmsg6")
 # maps that may be lost: accelerated connections go on by TCP
 _FORGETTABLE = ("pairings",)
-# seconds that may pass between connect() and the moment when a busy proxy asks for the original destination
-_ON_THE_WAY = 1.0
 
 
 class Outcome(StrEnum):
-    """What attach_programs() did: nothing, attach, or swap programs in place."""
+    """What attach_programs() did: nothing, attach, swap programs in place, or attach beside another layout's."""
 
     UNCHANGED = "unchanged"
     ATTACHED = "attached"
     SWAPPED = "swapped"
+    BESIDE = "beside"
 
 
 def attach_programs(pins: Pins, cgroup: Path) -> Outcome:
@@ -52,15 +49,19 @@ def attach_programs(pins: Pins, cgroup: Path) -> Outcome:
     If sources and cgroup are the same as last time and everything is still attached, nothing is compiled. Otherwise new
     programs replace the old ones on their links; maps and open connections stay. Raises CompileFailed, LibraryMissing,
     KernelRefused, NotAttached; OtherVersion if pinned maps have other shapes.
+
+    If another layout is attached, this one is attached beside it and gets what can be copied about its pods. The caller
+    takes over the rest, then calls retire_others().
     """
     require_bpffs(pins.bpffs)
     require_capabilities()
     with _exclusively(pins.bpffs), _of_this_version():
         _clear_leftovers(pins)
         if not pins.root.exists():
-            _attach_fresh(pins, cgroup)
+            others = takeover.attached_others(pins)
+            _attach_fresh(pins, cgroup, others)
             _attach_messages(pins)
-            return Outcome.ATTACHED
+            return Outcome.BESIDE if others else Outcome.ATTACHED
         repin_maps(pins, {})
         repin_messages(pins)
         if _recorded(pins) == (sources_digest(), str(cgroup)) and is_attached(pins):
@@ -121,6 +122,14 @@ def attached_cgroups(pins: Pins) -> frozenset[int]:
     return frozenset(found - {0})
 
 
+def retire_others(pins: Pins) -> None:
+    """Take off the other layouts, whose running pods are all in this one. Open connections go on."""
+    with _exclusively(pins.bpffs):
+        for other in takeover.attached_others(pins):
+            takeover.retire(pins, other)
+        takeover.clear_retired(pins)
+
+
 def detach_programs(pins: Pins) -> bool:
     """Remove all links, programs and maps of sidestep; False if there were none. Open connections go on.
 
@@ -147,11 +156,11 @@ def _stop_deciding(pins: Pins) -> None:
     every = layouts(pins)
     steering = [path for layout in every for path in (layout / "netns").glob("*")]
     links = [directory for layout in every for directory in link_directories_of(layout)]
-    deciding = [path for directory in links for name in _DECIDING if (path := directory / name).exists()]
+    deciding = [path for directory in links for name in DECIDING if (path := directory / name).exists()]
     for path in (*deciding, *steering):
         _end(path)
     if steering:
-        time.sleep(_ON_THE_WAY)
+        time.sleep(takeover.ON_THE_WAY)
 
 
 def _end(pinned: Path) -> None:
@@ -194,8 +203,8 @@ def is_deciding(pins: Pins) -> bool:
         wanted = Path(recorded).stat().st_ino if recorded else 0
     except OSError:  # the cgroup has gone
         return False
-    found = {_cgroup_of(pins.links / name) for name in _DECIDING}
-    return 0 not in found and found <= {wanted or max(found)} and _are_further_linked(pins, _DECIDING)
+    found = {_cgroup_of(pins.links / name) for name in DECIDING}
+    return 0 not in found and found <= {wanted or max(found)} and _are_further_linked(pins, DECIDING)
 
 
 def _are_further_linked(pins: Pins, names: Collection[str]) -> bool:
@@ -276,14 +285,19 @@ def _clear_leftovers(pins: Pins) -> None:
         shutil.rmtree(leftover)
 
 
-def _attach_fresh(pins: Pins, cgroup: Path) -> None:
+def _attach_fresh(pins: Pins, cgroup: Path, others: list[Path]) -> None:
     pins.top.mkdir(mode=0o700, exist_ok=True)
     fresh = pins.top / f"new-{os.getpid()}"
     for name in ("maps", "programs", "links", "netns"):
         (fresh / name).mkdir(parents=True, mode=0o700)
     try:
+        for other in others:
+            takeover.share_maps(fresh, other)
         compile_and_pin(fresh / "maps", fresh / "programs")
         _lead_to_lookup(fresh / "maps", fresh / "programs")
+        for other in others:
+            takeover.copy_maps(fresh, other)
+        takeover.note_shapes(fresh)
         _link_cgroup(fresh / "programs", fresh / "links", cgroup)
         _record(fresh / "maps", cgroup)
         fresh.rename(pins.root)

@@ -48,6 +48,8 @@ CGROUP_HOOKS = (
 NETNS_HOOK = Hook("steer", SK_LOOKUP, 36)
 LOOKUP_HOOK = Hook("sk_lookup", SK_LOOKUP, 36)
 HOOKS = (*CGROUP_HOOKS, NETNS_HOOK, LOOKUP_HOOK)
+# the programs that decide about outbound connections; the others complete what these have begun
+DECIDING = ("connect4", "connect6", "sendmsg4", "sendmsg6")
 # there only where the kernel allows acceleration (offsets.py); attached to the socket hash by acceleration.py
 MESSAGE_HOOK = Hook("message", SK_MSG, 7)
 # there only where the kernel takes it (iterator.py): over the TCP sockets of a namespace

@@ -384,7 +384,7 @@ struct steered {
 
 /*
  * Settings are map values, never compile flags. TABLE(kind, key, value, name, size, flags) declares a map that is
- * pinned as <bpffs>/sidestep/v1/maps/<name>. compiler.py defines the macro; tests of the layout define it as nothing.
+ * pinned as <bpffs>/sidestep/<layout>/maps/<name>. compiler.py defines the macro; tests of the layout define it as nothing.
  *
  * The arrow of each comment goes from the writer to the readers; programs are named by their file or hook.
  */

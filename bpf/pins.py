@@ -1,12 +1,13 @@
 """Where maps, programs and links are pinned on the bpffs.
 
-    <bpffs>/sidestep/v1/maps/<name>       the maps of maps.h
-                       /programs/<name>   the loaded programs
-                       /links/<name>      the links of the cgroup programs, for all pods together
-                       /places/<cgroup>/<name>  such links at a further cgroup (places.py)
-                       /netns/<cookie>    one link of the sk_lookup program per enrolled pod
+    <bpffs>/sidestep/<layout>/maps/<name>       the maps of maps.h
+                             /programs/<name>   the loaded programs
+                             /links/<name>      the links of the cgroup programs, for all pods together
+                             /netns/<cookie>    one link of its own program (steering.py) per enrolled pod
+                             /shapes/<name>     what a map holds (shapes.py): a symbolic link to digests
 
-v1 is the layout. It changes when old pinned maps cannot serve new programs.
+The layout is v and a digest of the maps' shapes. Programs of one layout replace each other in place; pods of another
+layout are taken over (takeover.py).
 """
 
 import ctypes
@@ -19,9 +20,10 @@ from bpf import syscalls
 from bpf.errors import KernelRefused, NotAttached
 from bpf.kernel import require_bpffs
 from bpf.layout import TABLES
+from bpf.shapes import layout_of_maps
 from bpf.syscalls import Descriptor
 
-LAYOUT = "v1"
+LAYOUT = layout_of_maps()
 
 # Read-only commands must not advise `sidestep detach`, because it ends the capture of every pod.
 _ITS_OWN = (

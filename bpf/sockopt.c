@@ -99,6 +99,8 @@ int ss_getsockopt(struct bpf_sockopt *ctx)
     state = sockets.sk_storage_get(sk, 0, 0);
     if (state && state->flags & (SOCKET_ACCEPTED | SOCKET_CAPTURED))
         to = state->original;
+    else if (!ctx->retval) /* answered: by another version's program, which has captured the connection (takeover.py) */
+        return ALLOW;
     else if (state && state->flags & SOCKET_OPENED)
         remote_destination(sk, &to);
     else

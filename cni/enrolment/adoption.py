@@ -5,6 +5,7 @@ not see their proxies begin to listen, so hearing.py registers the listening soc
 new ones are captured.
 """
 
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -72,6 +73,19 @@ class Adoption:
                     yield self._adopt(pod, crowd, netns)
                 except SidestepError as error:
                     yield Adopted(pod, problem=str(error))
+
+    def adopt_known(self, pods: Mapping[int, Pod]) -> Iterator[Adopted]:
+        """The same for pods whose namespaces are known: netns cookie → Pod. A pod needs no process of its own."""
+        if not pods:
+            return
+        around = crowds(self.proc)
+        with find_netns(pods, proc=self.proc) as found:
+            for cookie, netns in found:
+                inode = os.fstat(netns).st_ino
+                try:
+                    yield self._adopt(pods[cookie], around.get(inode, Crowd(inode)), netns)
+                except SidestepError as error:
+                    yield Adopted(pods[cookie], problem=str(error))
 
     def listen(self, inodes: Mapping[int, int], pods: Mapping[int, Pod]) -> int:
         """Register listeners of enrolled pods that the programs have not seen. Returns how many were registered.

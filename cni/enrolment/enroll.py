@@ -24,6 +24,7 @@ from bpf.layout import (
     Quad,
     Word,
 )
+from bpf.layouts import other_layouts, steered
 from bpf.pins import Pins
 from bpf.steering import load_instance
 from bpf.syscalls import Descriptor
@@ -193,11 +194,13 @@ class Enrolments(Enrolled):
         """
         linked = dict(links.linked_pods(self._pins))
         alive = {cookie for cookie, inode in linked.items() if inode} | set(spared)
+        for other in other_layouts(self._pins):  # it steers these pods until they are taken over
+            alive |= steered(other).keys()
         gone = []
         for cookie in {*linked, *self._index} - alive | self._half_written():
             with self.undisturbed(cookie):  # an ADD may have enrolled it meanwhile
                 known = self._index.get(cookie)
-                if known and known.identity.name and (cookie in spared or links.pod_link_alive(self._pins, cookie)):
+                if known and known.identity.name and (cookie in alive or links.pod_link_alive(self._pins, cookie)):
                     continue
                 if self.remove(cookie) and known and known.identity.name:
                     gone.append(known.identity)

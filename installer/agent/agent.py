@@ -34,6 +34,7 @@ from installer.agent.reconcile import NodeTables, Reconciler
 from installer.agent.repair import Repairs
 from installer.agent.serving import serving
 from installer.agent.signals import Signals
+from installer.agent.takeover import TakeOver
 from installer.host.captured import captured_pods
 from installer.host.install import Installer
 from installer.host.uninstall import leave_chain
@@ -169,6 +170,7 @@ class _Agent:
             deny=lambda: self._denials.look(self.source.pods),
             hold=holder.keep,
             retained=retained,
+            take_over=TakeOver(pins, self.enrolments, adoption, self.source.pods, self.source.events).take,
         )
 
     def enrol_what_runs(self) -> None:

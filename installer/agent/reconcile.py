@@ -60,6 +60,10 @@ def _nothing() -> None:
     pass
 
 
+def _nothing_done() -> Done:
+    return {}
+
+
 @dataclass(frozen=True)
 class NodeTables:
     """Where the programs are pinned and attached, and their open tables."""
@@ -85,6 +89,7 @@ class Reconciler:
     deny: Callable[[], None] = _nothing  # updates the denied ports of running pods
     hold: Callable[[], None] = _nothing  # keeps other agents from the pins
     retained: Retained | None = None  # what is pinned, also open in this process
+    take_over: Callable[[], Done] = _nothing_done  # takes pods over from another layout of the maps
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _wake: threading.Event = field(default_factory=threading.Event)
     _stopping: bool = False
@@ -99,11 +104,12 @@ class Reconciler:
 
         A step that fails is logged and runs again in the next round.
         """
-        return self._do(self._restore, self._sweep, self._adopt, self._listen, self._mend, self._compare, self._deny)
+        begin, end = (self._restore, self._take), (self._listen, self._mend, self._compare, self._deny)
+        return self._do(*begin, self._sweep, self._adopt, self._take, *end)
 
     def look(self) -> Counter[str]:
         """Run only the steps that cannot wait for the next round."""
-        return self._do(self._restore, self._sweep, self._listen_soon)
+        return self._do(self._restore, self._take, self._sweep, self._listen_soon)
 
     def changed(self, before: Pod | None, after: Pod | None) -> None:
         """Handle a new or changed Pod: if it runs without being enrolled, wake the rounds."""
@@ -149,7 +155,7 @@ class Reconciler:
                 self.once()
                 due = _jittered(seconds)
             elif woken:
-                self._do(self._restore, self._sweep, self._adopt, self._listen_soon)
+                self._do(self._restore, self._take, self._sweep, self._adopt, self._take, self._listen_soon)
             else:
                 self.look()
 
@@ -210,6 +216,10 @@ class Reconciler:
         # proxies that were bound meanwhile are not known to the programs
         self._expected = dict.fromkeys(self.enrolments.cookies(), time.monotonic() + _LISTEN_FOR)
         return len(pinned) + (outcome is not Outcome.UNCHANGED)
+
+    def _take(self) -> Done:
+        """Take pods over from another layout. Before _sweep(), as that layout still steers them."""
+        return self.take_over()
 
     def _sweep(self) -> Done:
         """Let go of pods whose namespace is gone; put back the inbound steering of live pods that lost it."""

@@ -17,14 +17,20 @@ def attach(attachment: Attachment, proc: Path, output: str) -> None:
     """Compile, load, pin and attach the BPF programs.
 
     If programs from other sources are attached, they are swapped in place. If the same programs are attached, only what
-    somebody has removed is restored: pins, links, and the inbound steering of pods.
+    somebody has removed is restored: pins, links, and the inbound steering of pods. Programs of a version with other
+    maps stay until an agent of this version has taken over their pods.
     """
     from bpf.attachment import attach_programs
+    from bpf.errors import SidestepError
+    from bpf.holder import holder_of, is_held
     from bpf.retained import missing_pins
     from bpf.tables import Tables
     from cni.enrolment.steered import steer_again
 
-    cgroup, pins = attachment.attach_point(), attachment.pins
+    pins = attachment.pins
+    if is_held(pins) and not pins.root.exists():
+        raise SidestepError(f"an agent of another version uses these pins: {holder_of(pins)}; stop it first")
+    cgroup = attachment.attach_point()
     missing = missing_pins(pins) if pins.root.is_dir() else []
     outcome = attach_programs(pins, cgroup)
     with Tables(pins) as tables:

@@ -120,7 +120,7 @@ def earlier_installation(attachment: Attachment) -> list[Finding]:
     rows = [_current(pins)] if LAYOUT in found else []
     for other in found:
         if other != LAYOUT:
-            advice = "run `sidestep detach` of that version; otherwise all connections are captured twice"
+            advice = "an agent of this version takes its pods over"
             rows.append(
                 Finding(
                     "earlier installation",

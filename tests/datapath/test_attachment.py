@@ -15,7 +15,8 @@ from bpf.attachment import Outcome, attach_programs, is_attached, is_deciding
 from bpf.errors import CompileFailed, KernelRefused, NotAttached
 from bpf.hooks import CGROUP_HOOKS
 from bpf.layout import STORAGES, TABLES, Cookie, OwnAddressEntry
-from bpf.pins import Pins
+from bpf.layouts import layouts
+from bpf.pins import LAYOUT, Pins
 from bpf.syscalls import Descriptor
 from tests.datapath.conftest import Wire, scratch_pins
 from tests.lab.inside import PYTHON
@@ -66,8 +67,9 @@ def test_an_older_versions_pairings_are_made_anew(tmp_path: Path) -> None:
     with scratch_pins() as (pins, cgroup):
         argv = [sys.executable, "-m", "installer", "attach", "--bpffs", str(pins.bpffs), "--cgroup", str(cgroup)]
         subprocess.run(argv, cwd=older, check=True, capture_output=True, timeout=120)
-        assert not pins.has_values("pairings", STORAGES["pairings"])
-        assert attach_programs(pins, cgroup) is Outcome.SWAPPED
+        assert attach_programs(pins, cgroup) is Outcome.BESIDE
+        attachment.retire_others(pins)
+        assert layouts(pins) == [pins.root]
         assert pins.has_values("pairings", STORAGES["pairings"])
         assert is_possible(pins)
         assert is_attached(pins)
@@ -89,7 +91,7 @@ def test_programs_that_do_not_compile_leave_the_old_ones_in_place(
     with pytest.raises(CompileFailed, match="nonsense"):
         attach_programs(wire.kernel.pins, wire.kernel.cgroup)
     assert wire.pod.dial(wire.peer.ip4, 8080)["who"] == "outbound"
-    assert sorted(path.name for path in wire.kernel.pins.top.iterdir()) == ["v1"]
+    assert sorted(path.name for path in wire.kernel.pins.top.iterdir()) == [LAYOUT]
 
 
 def test_what_an_interrupted_attach_left_is_cleared_away(wire: Wire) -> None:

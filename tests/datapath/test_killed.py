@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from bpf import attachment, syscalls
+from bpf import attachment, syscalls, takeover
 from bpf.attachment import (
     Outcome,
     attach_also,
@@ -29,7 +29,7 @@ from bpf.attachment import (
 from bpf.compiler import compile_and_pin
 from bpf.hooks import CGROUP_HOOKS, MESSAGE_HOOK
 from bpf.links import instances, link_pod
-from bpf.pins import Pins
+from bpf.pins import LAYOUT, Pins
 from bpf.steering import load_instance, opened
 from bpf.syscalls import Descriptor, attached_to
 from tests.datapath.conftest import Wire, scratch_pins
@@ -108,7 +108,7 @@ def netns() -> Iterator[int]:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """No connection is on its way to a proxy."""
-    monkeypatch.setattr(attachment, "_ON_THE_WAY", 0)
+    monkeypatch.setattr(takeover, "ON_THE_WAY", 0)
 
 
 def killed_before(number: int, work: Callable[[], object]) -> bool:
@@ -153,7 +153,7 @@ def assert_whole(world: World, pods: int = 0) -> None:
     """One program of one version on each hook, each linked once, and nothing besides."""
     pins = world.pins
     assert is_attached(pins)
-    assert [path.name for path in pins.top.iterdir()] == ["v1"]
+    assert [path.name for path in pins.top.iterdir()] == [LAYOUT]
     programs = {path.name: id_of(path) for path in pins.programs.iterdir()}
     assert {path.name for path in pins.links.iterdir()} == {hook.name for hook in CGROUP_HOOKS}
     for hook in CGROUP_HOOKS:

@@ -225,7 +225,7 @@ def _explain(node: Node, alpha: Pod) -> None:
         ("join alpha's cgroup", f"echo $$ > {alpha.cgroup}/cgroup.procs"),
         ("Envoy's connections", f"tail -f {alpha.envoy.log}"),
         ("the agent's log", f"tail -f {node.agent.log}"),
-        ("pinned programs", f"ls {node.bpffs}/sidestep/v1/*"),
+        ("pinned programs", f"ls {node.bpffs}/sidestep/v*/*"),
         ("remove it", f"{sys.executable} -m tests.lab.clean {node.id}"),
     ):
         click.echo(f"  {what + ':':22}{command}")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bpf.pins import LAYOUT
 from tests.lab.invocation import REPOSITORY, sidestep
 from tests.lab.node import Node
 
@@ -60,7 +61,7 @@ def test_nothing_attached(command: str, tmp_path: Path) -> None:
     finally:
         subprocess.run(["umount", tmp_path], check=True)
     how = "run `sidestep attach` (or start the agent), or give the --bpffs that `sidestep attach` was given"
-    assert said == f"nothing is attached: {tmp_path}/sidestep/v1 is not there; {how}"
+    assert said == f"nothing is attached: {tmp_path}/sidestep/{LAYOUT} is not there; {how}"
 
 
 @pytest.mark.parametrize(

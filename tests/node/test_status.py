@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from bpf.hooks import HOOKS
-from bpf.pins import Pins
+from bpf.pins import LAYOUT, Pins
 from installer import VERSION
 from tests.lab.invocation import one_line, sidestep
 from tests.lab.machine import statistics_for_one
@@ -258,7 +258,8 @@ def test_pins_of_another_layout_are_named_and_not_to_be_detached(node: Node) -> 
     assert said == f"programs: {found['problem']}"
     assert refused == f"sidestep: {found['problem']}"
     assert (
-        "has the pins of layout v0, not v1; another version of sidestep is attached: use that version's command" in said
+        f"has the pins of layout v0, not {LAYOUT}; another version of sidestep is attached: use that version's command"
+        in said
     )
     assert "detach" not in said
 

@@ -11,6 +11,7 @@ from bpf.errors import KernelRefused, SidestepError
 from bpf.layout import BuildEntry, Cookie, Level, PodEntry, Quad, TrafficEntry
 from bpf.pins import OtherVersion, Pins
 from bpf.tables import Tables, entries
+from bpf.takeover import kept_by_others
 from cni.enrolment.entries import Identity
 from cni.enrolment.steered import Steering, steering_of
 from installer import VERSION
@@ -55,6 +56,7 @@ def status_of(pins: Pins, proc: Path = Path("/proc")) -> dict[str, Any]:
     return {
         "attached": is_attached(pins),
         "problem": "",
+        "kept_by_others": kept_by_others(pins),
         "attach_point": build.cgroup.decode(),
         "pins": str(pins.root),
         "current": bytes(build.sources) == sources_digest(),
@@ -76,6 +78,7 @@ def _unknown(attachment: Attachment, attached: bool | None, problem: str) -> dic
     return {
         "attached": attached,
         "problem": problem,
+        "kept_by_others": {},
         "attach_point": attach_point,
         "pins": str(attachment.pins.root),
         "current": False,

@@ -31,6 +31,9 @@ def status_table(document: Document) -> str:
 def _lines(document: Document) -> Iterator[str]:
     yield f"sidestep {document['version']}, kernel {document['kernel']}"
     yield f"programs: {_attached(document)}"
+    for layout, pods in document["kept_by_others"].items():
+        names = ", ".join(pods) or "none"
+        yield f"programs: another version's ({layout}) are attached too; pods that are not taken over: {names}"
     if document["problem"]:
         yield f"attach point: {document['attach_point'] or 'none, because cgroup2 is not mounted'}"
     yield from _steering(document["pods"])

@@ -1,0 +1,115 @@
+"""Takes running pods over from another layout of the maps: after an upgrade or a roll-back to other maps.
+
+bpf/takeover.py says how two layouts run side by side. This module brings every running pod of the other layout into
+this version's maps and then retires the other. If an entry is the same in both versions, it has been copied when the
+programs were attached. Otherwise the pod is enrolled anew, by what its Pod says now, and its proxy's listeners are
+fetched. The other layout stays attached, and captures, until the last running pod is found.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from bpf import takeover
+from bpf.attachment import retire_others
+from bpf.layouts import steered
+from bpf.pins import Pins
+from cni.enrolment.adoption import Adoption
+from cni.enrolment.enroll import Enrolments
+from cni.netns.namespaces import find_netns
+from cni.policy.pod import Pod, PodEvents, PodSource
+
+log = structlog.get_logger("takeover")
+
+
+@dataclass
+class TakeOver:
+    """Takes over what is left to take over, each time it is asked to."""
+
+    pins: Pins
+    enrolments: Enrolments
+    adoption: Adoption
+    pods: PodSource
+    events: PodEvents
+    _told: set[str] = field(default_factory=set)  # pods that could not be enrolled, reported once
+    _waiting: Counter[str] = field(default_factory=Counter)  # pod that is not taken over → times seen
+
+    def take(self) -> Mapping[str, int]:
+        """Take over the running pods of other layouts. If all are taken, retire those layouts."""
+        others = takeover.attached_others(self.pins)
+        if not others:
+            takeover.clear_retired(self.pins)
+            return {}
+        adopted = 0
+        for other in others:
+            entries = takeover.entries_of_pods(other)
+            pods = self._matching(entries)
+            adopted += self._enrol(pods)
+            self._steer(other, pods)
+            if left := self._left(other, entries):
+                for cookie in left:
+                    self._tell(other, takeover.name_in(entries.get(cookie, b"")) or str(cookie), pods.get(cookie))
+                return {"adopted": adopted} if adopted else {}
+        retire_others(self.pins)
+        log.info("layout.taken_over", layouts=" ".join(each.name for each in others), pods=len(self.enrolments))
+        return {"adopted": adopted} if adopted else {}
+
+    def _matching(self, entries: Mapping[int, bytes]) -> dict[int, Pod]:
+        """The Pods that another layout's entries are about: netns cookie → Pod."""
+        by_uid = {pod.uid: pod for pod in self.pods.every() or () if pod.uid}
+        by_name = {f"{pod.namespace}/{pod.name}": pod for pod in self.pods.every() or () if not pod.uid}
+        found = {}
+        for cookie, entry in entries.items():
+            uid, name = takeover.uid_in(entry), takeover.name_in(entry)
+            if pod := by_uid.get(uid) or by_name.get(name):
+                found[cookie] = pod
+        return found
+
+    def _enrol(self, pods: Mapping[int, Pod]) -> int:
+        """Enrol the pods that are in no map of this layout yet; returns how many were enrolled."""
+        own, count = set(self.enrolments.cookies()), 0
+        for outcome in self.adoption.adopt_known({cookie: pod for cookie, pod in pods.items() if cookie not in own}):
+            if outcome.cookie:
+                count += 1
+            elif outcome.problem and outcome.problem not in self._told:
+                self._told.add(outcome.problem)
+                name = f"{outcome.pod.namespace}/{outcome.pod.name}"
+                log.error("pod.not_taken_over", pod=name, error=outcome.problem)
+        return count
+
+    def _steer(self, other: Path, pods: Mapping[int, Pod]) -> None:
+        """Move the steering links of enrolled pods here. A pod whose listeners are not known here keeps the other's."""
+        ours, shared = steered(self.pins.root), takeover.shares_listeners(self.pins, other)
+        waiting = {
+            cookie: inode
+            for cookie, inode in steered(other).items()
+            if cookie not in ours and self.enrolments.entry(cookie) is not None
+        }
+        if not shared:
+            unheard = {cookie: inode for cookie, inode in waiting.items() if not self.enrolments.hears(cookie)}
+            self.adoption.listen(unheard, pods)
+        for cookie in waiting:
+            if shared or self.enrolments.hears(cookie) or not takeover.knows_listener(other, cookie):
+                takeover.take_steering(self.pins, other, cookie)
+
+    def _left(self, other: Path, entries: Iterable[int]) -> list[int]:
+        """The running pods of another layout that this one does not capture in both directions."""
+        running = set(steered(other))
+        if unsteered := set(entries) - running - set(self.enrolments.cookies()):
+            with find_netns(unsteered, proc=self.adoption.proc) as found:
+                running |= {cookie for cookie, _ in found}
+        ours = steered(self.pins.root).keys() & set(self.enrolments.cookies())
+        return sorted(running - ours)
+
+    def _tell(self, other: Path, name: str, pod: Pod | None) -> None:
+        """Say once of a pod that it is still the other layout's: the second time, as pods are looked for in between."""
+        self._waiting[name] += 1
+        if self._waiting[name] != 2:
+            return
+        why = "another version of sidestep still captures this pod, because this one has not found it"
+        log.warning("layout.kept", layout=other.name, pod=name, reason=why)
+        if pod:
+            self.events.warning(pod, "NotTakenOver", why)
