@@ -52,7 +52,7 @@ _OF_PODS = ("pods", "addresses", "port_rules", "networks", "routes", "interfaces
 # other maps that can be copied, each by itself
 _COPIED = ("proxies", "started", "traffic", "tallies", "totals")
 # of a Pod from the API server, or from a file that kubelet reads
-_UID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32}")
+_UID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?<![0-9a-f]{8})[0-9a-f]{32}(?![0-9a-f])")
 _PER_CPU = (5, 6)  # map types PERCPU_HASH, PERCPU_ARRAY (uapi/linux/bpf.h)
 
 
@@ -139,6 +139,11 @@ def uid_in(entry: bytes) -> str:
     return uid[0].decode() if uid else ""
 
 
+def has_texts(entry: bytes, *texts: str) -> bool:
+    """Whether an entry of any version has these texts, each as a whole field."""
+    return all(b"\0" + text.encode() + b"\0" in entry for text in texts)
+
+
 def name_in(entry: bytes) -> str:
     """The pod's name in an entry of any version, as NAMESPACE/NAME; empty if there is no UID.
 
@@ -160,41 +165,37 @@ def kept_by_others(pins: Pins) -> dict[str, list[str]]:
 
 
 def retire(pins: Pins, other: Path) -> None:
-    """Take another layout off, whose running pods are all in this one. May be called again after a crash."""
+    """Take another layout off, whose running pods are all in this one."""
     if "-" not in other.name:  # so that going back to its version finds no half of it
         other = other.rename(next(path for path in _free(other) if not path.exists()))
-    stays = not all(_is_shared(pins, other, name) for name in _STORED)
-    for cookie in steered(pins.root) if stays and _decides(other) else ():
-        (other / "open").mkdir(exist_ok=True)
-        (other / "open" / str(cookie)).mkdir(exist_ok=True)
-    decided = _decides(other)
+    if not all(_is_shared(pins, other, name) for name in _STORED):
+        for cookie in steered(pins.root):
+            (other / "open" / str(cookie)).mkdir(mode=0o700, parents=True, exist_ok=True)
     for directory in link_directories_of(other):
         for name in (*DECIDING, *_NOTING):
             (directory / name).unlink(missing_ok=True)
     shutil.rmtree(other / "netns", ignore_errors=True)
-    if decided:
-        time.sleep(ON_THE_WAY)
-    for path in (path for directory in link_directories_of(other) for path in directory.glob("*")):
-        if not stays or path.name not in _ANSWERING:
-            path.unlink()
-    for name in ("programs", "maps", "shapes") if stays else ():
-        shutil.rmtree(other / name, ignore_errors=True)
+    time.sleep(ON_THE_WAY)
     clear_retired(pins)
 
 
 def clear_retired(pins: Pins) -> None:
-    """Remove the other layouts that have nothing to do any more: no pod of theirs runs."""
-    for other in other_layouts(pins):
-        if _decides(other) or steered(other):
-            continue
-        alive = steered(pins.root)
+    """Remove what is left of retired layouts, less the programs that answer for connections of pods that still run."""
+    retired = [other for other in other_layouts(pins) if not (_decides(other) or steered(other))]
+    alive = steered(pins.root) if retired else {}
+    for other in retired:
         for path in (other / "open").glob("*"):
             if int(path.name) not in alive:
                 path.rmdir()
-        if not any((other / "open").glob("*")):
-            for directory in link_directories_of(other):
-                shutil.rmtree(directory, ignore_errors=True)
-            shutil.rmtree(other)
+        is_asked = any((other / "open").glob("*"))
+        for path in (path for directory in link_directories_of(other) for path in directory.glob("*")):
+            if not is_asked or path.name not in _ANSWERING:
+                path.unlink()
+        for path in other.iterdir():
+            if not is_asked or path.name not in ("links", "places", "open"):
+                shutil.rmtree(path)
+        if not is_asked:
+            other.rmdir()
 
 
 def _free(layout: Path) -> Iterator[Path]:

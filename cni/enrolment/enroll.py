@@ -138,6 +138,10 @@ class Enrolments(Enrolled):
             self._links.retain(cookie)
             return made
 
+    def retain(self, cookie: int) -> None:
+        """Keep the pod's pinned link open, which somebody else has pinned."""
+        self._links.retain(cookie)
+
     def restore_links(self) -> list[int]:
         """Pin the links of enrolled pods again whose pins are gone; returns the pods' cookies. Raises KernelRefused."""
         return self._links.restore()

@@ -8,6 +8,7 @@ fetched. The other layout stays attached, and captures, until the last running p
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import structlog
 
 from bpf import takeover
 from bpf.attachment import retire_others
+from bpf.errors import KernelRefused
 from bpf.layouts import steered
 from bpf.pins import Pins
 from cni.enrolment.adoption import Adoption
@@ -60,11 +62,11 @@ class TakeOver:
     def _matching(self, entries: Mapping[int, bytes]) -> dict[int, Pod]:
         """The Pods that another layout's entries are about: netns cookie → Pod."""
         by_uid = {pod.uid: pod for pod in self.pods.every() or () if pod.uid}
-        by_name = {f"{pod.namespace}/{pod.name}": pod for pod in self.pods.every() or () if not pod.uid}
+        nameless = [pod for pod in self.pods.every() or () if not pod.uid]
         found = {}
         for cookie, entry in entries.items():
-            uid, name = takeover.uid_in(entry), takeover.name_in(entry)
-            if pod := by_uid.get(uid) or by_name.get(name):
+            by_name = (pod for pod in nameless if takeover.has_texts(entry, pod.name, pod.namespace))
+            if pod := by_uid.get(takeover.uid_in(entry)) or next(by_name, None):
                 found[cookie] = pod
         return found
 
@@ -93,7 +95,9 @@ class TakeOver:
             self.adoption.listen(unheard, pods)
         for cookie in waiting:
             if shared or self.enrolments.hears(cookie) or not takeover.knows_listener(other, cookie):
-                takeover.take_steering(self.pins, other, cookie)
+                with suppress(KernelRefused):  # its namespace has gone by now, or it is tried again
+                    takeover.take_steering(self.pins, other, cookie)
+                self.enrolments.retain(cookie)
 
     def _left(self, other: Path, entries: Iterable[int]) -> list[int]:
         """The running pods of another layout that this one does not capture in both directions."""

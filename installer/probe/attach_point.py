@@ -120,7 +120,7 @@ def earlier_installation(attachment: Attachment) -> list[Finding]:
     rows = [_current(pins)] if LAYOUT in found else []
     for other in found:
         if other != LAYOUT:
-            advice = "an agent of this version takes its pods over"
+            advice = "an agent of this version takes its pods over, or clears away what is left of it"
             rows.append(
                 Finding(
                     "earlier installation",

@@ -280,7 +280,7 @@ def test_killed_while_it_attaches_at_a_further_cgroup(
             assert is_attached(world.pins)
             wanted = {first, beside} if further == "beside" else {world.cgroup}
             assert attached_cgroups(world.pins) == {each.stat().st_ino for each in wanted}
-            assert [path.name for path in world.pins.top.iterdir()] == ["v1"]
+            assert [path.name for path in world.pins.top.iterdir()] == [LAYOUT]
     finally:
         detach_programs(world.pins)
         for each in (first, beside):

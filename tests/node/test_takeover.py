@@ -105,7 +105,8 @@ def test_pods_that_are_not_found_stay_captured_by_the_other_version_and_are_name
         node.agent.start(source)
         del node.agent.options[before:]
 
-    restart(source=another_version(tmp_path / "other", POD))
+    other = another_version(tmp_path / "other", POD)
+    restart(source=other)
     restart("--proc", blind, source=REPOSITORY)
     told = [line for line in node.agent.log.read_text().splitlines() if "event=layout.kept" in line]
     assert {line.partition("pod=")[2].split()[0] for line in told} == {"default/alpha", "default/beta"}
@@ -129,6 +130,9 @@ def test_pods_that_are_not_found_stay_captured_by_the_other_version_and_are_name
     later = node.pod("later")  # by this version, while the other has the older pods
     captured(later, mesh.beta)
     captured(mesh.alpha, later)
+    restart(source=other)  # back in the middle of it, and forth again
+    captured(mesh.alpha, later)
+    captured(later, mesh.beta)
     restart(source=REPOSITORY)
     assert json.loads(sidestep("status", "--bpffs", node.bpffs, "--output", "json").stdout)["kept_by_others"] == {}
     captured(mesh.alpha, later)
