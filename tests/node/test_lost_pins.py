@@ -22,7 +22,7 @@ def remove_all(pins: Pins) -> None:
 
 
 def unmount(pins: Pins) -> None:
-    subprocess.run(["umount", pins.bpffs], check=True)
+    subprocess.run(["umount", "--lazy", pins.bpffs], check=True)  # the agent has it open
 
 
 def pinned(pins: Pins) -> set[str]:
