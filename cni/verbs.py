@@ -11,6 +11,7 @@ from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity
 from cni.enrolment.follow import Follower
 from cni.errors import (
+    CapturedByIstio,
     CheckFailed,
     CniError,
     Code,
@@ -21,7 +22,7 @@ from cni.errors import (
 )
 from cni.netns.sandbox import own_cookie, require_netns, visit
 from cni.policy.annotations import INVALID_DROP, CapturePolicy, policy_of
-from cni.policy.membership import skip_reason, skip_unseen
+from cni.policy.membership import skip_pod, skip_unseen
 from cni.policy.pod import NoEvents, Pod, PodEvents, PodSource
 from cni.protocol import PodArgs, Request, pod_args
 
@@ -80,7 +81,11 @@ class Verbs:
             return NOT_IN_MESH
         policy, netns = self._policy(pod), _netns(netns_fd)
         known = self._enrolled(netns)
-        entries, cookie = self.admission.admit(_identity(request, pod, known), policy, netns)
+        try:
+            entries, cookie = self.admission.admit(_identity(request, pod, known), policy, netns)
+        except CapturedByIstio as error:
+            self.events.warning(pod, "CaptureRefused", str(error))
+            raise
         self._require_captured(cookie, entries.identity, known)
         log.info(
             "pod.enrolled",
@@ -195,7 +200,7 @@ class Verbs:
         )
         pod = None if reason else self.pods.find(args.namespace, args.name, args.uid or None)
         if pod is not None:
-            reason = skip_reason(pod)
+            reason = skip_pod(pod, config.pod_namespace, config.exclude_namespaces)
         if reason:
             log.info("pod.skipped", pod=f"{args.namespace}/{args.name}", container=request.container_id, reason=reason)
             return None

@@ -16,6 +16,7 @@ from bpf.errors import SidestepError
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, PodFlags
 from bpf.syscalls import Descriptor
 from cni.enrolment.admission import Admission
+from cni.enrolment.bystanders import RUNNING_WITH_RULES
 from cni.enrolment.entries import Identity
 from cni.errors import SandboxInvalid
 from cni.netns.listeners import Proxy, listeners_of
@@ -122,7 +123,7 @@ class Adoption:
         policy = policy_of(pod)
         cookie, is_captured = visit(netns, lambda _: (own_cookie(), is_captured_by_istio()))
         if is_captured:
-            return Adopted(pod, left_alone="Istio's own netfilter rules capture it, until the pod is created anew")
+            return Adopted(pod, left_alone=RUNNING_WITH_RULES)
         ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
         proxy = _proxy(cookie, ids, policy.strict_proxy, pod)
         # Before the programs see the pod: from then on they refuse captured connections that find no listener.
