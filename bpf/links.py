@@ -1,5 +1,6 @@
 """Inbound steering: a link and an instance of the lookup program per pod's namespace, pinned by netns cookie."""
 
+import errno
 import os
 import threading
 from collections.abc import Collection, Iterator
@@ -79,10 +80,15 @@ def is_pod_steered(pins: Pins, cookie: int, our_maps: Collection[int]) -> bool:
 
 
 def _works_with(program_id: int, maps: Collection[int]) -> bool:
-    """Whether a program uses one of these maps. A program that has been replaced meanwhile does not."""
-    with suppress(KernelRefused), Descriptor(syscalls.open_program_id(program_id)) as program:
-        return any(each in maps for each in syscalls.program_maps(program.fd))
-    return False
+    """Whether a program uses one of these maps. A program that has been replaced meanwhile does not.
+
+    Without CAP_SYS_ADMIN the kernel shows no program. Then an attached link has to do, which only root can have pinned.
+    """
+    try:
+        with Descriptor(syscalls.open_program_id(program_id)) as program:
+            return any(each in maps for each in syscalls.program_maps(program.fd))
+    except KernelRefused as error:
+        return error.errno == errno.EPERM
 
 
 def instances(pins: Pins) -> Iterator[tuple[int, bool]]:

@@ -58,6 +58,10 @@ class SandboxInvalid(CniError):
     code = Code.INVALID_SANDBOX
 
 
+class CapturedByIstio(SandboxInvalid):
+    """Istio's own netfilter rules are in the pod's namespace: with two captures the pod's connections would be lost."""
+
+
 class RegistrationFailed(CniError):
     """A map entry or the pod's sk_lookup link could not be written. Everything written so far has been undone."""
 

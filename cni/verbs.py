@@ -13,6 +13,7 @@ from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity
 from cni.enrolment.follow import Follower
 from cni.errors import (
+    CapturedByIstio,
     CheckFailed,
     CniError,
     Code,
@@ -23,7 +24,7 @@ from cni.errors import (
 )
 from cni.netns.sandbox import own_cookie, require_netns, visit
 from cni.policy.annotations import INVALID_DROP, CapturePolicy, policy_of
-from cni.policy.membership import skip_reason, skip_unseen
+from cni.policy.membership import skip_pod, skip_unseen
 from cni.policy.pod import NoEvents, Pod, PodEvents, PodSource
 from cni.protocol import PodArgs, Request, pod_args
 
@@ -83,9 +84,13 @@ class Verbs:
         if pod is None:
             return NOT_IN_MESH
         policy, netns = self._policy(pod), _netns(netns_fd)
-        with self.turnstile:
-            entries, cookie, before = self.admission.admit(partial(_identity, request, pod), policy, netns)
-            self._require_captured(cookie, entries.identity, before)
+        try:
+            with self.turnstile:
+                entries, cookie, before = self.admission.admit(partial(_identity, request, pod), policy, netns)
+                self._require_captured(cookie, entries.identity, before)
+        except CapturedByIstio as error:
+            self.events.warning(pod, "CaptureRefused", str(error))
+            raise
         log.info(
             "pod.enrolled",
             pod=str(entries.identity),
@@ -199,7 +204,7 @@ class Verbs:
         )
         pod = None if reason else self.pods.find(args.namespace, args.name, args.uid or None)
         if pod is not None:
-            reason = skip_reason(pod)
+            reason = skip_pod(pod, config.pod_namespace, config.exclude_namespaces)
         if reason:
             log.info("pod.skipped", pod=f"{args.namespace}/{args.name}", container=request.container_id, reason=reason)
             return None

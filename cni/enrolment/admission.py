@@ -9,10 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from cni.enrolment.bystanders import NEW_WITH_RULES
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Entries, Identity, entries_of
 from cni.enrolment.follow import Follower
-from cni.errors import SandboxInvalid
+from cni.errors import CapturedByIstio, SandboxInvalid
+from cni.netns.netfilter import is_captured_by_istio
 from cni.netns.plumbing import prepare
 from cni.netns.rtnl import Rtnl
 from cni.netns.sandbox import Sandbox, look, own_cookie, require_address, visit
@@ -86,6 +88,8 @@ class Admission:
 
     def _settle_in(self, netns: int, policy: CapturePolicy, rtnl: Rtnl) -> Sandbox:
         """Run inside the namespace: follow it first, then look at it, so that no later change is missed; prepare it."""
+        if is_captured_by_istio():
+            raise CapturedByIstio(NEW_WITH_RULES)
         self.follower.watch(own_cookie(), netns)
         sandbox = self._look(policy, rtnl)
         require_address(sandbox)

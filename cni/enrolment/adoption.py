@@ -17,6 +17,7 @@ from bpf.errors import KernelRefused, SidestepError
 from bpf.layout import PodFlags
 from bpf.syscalls import Descriptor
 from cni.enrolment.admission import Admission
+from cni.enrolment.bystanders import RUNNING_WITH_RULES
 from cni.enrolment.entries import Identity
 from cni.enrolment.hearing import Hearing
 from cni.errors import SandboxInvalid
@@ -166,7 +167,7 @@ class Adoption:
         policy = policy_of(pod)
         cookie, is_captured = visit(netns, lambda _: (own_cookie(), is_captured_by_istio()))
         if is_captured:
-            return Adopted(pod, left_alone="Istio's own netfilter rules capture it, until the pod is created anew")
+            return Adopted(pod, left_alone=RUNNING_WITH_RULES)
         ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
         proxy: Proxy | None = Proxy(cookie, *ids)
         if policy.strict_proxy:

@@ -11,6 +11,7 @@ STATUS = "sidecar.istio.io/status"
 # the DaemonSet keeps Istio's name, because istiod and istioctl look for it
 AGENT_PREFIX = "istio-cni-node-"
 
+_HOST_NETWORK = "it uses the node's own network (hostNetwork)"
 _NOT_INJECTED = f"there is no {STATUS} annotation: the injector has not seen the Pod"
 
 
@@ -35,6 +36,21 @@ def skip_unseen(
     if annotations is not None and STATUS not in annotations:
         return _NOT_INJECTED
     return None
+
+
+def skip_pod(pod: Pod, agent_namespace: str, excluded: Collection[str]) -> str | None:
+    """Why nothing is captured for this Pod on a node with these settings; None if it is a mesh pod.
+
+    ADD, reconciliation, repair and the commands all ask this.
+    """
+    unseen = skip_unseen(pod.namespace, pod.name, agent_namespace, excluded)
+    return unseen or (_HOST_NETWORK if pod.spec.host_network else skip_reason(pod))
+
+
+def has_sidecar(pod: Pod) -> bool:
+    """Whether the Pod has a sidecar that captures traffic, whoever sets the capture up."""
+    proxy = pod.proxy
+    return bool(proxy and _role(proxy.args) == "sidecar" and not parse_bool(proxy.env_value(DISABLE_ENVOY)))
 
 
 def skip_reason(pod: Pod) -> str | None:

@@ -23,6 +23,7 @@ from cni.enrolment.enroll import Enrolments
 from cni.enrolment.follow import Follower
 from cni.enrolment.hearing import Hearing
 from cni.enrolment.strict_proxies import StrictProxies
+from cni.policy.membership import skip_pod
 from cni.policy.pod import Pod
 from cni.server import Server
 from cni.verbs import Verbs
@@ -156,6 +157,7 @@ class _Agent:
             is_enrolled=self._is_enrolled,
             events=self.source.events,
             observe=self.metrics.observe_repair,
+            skips=lambda pod: skip_pod(pod, settings.node.pod_namespace, settings.node.exclude_namespaces),
         )
         self._reconciler = Reconciler(
             place=NodeTables(pins, cgroup, tables),

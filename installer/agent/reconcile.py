@@ -28,12 +28,13 @@ from bpf.pins import Pins
 from bpf.retained import Retained
 from bpf.tables import Tables
 from cni.enrolment.adoption import Adopted, Adoption
+from cni.enrolment.bystanders import BOTH, bystanders, captured_twice, key_of
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity
 from cni.enrolment.follow import Follower
 from cni.netns.namespaces import find_netns
 from cni.policy.annotations import policy_of
-from cni.policy.membership import skip_reason, skip_unseen
+from cni.policy.membership import skip_pod
 from cni.policy.pod import Pod, PodEvents, PodSource
 from installer.settings import Node
 
@@ -94,6 +95,8 @@ class Reconciler:
     _wake: threading.Event = field(default_factory=threading.Event)
     _stopping: bool = False
     _told: dict[str, str] = field(default_factory=dict)  # Pod UID → why it is not enrolled, reported once
+    _left_out: dict[str, str] = field(default_factory=dict)  # key of a Pod with a sidecar that is left out → why
+    _twice: set[int] = field(default_factory=set)  # cookies of pods that Istio's rules capture too
     _expected: dict[int, float] = field(default_factory=dict)  # cookie whose proxy may soon listen → deadline
     _slots: dict[int, set[int]] = field(default_factory=dict)  # cookie → slots with listeners, at the last look
     _learned: SimpleQueue[int] = field(default_factory=SimpleQueue)  # cookies of proxies that something is new about
@@ -104,7 +107,7 @@ class Reconciler:
 
         A step that fails is logged and runs again in the next round.
         """
-        begin, end = (self._restore, self._take), (self._listen, self._mend, self._compare, self._deny)
+        begin, end = (self._restore, self._take), (self._listen, self._mend, self._compare, self._deny, self._see_rules)
         return self._do(*begin, self._sweep, self._adopt, self._take, *end)
 
     def look(self) -> Counter[str]:
@@ -113,6 +116,8 @@ class Reconciler:
 
     def changed(self, before: Pod | None, after: Pod | None) -> None:
         """Handle a new or changed Pod: if it runs without being enrolled, wake the rounds."""
+        if after is not None:
+            self._mention([after])
         if after is None or not self._belongs(after) or after.uid in self._told:
             return
         if not self.is_enrolled(after):
@@ -253,6 +258,9 @@ class Reconciler:
                     self._expected[outcome.cookie] = time.monotonic() + _LISTEN_FOR
         uids = {pod.uid for pod in missing}
         self._told = {uid: why for uid, why in self._told.items() if uid in uids}
+        self._mention(pods)
+        known = {_key(pod) for pod in pods}
+        self._left_out = {key: why for key, why in self._left_out.items() if key in known}
         self._mention_strangers(identities, {_key(pod) for pod in pods})
         return done
 
@@ -304,6 +312,27 @@ class Reconciler:
                     count += 1
         return {MENDED: count} if count else {}
 
+    def _mention(self, pods: Iterable[Pod]) -> None:
+        """Tell of running pods that have a sidecar and are left out: each once for the same reason."""
+        identities = self.enrolments.identities().values()
+        enrolled = {_key(identity) for identity in identities}
+        for pod, reason in bystanders(pods, enrolled, self.node.pod_namespace, self.node.exclude_namespaces):
+            if reason and self._left_out.get(_key(pod)) != reason:
+                self._left_out[_key(pod)] = reason
+                log.info("pod.not_captured", pod=f"{pod.namespace}/{pod.name}", reason=reason)
+                self.events.normal(pod, "NotCaptured", f"sidestep does not capture this pod: {reason}")
+
+    def _see_rules(self) -> Done:
+        """Look for Istio's rules in enrolled pods: istio-cni may come after sidestep in the chain."""
+        twice = captured_twice(self.enrolments.cookies(), self.node.proc)
+        pods = self._pods_of(twice - self._twice)
+        for cookie in twice - self._twice:
+            log.error("pod.captured_twice", netns_cookie=cookie, pod=str(self.enrolments.identities().get(cookie)))
+            if cookie in pods:
+                self.events.warning(pods[cookie], "CapturedTwice", BOTH)
+        self._twice = twice
+        return {}
+
     def _compare(self) -> Done:
         self.follower.look_at_all()
         return {}
@@ -332,11 +361,7 @@ class Reconciler:
                 log.info("pod.not_listed", pod=str(identities[cookie]), netns_cookie=cookie)
 
     def _belongs(self, pod: Pod) -> bool:
-        node = self.node
-        if not pod.is_running or pod.spec.host_network:
-            return False
-        unseen = skip_unseen(pod.namespace, pod.name, node.pod_namespace, node.exclude_namespaces)
-        return unseen is None and skip_reason(pod) is None
+        return pod.is_running and skip_pod(pod, self.node.pod_namespace, self.node.exclude_namespaces) is None
 
     def _tell_repaired(self, pod: Pod | None, message: str) -> None:
         """Tell the pod's owner in an Event, if the Pod is known. Repetitions are counted in the same Event."""
@@ -355,11 +380,12 @@ class Reconciler:
                 self.events.warning(pod, "CaptureRefused", why)
             else:
                 log.info("pod.left_alone", pod=name, reason=why)
+                self.events.normal(pod, "NotCaptured", f"sidestep does not capture this pod: {why}")
 
 
 def _key(of: Pod | Identity) -> str:
     """The key that a Pod shares with its entry in the maps: the UID, or namespace and name if the Pod has no UID."""
-    return of.uid or f"{of.namespace}/{of.name}"
+    return key_of(of.uid, of.namespace, of.name)
 
 
 def _jittered(seconds: float) -> float:

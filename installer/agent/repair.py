@@ -63,6 +63,7 @@ class Repairs:
     is_enrolled: Callable[[Pod], bool]
     events: PodEvents
     observe: Callable[[str, str], None]  # gets type and result: istio_cni_repair_pods_repaired_total
+    skips: Callable[[Pod], str | None] = skip_reason  # why a Pod is none of the mesh; the agent's knows the node too
     _done: set[str] = field(default_factory=set)  # UIDs
     _refused: dict[str, str] = field(default_factory=dict)  # UID → why, reported once
 
@@ -89,7 +90,7 @@ class Repairs:
         settings = self.settings
         if settings.repair_sidecar_annotation and settings.repair_sidecar_annotation not in pod.annotations:
             return False
-        if not any(self._has_failed(status) for status in self._validations(pod)) or skip_reason(pod) is not None:
+        if not any(self._has_failed(pod, status) for status in self._validations(pod)) or self.skips(pod) is not None:
             return False
         return self._is_selected(pod) is True
 
@@ -119,10 +120,12 @@ class Repairs:
         name = self.settings.repair_init_container_name
         return [each for each in pod.status.init_container_statuses if name in ("", each.name)]
 
-    def _has_failed(self, status: ContainerStatus) -> bool:
-        before = status.last_state.terminated
+    def _has_failed(self, pod: Pod, status: ContainerStatus) -> bool:
         if _has_passed(status):
             return False
+        before = status.last_state.terminated
+        if before is None and pod.spec.restart_policy == "Never":  # it is not tried again: this end is the last
+            before = status.state.terminated
         wanted_code = self.settings.repair_init_container_exit_code
         wanted_message = self.settings.repair_init_container_termination_message
         if before is None or wanted_code not in (0, before.exit_code):

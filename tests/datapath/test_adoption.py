@@ -375,7 +375,9 @@ def test_a_pod_that_istios_rules_capture_is_left_to_them(agent: Parts, pod: Runn
     agent.pods.pods = [pod.pod(pod.proxy)]
     assert agent.reconciler.once() == {}
     assert agent.kernel.entries() == before
-    assert agent.events.events == []
+    ((reason, message),) = agent.events.events
+    assert reason == "NotCaptured"
+    assert "Istio's own netfilter rules capture it" in message
 
 
 def test_other_rules_do_not_keep_a_pod_from_adoption(agent: Parts, pod: Running) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cni.policy.membership import skip_reason, skip_unseen
+from cni.policy.membership import has_sidecar, skip_pod, skip_reason, skip_unseen
 from cni.policy.pod import Pod
 
 STATUS = {"sidecar.istio.io/status": ""}
@@ -145,3 +145,20 @@ def test_the_agents_own_pod_comes_first() -> None:
 
 def test_without_a_namespace_of_its_own_the_agent_knows_no_pod_of_its_own() -> None:
     assert skip_unseen("default", "istio-cni-node-1", "", ()) is None
+
+
+def test_one_function_decides_for_add_reconciliation_repair_and_commands() -> None:
+    mesh = pod(proxy())
+    assert skip_pod(mesh, "istio-system", ()) is None
+    assert "exclude_namespaces" in str(skip_pod(mesh, "istio-system", (mesh.namespace,)))
+    on_host = mesh.model_copy(update={"spec": mesh.spec.model_copy(update={"host_network": True})})
+    assert "hostNetwork" in str(skip_pod(on_host, "istio-system", ()))
+    assert "istio-init" in str(skip_pod(pod(proxy(), init=({"name": "istio-init"},)), "istio-system", ()))
+
+
+def test_a_sidecar_is_one_whoever_sets_up_its_capture() -> None:
+    assert has_sidecar(pod(proxy()))
+    assert has_sidecar(pod(proxy(), init=({"name": "istio-init"},)))
+    assert not has_sidecar(pod(proxy("proxy", "router")))
+    assert not has_sidecar(pod(proxy(DISABLE_ENVOY="true")))
+    assert not has_sidecar(pod())

@@ -8,6 +8,7 @@ import pytest
 
 from bpf.errors import SidestepError
 from cni.enrolment.adoption import Adopted, Adoption
+from cni.policy.membership import skip_pod
 from cni.policy.pod import Pod
 from installer.agent.repair import Repairs
 from installer.pods.api_errors import ApiFailed
@@ -137,6 +138,20 @@ def test_pods_that_the_plugin_would_leave_alone_are_left_alone() -> None:
     repairs = World().repairs()
     assert not repairs.is_broken(pod(last=ended(126), annotations={}))
     assert not repairs.is_broken(pod(last=ended(126), labels={"sidecar.istio.io/inject": "false"}))
+
+
+def test_one_that_is_never_started_again_is_broken_at_once() -> None:
+    never = pod(ended(126))
+    never = never.model_copy(update={"spec": never.spec.model_copy(update={"restart_policy": "Never"})})
+    world = World()
+    world.repairs(**DELETE).changed(None, never)
+    assert world.asked == ["delete"]
+
+
+def test_pods_of_excluded_namespaces_are_left_alone() -> None:
+    repairs = World().repairs()
+    repairs.skips = lambda each: skip_pod(each, "istio-system", ("default",))
+    assert not repairs.is_broken(BROKEN)
 
 
 DELETE: dict[str, Any] = {"repair_repair_pods": False, "repair_delete_pods": True}

@@ -19,13 +19,13 @@ def pods(attachment: Attachment, node: Node, output: str, name: str | None) -> N
     those that deny ports: they apply to running pods within a second.
     """
     from installer.agent.logs import configure_logging
-    from installer.commands.pods.pod_document import pod_document, pods_documents
+    from installer.commands.pods.pod_document import left_out_of, pod_document, pods_documents
     from installer.commands.pods.pods_table import pod_text, pods_table
 
     configure_logging(Logging(log_level="warning"))  # manifests that can't be read are reported on standard error
     if name is None:
         documents = pods_documents(attachment, node)
-        show(documents, output, lambda: pods_table(documents))
+        show(documents, output, lambda: pods_table(documents, left_out_of(attachment, node)))
     else:
         document = pod_document(attachment, node, name)
         show(document, output, lambda: pod_text(document))

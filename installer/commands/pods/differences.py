@@ -6,10 +6,11 @@ from typing import Any
 
 from bpf.errors import SidestepError
 from bpf.layout import PodFlags
+from cni.enrolment.bystanders import bystanders, key_of
 from cni.enrolment.entries import Identity
 from cni.errors import InvalidAnnotation
 from cni.policy.annotations import DENY_INBOUND_PORTS, DENY_OUTBOUND_PORTS, DUAL_STACK, CapturePolicy, policy_of
-from cni.policy.membership import skip_reason
+from cni.policy.membership import skip_pod
 from cni.policy.pod import Pod
 from installer.commands.pods.enrolled_pods import EnrolledPod
 from installer.commands.pods.namespace import NamespaceView
@@ -20,6 +21,7 @@ from installer.settings import Node
 
 ONLY_NEW = "a change since the pod was made applies to new pods only, except for denied ports"
 NOT_YET = "a change of denied ports applies within a second; if not, the agent is down, or its log says why"
+_NOT_YET_ENROLLED = "it should be enrolled; the agent's log and the Pod's Events say why it is not"
 _LIVE = (DENY_OUTBOUND_PORTS, DENY_INBOUND_PORTS)
 _MIRROR = "kubernetes.io/config.mirror"
 
@@ -59,14 +61,14 @@ def described(node: Node) -> Described:
         return Described(None, str(error))
 
 
-def differences(pod: EnrolledPod, now: Described, inside: NamespaceView | None) -> dict[str, Any]:
+def differences(pod: EnrolledPod, now: Described, inside: NamespaceView | None, node: Node) -> dict[str, Any]:
     """The part that is printed: annotations with other values now, and what would become of a new pod."""
     if now.pods is None:
         return {"known": False, "reason": f"not compared with the Pod: {now.problem}", "changes": []}
     described_pod = now.pod(pod.identity)
     if described_pod is None:
         return {"known": False, "reason": "its Pod no longer exists", "changes": []}
-    if reason := skip_reason(described_pod):
+    if reason := skip_pod(described_pod, node.pod_namespace, node.exclude_namespaces):
         return {"known": True, "reason": f"a new pod would not be captured: {reason}", "changes": []}
     try:
         wanted = policy_of(described_pod)
@@ -115,3 +117,12 @@ def uncompared(rows: Iterable[dict[str, Any]]) -> str:
     """Why no pod was compared, if one reason holds for all; else ""."""
     reasons = {row["differs"]["reason"] for row in rows if not row["differs"]["known"]}
     return reasons.pop() if len(reasons) == 1 else ""
+
+
+def left_out(identities: Iterable[Identity], now: Described, node: Node) -> list[dict[str, str]]:
+    """The running pods of this node that have a sidecar and are not enrolled, and why."""
+    enrolled = {key_of(each.uid, each.namespace, each.name) for each in identities}
+    found = bystanders(now.pods or (), enrolled, node.pod_namespace, node.exclude_namespaces)
+    return [
+        {"pod": f"{each.pod.namespace}/{each.pod.name}", "reason": each.reason or _NOT_YET_ENROLLED} for each in found
+    ]

@@ -5,9 +5,11 @@ from typing import Any
 from bpf.acceleration import NodeLevel, level_of
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, TOTALS, Cookie, Level, PodFlags, Quad, TallyEntry, TrafficEntry
 from bpf.tables import Tables
+from cni.enrolment.entries import Identity
 from cni.enrolment.steered import Steering, steering_of
+from installer.commands.names import NoSuchPod
 from installer.commands.pods import enrolled_pods
-from installer.commands.pods.differences import described, differences, words_of
+from installer.commands.pods.differences import Described, described, differences, left_out, words_of
 from installer.commands.pods.enrolled_pods import EnrolledPod
 from installer.commands.pods.namespace import NamespaceView, looked_into, looks_into
 from installer.commands.pods.policy_words import LISTENERS, annotations_of, is_default
@@ -22,7 +24,8 @@ def pods_documents(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
         every = enrolled_pods.every(attachment.pins, tables)
         steering = steering_of(attachment.pins, tables, [pod.cookie for pod in every], node.proc)
         found = [
-            _document(pod, tables, level, inside, steering[pod.cookie]) | {"differs": differences(pod, now, inside)}
+            _document(pod, tables, level, inside, steering[pod.cookie])
+            | {"differs": differences(pod, now, inside, node)}
             for pod, inside in looks_into(every, node.proc)
         ]
     return sorted(found, key=lambda each: str(each["pod"]))
@@ -31,12 +34,34 @@ def pods_documents(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
 def pod_document(attachment: Attachment, node: Node, name: str) -> dict[str, Any]:
     """The document of one pod. Raises NoSuchPod, NotAttached."""
     with Tables(attachment.pins.look_only()) as tables:
-        pod = enrolled_pods.find_pod(attachment.pins, tables, name)
         now = described(node)
+        try:
+            pod = enrolled_pods.find_pod(attachment.pins, tables, name)
+        except NoSuchPod as error:
+            raise NoSuchPod(_why_left_out(tables, now, node, name) or str(error)) from error
         steering = steering_of(attachment.pins, tables, [pod.cookie], node.proc)[pod.cookie]
         with looked_into(pod, node.proc) as inside:
             document = _document(pod, tables, level_of(tables), inside, steering)
-            return document | {"differs": differences(pod, now, inside)}
+            return document | {"differs": differences(pod, now, inside, node)}
+
+
+def left_out_of(attachment: Attachment, node: Node) -> list[dict[str, str]]:
+    """The running pods of this node that have a sidecar and are not enrolled, and why. Raises NotAttached."""
+    with Tables(attachment.pins.look_only()) as tables:
+        return left_out([Identity.of(pod) for _, pod in tables.pods.every()], described(node), node)
+
+
+def _why_left_out(tables: Tables, now: Described, node: Node, name: str) -> str:
+    """Why a pod with a sidecar is not enrolled; "" if none has this name."""
+    every = left_out([Identity.of(pod) for _, pod in tables.pods.every()], now, node)
+    return next(
+        (f"{each['pod']} is not captured: {each['reason']}" for each in every if name in (each["pod"], _short(each))),
+        "",
+    )
+
+
+def _short(left: dict[str, str]) -> str:
+    return left["pod"].partition("/")[2]
 
 
 def _document(

@@ -9,12 +9,12 @@ _TITLES = ("pod", "address", "captured", "direct", "refused", "proxy", "inbound"
 _VERDICTS = _TITLES[2:5]
 
 
-def pods_table(documents: list[dict[str, Any]]) -> str:
-    """One line a pod, with its first address."""
+def pods_table(documents: list[dict[str, Any]], left: list[dict[str, str]]) -> str:
+    """One line a pod, with its first address, then the pods with a sidecar that are left out."""
     from installer.commands.printing import rendered, table
 
     if not documents:
-        return "no pods are enrolled\n"
+        return "".join(["no pods are enrolled\n", *(f"{line}\n" for line in _left_out(left))])
     rows = []
     for each in documents:
         listens = "listens" if each["listeners"]["steered_to"] else "ABSENT"
@@ -26,7 +26,11 @@ def pods_table(documents: list[dict[str, Any]]) -> str:
         lines.append(reason)
     elif any(is_different(each["differs"]) for each in documents):
         lines.append("`sidestep pods NAME` shows the differences")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_left_out(left)]) + "\n"
+
+
+def _left_out(left: list[dict[str, str]]) -> list[str]:
+    return [f"{each['pod']} has a sidecar and is not captured: {each['reason']}" for each in left]
 
 
 def _sum(document: dict[str, Any], verdict: str) -> int:

@@ -1,6 +1,7 @@
 """`sidestep status`: the state of this node as plain values, with or without a running agent."""
 
 import platform
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from bpf.layout import BuildEntry, Cookie, Level, PodEntry, Quad, TrafficEntry
 from bpf.pins import OtherVersion, Pins
 from bpf.tables import Tables, entries
 from bpf.takeover import kept_by_others
+from cni.enrolment.bystanders import captured_twice
 from cni.enrolment.entries import Identity
 from cni.enrolment.steered import Steering, steering_of
+from cni.netns.namespaces import NoProcfs
 from installer import VERSION
 from installer.commands.maps.listing import maps_of
+from installer.commands.pods.differences import described, left_out
 from installer.commands.status.agent_health import agent_of
 from installer.commands.status.chain_entry import chain_of
 from installer.commands.status.program_runs import HOW_TO_COUNT, counts_runs, programs_of
@@ -34,6 +38,7 @@ def status_document(attachment: Attachment, chain: Chain, node: Node, ports: Por
         "version": VERSION,
         "kernel": platform.release(),
         **kernel,
+        "sidecars": _sidecars(kernel, attachment.pins, node),
         "chain": chain_of(chain, node),
         "agent": agent_of(node, ports),
     }
@@ -67,6 +72,23 @@ def status_of(pins: Pins, proc: Path = Path("/proc")) -> dict[str, Any]:
         "pods": sorted(pods, key=lambda each: str(each["pod"])),
         "open_pods": sorted(str(each["pod"]) for each in pods if Steering(each["steering"]).is_open),
     }
+
+
+def _sidecars(kernel: dict[str, Any], pins: Pins, node: Node) -> dict[str, Any]:
+    """The pods of this node with a sidecar that are not sidestep's, or not sidestep's alone.
+
+    `unknown` says why the Pods can't be read, "" if they can; `captured_twice` is None if it can't be seen.
+    """
+    now = described(node)
+    enrolled: list[Identity] = []
+    twice: list[str] | None = None
+    if not kernel["problem"]:
+        with Tables(pins.look_only()) as tables:
+            entered = {key.cookie: Identity.of(pod) for key, pod in tables.pods.every()}
+        enrolled = list(entered.values())
+        with suppress(OSError, NoProcfs):
+            twice = sorted(str(entered[cookie]) for cookie in captured_twice(entered, node.proc))
+    return {"unknown": now.problem, "left_out": left_out(enrolled, now, node), "captured_twice": twice}
 
 
 def _unknown(attachment: Attachment, attached: bool | None, problem: str) -> dict[str, Any]:

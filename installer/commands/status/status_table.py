@@ -38,6 +38,7 @@ def _lines(document: Document) -> Iterator[str]:
         yield f"attach point: {document['attach_point'] or 'none, because cgroup2 is not mounted'}"
     yield from _steering(document["pods"])
     yield from _lost(document["pods"])
+    yield from _sidecars(document["sidecars"])
     if told := document["acceleration"]:
         yield f"acceleration: {_level(told)}"
     chain, agent = document["chain"], document["agent"]
@@ -57,6 +58,20 @@ def _steering(pods: list[Document]) -> Iterator[str]:
     for state in filter(lambda each: each.is_open, Steering):
         if names := [each["pod"] for each in pods if each["steering"] == state]:
             yield f"inbound: {state.words} ({len(names)} of {len(pods)} pods: {', '.join(names)})"
+
+
+def _sidecars(told: Document) -> Iterator[str]:
+    """Lines about pods with a sidecar that are not sidestep's, or not sidestep's alone."""
+    if told["captured_twice"]:
+        names = ", ".join(told["captured_twice"])
+        yield f"istio-cni: its rules are in pods that sidestep captures, whose connections are LOST: {names}"
+    elif told["captured_twice"] is None:
+        yield "istio-cni: whether its rules are in enrolled pods can't be seen"
+    if told["unknown"]:
+        yield f"other pods with a sidecar: not known: {told['unknown']}"
+    elif left := told["left_out"]:
+        yield f"other pods with a sidecar: {len(left)} of this node, NOT captured by sidestep"
+        yield from (f"  {each['pod']}: {each['reason']}" for each in left)
 
 
 def _lost(pods: list[Document]) -> Iterator[str]:

@@ -1,0 +1,63 @@
+"""Pods with a sidecar that are not enrolled, and enrolled pods that Istio's rules capture as well.
+
+To Kubernetes such pods look healthy, so the agent and the commands say what they are.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from cni.errors import SandboxInvalid
+from cni.netns.namespaces import find_netns
+from cni.netns.netfilter import is_captured_by_istio
+from cni.netns.sandbox import visit
+from cni.policy.membership import has_sidecar, skip_pod
+from cni.policy.pod import Pod
+
+# why sidestep leaves a running pod alone that has Istio's rules, and why it refuses a new one
+RUNNING_WITH_RULES = "Istio's own netfilter rules capture it, until the pod is created anew"
+NEW_WITH_RULES = (
+    "istio-cni's netfilter rules are in the pod's network namespace already; with both, the pod's connections would be "
+    "lost. Remove istio-cni's plugin from the CNI chain of this node, and create the pod anew"
+)
+BOTH = (
+    "istio-cni's netfilter rules are in its network namespace as well as sidestep's capture, so its connections are "
+    "lost; remove istio-cni's plugin from the CNI chain of this node, and create the pod anew"
+)
+
+
+class Bystander(NamedTuple):
+    """A running pod with a sidecar that is not enrolled. `reason` says why; "" if it should be enrolled."""
+
+    pod: Pod
+    reason: str
+
+
+def bystanders(
+    pods: Iterable[Pod], enrolled: Collection[str], agent_namespace: str, excluded: Collection[str]
+) -> Iterator[Bystander]:
+    """The bystanders among a node's Pods. `enrolled` has the keys (key_of()) of enrolled pods."""
+    for pod in pods:
+        if pod.is_running and has_sidecar(pod) and key_of(pod.uid, pod.namespace, pod.name) not in enrolled:
+            yield Bystander(pod, skip_pod(pod, agent_namespace, excluded) or "")
+
+
+def key_of(uid: str | None, namespace: str, name: str) -> str:
+    """The key that a Pod shares with its entry in the maps: the UID, or namespace and name if the Pod has no UID."""
+    return uid or f"{namespace}/{name}"
+
+
+def captured_twice(cookies: Collection[int], proc: Path) -> set[int]:
+    """Which enrolled pods have Istio's rules in their namespace now. `proc` is a procfs of the node.
+
+    Pods whose namespace can't be looked at are left out. Raises OSError, NoProcfs.
+    """
+    found = set()
+    with find_netns(cookies, proc=proc) as namespaces:
+        for cookie, netns in namespaces:
+            try:
+                if visit(netns, lambda _: is_captured_by_istio()):
+                    found.add(cookie)
+            except SandboxInvalid:
+                continue
+    return found
