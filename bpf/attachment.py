@@ -64,6 +64,7 @@ def attach_programs(pins: Pins, cgroup: Path) -> Outcome:
             return Outcome.BESIDE if others else Outcome.ATTACHED
         repin_maps(pins, {})
         repin_messages(pins)
+        takeover.note_shapes(pins.root)
         if _recorded(pins) == (sources_digest(), str(cgroup)) and is_attached(pins):
             _attach_messages(pins)  # again: this is an attach's last step, and the last attach may have crashed before
             return Outcome.UNCHANGED

@@ -18,6 +18,7 @@ from bpf.layout import STORAGES, TABLES
 from bpf.pins import Pins
 from bpf.places import link_directories
 from bpf.syscalls import Descriptor
+from bpf.takeover import note_shapes
 
 # Not retained: without its pin, the next attach makes new programs (unpin_others() in attachment.py relies on that).
 _LEFT_OUT = "build"
@@ -54,6 +55,7 @@ class Retained:
             missing = [path for path in self._open if not path.exists()]
             if missing:
                 self._pins.make_directories()
+                note_shapes(self._pins.root)
             for path in missing:
                 if _is_link(path, self._pins) and not syscalls.link_info(self._open[path]).cgroup_id:
                     self._let_go(path)

@@ -65,7 +65,8 @@ def note_shapes(layout: Path) -> None:
     """Write down the shapes of this version's maps in its layout, for other versions to read."""
     (layout / "shapes").mkdir(mode=0o700, exist_ok=True)
     for name, shape in shapes().items():
-        (layout / "shapes" / name).symlink_to(f"{shape.entry} {shape.whole}")
+        with suppress(FileExistsError):
+            (layout / "shapes" / name).symlink_to(f"{shape.entry} {shape.whole}")
 
 
 def share_maps(fresh: Path, other: Path) -> None:
