@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from bpf import syscalls
-from bpf.errors import KernelRefused
+from bpf.errors import SidestepError
 from bpf.layout import INBOUND_PORT
 from bpf.libbpf import LIBBPF
 from bpf.pins import Pins
@@ -48,7 +48,7 @@ class Damage:
                 self._leave_cgroup,
             ]
         )
-        with suppress(KernelRefused, OSError, IndexError):  # an earlier action has taken it, and it is not back yet
+        with suppress(SidestepError, OSError, IndexError):  # an earlier action has taken it, and it is not back yet
             return action.__name__.strip("_").replace("_", " "), action()
         return action.__name__.strip("_").replace("_", " ") + " (gone already)", nothing
 
