@@ -35,6 +35,7 @@ _LONGEST = (
     "datapath/test_probe.py",
     "node/test_backpressure.py",
     "e2e/test_image.py",
+    "node/test_takeover.py",
     "node/test_transfers.py",
     "node/test_trace.py",
     "node/test_deny.py",

@@ -34,7 +34,6 @@ SOCKET: Change = (
 LISTENERS: Change = (("bpf/maps.h", "#define MAX_LISTENERS 65536", "#define MAX_LISTENERS 32768"),)
 CHANGES = {
     "a constant": RAISED,
-    "pods": POD,
     "sockets": SOCKET,
     "listeners": LISTENERS,
     "all": (*POD, *SOCKET, *LISTENERS),
