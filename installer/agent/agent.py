@@ -45,6 +45,8 @@ log = structlog.get_logger("agent")
 # seconds that the start waits for the first list of Pods. After that the agent serves without the list: plugin calls
 # then get an error message instead of a missing socket, and pods are enrolled once the list arrives
 _SYNC_SECONDS = 5.0
+# seconds from a signal to the end, whatever still waits for an answer: kubelet gives 30 (manifests/base/daemonset.yaml)
+_END_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def run_agent(settings: Settings) -> None:
     _allow_descriptors()
     require_source(settings.node)
     started = time.monotonic()
-    with Signals() as signals:
+    with Signals(_END_SECONDS) as signals:
         require_capable(settings.attachment, settings.chain, settings.node)
         cgroup = settings.attachment.attach_point()
         settings = replace(settings, attachment=replace(settings.attachment, cgroup=cgroup))
