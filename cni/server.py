@@ -90,7 +90,7 @@ class Server:
             self._stopper.send(b"x")
 
     def serve(self) -> None:
-        """Accept connections until stop(). Then remove the socket, finish the requests under way, and fail the others."""
+        """Accept connections until stop(). Then remove the socket, finish what is under way, and fail the rest."""
         with ExitStack() as pools, selectors.DefaultSelector() as ready:
             self._pools = {
                 verb: pools.enter_context(ThreadPoolExecutor(count, f"cni-{verb.lower()}"))
