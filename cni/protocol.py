@@ -8,6 +8,7 @@ to reach the namespace.
 import json
 import socket
 import struct
+import time
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,6 +18,7 @@ from cni.errors import CniError, Code, InvalidRequest
 SOCKET_NAME = "cni.sock"
 # bytes. The shim reads at most 1 MiB of configuration; escaping it as JSON again can make it six times as long
 MAX_MESSAGE = 8 << 20
+_PART = 1 << 16  # bytes received at once
 _LENGTH = struct.Struct("!I")
 NEWEST_VERSION = "1.1.0"
 
@@ -99,17 +101,19 @@ def pod_args(text: str) -> PodArgs:
 def receive_message(connection: socket.socket) -> tuple[bytes, list[int]]:
     """Receive one message: its JSON, and the file descriptors that came with it (at most one). The caller closes them.
 
-    Raises InvalidRequest if the message is empty, cut short or longer than MAX_MESSAGE, and TimeoutError if the
-    connection's timeout passes first.
+    The connection's timeout is for the whole message. Raises InvalidRequest if the message is empty, cut short or
+    longer than MAX_MESSAGE, and TimeoutError if it is not there in time.
     """
+    seconds = connection.gettimeout()
+    until = None if seconds is None else time.monotonic() + seconds
     head, descriptors, _, _ = socket.recv_fds(connection, _LENGTH.size, 1)
     try:
-        with connection.makefile("rb") as stream:
-            head += stream.read(_LENGTH.size - len(head))
-            length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
-            if not 0 < length <= MAX_MESSAGE:
-                raise InvalidRequest(f"the message has {length} bytes; send 1 to {MAX_MESSAGE}")
-            body = stream.read(length)
+        head += _received(connection, _LENGTH.size - len(head), until)
+        length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
+        if not 0 < length <= MAX_MESSAGE:
+            raise InvalidRequest(f"the message has {length} bytes; send 1 to {MAX_MESSAGE}")
+        body = _received(connection, length, until)
+        connection.settimeout(seconds)
         if len(body) < length:
             raise InvalidRequest(f"the message ended after {len(body)} of {length} bytes; send all of them")
         return body, descriptors
@@ -117,6 +121,19 @@ def receive_message(connection: socket.socket) -> tuple[bytes, list[int]]:
         for descriptor in descriptors:
             socket.close(descriptor)
         raise
+
+
+def _received(connection: socket.socket, size: int, until: float | None) -> bytes:
+    """So many bytes, or fewer if the other end sends no more. Raises TimeoutError."""
+    found = bytearray()
+    while len(found) < size:
+        if until is not None:
+            connection.settimeout(max(0.001, until - time.monotonic()))
+        part = connection.recv(min(size - len(found), _PART))
+        if not part:
+            break
+        found += part
+    return bytes(found)
 
 
 def decode(message: bytes) -> Request:

@@ -19,7 +19,7 @@ import structlog
 
 from bpf.errors import SidestepError
 from cni import protocol
-from cni.errors import CniError
+from cni.errors import CniError, Code
 from cni.protocol import SOCKET_NAME
 from cni.rundir import open_private
 from cni.verbs import Verbs
@@ -30,7 +30,10 @@ log = structlog.get_logger("server")
 # (0: success) and the seconds that the answer took.
 Observer = Callable[[str, int, float], None]
 
-_WORKERS = 32
+# Threads that read requests, and threads that answer them, by verb: an ADD may wait seconds for the API server, and
+# must keep neither a DEL from ending a pod nor a STATUS from being answered.
+_READERS = 16
+_WORKERS = {"ADD": 32, "CHECK": 8, "DEL": 8, "STATUS": 4, "GC": 2}
 _BACKLOG = 512
 _LOOK_SECONDS = 1.0  # between two looks whether the socket is still at its path
 # limit for each read and for sending the answer, so that a client that stops half-way does not keep a worker
@@ -63,6 +66,7 @@ class Server:
             self._file = _file_at(run_dir / SOCKET_NAME)
             undo.pop_all()
         self._run_dir = run_dir
+        self._ending = False
         self._told = ""  # why the socket can't be made again
         self._wake, self._stopper = socket.socketpair()
         self._stopper.setblocking(False)
@@ -86,8 +90,13 @@ class Server:
             self._stopper.send(b"x")
 
     def serve(self) -> None:
-        """Accept connections until stop(). Then remove the socket and finish the requests under way."""
-        with ThreadPoolExecutor(_WORKERS, "cni") as workers, selectors.DefaultSelector() as ready:
+        """Accept connections until stop(). Then remove the socket, finish what is under way, and fail the rest."""
+        with ExitStack() as pools, selectors.DefaultSelector() as ready:
+            self._pools = {
+                verb: pools.enter_context(ThreadPoolExecutor(count, f"cni-{verb.lower()}"))
+                for verb, count in _WORKERS.items()
+            }
+            readers = pools.enter_context(ThreadPoolExecutor(_READERS, "cni"))  # ends first: it hands on to the others
             ready.register(self._listener, selectors.EVENT_READ)
             ready.register(self._wake, selectors.EVENT_READ)
             while True:
@@ -95,22 +104,23 @@ class Server:
                 if any(key.fileobj is self._wake for key, _ in events):
                     break
                 if events:
-                    self._accept(workers)
+                    self._accept(readers)
                 if why := self.why_deaf():
                     self._listen_again(why, ready)
+            self._ending = True
             with suppress(FileNotFoundError):
                 os.unlink(SOCKET_NAME, dir_fd=self._directory)
             self._listener.close()
         os.close(self._directory)
 
-    def _accept(self, workers: ThreadPoolExecutor) -> None:
+    def _accept(self, readers: ThreadPoolExecutor) -> None:
         try:
             connection, _ = self._listener.accept()
         except OSError as error:  # the client has gone already, or this process is out of descriptors
             log.warning("accept.failed", error=error.strerror)
             time.sleep(0.01)
             return
-        workers.submit(self._answer, connection)
+        readers.submit(self._take, connection)
 
     def _listen_again(self, why: str, ready: selectors.BaseSelector) -> None:
         """Somebody has removed or replaced the socket or its directory: make both again."""
@@ -140,36 +150,58 @@ class Server:
         ready.register(self._listener, selectors.EVENT_READ)
         log.warning("socket.restored", reason=why)
 
-    def _answer(self, connection: socket.socket) -> None:
+    def _take(self, connection: socket.socket) -> None:
+        """Read a request, and have a worker of its verb answer it."""
         descriptors: list[int] = []
-        with connection:
-            try:
-                connection.settimeout(_REQUEST_SECONDS)
-                uid = _peer_uid(connection)
-                if uid != 0:
-                    log.warning("peer.refused", uid=uid)
-                    return
-                message, descriptors = protocol.receive_message(connection)
-                connection.sendall(protocol.encode(self._reply(message, descriptors)))
-            except (OSError, CniError) as error:  # the peer is gone, or sent no complete message to answer
-                log.warning("connection.dropped", error=str(error))
-            finally:
-                for descriptor in descriptors:
-                    os.close(descriptor)
-
-    def _reply(self, message: bytes, descriptors: list[int]) -> dict[str, Any]:
-        started = time.monotonic()
-        command, version = "", protocol.NEWEST_VERSION
         try:
-            request = protocol.decode(message)
-            command, version = request.command, request.config.cni_version
+            connection.settimeout(_REQUEST_SECONDS)
+            uid = _peer_uid(connection)
+            if uid != 0:
+                log.warning("peer.refused", uid=uid)
+                raise ConnectionRefusedError("the peer is not root")
+            started = time.monotonic()
+            message, descriptors = protocol.receive_message(connection)
+            try:
+                request = protocol.decode(message)
+            except CniError as error:
+                connection.sendall(protocol.encode(self._counted("", protocol.failure(_as_cni_error(error)), started)))
+                _close(connection, descriptors)
+                return
+            self._pools[request.command].submit(self._answer, connection, request, descriptors, started)
+        except (OSError, CniError, RuntimeError) as error:  # the peer is gone, or sent nothing that can be answered
+            log.warning("connection.dropped", error=str(error))
+            _close(connection, descriptors)
+
+    def _answer(
+        self, connection: socket.socket, request: protocol.Request, descriptors: list[int], started: float
+    ) -> None:
+        try:
+            connection.sendall(protocol.encode(self._reply(request, descriptors, started)))
+        except OSError as error:
+            log.warning("connection.dropped", error=str(error))
+        finally:
+            _close(connection, descriptors)
+
+    def _reply(self, request: protocol.Request, descriptors: list[int], started: float) -> dict[str, Any]:
+        try:
+            if self._ending:  # it has waited for a worker: whoever asks again finds the next agent
+                raise CniError("the agent is ending; try again", code=Code.TRY_AGAIN_LATER)
             answer = protocol.success(self._verbs.run(request, descriptors[0] if descriptors else None))
-            log.debug("request.done", command=command, container=request.container_id)
+            log.debug("request.done", command=request.command, container=request.container_id)
         except Exception as error:
-            answer = protocol.failure(_as_cni_error(error), version)
+            answer = protocol.failure(_as_cni_error(error), request.config.cni_version)
+        return self._counted(request.command, answer, started)
+
+    def _counted(self, command: str, answer: dict[str, Any], started: float) -> dict[str, Any]:
         code = answer["output"]["code"] if answer["exit"] else 0
         self._observe(command, code, time.monotonic() - started)
         return answer
+
+
+def _close(connection: socket.socket, descriptors: list[int]) -> None:
+    connection.close()
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _as_cni_error(error: Exception) -> CniError:

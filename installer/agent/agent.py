@@ -51,6 +51,8 @@ log = structlog.get_logger("agent")
 _SYNC_SECONDS = 5.0
 # seconds that the start waits for another agent to end: the one of a DaemonSet that was just replaced
 _HOLDER_SECONDS = 3.0
+# seconds from a signal to the end, whatever still waits for an answer: kubelet gives 30 (manifests/base/daemonset.yaml)
+_END_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def run_agent(settings: Settings) -> None:
     _allow_descriptors()
     require_source(settings.node)
     started = time.monotonic()
-    with Signals() as signals:
+    with Signals(_END_SECONDS) as signals:
         require_capable(settings.attachment, settings.chain, settings.node)
         cgroup = settings.attachment.attach_point()
         settings = replace(settings, attachment=replace(settings.attachment, cgroup=cgroup))

@@ -16,7 +16,12 @@ class Stopped(SystemExit):
 class Signals:
     """A context manager that handles both signals and puts the former handlers back. Main thread only."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = 0) -> None:
+        """`limit` is the number of seconds after a signal at which the kernel ends the process (SIGALRM); 0 is never.
+
+        What an agent keeps is in the kernel, so ending it at any moment is safe.
+        """
+        self._limit = limit
         self._stop: Callable[[], None] | None = None
         self._before: dict[int, object] = {}
         self._last: int | None = None
@@ -47,6 +52,8 @@ class Signals:
     def _arrived(self, number: int, _: FrameType | None) -> None:
         """Handle a signal. Logs nothing: the interrupted code may be logging and hold the lock of the log."""
         self._last = number
+        if self._limit:
+            signal.alarm(self._limit)  # also goes on after __exit__(): the interpreter waits for threads at its end
         if self._stop is None:
             raise Stopped(0)
         self._stop()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ log = structlog.get_logger("api")
 Json = dict[str, Any]
 T = TypeVar("T")
 
+_PART = 1 << 16  # bytes read at once
+# bytes of an answer, and of one object in a watch: etcd takes objects of 1.5 MiB
+_LONGEST_BODY, _LONGEST_LINE = 256 << 20, 16 << 20
 # the reason in an error of OpenSSL, without the place in its source
 _TLS = re.compile(r"\[SSL(?:: \w+)?\] (.+?)(?: \(_ssl\.c:\d+\))?\W*$")
 # the largest parts of a Pod; the agent uses none of them but the proxy's env
@@ -43,12 +47,22 @@ class Watching(Generic[T]):
     def changes(self) -> Iterator[Change[T]]:
         """Yield each change when it arrives. Raises Expired, and ApiFailed if the connection breaks."""
         try:
-            for line in self._response:
+            for line in self._lines():
                 if line.strip():
                     yield self._change(parse_json(line))
         except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
             # AttributeError: urllib3 raises it if another thread has closed the connection
             raise ApiFailed(f"the watch broke off: {reason_of(error)}") from error
+
+    def _lines(self) -> Iterator[bytes]:
+        """The lines of the answer. Raises ValueError if one does not end."""
+        rest = b""
+        while part := self._response.read1(_PART):
+            *lines, rest = (rest + part).split(b"\n")
+            yield from lines
+            if len(rest) > _LONGEST_LINE:
+                raise ValueError(f"a line has more than {_LONGEST_LINE >> 20} MiB")
+        yield rest
 
     def _change(self, event: Json) -> Change[T]:
         kind, thing = event["type"], event["object"]
@@ -68,7 +82,25 @@ class Watching(Generic[T]):
 
 def parse_json(text: bytes) -> Any:
     """Parse JSON, dropping the _BULK of Pods. Raises ValueError."""
-    return json.loads(text, object_hook=_without_bulk)
+    try:
+        return json.loads(text, object_hook=_without_bulk)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def whole_body(response: urllib3.HTTPResponse, until: float) -> bytes:
+    """The body of an answer, which has to be there by `until` (monotonic clock). Raises ValueError, HTTPError, OSError.
+
+    The timeout of a connection is for each read alone: a server that sends a byte now and then would never end.
+    """
+    found = bytearray()
+    while part := response.read1(_PART):
+        found += part
+        if len(found) > _LONGEST_BODY:
+            raise ValueError(f"it has more than {_LONGEST_BODY >> 20} MiB")
+        if time.monotonic() > until:
+            raise ValueError("it takes too long")
+    return bytes(found)
 
 
 def _without_bulk(thing: Json) -> Json:

@@ -20,7 +20,7 @@ from kubernetes.client.rest import RESTClientObject, RESTResponse
 
 from cni.policy.pod import Pod
 from installer.pods.access import access_of
-from installer.pods.answers import Json, Watching, parse_json, pod_of, reason_of, said_by
+from installer.pods.answers import Json, Watching, parse_json, pod_of, reason_of, said_by, whole_body
 from installer.pods.api_errors import ApiFailed, Conflict, Expired
 from installer.pods.resource import DAEMONSET, DaemonSetIdentity, Resource, daemonset_of, pods_of
 from installer.settings import Node
@@ -189,10 +189,11 @@ class Api:
             raise
 
     def _json(self, call: _Call) -> Json:
+        until = time.monotonic() + call.seconds
         answer = self._request(call)
         try:
             with answer.response as response:
-                found = parse_json(response.read())
+                found = parse_json(whole_body(response, until))
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise ApiFailed(f"{self._configuration.host}: the answer to {call} is broken: {error}") from error
         if not isinstance(found, dict):

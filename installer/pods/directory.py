@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Listener = Callable[[Pod | None, Pod | None], None]
 # seconds between checks of the directory for the listeners
 _LOOK_SECONDS = 0.5
+# of a file: thousands of Pods
+_MOST_BYTES = 32 << 20
 
 # mtime, ctime, size and inode tell whether a file has changed; ctime, because a chmod may make it readable
 Stamp = tuple[int, int, int, int]
@@ -170,11 +173,22 @@ def _stamp(entry: os.DirEntry[str]) -> Stamp:
 
 
 def _pods_in(path: Path) -> Iterator[Pod]:
-    text = path.read_text(encoding="utf-8")
+    text = _text_of(path)
     documents = [json.loads(text)] if path.suffix == ".json" else yaml.load_all(text, _YamlLoader)
     for document in documents:
         if document is not None:  # an empty document between two ---
             yield from _pods_of(document)
+
+
+def _text_of(path: Path) -> str:
+    """A file's text. Raises ValueError unless it is a regular file of a manifest's size: others may never end."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is not a regular file")
+        raw = file.read(_MOST_BYTES + 1)
+    if len(raw) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
+    return raw.decode("utf-8")
 
 
 def _pods_of(document: Any) -> Iterator[Pod]:

@@ -261,3 +261,20 @@ def test_one_listeners_fault_keeps_nobody_from_hearing(directory: PodDirectory) 
             put(directory.path / f"{name}.yaml", manifest(name))
             wait_until(lambda: len(heard) == number + 1, "the change to be told", 30)  # noqa: B023
     assert heard == ["a", "b"]
+
+
+def test_files_that_never_end_and_those_nested_too_deeply_are_named_and_hide_no_other(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "deep.yaml").write_text("[" * 100_000)
+    with (tmp_path / "large.json").open("wb") as large:
+        large.truncate(64 << 20)
+    put(tmp_path / "good.yaml", manifest("web"))
+    with capture_logs() as logs:
+        found = PodDirectory(tmp_path).every()
+    assert [pod.name for pod in found or ()] == ["web"]
+    problems = {Path(each["file"]).name: each["problem"] for each in logs}
+    assert problems["fifo.yaml"] == problems["zero.yaml"] == "it is not a regular file"
+    assert problems["large.json"] == "it has more than 32 MiB"
+    assert "recursion" in problems["deep.json"] and "nesting" in problems["deep.yaml"]

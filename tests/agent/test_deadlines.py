@@ -1,0 +1,60 @@
+"""Nobody keeps the agent waiting for ever: every exchange ends as a whole, whatever trickles in."""
+
+import socket
+import threading
+import time
+from typing import Any, cast
+
+import pytest
+
+from cni import protocol
+from installer.pods.answers import Watching, parse_json, whole_body
+from installer.pods.api_errors import ApiFailed
+
+
+def test_a_message_that_trickles_in_ends_at_the_connections_timeout() -> None:
+    ours, theirs = socket.socketpair()
+    ended = threading.Event()
+
+    def trickle() -> None:
+        theirs.sendall((1000).to_bytes(4, "big"))
+        while not ended.wait(0.1):
+            theirs.sendall(b"x")
+
+    thread = threading.Thread(target=trickle)
+    with ours, theirs:
+        ours.settimeout(0.5)
+        thread.start()
+        started = time.monotonic()
+        with pytest.raises(TimeoutError):
+            protocol.receive_message(ours)
+        assert time.monotonic() - started < 2
+        ended.set()
+        thread.join()
+
+
+class Trickling:
+    """An answer of the API server whose body never ends."""
+
+    def __init__(self, part: bytes, pause: float = 0) -> None:
+        self._part, self._pause = part, pause
+
+    def read1(self, _: int) -> bytes:
+        time.sleep(self._pause)
+        return self._part
+
+
+def test_an_answer_that_trickles_in_ends_at_its_deadline() -> None:
+    with pytest.raises(ValueError, match="takes too long"):
+        whole_body(cast(Any, Trickling(b"x", 0.05)), time.monotonic() + 0.3)
+
+
+def test_a_line_of_a_watch_that_does_not_end_is_an_error() -> None:
+    watching: Watching[object] = Watching(cast(Any, Trickling(bytes(1 << 20))), lambda thing: thing)
+    with pytest.raises(ApiFailed, match="a line has more than 16 MiB"):
+        list(watching.changes())
+
+
+def test_json_that_is_nested_too_deeply_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json(b"[" * 1_000_000)
