@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from bpf import syscalls
@@ -45,7 +44,6 @@ class Damage:
                 self._end_agent,
                 self._restart_proxy,
                 self._forget_listeners,
-                self._leave_cgroup,
             ]
         )
         with suppress(SidestepError, OSError, IndexError):  # an earlier action has taken it, and it is not back yet
@@ -108,22 +106,3 @@ class Damage:
                 if key.port == INBOUND_PORT:
                     tables.listeners.remove(key)
         return nothing
-
-    def _leave_cgroup(self) -> Restore:
-        """A process of the pod goes where no program sees it, and comes back."""
-        stray = self._node.cgroup / "stray"
-        stray.mkdir(exist_ok=True)
-        processes = (self._pod.cgroup / "cgroup.procs").read_text().split()
-        for process in processes:
-            _move(stray, process)
-        return partial(_move_all, stray, self._pod.cgroup)
-
-
-def _move(to: Path, process: str) -> None:
-    with suppress(OSError):  # it has ended
-        (to / "cgroup.procs").write_text(process)
-
-
-def _move_all(source: Path, to: Path) -> None:
-    for process in (source / "cgroup.procs").read_text().split():
-        _move(to, process)
