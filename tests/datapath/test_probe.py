@@ -115,7 +115,7 @@ def inner(site: Site) -> Iterator[Path]:
 
 def test_a_node_that_can_capture(site: Site) -> None:
     status, rows = site.probe()
-    assert status == 0
+    assert status == 0, [each for each in rows.values() if each["verdict"] == "no"]
     assert {each["verdict"] for each in rows.values()} <= {"yes", "warning"}
     assert (
         rows[PROGRAMS]["found"] == f"{len(HOOKS)} programs and {len(TABLES) + len(STORAGES)} maps, compiled and loaded"
