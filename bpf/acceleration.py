@@ -68,8 +68,8 @@ def _unpinned_program(pins: Pins) -> int | None:
 
 def _is_ours(program_id: int, own_map: int) -> bool:
     """Whether a program is sidestep's by the map that it works with, whether or not it is pinned."""
-    with suppress(KernelRefused), Descriptor(syscalls.open_program_id(program_id)) as program:
-        return own_map in syscalls.program_maps(program.fd)
+    with suppress(KernelRefused):
+        return syscalls.uses_map(program_id, [own_map])
     return False
 
 

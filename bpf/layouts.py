@@ -4,13 +4,10 @@ Other versions have other maps and structs, but every version keeps the links of
 of its cgroup programs as `links/<hook>` and `places/<cgroup>/<hook>` (places.py).
 """
 
-from contextlib import suppress
 from pathlib import Path
 
-from bpf import syscalls
-from bpf.errors import KernelRefused
+from bpf.links import linked_in
 from bpf.pins import Pins
-from bpf.syscalls import Descriptor
 
 
 def layouts(pins: Pins) -> list[Path]:
@@ -25,9 +22,4 @@ def other_layouts(pins: Pins) -> list[Path]:
 
 def steered(layout: Path) -> dict[int, int]:
     """The pods that a layout steers now: netns cookie → inode of the namespace."""
-    found = {}
-    for path in (layout / "netns").glob("*"):
-        with suppress(KernelRefused), Descriptor(syscalls.open_pin(path)) as link:
-            if inode := int(syscalls.link_info(link.fd).netns_inode):
-                found[int(path.name)] = inode
-    return found
+    return {cookie: inode for cookie, inode in linked_in((layout / "netns").glob("*")) if inode}

@@ -3,8 +3,9 @@
 import errno
 import os
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 from bpf import syscalls
 from bpf.errors import KernelRefused
@@ -42,7 +43,12 @@ def linked_pods(pins: Pins) -> Iterator[tuple[int, int]]:
 
     The inode is 0 if the namespace is gone or the link was detached.
     """
-    for path in sorted(pins.netns.iterdir()):
+    return linked_in(sorted(pins.netns.iterdir()))
+
+
+def linked_in(paths: Iterable[Path]) -> Iterator[tuple[int, int]]:
+    """The same of the pods' links that are pinned at these paths, of whatever version."""
+    for path in paths:
         with suppress(KernelRefused), Descriptor(syscalls.open_pin(path)) as link:
             yield int(path.name), syscalls.link_info(link.fd).netns_inode
 
@@ -85,8 +91,7 @@ def _works_with(program_id: int, maps: Collection[int]) -> bool:
     Without CAP_SYS_ADMIN the kernel shows no program. Then an attached link has to do, which only root can have pinned.
     """
     try:
-        with Descriptor(syscalls.open_program_id(program_id)) as program:
-            return any(each in maps for each in syscalls.program_maps(program.fd))
+        return syscalls.uses_map(program_id, maps)
     except KernelRefused as error:
         return error.errno == errno.EPERM
 

@@ -6,7 +6,7 @@ If a call fails, a function raises KernelRefused with the call, its object and e
 import ctypes
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -228,6 +228,12 @@ def program_maps(program_fd: int) -> list[int]:
     ids = (ctypes.c_uint32 * count)()
     _told("program", program_fd, ProgramInfo(map_count=count, map_ids=ctypes.addressof(ids)))
     return list(ids)
+
+
+def uses_map(program_id: int, map_ids: Collection[int]) -> bool:
+    """Whether a program uses one of these maps. The errno is ENOENT if it is gone, EPERM without CAP_SYS_ADMIN."""
+    with Descriptor(open_program_id(program_id)) as program:
+        return any(each in map_ids for each in program_maps(program.fd))
 
 
 def _told(kind: str, fd: int, info: Info) -> Info:

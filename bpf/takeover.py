@@ -116,9 +116,9 @@ def shares_listeners(pins: Pins, other: Path) -> bool:
     return _is_shared(pins, other, "listeners")
 
 
-def knows_listener(other: Path, cookie: int) -> bool:
-    """Whether another layout knows a listener of a pod's proxy."""
-    return any(int.from_bytes(key[:8], "little") == cookie for key in _keys(other, "listeners"))
+def heard_by(other: Path) -> set[int]:
+    """The pods of whose proxies another layout knows a listener, by netns cookie."""
+    return {int.from_bytes(key[:8], "little") for key in _keys(other, "listeners")}
 
 
 def entries_of_pods(other: Path) -> dict[int, bytes]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from bpf import attachment, links
 from bpf.errors import SidestepError
-from bpf.layout import INBOUND_PORT, LISTENER_SLOTS, Cookie, ListenerKey, PodEntry, PodFlags
+from bpf.layout import INBOUND_PORT, Cookie, PodEntry, PodFlags
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
 from cni.enrolment import rows
@@ -74,11 +74,6 @@ class Enrolled:
             for cookie, inode in links.linked_pods(self._pins)
             if inode and cookie in self._index and cookie in cookies
         }
-
-    def hears(self, cookie: int) -> bool:
-        """Whether a listener of the pod's proxy is in the maps."""
-        slots = range(LISTENER_SLOTS)
-        return any(self._tables.listeners.get(ListenerKey(cookie, INBOUND_PORT, slot)) for slot in slots)
 
     def of_attachment(self, container_id: str, ifname: str, netns_cookie: int | None = None) -> list[int]:
         """The netns cookies of the pods that a DEL of this container and interface shall remove.

@@ -91,10 +91,11 @@ class TakeOver:
             if cookie not in ours and self.enrolments.entry(cookie) is not None
         }
         if not shared:
-            unheard = {cookie: inode for cookie, inode in waiting.items() if not self.enrolments.hears(cookie)}
+            unheard = {cookie: inode for cookie, inode in waiting.items() if not self.enrolments.listeners(cookie)}
             self.adoption.listen(unheard, pods)
+        heard = takeover.heard_by(other) if waiting and not shared else set()
         for cookie in waiting:
-            if shared or self.enrolments.hears(cookie) or not takeover.knows_listener(other, cookie):
+            if cookie not in heard or self.enrolments.listeners(cookie):
                 with suppress(KernelRefused):  # its namespace has gone by now, or it is tried again
                     takeover.take_steering(self.pins, other, cookie)
                 self.enrolments.retain(cookie)

@@ -8,7 +8,6 @@ from pathlib import Path
 from bpf import syscalls
 from bpf.errors import SidestepError
 from bpf.layout import INBOUND_PORT
-from bpf.libbpf import LIBBPF
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor
 from bpf.tables import Tables
@@ -85,7 +84,7 @@ class Damage:
         """As `bpftool link detach`: no descriptor keeps a program attached then."""
         path = self._chance.choice(sorted(directory.iterdir()))
         with Descriptor(syscalls.open_pin(path)) as link:
-            LIBBPF.bpf_link_detach(link.fd)
+            syscalls.detach_link(link.fd, path)
         return nothing
 
     def _kill_agent(self) -> Restore:
