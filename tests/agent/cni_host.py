@@ -59,8 +59,9 @@ class Host:
         return path
 
     def types(self, name: str) -> list[str]:
+        """Of the plugins in a list; none for what is not a list, as a single configuration is until the agent comes."""
         try:
-            return [plugin["type"] for plugin in json.loads((self.net / name).read_text())["plugins"]]
+            return [plugin["type"] for plugin in json.loads((self.net / name).read_text()).get("plugins", [])]
         except FileNotFoundError:
             return []
 
