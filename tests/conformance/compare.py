@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from cni.policy.decision import Action, Inbound, Outbound, inbound, outbound
 from tests.conformance.configs import Config
-from tests.conformance.kinds import ADDRESSES, Probe
+from tests.conformance.probe import ADDRESSES, Probe
 from tests.conformance.world import Seen
 
 OWN = frozenset(

@@ -10,7 +10,7 @@ from cni.policy.decision import Action, Verdict
 from installer.commands.explain.explainer import Asker, Explainer
 from installer.commands.pods.enrolled_pods import find_pod
 from installer.commands.pods.namespace import looked_into
-from tests.conformance.kinds import Probe
+from tests.conformance.probe import Probe
 from tests.conformance.world import Seen
 
 Verdicts = list[Verdict]  # one for each destination

@@ -105,6 +105,15 @@ def query(probe: dict[str, Any], client: socket.socket) -> dict[str, Any]:
     return seen
 
 
+def together(probe: dict[str, Any], seen: list[dict[str, Any]]) -> dict[str, Any]:
+    """One connection as it is; of several, each, and of many whether they were spread over workers."""
+    workers = {each.pop("worker") for each in seen}
+    if len(seen) == 1:
+        return seen[0]
+    is_spread = {"is_spread": len(workers) > 1} if probe["how"] == "spread" else {}
+    return {"hit": "+".join(sorted({each["hit"] for each in seen})), "each": seen, **is_spread}
+
+
 def run(probe: dict[str, Any]) -> dict[str, Any]:
     clients = []
     try:
@@ -115,7 +124,7 @@ def run(probe: dict[str, Any]) -> dict[str, Any]:
         for destination in probe["destinations"]:
             clients.append(opened(probe))
             seen.append(connection(probe, clients[-1], destination))
-        return seen[0] if len(seen) == 1 else {"hit": "+".join(each["hit"] for each in seen), "each": seen}
+        return together(probe, seen)
     except TimeoutError:
         return {"hit": "timeout"}
     except OSError as error:

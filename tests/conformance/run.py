@@ -12,7 +12,8 @@ from bpf.pins import Pins
 from tests.conformance.compare import Difference, differences, is_as_predicted, predicted
 from tests.conformance.configs import CONFIGS, Config
 from tests.conformance.explaining import Verdicts, disagreements, explained
-from tests.conformance.kinds import Probe, probes_of
+from tests.conformance.kinds import probes_of
+from tests.conformance.probe import Probe
 from tests.conformance.world import BySidestep, Capture, Seen, by_iptables, world
 from tests.lab.node import Node
 

@@ -1,9 +1,4 @@
-"""One pod with two interfaces and what is around it, twice: captured by Istio's rules, and captured by sidestep.
-
-    peer ─ eth0 ─ pod ─ eth1 ─ beyond
-
-peer answers for 203.0.113.0/24, 198.51.100.0/24 and 2001:db8::/32 as well, beyond for 10.99.0.0/24 and fd99::/64.
-"""
+"""One pod and what is around it (network.py), twice: captured by Istio's rules, and captured by sidestep."""
 
 import json
 import secrets
@@ -16,7 +11,8 @@ from typing import Any, Protocol
 import yaml
 
 from tests.conformance.configs import Config
-from tests.conformance.kinds import Probe
+from tests.conformance.network import connect, ip
+from tests.conformance.probe import Probe
 from tests.conformance.rules import restore_text
 from tests.lab.chain import Attachment
 from tests.lab.inside import PYTHON, popen
@@ -27,9 +23,6 @@ Seen = dict[str, Any]
 
 _APPS = (22, 53, 80, 443, 5555, 8080, 15002, 15008, 15020, 15021, 15090)
 _SERVERS = (22, 53, 80, 443, 5555, 8080, 15001, 15006, 15008, 15020, 15021, 15090)
-_PEER4, _PEER6 = ("203.0.113.0/24", "198.51.100.0/24"), ("2001:db8::/32",)
-_MACS = tuple(f"02:00:00:00:00:0{number}" for number in range(1, 5))
-_BEYOND4, _BEYOND6 = "10.99.0.0/24", "fd99::/64"
 
 
 class Capture(Protocol):
@@ -49,9 +42,9 @@ def by_iptables(undo: ExitStack, config: Config, netns: Path) -> Path | None:
         subprocess.run(["nsenter", f"--net={netns}", command], input=rules, text=True, check=True)
         if policy.mode == "TPROXY":
             commands = ["rule add fwmark 1337 lookup 133", "route add local default dev lo table 133"]
-            _ip(netns, commands, f"-{version}")
+            ip(netns, commands, f"-{version}")
     if config.captures_ipv6:
-        _ip(netns, ["addr add ::6/128 dev lo"])
+        ip(netns, ["addr add ::6/128 dev lo"])
     return None
 
 
@@ -87,7 +80,7 @@ def world(config: Config, capture: Capture) -> Iterator["World"]:
         for netns in ends.values():
             subprocess.run(["ip", "netns", "add", netns.name], check=True)
             undo.callback(subprocess.run, ["ip", "netns", "del", netns.name], check=True)
-        _connect(config, ends)
+        connect(config, ends)
         cgroup = capture(undo, config, ends["pod"])
         made = World(ends, cgroup)
         undo.callback(made.stop)
@@ -148,7 +141,7 @@ def _pods_listeners(config: Config) -> dict[str, Any]:
     everywhere = ("0.0.0.0", "::")
     tcp = [["app", address, port, 1000, 1000, False] for port in _APPS for address in everywhere]
     for who, port in (("E1", 15001), ("E6", 15006)):
-        tcp += [[who, address, port, *proxy, is_tproxy] for address in everywhere]
+        tcp += [[who, address, port, *proxy, is_tproxy] for address in everywhere] * config.workers
     tcp += [["D", address, 15053, *proxy, False] for address in ("127.0.0.1", "::1")]
     udp = [["app", address, port, 1000, 1000] for port in (53, 80) for address in everywhere]
     udp += [["D", address, 15053, *proxy] for address in ("127.0.0.1", "::1")]
@@ -161,48 +154,3 @@ def _servers(who: str) -> dict[str, Any]:
         "tcp": [[who, address, port, 0, 0, False] for port in _SERVERS for address in everywhere],
         "udp": [[who, address, port, 0, 0] for port in (53, 80) for address in everywhere],
     }
-
-
-def _connect(config: Config, ends: dict[str, Path]) -> None:
-    """Cables, addresses and routes."""
-    pod, peer, beyond = ends["pod"], ends["peer"], ends["beyond"]
-    for name, other, (inside, outside) in (("eth0", peer, _MACS[:2]), ("eth1", beyond, _MACS[2:])):
-        _ip(pod, [f"link add {name} address {inside} type veth peer name {name} address {outside} netns {other.name}"])
-    settings = "for each in ipv4/conf/all/rp_filter ipv4/conf/eth0/rp_filter; do echo 0 > /proc/sys/net/$each; done; "
-    settings += "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding"
-    subprocess.run(["nsenter", f"--net={pod}", "sh", "-c", settings], check=True)
-    for end in ends.values():
-        _ip(end, ["link set lo up"])
-    _ip(pod, ["link set eth0 up", "link set eth1 up"])
-    if 4 in config.families:
-        _ip(pod, ["addr add 10.20.0.2/24 dev eth0", "addr add 10.20.0.3/24 dev eth0", "addr add 10.21.0.2/24 dev eth1"])
-        _ip(pod, ["addr add 10.21.0.3/24 dev eth1"])
-    if 6 in config.families:
-        for address, name in (("fd20::2", "eth0"), ("fd20::3", "eth0"), ("fd21::2", "eth1"), ("fd21::3", "eth1")):
-            _ip(pod, [f"addr add {address}/64 dev {name} nodad"])
-    _ip(peer, ["link set eth0 up", "addr add 10.20.0.1/24 dev eth0", "addr add fd20::1/64 dev eth0 nodad"])
-    _ip(beyond, ["link set eth1 up", "addr add 10.21.0.1/24 dev eth1", "addr add fd21::1/64 dev eth1 nodad"])
-    _ip(peer, [f"route add local {network} dev lo" for network in (*_PEER4, *_PEER6)])
-    _ip(peer, ["route add 10.21.0.3 via 10.20.0.2", f"route add {_BEYOND4} via 10.20.0.2"])
-    _ip(peer, ["route add fd21::3 via fd20::2", f"route add {_BEYOND6} via fd20::2"])
-    _ip(beyond, [f"route add local {network} dev lo" for network in (_BEYOND4, _BEYOND6)])
-    _ip(beyond, ["route add 10.20.0.0/24 via 10.21.0.2", "route add fd20::/64 via fd21::2"])
-    _introduce(pod, {"eth0": ("10.20.0.1 fd20::1", _MACS[1]), "eth1": ("10.21.0.1 fd21::1", _MACS[3])})
-    _introduce(peer, {"eth0": ("10.20.0.2 10.20.0.3 fd20::2 fd20::3", _MACS[0])})
-    _introduce(beyond, {"eth1": ("10.21.0.2 10.21.0.3 fd21::2 fd21::3", _MACS[2])})
-    if 4 in config.families:
-        _ip(pod, ["route add default via 10.20.0.1", f"route add {_BEYOND4} via 10.21.0.1"])
-    if 6 in config.families:
-        _ip(pod, ["route add default via fd20::1", f"route add {_BEYOND6} via fd21::1"])
-
-
-def _introduce(netns: Path, neighbours: dict[str, tuple[str, str]]) -> None:
-    """Tell who has which address: asking takes up to a second each."""
-    for name, (addresses, mac) in neighbours.items():
-        _ip(netns, [f"neigh replace {each} lladdr {mac} dev {name} nud permanent" for each in addresses.split()])
-
-
-def _ip(netns: Path, commands: list[str], *options: str) -> None:
-    """iproute2's ip, a batch at a time."""
-    argv = ["ip", *options, "-n", netns.name, "-batch", "-"]
-    subprocess.run(argv, input="\n".join(commands) + "\n", text=True, check=True)
