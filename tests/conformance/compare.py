@@ -121,3 +121,8 @@ def is_as_predicted(expected: Action, probe: Probe, seen: Seen) -> bool:
     if probe.destinations[0][1] == {"E1": 15001, "E6": 15006, "D": 15053}.get(hit):
         return expected in ("pass", _CAPTURED[hit])
     return expected == _CAPTURED.get(hit, "pass")
+
+
+def is_fast(seen: Seen) -> bool:
+    """Whether the last connection of a probe brought data with its SYN, as TCP Fast Open does once it has a cookie."""
+    return bool(seen.get("each") and seen["each"][-1]["syn_data"])

@@ -9,7 +9,7 @@ from tests.conformance.probe import APP, ROOT, Kind, Probe
 def probes_of(config: Config) -> list[Probe]:
     """Everything to try on a pod, families that it has no addresses of left out."""
     policy = config.policy
-    kinds = [*_outbound(config), *_loopback(config), *_inbound(), *_spread(config), *_dns(config)]
+    kinds = [*_outbound(config), *_loopback(config), *_inbound(), *_spread(config), *_fast_open(config), *_dns(config)]
     if policy.mode == "TPROXY" and config.ids[0] == 0:
         kinds += _original_source(config)
     return [probe for kind in kinds for probe in kind.probes() if (6 if probe.family == "6" else 4) in config.families]
@@ -82,6 +82,21 @@ def _spread(config: Config) -> Iterator[Kind]:
     yield Kind("out.app.many", "remote", 80, more=("remote",) * 15, options=many)
     yield Kind("in.many", "own", 8080, ROOT, "4 6", more=("own",) * 15, options=(*many, ("place", "peer")))
     yield Kind("lo.proxy.own.many", "own", 8080, config.ids, more=("own",) * 15, options=many)
+
+
+def _fast_open(config: Config) -> Iterator[Kind]:
+    """TCP Fast Open: data arrive before the connection is established. The first connection brings the cookie."""
+    peer = ("place", "peer")
+    for how in ("fastopen", "fastopen-connect"):
+        way = ("how", how)
+        yield Kind(f"out.app.{how}", "remote", 80, more=("remote",), options=(way,))
+        yield Kind(f"out.app.{how}.two-remotes", "remote", 80, more=("remote", "remote2", "remote2"), options=(way,))
+        yield Kind(f"out.app.{how}.from-own2", "remote", 80, more=("remote",), source="own2", options=(way,))
+        yield Kind(f"out.proxy.{how}", "remote", 80, config.ids, more=("remote",), options=(way,))
+        yield Kind(f"lo.proxy.own.{how}", "own", 8080, config.ids, more=("own",), options=(way,))
+        yield Kind(f"dns.tcp.app.{how}", "remote", 53, more=("remote",), options=(way,))
+        for port in (8080, 15008, 15020):
+            yield Kind(f"in.{port}.{how}", "own", port, ROOT, "4 6", more=("own",), options=(way, peer))
 
 
 def _inbound() -> Iterator[Kind]:

@@ -14,6 +14,8 @@ _PEER4, _PEER6 = ("203.0.113.0/24", "198.51.100.0/24"), ("2001:db8::/32",)
 _MACS = tuple(f"02:00:00:00:00:0{number}" for number in range(1, 5))
 _BEYOND4, _BEYOND6 = "10.99.0.0/24", "fd99::/64"
 
+_FAST_OPEN = 3  # net.ipv4.tcp_fastopen of each namespace: clients may (1), and servers that ask for it (2)
+
 
 def connect(config: Config, ends: dict[str, Path]) -> None:
     """Cables, addresses and routes."""
@@ -25,6 +27,8 @@ def connect(config: Config, ends: dict[str, Path]) -> None:
     subprocess.run(["nsenter", f"--net={pod}", "sh", "-c", settings], check=True)
     for end in ends.values():
         ip(end, ["link set lo up"])
+        fast_open = f"echo {_FAST_OPEN} > /proc/sys/net/ipv4/tcp_fastopen"
+        subprocess.run(["nsenter", f"--net={end}", "sh", "-c", fast_open], check=True)
     ip(pod, ["link set eth0 up", "link set eth1 up"])
     if 4 in config.families:
         ip(pod, ["addr add 10.20.0.2/24 dev eth0", "addr add 10.20.0.3/24 dev eth0", "addr add 10.21.0.2/24 dev eth1"])

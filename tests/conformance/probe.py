@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 Family = Literal["4", "6", "mapped"]
 Ids = tuple[int, int]
+# UDP: how a socket asks. TCP: spread over the proxy's workers; or with TCP Fast Open, by sendto() or by connect() and
+# send(), which put data into the SYN once an earlier connection has brought a cookie.
+How = Literal["connected", "unconnected", "spread", "fastopen", "fastopen-connect"]
 APP: Ids = (1000, 1000)
 ROOT: Ids = (0, 0)
 
@@ -46,7 +49,7 @@ class Probe:
     connector: Ids = APP
     place: Literal["pod", "peer", "beyond"] = "pod"
     protocol: Literal["tcp", "udp"] = "tcp"
-    how: Literal["connected", "unconnected", "spread"] = "connected"
+    how: How = "connected"
     source: str = ""
     source_port: int = 0
     device: str = ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import click
 
 from bpf.pins import Pins
-from tests.conformance.compare import Difference, differences, is_as_predicted, predicted
+from tests.conformance.compare import Difference, differences, is_as_predicted, is_fast, predicted
 from tests.conformance.configs import CONFIGS, Config
 from tests.conformance.explaining import Verdicts, disagreements, explained
 from tests.conformance.kinds import probes_of
@@ -78,6 +78,9 @@ def _take(outcome: Outcome, config: Config, probe: Probe, left: Seen, right: See
     outcome.kinds.add(probe.kind)
     if difference := differences(config, probe, left, right):
         outcome.found.append(difference)
+    for way, seen in (("iptables", left), ("sidestep", right)):
+        if probe.how.startswith("fastopen") and not is_fast(seen):
+            outcome.mispredicted.append(f"{config.name} {probe.name}: data with the SYN, {way} did {seen}")
     expected = predicted(config, probe)
     if expected is None:
         return

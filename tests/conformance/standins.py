@@ -13,6 +13,7 @@ import sys
 from functools import partial
 
 ORIGINAL_DST = 80
+TCPI_OPT_SYN_DATA = 32  # uapi/linux/tcp.h
 IP_PKTINFO, IPV6_TRANSPARENT, IPV6_RECVPKTINFO, IPV6_FREEBIND = 8, 75, 49, 78
 
 
@@ -49,7 +50,14 @@ def original(connection: socket.socket) -> list[object] | str:
 
 def accept(who: str, worker: int, listener: socket.socket) -> None:
     connection, peer = listener.accept()
-    seen = {"hit": who, "worker": worker, "source": peer[0], "source_port": peer[1], "original": original(connection)}
+    seen = {
+        "hit": who,
+        "worker": worker,
+        "source": peer[0],
+        "source_port": peer[1],
+        "original": original(connection),
+        "syn_data": bool(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 6)[5] & TCPI_OPT_SYN_DATA),
+    }
     try:
         connection.sendall(json.dumps(seen).encode() + b"\n")
         selector.register(connection, selectors.EVENT_READ, lambda: close(connection))
@@ -86,6 +94,7 @@ selector = selectors.DefaultSelector()
 wanted = json.loads(sys.argv[1])
 for worker, (who, address, port, uid, gid, transparent) in enumerate(wanted["tcp"]):
     listener = opened(socket.SOCK_STREAM, address, port, uid, gid, transparent)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 64)
     listener.listen(64)
     selector.register(listener, selectors.EVENT_READ, partial(accept, who, worker, listener))
 for who, address, port, uid, gid in wanted["udp"]:
