@@ -22,6 +22,7 @@ class Config:
     env: Mapping[str, str] = field(default_factory=lambda: DUAL)
     ids: tuple[int, int] = (1337, 1337)  # runAsUser and runAsGroup of istio-proxy
     families: tuple[int, ...] = (4, 6)
+    claims: tuple[str, ...] = ()  # addresses that the pod adds while it runs
     workers: int = 1  # of the proxy: each has a listener of its own for each port and family
 
     def manifest(self) -> dict[str, Any]:
@@ -122,4 +123,16 @@ CONFIGS = (
     _tproxy("tproxy-dns", env=DNS),
     _tproxy("tproxy-no-eth1", excludeInterfaces="eth1"),
     _tproxy("tproxy-no-lo", excludeInterfaces="lo"),
+)
+
+# A pod of the same node. It has some addresses of the pod under test as well, but other rules, and another proxy.
+NEIGHBOUR = Config(
+    "neighbour",
+    {
+        TRAFFIC + "includeInboundPorts": "80",
+        TRAFFIC + "includeOutboundIPRanges": "",
+        TRAFFIC + "includeOutboundPorts": "443",
+    },
+    ids=(4337, 4337),
+    claims=("10.20.0.3", "fd20::3"),
 )

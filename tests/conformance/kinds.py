@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 
-from tests.conformance.configs import Config
+from tests.conformance.configs import NEIGHBOUR, Config
 from tests.conformance.probe import APP, ROOT, Kind, Probe
 
 
 def probes_of(config: Config) -> list[Probe]:
     """Everything to try on a pod, families that it has no addresses of left out."""
     policy = config.policy
-    kinds = [*_outbound(config), *_loopback(config), *_inbound(), *_spread(config), *_fast_open(config), *_dns(config)]
+    kinds = [*_outbound(config), *_loopback(config), *_inbound(), *_spread(config), *_fast_open(config)]
+    kinds += [*_shared(config), *_dns(config)]
     if policy.mode == "TPROXY" and config.ids[0] == 0:
         kinds += _original_source(config)
-    return [probe for kind in kinds for probe in kind.probes() if (6 if probe.family == "6" else 4) in config.families]
+    probes = [probe for kind in kinds for probe in kind.probes() if probe.version in config.families]
+    return probes + [probe for kind in _neighbours() for probe in kind.probes()]
 
 
 def _outbound(config: Config) -> Iterator[Kind]:
@@ -97,6 +99,36 @@ def _fast_open(config: Config) -> Iterator[Kind]:
         yield Kind(f"dns.tcp.app.{how}", "remote", 53, more=("remote",), options=(way,))
         for port in (8080, 15008, 15020):
             yield Kind(f"in.{port}.{how}", "own", port, ROOT, "4 6", more=("own",), options=(way, peer))
+
+
+def _shared(config: Config) -> Iterator[Kind]:
+    """Another pod of the node has some of the pod's addresses: each is judged by its own rules."""
+    for port in (80, 8080, 15020):
+        yield Kind(f"in.shared.{port}", "shared", port, ROOT, "4", options=(("place", "peer"),))
+        yield Kind(f"in.link-local.{port}", "link-local", port, ROOT, "6", options=(("place", "peer"),))
+    yield Kind("in.udp.shared", "shared", 80, ROOT, "4", options=(("place", "peer"), ("protocol", "udp")))
+    for port in (80, 443, 8080):
+        yield Kind(f"out.app.neighbour.{port}", "neighbour", port)
+    yield Kind("lo.app.shared", "shared", 8080)
+    yield Kind("lo.proxy.shared", "shared", 8080, config.ids)
+
+
+def _neighbours() -> Iterator[Kind]:
+    """The other pod, from outside and from inside."""
+    proxy, whose = NEIGHBOUR.ids, ("whose", "neighbour")
+    outside, inside = (whose, ("place", "beyond")), (whose, ("place", "neighbour"))
+    for to in ("neighbour", "shared", "neighbours-link-local", "own2"):
+        for port in (80, 8080, 15020):
+            yield Kind(f"neighbour.in.{to}.{port}", to, port, ROOT, "4 6", options=outside)
+    for port in (80, 443, 8080):
+        yield Kind(f"neighbour.out.app.{port}", "across", port, options=inside)
+        yield Kind(f"neighbour.out.proxy.{port}", "across", port, proxy, options=inside)
+        yield Kind(f"neighbour.out.1337.{port}", "across", port, (1337, 1337), options=inside)
+    yield Kind("neighbour.out.app.own", "own", 443, options=inside)
+    for to in ("neighbour", "shared", "own2"):
+        yield Kind(f"neighbour.lo.app.{to}", to, 8080, options=inside)
+        yield Kind(f"neighbour.lo.proxy.{to}", to, 8080, proxy, options=inside)
+        yield Kind(f"neighbour.lo.1337.{to}", to, 8080, (1337, 1337), options=inside)
 
 
 def _inbound() -> Iterator[Kind]:

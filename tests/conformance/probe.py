@@ -20,6 +20,11 @@ ADDRESSES: dict[str, tuple[str, str]] = {
     "own-eth1-by-eth0": ("10.21.0.3", "fd21::3"),
     "peer": ("10.20.0.1", "fd20::1"),
     "beyond": ("10.21.0.1", "fd21::1"),
+    "shared": ("172.17.0.1", ""),
+    "link-local": ("", "fe80::1%eth0"),
+    "neighbours-link-local": ("", "fe80::1%eth2"),
+    "neighbour": ("10.22.0.2", "fd22::2"),
+    "across": ("10.22.0.1", "fd22::1"),
     "remote": ("203.0.113.7", "2001:db8:1::7"),
     "remote2": ("198.51.100.7", "2001:db8:2::7"),
     "behind-eth1": ("10.99.0.9", "fd99::9"),
@@ -47,7 +52,8 @@ class Probe:
     destinations: tuple[tuple[str, int], ...]
     opener: Ids = APP
     connector: Ids = APP
-    place: Literal["pod", "peer", "beyond"] = "pod"
+    place: Literal["pod", "peer", "beyond", "neighbour"] = "pod"
+    whose: Literal["pod", "neighbour"] = "pod"  # rules decide
     protocol: Literal["tcp", "udp"] = "tcp"
     how: How = "connected"
     source: str = ""
@@ -60,6 +66,16 @@ class Probe:
     def name(self) -> str:
         """Kind and family."""
         return f"{self.kind}/{self.family}"
+
+    @property
+    def version(self) -> int:
+        """4 or 6: what leaves the socket."""
+        return 6 if self.family == "6" else 4
+
+    @property
+    def is_from_outside(self) -> bool:
+        """Whether it comes to the pod whose rules decide, rather than from a process in it."""
+        return self.place != self.whose
 
     def request(self) -> dict[str, Any]:
         """What the prober reads."""

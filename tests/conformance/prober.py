@@ -65,7 +65,14 @@ def own_original(client: socket.socket) -> object:
         return error.strerror
 
 
-def dial(how: str, client: socket.socket, destination: tuple[str, int]) -> None:
+def end(destination: list[Any]) -> tuple[Any, ...]:
+    """A destination as connect() takes it: of a link-local address, Python wants the interface apart."""
+    address, port = destination
+    bare, _, name = address.partition("%")
+    return (bare, port, 0, socket.if_nametoindex(name)) if name else (address, port)
+
+
+def dial(how: str, client: socket.socket, destination: tuple[Any, ...]) -> None:
     """Connect as asked; with TCP Fast Open the first data go with the SYN."""
     if how == "fastopen-connect":
         client.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
@@ -86,7 +93,7 @@ def connection(probe: dict[str, Any], client: socket.socket, destination: list[A
     """Connect, hear what the other end sees, and send something back."""
     become(*probe["connector"])
     try:
-        dial(probe["how"], client, tuple(destination))
+        dial(probe["how"], client, end(destination))
     finally:
         back_to_root()
     answers = client.makefile("rb")

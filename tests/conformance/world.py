@@ -6,17 +6,14 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import yaml
-
-from tests.conformance.configs import Config
-from tests.conformance.network import connect, ip
+from tests.conformance.capture import Capture
+from tests.conformance.configs import NEIGHBOUR, Config
+from tests.conformance.network import connect
 from tests.conformance.probe import Probe
-from tests.conformance.rules import restore_text
-from tests.lab.chain import Attachment
 from tests.lab.inside import PYTHON, popen
-from tests.lab.node import NETNS, Node
+from tests.lab.node import NETNS
 
 HERE = Path(__file__).parent
 Seen = dict[str, Any]
@@ -25,64 +22,19 @@ _APPS = (22, 53, 80, 443, 5555, 8080, 15002, 15008, 15020, 15021, 15090)
 _SERVERS = (22, 53, 80, 443, 5555, 8080, 15001, 15006, 15008, 15020, 15021, 15090)
 
 
-class Capture(Protocol):
-    """How a pod's traffic is captured: rules, or an enrolment."""
-
-    def __call__(self, undo: ExitStack, config: Config, netns: Path) -> Path | None:
-        """Set it up in a namespace that has its addresses; returns the cgroup for the pod's processes, if any."""
-        ...
-
-
-def by_iptables(undo: ExitStack, config: Config, netns: Path) -> Path | None:
-    """Load Istio's rules, and what goes with them."""
-    policy = config.policy
-    for version in (4, 6) if config.captures_ipv6 else (4,):
-        command = "iptables-restore" if version == 4 else "ip6tables-restore"
-        rules = restore_text(policy, version)
-        subprocess.run(["nsenter", f"--net={netns}", command], input=rules, text=True, check=True)
-        if policy.mode == "TPROXY":
-            commands = ["rule add fwmark 1337 lookup 133", "route add local default dev lo table 133"]
-            ip(netns, commands, f"-{version}")
-    if config.captures_ipv6:
-        ip(netns, ["addr add ::6/128 dev lo"])
-    return None
-
-
-class BySidestep:
-    """Enrol through the real shim and agent of a node."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    def __call__(self, undo: ExitStack, config: Config, netns: Path) -> Path | None:
-        node, chain = self._node, self._node.chain
-        manifest = node.pods_dir / f"{config.name}.yaml"
-        manifest.write_text(yaml.safe_dump(config.manifest()))
-        undo.callback(manifest.unlink)
-        names = {"K8S_POD_NAME": config.name, "K8S_POD_NAMESPACE": "default"}
-        attachment = Attachment(secrets.token_hex(16), netns, names)
-        previous = {"cniVersion": "1.0.0", "interfaces": [], "ips": []}
-        plugin = chain.conflist["plugins"][-1]
-        chain.run("ADD", plugin, attachment, previous)
-        undo.callback(chain.run, "DEL", plugin, attachment, previous)
-        cgroup = node.kubepods / config.name
-        cgroup.mkdir()
-        undo.callback(cgroup.rmdir)
-        return cgroup
-
-
 @contextmanager
 def world(config: Config, capture: Capture) -> Iterator["World"]:
     """A pod captured in one of the two ways; everything is taken down again."""
     with ExitStack() as undo:
         tag = secrets.token_hex(3)
-        ends = {place: NETNS / f"sidestep-{tag}-{place}" for place in ("pod", "peer", "beyond")}
+        ends = {place: NETNS / f"sidestep-{tag}-{place}" for place in ("pod", "peer", "beyond", "neighbour")}
         for netns in ends.values():
             subprocess.run(["ip", "netns", "add", netns.name], check=True)
             undo.callback(subprocess.run, ["ip", "netns", "del", netns.name], check=True)
         connect(config, ends)
-        cgroup = capture(undo, config, ends["pod"])
-        made = World(ends, cgroup)
+        pods = {"pod": config, "neighbour": NEIGHBOUR}
+        cgroups = {place: capture(undo, each, ends[place]) for place, each in pods.items()}
+        made = World(ends, cgroups)
         undo.callback(made.stop)
         made.start(config)
         yield made
@@ -91,17 +43,18 @@ def world(config: Config, capture: Capture) -> Iterator["World"]:
 class World:
     """The processes of one pod and its surroundings."""
 
-    def __init__(self, ends: dict[str, Path], cgroup: Path | None) -> None:
-        self._ends, self._cgroup = ends, cgroup
+    def __init__(self, ends: dict[str, Path], cgroups: dict[str, Path | None]) -> None:
+        self._ends, self._cgroups = ends, cgroups
         self._started: list[subprocess.Popen[str]] = []
         self._probers: dict[str, subprocess.Popen[str]] = {}
 
     def start(self, config: Config) -> None:
         """Everything that listens, and a prober at each place."""
         starting = [
-            self._popen("pod", "standins.py", json.dumps(_pods_listeners(config))),
-            self._popen("peer", "standins.py", json.dumps(_servers("peer"))),
-            self._popen("beyond", "standins.py", json.dumps(_servers("beyond"))),
+            self._listen("pod", _pods_listeners(config, ("app", "E1", "E6", "D"))),
+            self._listen("neighbour", _pods_listeners(NEIGHBOUR, ("neighbour", "N1", "N6", "ND"))),
+            self._listen("peer", _servers("peer")),
+            self._listen("beyond", _servers("beyond")),
         ]
         self._probers = {place: self._popen(place, "prober.py") for place in self._ends}
         for process in (*starting, *self._probers.values()):
@@ -127,24 +80,28 @@ class World:
             process.kill()
             process.communicate()
 
+    def _listen(self, place: str, listeners: dict[str, Any]) -> subprocess.Popen[str]:
+        return self._popen(place, "standins.py", json.dumps(listeners))
+
     def _popen(self, place: str, script: str, *args: str) -> subprocess.Popen[str]:
-        cgroup = self._cgroup if place == "pod" else None
         argv = [*PYTHON, (HERE / script).read_text(), *args]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        process: subprocess.Popen[str] = popen(self._ends[place], cgroup, argv, 0, 0, **pipes)
+        process: subprocess.Popen[str] = popen(self._ends[place], self._cgroups.get(place), argv, 0, 0, **pipes)
         self._started.append(process)
         return process
 
 
-def _pods_listeners(config: Config) -> dict[str, Any]:
+def _pods_listeners(config: Config, names: tuple[str, str, str, str]) -> dict[str, Any]:
+    """Of a pod's application, of both its proxy's listeners, and of its resolver, by these names."""
+    app, outbound, inbound, resolver = names
     proxy, is_tproxy = config.ids, config.policy.mode == "TPROXY"
     everywhere = ("0.0.0.0", "::")
-    tcp = [["app", address, port, 1000, 1000, False] for port in _APPS for address in everywhere]
-    for who, port in (("E1", 15001), ("E6", 15006)):
+    tcp = [[app, address, port, 1000, 1000, False] for port in _APPS for address in everywhere]
+    for who, port in ((outbound, 15001), (inbound, 15006)):
         tcp += [[who, address, port, *proxy, is_tproxy] for address in everywhere] * config.workers
-    tcp += [["D", address, 15053, *proxy, False] for address in ("127.0.0.1", "::1")]
-    udp = [["app", address, port, 1000, 1000] for port in (53, 80) for address in everywhere]
-    udp += [["D", address, 15053, *proxy] for address in ("127.0.0.1", "::1")]
+    tcp += [[resolver, address, 15053, *proxy, False] for address in ("127.0.0.1", "::1")]
+    udp = [[app, address, port, 1000, 1000] for port in (53, 80) for address in everywhere]
+    udp += [[resolver, address, 15053, *proxy] for address in ("127.0.0.1", "::1")]
     return {"tcp": tcp, "udp": udp}
 
 
