@@ -77,6 +77,15 @@ class Sandbox:
                 return address.ip
         return None
 
+    def source(self, version: int) -> IpAddress | None:
+        """The address of a family (4 or 6) that captured connections come from: the main one.
+
+        A pod may reach IPv4 by a link-local address alone, as on EKS with IPv6. Link-local IPv6 addresses reach no
+        further than a link.
+        """
+        link_local = (each.ip for each in self.addresses if each.ip.version == version == 4)
+        return self.routable(version) or next(link_local, None)
+
     def captures_ipv6(self, dual_stack: bool) -> bool:
         """Whether Istio would capture IPv6: if it is the pod's only family or, with ISTIO_DUAL_STACK, its second."""
         if self.routable(6) is None:
