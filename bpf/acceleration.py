@@ -82,6 +82,22 @@ def attach_messages(pins: Pins) -> None:
         syscalls.attach_to_map(program.fd, sockets.fd, MESSAGE_HOOK.attach_type, "accelerated")
 
 
+def detach_messages(pins: Pins) -> None:
+    """Take an earlier program of ours off the socket hash: the programs that are attached now do without it.
+
+    Kernels before 5.18 do not say which program is attached, so there it stays, and gets no new sockets. Raises
+    KernelRefused.
+    """
+    number = _unpinned_program(pins)
+    if number is None:
+        return
+    with (
+        Descriptor(syscalls.open_program_id(number)) as program,
+        Descriptor(syscalls.open_pin(pins.maps / "accelerated")) as sockets,
+    ):
+        syscalls.detach_from_map(program.fd, sockets.fd, MESSAGE_HOOK.attach_type, "accelerated")
+
+
 def set_level(tables: Tables, node: NodeLevel) -> None:
     """Set the node's level, for new and open connections. The reason is cut to 247 bytes. Raises KernelRefused."""
     room = NodeEntry.reason.size - 1

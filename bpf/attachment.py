@@ -16,12 +16,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 from bpf import syscalls, takeover
-from bpf.acceleration import attach_messages, is_possible, repin_messages
+from bpf.acceleration import attach_messages, detach_messages, repin_messages
 from bpf.compiler import compile_and_pin, sources_digest
 from bpf.errors import KernelRefused, NotAttached
-from bpf.hooks import CGROUP_HOOKS, DECIDING, HOOKS, LOOKUP_HOOK
+from bpf.hooks import CGROUP_HOOKS, DECIDING, HOOKS, LOOKUP_HOOK, MESSAGE_HOOK
 from bpf.kernel import require_bpffs, require_capabilities
 from bpf.layout import STORAGES, TABLES, BuildEntry, Word
 from bpf.layouts import layouts
@@ -48,7 +49,7 @@ def attach_programs(pins: Pins, cgroup: Path) -> Outcome:
 
     If sources and cgroup are the same as last time and everything is still attached, nothing is compiled. Otherwise new
     programs replace the old ones on their links; maps and open connections stay. Raises CompileFailed, LibraryMissing,
-    KernelRefused, NotAttached; OtherVersion if pinned maps have other shapes.
+    KernelRefused, NotAttached, UnknownExtra; OtherVersion if pinned maps have other shapes.
 
     If another layout is attached, this one is attached beside it and gets what can be copied about its pods. The caller
     takes over the rest, then calls retire_others().
@@ -65,7 +66,7 @@ def attach_programs(pins: Pins, cgroup: Path) -> Outcome:
         repin_maps(pins, {})
         repin_messages(pins)
         takeover.note_shapes(pins.root)
-        if _recorded(pins) == (sources_digest(), str(cgroup)) and is_attached(pins):
+        if _recorded(pins)[:2] == (sources_digest(), str(cgroup)) and is_attached(pins):
             _attach_messages(pins)  # again: this is an attach's last step, and the last attach may have crashed before
             return Outcome.UNCHANGED
         _swap(pins, cgroup)
@@ -90,7 +91,8 @@ def attach_also(pins: Pins, cgroup: Path) -> bool:
             if first.is_relative_to(cgroup):
                 for hook in CGROUP_HOOKS:
                     (fresh / hook.name).rename(pins.links / hook.name)
-                _record(pins.maps, cgroup, _recorded(pins)[0])
+                recorded = _recorded(pins)
+                _record(pins.maps, cgroup, recorded.lacking, recorded.sources)
             else:
                 pins.places.mkdir(mode=0o700, exist_ok=True)
                 fresh.rename(pins_of_place(pins, cgroup))
@@ -105,7 +107,7 @@ def places_of(pins: Pins) -> list[Path]:
 
     Raises NotAttached if none is recorded.
     """
-    first = _recorded(pins)[1]
+    first = _recorded(pins).cgroup
     if not first:
         raise NotAttached(f"{pins.maps / 'build'} is not there; run `sidestep attach` (or start the agent)")
     return [Path(first), *(place for place in further_places(pins) if place.is_dir())]
@@ -183,7 +185,7 @@ def is_attached(pins: Pins) -> bool:
     """
     if not pins.root.exists():
         return False
-    cgroup = Path(_recorded(pins)[1])
+    cgroup = Path(_recorded(pins).cgroup)
     return (
         all((pins.maps / name).exists() for name in (*TABLES, *STORAGES))
         and all((pins.programs / hook.name).exists() for hook in HOOKS)
@@ -199,7 +201,7 @@ def is_deciding(pins: Pins) -> bool:
     It takes a tenth of is_attached()'s time. While a repair is under way and the cgroup is not recorded, links at any
     one cgroup count as attached.
     """
-    recorded = _recorded(pins)[1]
+    recorded = _recorded(pins).cgroup
     try:
         wanted = Path(recorded).stat().st_ino if recorded else 0
     except OSError:  # the cgroup has gone
@@ -277,8 +279,10 @@ def _exclusively(bpffs: Path) -> Iterator[None]:
 
 def _attach_messages(pins: Pins) -> None:
     """Attach acceleration's program if the kernel has taken it. Without it, capture works and the level is off."""
-    if is_possible(pins):
+    if (pins.programs / MESSAGE_HOOK.name).exists():
         attach_messages(pins)
+    else:
+        detach_messages(pins)
 
 
 def _clear_leftovers(pins: Pins) -> None:
@@ -294,13 +298,13 @@ def _attach_fresh(pins: Pins, cgroup: Path, others: list[Path]) -> None:
     try:
         for other in others:
             takeover.share_maps(fresh, other)
-        compile_and_pin(fresh / "maps", fresh / "programs")
+        lacking = compile_and_pin(fresh / "maps", fresh / "programs")
         _lead_to_lookup(fresh / "maps", fresh / "programs")
         for other in others:
             takeover.copy_maps(fresh, other)
         takeover.note_shapes(fresh)
         _link_cgroup(fresh / "programs", fresh / "links", cgroup)
-        _record(fresh / "maps", cgroup)
+        _record(fresh / "maps", cgroup, lacking)
         fresh.rename(pins.root)
     except BaseException:
         shutil.rmtree(fresh)
@@ -315,7 +319,7 @@ def _swap(pins: Pins, cgroup: Path) -> None:
     fresh = pins.top / f"new-{os.getpid()}"
     fresh.mkdir(mode=0o700)
     try:
-        compile_and_pin(pins.maps, fresh)
+        lacking = compile_and_pin(pins.maps, fresh)
         for hook in CGROUP_HOOKS:
             _relink(fresh / hook.name, pins.links / hook.name, hook.attach_type, cgroup)
         _drop_places(pins, lambda place: place.is_relative_to(cgroup))
@@ -331,7 +335,7 @@ def _swap(pins: Pins, cgroup: Path) -> None:
         for directory in link_directories(pins):
             for stale in {p.name for p in directory.iterdir()} - {h.name for h in CGROUP_HOOKS}:
                 (directory / stale).unlink()
-        _record(pins.maps, cgroup)
+        _record(pins.maps, cgroup, lacking)
     finally:
         shutil.rmtree(fresh)
 
@@ -432,20 +436,29 @@ def _create_cgroup_link(program_fd: int, cgroup: Path, attach_type: int) -> int:
         return syscalls.create_link(program_fd, directory, attach_type, cgroup)
 
 
-def _record(maps: Path, cgroup: Path, sources: bytes | None = None) -> None:
-    build = BuildEntry((ctypes.c_uint8 * 32)(*(sources or sources_digest())), str(cgroup).encode())
+class _Build(NamedTuple):
+    """What the map `build` says of the attached programs: of their sources, where they are, and extras they lack."""
+
+    sources: bytes
+    cgroup: str
+    lacking: list[str]
+
+
+def _record(maps: Path, cgroup: Path, lacking: Collection[str], sources: bytes | None = None) -> None:
+    digest = (ctypes.c_uint8 * 32)(*(sources or sources_digest()))
+    build = BuildEntry(digest, str(cgroup).encode(), ",".join(lacking).encode())
     with Descriptor(syscalls.open_pin(maps / "build")) as table:
         if number := syscalls.map_update(table.fd, Word(0), build):
             raise syscalls.refused("bpf_map_update_elem", "build", number)
 
 
-def _recorded(pins: Pins) -> tuple[bytes, str]:
+def _recorded(pins: Pins) -> _Build:
     build = BuildEntry()
     if not (pins.maps / "build").exists():
-        return b"", ""
+        return _Build(b"", "", [])
     with Descriptor(pins.open_map("build")) as table:
         syscalls.map_lookup(table.fd, Word(0), build)
-    return bytes(build.sources), build.cgroup.decode()
+    return _Build(bytes(build.sources), build.cgroup.decode(), build.extras_lacking)
 
 
 def _pinned_id(path: Path) -> int | None:

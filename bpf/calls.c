@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* For connect.c and datagram.c: the event of a call, and the check of the ports that the pod denies. */
+/* For connect.c and datagram.c: the event of a call, the ports that the pod denies, and the error of a refused call. */
 
 /* Emits the event of one connect() or sendmsg(). `counted` is the enum total that counted it. */
 static __always_inline void emit_call(__u64 cookie, struct bpf_sock *sk, const struct destination *to,
@@ -36,4 +36,16 @@ static __always_inline bool is_refused_by_pod(const struct pod *pod, __u64 cooki
     count(cookie, TOTAL_OUTBOUND_DENIED);
     emit_call(cookie, sk, to, source, DECIDED(RULE_DENY, VERDICT_REFUSE), TOTAL_OUTBOUND_DENIED);
     return true;
+}
+
+/*
+ * Refuses a connect() or sendmsg() with this errno, a negative number. Before Linux 5.18 a program can't say why it
+ * refuses, and the caller sees EPERM. Returns what the program returns.
+ */
+static __always_inline int refuse_with(int number)
+{
+#ifdef SET_RETVAL
+    bpf_set_retval(number);
+#endif
+    return 0;
 }

@@ -13,16 +13,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bpf import syscalls
 from bpf.errors import CompileFailed, LibraryMissing
-from bpf.hooks import DEATH_HOOKS, HOOKS, ITERATOR_HOOK, MESSAGE_HOOK, NETNS_HOOK, Hook
-from bpf.offsets import LISTENERS, TASKS, NoOffsets, definitions
+from bpf.extras import ACCELERATION, EXTRAS, Extra, combinations, lacking, left_out
+from bpf.hooks import DEATH_HOOKS, HOOKS, NETNS_HOOK, Hook
+from bpf.offsets import TASKS, definitions
 from bpf.steering import keep
 from bpf.syscalls import Descriptor
 
@@ -30,6 +31,7 @@ HERE = Path(__file__).parent
 _LINES_SHOWN = 40  # from the end of a verifier's log, where the reason is
 _NO_BCC = 3  # exit status of the child
 NOT_PERMITTED = os.strerror(errno.EPERM)
+_NOT_LOADED = "the kernel does not load its program"
 # libbcc's line about a map that the kernel refuses
 _MAP_REFUSED = re.compile(r"could not open bpf map: (\w+), error: (.+)")
 # For a program that the kernel refuses, libbcc writes this before the error, and the verifier's log. Lines of the log
@@ -104,32 +106,34 @@ PROLOGUE = """
 """
 
 
-# defined if programs may ask which process calls them (calls.c)
-_CALLER = "#define CALLER\n"
-
 # the programs that `sidestep trace` loads, which use the pinned maps of the others; hook → its raw tracepoint
 DEATH_SOURCES = ("maps.h", "address.h", "reading.h", "events.c", "deaths.c")
 
 
 def sources_digest() -> bytes:
-    """SHA-256 of all sources that the programs are made from: 32 bytes, stored in the map `build`."""
+    """SHA-256 of what the programs are made from: 32 bytes, stored in the map `build`.
+
+    These are the sources, and the extras that the environment leaves out. Raises UnknownExtra.
+    """
     digest = hashlib.sha256(PROLOGUE.encode())
     for name in SOURCES:
         digest.update((HERE / name).read_bytes())
-    digest.update(repr(HOOKS).encode())
+    digest.update(repr((HOOKS, EXTRAS, sorted(left_out()))).encode())
     return digest.digest()
 
 
-def compile_and_pin(maps: Path, programs: Path) -> None:
-    """Compile in a child and pin the programs in the directory `programs`.
+def compile_and_pin(maps: Path, programs: Path) -> list[str]:
+    """Compile in a child and pin the programs in the directory `programs`. Returns the extras that are not in them.
 
     Maps that are pinned in the directory `maps` are used; missing ones are made and pinned there. Raises CompileFailed
-    with the last lines of the compiler or verifier, LibraryMissing without bcc.
+    with the last lines of the compiler or verifier, LibraryMissing without bcc, UnknownExtra.
     """
+    left_out()  # a wrong name is told in one line
     child = _run("all", maps, programs)
     if child.returncode != 0:
         words = "\n".join(child.stderr.strip().splitlines()[-_LINES_SHOWN:])
         raise CompileFailed(f"the BPF programs in {HERE} do not load on this kernel:\n{words}")
+    return list(json.loads(child.stdout))
 
 
 def compile_deaths(maps: Path, programs: Path) -> None:
@@ -151,15 +155,17 @@ class Refused:
 
     maps: dict[str, str]  # if a map is refused, no program is tried
     programs: dict[str, str]  # by name of the hook; the reason is the verifier's last line
+    lacking: dict[str, str] = field(default_factory=dict)  # the extras that it does not have
 
 
 def try_each(scratch: Path) -> Refused:
     """Compile in a child, make every map and load every program by itself; nothing is attached.
 
-    Acceleration and the naming of callers are not tried, because capture works without them. `scratch` is an empty
-    directory on a bpffs. The maps are pinned there and stay. Raises CompileFailed with one line, LibraryMissing without
-    bcc.
+    Of the program of acceleration, only its offsets are tried: the self-test loads it. `scratch` is an empty directory
+    on a bpffs. The maps are pinned there and stay. Raises CompileFailed with one line, LibraryMissing without bcc,
+    UnknownExtra.
     """
+    left_out()
     child = _run("each", scratch)
     if child.returncode != 0:
         raise CompileFailed(_last_words(child))
@@ -191,81 +197,83 @@ def _compiled(maps: Path, sources: tuple[str, ...], offsets: str) -> Any:
     return BPF(text="".join(parts), cflags=["-Wno-macro-redefined"])
 
 
-def _acceleration() -> str:
-    """The macros with which acceleration is compiled in; empty if this kernel does not allow it."""
-    try:
-        return f"#define ACCELERATION\n{definitions()}"
-    except NoOffsets:
-        return ""
-
-
 def _load(unit: Any, hook: Hook) -> Any:
     return unit.load_func(hook.function, hook.program_type, None, hook.attach_type)
 
 
-def _iterator() -> str:
-    """The macros with which the iterator over listeners is compiled in; empty if this kernel does not allow it."""
-    try:
-        return f"#define ITERATOR\n{definitions(LISTENERS)}"
-    except NoOffsets:
-        return ""
-
-
 def _main_all(maps: Path, programs: Path) -> None:
-    unit, loaded = _loaded(maps)
+    without = lacking()
+    unit, loaded, extras = _loaded(maps, without)
     for hook, program in loaded.items():
         syscalls.pin(program.fd, programs / hook.name)
-    # Capture works without these. Without the first the node's level is off, without the second the agent finds
-    # listeners in another way.
-    for hook in (MESSAGE_HOOK, ITERATOR_HOOK):
-        with suppress(Exception):  # bcc raises nothing narrower
-            syscalls.pin(_load(unit, hook).fd, programs / hook.name)
+    for extra in extras:
+        if extra.hook and not _pin_if_taken(unit, extra.hook, programs):
+            without[extra.name] = _NOT_LOADED
     # last: from here on pods are enrolled with it
     with Descriptor(syscalls.open_pin(maps / "steering")) as steering:
         keep(steering.fd, unit.dump_func(NETNS_HOOK.function), _name_of_map)
+    taken = [extra.name for extra in extras if extra.name not in without]
+    sys.stdout.write(json.dumps([extra.name for extra in EXTRAS if extra.name not in taken]))
+
+
+def _pin_if_taken(unit: Any, hook: Hook, programs: Path) -> bool:
+    with suppress(Exception):  # bcc raises nothing narrower
+        syscalls.pin(_load(unit, hook).fd, programs / hook.name)
+        return True
+    return False
 
 
 def _name_of_map(fd: int) -> str:
     return str(syscalls.map_info(fd).name.decode())
 
 
-def _loaded(maps: Path) -> tuple[Any, dict[Hook, Any]]:
-    """The programs that capture, with as many extras as this kernel takes.
-
-    The extras are acceleration and the naming of callers. First both are tried, then each alone, then neither. All have
-    the iterator with them, and only if it does not even compile they are tried without it.
-    """
-    extras = (_CALLER + _acceleration(), _acceleration(), _CALLER, "")
-    *better, plainest = dict.fromkeys((*(each + _iterator() for each in extras), *extras))
-    for macros in better:
+def _loaded(maps: Path, without: Mapping[str, str]) -> tuple[Any, dict[Hook, Any], tuple[Extra, ...]]:
+    """The programs that capture, with as many extras as this kernel takes, and these extras."""
+    *better, plainest = combinations(without)
+    for extras in better:
         with suppress(Exception):  # bcc raises nothing narrower
-            return _loaded_with(maps, macros)
-    return _loaded_with(maps, plainest)
+            return *_loaded_with(maps, extras), extras
+    return *_loaded_with(maps, plainest), plainest
 
 
-def _loaded_with(maps: Path, macros: str) -> tuple[Any, dict[Hook, Any]]:
-    unit = _compiled(maps, SOURCES, macros)
+def _loaded_with(maps: Path, extras: Iterable[Extra]) -> tuple[Any, dict[Hook, Any]]:
+    unit = _compiled(maps, SOURCES, _macros(extras))
     return unit, {hook: _load(unit, hook) for hook in HOOKS}
 
 
+def _macros(extras: Iterable[Extra]) -> str:
+    return "".join(extra.macros() for extra in extras)
+
+
 def _main_each(maps: Path) -> None:
-    refused = Refused({}, {})
+    refused = Refused({}, {}, lacking())
     try:
         with _overheard() as said:
-            unit = _compiled(maps, SOURCES, "")
+            there = [extra for extra in EXTRAS if extra.name not in refused.lacking and extra is not ACCELERATION]
+            unit = _compiled(maps, SOURCES, _macros(there))
     except Exception:  # bcc raises nothing narrower
         sys.stderr.write("\n".join(said) + "\n")
         refused.maps.update((found[1], found[2]) for line in said if (found := _MAP_REFUSED.search(line)))
         if not refused.maps:
             raise
     for hook in () if refused.maps else HOOKS:
-        try:
-            with _overheard() as said:
-                _load(unit, hook)
-        except Exception as error:  # bcc raises nothing narrower
-            is_permitted = ctypes.get_errno() != errno.EPERM
-            refused.programs[hook.name] = _verifiers_last_line(said, str(error)) if is_permitted else NOT_PERMITTED
+        if why := _refusal(unit, hook):
+            refused.programs[hook.name] = why
+    for extra in () if refused.maps else there:
+        if extra.hook and (why := _refusal(unit, extra.hook)):
+            refused.lacking[extra.name] = why
     sys.stdout.write(json.dumps(vars(refused)))
+
+
+def _refusal(unit: Any, hook: Hook) -> str:
+    """Why the kernel does not load a program, "" if it does."""
+    try:
+        with _overheard() as said:
+            _load(unit, hook)
+    except Exception as error:  # bcc raises nothing narrower
+        is_permitted = ctypes.get_errno() != errno.EPERM
+        return _verifiers_last_line(said, str(error)) if is_permitted else NOT_PERMITTED
+    return ""
 
 
 @contextmanager

@@ -39,6 +39,16 @@ static __always_inline bool read_opener(struct opener *who, __u64 sk)
     return true;
 }
 
+/*
+ * Whether the kernel runs this program as the socket's owner. Before commit 9378096e8a65 (Linux 6.5 and 6.1.42) it holds
+ * the socket's spinlock instead. To store the socket there would wait for that lock for ever. So on such a kernel nothing
+ * is stored, which the agent notices (cni/enrolment/hearing.py).
+ */
+static __always_inline bool is_owned(void *sk)
+{
+    return read32((__u64)sk, SOCK_OWNED);
+}
+
 static __always_inline void store_chosen(void *sk, __u64 socket)
 {
     struct listener_key key = {.port = INBOUND_PORT};
@@ -46,7 +56,7 @@ static __always_inline void store_chosen(void *sk, __u64 socket)
     __u32 zero = 0;
 
     choice = choices.lookup(&zero);
-    if (!choice)
+    if (!choice || !is_owned(sk))
         return;
     key.cookie = choice->cookie;
     for (int slot = 0; slot < LISTENER_SLOTS; slot++) {

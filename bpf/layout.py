@@ -316,9 +316,14 @@ class ChoiceEntry(ctypes.Structure):
 
 
 class BuildEntry(ctypes.Structure):
-    """Value of build: the digest of the attached programs' sources, and the cgroup they are attached to."""
+    """Value of build: the digest of the attached programs' sources, where they are attached, and extras they lack."""
 
-    _fields_ = [("sources", U8 * 32), ("cgroup", ctypes.c_char * 256)]
+    _fields_ = [("sources", U8 * 32), ("cgroup", ctypes.c_char * 256), ("lacking", ctypes.c_char * 128)]
+
+    @property
+    def extras_lacking(self) -> list[str]:
+        """The names of the extras (extras.py) that the programs do without."""
+        return [name for name in self.lacking.decode().split(",") if name]
 
 
 class SteeringEntry(ctypes.Structure):

@@ -28,6 +28,7 @@ _FUNCTIONS = {
     "bpf_prog_get_fd_by_id": (c_int, c_uint32),
     "bpf_prog_load": (c_int, c_int, c_char_p, c_char_p, c_void_p, c_size_t, c_void_p),
     "bpf_prog_attach": (c_int, c_int, c_int, c_int, c_uint32),
+    "bpf_prog_detach2": (c_int, c_int, c_int, c_int),
     "bpf_prog_query": (c_int, c_int, c_int, c_uint32, *[c_void_p] * 3),
     "bpf_link_create": (c_int, c_int, c_int, c_int, c_void_p),
     "bpf_iter_create": (c_int, c_int),

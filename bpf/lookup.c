@@ -142,6 +142,21 @@ static __always_inline bool is_from_itself(struct bpf_sk_lookup *ctx, __u64 cook
     return is_on_lo(remote) || is_same_address(local, remote) || is_own_address(cookie, remote);
 }
 
+/*
+ * The interface that a packet for one of the pod's addresses arrived on. Before Linux 5.17 programs are not told. There it
+ * is the interface that has the address, 0 if none has it.
+ */
+static __always_inline __u32 arrival_of(struct bpf_sk_lookup *ctx, __u64 cookie, const struct address *local)
+{
+#ifdef INGRESS_IFINDEX
+    return ctx->ingress_ifindex;
+#else
+    struct own_address *own = own_address(cookie, local);
+
+    return own ? own->ifindex : 0;
+#endif
+}
+
 int ss_sk_lookup(struct bpf_sk_lookup *ctx)
 {
     struct address local, remote;
@@ -168,7 +183,7 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
     if (is_proxy_dial(ctx, pod, cookie, &local, &remote))
         return SK_PASS;
     decision = decide_inbound(pod->flags, ctx->local_port, rules_of_port(pod, cookie, ctx->local_port),
-                              is_excluded_interface(pod, cookie, ctx->ingress_ifindex));
+                              is_excluded_interface(pod, cookie, arrival_of(ctx, cookie, &local)));
     if (decision.verdict == VERDICT_PASS) {
         note_packet(ctx, cookie, &local, &remote, decision.rule, TOTAL_INBOUND_DIRECT);
         return SK_PASS;

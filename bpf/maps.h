@@ -355,8 +355,9 @@ struct event {
 
 /* The attached programs and where. A later start compares it to tell whether it has anything to do. */
 struct build {
-    __u8 sources[32]; /* SHA-256 of the joined program text */
-    char cgroup[256]; /* where the links are attached, NUL-terminated */
+    __u8 sources[32];  /* SHA-256 of the joined program text and of the extras that were left out on purpose */
+    char cgroup[256];  /* where the links are attached, NUL-terminated */
+    char lacking[128]; /* names of the extras (extras.py) that the programs do without, with commas, NUL-terminated */
 };
 
 /* What ss_steer has in the place of its pod's cookie until it is loaded for a pod: "sidestep". */

@@ -38,7 +38,10 @@ class NoOffsets(Exception):
 
 @dataclass(frozen=True)
 class Field:
-    """A field that programs read: the macro for its offset, its struct and name, and its size in bytes, or _ANY."""
+    """A field that programs read: the macro for its offset, its struct and name, and its size in bytes, or _ANY.
+
+    The name of a field of a field has a dot.
+    """
 
     macro: str
     struct: bytes
@@ -72,6 +75,7 @@ LISTENERS = (
     Field("SOCK_PORT", b"sock_common", b"skc_num", 2),
     Field("SOCK_LOCAL4", b"sock_common", b"skc_rcv_saddr", 4),
     Field("SOCK_LOCAL6", b"sock_common", b"skc_v6_rcv_saddr", 16),
+    Field("SOCK_OWNED", b"sock", b"sk_lock.owned", 4),
     Field("SOCK_SOCKET", b"sock", b"sk_socket", 8),
     Field("SOCKET_FILE", b"socket", b"file", 8),
     Field("FILE_CREDENTIALS", b"file", b"f_cred", 8),
@@ -124,12 +128,12 @@ def _offset(btf: int, field: Field) -> int | None:
     found = LIBBPF.btf__find_by_name_kind(btf, field.struct, _STRUCT)
     if found < 0:
         raise NoOffsets(f"the kernel's type information has no struct {field.struct.decode()}")
-    place = next((each for each in _members(btf, found) if each[0] == field.name), None)
+    place = _place(btf, found, field.name.split(b"."))
     if place is None:
         if field.optional:
             return None
         raise NoOffsets(f"the kernel's struct {field.struct.decode()} has no field {field.name.decode()}")
-    _, bits, size = place
+    bits, size = place
     whole = LIBBPF.btf__resolve_size(btf, found)
     if size != (field.size or size) or bits % (8 * _ALIGNMENT.get(field.size, 8)) or bits // 8 + size > whole:
         raise NoOffsets(
@@ -139,8 +143,19 @@ def _offset(btf: int, field: Field) -> int | None:
     return bits // 8
 
 
+def _place(btf: int, type_id: int, path: list[bytes], base: int = 0) -> tuple[int, int] | None:
+    """Offset in bits and size in bytes of a member, or of a member's member; None if there is none of this name."""
+    first, *more = path
+    for name, bits, member in _members(btf, type_id, base):
+        if name == first:
+            if more:
+                return _place(btf, LIBBPF.btf__resolve_type(btf, member), more, bits)
+            return bits, LIBBPF.btf__resolve_size(btf, member)
+    return None
+
+
 def _members(btf: int, type_id: int, base: int = 0) -> Iterator[tuple[bytes, int, int]]:
-    """Name, offset in bits and size in bytes of each member. Nameless structs and unions are replaced by their members.
+    """Name, offset in bits and type of each member. Nameless structs and unions are replaced by their members.
 
     `base` is the offset of the type in bits.
     """
@@ -152,7 +167,7 @@ def _members(btf: int, type_id: int, base: int = 0) -> Iterator[tuple[bytes, int
         bits = base + (member.offset & 0xFFFFFF if head.info >> 31 else member.offset)
         name = LIBBPF.btf__name_by_offset(btf, member.name)
         if name:
-            yield name, bits, LIBBPF.btf__resolve_size(btf, member.type)
+            yield name, bits, member.type
             continue
         inner = LIBBPF.btf__resolve_type(btf, member.type)
         if inner >= 0 and _kind(btf, inner) in (_STRUCT, _UNION):

@@ -200,6 +200,11 @@ def attach_to_map(program_fd: int, map_fd: int, attach_type: int, subject: objec
     _checked("bpf_prog_attach", subject, result)
 
 
+def detach_from_map(program_fd: int, map_fd: int, attach_type: int, subject: object) -> None:
+    """Take a program off a socket map. Sockets that are in the map already keep it."""
+    _checked("bpf_prog_detach", subject, LIBBPF.bpf_prog_detach2(program_fd, map_fd, attach_type))
+
+
 def map_ids() -> Iterator[int]:
     """The ids of all maps of this machine. Does not raise: if the kernel refuses, it yields none."""
     following = ctypes.c_uint32(0)

@@ -3,8 +3,8 @@
 Of a program that it takes, that is how much it had to walk; of one that it refuses, the way to the instruction at
 fault. With --steps it is every instruction of every path, and the registers before each: tens of megabytes.
 
-The programs are compiled as an agent compiles them, acceleration included where the kernel has what that takes, into a
-bpffs of their own; nothing is attached.
+The programs are compiled as an agent compiles them, with the extras that the kernel has (SIDESTEP_LACKING leaves some
+out), into a bpffs of their own; nothing is attached.
 """
 
 import subprocess
@@ -18,6 +18,7 @@ import click
 
 from bpf import compiler
 from bpf.compiler import DEATH_SOURCES, SOURCES
+from bpf.extras import combinations, lacking
 from bpf.hooks import DEATH_HOOKS, HOOKS, ITERATOR_HOOK, MESSAGE_HOOK
 from bpf.kernel import require_root
 from bpf.offsets import TASKS, definitions
@@ -38,8 +39,8 @@ def verifier_log(program: str, steps: bool) -> None:
             if hook in DEATH_HOOKS:
                 unit = compiler._compiled(maps, DEATH_SOURCES, definitions(TASKS))
             else:
-                macros = compiler._CALLER + compiler._acceleration() + compiler._iterator()
-                unit = compiler._compiled(maps, SOURCES, macros)
+                extras = next(combinations(lacking()))
+                unit = compiler._compiled(maps, SOURCES, compiler._macros(extras))
             unit.debug = _STEPS if steps else _LOG
             compiler._load(unit, hook)
     except Exception as error:  # bcc raises nothing narrower; its own words are on standard error already

@@ -7,6 +7,7 @@ compiles and loads the programs. If attaching fails, the agent does all that the
 from bpf.acceleration import other_owners
 from bpf.attachment import Outcome, attach_programs
 from bpf.errors import CompileFailed, KernelRefused
+from bpf.extras import ACCELERATION
 from bpf.layout import Level
 from installer.probe.attach_point import attach_point_findings, bpffs, earlier_installation
 from installer.probe.findings import Finding, Findings, Presence
@@ -39,7 +40,9 @@ def examine_programs(attachment: Attachment, chain: Chain, node: Node) -> Findin
         return found
     from installer.probe.trial_connections import trial_connections
 
-    return Findings((*found.rows, *trial_connections(attachment), _acceleration(attachment)))
+    is_lacking = any(row.what == ACCELERATION.name for row in found.rows)
+    level = [] if is_lacking else [_acceleration(attachment)]
+    return Findings((*found.rows, *trial_connections(attachment), *level))
 
 
 def require_capable(attachment: Attachment, chain: Chain, node: Node) -> None:

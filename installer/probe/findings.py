@@ -80,12 +80,12 @@ NEEDS = {
     "sockops": Need("sockops", f"{_ACCEPTED}; inbound capture", "5.15"),
     "getsockopt": Need("getsockopt", "SO_ORIGINAL_DST for the proxy", "5.15"),
     "steer": Need("steer", "inbound capture", "5.9"),
-    "sk_lookup": Need("sk_lookup", "inbound capture", "5.17"),
+    "sk_lookup": Need("sk_lookup", "inbound capture", "5.9"),
     "bpf_link": Need("bpf_link", "attaching and upgrading in place", "5.7"),
     "SO_NETNS_COOKIE": Need("SO_NETNS_COOKIE", "naming pods", "5.14"),
     "pidfd_getfd": Need("pidfd_getfd", "adopting running pods", "5.6"),
 }
-MINIMUM = "5.17"  # the highest version in NEEDS
+MINIMUM = "5.15"  # the highest version in NEEDS
 
 
 def finding_of(name: str, problem: str) -> Finding:

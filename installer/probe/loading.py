@@ -1,9 +1,14 @@
-"""Examines whether this kernel takes this version's programs and maps, and says what refused ones are needed for."""
+"""Examines whether this kernel takes this version's programs and maps, and what refused ones are needed for.
+
+Extras that the kernel lacks are warnings: capture works without them.
+"""
 
 import re
+from collections.abc import Mapping
 
 from bpf.compiler import HERE, NOT_PERMITTED, Refused, try_each
 from bpf.errors import CompileFailed, KernelRefused, LibraryMissing
+from bpf.extras import EXTRAS, Extra
 from bpf.hooks import HOOKS
 from bpf.kernel import require_bpffs
 from installer.probe.findings import Finding, Presence, finding_of
@@ -22,7 +27,10 @@ _MACROS = {
 
 
 def loading(attachment: Attachment) -> list[Finding]:
-    """A row for each program or map that the kernel refuses, or one row if it takes all. Attaches nothing."""
+    """A row for each program or map that the kernel refuses, or one row if it takes all; then the extras it lacks.
+
+    Attaches nothing. Raises UnknownExtra.
+    """
     try:
         require_bpffs(attachment.bpffs)
         with scratch_pins(attachment.bpffs) as directory:
@@ -33,7 +41,8 @@ def loading(attachment: Attachment) -> list[Finding]:
     except (KernelRefused, OSError):
         return [Finding(_WHAT, _NEEDED_BY, "not tried: they need a bpffs", Presence.UNKNOWN, "see the row bpffs")]
     found = f"{len(HOOKS)} programs and {len(map_kinds())} maps, compiled and loaded"
-    return refused_rows(refused) or [Finding(_WHAT, _NEEDED_BY, found, Presence.YES)]
+    rows = refused_rows(refused) or [Finding(_WHAT, _NEEDED_BY, found, Presence.YES)]
+    return rows if refused.maps else [*rows, *lacking_rows(refused.lacking)]
 
 
 def refused_rows(refused: Refused) -> list[Finding]:
@@ -45,6 +54,18 @@ def refused_rows(refused: Refused) -> list[Finding]:
         why = "the programs were not tried: they need all maps"
         return [*rows, Finding(_WHAT, _NEEDED_BY, why, Presence.UNKNOWN, "see the other rows")]
     return [finding_of(hook, why) for hook, why in refused.programs.items()]
+
+
+def lacking_rows(lacking: Mapping[str, str]) -> list[Finding]:
+    """A row for each extra that this kernel does not have: name → why."""
+    return [_lacking(each, lacking[each.name]) for each in EXTRAS if each.name in lacking]
+
+
+def _lacking(extra: Extra, why: str) -> Finding:
+    if why == NOT_PERMITTED:
+        return Finding(extra.name, extra.needed_by, "not permitted to try", Presence.WARNING, "see the other rows")
+    advice = f"without it, {extra.without}; Linux {extra.since}, or newer, has it"
+    return Finding(extra.name, extra.needed_by, f"not there: {why}", Presence.WARNING, advice)
 
 
 def map_kinds() -> dict[str, str]:

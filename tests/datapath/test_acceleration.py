@@ -262,11 +262,11 @@ def test_detaching_loses_nothing_that_is_on_its_way(wire: Wire) -> None:
 def cramped(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pods]:
     """Two pods of a node whose socket hash has room for one end of one connection."""
 
-    def compile_around_it(maps: Path, programs: Path) -> None:
+    def compile_around_it(maps: Path, programs: Path) -> list[str]:
         made = create_sockhash(ctypes.sizeof(EndKey), 8, 1, "accelerated")
         with Descriptor(made) as sockets:
             syscalls.pin(sockets.fd, maps / "accelerated")
-        compile_and_pin(maps, programs)
+        return compile_and_pin(maps, programs)
 
     monkeypatch.setattr(attachment, "compile_and_pin", compile_around_it)
     with scratch_pins() as (pins, cgroup):

@@ -50,13 +50,14 @@ class Compiled:
     maps: Path
     programs: Path
 
-    def pin(self, maps: Path, programs: Path) -> None:
+    def pin(self, maps: Path, programs: Path) -> list[str]:
         """As compile_and_pin(): maps that are there are used, the others made, and programs pinned."""
         for source, target in ((self.maps, maps), (self.programs, programs)):
             for path in sorted(source.iterdir()):
                 if not (target / path.name).exists():
                     with Descriptor(syscalls.open_pin(path)) as found:
                         syscalls.pin(found.fd, target / path.name)
+        return []
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def test_a_refused_helper_is_named_and_the_other_programs_are_tried(bpffs: Path,
     assert tried(bpffs) == Refused({}, {"sk_lookup": HELPER})
     (row,) = loading(Attachment(bpffs))
     assert (row.what, row.needed_by, row.found, row.verdict) == ("sk_lookup", "inbound capture", HELPER, "no")
-    assert row.advice.startswith("use a kernel that has it: Linux 5.17 or newer")
+    assert row.advice.startswith("use a kernel that has it: Linux 5.9 or newer (5.15 for all of sidestep)")
 
 
 def test_a_map_that_cannot_be_made_is_named_and_the_programs_are_unknown(bpffs: Path, change: Change) -> None:

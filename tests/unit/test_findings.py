@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bpf.extras import EXTRAS
 from bpf.hooks import HOOKS
 from installer.probe import process
 from installer.probe.attach_point import point_row
@@ -106,6 +107,11 @@ def test_every_feature_has_a_reason_and_a_line_in_the_document() -> None:
     versions = {cells for cells in told if len(cells) == 3 and re.fullmatch(r"\d+\.\d+", cells[2])}
     assert {(need.label, need.needed_by, need.since) for need in NEEDS.values()} == versions
     assert f"Linux {MINIMUM}" in KERNELS.read_text()
+
+
+def test_every_extra_has_a_line_in_the_document() -> None:
+    lines = {line for line in KERNELS.read_text().splitlines() if line.startswith("|")}
+    assert {f"| {each.name} | {each.needed_by} | {each.without} | {each.since} |" for each in EXTRAS} <= lines
 
 
 def test_kubelet_on_version_1_of_a_hybrid_host(tmp_path: Path) -> None:

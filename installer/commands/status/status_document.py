@@ -9,6 +9,7 @@ from bpf.acceleration import NodeLevel, level_of
 from bpf.attachment import is_attached
 from bpf.compiler import sources_digest
 from bpf.errors import KernelRefused, SidestepError
+from bpf.extras import EXTRAS
 from bpf.layout import BuildEntry, Cookie, Level, PodEntry, Quad, TrafficEntry
 from bpf.pins import OtherVersion, Pins
 from bpf.tables import Tables, entries
@@ -24,6 +25,9 @@ from installer.commands.status.agent_health import agent_of
 from installer.commands.status.chain_entry import chain_of
 from installer.commands.status.program_runs import HOW_TO_COUNT, counts_runs, programs_of
 from installer.settings import Attachment, Chain, Node, Ports
+
+# what is done without each extra of the kernel
+_WITHOUT = {each.name: each.without for each in EXTRAS}
 
 
 def status_document(attachment: Attachment, chain: Chain, node: Node, ports: Ports) -> dict[str, Any]:
@@ -65,6 +69,7 @@ def status_of(pins: Pins, proc: Path = Path("/proc")) -> dict[str, Any]:
         "attach_point": build.cgroup.decode(),
         "pins": str(pins.root),
         "current": bytes(build.sources) == sources_digest(),
+        "lacking": {name: _WITHOUT.get(name, "") for name in build.extras_lacking},
         "acceleration": {"level": str(node.level), "wanted": str(node.wanted), "reason": node.reason},
         "run_counts": {"on": counts_runs(), "how": HOW_TO_COUNT},
         "programs": programs_of(pins),
@@ -104,6 +109,7 @@ def _unknown(attachment: Attachment, attached: bool | None, problem: str) -> dic
         "attach_point": attach_point,
         "pins": str(attachment.pins.root),
         "current": False,
+        "lacking": {},
         "acceleration": None,
         "run_counts": {"on": counts_runs(), "how": HOW_TO_COUNT},
         "programs": [],

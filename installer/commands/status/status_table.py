@@ -39,6 +39,8 @@ def _lines(document: Document) -> Iterator[str]:
     yield from _steering(document["pods"])
     yield from _lost(document["pods"])
     yield from _sidecars(document["sidecars"])
+    for name, instead in document["lacking"].items():
+        yield f"kernel: without {name}{instead and ': '}{instead}"
     if told := document["acceleration"]:
         yield f"acceleration: {_level(told)}"
     chain, agent = document["chain"], document["agent"]
