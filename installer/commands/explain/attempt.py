@@ -3,18 +3,19 @@
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from bpf.attachment import places_of
 from bpf.errors import KernelRefused
 from bpf.kernel import cgroup2_root
-from bpf.layout import SPREAD6, TOTALS, BuildEntry, Cookie, Event, EventKind, Word
+from bpf.layout import SPREAD6, TOTALS, Cookie, Event, EventKind
 from bpf.pins import Pins
-from bpf.tables import Table, Tables
+from bpf.tables import Tables
 from bpf.tracing import Trace, TraceBusy
 from cni.netns.namespaces import why_absent
 from cni.netns.proc_net import endpoint, family_of, plain
@@ -199,13 +200,14 @@ class _Trial:
 
     def _cgroup(self, pod: EnrolledPod, container: str) -> Path:
         """A cgroup of the pod where the programs see us; in a strict pod the proxy's or another, by `container`."""
-        top = _attached_at(self._pins)
+        places = places_of(self._pins.look_only())
         crowd = crowds(self._proc).get(pod.inode)
         is_proxys = {"trusted": True, "other": False}.get(container) if pod.proxy_cgroup is not None else None
-        for directory in _cgroups(self._proc, crowd, top) if crowd else ():
+        for directory in _cgroups(self._proc, crowd, places) if crowd else ():
             if is_proxys is None or (directory.stat().st_ino == pod.proxy_cgroup) == is_proxys:
                 return directory
-        raise CannotTry(f"{pod.identity} has no process in a cgroup below {top}, where the programs are attached")
+        at = " or ".join(map(str, places))
+        raise CannotTry(f"{pod.identity} has no process in a cgroup below {at}, where the programs are attached")
 
 
 def _too_busy(pod: EnrolledPod) -> CannotTry:
@@ -260,18 +262,8 @@ def _require_own(source: IPAddress) -> None:
             ) from error
 
 
-def _attached_at(pins: Pins) -> Path:
-    table: Table[Word, BuildEntry] = Table(pins.look_only(), "build")
-    try:
-        build = table.get(Word(0))
-    finally:
-        os.close(table.descriptor)
-    recorded = Path(build.cgroup.decode()) if build else cgroup2_root()
-    return recorded if recorded.is_dir() else cgroup2_root()
-
-
-def _cgroups(proc: Path, crowd: Crowd, top: Path) -> Iterator[Path]:
-    """The cgroup2 directories below `top` of a crowd's processes, each once."""
+def _cgroups(proc: Path, crowd: Crowd, places: Sequence[Path]) -> Iterator[Path]:
+    """The cgroup2 directories below these places of a crowd's processes, each once."""
     seen = set()
     for pid in crowd.pids:
         try:
@@ -281,15 +273,16 @@ def _cgroups(proc: Path, crowd: Crowd, top: Path) -> Iterator[Path]:
         path = next((line[3:] for line in lines if line.startswith("0::")), "")
         if path and path not in seen:
             seen.add(path)
-            directory = _directory(path, top)
+            directory = _directory(path, places)
             if directory is not None:
                 yield directory
 
 
-def _directory(path: str, top: Path) -> Path | None:
+def _directory(path: str, places: Sequence[Path]) -> Path | None:
     """A cgroup's directory. In a cgroup namespace, paths start elsewhere: there it is found by its name."""
     plainly = cgroup2_root() / path.lstrip("/")
     if ".." not in plainly.parts and plainly.is_dir():
-        return plainly if plainly.is_relative_to(top) else None
+        return plainly if any(map(plainly.is_relative_to, places)) else None
     name = Path(path).name
-    return next((Path(at) / name for at, below, _ in os.walk(top) if name in below), None)
+    walked = (found for place in places for found in os.walk(place))
+    return next((Path(at) / name for at, below, _ in walked if name in below), None)

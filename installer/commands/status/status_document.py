@@ -12,6 +12,7 @@ from bpf.errors import KernelRefused, SidestepError
 from bpf.extras import EXTRAS
 from bpf.layout import BuildEntry, Cookie, Level, PodEntry, Quad, TrafficEntry
 from bpf.pins import OtherVersion, Pins
+from bpf.places import further_places
 from bpf.tables import Tables, entries
 from bpf.takeover import kept_by_others
 from cni.enrolment.bystanders import captured_twice
@@ -67,6 +68,7 @@ def status_of(pins: Pins, proc: Path = Path("/proc")) -> dict[str, Any]:
         "problem": "",
         "kept_by_others": kept_by_others(pins),
         "attach_point": build.cgroup.decode(),
+        "further_places": [str(place) for place in further_places(pins) if place.is_dir()],
         "pins": str(pins.root),
         "current": bytes(build.sources) == sources_digest(),
         "lacking": {name: _WITHOUT.get(name, "") for name in build.extras_lacking},
@@ -97,16 +99,17 @@ def _sidecars(kernel: dict[str, Any], pins: Pins, node: Node) -> dict[str, Any]:
 
 
 def _unknown(attachment: Attachment, attached: bool | None, problem: str) -> dict[str, Any]:
-    """The kernel's side if it cannot be read. The attach point is where the programs would be attached."""
+    """The kernel's side if it cannot be read. The places are those where the programs would be attached."""
     try:
-        attach_point = str(attachment.attach_point())
+        attach_point, *further = (str(place) for place in attachment.choice().every)
     except KernelRefused:
-        attach_point = ""
+        attach_point, further = "", []
     return {
         "attached": attached,
         "problem": problem,
         "kept_by_others": {},
         "attach_point": attach_point,
+        "further_places": further,
         "pins": str(attachment.pins.root),
         "current": False,
         "lacking": {},
