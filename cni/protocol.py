@@ -1,4 +1,4 @@
-"""The messages between shim and agent, with the results and errors that the shim prints for the CNI runtime.
+"""The messages that the agent takes, with the results and errors that the shim prints for the CNI runtime.
 
 Each side sends one message over a unix stream socket: its length as four bytes in network order, then a JSON object.
 With its first bytes the shim sends the pod's network namespace as a file descriptor, so the agent needs no host mount
@@ -9,9 +9,9 @@ import json
 import socket
 import struct
 import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from cni.errors import CniError, Code, InvalidRequest
 
@@ -64,6 +64,34 @@ class Request(BaseModel):
     def result(self) -> dict[str, Any]:
         """The result of a chained plugin that adds nothing: the previous result, unchanged."""
         return self.config.prev_result or {"cniVersion": self.config.cni_version}
+
+
+class Passed(BaseModel):
+    """The plugin let a pod pass at ADD without asking, and says so. It waits for no answer, and gets none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1]
+    command: Literal["PASSED"]
+    # limits of what the agent remembers; the names' are Kubernetes' (a DNS subdomain), the id's is the plugin's
+    container_id: str = Field(max_length=128)
+    namespace: str = Field(max_length=253)
+    name: str = Field(max_length=253)
+    uid: str = Field(max_length=128)
+    reason: str = Field(max_length=1024)
+
+
+class WhoPassed(BaseModel):
+    """A command asks which pods were let pass. The answer's output is {"passed": [{"pod": …, "reason": …}]}."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+    command: Literal["WHO_PASSED"] = "WHO_PASSED"
+
+
+Message = Request | Passed | WhoPassed
+_MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="command")])
 
 
 class PodArgs(BaseModel):
@@ -136,13 +164,13 @@ def _received(connection: socket.socket, size: int, until: float | None) -> byte
     return bytes(found)
 
 
-def decode(message: bytes) -> Request:
-    """Parse a message into a request. Raises InvalidRequest that names the first wrong field."""
+def decode(message: bytes) -> Message:
+    """Parse a message. Raises InvalidRequest that names the first wrong field."""
     try:
-        return Request.model_validate_json(message)
+        return _MESSAGE.validate_json(message)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "message"
+        where = ".".join(str(part) for part in first["loc"][1:]) or "message"  # the first part is the command
         raise InvalidRequest(f"{where}: {first['msg']}", code=Code.DECODE_FAILURE) from error
 
 

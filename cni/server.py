@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ Observer = Callable[[str, int, float], None]
 # Threads that read requests, and threads that answer them, by verb: an ADD may wait seconds for the API server, and
 # must keep neither a DEL from ending a pod nor a STATUS from being answered.
 _READERS = 16
-_WORKERS = {"ADD": 32, "CHECK": 8, "DEL": 8, "STATUS": 4, "GC": 2}
+_STATUS = "STATUS"
+_WORKERS = {"ADD": 32, "CHECK": 8, "DEL": 8, _STATUS: 4, "GC": 2}
 _BACKLOG = 512
 _LOOK_SECONDS = 1.0  # between two looks whether the socket is still at its path
 # limit for each read and for sending the answer, so that a client that stops half-way does not keep a worker
@@ -151,7 +153,7 @@ class Server:
         log.warning("socket.restored", reason=why)
 
     def _take(self, connection: socket.socket) -> None:
-        """Read a request, and have a worker of its verb answer it."""
+        """Read a message, and have it answered."""
         descriptors: list[int] = []
         try:
             connection.settimeout(_REQUEST_SECONDS)
@@ -160,27 +162,41 @@ class Server:
                 log.warning("peer.refused", uid=uid)
                 raise ConnectionRefusedError("the peer is not root")
             started = time.monotonic()
-            message, descriptors = protocol.receive_message(connection)
+            text, descriptors = protocol.receive_message(connection)
             try:
-                request = protocol.decode(message)
+                message = protocol.decode(text)
             except CniError as error:
                 connection.sendall(protocol.encode(self._counted("", protocol.failure(_as_cni_error(error)), started)))
                 _close(connection, descriptors)
                 return
-            self._pools[request.command].submit(self._answer, connection, request, descriptors, started)
+            self._hand_on(connection, message, descriptors, started)
         except (OSError, CniError, RuntimeError) as error:  # the peer is gone, or sent nothing that can be answered
             log.warning("connection.dropped", error=str(error))
             _close(connection, descriptors)
 
-    def _answer(
-        self, connection: socket.socket, request: protocol.Request, descriptors: list[int], started: float
+    def _hand_on(
+        self, connection: socket.socket, message: protocol.Message, descriptors: list[int], started: float
     ) -> None:
+        """Have a worker answer a message. If there is nothing to answer, it is done here."""
+        if isinstance(message, protocol.Passed):
+            self._verbs.passed(message)
+            _close(connection, descriptors)
+        elif isinstance(message, protocol.WhoPassed):
+            self._pools[_STATUS].submit(self._answer, connection, descriptors, self._who_passed)
+        else:
+            reply = partial(self._reply, message, descriptors, started)
+            self._pools[message.command].submit(self._answer, connection, descriptors, reply)
+
+    def _answer(self, connection: socket.socket, descriptors: list[int], answer: Callable[[], dict[str, Any]]) -> None:
         try:
-            connection.sendall(protocol.encode(self._reply(request, descriptors, started)))
+            connection.sendall(protocol.encode(answer()))
         except OSError as error:
             log.warning("connection.dropped", error=str(error))
         finally:
             _close(connection, descriptors)
+
+    def _who_passed(self) -> dict[str, Any]:
+        return protocol.success({"passed": self._verbs.who_passed()})
 
     def _reply(self, request: protocol.Request, descriptors: list[int], started: float) -> dict[str, Any]:
         try:

@@ -12,6 +12,7 @@ from cni.enrolment.admission import Admission
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity
 from cni.enrolment.follow import Follower
+from cni.enrolment.left_out import LeftOut, LetPass
 from cni.errors import (
     CapturedByIstio,
     CheckFailed,
@@ -26,7 +27,7 @@ from cni.netns.sandbox import own_cookie, require_netns, visit
 from cni.policy.annotations import INVALID_DROP, CapturePolicy, policy_of
 from cni.policy.membership import skip_pod, skip_unseen
 from cni.policy.pod import NoEvents, Pod, PodEvents, PodSource
-from cni.protocol import PodArgs, Request, pod_args
+from cni.protocol import Passed, PodArgs, Request, pod_args
 
 log = structlog.get_logger("cni")
 Output = dict[str, Any] | None
@@ -53,6 +54,7 @@ class Verbs:
     events: PodEvents = field(default_factory=NoEvents)
     observe: Callable[[str], None] = _unobserved  # called after each ADD with one of RESULTS
     call_for_help: Callable[[], None] = _nobody  # called if an ADD finds the programs detached
+    left_out: LeftOut = field(default_factory=LeftOut)  # tells of pods that are not captured
     # The interpreter runs one thread at a time. If 16 ADDs take turns at each system call, each takes twice as long.
     turnstile: threading.Lock = field(default_factory=threading.Lock)
 
@@ -137,6 +139,7 @@ class Verbs:
             self.follower.forget(cookie)
             self.enrolments.remove(cookie)
             log.info("pod.removed", container=request.container_id, netns_cookie=cookie)
+        self.left_out.leave(request.container_id)
         return None
 
     def check(self, request: Request, netns_fd: int | None) -> Output:
@@ -183,6 +186,14 @@ class Verbs:
             log.info("pod.reclaimed", pod=str(identity), container=identity.container_id)
         return None
 
+    def passed(self, told: Passed) -> None:
+        """Note a pod that the plugin let pass at ADD without asking."""
+        self.left_out.let_pass(LetPass(told.namespace, told.name, told.uid, told.container_id, told.reason))
+
+    def who_passed(self) -> list[dict[str, str]]:
+        """The pods that were let pass at ADD, by the plugin or by this agent, each with the reason."""
+        return [{"pod": each.title, "reason": each.reason} for each in self.left_out.let_past()]
+
     def _enrolled(self, netns: int) -> Identity | None:
         """The identity that is enrolled for a namespace so far; None if there is none."""
         entry = self.enrolments.entry(visit(netns, lambda _: own_cookie()))
@@ -206,7 +217,7 @@ class Verbs:
         if pod is not None:
             reason = skip_pod(pod, config.pod_namespace, config.exclude_namespaces)
         if reason:
-            log.info("pod.skipped", pod=f"{args.namespace}/{args.name}", container=request.container_id, reason=reason)
+            self.left_out.let_pass(LetPass(args.namespace, args.name, args.uid, request.container_id, reason))
             return None
         return pod
 

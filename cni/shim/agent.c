@@ -22,7 +22,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SOCKET_NAME "cni.sock"
 #define MAX_ANSWER (8u << 20)
 #define BACKLOG_PAUSE_MS 5
 #define AWAY_PAUSE_MS 50

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Decides what needs no agent: which pods are clearly outside the mesh. These pods, and above all the agent's own, must
- * start even if the node's agent is down or hangs, so ADD and CHECK do not ask it. The rules and their order are those
+ * start even if the node's agent is down or hangs, so ADD and CHECK do not ask it; ADD only tells it (tell.c). The rules and their order are those
  * of skip_unseen() in cni/policy/membership.py. The agent decides about all other pods; without it they are refused.
  */
 #define _GNU_SOURCE
@@ -24,6 +24,7 @@
 struct pod_args {
     char *name;
     char *namespace;
+    char *uid;
     bool ignore_unknown;
     bool unknown;
 };
@@ -47,7 +48,9 @@ static bool read_pair(struct pod_args *args, char *pair)
         args->namespace = value;
     else if (!strcmp(pair, "IgnoreUnknown"))
         args->ignore_unknown = is_true(value);
-    else if (strcmp(pair, "K8S_POD_UID") && strcmp(pair, "K8S_POD_INFRA_CONTAINER_ID"))
+    else if (!strcmp(pair, "K8S_POD_UID"))
+        args->uid = value;
+    else if (strcmp(pair, "K8S_POD_INFRA_CONTAINER_ID"))
         args->unknown = true;
     return true;
 }
@@ -106,6 +109,14 @@ static bool is_uninjected(const struct invocation *inv)
     return !json_object_get(annotations, STATUS_ANNOTATION);
 }
 
+static const char *excluded(const char *namespace)
+{
+    char *text;
+
+    return asprintf(&text, "namespace %s is in exclude_namespaces", namespace) < 0 ? "out of memory" : text;
+}
+
+/* The words are those of skip_unseen() too, so that the agent knows what it was told before. */
 static const char *reason(const struct invocation *inv, const struct pod_args *args)
 {
     if (is_own_pod(inv, args))
@@ -113,17 +124,18 @@ static const char *reason(const struct invocation *inv, const struct pod_args *a
     if (!*args->name || !*args->namespace)
         return "not a Kubernetes pod";
     if (is_listed(json_object_get(inv->config, "exclude_namespaces"), args->namespace))
-        return "its namespace is in exclude_namespaces";
+        return excluded(args->namespace);
     if (is_uninjected(inv))
         return "there is no " STATUS_ANNOTATION " annotation: the injector has not seen the Pod";
     return NULL;
 }
 
-bool is_none_of_ours(const struct invocation *inv)
+bool is_none_of_ours(const struct invocation *inv, struct passed *passed)
 {
-    struct pod_args args = {.name = "", .namespace = ""};
+    struct pod_args args = {.name = "", .namespace = "", .uid = ""};
     const char *why = read_args(inv, &args) ? reason(inv, &args) : NULL;
 
+    *passed = (struct passed){.namespace = args.namespace, .name = args.name, .uid = args.uid, .reason = why};
     if (why)
         note("%s/%s is not captured: %s", args.namespace, args.name, why);
     return why != NULL;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Shared by the shim's parts. sidestep-cni.c reads and checks the invocation, policy.c decides what needs no agent,
- * agent.c talks to the agent, outcome.c prints how the invocation ends.
+ * agent.c asks the agent, tell.c tells it what needs no answer, outcome.c prints how the invocation ends.
  */
 #ifndef SIDESTEP_SHIM_H
 #define SIDESTEP_SHIM_H
@@ -23,6 +23,7 @@ enum code {
 };
 
 #define NEWEST_VERSION "1.1.0"
+#define SOCKET_NAME "cni.sock" /* in run_dir */
 
 /* One invocation: the runtime's environment, and the configuration from stdin. An unset variable is an empty string. */
 struct invocation {
@@ -56,8 +57,19 @@ void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Print `output` on stdout. False if it could not be written. */
 bool print_json(const json_t *output);
 
+/* A pod that is clearly outside the mesh. What CNI_ARGS does not say is an empty string. */
+struct passed {
+    const char *namespace;
+    const char *name;
+    const char *uid;
+    const char *reason;
+};
+
 /* Whether the pod is clearly outside the mesh, so that ADD and CHECK do nothing. Prints the reason on stderr. */
-bool is_none_of_ours(const struct invocation *inv);
+bool is_none_of_ours(const struct invocation *inv, struct passed *passed);
+
+/* Tell the agent that a pod was let pass, if it takes the message at once. Never waits, and never fails. */
+void tell_agent(const struct invocation *inv, const struct passed *passed);
 
 /* The result of a chained plugin that adds nothing: the previous result, unchanged. */
 json_t *unchanged_result(const struct invocation *inv);

@@ -2,7 +2,8 @@
 /*
  * sidestep-cni: the CNI plugin that the container runtime executes, last in the chain.
  *
- * It checks the invocation and opens the pod's network namespace. It lets pods start that are clearly outside the mesh.
+ * It checks the invocation and opens the pod's network namespace. It lets pods start that are clearly outside the mesh,
+ * and tells the agent of them.
  * For all others it passes the invocation and the namespace to the agent, and prints the agent's answer.
  *
  * It is linked statically and needs no shell and no files of its own, so it runs on any host. stdout gets the result or
@@ -269,6 +270,7 @@ int main(void)
         .netns_fd = -1,
     };
     const struct verb *verb;
+    struct passed passed;
 
     signal(SIGPIPE, SIG_IGN);
     verb = verb_of(&inv);
@@ -283,9 +285,13 @@ int main(void)
     if (verb->attachment)
         inv.netns_fd = open_netns(&inv, verb);
 
-    if (verb->attachment && is_none_of_ours(&inv)) {
-        if (!strcmp(verb->name, "ADD"))
-            return !print_json(unchanged_result(&inv));
+    if (verb->attachment && is_none_of_ours(&inv, &passed)) {
+        if (!strcmp(verb->name, "ADD")) {
+            bool printed = print_json(unchanged_result(&inv));
+
+            tell_agent(&inv, &passed);
+            return !printed;
+        }
         if (!strcmp(verb->name, "CHECK"))
             return 0;
         if (inv.timeout > LEAVING_TIMEOUT) /* DEL: tell the agent, as other settings at ADD may have enrolled the pod */

@@ -22,6 +22,7 @@ from cni.enrolment.denial import Denials
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.follow import Follower
 from cni.enrolment.hearing import Hearing
+from cni.enrolment.left_out import LeftOut
 from cni.enrolment.strict_proxies import StrictProxies
 from cni.policy.membership import skip_pod
 from cni.policy.pod import Pod
@@ -150,6 +151,7 @@ class _Agent:
         hearing = Hearing(self.enrolments, pins, settings.node.proc)
         up.callback(hearing.close)
         adoption = Adoption(self.admission, hearing, settings.node.proc)
+        self._left_out = LeftOut(self.source.events)
         self._denials = Denials(self.enrolments, self.source.events)
         self._repairs = Repairs(
             settings=settings.repair,
@@ -174,6 +176,7 @@ class _Agent:
             hold=holder.keep,
             retained=retained,
             take_over=TakeOver(pins, self.enrolments, adoption, self.source.pods, self.source.events).take,
+            left_out=self._left_out,
         )
 
     def enrol_what_runs(self) -> None:
@@ -201,6 +204,7 @@ class _Agent:
             self.source.events,
             observe=self.metrics.observe_enrolment,
             call_for_help=self._reconciler.wake,
+            left_out=self._left_out,
         )
         server = Server(self._settings.node.cni_agent_run_dir, verbs, self.metrics.observe_request)
         self.readiness.follow("serving", server.why_deaf)

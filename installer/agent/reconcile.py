@@ -31,6 +31,7 @@ from cni.enrolment.bystanders import BOTH, bystanders, captured_twice, key_of
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity
 from cni.enrolment.follow import Follower
+from cni.enrolment.left_out import LeftOut
 from cni.netns.namespaces import find_netns
 from cni.policy.annotations import policy_of
 from cni.policy.membership import skip_pod
@@ -91,11 +92,11 @@ class Reconciler:
     hold: Callable[[], None] = _nothing  # keeps other agents from the pins
     retained: Retained | None = None  # what is pinned, also open in this process
     take_over: Callable[[], Done] = _nothing_done  # takes pods over from another layout of the maps
+    left_out: LeftOut = field(default_factory=LeftOut)  # tells of pods that are not captured
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _wake: threading.Event = field(default_factory=threading.Event)
     _stopping: bool = False
     _told: dict[str, str] = field(default_factory=dict)  # Pod UID → why it is not enrolled, reported once
-    _left_out: dict[str, str] = field(default_factory=dict)  # key of a Pod with a sidecar that is left out → why
     _twice: set[int] = field(default_factory=set)  # cookies of pods that Istio's rules capture too
     _expected: dict[int, float] = field(default_factory=dict)  # cookie whose proxy may soon listen → deadline
     _slots: dict[int, set[int]] = field(default_factory=dict)  # cookie → slots with listeners, at the last look
@@ -258,8 +259,7 @@ class Reconciler:
         uids = {pod.uid for pod in missing}
         self._told = {uid: why for uid, why in self._told.items() if uid in uids}
         self._mention(pods)
-        known = {_key(pod) for pod in pods}
-        self._left_out = {key: why for key, why in self._left_out.items() if key in known}
+        self.left_out.keep_listed(pods)
         self._mention_strangers(identities, {_key(pod) for pod in pods})
         return done
 
@@ -316,10 +316,8 @@ class Reconciler:
         identities = self.enrolments.identities().values()
         enrolled = {_key(identity) for identity in identities}
         for pod, reason in bystanders(pods, enrolled, self.node.pod_namespace, self.node.exclude_namespaces):
-            if reason and self._left_out.get(_key(pod)) != reason:
-                self._left_out[_key(pod)] = reason
-                log.info("pod.not_captured", pod=f"{pod.namespace}/{pod.name}", reason=reason)
-                self.events.normal(pod, "NotCaptured", f"sidestep does not capture this pod: {reason}")
+            if reason:
+                self.left_out.is_running(pod, reason)
 
     def _see_rules(self) -> Done:
         """Look for Istio's rules in enrolled pods: istio-cni may come after sidestep in the chain."""

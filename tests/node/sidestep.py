@@ -10,8 +10,9 @@ from tests.lab.node import Node
 
 def sidestep(node: Node, command: str, *argv: object, source: bool = True) -> subprocess.CompletedProcess[str]:
     """Run it; no mistake may end in a traceback. `source` is whether it is told where the node's Pods are."""
+    agent = ("--cni-agent-run-dir", node.run_dir) if command == "pods" else ()
     told = ("--pods", node.pods_dir) if source and command == "pods" else ()
-    done = commands.sidestep(node, command, *told, *argv, seconds=60)
+    done = commands.sidestep(node, command, *agent, *told, *argv, seconds=60)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

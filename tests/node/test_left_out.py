@@ -1,6 +1,12 @@
-"""Pods with a sidecar that sidestep does not capture, or that istio-cni captures too: every such pod is named."""
+"""Pods that sidestep does not capture, or that istio-cni captures too: every such pod is named, with the reason."""
 
+import json
+import statistics
 import subprocess
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +16,13 @@ from tests.lab.apiserver import ApiServer
 from tests.lab.chain import CniFailed
 from tests.lab.node import NODE_NAME, Node, make_netns
 from tests.lab.pod import Pod
+from tests.lab.sandboxes import PREVIOUS, Sandboxes
 from tests.lab.waiting import wait_until
 from tests.node.sidestep import sidestep
 from tests.node.test_status import options, status
 
 ISTIO = "*nat\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -p tcp -j ISTIO_OUTPUT\nCOMMIT\n"
+EXCLUDED = "namespace legacy is in exclude_namespaces"
 BY_ITSELF = "the istio-init container sets up capture itself"
 
 
@@ -65,6 +73,79 @@ def test_their_owners_and_the_log_are_told_why() -> None:
             assert told[own["metadata"]["uid"]] == ("NotCaptured", f"sidestep does not capture this pod: {BY_ITSELF}")
             assert told[old["metadata"]["uid"]][1].endswith("namespace legacy is in exclude_namespaces")
             assert "event=pod.not_captured pod=legacy/old" in node.agent.log.read_text()
+
+
+def test_pods_that_the_plugin_or_the_agent_let_pass_are_named_until_they_end(node: Node) -> None:
+    sandboxes = Sandboxes(node, 3)
+    (node.pods_dir / "plain.yaml").write_text("kind: Pod\nmetadata: {name: plain}\n")
+    legacy, plain, nobodys = (
+        replace(sandboxes.attachment(number), pod=pod)
+        for number, pod in enumerate(
+            ({"K8S_POD_NAME": "old", "K8S_POD_NAMESPACE": "legacy"}, sandboxes.attachment(1, "plain").pod, {})
+        )
+    )
+    for attachment in (legacy, plain, nobodys):
+        assert sandboxes.run("ADD", attachment, exclude_namespaces=["legacy"]) == PREVIOUS
+    no_proxy = "there is no istio-proxy container"  # what only the agent can see
+    wanted = [
+        "let pass when they were made, so not captured, since the agent started: 3",
+        f"  not a Kubernetes pod: container {nobodys.container_id}",
+        f"  {no_proxy}: default/plain",
+        f"  {EXCLUDED}: legacy/old",
+    ]
+    wait_until(lambda: sidestep(node, "pods").stdout.splitlines()[1:] == wanted, "all three in `pods`")
+    assert sidestep(node, "pods", "old").stderr == f"sidestep: legacy/old is not captured: {EXCLUDED}\n"
+    log = node.agent.log.read_text()
+    assert log.count(f'event=pod.skipped pod=legacy/old container={legacy.container_id} reason="{EXCLUDED}"') == 1
+    assert log.count("event=pod.skipped pod=default/plain") == 1
+    for attachment in (legacy, plain, nobodys):
+        assert sandboxes.run("DEL", attachment, exclude_namespaces=["legacy"]) is None
+    assert sidestep(node, "pods").stdout == "no pods are enrolled\n"
+    node.agent.terminate()
+    away = f"{node.run_dir}/cni.sock: nobody is there"
+    assert f"let pass when they were made, so not captured: not known: {away}" in sidestep(node, "pods").stdout
+    sandboxes.remove()
+
+
+def test_the_owner_of_a_pod_that_the_plugin_let_pass_is_told_once() -> None:
+    with ApiServer().running() as api:
+        node = Node(api=api)
+        node.agent.options += ["--exclude-namespaces", "legacy"]
+        with node:
+            old = running("old", namespace="legacy")
+            old["metadata"]["uid"] = uid = str(uuid.uuid4())
+            sandboxes = Sandboxes(node, 1)
+            names = {"K8S_POD_NAME": "old", "K8S_POD_NAMESPACE": "legacy", "K8S_POD_UID": uid}
+            made = replace(sandboxes.attachment(0), pod=names)
+            sandboxes.run("ADD", made, exclude_namespaces=["legacy"])
+            wait_until(lambda: len(api.events) == 1, "the Event", 30)
+            told = api.events[0]
+            assert (told["involvedObject"]["uid"], told["reason"], told["count"]) == (uid, "NotCaptured", 1)
+            assert told["message"] == f"sidestep does not capture this pod: {EXCLUDED}"
+            api.put(old)  # the watch sees it run, and has nothing to add
+            api.put(running("own", initContainers=[{"name": "istio-init"}]))
+            wait_until(lambda: len(api.events) == 2, "the other pod's Event", 30)
+            assert (api.events[1]["involvedObject"]["name"], api.events[0]["count"]) == ("own", 1)
+            assert node.agent.log.read_text().count("legacy/old") == 1
+            sandboxes.remove()
+
+
+def test_telling_the_agent_makes_a_pod_that_is_let_pass_no_slower(node: Node) -> None:
+    sandboxes = Sandboxes(node, 1)
+    attachment = replace(sandboxes.attachment(0), pod={"K8S_POD_NAME": "old", "K8S_POD_NAMESPACE": "legacy"})
+    environment = attachment.environment("ADD", "/opt/cni/bin")
+    seconds: dict[Path, list[float]] = {node.run_dir: [], node.directory / "nobody": []}
+    for _ in range(200):
+        for run_dir, taken in seconds.items():  # by turns, so that both have the same machine
+            config = {**sandboxes.plugin, "exclude_namespaces": ["legacy"], "cni_agent_run_dir": str(run_dir)}
+            text = json.dumps({**config, "name": "lab", "cniVersion": "1.0.0"}).encode()
+            started = time.perf_counter()
+            subprocess.run([node.shim], input=text, env=environment, check=True, capture_output=True)
+            taken.append(time.perf_counter() - started)
+    told, untold = (statistics.median(taken) for taken in seconds.values())
+    print(f"told {told * 1e3:.3f} ms, untold {untold * 1e3:.3f} ms")
+    assert told < 1.25 * untold + 0.001
+    sandboxes.remove()
 
 
 def test_a_new_pod_with_the_rules_of_istio_cni_is_refused_by_that_name(node: Node) -> None:

@@ -3,7 +3,9 @@
 import json
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from cni.errors import CniError
 from cni.policy.membership import skip_unseen
-from cni.protocol import NetworkConfig, pod_args
+from cni.protocol import NetworkConfig, Passed, decode, pod_args, receive_message
 
 pytestmark = pytest.mark.usefixtures("shim")
 SHIM = Path(__file__).parents[2] / "build" / "sidestep-cni"
@@ -106,6 +108,7 @@ def test_the_agent_goes_by_the_same_rules(case: str) -> None:
     )
     assert (found is not None) == (why is not None)
     assert found is None or str(why) in found
+    assert found is None or run("ADD", args, config(annotations)).stderr.endswith(f" is not captured: {found}\n")
 
 
 @pytest.mark.parametrize(
@@ -132,15 +135,49 @@ def hung(tmp_path: Path) -> Iterator[socket.socket]:
         yield listener
 
 
-@pytest.mark.parametrize("command", ["ADD", "CHECK"])
 @pytest.mark.parametrize("case", [case for case, (_, _, why) in CASES.items() if why])
-def test_what_starts_without_an_agent_does_not_ask_it(
-    hung: socket.socket, tmp_path: Path, command: str, case: str
+def test_what_starts_without_an_agent_tells_it_why_and_waits_for_no_answer(
+    hung: socket.socket, tmp_path: Path, case: str
 ) -> None:
+    args, annotations, why = CASES[case]
+    done = run("ADD", args, config(annotations, tmp_path) | {"agent_timeout_seconds": 600})
+    assert (done.returncode, json.loads(done.stdout)) == (0, PREVIOUS)
+    with hung.accept()[0] as connection:
+        text, descriptors = receive_message(connection)
+        assert connection.recv(1) == b""
+    told = decode(text)
+    assert isinstance(told, Passed) and not descriptors
+    assert str(why) in told.reason
+    assert (told.container_id, told.namespace, told.name) == ("c1", pod_args(args).namespace, pod_args(args).name)
+    assert told.uid == pod_args(args).uid
+
+
+@pytest.mark.parametrize("case", [case for case, (_, _, why) in CASES.items() if why])
+def test_check_of_what_starts_without_an_agent_does_not_ask_it(hung: socket.socket, tmp_path: Path, case: str) -> None:
     args, annotations, _ = CASES[case]
-    assert run(command, args, config(annotations, tmp_path)).returncode == 0
+    assert run("CHECK", args, config(annotations, tmp_path)).returncode == 0
     with pytest.raises(BlockingIOError):
         hung.accept()
+
+
+def test_an_agent_that_takes_nothing_more_delays_nobody_who_is_let_pass(tmp_path: Path) -> None:
+    with ExitStack() as waiting, waiting.enter_context(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(tmp_path / "cni.sock"))
+        listener.listen(0)
+        with pytest.raises(BlockingIOError):  # once the backlog is full
+            while True:
+                client = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(tmp_path / "cni.sock"))
+        started = time.monotonic()
+        done = run("ADD", POD, config(PLAIN, tmp_path) | {"agent_timeout_seconds": 600})
+        assert (done.returncode, json.loads(done.stdout)) == (0, PREVIOUS)
+        assert time.monotonic() - started < 2
+
+
+def test_a_directory_that_no_socket_can_be_in_keeps_nobody_who_is_let_pass(tmp_path: Path) -> None:
+    done = run("ADD", POD, config(PLAIN, tmp_path / ("x" * 200)))
+    assert (done.returncode, json.loads(done.stdout)) == (0, PREVIOUS)
 
 
 def test_check_of_a_pod_that_is_none_of_ours_says_nothing() -> None:

@@ -11,6 +11,7 @@ from installer.commands.names import NoSuchPod
 from installer.commands.pods import enrolled_pods
 from installer.commands.pods.differences import Described, described, differences, left_out, words_of
 from installer.commands.pods.enrolled_pods import EnrolledPod
+from installer.commands.pods.let_past import LetPast, let_past
 from installer.commands.pods.namespace import NamespaceView, looked_into, looks_into
 from installer.commands.pods.policy_words import LISTENERS, annotations_of, is_default
 from installer.settings import Attachment, Node
@@ -45,19 +46,24 @@ def pod_document(attachment: Attachment, node: Node, name: str) -> dict[str, Any
             return document | {"differs": differences(pod, now, inside, node)}
 
 
-def left_out_of(attachment: Attachment, node: Node) -> list[dict[str, str]]:
-    """The running pods of this node that have a sidecar and are not enrolled, and why. Raises NotAttached."""
+def others_of(attachment: Attachment, node: Node) -> tuple[list[dict[str, str]], LetPast]:
+    """The pods that are not enrolled: those that run with a sidecar, and those that were let pass. Raises NotAttached.
+
+    Each comes with the reason.
+    """
     with Tables(attachment.pins.look_only()) as tables:
-        return left_out([Identity.of(pod) for _, pod in tables.pods.every()], described(node), node)
+        identities = [Identity.of(pod) for _, pod in tables.pods.every()]
+    return left_out(identities, described(node), node), let_past(identities, node)
 
 
 def _why_left_out(tables: Tables, now: Described, node: Node, name: str) -> str:
-    """Why a pod with a sidecar is not enrolled; "" if none has this name."""
-    every = left_out([Identity.of(pod) for _, pod in tables.pods.every()], now, node)
-    return next(
-        (f"{each['pod']} is not captured: {each['reason']}" for each in every if name in (each["pod"], _short(each))),
-        "",
+    """Why a pod is not enrolled; "" if no pod of this name is known to be left out."""
+    identities = [Identity.of(pod) for _, pod in tables.pods.every()]
+    every = left_out(identities, now, node)
+    found = (
+        f"{each['pod']} is not captured: {each['reason']}" for each in every if name in (each["pod"], _short(each))
     )
+    return next(found, "") or let_past(identities, node).why(name)
 
 
 def _short(left: dict[str, str]) -> str:

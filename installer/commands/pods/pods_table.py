@@ -4,17 +4,19 @@ from typing import Any
 
 from cni.enrolment.steered import Steering
 from installer.commands.pods.differences import is_different, uncompared
+from installer.commands.pods.let_past import LetPast
 
 _TITLES = ("pod", "address", "captured", "direct", "refused", "proxy", "inbound", "Pod now")
 _VERDICTS = _TITLES[2:5]
 
 
-def pods_table(documents: list[dict[str, Any]], left: list[dict[str, str]]) -> str:
-    """One line a pod, with its first address, then the pods with a sidecar that are left out."""
+def pods_table(documents: list[dict[str, Any]], left: list[dict[str, str]], passed: LetPast) -> str:
+    """One line a pod, with its first address, then the pods with a sidecar that are left out, then the others."""
     from installer.commands.printing import rendered, table
 
+    others = [*_left_out(left), *passed.lines(each["pod"] for each in left)]
     if not documents:
-        return "".join(["no pods are enrolled\n", *(f"{line}\n" for line in _left_out(left))])
+        return "".join(f"{line}\n" for line in ["no pods are enrolled", *others])
     rows = []
     for each in documents:
         listens = "listens" if each["listeners"]["steered_to"] else "ABSENT"
@@ -26,7 +28,7 @@ def pods_table(documents: list[dict[str, Any]], left: list[dict[str, str]]) -> s
         lines.append(reason)
     elif any(is_different(each["differs"]) for each in documents):
         lines.append("`sidestep pods NAME` shows the differences")
-    return "\n".join([*lines, *_left_out(left)]) + "\n"
+    return "\n".join([*lines, *others]) + "\n"
 
 
 def _left_out(left: list[dict[str, str]]) -> list[str]:

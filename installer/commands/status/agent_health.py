@@ -2,16 +2,13 @@
 
 import http.client
 import json
-import socket
-import struct
 from typing import Any
 
-from bpf.errors import SidestepError
 from cni import protocol
+from installer.commands.agent_socket import ask_agent
 from installer.settings import Node, Ports
 
 _SECONDS = 3.0  # to wait for an answer; a timeout is a fault like any other
-_UCRED = struct.Struct("3i")
 _LOCALHOST = "127.0.0.1"
 # a runtime's question whether pods could be added (CNI's STATUS)
 _STATUS = {
@@ -27,7 +24,7 @@ _STATUS = {
 
 def agent_of(node: Node, ports: Ports) -> dict[str, Any]:
     """The state of the socket and of the health port. `fault` says what is wrong with each ("": nothing)."""
-    pid, fault = _at_socket(node)
+    pid, _, fault = ask_agent(node, _STATUS)
     health = _at_port(ports.health_port)
     return {
         "socket": str(node.cni_agent_run_dir / protocol.SOCKET_NAME),
@@ -36,26 +33,6 @@ def agent_of(node: Node, ports: Ports) -> dict[str, Any]:
         "version": health.pop("version"),
         "health": health,
     }
-
-
-def _at_socket(node: Node) -> tuple[int | None, str]:
-    """The process that serves the plugin's requests, and the fault of its answer ("": none)."""
-    pid = None
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(_SECONDS)
-        try:
-            connection.connect(str(node.cni_agent_run_dir / protocol.SOCKET_NAME))
-            # 0 if the process is in a PID namespace that cannot be seen from here
-            pid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0] or None
-            connection.sendall(protocol.encode(_STATUS))
-            answer = json.loads(protocol.receive_message(connection)[0])
-        except (FileNotFoundError, ConnectionRefusedError):
-            return None, "nobody is there"
-        except TimeoutError:
-            return pid, f"no answer within {_SECONDS:g} s"
-        except (OSError, ValueError, SidestepError) as error:
-            return pid, str(error)
-    return pid, "" if answer.get("exit") == 0 else str((answer.get("output") or {}).get("msg"))
 
 
 def _at_port(port: int) -> dict[str, Any]:

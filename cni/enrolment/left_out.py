@@ -1,0 +1,125 @@
+"""Remembers the pods that are not captured, so that each is told of once for the same reason.
+
+The plugin and the agent let pods pass at ADD; the watch sees running pods with a sidecar. Both come here. What is known
+lives in memory only: a later agent begins with nothing, and learns from the watch what the watch can tell.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import structlog
+
+from cni.policy.pod import Metadata, NoEvents, Pod, PodEvents
+
+log = structlog.get_logger("cni")
+
+# pods: four times what kubelet allows on a node (maxPods is 110; 250 on large nodes)
+LIMIT = 1024
+
+
+class LetPass(NamedTuple):
+    """A pod that was let pass at ADD. A sandbox without a namespace or without a name is not a Kubernetes pod."""
+
+    namespace: str
+    name: str
+    uid: str
+    container_id: str
+    reason: str
+
+    @property
+    def is_kubernetes(self) -> bool:
+        """Whether there is a Pod of this sandbox."""
+        return bool(self.namespace and self.name)
+
+    @property
+    def title(self) -> str:
+        """The pod's name; of another sandbox, its container."""
+        return f"{self.namespace}/{self.name}" if self.is_kubernetes else f"container {self.container_id}"
+
+
+@dataclass
+class _Known:
+    uid: str
+    reason: str
+    container_id: str = ""  # "" if the watch alone knows the pod, or after its DEL
+    has_left: bool = False  # whether its DEL has come
+    was_listed: bool = False  # whether a list of Pods had it
+
+    def is_about(self, uid: str, reason: str) -> bool:
+        return self.reason == reason and (self.uid == uid or not (self.uid and uid))
+
+
+class LeftOut:
+    """The pods of one node that are not captured. Beyond LIMIT, the oldest are forgotten. Any thread may call."""
+
+    def __init__(self, events: PodEvents | None = None) -> None:
+        self._events: PodEvents = events or NoEvents()
+        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def let_pass(self, pod: LetPass) -> None:
+        """Note that a pod was let pass at its ADD, and tell of it."""
+        key = (pod.namespace, pod.name) if pod.is_kubernetes else ("", pod.container_id)
+        with self._lock:
+            known = self._known.get(key)
+            is_new = known is None or known.has_left or not known.is_about(pod.uid, pod.reason)
+            was_listed = known.was_listed if known and not is_new else False
+            self._keep(key, _Known(pod.uid, pod.reason, pod.container_id, was_listed=was_listed))
+        if not is_new:
+            return
+        log.info("pod.skipped", pod=pod.title, container=pod.container_id, reason=pod.reason)
+        if pod.is_kubernetes:
+            metadata = Metadata(name=pod.name, namespace=pod.namespace, uid=pod.uid or None)
+            self._tell(Pod(metadata=metadata), pod.reason)
+
+    def is_running(self, pod: Pod, reason: str) -> None:
+        """Tell of a running Pod that is left out, unless its ADD or an earlier look has told the same."""
+        key, uid = (pod.namespace, pod.name), pod.uid or ""
+        with self._lock:
+            known = self._known.get(key)
+            if known and known.is_about(uid, reason):
+                known.was_listed = True
+                return
+            is_same = known is not None and (known.uid == uid or not (known.uid and uid))
+            container = known.container_id if known and is_same else ""
+            self._keep(key, _Known(uid, reason, container, was_listed=True))
+        log.info("pod.not_captured", pod=f"{pod.namespace}/{pod.name}", reason=reason)
+        self._tell(pod, reason)
+
+    def leave(self, container_id: str) -> None:
+        """Note the DEL of a container. What was said of its pod stays known: the watch may have it a while longer."""
+        with self._lock:
+            for known in self._known.values():
+                if known.container_id == container_id:
+                    known.container_id, known.has_left = "", True
+
+    def keep_listed(self, pods: Iterable[Pod]) -> None:
+        """Forget the pods that an earlier list had and this one has not. Those that no list had yet stay."""
+        listed = {(pod.namespace, pod.name) for pod in pods}
+        with self._lock:
+            for key, known in list(self._known.items()):
+                if known.was_listed and key not in listed:
+                    del self._known[key]
+                known.was_listed = known.was_listed or key in listed
+
+    def let_past(self) -> list[LetPass]:
+        """The pods that were let pass and whose DEL has not come, in the order in which they came."""
+        with self._lock:
+            known = list(self._known.items())
+        return [
+            LetPass(namespace, name if namespace else "", each.uid, each.container_id, each.reason)
+            for (namespace, name), each in known
+            if each.container_id
+        ]
+
+    def _keep(self, key: tuple[str, str], known: _Known) -> None:
+        self._known[key] = known
+        self._known.move_to_end(key)
+        while len(self._known) > LIMIT:
+            self._known.popitem(last=False)
+
+    def _tell(self, pod: Pod, reason: str) -> None:
+        self._events.normal(pod, "NotCaptured", f"sidestep does not capture this pod: {reason}")

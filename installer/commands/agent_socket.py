@@ -1,0 +1,42 @@
+"""Asks the agent at its CNI socket, as the plugin does."""
+
+import json
+import socket
+import struct
+from typing import Any, NamedTuple
+
+from bpf.errors import SidestepError
+from cni import protocol
+from installer.settings import Node
+
+_SECONDS = 3.0  # to wait for an answer; a timeout is a fault like any other
+_UCRED = struct.Struct("3i")
+
+
+class Asked(NamedTuple):
+    """The agent's answer. `pid` is who listens (None: nobody that can be seen); `fault` is "" if the answer is good."""
+
+    pid: int | None
+    output: dict[str, Any]
+    fault: str
+
+
+def ask_agent(node: Node, question: dict[str, Any]) -> Asked:
+    """Send one message to the agent of this node, and wait for its answer."""
+    pid = None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(_SECONDS)
+        try:
+            connection.connect(str(node.cni_agent_run_dir / protocol.SOCKET_NAME))
+            # 0 if the process is in a PID namespace that cannot be seen from here
+            pid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0] or None
+            connection.sendall(protocol.encode(question))
+            answer = json.loads(protocol.receive_message(connection)[0])
+        except (FileNotFoundError, ConnectionRefusedError):
+            return Asked(None, {}, "nobody is there")
+        except TimeoutError:
+            return Asked(pid, {}, f"no answer within {_SECONDS:g} s")
+        except (OSError, ValueError, SidestepError) as error:
+            return Asked(pid, {}, str(error))
+    output = answer.get("output") or {}
+    return Asked(pid, output, "" if answer.get("exit") == 0 else str(output.get("msg")))
