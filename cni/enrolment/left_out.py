@@ -7,12 +7,12 @@ lives in memory only: a later agent begins with nothing, and learns from the wat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import structlog
 
-from cni.policy.pod import Metadata, NoEvents, Pod, PodEvents
+from cni.policy.pod import NoEvents, Pod, PodEvents
 
 log = structlog.get_logger("cni")
 
@@ -47,6 +47,7 @@ class _Known:
     container_id: str = ""  # "" if the watch alone knows the pod, or after its DEL
     has_left: bool = False  # whether its DEL has come
     was_listed: bool = False  # whether a list of Pods had it
+    was_owner_told: bool = False  # whether there is an Event
 
     def is_about(self, uid: str, reason: str) -> bool:
         return self.reason == reason and (self.uid == uid or not (self.uid and uid))
@@ -61,33 +62,36 @@ class LeftOut:
         self._lock = threading.Lock()
 
     def let_pass(self, pod: LetPass) -> None:
-        """Note that a pod was let pass at its ADD, and tell of it."""
+        """Note that a pod was let pass at its ADD, and log it.
+
+        It gets no Event: most pods of a cluster are not in the mesh, and nobody asks why. If the Pod has a sidecar, the
+        watch tells its owner once it runs.
+        """
         key = (pod.namespace, pod.name) if pod.is_kubernetes else ("", pod.container_id)
         with self._lock:
             known = self._known.get(key)
             is_new = known is None or known.has_left or not known.is_about(pod.uid, pod.reason)
-            was_listed = known.was_listed if known and not is_new else False
-            self._keep(key, _Known(pod.uid, pod.reason, pod.container_id, was_listed=was_listed))
-        if not is_new:
-            return
-        log.info("pod.skipped", pod=pod.title, container=pod.container_id, reason=pod.reason)
-        if pod.is_kubernetes:
-            metadata = Metadata(name=pod.name, namespace=pod.namespace, uid=pod.uid or None)
-            self._tell(Pod(metadata=metadata), pod.reason)
+            if known is None or is_new:
+                known = _Known(pod.uid, pod.reason)
+            self._keep(key, replace(known, uid=pod.uid, container_id=pod.container_id))
+        if is_new:
+            log.info("pod.skipped", pod=pod.title, container=pod.container_id, reason=pod.reason)
 
     def is_running(self, pod: Pod, reason: str) -> None:
-        """Tell of a running Pod that is left out, unless its ADD or an earlier look has told the same."""
+        """Tell the owner of a running Pod with a sidecar that it is left out, and log what its ADD has not logged."""
         key, uid = (pod.namespace, pod.name), pod.uid or ""
         with self._lock:
             known = self._known.get(key)
-            if known and known.is_about(uid, reason):
+            is_known = known is not None and known.is_about(uid, reason)
+            if known and is_known and known.was_owner_told:
                 known.was_listed = True
                 return
             is_same = known is not None and (known.uid == uid or not (known.uid and uid))
             container = known.container_id if known and is_same else ""
-            self._keep(key, _Known(uid, reason, container, was_listed=True))
-        log.info("pod.not_captured", pod=f"{pod.namespace}/{pod.name}", reason=reason)
-        self._tell(pod, reason)
+            self._keep(key, _Known(uid, reason, container, was_listed=True, was_owner_told=True))
+        if not is_known:
+            log.info("pod.not_captured", pod=f"{pod.namespace}/{pod.name}", reason=reason)
+        self._events.normal(pod, "NotCaptured", f"sidestep does not capture this pod: {reason}")
 
     def leave(self, container_id: str) -> None:
         """Note the DEL of a container. What was said of its pod stays known: the watch may have it a while longer."""
@@ -120,6 +124,3 @@ class LeftOut:
         self._known.move_to_end(key)
         while len(self._known) > LIMIT:
             self._known.popitem(last=False)
-
-    def _tell(self, pod: Pod, reason: str) -> None:
-        self._events.normal(pod, "NotCaptured", f"sidestep does not capture this pod: {reason}")
