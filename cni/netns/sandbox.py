@@ -9,14 +9,13 @@ import fcntl
 import os
 import socket
 import struct
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address, ip_address
 from typing import TypeVar
 
 from cni.errors import SandboxInvalid
+from cni.netns.own_thread import in_own_thread
 from cni.netns.rtnl import IpAddress, IpNetwork, Rtnl, UnicastRoute
 
 T = TypeVar("T")
@@ -162,22 +161,15 @@ def visit(netns_fd: int, work: Callable[[Rtnl], T]) -> T:
 
     Raises SandboxInvalid if the namespace cannot be entered, and in place of an OSError from `work`.
     """
-    outcome: Future[T] = Future()
 
-    def inside() -> None:
-        try:
-            if _LIBC.setns(netns_fd, _CLONE_NEWNET) != 0:
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            with Rtnl() as rtnl:
-                outcome.set_result(work(rtnl))
-        except BaseException as error:
-            outcome.set_exception(error)
+    def inside() -> T:
+        if _LIBC.setns(netns_fd, _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        with Rtnl() as rtnl:
+            return work(rtnl)
 
-    thread = threading.Thread(target=inside, name="sandbox")
-    thread.start()
-    thread.join()
     try:
-        return outcome.result()
+        return in_own_thread(inside, "sandbox")
     except OSError as error:
         words = f"cannot work in the network namespace passed as CNI_NETNS: {error.strerror}"
         raise SandboxInvalid(words) from error  # callers that were given no CNI_NETNS show the cause instead

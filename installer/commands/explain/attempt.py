@@ -1,9 +1,8 @@
 """`sidestep explain --try`: makes the connection, and compares what happened with the explanation."""
 
 import errno
-import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -11,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from bpf.errors import KernelRefused
-from bpf.kernel import cgroup2_root
-from bpf.layout import SPREAD6, TOTALS, BuildEntry, Cookie, Event, EventKind, Word
+from bpf.layout import SPREAD6, TOTALS, Cookie, Event, EventKind
 from bpf.pins import Pins
-from bpf.tables import Table, Tables
+from bpf.tables import Tables
 from bpf.tracing import Trace, TraceBusy
+from cni.enrolment.strays import Whereabouts, whereabouts_of
 from cni.netns.namespaces import why_absent
 from cni.netns.proc_net import endpoint, family_of, plain
-from cni.netns.processes import GONE, Crowd, crowds
 from cni.policy.decision import Action, Inbound, IPAddress, Outbound
 from installer.commands.explain.connecting import Attempted, CannotTry, Dial, dial
 from installer.commands.explain.explainer import Explanation, routed
@@ -198,14 +196,22 @@ class _Trial:
         return dict(zip(TOTALS, tally.connections if tally else [0] * len(TOTALS), strict=True))
 
     def _cgroup(self, pod: EnrolledPod, container: str) -> Path:
-        """A cgroup of the pod where the programs see us; in a strict pod the proxy's or another, by `container`."""
-        top = _attached_at(self._pins)
-        crowd = crowds(self._proc).get(pod.inode)
+        """A cgroup of the pod where the programs see us; in a strict pod the proxy's or another, by `container`.
+
+        If they see none of the pod's processes, it is a stray process's.
+        """
+        places = whereabouts_of(self._pins, [pod.cookie], self._proc)[pod.cookie]
         is_proxys = {"trusted": True, "other": False}.get(container) if pod.proxy_cgroup is not None else None
-        for directory in _cgroups(self._proc, crowd, top) if crowd else ():
-            if is_proxys is None or (directory.stat().st_ino == pod.proxy_cgroup) == is_proxys:
-                return directory
-        raise CannotTry(f"{pod.identity} has no process in a cgroup below {top}, where the programs are attached")
+        for each in places.inside:
+            if is_proxys is None or (pod.proxy_cgroup in each.cgroup.lineage) == is_proxys:
+                return each.cgroup.directory
+        if places.are_all_strays:
+            return places.strays[0].directory()
+        raise CannotTry(f"{pod.identity} has no process where the programs are attached{_because(places)}")
+
+
+def _because(places: Whereabouts) -> str:
+    return f": {places.words}" if places.words else ""
 
 
 def _too_busy(pod: EnrolledPod) -> CannotTry:
@@ -258,38 +264,3 @@ def _require_own(source: IPAddress) -> None:
             raise CannotTry(
                 f"{source} belongs to no enrolled pod and not to this machine: nobody here can connect from it"
             ) from error
-
-
-def _attached_at(pins: Pins) -> Path:
-    table: Table[Word, BuildEntry] = Table(pins.look_only(), "build")
-    try:
-        build = table.get(Word(0))
-    finally:
-        os.close(table.descriptor)
-    recorded = Path(build.cgroup.decode()) if build else cgroup2_root()
-    return recorded if recorded.is_dir() else cgroup2_root()
-
-
-def _cgroups(proc: Path, crowd: Crowd, top: Path) -> Iterator[Path]:
-    """The cgroup2 directories below `top` of a crowd's processes, each once."""
-    seen = set()
-    for pid in crowd.pids:
-        try:
-            lines = (proc / str(pid) / "cgroup").read_text().splitlines()
-        except GONE:
-            continue
-        path = next((line[3:] for line in lines if line.startswith("0::")), "")
-        if path and path not in seen:
-            seen.add(path)
-            directory = _directory(path, top)
-            if directory is not None:
-                yield directory
-
-
-def _directory(path: str, top: Path) -> Path | None:
-    """A cgroup's directory. In a cgroup namespace, paths start elsewhere: there it is found by its name."""
-    plainly = cgroup2_root() / path.lstrip("/")
-    if ".." not in plainly.parts and plainly.is_dir():
-        return plainly if plainly.is_relative_to(top) else None
-    name = Path(path).name
-    return next((Path(at) / name for at, below, _ in os.walk(top) if name in below), None)

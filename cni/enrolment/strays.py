@@ -1,0 +1,126 @@
+"""Stray processes: those in an enrolled pod's network namespace that run in no cgroup where programs are attached.
+
+The programs of a cgroup see the sockets of the processes in this cgroup and below it. So nothing captures what a stray
+process sends: its connections and its DNS queries go directly, and denied ports are open to it. Inbound connections
+are steered by the namespace's own link, so they are captured wherever the process runs that listens.
+"""
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bpf.attachment import attached_cgroups, places_of
+from bpf.errors import SidestepError
+from bpf.kernel import cgroup2_root
+from bpf.layouts import layouts, steered
+from bpf.pins import Pins
+from cni.netns.namespaces import find_netns
+from cni.netns.residents import Resident, is_blind, name_of, residents
+
+STRAYS = "stray processes, whose outbound connections are not captured"
+NOT_KNOWN = "stray processes: unknown"
+_SHOWN = 3  # processes in a sentence
+
+
+class Stray(NamedTuple):
+    """A stray process, with its name and the path of its cgroup."""
+
+    pid: int
+    name: str
+    cgroup: str
+
+    def __str__(self) -> str:
+        return f"{self.pid} {self.name} (cgroup {self.cgroup})"
+
+    def directory(self) -> Path:
+        """The directory of its cgroup. Raises KernelRefused if cgroup2 is not mounted."""
+        return cgroup2_root() / self.cgroup.lstrip("/")
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """Where the processes of one pod run.
+
+    `inside` are those that the programs see. `unknown` says why there may be more processes of either kind; "" if these
+    are all.
+    """
+
+    inside: tuple[Resident, ...] = ()
+    strays: tuple[Stray, ...] = ()
+    unknown: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there are processes that nothing captures, or may be."""
+        return bool(self.strays or self.unknown)
+
+    @property
+    def are_all_strays(self) -> bool:
+        """Whether there are processes, and the programs see none of them."""
+        return bool(self.strays) and not self.inside
+
+    @property
+    def words(self) -> str:
+        """What there is to say: which processes are strays, and why others are unknown; "" if there is nothing."""
+        unknown = f"{NOT_KNOWN}: {self.unknown}" if self.unknown else ""
+        return "; ".join(filter(None, (told_of(self.strays), unknown)))
+
+    @property
+    def brief(self) -> str:
+        """The same where there is little room."""
+        return f"stray processes: {len(self.strays) or 'unknown'}" if self.is_open else ""
+
+    def document(self) -> dict[str, Any]:
+        """The same as plain values."""
+        strays = [each._asdict() for each in self.strays]
+        return {"captured": len(self.inside), "strays": strays, "unknown": self.unknown}
+
+
+NO_STRAYS = Whereabouts()
+
+
+def told_of(strays: Sequence[Stray]) -> str:
+    """A sentence about stray processes that names the first of them; "" if there are none."""
+    few = [str(each) for each in strays[:_SHOWN]]
+    more = [f"{len(strays) - _SHOWN} more"] if len(strays) > _SHOWN else []
+    return f"{STRAYS}: {', '.join([*few, *more])}" if strays else ""
+
+
+def whereabouts_of(pins: Pins, cookies: Collection[int], proc: Path) -> dict[int, Whereabouts]:
+    """Where the processes of each of these pods run now. One walk of `proc`, a procfs of the node, serves all pods."""
+    try:
+        attached, inodes = attached_cgroups(pins), _inodes_of(pins, cookies, proc)
+    except (OSError, SidestepError) as error:
+        return dict.fromkeys(cookies, Whereabouts(unknown=str(error)))
+    if not attached:
+        return dict.fromkeys(cookies, Whereabouts(unknown="there is no cgroup that every program is attached at"))
+    seen = residents(proc, set(inodes.values()))
+    unknown = seen.unknown
+    if not (unknown or seen.found) and inodes and is_blind(proc, places_of(pins)):
+        unknown = f"{proc} does not show the processes of pods; give a procfs of the node with --proc"
+    return {cookie: _sorted(seen.found.get(inodes.get(cookie, 0), []), attached, unknown, proc) for cookie in cookies}
+
+
+def _sorted(found: list[Resident], attached: frozenset[int], unknown: str, proc: Path) -> Whereabouts:
+    outside = [each for each in found if each.cgroup.lineage.isdisjoint(attached)]
+    named = ((each, name_of(proc, each)) for each in outside)
+    return Whereabouts(
+        tuple(each for each in found if not each.cgroup.lineage.isdisjoint(attached)),
+        tuple(Stray(each.pid, name, each.cgroup.path) for each, name in named if name is not None),
+        unknown,
+    )
+
+
+def _inodes_of(pins: Pins, cookies: Collection[int], proc: Path) -> dict[int, int]:
+    """The inodes of these pods' namespaces, by cookie. A namespace that is not found has no process.
+
+    Their links tell them. Namespaces without a link are looked for. Raises OSError, NoProcfs, KernelRefused.
+    """
+    linked = {cookie: inode for layout in layouts(pins) for cookie, inode in steered(layout).items()}
+    found = {cookie: linked[cookie] for cookie in cookies if cookie in linked}
+    if lost := set(cookies) - found.keys():
+        with find_netns(lost, proc=proc) as namespaces:
+            found |= {cookie: os.fstat(netns).st_ino for cookie, netns in namespaces}
+    return found
