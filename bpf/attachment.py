@@ -32,15 +32,17 @@ from bpf.syscalls import Descriptor
 
 # maps that may be lost: accelerated connections go on by TCP
 _FORGETTABLE = ("pairings",)
+_LINKED = tuple(hook.name for hook in CGROUP_HOOKS)
 
 
 class Outcome(StrEnum):
-    """What attach_programs() did: nothing, attach, swap programs in place, or attach beside another layout's."""
+    """What attaching did: nothing, attach, swap programs in place, attach beside another layout, or at more places."""
 
     UNCHANGED = "unchanged"
     ATTACHED = "attached"
     SWAPPED = "swapped"
     BESIDE = "beside"
+    EXTENDED = "extended"
 
 
 def attach_programs(pins: Pins, cgroup: Path) -> Outcome:
@@ -111,16 +113,25 @@ def places_of(pins: Pins) -> list[Path]:
     return [Path(first), *(place for place in further_places(pins) if place.is_dir())]
 
 
-def attached_cgroups(pins: Pins) -> frozenset[int]:
-    """The ids of the cgroups that every program is attached at, as the kernel says now.
+def attached_cgroups(pins: Pins, names: Collection[str] = _LINKED) -> frozenset[int]:
+    """The ids of the cgroups that each of these programs is attached at, by default all, as the kernel says now.
 
     A cgroup's id is its directory's inode.
     """
     found = set()
     for directory in link_directories(pins):
-        ids = {_cgroup_of(directory / hook.name) for hook in CGROUP_HOOKS}
+        ids = {cgroup_of_link(directory / name) for name in names}
         found |= ids if len(ids) == 1 else set()
     return frozenset(found - {0})
+
+
+def cgroup_of_link(pinned: Path) -> int:
+    """Id of the cgroup that a pinned link is attached to; 0 if there is no link or it is attached to nothing."""
+    try:
+        with Descriptor(syscalls.open_pin(pinned)) as link:
+            return int(syscalls.link_info(link.fd).cgroup_id)
+    except (KernelRefused, OSError):
+        return 0
 
 
 def retire_others(pins: Pins) -> None:
@@ -188,7 +199,7 @@ def is_attached(pins: Pins) -> bool:
         all((pins.maps / name).exists() for name in (*TABLES, *STORAGES))
         and all((pins.programs / hook.name).exists() for hook in HOOKS)
         and all(_is_linked(pins.links / hook.name, cgroup) for hook in CGROUP_HOOKS)
-        and _are_further_linked(pins, [hook.name for hook in CGROUP_HOOKS])
+        and _are_further_linked(pins, _LINKED)
         and leads_to_lookup(pins)
     )
 
@@ -204,7 +215,7 @@ def is_deciding(pins: Pins) -> bool:
         wanted = Path(recorded).stat().st_ino if recorded else 0
     except OSError:  # the cgroup has gone
         return False
-    found = {_cgroup_of(pins.links / name) for name in DECIDING}
+    found = {cgroup_of_link(pins.links / name) for name in DECIDING}
     return 0 not in found and found <= {wanted or max(found)} and _are_further_linked(pins, DECIDING)
 
 
@@ -318,7 +329,7 @@ def _swap(pins: Pins, cgroup: Path) -> None:
         compile_and_pin(pins.maps, fresh)
         for hook in CGROUP_HOOKS:
             _relink(fresh / hook.name, pins.links / hook.name, hook.attach_type, cgroup)
-        _drop_places(pins, lambda place: place.is_relative_to(cgroup))
+        _drop_places(pins, lambda place: place.is_relative_to(cgroup) or cgroup.is_relative_to(place))
         for place, directory in further_places(pins).items():
             for hook in CGROUP_HOOKS:
                 _relink(fresh / hook.name, directory / hook.name, hook.attach_type, place)
@@ -401,18 +412,9 @@ def _relink(program: Path, pinned: Path, attach_type: int, cgroup: Path) -> None
 def _is_linked(pinned: Path, cgroup: Path) -> bool:
     """Whether the pinned link is attached to the cgroup at this path. A cgroup's id is its directory's inode."""
     try:
-        return _cgroup_of(pinned) == cgroup.stat().st_ino
+        return cgroup_of_link(pinned) == cgroup.stat().st_ino
     except OSError:
         return False
-
-
-def _cgroup_of(pinned: Path) -> int:
-    """Id of the cgroup that a pinned link is attached to; 0 if there is no link or it is attached to nothing."""
-    try:
-        with Descriptor(syscalls.open_pin(pinned)) as link:
-            return int(syscalls.link_info(link.fd).cgroup_id)
-    except (KernelRefused, OSError):
-        return 0
 
 
 def _link_cgroup(programs: Path, links: Path, cgroup: Path) -> None:

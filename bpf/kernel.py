@@ -1,4 +1,4 @@
-"""What this machine offers: mounts of cgroup2 and bpffs, the cgroup to attach at, and the process's capabilities."""
+"""What this machine offers: mounts of cgroup2 and bpffs, and the process's capabilities."""
 
 import ctypes
 import os
@@ -7,20 +7,19 @@ from pathlib import Path
 
 from bpf.errors import KernelRefused
 
-# kubelet's cgroup with the drivers cgroupfs and systemd; with kubelet's setting cgroupRoot it is one level deeper
-_KUBEPODS = ("kubepods", "kubepods.slice", "*/kubepods", "*/kubepods.slice")
-# the capabilities that attaching needs, by bit (uapi/linux/capability.h)
 # MS_NOSUID, MS_NODEV and MS_NOEXEC (uapi/linux/mount.h), with which systemd mounts it too
 _NOSUID_NODEV_NOEXEC = 2 | 4 | 8
+# the capabilities that attaching needs, by bit (uapi/linux/capability.h)
 _ATTACHING = ((12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"))
 
 
 @dataclass(frozen=True)
 class Mount:
-    """One mount: its directory and the type of its filesystem."""
+    """One mount: its directory, the type of its filesystem, and its id."""
 
     path: Path
     filesystem: str
+    number: int
 
 
 def require_root() -> None:
@@ -49,31 +48,33 @@ def mounts() -> list[Mount]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split(" ")
         kind = fields[fields.index("-") + 1]
-        found.append(Mount(Path(fields[4].encode().decode("unicode_escape")), kind))
+        found.append(Mount(Path(fields[4].encode().decode("unicode_escape")), kind, int(fields[0])))
     return found
 
 
 def cgroup2_root() -> Path:
-    """Where cgroup2 is mounted: /sys/fs/cgroup, or /sys/fs/cgroup/unified on hybrid hosts. Raises KernelRefused."""
+    """Where cgroup2 is mounted: /sys/fs/cgroup, or /sys/fs/cgroup/unified on hybrid hosts. Raises KernelRefused.
+
+    Mounts that are hidden below another mount are passed over: in a container, the host's cgroups may be mounted over
+    the container's own.
+    """
     for mount in mounts():
-        if mount.filesystem == "cgroup2":
+        if mount.filesystem == "cgroup2" and _is_visible(mount):
             return mount.path
     raise KernelRefused("cgroup2 is not mounted; mount it: mount -t cgroup2 none /sys/fs/cgroup/unified")
 
 
-def attach_point() -> Path:
-    """The cgroup to attach at: kubelet's if cgroup2 has one, otherwise the root.
-
-    At kubelet's cgroup, host daemons do not run the programs. Also, programs of a child cgroup run before those of the
-    root. So our programs see a Service's address before a socket load-balancer at the root rewrites it. Raises
-    KernelRefused if cgroup2 is not mounted.
-    """
-    root = cgroup2_root()
-    for pattern in _KUBEPODS:
-        for found in sorted(root.glob(pattern)):
-            if found.is_dir():
-                return found
-    return root
+def _is_visible(mount: Mount) -> bool:
+    """Whether the mount's path leads to this mount, not to one that was mounted over it (fdinfo's mnt_id, proc(5))."""
+    try:
+        opened = os.open(mount.path, os.O_PATH | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        lines = Path(f"/proc/self/fdinfo/{opened}").read_text().splitlines()
+    finally:
+        os.close(opened)
+    return f"mnt_id:\t{mount.number}" in lines
 
 
 def own_cgroup(root: Path) -> Path | None:

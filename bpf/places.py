@@ -40,3 +40,10 @@ def link_directories(pins: Pins) -> list[Path]:
 def link_directories_of(layout: Path) -> list[Path]:
     """The same in the directory of any version's layout."""
     return [layout / "links", *sorted((layout / "places").glob("*"))]
+
+
+def named(pins: Pins, path: Path) -> str:
+    """What people are told of a pin: "links/connect4", of a further cgroup's links "places/kubepods.slice/connect4"."""
+    if path.parent.parent == pins.places:
+        return f"places/{unquote(path.parent.name)}/{path.name}"
+    return f"{path.parent.name}/{path.name}"

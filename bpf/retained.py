@@ -16,7 +16,7 @@ from bpf.hooks import CGROUP_HOOKS, HOOKS, MESSAGE_HOOK
 from bpf.kernel import has_mount, mount_bpffs
 from bpf.layout import STORAGES, TABLES
 from bpf.pins import Pins
-from bpf.places import link_directories
+from bpf.places import further_places, link_directories, named
 from bpf.syscalls import Descriptor
 from bpf.takeover import note_shapes
 
@@ -62,7 +62,7 @@ class Retained:
                     continue
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 syscalls.pin(self._open[path], path)
-                restored.append(_name(path))
+                restored.append(named(self._pins, path))
         return restored
 
     def close(self) -> None:
@@ -83,9 +83,14 @@ class Retained:
 
 
 def missing_pins(pins: Pins) -> list[str]:
-    """What is not pinned or, of links, attached to nothing: "maps/…", "programs/…", "links/…"."""
+    """What is not pinned or, of links, attached to nothing: "maps/…", "programs/…", "links/…", "places/…".
+
+    The links of a further cgroup that has gone are not missing.
+    """
+    gone = [directory for place, directory in further_places(pins).items() if not place.is_dir()]
     wanted = [path for path in _paths(pins) if path.name != MESSAGE_HOOK.name or is_possible(pins)]
-    return [_name(path) for path in wanted if not path.exists() or _is_dead(path, pins)]
+    missing = [path for path in wanted if not path.exists() or _is_dead(path, pins)]
+    return [named(pins, path) for path in missing if path.parent not in gone]
 
 
 def _is_dead(path: Path, pins: Pins) -> bool:
@@ -106,7 +111,3 @@ def _paths(pins: Pins) -> list[Path]:
 
 def _is_link(path: Path, pins: Pins) -> bool:
     return path.parent not in (pins.maps, pins.programs)
-
-
-def _name(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from bpf.kernel import attach_point
+from bpf import trees
 from bpf.layout import LEVELS, Level
 
 if TYPE_CHECKING:
@@ -75,7 +75,10 @@ class Attachment:
 
     bpffs: Path = _setting(Path("/sys/fs/bpf"), "Mounted bpffs; pins live in its sidestep/ directory.", ours=True)
     cgroup: Path | None = _setting(
-        None, "cgroup2 directory to attach at  [default: kubelet's, else the cgroup2 root]", _DIRECTORY, ours=True
+        None,
+        "cgroup2 directory to attach at, and nowhere else  [default: wherever pods are: kubelet's, else the root]",
+        _DIRECTORY,
+        ours=True,
     )
 
     @property
@@ -85,9 +88,13 @@ class Attachment:
 
         return Pins(self.bpffs)
 
+    def choice(self) -> trees.Choice:
+        """The cgroups to attach at: the settings', else where pods are now. Raises KernelRefused without cgroup2."""
+        return trees.given(self.cgroup) if self.cgroup else trees.choose()
+
     def attach_point(self) -> Path:
-        """The cgroup of the settings, else the discovered one. Raises KernelRefused if there is no cgroup2."""
-        return self.cgroup or attach_point()
+        """The first of these cgroups. Raises KernelRefused if there is no cgroup2."""
+        return self.choice().first
 
 
 @dataclass(frozen=True)

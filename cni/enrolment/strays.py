@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from bpf.attachment import attached_cgroups, places_of
 from bpf.errors import SidestepError
+from bpf.hooks import DECIDING
 from bpf.kernel import cgroup2_root
 from bpf.layouts import layouts, steered
 from bpf.pins import Pins
@@ -40,7 +41,7 @@ class Stray(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Whereabouts:
+class PodProcesses:
     """Where the processes of one pod run.
 
     `inside` are those that the programs see. `unknown` says why there may be more processes of either kind; "" if these
@@ -78,7 +79,7 @@ class Whereabouts:
         return {"captured": len(self.inside), "strays": strays, "unknown": self.unknown}
 
 
-NO_STRAYS = Whereabouts()
+NO_STRAYS = PodProcesses()
 
 
 def told_of(strays: Sequence[Stray]) -> str:
@@ -88,14 +89,15 @@ def told_of(strays: Sequence[Stray]) -> str:
     return f"{STRAYS}: {', '.join([*few, *more])}" if strays else ""
 
 
-def whereabouts_of(pins: Pins, cookies: Collection[int], proc: Path) -> dict[int, Whereabouts]:
+def processes_of(pins: Pins, cookies: Collection[int], proc: Path) -> dict[int, PodProcesses]:
     """Where the processes of each of these pods run now. One walk of `proc`, a procfs of the node, serves all pods."""
     try:
-        attached, inodes = attached_cgroups(pins), _inodes_of(pins, cookies, proc)
+        attached, inodes = attached_cgroups(pins, DECIDING), _inodes_of(pins, cookies, proc)
     except (OSError, SidestepError) as error:
-        return dict.fromkeys(cookies, Whereabouts(unknown=str(error)))
+        return dict.fromkeys(cookies, PodProcesses(unknown=str(error)))
     if not attached:
-        return dict.fromkeys(cookies, Whereabouts(unknown="there is no cgroup that every program is attached at"))
+        why = "there is no cgroup where the deciding programs are attached"
+        return dict.fromkeys(cookies, PodProcesses(unknown=why))
     seen = residents(proc, set(inodes.values()))
     unknown = seen.unknown
     if not (unknown or seen.found) and inodes and is_blind(proc, places_of(pins)):
@@ -103,10 +105,10 @@ def whereabouts_of(pins: Pins, cookies: Collection[int], proc: Path) -> dict[int
     return {cookie: _sorted(seen.found.get(inodes.get(cookie, 0), []), attached, unknown, proc) for cookie in cookies}
 
 
-def _sorted(found: list[Resident], attached: frozenset[int], unknown: str, proc: Path) -> Whereabouts:
+def _sorted(found: list[Resident], attached: frozenset[int], unknown: str, proc: Path) -> PodProcesses:
     outside = [each for each in found if each.cgroup.lineage.isdisjoint(attached)]
     named = ((each, name_of(proc, each)) for each in outside)
-    return Whereabouts(
+    return PodProcesses(
         tuple(each for each in found if not each.cgroup.lineage.isdisjoint(attached)),
         tuple(Stray(each.pid, name, each.cgroup.path) for each, name in named if name is not None),
         unknown,

@@ -5,7 +5,7 @@ after the id. The agent looks until it finds both, and goes on looking, because 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import structlog
@@ -21,16 +21,20 @@ class StrictProxies:
     """The proxies table: netns cookie → cgroup id of the pod's proxy container."""
 
     def __init__(
-        self, pods: PodSource, tables: Tables, cgroup: Path, confirmed: Callable[[int], None] = lambda _: None
+        self,
+        pods: PodSource,
+        tables: Tables,
+        places: Callable[[], Iterable[Path]],
+        confirmed: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`cgroup` is the cgroup2 directory that has the cgroups of all pods below it.
+        """`places` are the cgroup2 directories that have the cgroups of all captured pods below them.
 
         `confirmed` gets the netns cookie of a pod whose container has become known, or is another one than before. The
         proxy may have begun to listen before.
         """
         self._pods = pods
         self._tables = tables
-        self._cgroup = cgroup
+        self._places = places
         self._confirmed = confirmed
         self._known: dict[int, str] = {}  # netns cookie → id of the container whose cgroup is in the table
 
@@ -52,14 +56,14 @@ class StrictProxies:
 
     def cgroup_of(self, container: str) -> int:
         """The id of a container's cgroup; 0 if there is none."""
-        directory = find_cgroup(self._cgroup, container) if container else None
+        directory = find_cgroup(self._places(), container) if container else None
         return directory.stat().st_ino if directory else 0
 
     def _confirm(self, cookie: int, pod: Pod) -> None:
         container = pod.proxy_container_id
         if container is None or self._known.get(cookie) == container:
             return
-        directory = find_cgroup(self._cgroup, container)
+        directory = find_cgroup(self._places(), container)
         if directory is None:
             return
         self._tables.proxies.put(Cookie(cookie), Quad(directory.stat().st_ino))
@@ -68,9 +72,9 @@ class StrictProxies:
         self._confirmed(cookie)
 
 
-def find_cgroup(root: Path, container_id: str) -> Path | None:
-    """A container's cgroup: the directory below `root` with the id in its name, as in `cri-containerd-<id>.scope`."""
-    for directory, below, _ in os.walk(root):
+def find_cgroup(places: Iterable[Path], container_id: str) -> Path | None:
+    """A container's cgroup: the directory below a place with the id in its name, as in `cri-containerd-<id>.scope`."""
+    for directory, below, _ in (found for place in places for found in os.walk(place)):
         for name in below:
             if container_id in name:
                 return Path(directory) / name

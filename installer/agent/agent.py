@@ -9,7 +9,7 @@ and maps stay, and pods keep their capture. If its DaemonSet was deleted, the ag
 import resource
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 
@@ -31,6 +31,7 @@ from installer.acceleration import level
 from installer.agent.health import Readiness
 from installer.agent.logs import configure_logging
 from installer.agent.metrics import Metrics
+from installer.agent.places import Places
 from installer.agent.reconcile import NodeTables, Reconciler
 from installer.agent.repair import Repairs
 from installer.agent.serving import serving
@@ -77,8 +78,6 @@ def run_agent(settings: Settings) -> None:
     started = time.monotonic()
     with Signals(_END_SECONDS) as signals:
         require_capable(settings.attachment, settings.chain, settings.node)
-        cgroup = settings.attachment.attach_point()
-        settings = replace(settings, attachment=replace(settings.attachment, cgroup=cgroup))
         holder = Holder(settings.attachment.pins)
         with ExitStack() as up:
             up.enter_context(holder.held(_HOLDER_SECONDS))
@@ -92,7 +91,7 @@ def run_agent(settings: Settings) -> None:
             log.info(
                 "agent.serving",
                 programs=str(outcome),
-                cgroup=str(cgroup),
+                cgroups=" ".join(map(str, agent.places.every())),
                 pods=len(agent.enrolments),
                 socket=str(settings.node.cni_agent_run_dir / "cni.sock"),
                 health=agent.health_port,
@@ -127,10 +126,10 @@ class _Agent:
 
     def __init__(self, settings: Settings, holder: Holder, up: ExitStack) -> None:
         pins = settings.attachment.pins
-        cgroup = settings.attachment.attach_point()
         self._settings, self._up = settings, up
         self._tables = tables = up.enter_context(Tables(pins))
         retained = up.enter_context(Retained(pins))
+        self.places = places = Places(settings.attachment, retained)
         self.enrolments = Enrolments(pins, tables)
         up.callback(self.enrolments.close)
         self.metrics = Metrics(pins, tables, self.enrolments, settings.node.proc)
@@ -145,7 +144,7 @@ class _Agent:
         self.source: Source = source_of(settings.node, self.metrics.observe_api_request)
         api = self.source.api
         self.deployment = Deployment(api, settings.node.pod_namespace) if api else None
-        proxies = StrictProxies(self.source.pods, tables, cgroup, lambda cookie: self._reconciler.learned(cookie))
+        proxies = StrictProxies(self.source.pods, tables, places.every, lambda cookie: self._reconciler.learned(cookie))
         follower = Follower(self.enrolments, proxies, settings.node.proc)
         self.follower = follower
         self.admission = Admission(self.enrolments, follower, settings.node.proc)
@@ -169,9 +168,10 @@ class _Agent:
             pods_of=lambda cookies: self._reconciler.pods_of(cookies),
             events=self.source.events,
             learned=lambda cookie: self._reconciler.learned(cookie),
+            cover=places.cover,
         )
         self._reconciler = Reconciler(
-            place=NodeTables(pins, cgroup, tables),
+            place=NodeTables(pins, places, tables),
             node=settings.node,
             pods=self.source.pods,
             enrolments=self.enrolments,
@@ -228,8 +228,8 @@ class _Agent:
 
     def accelerate(self) -> None:
         """Start the thread that finds and keeps the acceleration level; the start does not wait for it."""
-        node, place = self._settings.node, self._settings.attachment
-        keeper = level.LevelKeeper(place.pins, self._tables, place.attach_point(), node.cni_agent_run_dir)
+        node, pins = self._settings.node, self._settings.attachment.pins
+        keeper = level.LevelKeeper(pins, self._tables, self.places.every()[0], node.cni_agent_run_dir)
         self._up.enter_context(keeper.running(self._settings.acceleration.level))
 
     def _installed(self, ok: bool, why: str) -> None:

@@ -20,7 +20,7 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.steered import steering_of
-from cni.enrolment.strays import whereabouts_of
+from cni.enrolment.strays import processes_of
 from cni.errors import Code
 from cni.verbs import RESULTS
 from installer.host.install import SUCCESS
@@ -156,16 +156,16 @@ class _KernelCollector(Collector):
         yield from self._acceleration()
 
     def _strays(self) -> Iterator[Metric]:
-        places = whereabouts_of(self._pins, self._enrolments.cookies(), self._proc).values()
+        processes = processes_of(self._pins, self._enrolments.cookies(), self._proc).values()
         yield GaugeMetricFamily(
             "sidestep_stray_processes",
             "Processes of enrolled pods whose outbound connections are not captured, because no program sees them",
-            value=sum(len(each.strays) for each in places),
+            value=sum(len(each.strays) for each in processes),
         )
         yield GaugeMetricFamily(
             "sidestep_pods_processes_unknown",
             "Enrolled pods of which it is not known whether they have stray processes",
-            value=sum(bool(each.unknown) for each in places),
+            value=sum(bool(each.unknown) for each in processes),
         )
 
     def _maps(self) -> Iterator[Metric]:

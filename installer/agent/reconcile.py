@@ -16,12 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from queue import SimpleQueue
 
 import structlog
 
-from bpf.attachment import Outcome, attach_programs, is_attached, repin_maps, unpin_others
+from bpf.attachment import Outcome, is_attached, repin_maps, unpin_others
 from bpf.errors import SidestepError
 from bpf.layout import LISTENER_SLOTS
 from bpf.pins import Pins
@@ -36,6 +35,7 @@ from cni.netns.namespaces import find_netns
 from cni.policy.annotations import policy_of
 from cni.policy.membership import skip_pod
 from cni.policy.pod import Pod, PodEvents, PodSource
+from installer.agent.places import Places
 from installer.settings import Node
 
 log = structlog.get_logger("reconcile")
@@ -70,7 +70,7 @@ class NodeTables:
     """Where the programs are pinned and attached, and their open tables."""
 
     pins: Pins
-    cgroup: Path
+    places: Places
     tables: Tables
 
 
@@ -215,12 +215,11 @@ class Reconciler:
         pinned = repin_maps(place.pins, held)
         if pinned:
             log.warning("pins.restored", maps=" ".join(pinned), reason="somebody has removed them")
-        if not foreign and is_attached(place.pins):
+        if not foreign and is_attached(place.pins) and not place.places.are_lost():
             return len(pinned)
-        outcome = attach_programs(place.pins, place.cgroup)
-        log.warning(
-            "programs.restored", outcome=str(outcome), cgroup=str(place.cgroup), reason="a link or pin was gone"
-        )
+        outcome = place.places.attach()
+        cgroups = " ".join(map(str, place.places.every()))
+        log.warning("programs.restored", outcome=str(outcome), cgroups=cgroups, reason="a link or pin was gone")
         # proxies that were bound meanwhile are not known to the programs
         self._expected = dict.fromkeys(self.enrolments.cookies(), time.monotonic() + _LISTEN_FOR)
         return len(pinned) + (outcome is not Outcome.UNCHANGED)

@@ -16,17 +16,13 @@ from bpf.errors import SidestepError
 from bpf.pins import Pins
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity
-from cni.enrolment.strays import Stray, Whereabouts, told_of, whereabouts_of
+from cni.enrolment.strays import PodProcesses, Stray, processes_of, told_of
 from cni.policy.pod import Pod, PodEvents
 
 log = structlog.get_logger("strays")
 
 # A pod's containers start after its ADD: seconds for which its processes are looked at often.
 _YOUNG = 60.0
-
-
-def _covers_nothing(_: Path) -> bool:
-    return False
 
 
 @dataclass
@@ -39,7 +35,7 @@ class Strays:
     pods_of: Callable[[Iterable[int]], Mapping[int, Pod]]  # the Pods of enrolled cookies
     events: PodEvents
     learned: Callable[[int], None]  # gets the cookie of a pod whose proxy the programs see from now on
-    cover: Callable[[Path], bool] = _covers_nothing  # attaches at or above a pod's cgroup; True if that took something
+    cover: Callable[[Path], bool]  # attaches where a pod's cgroup is below; True if that took something
     _young: dict[int, float] = field(default_factory=dict)  # cookie → time until which the pod is looked at often
     _seen: dict[int, set[Stray]] = field(default_factory=dict)  # the stray processes of the last look
     _told: dict[int, set[tuple[str, str]]] = field(default_factory=dict)  # names and cgroups that were reported
@@ -51,14 +47,14 @@ class Strays:
         Returns nothing to count.
         """
         self._note_age()
-        places = whereabouts_of(self.pins, self.enrolments.cookies(), self.proc)
-        self._tell_unknown(places.values())
-        astray = {cookie: place for cookie, place in places.items() if place.strays}
+        processes = processes_of(self.pins, self.enrolments.cookies(), self.proc)
+        self._tell_unknown(processes.values())
+        astray = {cookie: each for cookie, each in processes.items() if each.strays}
         pods, identities = self.pods_of(astray) if astray else {}, self.enrolments.identities()
-        for cookie, place in astray.items():
+        for cookie, each in astray.items():
             if cookie in identities:
-                self._handle(cookie, place.strays, identities[cookie], pods.get(cookie))
-        self._seen = {cookie: set(place.strays) for cookie, place in astray.items()}
+                self._handle(cookie, each.strays, identities[cookie], pods.get(cookie))
+        self._seen = {cookie: set(each.strays) for cookie, each in astray.items()}
         return {}
 
     def look_for_strays_soon(self) -> Mapping[str, int]:
@@ -99,8 +95,8 @@ class Strays:
             why = f"; the programs can't be attached there: {problem}" if problem else ""
             self.events.warning(pod, "NotCaptured", told_of(strays) + why)
 
-    def _tell_unknown(self, places: Iterable[Whereabouts]) -> None:
-        unknown = next((each.unknown for each in places if each.unknown), "")
+    def _tell_unknown(self, processes: Iterable[PodProcesses]) -> None:
+        unknown = next((each.unknown for each in processes if each.unknown), "")
         if unknown and unknown != self._unknown:
             log.error("processes.unknown", reason=unknown)
         self._unknown = unknown

@@ -20,7 +20,8 @@ def attach(attachment: Attachment, proc: Path, output: str) -> None:
     somebody has removed is restored: pins, links, and the inbound steering of pods. Programs of a version with other
     maps stay until an agent of this version has taken over their pods.
     """
-    from bpf.attachment import attach_programs
+    from bpf.attachment import places_of
+    from bpf.coverage import attach_where_pods_are
     from bpf.errors import SidestepError
     from bpf.holder import holder_of, is_held
     from bpf.retained import missing_pins
@@ -30,15 +31,23 @@ def attach(attachment: Attachment, proc: Path, output: str) -> None:
     pins = attachment.pins
     if is_held(pins) and not pins.root.exists():
         raise SidestepError(f"an agent of another version uses these pins: {holder_of(pins)}; stop it first")
-    cgroup = attachment.attach_point()
+    choice = attachment.choice()
     missing = missing_pins(pins) if pins.root.is_dir() else []
-    outcome = attach_programs(pins, cgroup)
+    outcome = attach_where_pods_are(pins, choice)
     with Tables(pins) as tables:
         steered = [f"the steering of {name}" for name in steer_again(pins, tables, proc)]
     restored = [each for each in missing if each not in missing_pins(pins)] + steered
-    document = {"outcome": str(outcome), "attach_point": str(cgroup), "pins": str(pins.root), "restored": restored}
+    first, *further = (str(place) for place in places_of(pins))
+    document = {
+        "outcome": str(outcome),
+        "attach_point": first,
+        "further_places": further,
+        "pins": str(pins.root),
+        "restored": restored,
+    }
     told = f"restored: {', '.join(restored)}\n" if restored else ""
-    show(document, output, lambda: f"{outcome}: programs at {cgroup}, pins in {pins.root}\n{told}")
+    at = " and ".join((first, *further))
+    show(document, output, lambda: f"{outcome}: programs at {at}, pins in {pins.root}\n{told}")
 
 
 @click.command()

@@ -1,10 +1,11 @@
 """Examines where the programs will be attached and pinned, and what is there already."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from bpf import syscalls
-from bpf.attachment import is_attached
+from bpf import syscalls, trees
+from bpf.attachment import is_attached, places_of
 from bpf.compiler import sources_digest
 from bpf.errors import KernelRefused, NotAttached
 from bpf.kernel import cgroup2_root, mounts, require_bpffs
@@ -12,36 +13,32 @@ from bpf.layout import TABLES, BuildEntry, Word
 from bpf.layouts import layouts
 from bpf.pins import LAYOUT, OtherVersion, Pins
 from bpf.syscalls import Descriptor
+from bpf.trees import Choice, Tree
 from installer.probe.findings import Finding, Presence
 from installer.scratch import scratch_pins
 from installer.settings import Attachment
 
 _ROOT_INODE = 1  # inode of the real cgroup root: kernfs gives 1 to the first directory of a hierarchy
-_KUBELET = ("kubepods", "kubepods.slice")  # kubelet's cgroup with the driver cgroupfs, and with systemd
+_WHAT, _NEEDED_BY = "attach point", "attaching"
+_GIVE = "give --cgroup a directory of cgroup2, or leave it out"
 
 
-def attach_point_findings(attachment: Attachment) -> tuple[Path | None, list[Finding]]:
-    """The cgroup at which the programs will be attached, None if there is none, and the findings on it."""
+def attach_point_findings(attachment: Attachment) -> tuple[list[Path], list[Finding]]:
+    """The cgroups at which the programs will be attached, none if they can't be, and the findings on them."""
     try:
         root = cgroup2_root()
     except KernelRefused as error:
-        return None, [Finding("cgroup2", "attaching", "not mounted", Presence.NO, str(error).partition("; ")[2])]
-    mounted = Finding("cgroup2", "attaching", f"at {root}", Presence.YES)
+        return [], [Finding("cgroup2", _NEEDED_BY, "not mounted", Presence.NO, str(error).partition("; ")[2])]
+    mounted = Finding("cgroup2", _NEEDED_BY, f"at {root}", Presence.YES)
+    choice = attachment.choice()
     try:
-        point = attachment.attach_point()
-        os.close(os.open(point, os.O_RDONLY | os.O_DIRECTORY))
+        os.close(os.open(choice.first, os.O_RDONLY | os.O_DIRECTORY))
     except OSError as error:
-        found = f"{attachment.cgroup}: {error.strerror}"
-        return None, [mounted, Finding("attach point", "attaching", found, Presence.NO, _GIVE)]
-    if not (point / "cgroup.procs").exists() or not _is_cgroup2(point):
-        return None, [
-            mounted,
-            Finding("attach point", "attaching", f"{point} is not a directory of cgroup2", Presence.NO, _GIVE),
-        ]
-    return point, [mounted, point_row(point, root, _version1_pods())]
-
-
-_GIVE = "give --cgroup a directory of cgroup2, or leave it out"
+        return [], [mounted, Finding(_WHAT, _NEEDED_BY, f"{choice.first}: {error.strerror}", Presence.NO, _GIVE)]
+    if not (choice.first / "cgroup.procs").exists() or not _is_cgroup2(choice.first):
+        found = f"{choice.first} is not a directory of cgroup2"
+        return [], [mounted, Finding(_WHAT, _NEEDED_BY, found, Presence.NO, _GIVE)]
+    return list(choice.every), [mounted, point_row(choice, root, trees.kubelets_trees(), trees.version1_tree())]
 
 
 def _is_cgroup2(path: Path) -> bool:
@@ -50,23 +47,31 @@ def _is_cgroup2(path: Path) -> bool:
     return best.filesystem == "cgroup2"
 
 
-def point_row(point: Path, root: Path, version1: Path | None) -> Finding:
-    """Whether pods will be below the attach point. `version1` is kubelet's cgroup of version 1, if pods are there.
+def point_row(choice: Choice, root: Path, found: Sequence[Tree], version1: Path | None) -> Finding:
+    """Which cgroups were chosen, why, and whether pods are there.
 
-    On a hybrid host whose kubelet uses cgroup version 1, all pods are in the root of cgroup2.
+    `found` are kubelet's trees. `version1` is kubelet's cgroup of version 1, if pods are there: on a hybrid host whose
+    kubelet uses cgroup version 1, pods may be in the root of cgroup2.
     """
-    if point == root and _is_own_container(root):
-        found = f"{point} is this container's own cgroup"
-        return Finding(
-            "attach point", "attaching", found, Presence.NO, "mount the host's /sys/fs/cgroup into the container"
-        )
-    if point == root:
-        why = f"kubelet's pods are in cgroup v1 ({version1})" if version1 else "kubelet has no cgroup2 there"
-        return Finding("attach point", "attaching", f"{point}, the root: {why}", Presence.YES)
-    if version1 and "populated 0" in _read(point / "cgroup.events"):
-        found = f"{point} is empty: pods are in {version1}, cgroup v1, so cgroup2 has them in its root"
-        return Finding("attach point", "attaching", found, Presence.NO, f"--cgroup {root}")
-    return Finding("attach point", "attaching", str(point), Presence.YES)
+    if choice.first == root and _is_own_container(root):
+        told, advice = f"{root} is this container's own cgroup", "mount the host's /sys/fs/cgroup into the container"
+        return Finding(_WHAT, _NEEDED_BY, told, Presence.NO, advice)
+    is_empty = not any(map(trees.is_inhabited, choice.every))
+    if is_empty and version1:
+        told = f"{choice.first} is empty: pods are in {version1}, cgroup v1, so cgroup2 has them in its root"
+        return Finding(_WHAT, _NEEDED_BY, told, Presence.NO, f"--cgroup {root}")
+    left = [tree for tree in found if not any(map(tree.path.is_relative_to, choice.every))]
+    elsewhere = [str(tree.path) for tree in left if tree.is_inhabited]
+    empty = [str(tree.path) for tree in left if not tree.is_inhabited]
+    told = f"{' and '.join(map(str, choice.every))}, {choice.why}"
+    told += "; no process and no pod's cgroup is there" * is_empty
+    told += f"; pods are in {' and '.join(elsewhere)} too, where nothing will be attached" if elsewhere else ""
+    told += f"; left alone, as nothing is there: {' and '.join(empty)}" if empty else ""
+    if elsewhere:
+        return Finding(_WHAT, _NEEDED_BY, told, Presence.WARNING, "leave --cgroup out, or give a cgroup above all pods")
+    if is_empty:
+        return Finding(_WHAT, _NEEDED_BY, told, Presence.WARNING, "look again when pods run")
+    return Finding(_WHAT, _NEEDED_BY, told, Presence.YES)
 
 
 def _is_own_container(root: Path) -> bool:
@@ -84,15 +89,6 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
-
-
-def _version1_pods() -> Path | None:
-    """Kubelet's cgroup in a hierarchy of version 1, if pods are there; else None."""
-    for mount in mounts():
-        for name in _KUBELET if mount.filesystem == "cgroup" else ():
-            if any(each.is_dir() for each in (mount.path / name).glob("*pod*")):
-                return mount.path / name
-    return None
 
 
 def bpffs(attachment: Attachment) -> Finding:
@@ -150,4 +146,5 @@ def _current(pins: Pins) -> Finding:
         return Finding(what, needed_by, f"{pins.root}: other programs", Presence.YES, "they will be swapped in place")
     if not is_attached(pins):
         return Finding(what, needed_by, f"{pins.root}: links are missing", Presence.YES, "they will be made anew")
-    return Finding(what, needed_by, f"{pins.root}: the same programs at {build.cgroup.decode()}", Presence.YES)
+    at = " and ".join(map(str, places_of(pins)))
+    return Finding(what, needed_by, f"{pins.root}: the same programs at {at}", Presence.YES)

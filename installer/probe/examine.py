@@ -5,7 +5,8 @@ compiles and loads the programs. If attaching fails, the agent does all that the
 """
 
 from bpf.acceleration import other_owners
-from bpf.attachment import Outcome, attach_programs
+from bpf.attachment import Outcome
+from bpf.coverage import attach_where_pods_are
 from bpf.errors import CompileFailed, KernelRefused
 from bpf.layout import Level
 from installer.probe.attach_point import attach_point_findings, bpffs, earlier_installation
@@ -19,12 +20,12 @@ from installer.settings import Attachment, Chain, Node
 
 def examine(attachment: Attachment, chain: Chain, node: Node) -> Findings:
     """Examine everything but the programs themselves. Takes a few milliseconds."""
-    point, points = attach_point_findings(attachment)
+    places, points = attach_point_findings(attachment)
     rows = [
         *process(),
         *points,
         bpffs(attachment),
-        *other_programs(point),
+        *other_programs(places),
         *earlier_installation(attachment),
         *host(chain, node),
     ]
@@ -54,7 +55,7 @@ def attach_or_explain(attachment: Attachment, chain: Chain, node: Node) -> Outco
     table says why, raises CompileFailed or KernelRefused.
     """
     try:
-        return attach_programs(attachment.pins, attachment.attach_point())
+        return attach_where_pods_are(attachment.pins, attachment.choice())
     except (CompileFailed, KernelRefused):
         examine_programs(attachment, chain, node).require()
         raise  # no row says why

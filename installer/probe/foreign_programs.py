@@ -25,20 +25,23 @@ _BALANCERS = (
 )
 
 
-def other_programs(point: Path | None) -> list[Finding]:
-    """A row for each owner of other programs and each cgroup; one row if there are no other programs."""
-    if point is None:
-        return []
+def other_programs(places: list[Path]) -> list[Finding]:
+    """A row for each owner of other programs and each cgroup, at and above the places to attach at; one if none."""
     try:
-        found = find_foreign(point)
+        rows = [row for place in places for row in _rows_at(place)]
     except (KernelRefused, OSError) as error:
         return [Finding(_WHAT, _NEEDED_BY, f"not examined: {error}", Presence.UNKNOWN, "see the other rows")]
+    return list(dict.fromkeys(rows)) or [Finding(_WHAT, _NEEDED_BY, "none", Presence.YES)] * bool(places)
+
+
+def _rows_at(point: Path) -> list[Finding]:
+    """The rows about one place. Raises KernelRefused, OSError."""
+    found = find_foreign(point)
     groups: dict[tuple[Path, Mode, bool, str], list[Foreign]] = {}
     for each in found:
         balancer = _balancer_of(each)
         groups.setdefault((each.cgroup, each.mode, each.first, balancer.name if balancer else ""), []).append(each)
-    rows = [_row(members, point) for members in groups.values()]
-    return rows or [Finding(_WHAT, _NEEDED_BY, "none", Presence.YES)]
+    return [_row(members, point) for members in groups.values()]
 
 
 def _balancer_of(each: Foreign) -> _Balancer | None:

@@ -17,8 +17,9 @@ from cni.errors import PodNotFound
 from cni.policy.annotations import policy_of
 from cni.policy.pod import NoEvents, Pod
 from cni.verbs import Verbs
+from installer.agent.places import Places
 from installer.agent.reconcile import NodeTables, Reconciler
-from installer.settings import Node
+from installer.settings import Attachment, Node
 from tests.datapath.conftest import PROXY, Kernel, Namespace, Wire
 
 STATUS = "sidecar.istio.io/status"
@@ -159,7 +160,7 @@ def parts(kernel: Kernel, way: str = "iterator") -> Iterator[Parts]:
     proc = kernel.procfs.path
     pods, events = Listed(), Told()
     enrolments = Enrolments(kernel.pins, kernel.tables)
-    proxies = StrictProxies(pods, kernel.tables, kernel.cgroup, lambda cookie: reconciler.learned(cookie))
+    proxies = StrictProxies(pods, kernel.tables, lambda: [kernel.cgroup], lambda cookie: reconciler.learned(cookie))
     follower = Follower(enrolments, proxies, proc)
     admission = Admission(enrolments, follower, proc)
     hearing = Hearing(enrolments, kernel.pins, proc)
@@ -167,8 +168,9 @@ def parts(kernel: Kernel, way: str = "iterator") -> Iterator[Parts]:
     if way == "processes":
         hearing.close()  # as where the kernel does not take the iterator
     adoption = Adoption(admission, hearing, proc)
+    places = Places(Attachment(kernel.pins.bpffs, kernel.cgroup))
     reconciler = Reconciler(
-        place=NodeTables(kernel.pins, kernel.cgroup, kernel.tables),
+        place=NodeTables(kernel.pins, places, kernel.tables),
         node=Node(proc=proc, exclude_namespaces=()),
         pods=pods,
         enrolments=enrolments,

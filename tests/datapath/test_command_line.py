@@ -33,7 +33,8 @@ def test_what_is_done_is_told_to_programs_too() -> None:
             assert (done.returncode, done.stderr) == (0, "")
             return yaml.safe_load(done.stdout)
 
-        attached = {"outcome": "attached", "attach_point": str(cgroup), "pins": str(pins.root), "restored": []}
+        place = {"attach_point": str(cgroup), "further_places": []}
+        attached = {"outcome": "attached", **place, "pins": str(pins.root), "restored": []}
         assert told("attach", *at) == attached
         assert told("attach", *at, output="yaml") == attached | {"outcome": "unchanged"}
         assert told("accelerate", "off", *at) == {"level": "off", "wanted": "off", "reason": ""}

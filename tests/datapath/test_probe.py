@@ -366,6 +366,6 @@ def test_an_agent_that_cannot_attach_though_all_is_well_says_why(site: Site, mon
     def refuse(*_: object) -> Outcome:
         raise KernelRefused("not today")
 
-    monkeypatch.setattr(examination, "attach_programs", refuse)
+    monkeypatch.setattr(examination, "attach_where_pods_are", refuse)
     with pytest.raises(KernelRefused, match=r"^not today$"):
         attach_or_explain(site.attachment, Chain(), Node())

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from bpf.hooks import HOOKS
+from bpf.trees import Choice, given
 from installer.probe import process
 from installer.probe.attach_point import point_row
 from installer.probe.findings import MINIMUM, NEEDS, Finding, Findings, NodeUnfit, Presence
@@ -113,10 +114,14 @@ def test_kubelet_on_version_1_of_a_hybrid_host(tmp_path: Path) -> None:
     point, version1 = tmp_path / "kubepods", tmp_path / "cpu" / "kubepods"
     point.mkdir()
     (point / "cgroup.events").write_text("populated 0\nfrozen 0\n")
-    empty = point_row(point, tmp_path, version1)
+    empty = point_row(given(point), tmp_path, [], version1)
     assert (empty.verdict, empty.advice) == (Presence.NO, f"--cgroup {tmp_path}")
-    assert point_row(point, tmp_path, None).verdict is Presence.YES  # a node without pods yet
+    fresh = point_row(given(point), tmp_path, [], None)
+    assert (fresh.verdict, "no process and no pod's cgroup is there" in fresh.found) == (Presence.WARNING, True)
     (point / "cgroup.events").write_text("populated 1\nfrozen 0\n")
-    assert point_row(point, tmp_path, version1).verdict is Presence.YES
-    root = point_row(tmp_path, tmp_path, version1)
+    assert point_row(given(point), tmp_path, [], version1).verdict is Presence.YES
+    (tmp_path / "cgroup.procs").touch()
+    root = point_row(
+        Choice(tmp_path, f"the root: kubelet's pods are in cgroup v1 ({version1})"), tmp_path, [], version1
+    )
     assert (root.verdict, str(version1) in root.found) == (Presence.YES, True)

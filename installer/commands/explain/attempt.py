@@ -14,7 +14,7 @@ from bpf.layout import SPREAD6, TOTALS, Cookie, Event, EventKind
 from bpf.pins import Pins
 from bpf.tables import Tables
 from bpf.tracing import Trace, TraceBusy
-from cni.enrolment.strays import Whereabouts, whereabouts_of
+from cni.enrolment.strays import PodProcesses, processes_of
 from cni.netns.namespaces import why_absent
 from cni.netns.proc_net import endpoint, family_of, plain
 from cni.policy.decision import Action, Inbound, IPAddress, Outbound
@@ -200,18 +200,18 @@ class _Trial:
 
         If they see none of the pod's processes, it is a stray process's.
         """
-        places = whereabouts_of(self._pins, [pod.cookie], self._proc)[pod.cookie]
+        processes = processes_of(self._pins, [pod.cookie], self._proc)[pod.cookie]
         is_proxys = {"trusted": True, "other": False}.get(container) if pod.proxy_cgroup is not None else None
-        for each in places.inside:
+        for each in processes.inside:
             if is_proxys is None or (pod.proxy_cgroup in each.cgroup.lineage) == is_proxys:
                 return each.cgroup.directory
-        if places.are_all_strays:
-            return places.strays[0].directory()
-        raise CannotTry(f"{pod.identity} has no process where the programs are attached{_because(places)}")
+        if processes.are_all_strays:
+            return processes.strays[0].directory()
+        raise CannotTry(f"{pod.identity} has no process where the programs are attached{_because(processes)}")
 
 
-def _because(places: Whereabouts) -> str:
-    return f": {places.words}" if places.words else ""
+def _because(processes: PodProcesses) -> str:
+    return f": {processes.words}" if processes.words else ""
 
 
 def _too_busy(pod: EnrolledPod) -> CannotTry:

@@ -8,7 +8,7 @@ from typing import Literal
 from bpf.errors import SidestepError
 from bpf.tables import Tables
 from cni.enrolment.steered import Steering
-from cni.enrolment.strays import NO_STRAYS, Whereabouts
+from cni.enrolment.strays import NO_STRAYS, PodProcesses
 from cni.netns.proc_net import plain
 from cni.policy import decision
 from cni.policy.annotations import CapturePolicy
@@ -53,7 +53,7 @@ class Explainer:
         tables: Tables,
         interfaces: Mapping[int, str],
         steering: Steering = Steering.STEERED,
-        processes: Whereabouts = NO_STRAYS,
+        processes: PodProcesses = NO_STRAYS,
     ) -> None:
         self.pod = pod
         self._steering, self._processes = steering, processes

@@ -6,7 +6,7 @@ from typing import Any
 
 from cni.enrolment.entries import Identity
 from cni.enrolment.steered import Steering
-from cni.enrolment.strays import NO_STRAYS, NOT_KNOWN, STRAYS, Stray, Whereabouts
+from cni.enrolment.strays import NO_STRAYS, NOT_KNOWN, STRAYS, PodProcesses, Stray
 from cni.netns.proc_net import endpoint
 from cni.policy import annotations as istio
 from cni.policy.decision import Inbound, Outbound
@@ -114,7 +114,7 @@ def explanation_document(
     found: Explanation,
     inside: NamespaceView | None,
     steering: Steering = Steering.STEERED,
-    processes: Whereabouts = NO_STRAYS,
+    processes: PodProcesses = NO_STRAYS,
 ) -> dict[str, Any]:
     """The document that is printed."""
     return {

@@ -11,7 +11,7 @@ from bpf.errors import SidestepError
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.enrolment.steered import steering_of
-from cni.enrolment.strays import whereabouts_of
+from cni.enrolment.strays import processes_of
 from cni.policy.decision import IPAddress
 from installer.commands.explain.explainer import Asker, Explainer, Explanation, Protocol
 from installer.commands.explain.explanation import explanation_document, why
@@ -60,7 +60,7 @@ def answer(pins: Pins, proc: Path, question: Question) -> dict[str, Any]:
         pod = find_pod(pins, tables, question.pod)
         inside = stack.enter_context(looked_into(pod, proc))
         steering = steering_of(pins, tables, [pod.cookie], proc)[pod.cookie]
-        processes = whereabouts_of(pins, [pod.cookie], proc)[pod.cookie]
+        processes = processes_of(pins, [pod.cookie], proc)[pod.cookie]
         explainer = Explainer(pod, tables, inside.interfaces if inside else {}, steering, processes)
         found, others = _explained(explainer, question, inside)
         document = explanation_document(pod.identity, found, inside, steering, processes)

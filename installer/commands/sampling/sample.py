@@ -27,7 +27,7 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.enrolment.entries import Identity
 from cni.enrolment.steered import Steering, steering_of
-from cni.enrolment.strays import Whereabouts, whereabouts_of
+from cni.enrolment.strays import PodProcesses, processes_of
 from cni.netns.rtnl import IpAddress
 
 Name = TypeVar("Name")
@@ -92,7 +92,7 @@ class PodSample:
     listening: bool  # whether the maps have a socket of its proxy for inbound connections
     counts: Counts
     steering: Steering = Steering.STEERED
-    processes: Whereabouts = field(default_factory=Whereabouts)
+    processes: PodProcesses = field(default_factory=PodProcesses)
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,12 @@ def take_sample(pins: Pins, tables: Tables, proc: Path) -> Sample:
         addresses.setdefault(key.cookie, []).append(key.address.ip())
     entered = {key.cookie: pod for key, pod in tables.pods.every()}
     steering = steering_of(pins, tables, entered, proc)
-    places = whereabouts_of(pins, entered, proc)
+    processes = processes_of(pins, entered, proc)
     pods = {
         cookie: replace(
             _pod(tables, Cookie(cookie), pod, level.level, addresses.get(cookie, ())),
             steering=steering[cookie],
-            processes=places[cookie],
+            processes=processes[cookie],
         )
         for cookie, pod in entered.items()
     }

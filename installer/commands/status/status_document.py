@@ -11,12 +11,13 @@ from bpf.compiler import sources_digest
 from bpf.errors import KernelRefused, SidestepError
 from bpf.layout import BuildEntry, Cookie, Level, PodEntry, Quad, TrafficEntry
 from bpf.pins import OtherVersion, Pins
+from bpf.places import further_places
 from bpf.tables import Tables, entries
 from bpf.takeover import kept_by_others
 from cni.enrolment.bystanders import captured_twice
 from cni.enrolment.entries import Identity
 from cni.enrolment.steered import Steering, steering_of
-from cni.enrolment.strays import whereabouts_of
+from cni.enrolment.strays import processes_of
 from cni.netns.namespaces import NoProcfs
 from installer import VERSION
 from installer.commands.maps.listing import maps_of
@@ -52,10 +53,10 @@ def status_of(pins: Pins, proc: Path = Path("/proc")) -> dict[str, Any]:
     with Tables(pins) as tables:
         node = level_of(tables)
         entered = {key.cookie: pod for key, pod in tables.pods.every()}
-        steering, places = steering_of(pins, tables, entered, proc), whereabouts_of(pins, entered, proc)
+        steering, processes = steering_of(pins, tables, entered, proc), processes_of(pins, entered, proc)
         pods = [
             _pod(pod, tables.traffic.get(Cookie(cookie)) or TrafficEntry(), node, steering[cookie])
-            | {"processes": places[cookie].document()}
+            | {"processes": processes[cookie].document()}
             | {"lost_handovers": (tables.lost_handovers.get(Cookie(cookie)) or Quad()).quad}
             for cookie, pod in entered.items()
         ]
@@ -65,6 +66,7 @@ def status_of(pins: Pins, proc: Path = Path("/proc")) -> dict[str, Any]:
         "problem": "",
         "kept_by_others": kept_by_others(pins),
         "attach_point": build.cgroup.decode(),
+        "further_places": [str(place) for place in further_places(pins) if place.is_dir()],
         "pins": str(pins.root),
         "current": bytes(build.sources) == sources_digest(),
         "acceleration": {"level": str(node.level), "wanted": str(node.wanted), "reason": node.reason},
@@ -73,7 +75,9 @@ def status_of(pins: Pins, proc: Path = Path("/proc")) -> dict[str, Any]:
         "maps": maps_of(pins),
         "pods": sorted(pods, key=lambda each: str(each["pod"])),
         "open_pods": sorted(str(each["pod"]) for each in pods if Steering(each["steering"]).is_open),
-        "pods_with_strays": sorted(str(Identity.of(pod)) for cookie, pod in entered.items() if places[cookie].is_open),
+        "pods_with_strays": sorted(
+            str(Identity.of(pod)) for cookie, pod in entered.items() if processes[cookie].is_open
+        ),
     }
 
 
@@ -95,16 +99,17 @@ def _sidecars(kernel: dict[str, Any], pins: Pins, node: Node) -> dict[str, Any]:
 
 
 def _unknown(attachment: Attachment, attached: bool | None, problem: str) -> dict[str, Any]:
-    """The kernel's side if it cannot be read. The attach point is where the programs would be attached."""
+    """The kernel's side if it cannot be read. The places are those where the programs would be attached."""
     try:
-        attach_point = str(attachment.attach_point())
+        attach_point, *further = (str(place) for place in attachment.choice().every)
     except KernelRefused:
-        attach_point = ""
+        attach_point, further = "", []
     return {
         "attached": attached,
         "problem": problem,
         "kept_by_others": {},
         "attach_point": attach_point,
+        "further_places": further,
         "pins": str(attachment.pins.root),
         "current": False,
         "acceleration": None,

@@ -37,7 +37,7 @@ def _lines(document: Document) -> Iterator[str]:
         names = ", ".join(pods) or "none"
         yield f"programs: another version's ({layout}) are attached too; pods that are not taken over: {names}"
     if document["problem"]:
-        yield f"attach point: {document['attach_point'] or 'none, because cgroup2 is not mounted'}"
+        yield f"attach point: {_places(document) or 'none, because cgroup2 is not mounted'}"
     yield from _steering(document["pods"])
     yield from _strays(document["pods"])
     yield from _lost(document["pods"])
@@ -103,9 +103,14 @@ def _attached(document: Document) -> str:
     if document["problem"]:
         return f"{'' if document['attached'] is None else 'NOT attached: '}{document['problem']}"
     if not document["attached"]:
-        return f"NOT attached at {document['attach_point'] or 'any cgroup'}; run `sidestep attach` (or start the agent)"
+        return f"NOT attached at {_places(document) or 'any cgroup'}; run `sidestep attach` (or start the agent)"
     other = "" if document["current"] else ", of another version; `sidestep attach` (or the agent's start) swaps them"
-    return f"attached at {document['attach_point']}{other}"
+    return f"attached at {_places(document)}{other}"
+
+
+def _places(document: Document) -> str:
+    """The cgroups that the programs are for."""
+    return " and ".join(filter(None, (document["attach_point"], *document["further_places"])))
 
 
 def _entry(entry: Document) -> str:

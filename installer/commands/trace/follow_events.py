@@ -16,7 +16,7 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from bpf.tracing import Trace, deaths_told
 from cni.enrolment.steered import steering_of
-from cni.enrolment.strays import whereabouts_of
+from cni.enrolment.strays import processes_of
 from installer.commands.names import PodNames, cookie_of
 from installer.commands.trace.forms import FORMS
 from installer.commands.trace.told_events import Reader
@@ -57,7 +57,7 @@ def _tell_untraced(pins: Pins, tables: Tables, proc: Path, cookie: int) -> None:
     for each, state in steering_of(pins, tables, cookies, proc).items():
         if state.is_open:
             click.echo(f"sidestep: {name_of(each)}: {state.words}, and is not traced", err=True)
-    for each, processes in whereabouts_of(pins, cookies, proc).items():
+    for each, processes in processes_of(pins, cookies, proc).items():
         if processes.is_open:
             click.echo(f"sidestep: {name_of(each)}: {processes.words}; they are not traced", err=True)
 
