@@ -100,9 +100,18 @@ def processes_of(pins: Pins, cookies: Collection[int], proc: Path) -> dict[int, 
         return dict.fromkeys(cookies, PodProcesses(unknown=why))
     seen = residents(proc, set(inodes.values()))
     unknown = seen.unknown
-    if not (unknown or seen.found) and inodes and is_blind(proc, places_of(pins)):
-        unknown = f"{proc} does not show the processes of pods; give a procfs of the node with --proc"
+    if not (unknown or seen.found) and inodes:
+        unknown = _why_nobody(pins, proc)
     return {cookie: _sorted(seen.found.get(inodes.get(cookie, 0), []), attached, unknown, proc) for cookie in cookies}
+
+
+def _why_nobody(pins: Pins, proc: Path) -> str:
+    """Why `proc` shows no process of any pod; "" if there is none."""
+    try:
+        is_elsewhere = is_blind(proc, places_of(pins))
+    except SidestepError as error:
+        return str(error)
+    return f"{proc} does not show the processes of pods; give a procfs of the node with --proc" if is_elsewhere else ""
 
 
 def _sorted(found: list[Resident], attached: frozenset[int], unknown: str, proc: Path) -> PodProcesses:

@@ -97,7 +97,7 @@ class Strays:
 
     def _tell_unknown(self, processes: Iterable[PodProcesses]) -> None:
         unknown = next((each.unknown for each in processes if each.unknown), "")
-        if unknown and unknown != self._unknown:
+        if unknown and not self._unknown:
             log.error("processes.unknown", reason=unknown)
         self._unknown = unknown
 
