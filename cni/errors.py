@@ -68,8 +68,15 @@ class RegistrationFailed(CniError):
     code = Code.REGISTRATION_FAILED
 
 
+# what the runtime is told if the programs are not attached
+DETACHED = (
+    "sidestep's programs are not attached to the pods' cgroup on this node; the agent is attaching them again, "
+    "so try again"
+)
+
+
 class NotCaptured(CniError):
-    """The programs that read the pod's entries are not attached. The agent is attaching them again."""
+    """The programs are not attached where the pod's processes will be."""
 
     code = Code.TRY_AGAIN_LATER
 

@@ -9,10 +9,12 @@ import json
 import socket
 import struct
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cni.cgroup_path import below_root
 from cni.errors import CniError, Code, InvalidRequest
 
 SOCKET_NAME = "cni.sock"
@@ -29,6 +31,22 @@ class RuntimeConfig(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     annotations: dict[str, str] | None = Field(default=None, alias="io.kubernetes.cri.pod-annotations")
+    cgroup_path: str | None = Field(default=None, alias="cgroupPath")
+
+    def cgroup(self) -> Path | None:
+        """The cgroup of the pod's containers, as a path below the root. None if the runtime does not say.
+
+        Raises InvalidRequest.
+        """
+        if not self.cgroup_path:
+            return None
+        path = below_root(self.cgroup_path)
+        if path is None:
+            raise InvalidRequest(
+                f'runtimeConfig.cgroupPath: "{self.cgroup_path}" is no cgroup; give a path, NAME.slice or '
+                "SLICE:PREFIX:NAME"
+            )
+        return path
 
 
 class NetworkConfig(BaseModel):

@@ -12,7 +12,9 @@ from cni.enrolment.admission import Admission
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity
 from cni.enrolment.follow import Follower
+from cni.enrolment.whereabouts import Whereabouts
 from cni.errors import (
+    DETACHED,
     CapturedByIstio,
     CheckFailed,
     CniError,
@@ -50,6 +52,7 @@ class Verbs:
     enrolments: Enrolments
     follower: Follower
     admission: Admission
+    whereabouts: Whereabouts
     events: PodEvents = field(default_factory=NoEvents)
     observe: Callable[[str], None] = _unobserved  # called after each ADD with one of RESULTS
     call_for_help: Callable[[], None] = _nobody  # called if an ADD finds the programs detached
@@ -86,6 +89,7 @@ class Verbs:
         policy, netns = self._policy(pod), _netns(netns_fd)
         try:
             with self.turnstile:
+                self._require_place(pod, request)
                 entries, cookie, before = self.admission.admit(partial(_identity, request, pod), policy, netns)
                 self._require_captured(cookie, entries.identity, before)
         except CapturedByIstio as error:
@@ -115,6 +119,18 @@ class Verbs:
             self.events.warning(pod, "CaptureRefused", str(error))
             raise
 
+    def _require_place(self, pod: Pod, request: Request) -> None:
+        """Raise NotCaptured unless the programs are attached where the pod's processes will be. The Pod gets an Event.
+
+        Nothing of the pod is enrolled yet.
+        """
+        try:
+            self.whereabouts.require(f"{pod.namespace}/{pod.name}", request.config.runtime_config)
+        except NotCaptured as error:
+            self.call_for_help()
+            self.events.warning(pod, "CaptureRefused", str(error))
+            raise
+
     def _require_captured(self, cookie: int, identity: Identity, before: Identity | None) -> None:
         """Raise NotCaptured unless the programs are attached: entries alone capture nothing.
 
@@ -126,10 +142,7 @@ class Verbs:
             self.follower.forget(cookie)
             self.enrolments.remove(cookie)
         self.call_for_help()
-        raise NotCaptured(
-            f"{identity} would run uncaptured: sidestep's programs are not attached to the pods' cgroup on this node; "
-            "the agent is attaching them again, so try again"
-        )
+        raise NotCaptured(f"{identity} would run uncaptured: {DETACHED}")
 
     def delete(self, request: Request, netns_fd: int | None) -> Output:
         """Take out the pod that this attachment enrolled. Succeeds too if it enrolled none or the namespace is gone."""

@@ -6,6 +6,7 @@ are steered by the namespace's own link, so they are captured wherever the proce
 """
 
 import os
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,12 @@ from bpf.kernel import cgroup2_root
 from bpf.layouts import layouts, steered
 from bpf.pins import Pins
 from cni.netns.namespaces import find_netns
-from cni.netns.residents import Resident, is_blind, name_of, residents
+from cni.netns.residents import Resident, Residents, is_blind, name_of, residents
 
 STRAYS = "stray processes, whose outbound connections are not captured"
 NOT_KNOWN = "stray processes: unknown"
 _SHOWN = 3  # processes in a sentence
+_VISIT_SECONDS = 0.05  # a visit to a namespace takes milliseconds
 
 
 class Stray(NamedTuple):
@@ -102,7 +104,33 @@ def processes_of(pins: Pins, cookies: Collection[int], proc: Path) -> dict[int, 
     unknown = seen.unknown
     if not (unknown or seen.found) and inodes:
         unknown = _why_nobody(pins, proc)
-    return {cookie: _sorted(seen.found.get(inodes.get(cookie, 0), []), attached, unknown, proc) for cookie in cookies}
+    strays = _confirmed(seen, attached, proc)
+
+    def of(inode: int) -> PodProcesses:
+        inside = (each for each in seen.found.get(inode, ()) if not _is_outside(each, attached))
+        return PodProcesses(tuple(inside), tuple(stray for at, stray in strays if at == inode), unknown)
+
+    return {cookie: of(inodes.get(cookie, 0)) for cookie in cookies}
+
+
+def _confirmed(seen: Residents, attached: frozenset[int], proc: Path) -> list[tuple[int, Stray]]:
+    """The stray processes among those seen that still are, a moment later, each with its namespace's inode.
+
+    A process that enters the namespace for a moment is none: CNI plugins do, and so do sidestep's own commands. A
+    runtime brings a process into the namespace first and into the container's cgroup then.
+    """
+    first = [each for found in seen.found.values() for each in found if _is_outside(each, attached)]
+    if not first:
+        return []
+    time.sleep(_VISIT_SECONDS)
+    again = residents(proc, {each.inode for each in first}, [each.pid for each in first]).found
+    still = [each for found in again.values() for each in found if _is_outside(each, attached)]
+    named = ((each, name_of(proc, each)) for each in still)
+    return [(each.inode, Stray(each.pid, name, each.cgroup.path)) for each, name in named if name is not None]
+
+
+def _is_outside(process: Resident, attached: frozenset[int]) -> bool:
+    return process.cgroup.lineage.isdisjoint(attached)
 
 
 def _why_nobody(pins: Pins, proc: Path) -> str:
@@ -112,16 +140,6 @@ def _why_nobody(pins: Pins, proc: Path) -> str:
     except SidestepError as error:
         return str(error)
     return f"{proc} does not show the processes of pods; give a procfs of the node with --proc" if is_elsewhere else ""
-
-
-def _sorted(found: list[Resident], attached: frozenset[int], unknown: str, proc: Path) -> PodProcesses:
-    outside = [each for each in found if each.cgroup.lineage.isdisjoint(attached)]
-    named = ((each, name_of(proc, each)) for each in outside)
-    return PodProcesses(
-        tuple(each for each in found if not each.cgroup.lineage.isdisjoint(attached)),
-        tuple(Stray(each.pid, name, each.cgroup.path) for each, name in named if name is not None),
-        unknown,
-    )
 
 
 def _inodes_of(pins: Pins, cookies: Collection[int], proc: Path) -> dict[int, int]:

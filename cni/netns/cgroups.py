@@ -7,13 +7,14 @@ cgroup namespace of the node's first process.
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 
 from bpf.kernel import cgroup2_root
 from bpf.syscalls import Descriptor
-from cni.netns.own_thread import in_own_thread
 
 T = TypeVar("T")
 
@@ -91,7 +92,23 @@ def from_node(proc: Path, work: Callable[[Cgroups], T]) -> T:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(namespace))
             return work(_cgroups())
 
-        return in_own_thread(inside, "cgroups")
+        return _in_own_thread(inside)
+
+
+def _in_own_thread(work: Callable[[], T]) -> T:
+    """Run `work` in a thread that ends afterwards, and return its result or raise its exception."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=run, name="cgroups")
+    thread.start()
+    thread.join()
+    return outcome.result()
 
 
 def _cgroups() -> Cgroups:

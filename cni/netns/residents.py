@@ -35,8 +35,8 @@ class Residents:
     unknown: str = ""
 
 
-def residents(proc: Path, inodes: Collection[int]) -> Residents:
-    """The processes of the namespaces with these inodes. `proc` is a procfs of the node.
+def residents(proc: Path, inodes: Collection[int], pids: Collection[int] | None = None) -> Residents:
+    """The processes of the namespaces with these inodes, or only those of `pids`. `proc` is a procfs of the node.
 
     Needs CAP_SYS_PTRACE, to see the namespaces of other users' processes. A process has the namespace of its first
     thread; if only that one has ended, of another thread.
@@ -46,7 +46,7 @@ def residents(proc: Path, inodes: Collection[int]) -> Residents:
     if missing := missing_rights():
         return Residents(unknown=f"without {' and '.join(missing)}; run as root with all capabilities")
     try:
-        return from_node(proc, partial(_walk, proc, frozenset(inodes)))
+        return from_node(proc, partial(_walk, _processes(proc, pids), frozenset(inodes)))
     except OSError as error:
         return Residents(unknown=f"{error.filename or proc}: {error.strerror}; give a procfs of the node with --proc")
     except KernelRefused as error:
@@ -88,9 +88,9 @@ def _processes_in(cgroup: Path) -> list[str]:
     return []
 
 
-def _walk(proc: Path, inodes: frozenset[int], cgroups: Cgroups) -> Residents:
+def _walk(processes: Iterable[Path], inodes: frozenset[int], cgroups: Cgroups) -> Residents:
     whole = Residents()
-    for process in _processes(proc):
+    for process in processes:
         try:
             inode = _namespace(process)
             if inode in inodes:
@@ -104,8 +104,10 @@ def _walk(proc: Path, inodes: frozenset[int], cgroups: Cgroups) -> Residents:
     return whole
 
 
-def _processes(proc: Path) -> Iterator[Path]:
-    """The directories of all processes but the node's first, which is in no pod and may be closed to us."""
+def _processes(proc: Path, pids: Collection[int] | None) -> Iterable[Path]:
+    """The directories of processes; by default of all but the node's first, which is no pod's and may be closed to us."""
+    if pids is not None:
+        return [proc / str(pid) for pid in pids]
     return (each for each in proc.iterdir() if each.name.isdigit() and each.name != "1")
 
 

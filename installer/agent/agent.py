@@ -23,6 +23,7 @@ from cni.enrolment.enroll import Enrolments
 from cni.enrolment.follow import Follower
 from cni.enrolment.hearing import Hearing
 from cni.enrolment.strict_proxies import StrictProxies
+from cni.enrolment.whereabouts import Whereabouts
 from cni.policy.membership import skip_pod
 from cni.policy.pod import Pod
 from cni.server import Server
@@ -210,6 +211,7 @@ class _Agent:
             self.enrolments,
             self.follower,
             self.admission,
+            Whereabouts.at_start(self._settings.attachment.pins, self.places.cover),
             self.source.events,
             observe=self.metrics.observe_enrolment,
             call_for_help=self._reconciler.wake,

@@ -191,7 +191,10 @@ def _sandbox(node: Node, number: int) -> Sandbox:
         subprocess.run(["ip", "-n", netns.name, *command], check=True)
     plugin = node.conflist()["plugins"][-1]
     previous = {"cniVersion": "1.0.0", "interfaces": [], "ips": [{"address": f"10.0.0.{number + 1}/24"}]}
-    config = {**plugin, "name": "bench", "cniVersion": "1.0.0", "prevResult": previous}
+    cgroup = node.kubepods / "burstable" / f"pod{number}"
+    cgroup.mkdir(parents=True, exist_ok=True)
+    said = {"runtimeConfig": {"cgroupPath": f"/{cgroup.relative_to(node.cgroup_root)}"}}  # as containerd 1.7 does
+    config = {**plugin, **said, "name": "bench", "cniVersion": "1.0.0", "prevResult": previous}
     return Sandbox(node, plugin, json.dumps(config).encode(), netns)
 
 

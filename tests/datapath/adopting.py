@@ -13,6 +13,7 @@ from cni.enrolment.entries import Identity
 from cni.enrolment.follow import Follower
 from cni.enrolment.hearing import Hearing
 from cni.enrolment.strict_proxies import StrictProxies
+from cni.enrolment.whereabouts import Whereabouts
 from cni.errors import PodNotFound
 from cni.policy.annotations import policy_of
 from cni.policy.pod import NoEvents, Pod
@@ -179,7 +180,8 @@ def parts(kernel: Kernel, way: str = "iterator") -> Iterator[Parts]:
         events=events,
         observe=lambda *_: None,
     )
-    verbs = Verbs(pods, enrolments, follower, admission, events, call_for_help=reconciler.wake)
+    whereabouts = Whereabouts.at_start(kernel.pins, places.cover)
+    verbs = Verbs(pods, enrolments, follower, admission, whereabouts, events, call_for_help=reconciler.wake)
     try:
         yield Parts(
             kernel, enrolments, follower, admission, proxies, hearing, adoption, pods, events, verbs, reconciler

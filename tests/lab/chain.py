@@ -26,6 +26,7 @@ class Attachment:
     netns: Path | None
     pod: Mapping[str, str]
     ifname: str = "eth0"
+    cgroup_path: str = ""  # the pod's cgroup, if the runtime passes that
 
     def environment(self, command: str, plugin_path: str) -> dict[str, str]:
         """The CNI_* variables of an invocation."""
@@ -73,6 +74,8 @@ class Chain:
         config = {**plugin, "name": self.conflist["name"], "cniVersion": self.conflist["cniVersion"]}
         if result is not None:
             config["prevResult"] = result
+        if attachment.cgroup_path and plugin.get("capabilities", {}).get("cgroupPath"):
+            config["runtimeConfig"] = {"cgroupPath": attachment.cgroup_path}
         process = popen(
             self.node_netns,
             None,

@@ -52,6 +52,7 @@ class Agent:
         self._logged = 0  # bytes of the log that are of agents before
         self.options: list[str | Path] = []
         self.cgroup: Path | None = None  # by the name it has in the agent's view of the machine
+        self.chooses = False  # whether it is not told where to attach
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -71,7 +72,8 @@ class Agent:
             argv += ["--kubeconfig", kubeconfig, "--kubernetes-node-name", NODE_NAME]
         else:
             argv += ["--pods", node.pods_dir]
-        argv += ["--bpffs", node.bpffs, "--cgroup", self.cgroup or node.kubepods, "--cni-agent-run-dir", node.run_dir]
+        argv += ["--bpffs", node.bpffs, "--cni-agent-run-dir", node.run_dir]
+        argv += [] if self.chooses else ["--cgroup", self.cgroup or node.kubepods]
         argv += ["--health-port", "0", "--monitoring-port", "0", *self.options]
         self._logged = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
@@ -132,6 +134,7 @@ class Node:
         self.pods_dir = self.directory / "pods"
         self.cgroup = cgroup2_root() / f"sidestep-lab-{self.id}"
         self.kubepods = self.cgroup / "kubepods"
+        self.cgroup_root = cgroup2_root()  # where cgroup2 is mounted, for the runtime and the agent
         self.netns = NETNS / f"sidestep-{self.id}-node"
         self.keep = keep
         self.pods: dict[str, Pod] = {}
@@ -180,9 +183,14 @@ class Node:
                     "ipam": {"type": "host-local", "ranges": ranges, "dataDir": str(self.directory / "ipam")},
                 },
                 {"type": "portmap", "capabilities": {"portMappings": True}},
-                *([{"type": "sidestep-cni", "cni_agent_run_dir": str(self.run_dir)}] if self.is_chained else []),
+                *([self._entry] if self.is_chained else []),
             ],
         }
+
+    @property
+    def _entry(self) -> dict[str, Any]:
+        capabilities = {"cgroupPath": True}
+        return {"type": "sidestep-cni", "capabilities": capabilities, "cni_agent_run_dir": str(self.run_dir)}
 
     @property
     def unbridged(self) -> IPv4Network:

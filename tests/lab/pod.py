@@ -36,12 +36,14 @@ class Pod:
         app: bool = True,
         envoy: bool = True,
         workers: int = 2,
+        cgroup: Path | None = None,
     ) -> None:
         self.node, self.name, self.mesh = node, name, mesh
         self.annotations, self.proxy_env = dict(annotations or {}), dict(proxy_env or {"ISTIO_DUAL_STACK": "true"})
         self.uid, self.container_id = str(uuid.uuid4()), uuid.uuid4().hex
         self.netns = node.netns.with_name(f"sidestep-{node.id}-{name}")
-        self.cgroup = node.kubepods / name
+        self.cgroup = cgroup or node.kubepods / name
+        self.cgroup_path = f"/{self.cgroup.relative_to(node.cgroup_root)}"  # what the runtime passes
         self.directory = node.directory / name
         self.tproxy = self.annotations.get("sidecar.istio.io/interceptionMode") == "TPROXY"
         self.envoy = Envoy(self.directory, self.netns, self.cgroup, workers, self.tproxy)
@@ -59,7 +61,7 @@ class Pod:
     def attachment(self) -> Attachment:
         """What the runtime passes to plugins."""
         pod = {"K8S_POD_NAME": self.name, "K8S_POD_NAMESPACE": "default", "K8S_POD_UID": self.uid}
-        return Attachment(self.container_id, self.netns, pod)
+        return Attachment(self.container_id, self.netns, pod, cgroup_path=self.cgroup_path)
 
     def manifest(self) -> dict[str, Any]:
         """The Pod as the API server would have it after injection."""
@@ -88,7 +90,7 @@ class Pod:
         from tests.lab.node import make_netns
 
         self.directory.mkdir()
-        self.cgroup.mkdir()
+        self.cgroup.mkdir(parents=True)
         self._manifest_path.write_text(yaml.safe_dump(self.manifest()))
         self.publish()
         make_netns(self.netns)

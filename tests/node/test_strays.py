@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bpf.kernel import cgroup2_root
 from tests.lab.apiserver import ApiServer
 from tests.lab.command import sidestep, sidestep_json
 from tests.lab.inside import popen
@@ -19,6 +20,7 @@ from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
 from tests.node.sidestep import document
 from tests.node.sidestep import sidestep as with_source
+from tests.node.test_elsewhere import choosing, is_captured, places, seen
 from tests.node.test_observation import scrape
 from tests.node.test_status import options
 from tests.node.test_top import Terminal
@@ -163,3 +165,34 @@ def test_without_the_nodes_processes_it_is_unknown(node: Node) -> None:
     weak = status_through(node, "setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace")
     why = "without CAP_SYS_PTRACE; run as root with all capabilities"
     assert (weak[0], f"processes: stray processes: unknown: {why} (1 of 1 pods)" in weak[1].splitlines()) == (1, True)
+
+
+def of_the_pod(pod: Pod) -> Path:
+    """A cgroup that a runtime with the systemd driver would make for the pod, in another tree."""
+    made = pod.node.cgroup / "kubepods.slice" / f"kubepods-pod{pod.uid.replace('-', '_')}.slice"
+    made.mkdir(parents=True)
+    return made
+
+
+def test_processes_in_another_tree_of_pods_are_captured_there() -> None:
+    with choosing(Node()) as node:
+        gamma, alpha = node.pod("gamma", mesh=False), node.pod("alpha")
+        other = of_the_pod(alpha)
+        move(alpha, other)
+        alpha.cgroup = other
+        wait_until(lambda: len(places(node)) == 2, "the agent to attach there", 30)
+        assert places(node) == seen(node, "kubepods", "kubepods.slice")
+        assert is_captured(alpha, gamma)
+        assert "event=process.not_captured" not in node.agent.log.read_text()
+
+
+def test_where_nothing_may_be_attached_the_reason_is_told() -> None:
+    with ApiServer().running() as api, Node(api=api) as node:
+        alpha = node.pod("alpha", envoy=False)
+        other = of_the_pod(alpha)
+        move(alpha, other)
+        wait_until(lambda: bool(_told(api)), "the Event", 30)
+        (event,) = _told(api)
+        assert f"(cgroup /{other.relative_to(cgroup2_root())})" in event["message"]
+        why = f"the programs can't be attached there: the setting --cgroup says {node.kubepods}; "
+        assert why in event["message"]

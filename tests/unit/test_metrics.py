@@ -88,7 +88,7 @@ def add(metrics: Metrics, pod: Pod | None) -> dict[str, Any] | None:
         args="K8S_POD_NAME=p;K8S_POD_NAMESPACE=n",
         config=NetworkConfig(cniVersion="1.0.0", name="net", type="sidestep-cni"),
     )
-    return Verbs(cast(Any, One(pod)), never, never, never, observe=metrics.observe_enrolment).run(request, None)
+    return Verbs(cast(Any, One(pod)), never, never, never, never, observe=metrics.observe_enrolment).run(request, None)
 
 
 def test_an_add_is_counted_by_what_became_of_the_pod(metrics: Metrics) -> None:
