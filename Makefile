@@ -29,7 +29,7 @@ help:
 	@echo 'make verifier-log P=connect4 [STEPS=1]  what the verifier of this kernel says of one program'
 	@echo 'make e2e            a node'"'"'s life with a real containerd, hybrid and pure cgroup2'
 	@echo 'make conformance    every kind of connection, with Istio'"'"'s rules and with sidestep, compared'
-	@echo 'make chaos          links, pins, listeners and agents taken away for ten minutes; CHAOS="--seconds 60 --seed 3"'
+	@echo 'make chaos          links, pins, listeners, cgroups and agents taken away for ten minutes; CHAOS="--seconds 60 --seed 3"'
 	@echo 'make kernels        the probe and the self-test of acceleration on Debian'"'"'s other kernels, under emulation'
 	@echo 'make soak           10 GB through both proxies while the level changes; SOAK="--bytes 1e9 --seconds 60 --seed 2"'
 	@echo 'make nightly        the property tests with 10,000 cases each, a thousand cycles, an outage of a minute'

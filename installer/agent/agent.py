@@ -38,6 +38,7 @@ from installer.agent.reconcile import NodeTables, Reconciler
 from installer.agent.repair import Repairs
 from installer.agent.serving import serving
 from installer.agent.signals import Signals
+from installer.agent.strays import Strays
 from installer.agent.takeover import TakeOver
 from installer.host.captured import captured_pods
 from installer.host.install import Installer
@@ -163,6 +164,15 @@ class _Agent:
             observe=self.metrics.observe_repair,
             skips=lambda pod: skip_pod(pod, settings.node.pod_namespace, settings.node.exclude_namespaces),
         )
+        strays = Strays(
+            pins=pins,
+            enrolments=self.enrolments,
+            proc=settings.node.proc,
+            pods_of=lambda cookies: self._reconciler.pods_of(cookies),
+            events=self.source.events,
+            learned=lambda cookie: self._reconciler.learned(cookie),
+            cover=places.cover,
+        )
         self._reconciler = Reconciler(
             place=NodeTables(pins, places, tables),
             node=settings.node,
@@ -178,6 +188,8 @@ class _Agent:
             retained=retained,
             take_over=TakeOver(pins, self.enrolments, adoption, self.source.pods, self.source.events).take,
             left_out=self._left_out,
+            strays=strays.look_for_strays,
+            strays_soon=strays.look_for_strays_soon,
         )
 
     def enrol_what_runs(self) -> None:

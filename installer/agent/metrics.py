@@ -20,6 +20,7 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.steered import steering_of
+from cni.enrolment.strays import processes_of
 from cni.errors import Code
 from cni.verbs import RESULTS
 from installer.host.install import SUCCESS
@@ -143,6 +144,7 @@ class _KernelCollector(Collector):
             "Enrolled pods whose inbound connections reach the application, or may do so",
             value=sum(state.is_open for state in states.values()),
         )
+        yield from self._strays()
         attached = self._enrolments.is_attached()
         yield GaugeMetricFamily("sidestep_attached", "Whether all programs and links are in place", value=attached)
         build = GaugeMetricFamily("sidestep_build_info", "Digest of the programs' sources", labels=["programs"])
@@ -152,6 +154,19 @@ class _KernelCollector(Collector):
         yield from self._connections()
         yield from self._lost_handovers()
         yield from self._acceleration()
+
+    def _strays(self) -> Iterator[Metric]:
+        processes = processes_of(self._pins, self._enrolments.cookies(), self._proc).values()
+        yield GaugeMetricFamily(
+            "sidestep_stray_processes",
+            "Processes of enrolled pods whose outbound connections are not captured, because no program sees them",
+            value=sum(len(each.strays) for each in processes),
+        )
+        yield GaugeMetricFamily(
+            "sidestep_pods_processes_unknown",
+            "Enrolled pods of which it is not known whether they have stray processes",
+            value=sum(bool(each.unknown) for each in processes),
+        )
 
     def _maps(self) -> Iterator[Metric]:
         if time.monotonic() - self._counted > _COUNT_SECONDS:

@@ -2,9 +2,9 @@
 
 A round puts back detached links and missing pins, lets go of pods whose namespace is gone, enrols running mesh pods
 that are not enrolled, registers listeners that the programs missed, restores missing map entries, compares every pod
-with its namespace, and updates denied ports. Rounds run at the start and every few minutes. Programs that are detached
-capture nothing, so links, pins, lost namespaces and closed listeners are checked every few seconds. wake() has them
-checked at once, and running mesh pods enrolled.
+with its namespace, updates denied ports, and looks where pods' processes run. Rounds run at the start and every few
+minutes. Programs that are detached capture nothing, so links, pins, lost namespaces and closed listeners are checked
+every few seconds. wake() has them checked at once, and running mesh pods enrolled.
 
 Istio's repair controller also handles pods that started without capture, but only after their validation has failed.
 """
@@ -93,6 +93,8 @@ class Reconciler:
     retained: Retained | None = None  # what is pinned, also open in this process
     take_over: Callable[[], Done] = _nothing_done  # takes pods over from another layout of the maps
     left_out: LeftOut = field(default_factory=LeftOut)  # tells of pods that are not captured
+    strays: Callable[[], Done] = _nothing_done  # looks where the processes of pods run
+    strays_soon: Callable[[], Done] = _nothing_done  # the same, but only if there is reason to
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _wake: threading.Event = field(default_factory=threading.Event)
     _stopping: bool = False
@@ -109,11 +111,11 @@ class Reconciler:
         A step that fails is logged and runs again in the next round.
         """
         begin, end = (self._restore, self._take), (self._listen, self._mend, self._compare, self._deny, self._see_rules)
-        return self._do(*begin, self._sweep, self._adopt, self._take, *end)
+        return self._do(*begin, self._sweep, self._adopt, self._take, *end, self.strays)
 
     def look(self) -> Counter[str]:
         """Run only the steps that cannot wait for the next round."""
-        return self._do(self._restore, self._take, self._sweep, self._listen_soon)
+        return self._do(self._restore, self._take, self._sweep, self._listen_soon, self.strays_soon)
 
     def changed(self, before: Pod | None, after: Pod | None) -> None:
         """Handle a new or changed Pod: if it runs without being enrolled, wake the rounds."""
@@ -161,7 +163,8 @@ class Reconciler:
                 self.once()
                 due = _jittered(seconds)
             elif woken:
-                self._do(self._restore, self._take, self._sweep, self._adopt, self._take, self._listen_soon)
+                soon = (self._take, self._listen_soon, self.strays_soon)
+                self._do(self._restore, self._take, self._sweep, self._adopt, *soon)
             else:
                 self.look()
 
@@ -229,7 +232,7 @@ class Reconciler:
     def _sweep(self) -> Done:
         """Let go of pods whose namespace is gone; put back the inbound steering of live pods that lost it."""
         swept = self.follower.sweep()
-        pods = self._pods_of(swept.steered) if swept.steered else {}
+        pods = self.pods_of(swept.steered) if swept.steered else {}
         for cookie in swept.steered:
             log.warning("steering.restored", netns_cookie=cookie, reason="somebody has removed the pod's link")
             self._tell_repaired(pods.get(cookie), "inbound capture is restored: somebody had removed its link")
@@ -291,7 +294,7 @@ class Reconciler:
 
     def _register(self, cookies: Iterable[int]) -> Done:
         inodes = self.enrolments.inodes(set(cookies))
-        count = self.adoption.listen(inodes, self._pods_of(inodes)) if inodes else 0
+        count = self.adoption.listen(inodes, self.pods_of(inodes)) if inodes else 0
         if count:
             log.info("listeners.found", listeners=count)
         return {HEARD: count} if count else {}
@@ -301,7 +304,7 @@ class Reconciler:
         damaged = self.enrolments.damaged()
         if not damaged:
             return {}
-        pods, count = self._pods_of(damaged), 0
+        pods, count = self.pods_of(damaged), 0
         with find_netns(damaged, proc=self.node.proc) as found:
             for cookie, netns in found:
                 if cookie in pods:
@@ -322,7 +325,7 @@ class Reconciler:
     def _see_rules(self) -> Done:
         """Look for Istio's rules in enrolled pods: istio-cni may come after sidestep in the chain."""
         twice = captured_twice(self.enrolments.cookies(), self.node.proc)
-        pods = self._pods_of(twice - self._twice)
+        pods = self.pods_of(twice - self._twice)
         for cookie in twice - self._twice:
             log.error("pod.captured_twice", netns_cookie=cookie, pod=str(self.enrolments.identities().get(cookie)))
             if cookie in pods:
@@ -339,7 +342,7 @@ class Reconciler:
         self.deny()
         return {}
 
-    def _pods_of(self, cookies: Iterable[int]) -> dict[int, Pod]:
+    def pods_of(self, cookies: Iterable[int]) -> dict[int, Pod]:
         """The Pods of enrolled cookies, without those that are not known."""
         by_key = {_key(pod): pod for pod in self.pods.every() or ()}
         identities = self.enrolments.identities()

@@ -77,7 +77,7 @@ def admits(pins: Pins) -> bool:
         document = status_of(pins)
     except SidestepError:
         return True
-    return not document["attached"] or bool(document["open_pods"])
+    return not document["attached"] or bool(document["open_pods"] or document["pods_with_strays"])
 
 
 def play(seconds: float, seed: int) -> Ledger:
@@ -105,7 +105,7 @@ def play(seconds: float, seed: int) -> Ledger:
 @click.option("--seconds", default=600.0, show_default=True, help="How long things are taken away.")
 @click.option("--seed", default=None, type=int, help="Takes the same things again.")
 def chaos(seconds: float, seed: int | None) -> None:
-    """Take away links, pins, listeners and agents, and see where connections go."""
+    """Take away links, pins, listeners, cgroups and agents, and see where connections go."""
     seed = random.randrange(1000) if seed is None else seed
     click.echo(f"chaos: {seconds:.0f} seconds, seed {seed}")
     fates, unsaid = play(seconds, seed).judge()

@@ -1,6 +1,7 @@
 """What is taken away, one thing at a time. Each action returns what puts right again what no agent could."""
 
 import random
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from bpf.layout import INBOUND_PORT
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor
 from bpf.tables import Tables
+from tests.chaos.ledger import SAME_SECOND
 from tests.lab.node import Node
 from tests.lab.pod import Pod
 
@@ -43,6 +45,7 @@ class Damage:
                 self._end_agent,
                 self._restart_proxy,
                 self._forget_listeners,
+                self._leave_cgroup,
             ]
         )
         with suppress(SidestepError, OSError, IndexError):  # an earlier action has taken it, and it is not back yet
@@ -105,3 +108,22 @@ class Damage:
                 if key.port == INBOUND_PORT:
                     tables.listeners.remove(key)
         return nothing
+
+    def _leave_cgroup(self) -> Restore:
+        """The pod's processes go where no program sees them, for so long that a look at the status falls into it."""
+        stray = self._node.cgroup / "stray"
+        stray.mkdir(exist_ok=True)
+        until = time.monotonic() + SAME_SECOND
+        _move_all(self._pod.cgroup, stray)
+
+        def come_back() -> None:
+            time.sleep(max(0.0, until - time.monotonic()))
+            _move_all(stray, self._pod.cgroup)
+
+        return come_back
+
+
+def _move_all(source: Path, to: Path) -> None:
+    for process in (source / "cgroup.procs").read_text().split():
+        with suppress(OSError):  # it has ended
+            (to / "cgroup.procs").write_text(process)

@@ -1,25 +1,22 @@
 """`sidestep explain --try`: makes the connection, and compares what happened with the explanation."""
 
 import errno
-import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from bpf.attachment import places_of
 from bpf.errors import KernelRefused
-from bpf.kernel import cgroup2_root
 from bpf.layout import SPREAD6, TOTALS, Cookie, Event, EventKind
 from bpf.pins import Pins
 from bpf.tables import Tables
 from bpf.tracing import Trace, TraceBusy
+from cni.enrolment.strays import PodProcesses, processes_of
 from cni.netns.namespaces import why_absent
 from cni.netns.proc_net import endpoint, family_of, plain
-from cni.netns.processes import GONE, Crowd, crowds
 from cni.policy.decision import Action, Inbound, IPAddress, Outbound
 from installer.commands.explain.connecting import Attempted, CannotTry, Dial, dial
 from installer.commands.explain.explainer import Explanation, routed
@@ -199,15 +196,22 @@ class _Trial:
         return dict(zip(TOTALS, tally.connections if tally else [0] * len(TOTALS), strict=True))
 
     def _cgroup(self, pod: EnrolledPod, container: str) -> Path:
-        """A cgroup of the pod where the programs see us; in a strict pod the proxy's or another, by `container`."""
-        places = places_of(self._pins.look_only())
-        crowd = crowds(self._proc).get(pod.inode)
+        """A cgroup of the pod where the programs see us; in a strict pod the proxy's or another, by `container`.
+
+        If they see none of the pod's processes, it is a stray process's.
+        """
+        processes = processes_of(self._pins, [pod.cookie], self._proc)[pod.cookie]
         is_proxys = {"trusted": True, "other": False}.get(container) if pod.proxy_cgroup is not None else None
-        for directory in _cgroups(self._proc, crowd, places) if crowd else ():
-            if is_proxys is None or (directory.stat().st_ino == pod.proxy_cgroup) == is_proxys:
-                return directory
-        at = " or ".join(map(str, places))
-        raise CannotTry(f"{pod.identity} has no process in a cgroup below {at}, where the programs are attached")
+        for each in processes.inside:
+            if is_proxys is None or (pod.proxy_cgroup in each.cgroup.lineage) == is_proxys:
+                return each.cgroup.directory
+        if processes.are_all_strays:
+            return processes.strays[0].directory()
+        raise CannotTry(f"{pod.identity} has no process where the programs are attached{_because(processes)}")
+
+
+def _because(processes: PodProcesses) -> str:
+    return f": {processes.words}" if processes.words else ""
 
 
 def _too_busy(pod: EnrolledPod) -> CannotTry:
@@ -260,29 +264,3 @@ def _require_own(source: IPAddress) -> None:
             raise CannotTry(
                 f"{source} belongs to no enrolled pod and not to this machine: nobody here can connect from it"
             ) from error
-
-
-def _cgroups(proc: Path, crowd: Crowd, places: Sequence[Path]) -> Iterator[Path]:
-    """The cgroup2 directories below these places of a crowd's processes, each once."""
-    seen = set()
-    for pid in crowd.pids:
-        try:
-            lines = (proc / str(pid) / "cgroup").read_text().splitlines()
-        except GONE:
-            continue
-        path = next((line[3:] for line in lines if line.startswith("0::")), "")
-        if path and path not in seen:
-            seen.add(path)
-            directory = _directory(path, places)
-            if directory is not None:
-                yield directory
-
-
-def _directory(path: str, places: Sequence[Path]) -> Path | None:
-    """A cgroup's directory. In a cgroup namespace, paths start elsewhere: there it is found by its name."""
-    plainly = cgroup2_root() / path.lstrip("/")
-    if ".." not in plainly.parts and plainly.is_dir():
-        return plainly if any(map(plainly.is_relative_to, places)) else None
-    name = Path(path).name
-    walked = (found for place in places for found in os.walk(place))
-    return next((Path(at) / name for at, below, _ in walked if name in below), None)

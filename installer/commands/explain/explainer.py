@@ -8,6 +8,7 @@ from typing import Literal
 from bpf.errors import SidestepError
 from bpf.tables import Tables
 from cni.enrolment.steered import Steering
+from cni.enrolment.strays import NO_STRAYS, PodProcesses
 from cni.netns.proc_net import plain
 from cni.policy import decision
 from cni.policy.annotations import CapturePolicy
@@ -15,6 +16,7 @@ from cni.policy.decision import TUNNEL_PORT, Container, Inbound, IPAddress, Outb
 from installer.commands.pods.enrolled_pods import EnrolledPod, interface_name
 
 Protocol = Literal["tcp", "udp"]
+STRAY = "stray"  # the rule that decides if nothing of the pod's is seen by the programs
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,15 @@ class Explainer:
     """Explains connections of one enrolled pod. `interfaces` are those of its namespace by index, as far as known."""
 
     def __init__(
-        self, pod: EnrolledPod, tables: Tables, interfaces: Mapping[int, str], steering: Steering = Steering.STEERED
+        self,
+        pod: EnrolledPod,
+        tables: Tables,
+        interfaces: Mapping[int, str],
+        steering: Steering = Steering.STEERED,
+        processes: PodProcesses = NO_STRAYS,
     ) -> None:
         self.pod = pod
-        self._steering = steering
+        self._steering, self._processes = steering, processes
         self._tables = tables
         self._interfaces = interfaces
         self._policy = pod.deciding(interfaces)
@@ -83,7 +90,10 @@ class Explainer:
             self.pod.is_ipv6_captured,
             self.pod.has_started,
         )
-        return Explanation(self._policy, asked, decision.outbound(self._policy, asked))
+        verdict = decision.outbound(self._policy, asked)
+        if verdict.action != "pass" and self._processes.are_all_strays:
+            verdict = Verdict("pass", STRAY)
+        return Explanation(self._policy, asked, verdict)
 
     def inbound(
         self,

@@ -1,14 +1,16 @@
 """The reason for a verdict in words, and the annotation behind it."""
 
+from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Any
 
 from cni.enrolment.entries import Identity
 from cni.enrolment.steered import Steering
+from cni.enrolment.strays import NO_STRAYS, NOT_KNOWN, STRAYS, PodProcesses, Stray
 from cni.netns.proc_net import endpoint
 from cni.policy import annotations as istio
 from cni.policy.decision import Inbound, Outbound
-from installer.commands.explain.explainer import Explanation, routed
+from installer.commands.explain.explainer import STRAY, Explanation, routed
 from installer.commands.pods.namespace import NamespaceView
 from installer.commands.pods.policy_words import LISTENERS, annotations_of, is_default, part_of, proxy_of
 
@@ -40,6 +42,7 @@ _RULES: dict[str, str | tuple[str, str]] = {
     "self": "it comes from the pod itself; the outbound rules decided when it was opened",
     "transit": "it is not for one of the pod's addresses",
     str(Steering.NOT_STEERED): "the pod has no inbound steering (sk_lookup) link that lives",
+    STRAY: "all of the pod's processes are stray processes",
     "UDP": "inbound UDP is never captured",
 }
 _REFUSED = "it has the proxy's user or group, and the strict pod's proxy container is not known yet"
@@ -107,7 +110,11 @@ def _is_always_excluded(found: Explanation) -> bool:
 
 
 def explanation_document(
-    pod: Identity, found: Explanation, inside: NamespaceView | None, steering: Steering = Steering.STEERED
+    pod: Identity,
+    found: Explanation,
+    inside: NamespaceView | None,
+    steering: Steering = Steering.STEERED,
+    processes: PodProcesses = NO_STRAYS,
 ) -> dict[str, Any]:
     """The document that is printed."""
     return {
@@ -120,6 +127,7 @@ def explanation_document(
         "annotation": annotation(found),
         "goes_to": _goes_to(found, inside),
         "steering": str(steering),
+        "processes": processes.document(),
     }
 
 
@@ -164,6 +172,7 @@ def explanation_text(document: dict[str, Any]) -> str:
         lines.append(f"  annotation  {_shown(cause)}")
     if (state := Steering(document["steering"])) != Steering.STEERED:
         lines.append(f"  inbound     {state.words}")
+    lines += _processes(document["processes"])
     goes = document["goes_to"]
     if goes:
         port = f", port {goes['port']}" if document["verdict"] == "captured" else ""
@@ -179,6 +188,15 @@ def explanation_text(document: dict[str, Any]) -> str:
         lines.append(f"  tried       {tried['happened']}")
         lines.append(f"              {'as explained' if tried['agrees'] else 'NOT as explained: ' + tried['differs']}")
     return "\n".join(lines) + "\n"
+
+
+def _processes(processes: dict[str, Any]) -> Iterator[str]:
+    """Lines about the processes that the explanation is not about, because no program sees them."""
+    if processes["strays"]:
+        yield f"  but not     {STRAYS}:"
+        yield from (f"              {Stray(**each)}" for each in processes["strays"])
+    if processes["unknown"]:
+        yield f"  processes   {NOT_KNOWN}: {processes['unknown']}"
 
 
 def _headline(document: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from bpf.errors import SidestepError
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.enrolment.steered import steering_of
+from cni.enrolment.strays import processes_of
 from cni.policy.decision import IPAddress
 from installer.commands.explain.explainer import Asker, Explainer, Explanation, Protocol
 from installer.commands.explain.explanation import explanation_document, why
@@ -59,9 +60,10 @@ def answer(pins: Pins, proc: Path, question: Question) -> dict[str, Any]:
         pod = find_pod(pins, tables, question.pod)
         inside = stack.enter_context(looked_into(pod, proc))
         steering = steering_of(pins, tables, [pod.cookie], proc)[pod.cookie]
-        explainer = Explainer(pod, tables, inside.interfaces if inside else {}, steering)
+        processes = processes_of(pins, [pod.cookie], proc)[pod.cookie]
+        explainer = Explainer(pod, tables, inside.interfaces if inside else {}, steering, processes)
         found, others = _explained(explainer, question, inside)
-        document = explanation_document(pod.identity, found, inside, steering)
+        document = explanation_document(pod.identity, found, inside, steering, processes)
         if question.inbound is not None and question.port is None:
             document["connection"]["port"] = None
             document["goes_to"] |= {"is_listening": None} if found.verdict.action == "pass" else {}

@@ -7,6 +7,7 @@ from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, TOTALS, Cookie, Level, PodFl
 from bpf.tables import Tables
 from cni.enrolment.entries import Identity
 from cni.enrolment.steered import Steering, steering_of
+from cni.enrolment.strays import processes_of
 from installer.commands.names import NoSuchPod
 from installer.commands.pods import enrolled_pods
 from installer.commands.pods.differences import Described, described, differences, left_out, words_of
@@ -24,9 +25,10 @@ def pods_documents(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
         level = level_of(tables)
         every = enrolled_pods.every(attachment.pins, tables)
         steering = steering_of(attachment.pins, tables, [pod.cookie for pod in every], node.proc)
+        processes = processes_of(attachment.pins, [pod.cookie for pod in every], node.proc)
         found = [
             _document(pod, tables, level, inside, steering[pod.cookie])
-            | {"differs": differences(pod, now, inside, node)}
+            | {"processes": processes[pod.cookie].document(), "differs": differences(pod, now, inside, node)}
             for pod, inside in looks_into(every, node.proc)
         ]
     return sorted(found, key=lambda each: str(each["pod"]))
@@ -41,9 +43,10 @@ def pod_document(attachment: Attachment, node: Node, name: str) -> dict[str, Any
         except NoSuchPod as error:
             raise NoSuchPod(_why_left_out(tables, now, node, name) or str(error)) from error
         steering = steering_of(attachment.pins, tables, [pod.cookie], node.proc)[pod.cookie]
+        processes = processes_of(attachment.pins, [pod.cookie], node.proc)[pod.cookie].document()
         with looked_into(pod, node.proc) as inside:
             document = _document(pod, tables, level_of(tables), inside, steering)
-            return document | {"differs": differences(pod, now, inside, node)}
+            return document | {"processes": processes, "differs": differences(pod, now, inside, node)}
 
 
 def others_of(attachment: Attachment, node: Node) -> tuple[list[dict[str, str]], LetPast]:

@@ -3,11 +3,13 @@
 from typing import Any
 
 from cni.enrolment.steered import Steering
+from cni.enrolment.strays import NOT_KNOWN, STRAYS, Stray
 from installer.commands.pods.differences import is_different, uncompared
 from installer.commands.pods.let_past import LetPast
 
-_TITLES = ("pod", "address", "captured", "direct", "refused", "proxy", "inbound", "Pod now")
+_TITLES = ("pod", "address", "captured", "direct", "refused", "strays", "proxy", "inbound", "Pod now")
 _VERDICTS = _TITLES[2:5]
+_NUMBERS = _TITLES[2:6]
 
 
 def pods_table(documents: list[dict[str, Any]], left: list[dict[str, str]], passed: LetPast) -> str:
@@ -21,9 +23,9 @@ def pods_table(documents: list[dict[str, Any]], left: list[dict[str, str]], pass
     for each in documents:
         listens = "listens" if each["listeners"]["steered_to"] else "ABSENT"
         sums = (_sum(each, verdict) for verdict in _VERDICTS)
-        told = listens, each["steering"], _state(each)
+        told = _strays(each["processes"]), listens, each["steering"], _state(each)
         rows.append((each["pod"], next(iter(each["addresses"]), "none"), *sums, *told))
-    lines = [rendered(table(_TITLES, rows, set(_TITLES) - set(_VERDICTS))).rstrip("\n")]
+    lines = [rendered(table(_TITLES, rows, set(_TITLES) - set(_NUMBERS))).rstrip("\n")]
     if reason := uncompared(documents):
         lines.append(reason)
     elif any(is_different(each["differs"]) for each in documents):
@@ -41,6 +43,11 @@ def _sum(document: dict[str, Any], verdict: str) -> int:
     return sum(counts.get(each, 0) for counts in document["connections"].values() for each in counted)
 
 
+def _strays(processes: dict[str, Any]) -> str:
+    """The number of stray processes; with a question mark if there may be more."""
+    return f"{len(processes['strays'])}{'?' if processes['unknown'] else ''}"
+
+
 def _state(document: dict[str, Any]) -> str:
     if not document["differs"]["known"]:
         return "not known"
@@ -56,6 +63,7 @@ def pod_text(document: dict[str, Any]) -> str:
     ipv6 = "IPv6 is captured" if document["captures_ipv6"] else "IPv6 is not captured"
     lines += _section("addresses", [f"{', '.join(document['addresses'])}; {ipv6}"])
     lines += _section("policy", list(_policy(document["policy"])))
+    lines += _section("processes", _processes(document["processes"]))
     lines += _section("listeners", _listeners(document["listeners"]))
     lines += _section("connections", _connections(document["connections"]))
     if lost := document["lost_handovers"]:
@@ -75,6 +83,14 @@ def _policy(policy: dict[str, Any]) -> list[str]:
     defaults = {name if name in policy["annotations"] else f"istio-proxy {name}" for name in policy["defaults"]}
     order = sorted(words, key=lambda name: name in defaults)
     return [f'{name}: "{words[name]}"{" (default)" if name in defaults else ""}' for name in order]
+
+
+def _processes(processes: dict[str, Any]) -> list[str]:
+    """How many processes the programs see, then the stray ones."""
+    lines = [f"{processes['captured']} where the programs are attached"]
+    if strays := processes["strays"]:
+        lines += [f"{STRAYS}:", *(f"  {Stray(**each)}" for each in strays)]
+    return [*lines, *([f"{NOT_KNOWN}: {processes['unknown']}"] if processes["unknown"] else [])]
 
 
 def _listeners(listeners: dict[str, Any]) -> list[str]:

@@ -55,6 +55,7 @@ def _pod(view: NodeView, cookie: int) -> Plain:
         "level": str(pod.level),
         "is_proxy_listening": pod.listening,
         "steering": str(pod.steering),
+        "processes": pod.processes.document(),
         "total": _counts(pod.counts),
         "rates": _counts(view.rates.pods[cookie]),
         "inside": None if inside is None else vars(inside),

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cni.enrolment.steered import Steering
+from cni.enrolment.strays import NOT_KNOWN, told_of
 from installer.commands.report.drawing import draw
 from installer.commands.report.view import NodeView
 from installer.commands.sampling import figures, reasons
@@ -21,6 +22,7 @@ from installer.commands.sampling.sample import PASSED, REDIRECTED, Counts, PodSa
 _HERE = Path(__file__).parent
 _MOST_FLOWS = 300
 _NEARLY_FULL = 0.8
+_STRAY = "They run outside of the pod's cgroups: end them, or move them back."
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,12 @@ def findings_of(view: NodeView) -> Iterator[Trouble]:
     for state in (each for each in Steering if each.is_open):
         if names := [str(pod.identity) for pod in sample.pods.values() if pod.steering == state]:
             yield Trouble(True, f"{_several(names)}: {state.words}", "`sidestep status` lists all such pods.")
+    for pod in sample.pods.values():
+        if pod.processes.strays:
+            yield Trouble(True, f"{pod.identity}: {told_of(pod.processes.strays)}", _STRAY)
+    for reason in dict.fromkeys(pod.processes.unknown for pod in sample.pods.values() if pod.processes.unknown):
+        names = [str(pod.identity) for pod in sample.pods.values() if pod.processes.unknown == reason]
+        yield Trouble(True, f"{_several(names)}: {NOT_KNOWN}", reason)
     for failure in _failures(view):
         if failure.rate:
             yield Trouble(True, f"{figures.rate(failure.rate)}/s {failure.what}", failure.advice)

@@ -5,7 +5,7 @@ They are read from the pins alone, so no agent has to run. `sidestep report` and
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.enrolment.entries import Identity
 from cni.enrolment.steered import Steering, steering_of
+from cni.enrolment.strays import PodProcesses, processes_of
 from cni.netns.rtnl import IpAddress
 
 Name = TypeVar("Name")
@@ -91,6 +92,7 @@ class PodSample:
     listening: bool  # whether the maps have a socket of its proxy for inbound connections
     counts: Counts
     steering: Steering = Steering.STEERED
+    processes: PodProcesses = field(default_factory=PodProcesses)
 
 
 @dataclass(frozen=True)
@@ -140,17 +142,20 @@ def take_sample(pins: Pins, tables: Tables, proc: Path) -> Sample:
         addresses.setdefault(key.cookie, []).append(key.address.ip())
     entered = {key.cookie: pod for key, pod in tables.pods.every()}
     steering = steering_of(pins, tables, entered, proc)
+    processes = processes_of(pins, entered, proc)
     pods = {
-        cookie: _pod(tables, Cookie(cookie), pod, level.level, addresses.get(cookie, ()), steering[cookie])
+        cookie: replace(
+            _pod(tables, Cookie(cookie), pod, level.level, addresses.get(cookie, ())),
+            steering=steering[cookie],
+            processes=processes[cookie],
+        )
         for cookie, pod in entered.items()
     }
     total = Counts(tables.connection_totals(), _summed(pod.counts.messages for pod in pods.values()))
     return Sample(time.monotonic(), is_attached(pins), level, pods, total)
 
 
-def _pod(
-    tables: Tables, key: Cookie, pod: PodEntry, node: Level, addresses: Iterable[IpAddress], steering: Steering
-) -> PodSample:
+def _pod(tables: Tables, key: Cookie, pod: PodEntry, node: Level, addresses: Iterable[IpAddress]) -> PodSample:
     tally = tables.tallies.get(key) or TallyEntry()
     traffic = tables.traffic.get(key) or TrafficEntry()
     ordered = sorted(addresses, key=lambda ip: (ip.is_link_local, ip.version, ip.packed))
@@ -166,7 +171,6 @@ def _pod(
             dict(zip(TOTALS, tally.connections, strict=True)),
             {name: getattr(traffic, name) for name, *_ in TrafficEntry._fields_},
         ),
-        steering,
     )
 
 

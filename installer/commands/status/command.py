@@ -19,7 +19,8 @@ def status(attachment: Attachment, chain: Chain, node: Node, ports: Ports, outpu
 
     It shows what is attached and how full the maps are, the acceleration level, the plugin and its place in the CNI
     chain, pods with a sidecar that sidestep does not capture, and the agent's health. The exit status is 1 if the
-    programs are not attached, if a pod is not steered, or if istio-cni captures a pod as well.
+    programs are not attached, if a pod is not steered, if a pod has stray processes, or if istio-cni captures a pod as
+    well.
 
     The command changes nothing and needs no agent. Give it the agent's settings, or run it in the agent's container.
     """
@@ -29,8 +30,8 @@ def status(attachment: Attachment, chain: Chain, node: Node, ports: Ports, outpu
     configure_logging(Logging(log_level="error"))  # the status itself reports what was found
     document = status_document(attachment, chain, node, ports)
     show(document, output, lambda: _table(document))
-    is_well = document["attached"] and not document["open_pods"] and not document["sidecars"]["captured_twice"]
-    sys.exit(0 if is_well else 1)
+    faults = document["open_pods"], document["pods_with_strays"], document["sidecars"]["captured_twice"]
+    sys.exit(0 if document["attached"] and not any(faults) else 1)
 
 
 def _table(document: dict[str, object]) -> str:

@@ -18,6 +18,7 @@ from bpf.takeover import kept_by_others
 from cni.enrolment.bystanders import captured_twice
 from cni.enrolment.entries import Identity
 from cni.enrolment.steered import Steering, steering_of
+from cni.enrolment.strays import processes_of
 from cni.netns.namespaces import NoProcfs
 from installer import VERSION
 from installer.commands.maps.listing import maps_of
@@ -56,9 +57,10 @@ def status_of(pins: Pins, proc: Path = Path("/proc")) -> dict[str, Any]:
     with Tables(pins) as tables:
         node = level_of(tables)
         entered = {key.cookie: pod for key, pod in tables.pods.every()}
-        steering = steering_of(pins, tables, entered, proc)
+        steering, processes = steering_of(pins, tables, entered, proc), processes_of(pins, entered, proc)
         pods = [
             _pod(pod, tables.traffic.get(Cookie(cookie)) or TrafficEntry(), node, steering[cookie])
+            | {"processes": processes[cookie].document()}
             | {"lost_handovers": (tables.lost_handovers.get(Cookie(cookie)) or Quad()).quad}
             for cookie, pod in entered.items()
         ]
@@ -78,6 +80,9 @@ def status_of(pins: Pins, proc: Path = Path("/proc")) -> dict[str, Any]:
         "maps": maps_of(pins),
         "pods": sorted(pods, key=lambda each: str(each["pod"])),
         "open_pods": sorted(str(each["pod"]) for each in pods if Steering(each["steering"]).is_open),
+        "pods_with_strays": sorted(
+            str(Identity.of(pod)) for cookie, pod in entered.items() if processes[cookie].is_open
+        ),
     }
 
 
@@ -119,6 +124,7 @@ def _unknown(attachment: Attachment, attached: bool | None, problem: str) -> dic
         "maps": [],
         "pods": [],
         "open_pods": [],
+        "pods_with_strays": [],
     }
 
 

@@ -1,11 +1,13 @@
 """The status of a node for people: a line for each part, then programs, maps and pods as tables."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from rich.text import Text
 
 from cni.enrolment.steered import Steering
+from cni.enrolment.strays import NOT_KNOWN, Stray, told_of
 from installer.commands.maps.maps_table import maps_table
 from installer.commands.printing import rendered, table
 
@@ -37,6 +39,7 @@ def _lines(document: Document) -> Iterator[str]:
     if document["problem"]:
         yield f"attach point: {_places(document) or 'none, because cgroup2 is not mounted'}"
     yield from _steering(document["pods"])
+    yield from _strays(document["pods"])
     yield from _lost(document["pods"])
     yield from _sidecars(document["sidecars"])
     for name, instead in document["lacking"].items():
@@ -60,6 +63,15 @@ def _steering(pods: list[Document]) -> Iterator[str]:
     for state in filter(lambda each: each.is_open, Steering):
         if names := [each["pod"] for each in pods if each["steering"] == state]:
             yield f"inbound: {state.words} ({len(names)} of {len(pods)} pods: {', '.join(names)})"
+
+
+def _strays(pods: list[Document]) -> Iterator[str]:
+    """A line for each pod with stray processes, and one for each reason why it is not known whether there are any."""
+    for pod in pods:
+        if told := told_of([Stray(**each) for each in pod["processes"]["strays"]]):
+            yield f"processes: {pod['pod']}: {told}"
+    reasons = Counter(pod["processes"]["unknown"] for pod in pods if pod["processes"]["unknown"])
+    yield from (f"processes: {NOT_KNOWN}: {reason} ({count} of {len(pods)} pods)" for reason, count in reasons.items())
 
 
 def _sidecars(told: Document) -> Iterator[str]:

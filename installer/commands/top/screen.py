@@ -49,6 +49,7 @@ def screen(sample: Sample, rates: Rates, order: Order, height: int) -> Renderabl
 
 def _head(sample: Sample, rates: Rates) -> Text:
     unsteered = sum(pod.steering.is_open for pod in sample.pods.values())
+    astray = sum(pod.processes.is_open for pod in sample.pods.values())
     attached = ("attached", "green") if sample.attached else ("NOT ATTACHED", "bold red")
     level = sample.level
     wanted = f" instead of {level.wanted}" if level.level != level.wanted else ""
@@ -58,6 +59,7 @@ def _head(sample: Sample, rates: Rates) -> Text:
         attached,
         f"  {len(sample.pods)} pods  ",
         (f"{unsteered} not steered  " if unsteered else "", "bold red"),
+        (f"{astray} with stray processes  " if astray else "", "bold red"),
         f"captured {figures.rate(total.captured)}/s  ",
         f"direct {figures.rate(total.direct)}/s  ",
         (f"failed {figures.rate(total.refused)}/s", "red" if total.refused else ""),
@@ -69,8 +71,11 @@ def _head(sample: Sample, rates: Rates) -> Text:
 
 
 def _name(pod: PodSample) -> Text:
-    if pod.steering != Steering.STEERED:
-        return Text(f"{pod.identity}: {pod.steering}", style="bold red" if pod.steering.is_open else "dim")
+    states = [str(pod.steering)] if pod.steering != Steering.STEERED else []
+    states += [pod.processes.brief] if pod.processes.is_open else []
+    if states:
+        is_open = pod.steering.is_open or pod.processes.is_open
+        return Text(f"{pod.identity}: {', '.join(states)}", style="bold red" if is_open else "dim")
     return Text(str(pod.identity), style="" if pod.listening else "yellow")
 
 

@@ -16,6 +16,7 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from bpf.tracing import Trace, deaths_told
 from cni.enrolment.steered import steering_of
+from cni.enrolment.strays import processes_of
 from installer.commands.names import PodNames, cookie_of
 from installer.commands.trace.forms import FORMS
 from installer.commands.trace.told_events import Reader
@@ -36,7 +37,7 @@ def follow_events(pins: Pins, proc: Path, pod: str | None, wanted: Wanted, secon
         tables = running.enter_context(Tables(pins))
         cookie = cookie_of(tables, pod) if pod else 0
         events = running.enter_context(Trace(pins, cookie))
-        _tell_unsteered(pins, tables, proc, cookie)
+        _tell_untraced(pins, tables, proc, cookie)
         if not wanted.verdict:
             _tell_deaths(running, pins, interruption)
         follower = _Follower(events, Reader(PodNames(tables)), wanted, output)
@@ -49,13 +50,16 @@ def follow_events(pins: Pins, proc: Path, pod: str | None, wanted: Wanted, secon
         follower.look(0)
 
 
-def _tell_unsteered(pins: Pins, tables: Tables, proc: Path, cookie: int) -> None:
-    """Say which of the traced pods have no events of inbound connections because nothing steers these."""
+def _tell_untraced(pins: Pins, tables: Tables, proc: Path, cookie: int) -> None:
+    """Say which of the traced pods have connections without events: nothing steers them, or they are a stray's."""
     cookies = [cookie] if cookie else [key.cookie for key in tables.pods.every_key()]
     name_of = PodNames(tables)
     for each, state in steering_of(pins, tables, cookies, proc).items():
         if state.is_open:
             click.echo(f"sidestep: {name_of(each)}: {state.words}, and is not traced", err=True)
+    for each, processes in processes_of(pins, cookies, proc).items():
+        if processes.is_open:
+            click.echo(f"sidestep: {name_of(each)}: {processes.words}; they are not traced", err=True)
 
 
 def _tell_deaths(running: ExitStack, pins: Pins, interruption: "Interruption") -> None:
