@@ -19,7 +19,7 @@ from cni.policy.pod import NoEvents, Pod
 from cni.verbs import Verbs
 from installer.agent.reconcile import NodeTables, Reconciler
 from installer.settings import Node
-from tests.datapath.conftest import PROXY, Kernel, Namespace, Wire
+from tests.datapath.wires import PROXY, Kernel, Namespace, Wire
 
 STATUS = "sidecar.istio.io/status"
 NOBODYS = "203.0.113.9"  # the address in a Pod's status unless a test gives another: nobody whom its agent sees has it
