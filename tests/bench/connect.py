@@ -30,7 +30,7 @@ from cni.netns.plumbing import prepare
 from cni.netns.sandbox import InterfaceAddress, Sandbox, look, own_cookie, visit
 from cni.policy.annotations import EXCLUDE_OUTBOUND_RANGES, CapturePolicy, policy_of
 from cni.policy.pod import Pod
-from tests.datapath.conftest import scratch_pins
+from tests.datapath.wires import scratch_pins
 from tests.lab.inside import PYTHON, popen
 from tests.lab.node import NETNS, make_netns
 

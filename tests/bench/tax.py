@@ -18,7 +18,7 @@ from bpf.attachment import attach_programs, detach_programs
 from bpf.pins import Pins
 from tests.bench.mesh.blocks import Block, judged
 from tests.bench.mesh.ratios import Spread, spread
-from tests.datapath.conftest import scratch_pins
+from tests.datapath.wires import scratch_pins
 from tests.lab.inside import popen
 from tests.lab.node import NETNS, make_netns
 

@@ -21,7 +21,7 @@ from cni.verbs import Verbs
 from installer.agent.places import Places
 from installer.agent.reconcile import NodeTables, Reconciler
 from installer.settings import Attachment, Node
-from tests.datapath.conftest import PROXY, Kernel, Namespace, Wire
+from tests.datapath.wires import PROXY, Kernel, Namespace, Wire
 
 STATUS = "sidecar.istio.io/status"
 NOBODYS = "203.0.113.9"  # the address in a Pod's status unless a test gives another: nobody whom its agent sees has it

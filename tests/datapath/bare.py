@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cni.netns.sandbox import own_cookie, visit
-from tests.datapath.conftest import ip_command
+from tests.datapath.wires import ip_command
 from tests.lab.inside import PYTHON, popen
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from cni.policy.annotations import CapturePolicy
 from cni.policy.decision import Inbound, IPAddress, Outbound
 from tests import conformance
-from tests.datapath.conftest import Namespace, Wire, ip_command
+from tests.datapath.wires import Namespace, Wire, ip_command
 from tests.lab.inside import PYTHON
 
 # every port that something in the pod listens on; the proxy's own two are its own

@@ -21,7 +21,7 @@ from cni.netns.plumbing import prepare
 from cni.netns.sandbox import own_cookie, visit
 from cni.netns.userns import outside_ids
 from cni.policy.annotations import CapturePolicy
-from tests.datapath.conftest import APP, PROXY, Kernel, Namespace, Wire, look, scratch_pins
+from tests.datapath.wires import APP, PROXY, Kernel, Namespace, Wire, look, scratch_pins
 from tests.lab.inside import PYTHON
 from tests.lab.machine import acceleration_needed
 from tests.lab.objects import create_sockhash

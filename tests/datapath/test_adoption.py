@@ -23,23 +23,11 @@ from cni.netns.sock_diag import Diag
 from cni.protocol import NetworkConfig, Request
 from tests.datapath.adopting import LATE, NOBODYS, WAYS, Parts, Running, enrol_by_cni, parts, running
 from tests.datapath.bare import bare_pods, open_descriptors
-from tests.datapath.conftest import APP, PROXY, Kernel, Wire, ip_command
+from tests.datapath.wires import APP, PROXY, Kernel, Wire, ip_command
 from tests.lab.inside import PYTHON, popen
 from tests.lab.waiting import wait_until
 
 both_ways = pytest.mark.parametrize("way", WAYS)
-
-
-@pytest.fixture
-def way() -> str:
-    """How listeners are found."""
-    return "iterator"
-
-
-@pytest.fixture
-def agent(kernel: Kernel, way: str) -> Iterator[Parts]:
-    with parts(kernel, way) as made:
-        yield made
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from bpf.layout import STORAGES, TABLES, Cookie, OwnAddressEntry
 from bpf.layouts import layouts
 from bpf.pins import LAYOUT, Pins
 from bpf.syscalls import Descriptor
-from tests.datapath.conftest import Wire, scratch_pins
+from tests.datapath.wires import Wire, scratch_pins
 from tests.lab.inside import PYTHON
 
 

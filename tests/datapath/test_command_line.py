@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.datapath.conftest import scratch_pins
+from tests.datapath.wires import scratch_pins
 from tests.lab.invocation import REPOSITORY, sidestep, sidestep_by_user
 from tests.lab.waiting import wait_until
 

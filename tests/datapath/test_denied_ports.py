@@ -9,7 +9,7 @@ from bpf.errors import TableFull
 from bpf.layout import PodFlags, PortKey, PortRule, Word
 from cni.enrolment.entries import denial
 from cni.policy.annotations import CapturePolicy
-from tests.datapath.conftest import APP, PROXY, Wire
+from tests.datapath.wires import APP, PROXY, Wire
 from tests.lab.inside import PYTHON
 
 DENIED, REFUSED = os.strerror(errno.EPERM), os.strerror(errno.ECONNREFUSED)

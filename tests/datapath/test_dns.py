@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cni.policy.annotations import CapturePolicy
-from tests.datapath.conftest import PROXY, Namespace, Wire
+from tests.datapath.wires import PROXY, Namespace, Wire
 from tests.lab.inside import PYTHON
 
 RESOLVER = Path(__file__).with_name("resolver.py")

@@ -9,7 +9,7 @@ from bpf.layout import Cookie, PortKey, PortRule, Word
 from cni.enrolment.enroll import Enrolments
 from cni.errors import RegistrationFailed
 from cni.policy.annotations import CapturePolicy
-from tests.datapath.conftest import Wire
+from tests.datapath.wires import Wire
 
 
 def test_enrolling_twice_is_the_same_as_once(wire: Wire) -> None:

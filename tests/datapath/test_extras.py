@@ -24,7 +24,7 @@ from installer.commands.status.status_document import status_of
 from installer.probe.loading import loading
 from installer.settings import Attachment
 from tests.datapath.adopting import parts, running
-from tests.datapath.conftest import Wire, scratch_pins
+from tests.datapath.wires import Wire, scratch_pins
 from tests.lab.sources import changed_copy
 
 REPOSITORY = Path(__file__).parents[2]

@@ -16,8 +16,8 @@ from cni.policy import annotations
 from cni.policy.annotations import CapturePolicy, policy_of
 from cni.policy.decision import TPROXY_MARK, Inbound, IPAddress, Outbound, Verdict, inbound, outbound
 from cni.policy.pod import Pod
-from tests.datapath.conftest import Wire
 from tests.datapath.probing import OUTSIDE4, OUTSIDE6, PORTS, UDP_PORTS, Case, Surroundings
+from tests.datapath.wires import Wire
 
 EACH = 20  # connections a Pod
 CONNECTIONS = int(os.environ.get("HYPOTHESIS_EXAMPLES", "1000"))

@@ -9,9 +9,9 @@ from bpf import syscalls
 from bpf.hooks import SOCK_OPS
 from bpf.layout import Word
 from bpf.syscalls import Descriptor
-from tests.datapath.conftest import APP, PROXY, Wire
 from tests.datapath.test_outbound import address, plain
 from tests.datapath.test_reconnecting import SOCKET, Told
+from tests.datapath.wires import APP, PROXY, Wire
 from tests.lab.inside import PYTHON
 from tests.lab.objects import create_array
 from tests.lab.waiting import wait_until

@@ -8,7 +8,7 @@ import pytest
 
 from bpf.layout import TOTALS, AddressKey
 from cni.policy.annotations import CapturePolicy
-from tests.datapath.conftest import PROXY, Wire, ip_command
+from tests.datapath.wires import PROXY, Wire, ip_command
 from tests.lab.inside import PYTHON
 
 FAMILIES = ["ip4", "ip6"]

@@ -3,7 +3,7 @@
 import pytest
 
 from cni.policy.annotations import CapturePolicy
-from tests.datapath.conftest import PROXY, Wire
+from tests.datapath.wires import PROXY, Wire
 from tests.lab.inside import PYTHON
 
 FAMILIES = ["ip4", "ip6"]

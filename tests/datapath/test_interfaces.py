@@ -6,7 +6,7 @@ import pytest
 
 from bpf.extras import VARIABLE
 from cni.policy.annotations import CapturePolicy
-from tests.datapath.conftest import PROXY, Kernel, Wire, fresh_kernel, ip_command
+from tests.datapath.wires import PROXY, Kernel, Wire, fresh_kernel, ip_command
 
 # what the peer has on the second cable, and what only a route through it leads to
 SECOND4, SECOND6 = "10.10.0.1", "fd9a::1"

@@ -32,7 +32,7 @@ from bpf.links import instances, link_pod
 from bpf.pins import LAYOUT, Pins
 from bpf.steering import load_instance, opened
 from bpf.syscalls import Descriptor, attached_to
-from tests.datapath.conftest import Wire, scratch_pins
+from tests.datapath.wires import Wire, scratch_pins
 from tests.lab.waiting import wait_until
 
 # whatever changes something on the bpffs or in the kernel

@@ -10,7 +10,7 @@ import pytest
 from cni.policy import annotations
 from cni.policy.annotations import CapturePolicy, policy_of
 from cni.policy.pod import Pod
-from tests.datapath.conftest import Wire, ip_command
+from tests.datapath.wires import Wire, ip_command
 
 MANY = 10_000
 HALF = MANY // 2

@@ -11,24 +11,12 @@ from bpf.iterator import SocketIterator
 from bpf.layout import LISTENER_SLOTS, Quad
 from cni.netns.sandbox import visit
 from cni.policy.annotations import CapturePolicy
-from tests.datapath.adopting import LATE, WAYS, Parts, Running, enrol_by_cni, parts, running
-from tests.datapath.conftest import PROXY, Kernel, Wire
+from tests.datapath.adopting import LATE, WAYS, Parts, Running, enrol_by_cni, running
+from tests.datapath.wires import PROXY, Kernel, Wire
 from tests.lab.inside import PYTHON
 from tests.lab.userns import FIRST, mapped_netns
 
 WORKERS = [2, 16, 17, 64]
-
-
-@pytest.fixture
-def way() -> str:
-    """How listeners are found that the programs have not seen."""
-    return "iterator"
-
-
-@pytest.fixture
-def agent(kernel: Kernel, way: str) -> Iterator[Parts]:
-    with parts(kernel, way) as made:
-        yield made
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from cni.netns.namespaces import find_netns
 from cni.netns.sandbox import own_cookie, visit
 from tests.datapath.bare import MakePods, bare_pods, open_descriptors
-from tests.datapath.conftest import ip_command
+from tests.datapath.wires import ip_command
 from tests.lab.inside import popen
 from tests.lab.namespaces import open_netns
 

@@ -2,7 +2,7 @@
 
 from bpf.layout import Cookie, Quad
 from cni.policy.annotations import CapturePolicy
-from tests.datapath.conftest import PROXY, Wire
+from tests.datapath.wires import PROXY, Wire
 
 EARLY = CapturePolicy(dual_stack=True, early_outbound=True)
 STRICT = CapturePolicy(dual_stack=True, strict_proxy=True)

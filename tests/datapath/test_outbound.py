@@ -5,7 +5,7 @@ from ipaddress import ip_network
 import pytest
 
 from cni.policy.annotations import CapturePolicy
-from tests.datapath.conftest import PROXY, Wire, ip_command
+from tests.datapath.wires import PROXY, Wire, ip_command
 
 FAMILIES = ["ip4", "ip6", "mapped"]
 

@@ -8,7 +8,7 @@ import pytest
 from cni.errors import SandboxInvalid
 from cni.netns.userns import outside_ids
 from cni.policy.annotations import CapturePolicy
-from tests.datapath.conftest import APP, PROXY, Wire
+from tests.datapath.wires import APP, PROXY, Wire
 from tests.lab.inside import PYTHON
 from tests.lab.userns import mapped_netns
 

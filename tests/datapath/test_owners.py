@@ -10,7 +10,7 @@ from bpf.acceleration import other_owners
 from bpf.attachment import attach_programs
 from bpf.hooks import MESSAGE_HOOK
 from bpf.syscalls import Descriptor
-from tests.datapath.conftest import Wire, scratch_pins
+from tests.datapath.wires import Wire, scratch_pins
 from tests.lab.machine import other_owner_for_all
 from tests.lab.objects import create_sockhash, load_program
 

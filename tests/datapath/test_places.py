@@ -23,8 +23,8 @@ from bpf.errors import NotAttached
 from bpf.kernel import cgroup2_root
 from bpf.pins import Pins
 from bpf.places import further_places
-from tests.datapath.conftest import Kernel, Namespace, Wire, fresh_kernel, scratch_pins
 from tests.datapath.test_killed import Compiled
+from tests.datapath.wires import Kernel, Namespace, Wire, fresh_kernel, scratch_pins
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.datapath.conftest import APP, PROXY, Wire
+from tests.datapath.wires import APP, PROXY, Wire
 from tests.lab.inside import PYTHON
 
 # one worker: every test holds a few hundred thousand sockets

@@ -25,9 +25,9 @@ from installer.probe.examine import attach_or_explain, examine, require_capable
 from installer.probe.findings import Finding, Findings, NodeUnfit
 from installer.scratch import PREFIX
 from installer.settings import Attachment, Chain, Node
-from tests.datapath.conftest import scratch_pins
 from tests.datapath.test_loading import HELPER, REFUSED_PROGRAM
 from tests.datapath.test_trial import DNS, TELLS
+from tests.datapath.wires import scratch_pins
 from tests.lab.invocation import sidestep_by_user
 from tests.lab.objects import load_program
 from tests.lab.sources import changed_copy

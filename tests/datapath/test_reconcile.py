@@ -24,10 +24,10 @@ from cni.netns.namespaces import find_netns
 from cni.netns.processes import Crowd, crowds
 from cni.policy.annotations import CapturePolicy
 from cni.protocol import NetworkConfig, Request
-from tests.datapath.adopting import Parts, Running, enrol_by_cni, parts, running
+from tests.datapath.adopting import Parts, Running, enrol_by_cni, running
 from tests.datapath.bare import Pod as Bare
 from tests.datapath.bare import bare_pods
-from tests.datapath.conftest import Kernel, Wire, fresh_kernel, ip_command
+from tests.datapath.wires import Kernel, Wire, fresh_kernel, ip_command
 from tests.lab.waiting import wait_until
 
 
@@ -39,10 +39,9 @@ def kernel() -> Iterator[Kernel]:
 
 
 @pytest.fixture
-def agent(kernel: Kernel) -> Iterator[Parts]:
-    with parts(kernel) as made:
-        yield made
-        made.reconciler.look()  # whole again for the next test
+def agent(agent: Parts) -> Iterator[Parts]:
+    yield agent
+    agent.reconciler.look()  # whole again for the next test
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from cni.policy.annotations import CapturePolicy
-from tests.datapath.conftest import APP, PROXY, Wire
 from tests.datapath.test_acceleration import EXCHANGE, Pods, both
+from tests.datapath.wires import APP, PROXY, Wire
 from tests.lab.inside import PYTHON
 from tests.lab.machine import acceleration_needed
 from tests.lab.waiting import wait_until

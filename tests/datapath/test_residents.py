@@ -15,7 +15,7 @@ from bpf.kernel import cgroup2_root
 from cni.netns.namespaces import PROC
 from cni.netns.residents import Resident, name_of, residents
 from tests.datapath.bare import bare_pods
-from tests.datapath.conftest import scratch_pins
+from tests.datapath.wires import scratch_pins
 from tests.lab.inside import PYTHON, popen
 from tests.lab.waiting import wait_until
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cni.policy.annotations import CapturePolicy
-from tests.datapath.conftest import PROXY, Wire
+from tests.datapath.wires import PROXY, Wire
 
 POLICY = CapturePolicy(dual_stack=True, mode="TPROXY")
 PROXY_GROUP = 1337

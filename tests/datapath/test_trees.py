@@ -12,7 +12,7 @@ import pytest
 
 from bpf.kernel import cgroup2_root
 from bpf.pins import Pins
-from tests.datapath.conftest import scratch_pins
+from tests.datapath.wires import scratch_pins
 from tests.lab.invocation import sidestep
 from tests.lab.ownroot import rooted_at, seen_as
 

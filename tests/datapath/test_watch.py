@@ -17,7 +17,7 @@ from cni.netns.namespaces import find_netns
 from cni.netns.sandbox import own_cookie, visit
 from cni.netns.watch import Changes, Watch
 from tests.datapath.bare import MakePods, Pod, bare_pods, ip_batch, open_descriptors
-from tests.datapath.conftest import Wire, ip_command
+from tests.datapath.wires import Wire, ip_command
 from tests.lab.namespaces import open_netns
 
 SOON = 1.0  # seconds in which a change must have been noticed

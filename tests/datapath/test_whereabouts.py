@@ -13,7 +13,7 @@ from bpf.kernel import Mount, cgroup2_root, mounts
 from cni.enrolment.whereabouts import Whereabouts
 from cni.errors import NotCaptured
 from cni.protocol import RuntimeConfig
-from tests.datapath.conftest import Kernel, fresh_kernel
+from tests.datapath.wires import Kernel, fresh_kernel
 
 
 @pytest.fixture(scope="module")

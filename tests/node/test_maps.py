@@ -14,7 +14,7 @@ from bpf.attachment import attach_programs
 from bpf.layout import TABLES, Address, ConnectionKey, DestinationEntry, PortKey, PortRule, Word
 from bpf.pins import Pins
 from bpf.tables import Tables
-from tests.datapath.conftest import scratch_pins
+from tests.datapath.wires import scratch_pins
 from tests.lab.invocation import REPOSITORY, one_line, sidestep
 from tests.lab.node import Node
 from tests.lab.pod import Pod
