@@ -23,6 +23,7 @@ T = TypeVar("T")
 _PART = 1 << 16  # bytes read at once
 # bytes of an answer, and of one object in a watch: etcd takes objects of 1.5 MiB
 _LONGEST_BODY, _LONGEST_LINE = 256 << 20, 16 << 20
+_LONGEST_STATUS = 4096  # bytes read of the body of an error
 # the reason in an error of OpenSSL, without the place in its source
 _TLS = re.compile(r"\[SSL(?:: \w+)?\] (.+?)(?: \(_ssl\.c:\d+\))?\W*$")
 # the largest parts of a Pod; the agent uses none of them but the proxy's env
@@ -41,8 +42,10 @@ class Change(Generic[T]):
 class Watching(Generic[T]):
     """A running watch."""
 
-    def __init__(self, response: urllib3.HTTPResponse, read: Callable[[Json], T | None]) -> None:
+    def __init__(self, response: urllib3.HTTPResponse, read: Callable[[Json], T | None], silence: float) -> None:
+        """`silence` is how many seconds may pass between two changes or bookmarks."""
         self._response, self._read = response, read
+        self._silence = silence
 
     def changes(self) -> Iterator[Change[T]]:
         """Yield each change when it arrives. Raises Expired, and ApiFailed if the connection breaks."""
@@ -57,11 +60,16 @@ class Watching(Generic[T]):
     def _lines(self) -> Iterator[bytes]:
         """The lines of the answer. Raises ValueError if one does not end."""
         rest = b""
+        until = time.monotonic() + self._silence
         while part := self._response.read1(_PART):
             *lines, rest = (rest + part).split(b"\n")
             yield from lines
             if len(rest) > _LONGEST_LINE:
                 raise ValueError(f"a line has more than {_LONGEST_LINE >> 20} MiB")
+            if lines:
+                until = time.monotonic() + self._silence
+            elif time.monotonic() > until:
+                raise ValueError("a line takes too long")
         yield rest
 
     def _change(self, event: Json) -> Change[T]:
@@ -89,10 +97,7 @@ def parse_json(text: bytes) -> Any:
 
 
 def whole_body(response: urllib3.HTTPResponse, until: float) -> bytes:
-    """The body of an answer, which has to be there by `until` (monotonic clock). Raises ValueError, HTTPError, OSError.
-
-    The timeout of a connection is for each read alone: a server that sends a byte now and then would never end.
-    """
+    """The body of an answer, which is there by `until` (monotonic clock). Raises ValueError, HTTPError and OSError."""
     found = bytearray()
     while part := response.read1(_PART):
         found += part
@@ -124,10 +129,14 @@ def pod_of(thing: Json) -> Pod | None:
         return None
 
 
-def said_by(response: urllib3.HTTPResponse) -> str:
-    """The message of a Status object; for any other body, its first 200 bytes."""
+def said_by(response: urllib3.HTTPResponse, until: float) -> str:
+    """The message of a Status object; for any other body, its first 200 bytes. "" if it is not there by `until`."""
+    text = b""
     try:
-        text = response.read(4096)
+        while len(text) < _LONGEST_STATUS and (part := response.read1(_LONGEST_STATUS - len(text))):
+            text += part
+            if time.monotonic() > until:
+                return ""
     except (urllib3.exceptions.HTTPError, OSError):
         return ""
     try:

@@ -22,6 +22,7 @@ from cni.policy.pod import Pod
 from installer.pods.access import access_of
 from installer.pods.answers import Json, Watching, parse_json, pod_of, reason_of, said_by, whole_body
 from installer.pods.api_errors import ApiFailed, Conflict, Expired
+from installer.pods.deadlines import give_deadlines
 from installer.pods.resource import DAEMONSET, DaemonSetIdentity, Resource, daemonset_of, pods_of
 from installer.settings import Node
 
@@ -50,7 +51,10 @@ _CONTENT_TYPES = {
 
 @dataclass(frozen=True)
 class _Call:
-    """One request. `verb` is the action's name in roles, `seconds` the timeout (of a watch: the longest silence)."""
+    """One request. `verb` is the action's name in roles. `seconds` is the time for all of the answer.
+
+    Of a watch, it is the time for the headers and for each change.
+    """
 
     verb: str
     method: str
@@ -111,7 +115,7 @@ class Api:
             "timeoutSeconds": str(random.randint(*_WATCH_SECONDS)),
         }
         call = _Call("watch", "GET", resource.path, query, seconds=_SILENCE_SECONDS, accept=resource.accept())
-        watching = Watching(self._request(call).response, resource.read)
+        watching = Watching(self._request(call).response, resource.read, call.seconds)
         try:
             yield watching
         finally:
@@ -213,7 +217,7 @@ class Api:
         if answer.status < 400:
             return answer
         with answer.response as response:
-            said = said_by(response)
+            said = said_by(response, until)
         # 504 with these words: another API server gave us the version, and this server has not reached it yet
         expired = answer.status == 410 or (answer.status == 504 and said.startswith("Too large resource version"))
         kind = Expired if expired else Conflict if answer.status == 409 else ApiFailed
@@ -245,7 +249,9 @@ class Api:
         configuration = self._configure()
         configuration.retries = False
         configuration.keep_alive = True  # TCP keep-alive notices a vanished peer early
-        return RESTClientObject(configuration), configuration
+        client = RESTClientObject(configuration)
+        give_deadlines(client.pool_manager)
+        return client, configuration
 
 
 def _pod_path(namespace: str, name: str) -> str:

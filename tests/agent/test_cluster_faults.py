@@ -6,14 +6,14 @@ OUTAGE_SECONDS makes the outage longer, `make nightly` a minute.
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trustme
 
 from cni.errors import Code, PodNotFound
-from installer.pods import cluster
+from installer.pods import api, cluster, listwatch
 from installer.pods.access import access_of
 from installer.pods.api_errors import ApiFailed
 from installer.pods.cluster import ClusterPods
@@ -177,6 +177,67 @@ def test_a_server_that_takes_requests_and_never_answers_is_given_up(
         world.pods.find("default", "a", "u")
     assert caught.value.code == Code.TRY_AGAIN_LATER
     assert world.asked()["get"] == 1
+
+
+@pytest.fixture
+def dribbling(world: World) -> Iterator[World]:
+    """A server that sends a byte of each answer, of its headers first, every 50 ms."""
+    world.server.dribble = 0.05
+    yield world
+    world.server.dribble = 0.0
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_answer_that_comes_byte_by_byte_is_given_up_in_time(dribbling: World, status: int) -> None:
+    dribbling.server.put(manifest("a"))
+    dribbling.server.failing = status if status != 200 else 0
+    began = time.monotonic()
+    with pytest.raises(ApiFailed, match="cannot be reached: Read timed out"):
+        dribbling.api.get_pod("default", "a", 1.0)
+    assert 0.9 < time.monotonic() - began < 2.0
+    dribbling.server.dribble = 0.0
+    dribbling.server.failing = 0
+    found = dribbling.api.get_pod("default", "a", 1.0)
+    assert found is not None and found.name == "a"
+
+
+def test_a_body_that_comes_byte_by_byte_is_given_up_in_time(world: World) -> None:
+    world.server.put(manifest("a", annotations={"long": "x" * 4000}))
+    began = time.monotonic()
+    with pytest.raises(ApiFailed, match="is broken"):
+        world.server.dribble = 0.002  # some 120 bytes of headers, and 4,000 of a body
+        world.api.get_pod("default", "a", 2.0)
+    assert time.monotonic() - began < 3.0
+    world.server.dribble = 0.0
+
+
+def test_a_list_and_a_watch_that_come_byte_by_byte_are_asked_for_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "_SILENCE_SECONDS", 2.0)
+    monkeypatch.setattr(listwatch, "_LONGEST_PAUSE", 0.5)
+    world.server.bookmark_seconds = 0.5
+    world.server.put(manifest("a"))
+    world.start()
+    world.server.dribble = 0.2
+    world.server.drop_watches()
+    wait_until(lambda: world.server.requests[WATCH] >= 3, "another watch to be asked for", 8)
+    world.pods._watch._list_again = 0.0
+    wait_until(lambda: world.server.requests[LIST] >= 3, "another list to be asked for", 30)
+    world.server.dribble = 0.0
+    world.server.put(manifest("b"))
+    world.wait_for("a", "b")
+
+
+def test_a_change_that_comes_byte_by_byte_ends_the_watch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_SILENCE_SECONDS", 2.0)
+    world.server.bookmark_seconds = 0.5
+    world.start()
+    world.server.dribble = 0.2
+    world.server.put(manifest("a"))
+    wait_until(lambda: world.server.requests[WATCH] >= 2, "another watch to be asked for", 10)
+    world.server.dribble = 0.0
+    world.wait_for("a")
 
 
 def test_the_server_is_given_up_before_the_plugin_gives_up_the_agent() -> None:

@@ -1,5 +1,6 @@
 """How the API double answers: the part of the protocol that the agent uses."""
 
+import io
 import json
 import queue
 import socket
@@ -25,6 +26,29 @@ def handler_of(api: "ApiServer") -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class _Dribbling(io.BufferedIOBase):
+    """Writes answers a byte at a time while the server is to."""
+
+    def __init__(self, api: "ApiServer", file: Any) -> None:
+        self._api, self._file = api, file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: Any) -> int:
+        for number in range(len(text)):
+            if not self._api.dribble:
+                self._file.write(text[number:])
+                break
+            self._file.write(text[number : number + 1])
+            time.sleep(self._api.dribble)
+        return len(text)
+
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -33,6 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         api = self.server_state
+        self.wfile = _Dribbling(api, self.wfile)
         with api._lock:
             api._connections.add(self.connection)
             if api._server is None:  # taken just before an outage, which does not know of it

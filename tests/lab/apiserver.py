@@ -42,6 +42,7 @@ class ApiServer:
         # faults
         self.token = "first"
         self.latency = 0.0
+        self.dribble = 0.0  # seconds between two bytes of each answer
         self.answering = threading.Event()  # while cleared, connections and requests are taken and not answered
         self.answering.set()
         self.failing = 0  # HTTP status of every answer
