@@ -83,7 +83,7 @@ class LeftOut:
         with self._lock:
             known = self._known.get(key)
             is_known = known is not None and known.is_about(uid, reason)
-            if known and is_known and known.was_owner_told:
+            if known and is_known and (known.was_owner_told or known.has_left):
                 known.was_listed = True
                 return
             is_same = known is not None and (known.uid == uid or not (known.uid and uid))
