@@ -46,10 +46,11 @@ class Stray(NamedTuple):
 class PodProcesses:
     """Where the processes of one pod run.
 
-    `inside` are those that the programs see. `unknown` says why there may be more processes of either kind; "" if these
-    are all.
+    `found` are all that were seen, `inside` those of them that the programs see. `unknown` says why there may be more
+    of either kind; "" if these are all.
     """
 
+    found: tuple[Resident, ...] = ()
     inside: tuple[Resident, ...] = ()
     strays: tuple[Stray, ...] = ()
     unknown: str = ""
@@ -97,18 +98,18 @@ def processes_of(pins: Pins, cookies: Collection[int], proc: Path) -> dict[int, 
         attached, inodes = attached_cgroups(pins, DECIDING), _inodes_of(pins, cookies, proc)
     except (OSError, SidestepError) as error:
         return dict.fromkeys(cookies, PodProcesses(unknown=str(error)))
-    if not attached:
-        why = "there is no cgroup where the deciding programs are attached"
-        return dict.fromkeys(cookies, PodProcesses(unknown=why))
     seen = residents(proc, set(inodes.values()))
     unknown = seen.unknown
-    if not (unknown or seen.found) and inodes:
+    if not attached:
+        unknown = "there is no cgroup where the deciding programs are attached"
+    elif not (unknown or seen.found) and inodes:
         unknown = _why_nobody(pins, proc)
-    strays = _confirmed(seen, attached, proc)
+    strays = _confirmed(seen, attached, proc) if attached else []
 
     def of(inode: int) -> PodProcesses:
-        inside = (each for each in seen.found.get(inode, ()) if not _is_outside(each, attached))
-        return PodProcesses(tuple(inside), tuple(stray for at, stray in strays if at == inode), unknown)
+        found = tuple(seen.found.get(inode, ()))
+        inside = tuple(each for each in found if not _is_outside(each, attached))
+        return PodProcesses(found, inside, tuple(stray for at, stray in strays if at == inode), unknown)
 
     return {cookie: of(inodes.get(cookie, 0)) for cookie in cookies}
 

@@ -105,7 +105,7 @@ def _walk(processes: Iterable[Path], inodes: frozenset[int], cgroups: Cgroups) -
 
 
 def _processes(proc: Path, pids: Collection[int] | None) -> Iterable[Path]:
-    """The directories of processes; by default all but the node's first, which is no pod's and may be closed to us."""
+    """The directories of processes; by default of all but the first, which is in no pod and may be closed to us."""
     if pids is not None:
         return [proc / str(pid) for pid in pids]
     return (each for each in proc.iterdir() if each.name.isdigit() and each.name != "1")

@@ -141,6 +141,6 @@ def test_a_cgroup_namespace_hides_nothing(netns: Path, cgroup: Path, has_own_pro
         expected = [f"/{cgroup.name}/first", sorted(found(netns)[0].cgroup.lineage)]
     own = ["unshare", "--pid", "--fork", "--mount-proc"] if has_own_processes else []
     starting = f"nsenter --net={netns} sh -c 'echo $$ > {cgroup}/first/cgroup.procs; exec sleep 60' & "
-    argv = [*own, "sh", "-c", f"{starting} sleep 0.5; ({inside}); kill $!", LOOKING, str(netns.stat().st_ino)]
+    argv = [*own, "sh", "-c", f"{starting} sleep 0.5; ({inside}); kill $!; wait", LOOKING, str(netns.stat().st_ino)]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert json.loads(done.stdout) == ["", expected], done.stderr

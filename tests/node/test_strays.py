@@ -194,5 +194,5 @@ def test_where_nothing_may_be_attached_the_reason_is_told() -> None:
         wait_until(lambda: bool(_told(api)), "the Event", 30)
         (event,) = _told(api)
         assert f"(cgroup /{other.relative_to(cgroup2_root())})" in event["message"]
-        why = f"the programs can't be attached there: the setting --cgroup says {node.kubepods}; "
+        why = f"the programs can't be attached there: --cgroup says {node.kubepods}; "
         assert why in event["message"]

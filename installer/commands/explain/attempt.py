@@ -198,16 +198,16 @@ class _Trial:
     def _cgroup(self, pod: EnrolledPod, container: str) -> Path:
         """A cgroup of the pod where the programs see us; in a strict pod the proxy's or another, by `container`.
 
-        If they see none of the pod's processes, it is a stray process's.
+        If they see none of the pod's processes, it is the cgroup of another.
         """
         processes = processes_of(self._pins, [pod.cookie], self._proc)[pod.cookie]
         is_proxys = {"trusted": True, "other": False}.get(container) if pod.proxy_cgroup is not None else None
-        for each in processes.inside:
+        for each in processes.inside or processes.found:
             if is_proxys is None or (pod.proxy_cgroup in each.cgroup.lineage) == is_proxys:
                 return each.cgroup.directory
-        if processes.are_all_strays:
-            return processes.strays[0].directory()
-        raise CannotTry(f"{pod.identity} has no process where the programs are attached{_because(processes)}")
+        raise CannotTry(
+            f"{pod.identity} has no process in whose cgroup the connection could be made{_because(processes)}"
+        )
 
 
 def _because(processes: PodProcesses) -> str:
