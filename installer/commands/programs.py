@@ -52,17 +52,31 @@ def attach(attachment: Attachment, proc: Path, output: str) -> None:
 
 @click.command()
 @take(Attachment)
+@take_one(Node, "proc")
+@click.option(
+    "--end-capture",
+    is_flag=True,
+    help="End the capture of running mesh pods. Without it, pods that are captured are named and nothing is removed.",
+)
 @output_option
-def detach(attachment: Attachment, output: str) -> None:
-    """End capture: remove the links, programs and maps.
+def detach(attachment: Attachment, proc: Path, end_capture: bool, output: str) -> None:
+    """Remove the links, programs and maps.
 
-    Open connections go on; new ones are not captured.
+    If mesh pods run, that ends their capture, and with it mTLS: open connections go on, new ones go past the proxies.
+    So it needs --end-capture.
     """
     from bpf.attachment import detach_programs
+    from installer.host.captured import StillCaptured, captured_pods, who_lost_capture
 
-    found = detach_programs(attachment.pins)
-    text = f"detached: pins in {attachment.pins.top} removed\n" if found else "nothing was attached\n"
-    show({"was_attached": found, "pins": str(attachment.pins.top)}, output, lambda: text)
+    pins = attachment.pins
+    pods = captured_pods(pins, proc)
+    if pods and not end_capture:
+        raise StillCaptured(pods)
+    found = detach_programs(pins)
+    lines = [f"detached: pins in {pins.top} removed" if found else "nothing was attached"]
+    lines += [who_lost_capture(pods)] if pods else []
+    document = {"was_attached": found, "pins": str(pins.top), "lost_capture": pods}
+    show(document, output, lambda: "\n".join(lines) + "\n")
 
 
 @click.command()

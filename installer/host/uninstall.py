@@ -6,7 +6,7 @@ in running pods too. Only a person ends capture.
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,21 +15,16 @@ from bpf.errors import SidestepError
 from bpf.holder import holder_of, is_held
 from bpf.syscalls import Descriptor
 from installer.host import files, plugin
-from installer.host.captured import captured_pods
+from installer.host.captured import StillCaptured, captured_pods, who_lost_capture
 from installer.host.chain import PLUGIN, entry_of
 from installer.host.confdir import ConfDirectory
 from installer.settings import Attachment, Chain, Node
 
 _END_IT = "delete its DaemonSet, or stop it"
-_NAMED = 20  # pods named in a message
 
 
 class AgentRunning(SidestepError):
     """Nothing can be undone while an agent runs, because it would put everything back."""
-
-
-class StillCaptured(SidestepError):
-    """Uninstalling would end the capture of running pods, and nobody has asked for that."""
 
 
 def leave_chain(node: Node, chain: Chain) -> list[str]:
@@ -52,24 +47,13 @@ def uninstall_node(attachment: Attachment, node: Node, chain: Chain, end_capture
             raise AgentRunning(f"an agent uses the pins: {holder_of(attachment.pins)}; first {_END_IT}")
         pods = captured_pods(attachment.pins, node.proc)
         if pods and not end_capture:
-            raise StillCaptured(_who_loses_capture(pods))
+            raise StillCaptured(pods, "to remove only the plugin give --keep-capture")
         done = _leave_chain(chain, node)
         if detach_programs(attachment.pins):
             done.append(f"programs detached, pins in {attachment.pins.top} removed")
         if pods:
-            done.append(f"{len(pods)} running mesh pods are not captured any more: {_listed(pods)}")
+            done.append(who_lost_capture(pods))
         return done
-
-
-def _who_loses_capture(pods: Sequence[str]) -> str:
-    return (
-        f"{len(pods)} running mesh pods of this node would lose capture, and with it mTLS: {_listed(pods)}; to end it "
-        "for them give --end-capture, to remove only the plugin give --keep-capture"
-    )
-
-
-def _listed(pods: Sequence[str]) -> str:
-    return ", ".join(pods[:_NAMED]) + (f" and {len(pods) - _NAMED} more" if len(pods) > _NAMED else "")
 
 
 def _leave_chain(chain: Chain, node: Node) -> list[str]:

@@ -38,7 +38,8 @@ def test_what_is_done_is_told_to_programs_too() -> None:
         assert told("attach", *at) == attached
         assert told("attach", *at, output="yaml") == attached | {"outcome": "unchanged"}
         assert told("accelerate", "off", *at) == {"level": "off", "wanted": "off", "reason": ""}
-        assert told("detach", "--bpffs", pins.bpffs) == {"was_attached": True, "pins": str(pins.top)}
+        detached = {"was_attached": True, "pins": str(pins.top), "lost_capture": []}
+        assert told("detach", "--bpffs", pins.bpffs) == detached
         assert told("detach", "--bpffs", pins.bpffs, output="yaml")["was_attached"] is False  # type: ignore[index]
 
 

@@ -82,7 +82,7 @@ def test_detach_ends_capture_although_the_agent_holds_the_links(node: Node) -> N
     alpha.envoy.connections()
     os.kill(node.agent.pid, signal.SIGSTOP)
     try:
-        assert sidestep(node, "detach").returncode == 0
+        assert sidestep(node, "detach", "--end-capture").returncode == 0
         assert gamma.curl(alpha.ip4).pod == "alpha"
         assert alpha.curl(gamma.ip4).pod == "gamma"
         assert alpha.envoy.connections() == []

@@ -107,7 +107,7 @@ def test_detaching_loses_nothing() -> None:
         start_agent(mesh.node, LEVEL)
         mesh.node.agent.terminate()
         with streaming(mesh):
-            sidestep(mesh, "detach")
+            sidestep(mesh, "detach", "--end-capture")
             assert not (mesh.node.bpffs / "sidestep").exists()
             time.sleep(1)  # what has been redirected so far is, until it ends; what comes now is not even captured
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.lab import invocation
 from tests.lab.apiserver import ApiServer
 from tests.lab.node import REPOSITORY, Node
 from tests.lab.pod import Pod
@@ -74,6 +75,13 @@ def test_with_its_daemonset_goes_the_plugin_and_no_pod_loses_capture(installed: 
     assert refused.stderr == (
         "sidestep: 2 running mesh pods of this node would lose capture, and with it mTLS: default/alpha, default/beta; "
         "to end it for them give --end-capture, to remove only the plugin give --keep-capture\n"
+    )
+    assert_captured(alpha, beta)
+    refused = invocation.sidestep("detach", "--bpffs", node.bpffs)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == (
+        "sidestep: 2 running mesh pods of this node would lose capture, and with it mTLS: default/alpha, default/beta; "
+        "to end it for them give --end-capture\n"
     )
     assert_captured(alpha, beta)
 
