@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from cni import protocol
+from cni.errors import InvalidRequest
 from installer.pods.answers import Watching, parse_json
 from installer.pods.api_errors import ApiFailed
 
@@ -31,6 +32,14 @@ def test_a_message_that_trickles_in_ends_at_the_connections_timeout() -> None:
         assert time.monotonic() - started < 2
         ended.set()
         thread.join()
+
+
+def test_a_message_that_is_longer_than_any_of_the_plugins_is_not_read() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(((8 << 20) + 1).to_bytes(4, "big"))
+        with pytest.raises(InvalidRequest, match="the message has 8388609 bytes; send 1 to 8388608"):
+            protocol.receive_message(ours)
 
 
 class Trickling:
