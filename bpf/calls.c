@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* For connect.c and datagram.c: the event of a call, and the check of the ports that the pod denies. */
+/* For connect.c and datagram.c: the event of a call, its refusal, and the check of the ports that the pod denies. */
+
+/* Refuses a call with an errno. Before Linux 6.1, these program types can refuse with EPERM only. */
+static __always_inline int fail(__u32 error)
+{
+#ifdef RETVAL
+    bpf_set_retval(-(int)error);
+#endif
+    return REFUSE;
+}
 
 /* Emits the event of one connect() or sendmsg(). `counted` is the enum total that counted it. */
 static __always_inline void emit_call(__u64 cookie, struct bpf_sock *sk, const struct destination *to,

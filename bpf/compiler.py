@@ -104,8 +104,8 @@ PROLOGUE = """
 """
 
 
-# defined if programs may ask which process calls them (calls.c)
-_CALLER = "#define CALLER\n"
+# Defined if programs for calls of processes may ask who calls and may choose the errno (calls.c): both since Linux 6.1.
+_CALLER = "#define CALLER\n#define RETVAL\n"
 
 # the programs that `sidestep trace` loads, which use the pinned maps of the others; hook → its raw tracepoint
 DEATH_SOURCES = ("maps.h", "address.h", "reading.h", "events.c", "deaths.c")

@@ -1,6 +1,7 @@
 """One pod's entries as rows of tables. Code that writes, compares or removes rows need not know their meaning."""
 
 import ctypes
+import os
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
@@ -52,9 +53,10 @@ def live_rows(cookie: int, sandbox: Sandbox, excluded_interfaces: Collection[str
     """The rows that change with the namespace."""
     for network, way in sandbox.ways.items():
         meaning = f"route to {network} should leave through interface {way.ifindex} from {way.source}"
-        yield TableRow(
-            "routes", NetworkKey.of(cookie, network), RouteEntry(way.ifindex, Address.of(way.source)), meaning
-        )
+        if way.error:
+            meaning = f"connections to {network} should fail: {os.strerror(way.error)}"
+        entry = RouteEntry(way.ifindex, way.error, Address.of(way.source))
+        yield TableRow("routes", NetworkKey.of(cookie, network), entry, meaning)
     for ifindex in (sandbox.interfaces[name] for name in excluded_interfaces if name in sandbox.interfaces):
         yield TableRow("interfaces", InterfaceKey(cookie, ifindex), Word(1), f"interface {ifindex} should be excluded")
     for each in sandbox.addresses:

@@ -1,5 +1,7 @@
 """What both pods saw of each probe, held against each other, and against the reference decision."""
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -12,7 +14,19 @@ from tests.conformance.world import Seen
 OWN = frozenset(
     ip_address(each) for name in ("own", "own2", "own-eth1", "own-eth1-by-eth0") for each in ADDRESSES[name]
 )
+# what connect() fails with by the route; these are the destinations with such a route
+_ERRORS = {"unreachable": errno.EHOSTUNREACH, "prohibited": errno.EACCES, "blackhole": errno.EINVAL}
+_ERRORS |= {"broadcast": errno.ENETUNREACH}
+_BY_ROUTE = {ip_address(each): number for name, number in _ERRORS.items() for each in ADDRESSES[name] if each}
+_LOCAL = frozenset(ip_address(each) for each in ADDRESSES["local-route"])
+_ROUTED = frozenset(
+    ip_address(each)
+    for name in ("own", "own2", "own-eth1", "own-eth1-by-eth0", "peer", "beyond", "behind-eth1")
+    for each in ADDRESSES[name]
+)
 _BY_ETH1 = frozenset(ip_address(each) for name in ("beyond", "behind-eth1") for each in ADDRESSES[name])
+# what a client is told of a connection that has nowhere to go
+UNREACHABLE = frozenset(map(os.strerror, (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)))
 Differing = dict[str, tuple[object, object]]  # what differs: with iptables, with sidestep
 _CAPTURED: dict[str, Action] = {"E1": "proxy-outbound", "E6": "proxy-inbound", "D": "dns"}
 
@@ -100,19 +114,28 @@ def predicted(config: Config, probe: Probe) -> Action | None:
             return "pass"
         source = IPv4Address("10.20.0.1") if plain.version == 4 else IPv6Address("fd20::1")
         return inbound(config.policy, Inbound(port, source, OWN, "eth0" if probe.place == "peer" else "eth1")).action
-    return outbound(
-        config.policy,
-        Outbound(
-            destination,
-            port,
-            ip_address(probe.source) if probe.source else None,
-            *probe.opener,
-            OWN,
-            probe.protocol,
-            "eth1" if plain in _BY_ETH1 else "eth0",
-            probe.mark,
-        ),
-    ).action
+    asked = Outbound(
+        destination,
+        port,
+        ip_address(probe.source) if probe.source else None,
+        *probe.opener,
+        OWN,
+        probe.protocol,
+        "lo" if plain in _LOCAL else "eth1" if plain in _BY_ETH1 else "eth0",
+        probe.mark,
+        route_error=_error_to(config, probe, plain),
+        does_loopback_stay=True,
+    )
+    return outbound(config.policy, asked).action
+
+
+def _error_to(config: Config, probe: Probe, plain: IPv4Address | IPv6Address) -> int:
+    """What the pod's route to an address leads to; without a default route, little has one."""
+    if probe.device or probe.mark:
+        return 0
+    if plain.version in config.families and (plain in _BY_ROUTE or plain in _ROUTED):
+        return _BY_ROUTE.get(plain, 0)
+    return 0 if config.has_default_route and plain.version in config.families else errno.ENETUNREACH
 
 
 def is_as_predicted(expected: Action, probe: Probe, seen: Seen) -> bool:
@@ -120,4 +143,6 @@ def is_as_predicted(expected: Action, probe: Probe, seen: Seen) -> bool:
     hit = seen["answers"][0]["hit"] if seen.get("answers") else seen["hit"]
     if probe.destinations[0][1] == {"E1": 15001, "E6": 15006, "D": 15053}.get(hit):
         return expected in ("pass", _CAPTURED[hit])
+    if expected == "unreachable":
+        return hit in UNREACHABLE
     return expected == _CAPTURED.get(hit, "pass")

@@ -22,6 +22,7 @@ class Config:
     env: Mapping[str, str] = field(default_factory=lambda: DUAL)
     ids: tuple[int, int] = (1337, 1337)  # runAsUser and runAsGroup of istio-proxy
     families: tuple[int, ...] = (4, 6)
+    has_default_route: bool = True
 
     def manifest(self) -> dict[str, Any]:
         """The Pod."""
@@ -65,6 +66,8 @@ CONFIGS = (
     Config("no-dual-stack", env={}),
     Config("ipv6-only", env={}, families=(6,)),
     Config("ipv4-only", env={}, families=(4,)),
+    Config("no-default-route", has_default_route=False),
+    Config("no-default-route-dns", env=DNS, has_default_route=False),
     Config("custom-ids", ids=(1000670000, 1000670001)),
     Config("root-proxy", ids=(0, 1337)),
     Config("invalid-drop", env={**DUAL, "INVALID_DROP": "true"}),

@@ -10,6 +10,7 @@ from cni.policy.decision import Action, Verdict
 from installer.commands.explain.explainer import Asker, Explainer
 from installer.commands.pods.enrolled_pods import find_pod
 from installer.commands.pods.namespace import looked_into
+from tests.conformance.compare import UNREACHABLE
 from tests.conformance.kinds import Probe
 from tests.conformance.world import Seen
 
@@ -57,6 +58,8 @@ def disagreements(probe: Probe, verdicts: Verdicts, seen: Seen) -> list[str]:
         got: set[Action] = {_CAPTURED.get(hit, "pass")}
         if _PORTS.get(hit) == port:  # the proxy's own port looks the same captured and direct
             got.add("pass")
+        if hit in UNREACHABLE:
+            got.add("unreachable")
         if verdict.action not in got:
             found.append(f"{verdict.action} by {verdict.rule}, but it went to {hit}")
     return found

@@ -28,7 +28,21 @@ ADDRESSES: dict[str, tuple[str, str]] = {
     "src6": ("127.0.0.6", "::6"),
     "any": ("0.0.0.0", "::"),
     "resolver": ("127.0.0.53", ""),
+    "unreachable": ("10.88.0.9", "fd88::9"),
+    "prohibited": ("10.88.1.9", "fd88:0:0:1::9"),
+    "blackhole": ("10.88.2.9", "fd88:0:0:2::9"),
+    "multicast": ("239.1.2.3", "ff0e::1"),
+    "broadcast": ("10.20.0.255", ""),
+    "everybody": ("255.255.255.255", ""),
+    "local-route": ("10.201.0.9", "fd77::9"),
 }
+# the routes of the pod that lead nowhere, by the kind of the route
+NOWHERE: dict[str, tuple[str, str]] = {
+    "unreachable": ("10.88.0.0/24", "fd88::/64"),
+    "prohibit": ("10.88.1.0/24", "fd88:0:0:1::/64"),
+    "blackhole": ("10.88.2.0/24", "fd88:0:0:2::/64"),
+}
+LOCAL_ROUTES = ("10.201.0.0/24", "fd77::/64")
 
 
 def address(name: str, family: Family) -> str:
@@ -59,6 +73,11 @@ class Probe:
     def name(self) -> str:
         """Kind and family."""
         return f"{self.kind}/{self.family}"
+
+    @property
+    def version(self) -> int:
+        """Of IP."""
+        return 6 if self.family == "6" else 4
 
     def request(self) -> dict[str, Any]:
         """What the prober reads."""
@@ -97,12 +116,13 @@ class Kind:
 
 
 def probes_of(config: Config) -> list[Probe]:
-    """Everything to try on a pod, families that it has no addresses of left out."""
+    """Everything to try on a pod. Families that it has no addresses of are left out, unless that is the point."""
     policy = config.policy
-    kinds = [*_outbound(config), *_loopback(config), *_inbound(), *_dns(config)]
+    kinds = [*_outbound(config), *_loopback(config), *_inbound(), *_dns(config), *_routes(config)]
     if policy.mode == "TPROXY" and config.ids[0] == 0:
         kinds += _original_source(config)
-    return [probe for kind in kinds for probe in kind.probes() if (6 if probe.family == "6" else 4) in config.families]
+    probes = [probe for kind in kinds for probe in kind.probes()]
+    return [each for each in probes if each.version in config.families or each.kind.startswith("route.remote")]
 
 
 def _outbound(config: Config) -> Iterator[Kind]:
@@ -195,6 +215,31 @@ def _dns(config: Config) -> Iterator[Kind]:
     bound = (("protocol", "udp"), ("source_port", 25007))
     yield Kind("dns.udp.app.from-own", "remote", 53, source="own", options=(*bound, ("how", "unconnected")))
     yield Kind("dns.udp.app.any-port", "remote", 53, source="any", options=(*bound, ("how", "unconnected")))
+
+
+def _routes(config: Config) -> Iterator[Kind]:
+    """What the kernel asks the routes for, before or without any rule."""
+    nowhere = ("remote", "unreachable", "prohibited", "blackhole", "multicast", "broadcast", "everybody")
+    for to in nowhere:
+        yield Kind(f"route.{to}.app", to, 80)
+        yield Kind(f"route.{to}.proxy", to, 80, config.ids)
+        yield Kind(f"route.{to}.tcp-53", to, 53)
+    for to in ("remote", "unreachable", "prohibited", "blackhole"):
+        for how in ("connected", "unconnected"):
+            yield Kind(f"route.{to}.udp-53.{how}", to, 53, options=(("protocol", "udp"), ("how", how)))
+    for source in ("lo", "lo5", "src6"):
+        yield Kind(f"route.from-{source}", "remote", 80, families="4 mapped", source=source)
+        yield Kind(f"route.from-{source}.peer", "peer", 8080, families="4 mapped", source=source)
+        yield Kind(f"route.from-{source}.unreachable", "unreachable", 80, families="4 mapped", source=source)
+        for how in ("connected", "unconnected"):
+            udp = (("protocol", "udp"), ("how", how))
+            yield Kind(f"route.from-{source}.udp-53.{how}", "remote", 53, families="4", source=source, options=udp)
+    for who, ids in (("app", APP), ("proxy", config.ids), ("proxygid", (0, config.policy.proxy_gid))):
+        yield Kind(f"route.local.{who}", "local-route", 8080, ids)
+        yield Kind(f"route.local.{who}.15008", "local-route", 15008, ids)
+        yield Kind(f"route.local.{who}.53", "local-route", 53, ids)
+        yield Kind(f"route.local.{who}.src6", "local-route", 8080, ids, source="src6")
+    yield Kind("route.local.in", "local-route", 8080, ROOT, "4 6", options=(("place", "peer"),))
 
 
 def _original_source(config: Config) -> Iterator[Kind]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import yaml
 
 from tests.conformance.configs import Config
-from tests.conformance.kinds import Probe
+from tests.conformance.kinds import LOCAL_ROUTES, NOWHERE, Probe
 from tests.conformance.rules import restore_text
 from tests.lab.chain import Attachment
 from tests.lab.inside import PYTHON, popen
@@ -185,15 +185,24 @@ def _connect(config: Config, ends: dict[str, Path]) -> None:
     _ip(peer, [f"route add local {network} dev lo" for network in (*_PEER4, *_PEER6)])
     _ip(peer, ["route add 10.21.0.3 via 10.20.0.2", f"route add {_BEYOND4} via 10.20.0.2"])
     _ip(peer, ["route add fd21::3 via fd20::2", f"route add {_BEYOND6} via fd20::2"])
+    _ip(
+        peer,
+        [f"route add {network} via {via}" for network, via in zip(LOCAL_ROUTES, ("10.20.0.2", "fd20::2"), strict=True)],
+    )
     _ip(beyond, [f"route add local {network} dev lo" for network in (_BEYOND4, _BEYOND6)])
     _ip(beyond, ["route add 10.20.0.0/24 via 10.21.0.2", "route add fd20::/64 via fd21::2"])
     _introduce(pod, {"eth0": ("10.20.0.1 fd20::1", _MACS[1]), "eth1": ("10.21.0.1 fd21::1", _MACS[3])})
     _introduce(peer, {"eth0": ("10.20.0.2 10.20.0.3 fd20::2 fd20::3", _MACS[0])})
     _introduce(beyond, {"eth1": ("10.21.0.2 10.21.0.3 fd21::2 fd21::3", _MACS[2])})
-    if 4 in config.families:
-        _ip(pod, ["route add default via 10.20.0.1", f"route add {_BEYOND4} via 10.21.0.1"])
-    if 6 in config.families:
-        _ip(pod, ["route add default via fd20::1", f"route add {_BEYOND6} via fd21::1"])
+    for index, version, gateway, behind in (
+        (0, 4, "10.20.0.1", f"{_BEYOND4} via 10.21.0.1"),
+        (1, 6, "fd20::1", f"{_BEYOND6} via fd21::1"),
+    ):
+        if version in config.families:
+            nowhere = [f"route add {kind} {networks[index]}" for kind, networks in NOWHERE.items()]
+            local = f"route add local {LOCAL_ROUTES[index]} dev lo"
+            default = [f"route add default via {gateway}"] if config.has_default_route else []
+            _ip(pod, [f"route add {behind}", *nowhere, local, *default])
 
 
 def _introduce(netns: Path, neighbours: dict[str, tuple[str, str]]) -> None:
