@@ -81,6 +81,14 @@ static __always_inline bool is_first_loopback(const struct address *a)
     return is_loopback(a);
 }
 
+/* 224.0.0.0/4, ff00::/8, or 255.255.255.255: TCP never connects to these. */
+static __always_inline bool is_multicast(const struct address *a)
+{
+    if (is_mapped(a))
+        return a->word[3] == 0xffffffff || (a->word[3] & swap32(0xf0000000)) == swap32(0xe0000000);
+    return (a->word[0] & swap32(0xff000000)) == swap32(0xff000000);
+}
+
 static __always_inline bool is_inbound_source(const struct address *a)
 {
     if (is_mapped(a))

@@ -39,7 +39,7 @@ static __always_inline bool is_refused_by_pod(const struct pod *pod, __u64 cooki
 }
 
 /*
- * Refuses a connect() or sendmsg() with this errno, a negative number. Before Linux 5.18 a program can't say why it
+ * Refuses a connect() or sendmsg() with this errno, a negative number. Before Linux 6.1 a program can't say why it
  * refuses, and the caller sees EPERM. Returns what the program returns.
  */
 static __always_inline int refuse_with(int number)

@@ -5,7 +5,8 @@
  * The connect programs decide each connect() of a mesh pod. If it is captured, they rewrite its destination to the
  * proxy's listener on loopback and store the original destination with the socket. getpeername() then returns the
  * original destination. connect returns 1 to allow and 0 to refuse: if a capture cannot be set up, the connection fails
- * with EPERM instead of leaving in the clear. getpeername always returns 1.
+ * with EPERM instead of leaving in the clear. A connection that the kernel would refuse for want of a route fails with
+ * the kernel's errno. getpeername always returns 1.
  */
 
 /*
@@ -137,6 +138,8 @@ static __always_inline int capture_connection(struct bpf_sock_addr *ctx, __u32 f
         return pass(sk, &to);
     if (decision.verdict == VERDICT_REFUSE)
         return REFUSE;
+    if (decision.verdict == VERDICT_UNREACHABLE)
+        return refuse_with(-(int)decision.error);
 
     rewritten_destination(&to, decision.verdict, &proxy);
     if (!remember_original(sk, &to, &proxy))
@@ -144,7 +147,7 @@ static __always_inline int capture_connection(struct bpf_sock_addr *ctx, __u32 f
     if (is_unspecified(&source) && !is_on_lo(&to.address)) {
         source = source_for(pod, cookie, &to);
         if (!bind_source(ctx, family, &source) && decision.verdict != VERDICT_DNS
-            && is_own_address(cookie, &to.address))
+            && is_in_pod(pod, cookie, &to.address))
             proxy.address = to.address;
     }
     write_destination(ctx, family, &proxy);

@@ -147,6 +147,11 @@ static __always_inline int capture_datagram(struct bpf_sock_addr *ctx, __u32 fam
         return ALLOW;
     asked = to;
     decision = redirect(pod, cookie, sk, &to, &bound, &source);
+    if (decision.verdict == VERDICT_UNREACHABLE) {
+        count(cookie, TOTAL_OUTBOUND_UNREACHABLE);
+        emit_call(cookie, sk, &asked, &bound, decision, TOTAL_OUTBOUND_UNREACHABLE);
+        return refuse_with(-(int)decision.error);
+    }
     if (decision.verdict != VERDICT_DNS)
         return decision.verdict == VERDICT_REFUSE ? REFUSE : ALLOW;
     count(cookie, TOTAL_DNS_CAPTURED);

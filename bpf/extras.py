@@ -82,12 +82,12 @@ INGRESS_IFINDEX = Extra(
     "5.17",
     Trial(SK_LOOKUP, _LOOKUP, ((0x61, 0x10, 64, 0), (0xB7, 0, 0, 1), _EXIT)),
 )
-# bpf_set_retval (187): connect4 and connect6 say why they refuse. r1 = -EHOSTUNREACH; call; r0 = 0
+# bpf_set_retval (187): programs for connect() and sendmsg() say why they refuse. r1 = -EHOSTUNREACH; call; r0 = 0
 SET_RETVAL = Extra(
     "set_retval",
-    "errors of connect()",
-    "an application sees EPERM, whatever the reason for which its connect() fails",
-    "5.18",
+    "errors of connect() and sendmsg()",
+    "connections that have nowhere to go fail with EPERM instead of the kernel's errno",
+    "6.1",
     Trial(CGROUP_SOCK_ADDR, _CONNECT4, ((0xB7, 1, 0, -113), (0x85, 0, 0, 187), (0xB7, 0, 0, 0), _EXIT)),
 )
 # bpf_get_current_pid_tgid (14) and bpf_get_current_comm (16), which writes 16 bytes to r1, below the frame's end

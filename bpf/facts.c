@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /* Looks up the facts for a decision in the maps: the pod's rules for ports and ranges, its addresses and interfaces. */
 
-_Static_assert(TOTAL_OUTBOUND_REFUSED == (int)VERDICT_REFUSE, "verdicts are counted by their number");
+_Static_assert(TOTAL_OUTBOUND_UNREACHABLE == (int)VERDICT_UNREACHABLE, "verdicts are counted by their number");
 
 /* Plain additions are enough: each CPU has sums of its own. */
 static __always_inline void count(__u64 cookie, __u32 total)
@@ -64,6 +64,26 @@ static __always_inline bool is_own_address(__u64 cookie, const struct address *a
     return own_address(cookie, address) != 0;
 }
 
+/* What the pod's routes say about an address; 0 if the agent has put nothing about it into `routes`. */
+static __always_inline struct route *route_to(const struct pod *pod, __u64 cookie, const struct address *address)
+{
+    struct destination to = {.address = *address, .family = is_mapped(address) ? AF_INET : AF_INET6};
+    struct network_key key = host_key(cookie, &to);
+
+    return pod->flags & POD_ROUTES ? routes.lookup(&key) : 0;
+}
+
+static __always_inline bool is_through_lo(const struct route *route)
+{
+    return route && route->ifindex == LO_IFINDEX && !route->error;
+}
+
+/* Whether connections to an address, other than those of loopback, stay in the pod: it has it, or a local route to it. */
+static __always_inline bool is_in_pod(const struct pod *pod, __u64 cookie, const struct address *address)
+{
+    return is_own_address(cookie, address) || is_through_lo(route_to(pod, cookie, address));
+}
+
 static __always_inline bool is_excluded_interface(const struct pod *pod, __u64 cookie, __u32 ifindex)
 {
     struct interface_key key = {.cookie = cookie, .ifindex = ifindex};
@@ -76,11 +96,9 @@ static __always_inline bool is_excluded_interface(const struct pod *pod, __u64 c
  * route yet, so the agent keeps the routes of such pods in the map `routes`.
  */
 static __always_inline bool leaves_excluded(const struct pod *pod, __u64 cookie, struct bpf_sock *sk,
-                                            const struct destination *to, bool loopback)
+                                            const struct route *route, bool loopback)
 {
-    struct network_key key = host_key(cookie, to);
     __u32 ifindex = sk->bound_dev_if;
-    struct route *route;
 
     if (!(pod->flags & POD_INTERFACES))
         return false;
@@ -88,34 +106,43 @@ static __always_inline bool leaves_excluded(const struct pod *pod, __u64 cookie,
         return is_excluded_interface(pod, cookie, LO_IFINDEX);
     if (ifindex)
         return is_excluded_interface(pod, cookie, ifindex);
-    route = routes.lookup(&key);
     return route && is_excluded_interface(pod, cookie, route->ifindex);
+}
+
+/*
+ * The errno of the route to a destination, 0 if it may go on. A socket that is bound to a device or has a mark may be
+ * routed in another way, so nothing is known. Whether UDP may broadcast is up to the socket.
+ */
+static __always_inline __u32 error_to(struct bpf_sock *sk, const struct route *route, bool udp)
+{
+    if (!route || sk->bound_dev_if || sk->mark || (udp && route->ifindex))
+        return 0;
+    return route->error;
 }
 
 /* The source address that the kernel would choose for the destination if it were not rewritten. */
 static __always_inline struct address source_for(const struct pod *pod, __u64 cookie, struct destination *to)
 {
-    struct network_key key = host_key(cookie, to);
     struct own_address *own = own_address(cookie, &to->address);
     struct route *route;
 
     if (own)
         return own->source;
-    if (pod->flags & POD_ROUTES) {
-        route = routes.lookup(&key);
-        if (route && !is_unspecified(&route->source))
-            return route->source;
-    }
+    route = route_to(pod, cookie, &to->address);
+    if (route && !is_unspecified(&route->source))
+        return route->source;
+    if (is_through_lo(route))
+        return to->address;
     return to->family == AF_INET ? pod->source4 : pod->source6;
 }
 
 /*
- * Whether the pod denies the destination. This comes before all rules of capture. Loopback and the pod's own addresses
- * are never denied, because such connections do not leave the pod.
+ * Whether the pod denies the destination. This comes before all rules of capture. Connections that do not leave the pod
+ * are never denied.
  */
 static __always_inline bool is_denied_outbound(const struct pod *pod, __u64 cookie, struct destination *to)
 {
-    if (!(pod->flags & POD_DENIES) || is_on_lo(&to->address) || is_own_address(cookie, &to->address))
+    if (!(pod->flags & POD_DENIES) || is_on_lo(&to->address) || is_in_pod(pod, cookie, &to->address))
         return false;
     return rules_of_port(pod, cookie, swap16(to->port_be)) & PORT_DENY_OUTBOUND;
 }
@@ -125,27 +152,63 @@ static __always_inline bool is_denied_inbound(const struct pod *pod, __u64 cooki
     return pod->flags & POD_DENIES && rules_of_port(pod, cookie, port) & PORT_DENY_INBOUND;
 }
 
-/* Gathers the facts and decides. `source` is the address that the socket is bound to. */
+/*
+ * A value of which the verifier forgets what it knows. So it follows the rest of the program once, not once for each way
+ * that the value came about: without this it would give up. `any` is a number that it does not know.
+ */
+static __always_inline __u32 blurred(__u32 value, __u32 any)
+{
+    __u32 mixed = value ^ any;
+
+    asm volatile("" : "+r"(mixed)); /* else the compiler sees that nothing changes */
+    return mixed ^ any;
+}
+
+#define IS(condition) (blurred(condition, facts->mark) & 1)
+
+/*
+ * Gathers the facts of an outbound connection. For an IPv6 address that is local by a route alone, the kernel chooses as
+ * source what lo has: ::6. `source` is the address that the socket is bound to.
+ */
+static __always_inline void gather(struct pod *pod, __u64 cookie, struct bpf_sock *sk, struct destination *to,
+                                   const struct address *source, struct outbound *facts)
+{
+    struct opener who = opener_of(sk);
+    struct route *route = route_to(pod, cookie, &to->address);
+
+    facts->mark = sk->mark;
+    facts->port = swap16(to->port_be);
+    facts->ports = rules_of_port(pod, cookie, facts->port);
+    facts->network = network_of(pod, cookie, to);
+    to->family = blurred(to->family, facts->mark);
+    facts->first_loopback = IS(is_first_loopback(&to->address));
+    facts->loopback = IS(is_on_lo(&to->address) || is_own_address(cookie, &to->address) || is_through_lo(route));
+    facts->route_error = blurred(error_to(sk, route, facts->udp), facts->mark);
+    facts->multicast = IS(is_multicast(&to->address));
+    facts->from_inbound = IS(is_inbound_source(source)
+                             || (to->family == AF_INET6 && is_unspecified(source) && is_through_lo(route)
+                                 && !is_own_address(cookie, &to->address)));
+    facts->from_loopback = IS(is_mapped(source) && is_loopback(source) && !is_unspecified(source));
+    facts->excluded_interface = IS(leaves_excluded(pod, cookie, sk, route, facts->loopback));
+    facts->proxy_uid = IS(who.uid == pod->proxy_uid);
+    facts->proxy_gid = IS(who.gid == pod->proxy_gid);
+    facts->container = blurred(container_of(pod, cookie, &who), facts->mark);
+}
+
+/* Gathers the facts and decides. */
 static __always_inline struct decision decide(struct pod *pod, __u64 cookie, struct bpf_sock *sk,
                                               struct destination *to, const struct address *source, bool udp)
 {
-    struct opener who = opener_of(sk);
-    struct outbound facts = {.port = swap16(to->port_be), .udp = udp, .mark = sk->mark};
+    struct outbound facts = {.udp = udp};
     struct decision decision;
 
-    facts.ports = rules_of_port(pod, cookie, facts.port);
-    facts.network = network_of(pod, cookie, to);
-    facts.first_loopback = is_first_loopback(&to->address);
-    facts.loopback = is_on_lo(&to->address) || is_own_address(cookie, &to->address);
-    facts.from_inbound = is_inbound_source(source);
-    facts.excluded_interface = leaves_excluded(pod, cookie, sk, to, facts.loopback);
-    facts.proxy_uid = who.uid == pod->proxy_uid;
-    facts.proxy_gid = who.gid == pod->proxy_gid;
-    facts.container = container_of(pod, cookie, &who);
+    gather(pod, cookie, sk, to, source, &facts);
     decision = decide_outbound(pod->flags, &facts);
     /* Early outbound: the user's init containers reach the network before the proxy has listened for the first time. */
     if ((decision.verdict == VERDICT_OUTBOUND || decision.verdict == VERDICT_DNS) && pod->flags & POD_EARLY_OUTBOUND
         && !started.lookup(&cookie))
-        return DECIDED(RULE_EARLY, VERDICT_PASS);
+        decision = DECIDED(RULE_EARLY, VERDICT_PASS);
+    decision = with_route(pod->flags, &facts, decision);
+    decision.verdict = blurred(decision.verdict, facts.mark);
     return decision;
 }

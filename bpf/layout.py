@@ -41,6 +41,7 @@ class PodFlags(IntFlag):
     STRICT = 1 << 10
     ROUTES = 1 << 11
     DENIES = 1 << 12
+    LOOPBACK_STAYS = 1 << 13
 
 
 class PortRule(IntFlag):
@@ -145,9 +146,9 @@ class OwnAddressEntry(ctypes.Structure):
 
 
 class RouteEntry(ctypes.Structure):
-    """Value of routes: the interface by which packets leave, and their source address."""
+    """Value of routes: the interface by which packets leave, the errno if they do not, and their source address."""
 
-    _fields_ = [("ifindex", U32), ("source", Address)]
+    _fields_ = [("ifindex", U32), ("error", U32), ("source", Address)]
 
 
 class InterfaceKey(ctypes.Structure):
@@ -242,7 +243,7 @@ class TrafficEntry(ctypes.Structure):
 class TallyEntry(ctypes.Structure):
     """Value of tallies: a pod's connections in the order of TOTALS, of one CPU or summed over all CPUs."""
 
-    _fields_ = [("connections", U64 * 10)]
+    _fields_ = [("connections", U64 * 11)]
 
 
 class NodeEntry(ctypes.Structure):
@@ -392,6 +393,7 @@ TOTALS = (
     ("self", "captured"),
     ("dns", "captured"),
     ("outbound", "refused"),
+    ("outbound", "unreachable"),
     ("inbound", "direct"),
     ("inbound", "captured"),
     ("inbound", "refused"),
@@ -406,6 +408,7 @@ RULES = (
     *("I1", "I3", "I4", "I5"),
     "early-outbound",
     "deny",
+    "no-route",
 )
 
 # maps that user space cannot look up by key, with the size of a value in bytes: socket storages, and the ring (0)

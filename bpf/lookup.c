@@ -131,15 +131,15 @@ static __always_inline bool is_proxy_dial(struct bpf_sk_lookup *ctx, const struc
 /*
  * Whether the pod has sent the packet to itself, by its source. ingress_ifindex does not say so: it names the NIC for both.
  * A source can be believed where the kernel drops a forged one (IPv4: fib_validate_source; ::1: ip6_rcv), and where one
- * leads to no connection (TCP). Anybody can send UDP over IPv6 from an address of the pod's. To an address that is local by
- * a route alone the kernel chooses the same as source.
+ * leads to no connection (TCP). Anybody can send UDP over IPv6 from an address of the pod's. To an IPv4 address that is
+ * local by a route alone the kernel chooses the same as source.
  */
-static __always_inline bool is_from_itself(struct bpf_sk_lookup *ctx, __u64 cookie, const struct address *local,
-                                           const struct address *remote)
+static __always_inline bool is_from_itself(struct bpf_sk_lookup *ctx, const struct pod *pod, __u64 cookie,
+                                           const struct address *local, const struct address *remote)
 {
     if (ctx->protocol == IPPROTO_UDP && ctx->family == AF_INET6)
         return is_loopback(remote);
-    return is_on_lo(remote) || is_same_address(local, remote) || is_own_address(cookie, remote);
+    return is_on_lo(remote) || is_same_address(local, remote) || is_in_pod(pod, cookie, remote);
 }
 
 /*
@@ -172,7 +172,7 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
     local = ADDRESS_OF(ctx, local, ctx->family);
     remote = ADDRESS_OF(ctx, remote, ctx->family);
     pod = pods.lookup(&cookie);
-    if (!pod || is_from_itself(ctx, cookie, &local, &remote))
+    if (!pod || is_from_itself(ctx, pod, cookie, &local, &remote))
         return SK_PASS;
     if (is_denied_inbound(pod, cookie, ctx->local_port)) {
         note_packet(ctx, cookie, &local, &remote, RULE_DENY, TOTAL_INBOUND_DENIED);

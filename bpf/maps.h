@@ -39,7 +39,7 @@
 #define MAX_PORT_RULES 262144
 #define MAX_NETWORKS 262144
 #define MAX_LISTENERS 65536
-#define MAX_ROUTES 65536
+#define MAX_ROUTES 131072
 #define MAX_INTERFACES 16384
 #define MAX_HANDSHAKES 16384  /* connections between SYN and accept, node-wide */
 #define MAX_ARRIVALS 16384    /* connections between SYN and establishment, node-wide */
@@ -79,7 +79,8 @@ struct address {
 #define POD_EARLY_OUTBOUND (1u << 9)    /* outbound passes until the proxy has listened for the first time */
 #define POD_STRICT (1u << 10)           /* only the container in proxies counts as the proxy */
 #define POD_DENIES (1u << 12)           /* the pod denies ports */
-#define POD_ROUTES (1u << 11)           /* the pod has entries in routes: it excludes interfaces or has several */
+#define POD_ROUTES (1u << 11)           /* the pod has entries in routes */
+#define POD_LOOPBACK_STAYS (1u << 13)   /* the kernel refuses to send from 127/8 to the outside (no route_localnet) */
 
 /* One mesh pod: first what the decision needs, then the pod's identity, which a restarted agent reads. */
 struct pod {
@@ -137,11 +138,19 @@ struct own_address {
     struct address source; /* the source address of a connection from the pod to this address */
 };
 
-/* By which interface packets for a prefix leave, and with which of the pod's addresses as source. */
+/*
+ * What the kernel does with packets for a prefix. 0.0.0.0/0 or ::/0 with ENETUNREACH stands for all that the pod has no
+ * route to. It is there only if the agent knows all routes of that family.
+ */
 struct route {
-    __u32 ifindex;
-    struct address source; /* all zero if not known */
+    __u32 ifindex; /* of the interface by which they leave; lo if they stay in the pod; 0 if nowhere */
+    __u32 error;   /* errno of a connect() to there, 0 if it may go on; with an ifindex, of TCP's alone (broadcast) */
+    struct address source; /* the pod's address that they have as source; all zero if not known */
 };
+
+/* uapi/asm-generic/errno-base.h and errno.h */
+#define EINVAL 22
+#define ENETUNREACH 101
 
 /* An interface that a pod excludes, by its index in the pod's namespace. */
 struct interface_key {
@@ -150,13 +159,14 @@ struct interface_key {
     __u32 zero32;
 };
 
-/* Outcomes of connections of enrolled pods. The first five have the numbers of enum verdict (policy.h). */
+/* Outcomes of connections of enrolled pods. The first six have the numbers of enum verdict (policy.h). */
 enum total {
     TOTAL_OUTBOUND_DIRECT,
     TOTAL_OUTBOUND_CAPTURED,
     TOTAL_SELF_CAPTURED, /* the proxy called its own pod and was sent to its own inbound listener */
     TOTAL_DNS_CAPTURED,
     TOTAL_OUTBOUND_REFUSED,
+    TOTAL_OUTBOUND_UNREACHABLE, /* the kernel would have refused it: no route */
     TOTAL_INBOUND_DIRECT,
     TOTAL_INBOUND_CAPTURED,
     TOTAL_INBOUND_REFUSED, /* captured, but no proxy listens */
@@ -405,7 +415,10 @@ TABLE("hash", struct port_key, __u32, port_rules, MAX_PORT_RULES, NO_PREALLOC)
 /* agent → connect, datagram; include and exclude ranges, longest prefix within the cookie */
 TABLE("lpm_trie", struct network_key, __u32, networks, MAX_NETWORKS, NO_PREALLOC)
 
-/* agent → connect, datagram; the main routing table of pods with POD_ROUTES, longest prefix within the cookie */
+/*
+ * agent → connect, datagram, sockops; the routes of pods with POD_ROUTES, longest prefix within the cookie: those of the
+ * main table if the pod excludes interfaces or has several, those that lead elsewhere than out, and what is nested in both
+ */
 TABLE("lpm_trie", struct network_key, struct route, routes, MAX_ROUTES, NO_PREALLOC)
 
 /* agent → connect, datagram, lookup; excluded interfaces; the value has no meaning */

@@ -9,11 +9,12 @@
 #define SIDESTEP_POLICY_H
 
 enum verdict {
-    VERDICT_PASS,     /* leave the connection alone */
-    VERDICT_OUTBOUND, /* to the proxy's outbound listener */
-    VERDICT_INBOUND,  /* to the proxy's inbound listener */
-    VERDICT_DNS,      /* to the agent's resolver beside the proxy */
-    VERDICT_REFUSE,   /* the caller may or may not be the proxy: its container is not known yet (strict pods only) */
+    VERDICT_PASS,        /* leave the connection alone */
+    VERDICT_OUTBOUND,    /* to the proxy's outbound listener */
+    VERDICT_INBOUND,     /* to the proxy's inbound listener */
+    VERDICT_DNS,         /* to the agent's resolver beside the proxy */
+    VERDICT_REFUSE,      /* the caller may or may not be the proxy: its container is not known yet (strict pods only) */
+    VERDICT_UNREACHABLE, /* the kernel would refuse it, so there is nothing to capture */
 };
 
 /* The rule that decided, by its name in docs/semantics.md. layout.py has the names in this order. */
@@ -37,13 +38,15 @@ enum rule {
     RULE_I3,
     RULE_I4,
     RULE_I5,
-    RULE_EARLY, /* the pod's outbound passes until its proxy listens */
-    RULE_DENY,  /* the pod denies the port */
+    RULE_EARLY,    /* the pod's outbound passes until its proxy listens */
+    RULE_DENY,     /* the pod denies the port */
+    RULE_NO_ROUTE, /* the pod has no route there, or the kernel does not send from this address */
 };
 
 struct decision {
     enum verdict verdict;
     enum rule rule;
+    __u32 error; /* errno of the call, if the verdict is VERDICT_UNREACHABLE */
 };
 
 #define DECIDED(by, what) ((struct decision){.verdict = what, .rule = by})
@@ -61,14 +64,17 @@ struct outbound {
     __u32 network;            /* NETWORK_* of the destination, 0 when no range matches */
     __u32 mark;               /* SO_MARK of the socket */
     enum container container; /* of the socket's opener */
+    __u32 route_error;        /* errno that the pod's route to the destination causes, 0 if it may go on */
     __u16 port;               /* destination */
     bool udp;                 /* otherwise TCP */
-    bool loopback;            /* the route leaves through lo: 127/8, ::1 or one of the pod's own addresses */
-    bool first_loopback;      /* exactly 127.0.0.1 or ::1 (the kernel takes 0.0.0.0 and :: for them) */
-    bool from_inbound;        /* bound to 127.0.0.6 or ::6, as the proxy's inbound clusters and Istio's app probes */
-    bool excluded_interface;  /* the route leaves through an interface that the pod excludes */
-    bool proxy_uid;           /* opened by the proxy's user */
-    bool proxy_gid;           /* opened with the proxy's group as primary group */
+    bool loopback;       /* the route leaves through lo: 127/8, ::1, one of the pod's own addresses, a local route */
+    bool first_loopback; /* exactly 127.0.0.1 or ::1 (the kernel takes 0.0.0.0 and :: for them) */
+    bool from_inbound;   /* from 127.0.0.6 or ::6, as the proxy's inbound clusters and Istio's app probes */
+    bool multicast;      /* a multicast address, or 255.255.255.255 */
+    bool from_loopback;  /* IPv4, bound to an address of 127/8 */
+    bool excluded_interface; /* the route leaves through an interface that the pod excludes */
+    bool proxy_uid;          /* opened by the proxy's user */
+    bool proxy_gid;          /* opened with the proxy's group as primary group */
 };
 
 /*
@@ -141,6 +147,34 @@ static __always_inline bool is_inbound_self_call(__u32 pod_flags, const struct o
 {
     return pod_flags & POD_TPROXY && !c->udp && c->loopback && !c->first_loopback && !c->from_inbound
            && (c->proxy_uid || c->proxy_gid) && c->mark != TPROXY_MARK;
+}
+
+/*
+ * The errno with which the kernel would refuse the call, 0 if it would not. With Istio's rules the route is looked up
+ * before the rules are asked. Here a captured connection would be sent to the proxy without being routed.
+ */
+static __always_inline __u32 error_of_route(__u32 pod_flags, const struct outbound *c)
+{
+    if (c->loopback)
+        return 0;
+    if (c->multicast && !c->udp)
+        return ENETUNREACH;
+    if (c->route_error)
+        return c->route_error;
+    return c->from_loopback && pod_flags & POD_LOOPBACK_STAYS ? EINVAL : 0;
+}
+
+/* Rule no-route. A connection that is not captured needs no answer from here: the kernel refuses it. */
+static __always_inline struct decision with_route(__u32 pod_flags, const struct outbound *c, struct decision decision)
+{
+    if (decision.verdict != VERDICT_OUTBOUND && decision.verdict != VERDICT_DNS)
+        return decision;
+    decision.error = error_of_route(pod_flags, c);
+    if (decision.error) {
+        decision.verdict = VERDICT_UNREACHABLE;
+        decision.rule = RULE_NO_ROUTE;
+    }
+    return decision;
 }
 
 static __always_inline struct decision decide_outbound(__u32 pod_flags, const struct outbound *c)

@@ -127,7 +127,7 @@ static __always_inline void record_dial(struct bpf_sock_ops *ctx, struct bpf_soc
     if (state->opener.uid != pod->proxy_uid && state->opener.gid != pod->proxy_gid)
         return;
     key = connecting_key(ctx, cookie);
-    if (!is_own_address(cookie, &key.server) || is_own_address(cookie, &key.client))
+    if (!is_in_pod(pod, cookie, &key.server) || is_in_pod(pod, cookie, &key.client))
         return;
     dials.update(&key, &yes);
     want_state_changes(ctx);

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -172,7 +172,8 @@ def _enrol(pins: Pins, tables: Tables, policy: CapturePolicy, local: Sequence[st
         for network in map(ip_network, local):
             if network.version in versions:
                 rtnl.make_local(network, _LO, LOCAL_TABLE, None)
-        sandbox = look(rtnl)
+        # nothing leaves this namespace, so every connection would be unreachable: let its routes be unknown
+        sandbox = replace(look(rtnl), ways={}, loopback_stays=False)
         ipv6 = sandbox.captures_ipv6(policy.dual_stack)
         prepare(rtnl, sandbox, ipv6, False)
     identity = Identity("probe", "probe", "probe", "probe", "", "lo")

@@ -87,7 +87,8 @@ class Enrolments(Enrolled):
             self._drop(gone)
             known.keys.difference_update(gone)
             pod.source4, pod.source6 = Address.of(sandbox.source(4)), Address.of(sandbox.source(6))
-            pod.flags = pod.flags | PodFlags.ROUTES if sandbox.ways else pod.flags & ~PodFlags.ROUTES
+            for flag, wanted in ((PodFlags.ROUTES, sandbox.ways), (PodFlags.LOOPBACK_STAYS, sandbox.loopback_stays)):
+                pod.flags = pod.flags | flag if wanted else pod.flags & ~flag
             self._tables.pods.put(Cookie(cookie), pod)
 
     def deny(self, cookie: int, denied: Mapping[int, PortRule]) -> bool:

@@ -97,6 +97,7 @@ def entries_of(identity: Identity, policy: CapturePolicy, sandbox: Sandbox, ids:
         (PodFlags.EARLY_OUTBOUND, policy.early_outbound),
         (PodFlags.STRICT, policy.strict_proxy),
         (PodFlags.ROUTES, sandbox.ways),
+        (PodFlags.LOOPBACK_STAYS, sandbox.loopback_stays),
         (PodFlags.DENIES, policy.deny_outbound_ports | policy.deny_inbound_ports),
     ):
         if wanted:

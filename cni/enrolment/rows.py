@@ -1,6 +1,7 @@
 """One pod's entries as rows of tables. Code that writes, compares or removes rows need not know their meaning."""
 
 import ctypes
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -55,9 +56,10 @@ def live_rows(cookie: int, sandbox: Sandbox, excluded_interfaces: Collection[str
     for network, way in sandbox.ways.items():
         words = "route to {} should leave through interface {} from {}"
         meaning = partial(words.format, network, way.ifindex, way.source)
-        yield TableRow(
-            "routes", NetworkKey.of(cookie, network), RouteEntry(way.ifindex, Address.of(way.source)), meaning
-        )
+        if way.error:
+            meaning = partial("connections to {} should fail: {}".format, network, os.strerror(way.error))
+        entry = RouteEntry(way.ifindex, way.error, Address.of(way.source))
+        yield TableRow("routes", NetworkKey.of(cookie, network), entry, meaning)
     for ifindex in (sandbox.interfaces[name] for name in excluded_interfaces if name in sandbox.interfaces):
         meaning = partial("interface {} should be excluded".format, ifindex)
         yield TableRow("interfaces", InterfaceKey(cookie, ifindex), Word(1), meaning)

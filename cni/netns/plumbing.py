@@ -10,7 +10,8 @@ from pathlib import Path
 
 from bpf.layout import SPREAD4, SPREAD6
 from cni.errors import SandboxInvalid
-from cni.netns.rtnl import LOCAL_TABLE, IpAddress, IpNetwork, Rtnl
+from cni.netns.routes import IpNetwork
+from cni.netns.rtnl import LOCAL_TABLE, IpAddress, Rtnl
 from cni.netns.sandbox import INBOUND_SOURCE6, Sandbox
 
 _LOOPBACK = 1  # ifindex of lo in every namespace

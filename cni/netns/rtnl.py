@@ -6,6 +6,7 @@ number. And it runs an event loop for each socket: the conversation of an ADD ta
 (IPRoute takes 0.17 ms to open, and 0.1 ms more for each request).
 """
 
+import errno
 import os
 import secrets
 import socket
@@ -14,39 +15,38 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from itertools import islice
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, NamedTuple
 
 from pyroute2 import netlink
 from pyroute2.netlink import rtnl
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 from pyroute2.netlink.rtnl.nsidmsg import nsidmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from cni.netns.dumps import BUFFER, SEQUENCE, Dump, attribute, attributes, dump, refusal
+from cni.netns.routes import RTMSG, IpNetwork
+
 IpAddress = IPv4Address | IPv6Address
-IpNetwork = IPv4Network | IPv6Network
 
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
-_EVERYTHING = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 
 # uapi/linux/rtnetlink.h and fib_rules.h
-MAIN_TABLE, LOCAL_TABLE = 254, 255
-_RTN_UNICAST, _RTN_LOCAL = 1, 2
+LOCAL_TABLE = 255
+_RTN_LOCAL = 2
 _RT_SCOPE_HOST, _RTPROT_STATIC = 254, 4
 _FR_ACT_TO_TBL = 1
-_NLM_F_DUMP_INTR = 0x10  # uapi/linux/netlink.h
+_IFA_ADDRESS, _IFA_LOCAL, _IFLA_IFNAME = 1, 2, 3  # uapi/linux/if_addr.h, if_link.h
+_RTA_DST, _RTA_SRC = 1, 2
+_IFADDRMSG, _IFINFOMSG = struct.Struct("=4BI"), struct.Struct("=BxHiII")
+_MOST_LINKS = 1 << 16
 _DUMP_TRIES = 10
 _SO_RCVBUFFORCE = 33  # uapi/asm-generic/socket.h; may exceed net.core.rmem_max
 # NETNSA_NSID_NOT_ASSIGNED (uapi/linux/net_namespace.h) is -1; pyroute2 reads the field as unsigned
 _NOT_ASSIGNED = 0xFFFFFFFF
-# nlmsg_seq of all our requests ("side" in ASCII). The kernel's message about a change has its request's number, or 0.
-SEQUENCE = 0x73696465
 _END = struct.Struct("=IHHIIi")
-_BUFFER = 1 << 16  # bytes; the kernel's datagrams have at most 32 KiB (NLMSG_GOODSIZE and growth)
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,11 @@ class SubnetAddress:
     subnet: IpNetwork
 
 
-@dataclass(frozen=True)
-class UnicastRoute:
-    """A unicast route of the main table: packets for `network` leave through interface `ifindex`."""
+class Addresses(NamedTuple):
+    """Addresses of a namespace; `is_whole` if there are no more."""
 
-    network: IpNetwork
-    ifindex: int
-    metric: int
+    found: list[SubnetAddress]
+    is_whole: bool
 
 
 class _Request(NamedTuple):
@@ -84,7 +82,6 @@ class Rtnl:
     def __init__(self) -> None:
         self._socket = _open()
         self._parser = MarshalRtnl()
-        self._is_interrupted = False
 
     def __enter__(self) -> "Rtnl":
         return self
@@ -96,16 +93,15 @@ class Rtnl:
         """Close the socket."""
         self._socket.close()
 
-    def addresses(self, limit: int) -> Iterator[SubnetAddress]:
+    def addresses(self, limit: int) -> "Addresses":
         """The addresses in the kernel's order, IPv4 first; of more than `limit`, the first half of each family."""
-        replies = self._dump(_filled(ifaddrmsg, {}), rtnl.RTM_GETADDR, limit)
-        if len(replies) == limit:
-            families = (_filled(ifaddrmsg, {}, family=family) for family in _FAMILIES.values())
-            replies = [each for one in families for each in self._dump(one, rtnl.RTM_GETADDR, limit // 2)]
-        for reply in replies:
-            ip = ip_address(reply.get_attr("IFA_LOCAL") or reply.get_attr("IFA_ADDRESS"))
-            subnet = ip_network((ip.packed, reply["prefixlen"]), strict=False)
-            yield SubnetAddress(ip, reply["index"], subnet)
+        head = _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+        found = self._dump(rtnl.RTM_GETADDR, head, limit)
+        messages = found.messages
+        if len(messages) == limit:
+            heads = (_IFADDRMSG.pack(family, 0, 0, 0, 0) for family in _FAMILIES.values())
+            messages = [each for one in heads for each in self._dump(rtnl.RTM_GETADDR, one, limit // 2).messages]
+        return Addresses([_address(message) for message in messages], len(found.messages) < limit)
 
     def add_address(self, ip: IpAddress, ifindex: int) -> None:
         """Put a host address on an interface. Raises OSError; FileExistsError if the address is there already."""
@@ -115,16 +111,24 @@ class Rtnl:
 
     def links(self) -> Iterator[tuple[str, int]]:
         """Every interface by name, with its index."""
-        for reply in self._dump(_filled(ifinfmsg, {}), rtnl.RTM_GETLINK):
-            yield reply.get_attr("IFLA_IFNAME"), reply["index"]
+        for message in self._dump(rtnl.RTM_GETLINK, bytes(_IFINFOMSG.size), _MOST_LINKS).messages:
+            name = attributes(message, _IFINFOMSG.size)[_IFLA_IFNAME]
+            yield name.rstrip(b"\0").decode(errors="replace"), _IFINFOMSG.unpack_from(message)[2]
 
-    def routes(self) -> Iterator[UnicastRoute]:
-        """The main table's unicast routes of both families. If a route has several next hops, the first counts."""
-        for reply, network in self._dump_routes(MAIN_TABLE, _RTN_UNICAST):
-            hops = reply.get_attr("RTA_MULTIPATH") or ()
-            ifindex = reply.get_attr("RTA_OIF") or next((hop["oif"] for hop in hops), None)
-            if ifindex:
-                yield UnicastRoute(network, ifindex, reply.get_attr("RTA_PRIORITY") or 0)
+    def routes(self, limit: int) -> Dump:
+        """All routes of both families: messages of struct rtmsg, at most `limit`."""
+        return self._dump(rtnl.RTM_GETROUTE, bytes(RTMSG.size), limit)
+
+    def rules(self, limit: int) -> Dump:
+        """All routing rules of both families: messages of struct fib_rule_hdr, at most `limit`."""
+        return self._dump(rtnl.RTM_GETRULE, bytes(RTMSG.size), limit)
+
+    def refuses(self, destination: IpAddress, source: IpAddress) -> bool:
+        """Whether the kernel refuses to send from a source address to a destination (EINVAL)."""
+        bits, family = destination.max_prefixlen, _FAMILIES[destination.version]
+        head = RTMSG.pack(family, bits, bits, 0, 0, 0, 0, 0, 0)
+        told = attribute(_RTA_DST, destination.packed) + attribute(_RTA_SRC, source.packed)
+        return refusal(self._socket, rtnl.RTM_GETROUTE, head + told) == errno.EINVAL
 
     def source_to(self, destination: IpAddress) -> IpAddress | None:
         """The source address that the kernel would choose for a destination; None if it has no route there."""
@@ -141,12 +145,6 @@ class Rtnl:
         with suppress(OSError):
             return next(iter(list(self._ask(request, rtnl.RTM_GETROUTE, netlink.NLM_F_ACK))), None)
         return None
-
-    def _dump_routes(self, table: int, kind: int) -> Iterator[tuple[Any, IpNetwork]]:
-        for reply in self._dump(_filled(rtmsg, {}, family=socket.AF_UNSPEC), rtnl.RTM_GETROUTE):
-            everything = _EVERYTHING.get(reply["family"])
-            if everything and reply["type"] == kind and (reply.get_attr("RTA_TABLE") or reply["table"]) == table:
-                yield reply, ip_network((reply.get_attr("RTA_DST") or everything, reply["dst_len"]))
 
     def make_local(self, network: IpNetwork, ifindex: int, table: int, source: IpAddress | None) -> None:
         """Have packets for `network` delivered to this namespace. Replaces an earlier route for it in `table`.
@@ -196,19 +194,18 @@ class Rtnl:
         for _ in self._ask(request, kind, netlink.NLM_F_ACK | flags):
             pass
 
-    def _dump(self, request: _Request, kind: int, limit: int | None = None) -> list[Any]:
+    def _dump(self, kind: int, head: bytes, limit: int) -> Dump:
         """The objects of a kind, at most `limit`.
 
         If the kernel says that something changed during the dump, ask for all of it again.
         """
         for _ in range(_DUMP_TRIES):
-            self._is_interrupted = False
-            replies = list(islice(self._ask(request, kind, netlink.NLM_F_DUMP), limit))
-            if len(replies) == limit:
+            found, is_free = dump(self._socket, kind, head, limit)
+            if not is_free:
                 self._start_anew()
-            if not self._is_interrupted:
+            if found.is_whole or not is_free:
                 break
-        return replies
+        return found
 
     def _start_anew(self) -> None:
         """Let go of the rest of an answer, which nobody reads. It goes with its socket."""
@@ -219,12 +216,10 @@ class Rtnl:
         """Send one request and yield the replies up to the end or the acknowledgement. Raises OSError."""
         self._socket.send(_encoded(request, kind, flags))
         while True:
-            answer = self._socket.recv(_BUFFER)
+            answer = self._socket.recv(BUFFER)
             if _is_bare_end(answer):
                 return
             for reply in self._parser.parse(answer):
-                if reply["header"]["flags"] & _NLM_F_DUMP_INTR:
-                    self._is_interrupted = True
                 if reply["header"]["type"] == netlink.NLMSG_ERROR:
                     if error := reply["header"]["error"]:
                         raise OSError(error.code, os.strerror(error.code))
@@ -237,18 +232,24 @@ class Rtnl:
 def _is_bare_end(answer: bytes) -> bool:
     """Whether the kernel says nothing but that the request is done. pyroute2 takes 0.04 ms to find that out.
 
-    An end that says that a dump was interrupted says more. Both ends have the same shape: a nlmsghdr,
-    then an error number, which is 0 (uapi/linux/netlink.h).
+    Both ends have the same shape: a nlmsghdr, then an error number, which is 0 (uapi/linux/netlink.h).
     """
     if len(answer) < _END.size:
         return False
-    length, kind, flags, _, _, error = _END.unpack_from(answer)
-    is_end = kind in (netlink.NLMSG_ERROR, netlink.NLMSG_DONE) and length >= len(answer)
-    return is_end and not error and not flags & _NLM_F_DUMP_INTR
+    length, kind, _, _, _, error = _END.unpack_from(answer)
+    return kind in (netlink.NLMSG_ERROR, netlink.NLMSG_DONE) and not error and length >= len(answer)
 
 
 def _open() -> socket.socket:
     return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+
+
+def _address(message: bytes) -> SubnetAddress:
+    """A message of RTM_GETADDR: struct ifaddrmsg is family, prefixlen, flags, scope, index."""
+    _, length, _, _, ifindex = _IFADDRMSG.unpack_from(message)
+    told = attributes(message, _IFADDRMSG.size)
+    ip = ip_address(told.get(_IFA_LOCAL) or told[_IFA_ADDRESS])
+    return SubnetAddress(ip, ifindex, ip_network((ip.packed, length), strict=False))
 
 
 def _source_of(route: Any) -> IpAddress | None:

@@ -10,13 +10,14 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 from typing import TypeVar
 
 from bpf.syscalls import Descriptor
 from cni.errors import SandboxInvalid
-from cni.netns.rtnl import IpAddress, IpNetwork, Rtnl, UnicastRoute
+from cni.netns.routes import LO, IpNetwork, Route, known_families, leads_out, needed, routes_in
+from cni.netns.rtnl import IpAddress, Rtnl
 
 T = TypeVar("T")
 
@@ -29,6 +30,12 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 # The most addresses of a pod that are looked at. So no pod can fill the table of all pods' addresses, or keep the agent
 # busy.
 MAX_ADDRESSES = 512
+# The same for routes: the most that are kept, and the most that are read
+MAX_ROUTES, MAX_ROUTES_READ = 512, 4096
+_MAX_RULES = 64
+# for documentation (RFC 5737, RFC 3849): addresses that should have no route of their own
+_BEYOND = {4: ip_address("192.0.2.1"), 6: ip_address("2001:db8::1")}
+_LOOPBACK4 = ip_address("127.0.0.1")
 
 # where Istio's inbound clusters and probes dial from in IPv6; 127.0.0.6 needs no address, ::6 does
 INBOUND_SOURCE6 = IPv6Address("::6")
@@ -45,10 +52,14 @@ class InterfaceAddress:
 
 @dataclass(frozen=True)
 class Way:
-    """Where a route leads: the index of its interface, and the source address that the kernel chooses, if known."""
+    """Where a route leads: the index of its interface, and the source address that the kernel chooses, if known.
+
+    `error` is the errno of a connect() to there, as in cni/netns/routes.py.
+    """
 
     ifindex: int
     source: IpAddress | None
+    error: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,14 +67,16 @@ class Sandbox:
     """What capture needs to know of a pod's namespace.
 
     `addresses` are in the kernel's order, without loopback, at most MAX_ADDRESSES. `interfaces` are indexes by name.
-    `ways` says where each prefix of the main routing table leads. Most pods exclude no interface and have addresses on
-    only one; for them, `interfaces` and `ways` are empty.
+    `ways` says where prefixes lead, at most MAX_ROUTES. Most pods exclude no interface and have addresses on only one;
+    for them, `interfaces` is empty, and `ways` has only what says that a packet does not leave. `loopback_stays`: the
+    kernel is known to refuse to send from 127.0.0.0/8 to the outside.
     """
 
     cookie: int
     addresses: tuple[InterfaceAddress, ...]
     interfaces: Mapping[str, int] = field(default_factory=dict)
     ways: Mapping[IpNetwork, Way] = field(default_factory=dict)
+    loopback_stays: bool = False
 
     @property
     def is_multihomed(self) -> bool:
@@ -105,10 +118,36 @@ def require_netns(fd: int) -> None:
 
 def look(rtnl: Rtnl, excluded_interfaces: Collection[str] = ()) -> Sandbox:
     """Look at the calling thread's namespace, with a conversation in the same namespace."""
-    sandbox = Sandbox(own_cookie(), tuple(addresses_in(rtnl)))
-    if excluded_interfaces or sandbox.is_multihomed:
-        return replace(sandbox, interfaces=dict(rtnl.links()), ways=_ways(rtnl))
-    return sandbox
+    addresses, is_whole = _addresses(rtnl)
+    bare = Sandbox(own_cookie(), addresses)
+    is_by_interface = bool(excluded_interfaces or bare.is_multihomed)
+    if not is_whole and not is_by_interface:  # it may have thousands of routes, and capture does without
+        return bare
+    routes, known = _routes(rtnl)
+    kept = {network: route for network, route in routes.items() if leads_out(route)} if is_by_interface else {}
+    for version in known:
+        if version == 4 or bare.routable(6):
+            kept.update(needed(routes, version))
+    if len(kept) > MAX_ROUTES:
+        kept = _widest(kept) if is_by_interface else {}
+    asked = rtnl if is_by_interface else None
+    return Sandbox(
+        bare.cookie,
+        addresses,
+        interfaces=dict(rtnl.links()) if is_by_interface else {},
+        ways={network: _way(asked, network, route) for network, route in kept.items()},
+        loopback_stays=_loopback_stays(rtnl, routes, addresses),
+    )
+
+
+def _loopback_stays(rtnl: Rtnl, routes: Mapping[IpNetwork, Route], addresses: tuple[InterfaceAddress, ...]) -> bool:
+    """Whether the kernel refuses to send from 127.0.0.1 by the widest route of IPv4."""
+    out = [network for network, route in routes.items() if network.version == 4 and leads_out(route)]
+    network = min(out, key=lambda each: each.prefixlen, default=None)
+    own = {each.ip for each in addresses}
+    if network is None or (stranger := _somebody_in(network)) in own:
+        return False
+    return rtnl.refuses(stranger, _LOOPBACK4)
 
 
 def addresses_in(rtnl: Rtnl) -> Iterator[InterfaceAddress]:
@@ -116,30 +155,48 @@ def addresses_in(rtnl: Rtnl) -> Iterator[InterfaceAddress]:
 
     If nothing else is needed, this is cheaper than look(): a namespace may have thousands of routes.
     """
+    yield from _addresses(rtnl)[0]
+
+
+def _addresses(rtnl: Rtnl) -> tuple[tuple[InterfaceAddress, ...], bool]:
+    """The addresses, and whether these are all."""
     primaries: dict[tuple[int, IpNetwork], IpAddress] = {}
-    for each in rtnl.addresses(MAX_ADDRESSES):
+    found = []
+    listed = rtnl.addresses(MAX_ADDRESSES)
+    for each in listed.found:
         source = primaries.setdefault((each.ifindex, each.subnet), each.ip) if each.ip.version == 4 else each.ip
         # ::6 is on the lo of every mesh pod. The programs know it, and the table has one owner for each address.
         if not each.ip.is_loopback and each.ip != INBOUND_SOURCE6:
-            yield InterfaceAddress(each.ip, each.ifindex, source)
+            found.append(InterfaceAddress(each.ip, each.ifindex, source))
+    return tuple(found), listed.is_whole
 
 
-def _ways(rtnl: Rtnl) -> dict[IpNetwork, Way]:
-    routes: dict[IpNetwork, UnicastRoute] = {}
-    for route in rtnl.routes():
-        known = routes.get(route.network)
-        if known is None or route.metric < known.metric:
-            routes[route.network] = route
-    return {network: Way(route.ifindex, rtnl.source_to(_somebody_in(network))) for network, route in routes.items()}
+def _routes(rtnl: Rtnl) -> tuple[dict[IpNetwork, Route], frozenset[int]]:
+    """The routes by prefix, and the versions of which they say all. There may be more than MAX_ROUTES_READ."""
+    routes, rules = rtnl.routes(MAX_ROUTES_READ), rtnl.rules(_MAX_RULES)
+    found = routes_in(routes.messages)
+    if not (routes.is_whole and rules.is_whole):
+        return found, frozenset()
+    return found, known_families(tuple(rules.messages), routes.messages)
+
+
+def _widest(routes: Mapping[IpNetwork, Route]) -> dict[IpNetwork, Route]:
+    """Of too many routes those that lead out, the widest first: nothing else is known for certain any more."""
+    out = (item for item in routes.items() if leads_out(item[1]))
+    return dict(sorted(out, key=lambda item: item[0].prefixlen)[:MAX_ROUTES])
+
+
+def _way(rtnl: Rtnl | None, network: IpNetwork, route: Route) -> Way:
+    """A route for the programs. The source that the kernel chooses is asked for if there is a conversation."""
+    if rtnl and not route.error and route.ifindex != LO:
+        return Way(route.ifindex, rtnl.source_to(_somebody_in(network)), route.error)
+    return Way(route.ifindex, ip_address(route.source) if route.source else None, route.error)
 
 
 def _somebody_in(network: IpNetwork) -> IpAddress:
-    """An address in `network`, to ask the kernel for its route.
-
-    For a default route, take an address for documentation (RFC 5737, RFC 3849), which should have no route of its own.
-    """
+    """An address in `network`, to ask the kernel for its route."""
     if network.prefixlen == 0:
-        return ip_address("192.0.2.1" if network.version == 4 else "2001:db8::1")
+        return _BEYOND[network.version]
     return network[min(1, network.num_addresses - 1)]
 
 

@@ -1,4 +1,4 @@
-"""Notices when addresses, interfaces or routes in pods' namespaces change, and when a namespace is gone.
+"""Notices when addresses, interfaces, routes or rules in pods' namespaces change, and when a namespace is gone.
 
 A descriptor of a namespace, or a socket inside it, would keep a deleted pod's namespace alive. rtnetlink can listen
 from outside (NETLINK_LISTEN_ALL_NSID): a socket hears every namespace that has a number (nsid) in the socket's own
@@ -25,7 +25,8 @@ from pyroute2.netlink import rtnl
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from bpf.errors import KernelRefused
-from cni.netns.rtnl import SEQUENCE, Rtnl, listen
+from cni.netns.dumps import SEQUENCE
+from cni.netns.rtnl import Rtnl, listen
 from cni.netns.sandbox import INBOUND_SOURCE6
 
 _GROUPS = (
@@ -34,6 +35,8 @@ _GROUPS = (
     rtnl.RTNLGRP_IPV6_IFADDR,
     rtnl.RTNLGRP_IPV4_ROUTE,
     rtnl.RTNLGRP_IPV6_ROUTE,
+    rtnl.RTNLGRP_IPV4_RULE,
+    rtnl.RTNLGRP_IPV6_RULE,
     rtnl.RTNLGRP_NSID,
 )
 _ROOM = 16 << 20  # bytes of buffer, which the kernel doubles: some 30,000 changes. Takes memory only while they wait
@@ -167,7 +170,8 @@ def _freed(message: bytes) -> list[int]:
 
 
 def _matters(message: bytes) -> bool:
-    """Whether a message is about an address, a route, or a link that comes, goes, turns up or down, or is renamed.
+    """Whether a message is about an address, a route, a rule, or a link that comes, goes, turns up or down, or is
+    renamed.
 
     Each datagram has one message. It begins with struct nlmsghdr: 16 bytes, with the type at offset 4. The struct after
     it begins with the address family. If that struct is an ifinfomsg, it has at offset 12 the flags that changed: all

@@ -5,9 +5,11 @@ never sets owner groups (O5), and virtual interfaces (I0) are refused at ADD.
 
 If no rule of Istio's decides, the verdict has a word instead of a rule. "no IPv6" and "UDP" mean that these are not
 captured. "self" is a packet from the pod itself; "transit" is a packet for an address that is not the pod's.
-"early-outbound" and "deny" are sidestep's own annotations.
+"early-outbound" and "deny" are sidestep's own annotations. "no-route" is a connection that the kernel would refuse:
+with Istio's rules it looks the route up before it asks them.
 """
 
+import errno
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
@@ -21,10 +23,11 @@ DNS_PORT = 53
 TPROXY_MARK = 1337
 
 IPAddress = IPv4Address | IPv6Address
-Action = Literal["pass", "proxy-outbound", "proxy-inbound", "dns", "refuse"]
+Action = Literal["pass", "proxy-outbound", "proxy-inbound", "dns", "refuse", "unreachable"]
 # whether a socket with the proxy's ids was opened in the proxy's container; this counts for strict pods only
 Container = Literal["trusted", "other", "unknown"]
 
+_EVERYBODY = IPv4Address("255.255.255.255")
 _FIRST_LOOPBACK = frozenset((IPv4Address("127.0.0.1"), IPv6Address("::1")))
 # the addresses that Istio's inbound clusters and probes of the application dial from
 _INBOUND_SOURCES = frozenset((IPv4Address("127.0.0.6"), IPv6Address("::6")))
@@ -49,11 +52,13 @@ class Outbound:
     gid: int = 0
     own_addresses: frozenset[IPAddress] = frozenset()  # of all the pod's interfaces
     protocol: Literal["tcp", "udp"] = "tcp"
-    interface: str | None = None  # the one that the route leaves through, unless that is lo
+    interface: str | None = None  # the one that the route leaves through; "lo" for a local route
     mark: int = 0  # SO_MARK
     container: Container = "trusted"
     is_ipv6_captured: bool = True  # the pod's first address or ISTIO_DUAL_STACK says so
     has_proxy_started: bool = True  # whether the proxy has ever listened; counts with early outbound only
+    route_error: int = 0  # the errno that the route causes; 0 if there is a route, or if that is unknown
+    does_loopback_stay: bool = False  # whether the kernel is known to refuse to send from 127.0.0.0/8 to the outside
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Inbound:
 
 def outbound(policy: CapturePolicy, conn: Outbound) -> Verdict:
     """Rules O0–O11 for a connection that a process in the pod opens, then T for the proxy's own in TPROXY mode."""
-    if conn.port in policy.deny_outbound_ports and not _is_local(_routed(conn), conn.own_addresses):
+    if conn.port in policy.deny_outbound_ports and not _is_through_lo(conn):
         return Verdict("refuse", "deny")
     if _plain(conn.destination).version == 6 and not conn.is_ipv6_captured:
         return Verdict("pass", "no IPv6")
@@ -80,7 +85,22 @@ def outbound(policy: CapturePolicy, conn: Outbound) -> Verdict:
         verdict = Verdict(_inbound_by_port(policy, conn.port).action, "T")
     if verdict.action in ("proxy-outbound", "dns") and policy.early_outbound and not conn.has_proxy_started:
         return Verdict("pass", "early-outbound")
+    if verdict.action in ("proxy-outbound", "dns") and refusal(conn):
+        return Verdict("unreachable", "no-route")
     return verdict
+
+
+def refusal(conn: Outbound) -> int:
+    """The errno with which the kernel refuses a connection, whatever the rules say; 0 if it does not."""
+    destination, source = _routed(conn), _plain(conn.source) if conn.source else None
+    if _is_through_lo(conn):
+        return 0
+    if conn.protocol == "tcp" and (destination.is_multicast or destination == _EVERYBODY):
+        return errno.ENETUNREACH
+    if conn.route_error:
+        return conn.route_error
+    is_from_loopback = source is not None and source.version == 4 and source.is_loopback
+    return errno.EINVAL if is_from_loopback and conn.does_loopback_stay else 0
 
 
 def inbound(policy: CapturePolicy, conn: Inbound) -> Verdict:
@@ -103,7 +123,7 @@ def inbound(policy: CapturePolicy, conn: Inbound) -> Verdict:
 def _redirected(policy: CapturePolicy, conn: Outbound) -> Verdict:
     """The verdict of Istio's nat table: rules O0–O11."""
     destination = _routed(conn)
-    lo = _is_local(destination, conn.own_addresses)
+    lo = _is_through_lo(conn)
     tcp = conn.protocol == "tcp"
     dns = policy.dns_capture and conn.port == DNS_PORT
     self_call = tcp and lo and destination not in _FIRST_LOOPBACK and conn.port != TUNNEL_PORT
@@ -112,7 +132,7 @@ def _redirected(policy: CapturePolicy, conn: Outbound) -> Verdict:
         return Verdict("pass", "O0")
     if conn.port in policy.exclude_outbound_ports:
         return Verdict("pass", "O1")
-    if lo and conn.source is not None and _plain(conn.source) in _INBOUND_SOURCES:
+    if lo and _is_from_inbound(conn):
         return Verdict("pass", "O2")
     # a self-call with the proxy's ids ends at the proxy, so the container does not matter
     is_user, is_group = conn.uid == policy.proxy_uid, conn.gid == policy.proxy_gid
@@ -152,9 +172,9 @@ def _is_inbound_self_call(policy: CapturePolicy, conn: Outbound) -> bool:
     return (
         policy.mode == "TPROXY"
         and conn.protocol == "tcp"
-        and _is_local(destination, conn.own_addresses)
+        and _is_through_lo(conn)
         and destination not in _FIRST_LOOPBACK
-        and (conn.source is None or _plain(conn.source) not in _INBOUND_SOURCES)
+        and not _is_from_inbound(conn)
         and (conn.uid == policy.proxy_uid or conn.gid == policy.proxy_gid)
         and conn.mark != TPROXY_MARK
         and "lo" not in policy.exclude_interfaces
@@ -169,6 +189,18 @@ def _inbound_by_port(policy: CapturePolicy, port: int) -> Verdict:
     if policy.inbound_all:
         return Verdict("pass" if port in policy.exclude_inbound_ports else "proxy-inbound", "I4")
     return Verdict("proxy-inbound" if port in policy.include_inbound_ports else "pass", "I5")
+
+
+def _is_from_inbound(conn: Outbound) -> bool:
+    """Whether the source is 127.0.0.6 or ::6. The kernel chooses ::6 for IPv6 addresses that are local by a route."""
+    destination = _routed(conn)
+    if conn.source is not None and not _plain(conn.source).is_unspecified:
+        return _plain(conn.source) in _INBOUND_SOURCES
+    return destination.version == 6 and conn.interface == "lo" and not _is_local(destination, conn.own_addresses)
+
+
+def _is_through_lo(conn: Outbound) -> bool:
+    return conn.interface == "lo" or _is_local(_routed(conn), conn.own_addresses)
 
 
 def _interface(conn: Outbound, lo: bool) -> str | None:

@@ -1,4 +1,4 @@
-"""`python -m tests.conformance [CONFIGURATION…]`."""
+"""`python -m tests.conformance [--kinds PATTERN] [CONFIGURATION…]`."""
 
 from tests.conformance.run import main
 

@@ -1,16 +1,23 @@
 """What both pods saw of each probe, held against each other, and against the reference decision."""
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from cni.policy.decision import Action, Inbound, Outbound, inbound, outbound
+from cni.policy.decision import Action, Inbound, IPAddress, Outbound, inbound, outbound
 from tests.conformance.configs import Config
 from tests.conformance.parties import judging, party, plain
 from tests.conformance.probe import ADDRESSES, Probe
 from tests.conformance.world import Seen
 
+# what connect() fails with by the route; these are the destinations with such a route
+_ERRORS = {"unreachable": errno.EHOSTUNREACH, "prohibited": errno.EACCES, "blackhole": errno.EINVAL}
+_ERRORS |= {"broadcast": errno.ENETUNREACH}
+_BY_ROUTE = {plain(each): number for name, number in _ERRORS.items() for each in ADDRESSES[name] if each}
+_LOCAL = frozenset(plain(each) for each in ADDRESSES["local-route"])
 _BY_ETH1 = frozenset(plain(each) for name in ("beyond", "behind-eth1", "neighbour") for each in ADDRESSES[name])
+_ROUTED = frozenset(plain(each) for each in ADDRESSES["peer"]) | _BY_ETH1
 Differing = dict[str, tuple[object, object]]  # what differs: with iptables, with sidestep
 
 
@@ -97,10 +104,30 @@ def predicted(config: Config, probe: Probe) -> Action | None:
             return "pass"
         source = ip_address(pod.outside[probe.place, destination.version])
         return inbound(policy, Inbound(port, source, pod.own, pod.nics[probe.place])).action
-    bound = ip_address(probe.source) if probe.source else None
-    interface = "eth1" if destination in _BY_ETH1 else "eth0"
-    conn = Outbound(destination, port, bound, *probe.opener, pod.own, probe.protocol, interface, probe.mark)
-    return outbound(policy, conn).action
+    asked = Outbound(
+        destination,
+        port,
+        ip_address(probe.source) if probe.source else None,
+        *probe.opener,
+        pod.own,
+        probe.protocol,
+        "lo" if destination in _LOCAL else "eth1" if destination in _BY_ETH1 else "eth0",
+        probe.mark,
+        route_error=_error_to(config, probe, destination),
+        does_loopback_stay=True,
+    )
+    return outbound(policy, asked).action
+
+
+def _error_to(config: Config, probe: Probe, destination: IPAddress) -> int:
+    """What the pod's route to an address leads to; without a default route, little has one."""
+    if probe.device or probe.mark or probe.whose == "neighbour":
+        return 0
+    if destination.version in config.families and (
+        destination in _BY_ROUTE or destination in party(probe).own | _ROUTED
+    ):
+        return _BY_ROUTE.get(destination, 0)
+    return 0 if config.has_default_route and destination.version in config.families else errno.ENETUNREACH
 
 
 def is_as_predicted(expected: Action, probe: Probe, seen: Seen) -> bool:

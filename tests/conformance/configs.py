@@ -24,6 +24,7 @@ class Config:
     families: tuple[int, ...] = (4, 6)
     claims: tuple[str, ...] = ()  # addresses that the pod adds while it runs
     workers: int = 1  # of the proxy: each has a listener of its own for each port and family
+    has_default_route: bool = True
 
     def manifest(self) -> dict[str, Any]:
         """The Pod."""
@@ -69,6 +70,8 @@ CONFIGS = (
     Config("no-dual-stack", env={}),
     Config("ipv6-only", env={}, families=(6,)),
     Config("ipv4-only", env={}, families=(4,)),
+    Config("no-default-route", has_default_route=False),
+    Config("no-default-route-dns", env=DNS, has_default_route=False),
     Config("custom-ids", ids=(1000670000, 1000670001)),
     Config("root-proxy", ids=(0, 1337)),
     Config("invalid-drop", env={**DUAL, "INVALID_DROP": "true"}),

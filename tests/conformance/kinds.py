@@ -7,14 +7,15 @@ from tests.conformance.probe import APP, ROOT, Kind, Probe
 
 
 def probes_of(config: Config) -> list[Probe]:
-    """Everything to try on a pod, families that it has no addresses of left out."""
+    """Everything to try on a pod. Families that it has no addresses of are left out, unless that is the point."""
     policy = config.policy
     kinds = [*_outbound(config), *_loopback(config), *_inbound(), *_spread(config), *_fast_open(config)]
-    kinds += [*_shared(config), *_dns(config)]
+    kinds += [*_shared(config), *_dns(config), *_routes(config)]
     if policy.mode == "TPROXY" and config.ids[0] == 0:
         kinds += _original_source(config)
-    probes = [probe for kind in kinds for probe in kind.probes() if probe.version in config.families]
-    return probes + [probe for kind in _neighbours() for probe in kind.probes()]
+    probes = [probe for kind in kinds for probe in kind.probes()]
+    own = [each for each in probes if each.version in config.families or each.kind.startswith("route.remote")]
+    return own + [probe for kind in _neighbours() for probe in kind.probes()]
 
 
 def _outbound(config: Config) -> Iterator[Kind]:
@@ -160,6 +161,31 @@ def _dns(config: Config) -> Iterator[Kind]:
     bound = (("protocol", "udp"), ("source_port", 25007))
     yield Kind("dns.udp.app.from-own", "remote", 53, source="own", options=(*bound, ("how", "unconnected")))
     yield Kind("dns.udp.app.any-port", "remote", 53, source="any", options=(*bound, ("how", "unconnected")))
+
+
+def _routes(config: Config) -> Iterator[Kind]:
+    """What the kernel asks the routes for, before or without any rule."""
+    nowhere = ("remote", "unreachable", "prohibited", "blackhole", "multicast", "broadcast", "everybody")
+    for to in nowhere:
+        yield Kind(f"route.{to}.app", to, 80)
+        yield Kind(f"route.{to}.proxy", to, 80, config.ids)
+        yield Kind(f"route.{to}.tcp-53", to, 53)
+    for to in ("remote", "unreachable", "prohibited", "blackhole"):
+        for how in ("connected", "unconnected"):
+            yield Kind(f"route.{to}.udp-53.{how}", to, 53, options=(("protocol", "udp"), ("how", how)))
+    for source in ("lo", "lo5", "src6"):
+        yield Kind(f"route.from-{source}", "remote", 80, families="4 mapped", source=source)
+        yield Kind(f"route.from-{source}.peer", "peer", 8080, families="4 mapped", source=source)
+        yield Kind(f"route.from-{source}.unreachable", "unreachable", 80, families="4 mapped", source=source)
+        for how in ("connected", "unconnected"):
+            udp = (("protocol", "udp"), ("how", how))
+            yield Kind(f"route.from-{source}.udp-53.{how}", "remote", 53, families="4", source=source, options=udp)
+    for who, ids in (("app", APP), ("proxy", config.ids), ("proxygid", (0, config.policy.proxy_gid))):
+        yield Kind(f"route.local.{who}", "local-route", 8080, ids)
+        yield Kind(f"route.local.{who}.15008", "local-route", 15008, ids)
+        yield Kind(f"route.local.{who}.53", "local-route", 53, ids)
+        yield Kind(f"route.local.{who}.src6", "local-route", 8080, ids, source="src6")
+    yield Kind("route.local.in", "local-route", 8080, ROOT, "4 6", options=(("place", "peer"),))
 
 
 def _original_source(config: Config) -> Iterator[Kind]:

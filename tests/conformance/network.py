@@ -14,6 +14,13 @@ from tests.conformance.configs import Config
 _PEER4, _PEER6 = ("203.0.113.0/24", "198.51.100.0/24"), ("2001:db8::/32",)
 _MACS = tuple(f"02:00:00:00:00:0{number}" for number in range(1, 7))
 _BEYOND4, _BEYOND6 = "10.99.0.0/24", "fd99::/64"
+# the routes of the pod that lead nowhere, by the kind of the route; then those that make it answer for more
+_NOWHERE = {
+    "unreachable": ("10.88.0.0/24", "fd88::/64"),
+    "prohibit": ("10.88.1.0/24", "fd88:0:0:1::/64"),
+    "blackhole": ("10.88.2.0/24", "fd88:0:0:2::/64"),
+}
+_LOCAL4, _LOCAL6 = "10.201.0.0/24", "fd77::/64"
 # /proc/sys/net/… of a namespace. tcp_fastopen: clients may (1), and servers that ask for it (2).
 _FORWARDING = {"ipv4/conf/all/rp_filter": 0, "ipv4/ip_forward": 1, "ipv6/conf/all/forwarding": 1}
 _FAST_OPEN = {"ipv4/tcp_fastopen": 3}
@@ -42,21 +49,31 @@ def _make_pod(config: Config, pod: Path) -> None:
     if 4 in config.families:
         ip(pod, ["addr add 10.20.0.2/24 dev eth0", "addr add 10.20.0.3/24 dev eth0", "addr add 10.21.0.2/24 dev eth1"])
         ip(pod, ["addr add 10.21.0.3/24 dev eth1", *_DOCKER])
-        ip(pod, ["route add default via 10.20.0.1"])
         ip(pod, [f"route add {network} via 10.21.0.1" for network in (_BEYOND4, "10.22.0.0/24")])
+        ip(
+            pod,
+            [f"route add local {_LOCAL4} dev lo", *(f"route add {kind} {each[0]}" for kind, each in _NOWHERE.items())],
+        )
     if 6 in config.families:
         for address, name in (("fd20::2", "eth0"), ("fd20::3", "eth0"), ("fd21::2", "eth1"), ("fd21::3", "eth1")):
             ip(pod, [f"addr add {address}/64 dev {name} nodad"])
-        ip(pod, ["addr add fe80::1/64 dev eth0 nodad", "route add default via fd20::1"])
+        ip(pod, ["addr add fe80::1/64 dev eth0 nodad"])
         ip(pod, [f"route add {network} via fd21::1" for network in (_BEYOND6, "fd22::/64")])
+        ip(
+            pod,
+            [f"route add local {_LOCAL6} dev lo", *(f"route add {kind} {each[1]}" for kind, each in _NOWHERE.items())],
+        )
+    if config.has_default_route:
+        gateways = {4: "10.20.0.1", 6: "fd20::1"}
+        ip(pod, [f"route add default via {gateways[family]}" for family in config.families])
 
 
 def _make_peer(peer: Path) -> None:
     ip(peer, ["addr add 10.20.0.1/24 dev eth0"])
     ip(peer, [f"addr add {address} dev eth0 nodad" for address in ("fd20::1/64", "fe80::9/64")])
     ip(peer, [f"route add local {network} dev lo" for network in (*_PEER4, *_PEER6)])
-    ip(peer, [f"route add {network} via 10.20.0.2" for network in ("10.21.0.3", "172.17.0.1", _BEYOND4)])
-    ip(peer, [f"route add {network} via fd20::2" for network in ("fd21::3", _BEYOND6)])
+    ip(peer, [f"route add {network} via 10.20.0.2" for network in ("10.21.0.3", "172.17.0.1", _BEYOND4, _LOCAL4)])
+    ip(peer, [f"route add {network} via fd20::2" for network in ("fd21::3", _BEYOND6, _LOCAL6)])
     _introduce(peer, {"eth0": ("10.20.0.2 10.20.0.3 fd20::2 fd20::3 fe80::1", _MACS[0])})
 
 

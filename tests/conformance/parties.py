@@ -1,5 +1,7 @@
 """The two pods whose rules decide: what is theirs, and who has got a connection that they capture."""
 
+import errno
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -7,6 +9,9 @@ from ipaddress import ip_address
 from cni.policy.decision import Action, IPAddress
 from tests.conformance.configs import NEIGHBOUR, Config
 from tests.conformance.probe import ADDRESSES, Probe
+
+# what a client is told of a connection that has nowhere to go
+_UNREACHABLE = frozenset(map(os.strerror, (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)))
 
 
 def plain(address: str) -> IPAddress:
@@ -27,6 +32,8 @@ class Party:
 
     def takes(self, hit: str, port: int) -> set[Action]:
         """What may have become of a connection to a port. A proxy's own port looks the same captured and direct."""
+        if hit in _UNREACHABLE:
+            return {"unreachable", "pass"}  # direct, if the kernel had the last word
         return {self.captured.get(hit, "pass"), *(("pass",) if self.ports.get(hit) == port else ())}
 
 

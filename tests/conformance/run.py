@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 
 import click
 
@@ -44,11 +45,11 @@ class Outcome:
         return f"conformance: {agree} of {self.probes} probes agree, {intended} intended differences"
 
 
-def run(configs: tuple[Config, ...], outcome: Outcome) -> None:
-    """Try every configuration, both ways at the same time."""
+def run(configs: tuple[Config, ...], outcome: Outcome, kinds: str = "*") -> None:
+    """Try every configuration, both ways at the same time, with the kinds that fit a pattern."""
     with Node() as node, ThreadPoolExecutor(2) as pool:
         for config in configs:
-            probes = probes_of(config)
+            probes = [probe for probe in probes_of(config) if fnmatch(probe.kind, kinds)]
             theirs = pool.submit(_try, config, by_iptables, probes)
             ours = pool.submit(_try_and_explain, config, node, probes)
             iptables, (sidestep, verdicts) = theirs.result(), ours.result()
@@ -107,14 +108,18 @@ def report(outcome: Outcome) -> None:
 
 @click.command()
 @click.argument("names", nargs=-1)
-def main(names: tuple[str, ...]) -> None:
+@click.option(
+    "--kinds", default="*", help="Only kinds of connections that fit this pattern, such as route.*", show_default=True
+)
+def main(names: tuple[str, ...], kinds: str) -> None:
     """Compare in all configurations, or in those named."""
     configs = tuple(config for config in CONFIGS if not names or config.name in names)
     outcome, began = Outcome(), time.monotonic()
-    run(configs, outcome)
+    run(configs, outcome, kinds)
     report(outcome)
-    kinds = len(outcome.kinds)
-    click.echo(f"{kinds} kinds of connections, {len(configs)} configurations, {time.monotonic() - began:.0f} s")
+    click.echo(
+        f"{len(outcome.kinds)} kinds of connections, {len(configs)} configurations, {time.monotonic() - began:.0f} s"
+    )
     wrong = len(outcome.misexplained)
     click.echo(f"{outcome.explained.total()} connections explained by {len(outcome.explained)} rules, {wrong} wrongly")
     click.echo(outcome.summary)

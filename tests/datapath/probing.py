@@ -67,7 +67,7 @@ class Surroundings:
         self._wire = wire
         pod, peer = wire.pod.path.name, wire.peer.path.name
         for version, gateway, outside in ((4, wire.peer.ip4, OUTSIDE4), (6, wire.peer.ip6, OUTSIDE6)):
-            ip_command(f"-{version}", "-n", pod, "route", "add", "default", "via", gateway)
+            ip_command(f"-{version}", "-n", pod, "route", "replace", "default", "via", gateway)
             ip_command("-n", peer, "address", "add", outside, "dev", "lo")
             tool = "iptables" if version == 4 else "ip6tables"
             for protocol in ("tcp", "udp"):

@@ -17,6 +17,7 @@ from bpf import links
 from bpf.layout import FAMILY_SLOTS, LISTENER_SLOTS, Cookie, ListenerKey, PodFlags
 from cni.enrolment.hearing import Hearing
 from cni.netns import listeners as proxies
+from cni.netns.dumps import Dump
 from cni.netns.proc_net import SocketRow, table_of_sockets
 from cni.netns.rtnl import Rtnl
 from cni.netns.sock_diag import Diag
@@ -255,9 +256,9 @@ def test_looking_for_an_address_asks_each_namespace_for_its_addresses_alone(
         ip_command("-n", name, *command.split())
     asked, dump = [], Rtnl._dump
 
-    def counted(self: Rtnl, request: Any, kind: int, limit: int | None = None) -> list[Any]:
+    def counted(self: Rtnl, kind: int, head: bytes, limit: int) -> Dump:
         asked.append(kind)
-        return dump(self, request, kind, limit)
+        return dump(self, kind, head, limit)
 
     monkeypatch.setattr(Rtnl, "_dump", counted)
     assert agent.adopt(pod.pod(secrets.token_hex(32))) is None

@@ -90,7 +90,7 @@ def test_a_denied_inbound_port_is_reset_before_anybody_sees_it(wire: Wire, famil
     assert wire.peer.dial(pod, 15020) == {"error": REFUSED}
     assert wire.peer.dial(pod, 9090)["who"] == "inbound"
     tally = wire.kernel.tables.tallies.get(wire.key)
-    assert tally is not None and list(tally.connections)[8:] == [0, 2]
+    assert tally is not None and list(tally.connections)[-2:] == [0, 2]
 
 
 @pytest.mark.parametrize("how", ["connected", "unconnected"])
@@ -159,7 +159,7 @@ def test_denied_connections_are_counted(wire: Wire) -> None:
     for _ in range(3):
         wire.pod.dial(wire.peer.ip4, 8080)
     tally = wire.kernel.tables.tallies.get(wire.key)
-    assert tally is not None and list(tally.connections)[8:] == [3, 0]
+    assert tally is not None and list(tally.connections)[-2:] == [3, 0]
 
 
 def test_nothing_is_sent_to_a_denied_port(wire: Wire) -> None:

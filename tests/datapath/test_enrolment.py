@@ -16,9 +16,15 @@ def test_enrolling_twice_is_the_same_as_once(wire: Wire) -> None:
     empty = wire.kernel.entries()
     wire.enrol()
     once = wire.kernel.entries()
-    assert once == empty | {"pods": 1, "addresses": 2, "port_rules": 3, "traffic": 1, "tallies": 1, "links": 1} | {
-        "lost_handovers": 1
-    }
+    assert once == empty | {
+        "pods": 1,
+        "addresses": 2,
+        "routes": 1,
+        "port_rules": 3,
+        "traffic": 1,
+        "tallies": 1,
+        "links": 1,
+    } | {"lost_handovers": 1}
     wire.enrol()
     assert wire.kernel.entries() == once
 

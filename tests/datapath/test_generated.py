@@ -47,7 +47,7 @@ PLACES[6] += [PEER6, OWN6, OWN6, *map(ip_address, ("::1", "::6", "fd73:6964:6573
 
 # a generator that never gets to a rule shows nothing about it
 RULES = {"O0", "O1", "O2", "O3a", "O3b", "O3c", "O4a", "O4c", "O6", "O7", "O8", "O9", "O10", "O11", "T"}
-RULES |= {"I1", "I2", "I3", "I4", "I5", "no IPv6"}
+RULES |= {"I1", "I2", "I3", "I4", "I5", "no IPv6", "no-route"}
 
 
 class Drawn(NamedTuple):
@@ -103,7 +103,7 @@ def outgoing(rng: Random, policy: CapturePolicy) -> Case:
     destination = destination_of(rng, policy, 6 if is_ipv6 else 4)
     local, udp = is_local(destination), rng.random() < 0.15
     sources = [None, None, None, OWN6 if is_ipv6 else OWN4]
-    # IPv6 lets ::1 out of the pod, and nobody could answer; IPv4 says so at once, but not for datagrams
+    # IPv6 lets ::1 out of the pod, and nobody could answer; IPv4 says so at once
     if not udp and (local or not is_ipv6):
         sources += LOOPBACK6 if is_ipv6 else LOOPBACK4
     asked = Outbound(
@@ -117,6 +117,7 @@ def outgoing(rng: Random, policy: CapturePolicy) -> Case:
         None if local else "eth0",
         # what is marked does not leave a TPROXY pod, wherever it goes
         rng.choice((0, 0, TPROXY_MARK)) if local and not udp else 0,
+        does_loopback_stay=True,
     )
     connector = rng.choice(IDS), rng.choice(IDS)
     return Case(asked, family, destination, connector, rng.random() < 0.5)
@@ -168,6 +169,8 @@ def verdict_of(policy: CapturePolicy, case: Case) -> Verdict:
 
 def answerer(case: Case, verdict: Verdict) -> str:
     """Who should answer."""
+    if verdict.action == "unreachable":
+        return "Invalid argument"  # IPv4 does not let loopback's addresses out
     if verdict.action != "pass":
         return {"proxy-outbound": "E1", "proxy-inbound": "E6", "dns": "D"}[verdict.action]
     if isinstance(case.asked, Outbound) and not is_local(case.destination):

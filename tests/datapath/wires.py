@@ -215,6 +215,8 @@ def make_wire(kernel: Kernel, undo: ExitStack) -> Wire:
             )
         )
         undo.callback(ends[-1].stop)
+    for gateway in ("10.9.0.1", "fd99::1"):
+        ip_command("-n", names[0], "route", "add", "default", "via", gateway)
     wire = Wire(kernel, ends[0], ends[1], look(ends[0].path))
     undo.callback(kernel.enrolments.remove, wire.sandbox.cookie)
     return wire

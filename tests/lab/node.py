@@ -179,7 +179,7 @@ class Node:
                 {
                     "type": "bridge",
                     "bridge": "cni0",
-                    "isGateway": True,
+                    "isDefaultGateway": True,
                     "ipam": {"type": "host-local", "ranges": ranges, "dataDir": str(self.directory / "ipam")},
                 },
                 {"type": "portmap", "capabilities": {"portMappings": True}},

@@ -12,6 +12,7 @@ from tests.lab.envoy import PROXY_ID
 from tests.lab.inside import PYTHON
 from tests.lab.node import Node
 from tests.lab.pod import Pod
+from tests.lab.waiting import wait_until
 from tests.node.sidestep import document, sidestep
 
 TRAFFIC = "traffic.sidecar.istio.io/"
@@ -193,6 +194,37 @@ def test_early_outbound_and_an_unknown_strict_proxy(node: Node, beta: Pod) -> No
         assert (found["try"]["agrees"], found["try"]["error"]) == (True, "EPERM")
     finally:
         early.stop()
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "words"),
+    [
+        ("unreachable", "EHOSTUNREACH", "a route of the pod says unreachable"),
+        ("prohibit", "EACCES", "a route of the pod prohibits it"),
+        ("blackhole", "EINVAL", "blackhole"),
+    ],
+)
+def test_where_a_route_leads_nowhere(node: Node, kind: str, error: str, words: str) -> None:
+    name = f"routed-{kind}"
+    pod = node.pod(name, envoy=False)
+    try:
+        subprocess.run(["ip", "-n", pod.netns.name, "route", "add", kind, "203.0.113.0/24"], check=True)
+        wait_until(lambda: document(node, "explain", name, "203.0.113.9:80")["rule"] == "no-route", "the route", 4)
+        found = document(node, "explain", name, "203.0.113.9:80", "--try")
+        assert (found["verdict"], found["error"], found["goes_to"]) == ("unreachable", error, None)
+        assert words in found["why"]
+        assert (found["try"]["agrees"], found["try"]["error"]) == (True, error)
+        assert (
+            f"goes to     nobody: the call fails with {error}"
+            in sidestep(node, "explain", name, "203.0.113.9:80").stdout
+        )
+        found = document(node, "explain", name, "203.0.113.9:80", "--as-proxy", "--try")
+        assert (found["verdict"], found["rule"]) == ("direct", "O3c")
+        assert document(node, "explain", name, "198.51.100.9:80")["verdict"] == "captured"
+        found = document(node, "explain", name, "198.51.100.9:80", "--source", "127.0.0.1", "--try")
+        assert (found["verdict"], found["error"], found["try"]["agrees"]) == ("unreachable", "EINVAL", True)
+    finally:
+        pod.stop()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -95,6 +95,39 @@ def test_a_changed_primary_address_is_the_new_source(node: Node, pod: Pod) -> No
         return pod.envoy.next_connection().source.startswith(f"{new}:")
 
     wait_until(is_seen, "the proxy to see the new address", 3)
+
+
+CONNECT = """
+import errno, json, socket, sys
+client = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET)
+client.settimeout(5)
+try:
+    client.connect((sys.argv[1], 8080))
+    print(json.dumps("connected"))
+except OSError as error:
+    print(json.dumps(errno.errorcode.get(error.errno, str(error))))
+"""
+
+
+@pytest.mark.parametrize("target", ["203.0.113.9", "2001:db8:9::9"])
+def test_routes_that_come_and_go_count(pod: Pod, target: str) -> None:
+    version = ip_address(target).version
+    network = ip_network(f"{pod.ip4}/24" if version == 4 else f"{pod.ip6}/64", strict=False)
+
+    def is_now(outcome: str) -> None:
+        wait_until(lambda: pod.python(CONNECT, target) == outcome, f"{target} to be {outcome}", SOON)
+
+    is_now("connected")
+    ip(pod.netns, f"-{version}", "route", "del", "default")
+    is_now("ENETUNREACH")
+    ip(pod.netns, f"-{version}", "route", "add", "default", "via", network[1])
+    is_now("connected")
+    ip(pod.netns, f"-{version}", "route", "add", "prohibit", target)
+    is_now("EACCES")
+    ip(pod.netns, f"-{version}", "rule", "add", "to", target, "lookup", "main")
+    is_now("connected")  # routes with a rule of the pod's own are not known
+    ip(pod.netns, f"-{version}", "rule", "del", "to", target)
+    is_now("EACCES")
 
 
 def test_an_interface_excluded_by_name_may_come_later(node: Node) -> None:

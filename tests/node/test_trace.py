@@ -19,6 +19,7 @@ from tests.lab.command import sidestep, tracing
 from tests.lab.inside import PYTHON
 from tests.lab.node import Node
 from tests.lab.pod import APP_PORT, Pod
+from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
 
 LIMIT = 60
@@ -126,6 +127,23 @@ def test_a_connection_without_a_listener_is_refused_and_the_listeners_come_and_g
     for events, kind in zip(begun, ("listening", "closed"), strict=True):
         assert {each["event"] for each in events} == {kind}
         assert {each["destination"] for each in events} == listeners
+
+
+def test_what_has_no_route_is_told(mesh: Mesh) -> None:
+    with (
+        extra(mesh, "lost", ISTIO_META_DNS_CAPTURE="true") as pod,
+        tracing(mesh.node, "lost", "--verdict", "unreachable", "--output", "json") as trace,
+    ):
+        for version in (4, 6):
+            subprocess.run(["ip", f"-{version}", "-n", pod.netns.name, "route", "del", "default"], check=True)
+        wait_until(lambda: pod.python(SEND, "AF_INET6", "2001:db8::53", 53) == "ENETUNREACH", "the change", 4)
+        events_of(trace, 1)
+        assert pod.python(SEND, "AF_INET", "192.0.2.53", 53) == "ENETUNREACH"
+        assert pod.curl("192.0.2.9").pod is None
+        query, connection = events_of(trace, 2)
+    for event, destination in ((query, "192.0.2.53:53"), (connection, f"192.0.2.9:{APP_PORT}")):
+        assert (event["direction"], event["verdict"], event["rule"]) == ("outbound", "unreachable", "no-route")
+        assert (event["destination"], event["listener"]) == (destination, None)
 
 
 def test_a_datagram_to_a_denied_port_is_told(mesh: Mesh) -> None:

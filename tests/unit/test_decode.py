@@ -105,4 +105,4 @@ def test_counters_have_names() -> None:
         "value"
     ]["connections"]
     assert counts["outbound_direct"] == 0
-    assert counts["inbound_refused"] == 7
+    assert counts["inbound_refused"] == 8

@@ -1,6 +1,7 @@
 """The kernel half's policy.h and address.h, compiled with gcc, decide as the reference in Python does."""
 
 import ctypes
+import errno
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
@@ -11,27 +12,40 @@ from bpf.layout import RULES, Address, NetworkVerdict, PodFlags, PortRule
 from cni.enrolment.entries import Entries, Identity, entries_of
 from cni.netns.sandbox import InterfaceAddress, Sandbox
 from cni.policy.annotations import CapturePolicy
-from cni.policy.decision import TPROXY_MARK, Container, Inbound, IPAddress, Outbound, Verdict, inbound, outbound
+from cni.policy.decision import (
+    TPROXY_MARK,
+    Container,
+    Inbound,
+    IPAddress,
+    Outbound,
+    Verdict,
+    inbound,
+    outbound,
+    refusal,
+)
 from cni.policy.prefixes import effective_prefixes
 from tests.unit.compile_c import build
 
 SOURCE = """
 #include "address.h"
 #include "policy.h"
-struct facts { unsigned ports, network, mark; unsigned short port; bool udp, own, excluded, uid, gid;
-               unsigned char container; };
+struct facts { unsigned ports, network, mark, route_error; unsigned short port; bool udp, own, excluded, uid, gid;
+               bool chosen; unsigned char container; };
 int outbound(unsigned flags, struct address *to, struct address *source, struct facts *given)
 {
     struct outbound facts = {.ports = given->ports, .network = given->network, .mark = given->mark, .port = given->port,
                              .udp = given->udp, .excluded_interface = given->excluded, .proxy_uid = given->uid,
-                             .proxy_gid = given->gid, .container = given->container};
+                             .proxy_gid = given->gid, .container = given->container,
+                             .route_error = given->route_error};
     struct destination destination = {.address = *to, .family = is_mapped(to) ? AF_INET : AF_INET6};
     resolve_unspecified(&destination, source);
     facts.first_loopback = is_first_loopback(&destination.address);
     facts.loopback = is_on_lo(&destination.address) || given->own;
-    facts.from_inbound = is_inbound_source(source);
-    struct decision decision = decide_outbound(flags, &facts);
-    return decision.verdict | decision.rule << 8;
+    facts.from_inbound = is_inbound_source(source) || given->chosen;
+    facts.multicast = is_multicast(&destination.address);
+    facts.from_loopback = is_mapped(source) && is_loopback(source) && !is_unspecified(source);
+    struct decision decision = with_route(flags, &facts, decide_outbound(flags, &facts));
+    return decision.verdict | decision.rule << 8 | decision.error << 16;
 }
 int inbound(unsigned flags, struct address *source, bool own, unsigned short port, unsigned ports, bool excluded)
 {
@@ -39,7 +53,7 @@ int inbound(unsigned flags, struct address *source, bool own, unsigned short por
     return is_on_lo(source) || own ? VERDICT_PASS : decision.verdict | decision.rule << 8;
 }
 """
-VERDICTS = ["pass", "proxy-outbound", "proxy-inbound", "dns", "refuse"]
+VERDICTS = ["pass", "proxy-outbound", "proxy-inbound", "dns", "refuse", "unreachable"]
 CONTAINERS: list[Container] = ["trusted", "other", "unknown"]  # enum container
 OWN = (IPv4Address("10.9.0.2"), IPv6Address("fd99::2"))
 SANDBOX = Sandbox(1, tuple(InterfaceAddress(ip, 2, ip) for ip in OWN))
@@ -69,6 +83,9 @@ addresses = (
                     "::",
                     "10.9.0.1",
                     "fd99::1",
+                    "224.0.0.251",
+                    "ff02::1",
+                    "255.255.255.255",
                 ],
             ),
         ]
@@ -133,8 +150,9 @@ class Facts(ctypes.Structure):
         ("ports", ctypes.c_uint),
         ("network", ctypes.c_uint),
         ("mark", ctypes.c_uint),
+        ("route_error", ctypes.c_uint),
         ("port", ctypes.c_ushort),
-        *((name, ctypes.c_bool) for name in ("udp", "own", "excluded", "uid", "gid")),
+        *((name, ctypes.c_bool) for name in ("udp", "own", "excluded", "uid", "gid", "chosen")),
         ("container", ctypes.c_uint8),
     ]
 
@@ -148,7 +166,9 @@ connections = st.builds(
     gid=owners,
     own_addresses=st.just(frozenset(OWN)),
     protocol=st.sampled_from(["tcp", "tcp", "udp"]),
-    interface=st.sampled_from(["eth0", "eth1"]),
+    interface=st.sampled_from(["eth0", "eth1", "lo"]),
+    route_error=st.sampled_from([0, 0, errno.ENETUNREACH, errno.EACCES]),
+    does_loopback_stay=st.booleans(),
     mark=st.sampled_from([0, TPROXY_MARK]),
     container=st.sampled_from(CONTAINERS),
 )
@@ -158,34 +178,44 @@ def is_of_one_family(conn: Outbound) -> bool:
     return conn.source is None or plain(conn.source).version == plain(conn.destination).version
 
 
+def is_lo_chosen(conn: Outbound, to: IPAddress) -> bool:
+    """Whether the kernel chooses ::6 as the source: for an address that is local by a route alone."""
+    is_on_lo = to.is_loopback or to.is_unspecified or to in OWN or to == IPv6Address("::6")
+    is_bound = conn.source is not None and not plain(conn.source).is_unspecified
+    return to.version == 6 and conn.interface == "lo" and not is_on_lo and not is_bound
+
+
 @given(policy=policies, conn=connections.filter(is_of_one_family))
 def test_outbound(kernel: ctypes.CDLL, policy: CapturePolicy, conn: Outbound) -> None:
     pod, to = entries(policy), plain(conn.destination)
     if to == IPv4Address(0) and isinstance(bound := plain(conn.source or to), IPv4Address):
         to = bound  # the kernel dials what the socket is bound to
-    is_lo = to.is_loopback or to.is_unspecified or to in OWN or to == IPv6Address("::6")
+    is_lo = to.is_loopback or to.is_unspecified or to in OWN or to == IPv6Address("::6") or conn.interface == "lo"
     facts = Facts(
         ports=pod.port_rules.get(conn.port, PortRule(0)),
         network=longest_match(policy, to),
         mark=conn.mark,
         port=conn.port,
         udp=conn.protocol == "udp",
-        own=to in OWN,
+        own=to in OWN or conn.interface == "lo",
+        route_error=conn.route_error,
         excluded=("lo" if is_lo else conn.interface) in policy.exclude_interfaces,
         uid=conn.uid == policy.proxy_uid,
         gid=conn.gid == policy.proxy_gid,
+        chosen=is_lo_chosen(conn, to),
         container=CONTAINERS.index(conn.container),
     )
     found = kernel.outbound(
-        pod.flags & ~PodFlags.IPV6,
+        pod.flags & ~PodFlags.IPV6 | (PodFlags.LOOPBACK_STAYS if conn.does_loopback_stay else PodFlags(0)),
         ctypes.byref(Address.of(conn.destination)),
         ctypes.byref(Address.of(conn.source)),
         ctypes.byref(facts),
     )
     expected = outbound(policy, conn)
     assert VERDICTS[found & 0xFF] == expected.action, expected
+    assert found >> 16 == (refusal(conn) if expected.action == "unreachable" else 0)
     if conn.protocol == "tcp":  # of other UDP the kernel does not ask further once it is not DNS
-        is_same_rule(RULES[found >> 8], expected)
+        is_same_rule(RULES[found >> 8 & 0xFF], expected)
 
 
 @given(

@@ -32,6 +32,7 @@ _OUTBOUND: dict[tuple[str, str], Action] = {
     ("dns", "captured"): "dns",
     ("outbound", "refused"): "refuse",
     ("outbound", "denied"): "refuse",
+    ("outbound", "unreachable"): "unreachable",
 }
 _INBOUND: dict[tuple[str, str], Action] = {
     ("inbound", "direct"): "pass",
@@ -43,6 +44,7 @@ _INBOUND: dict[tuple[str, str], Action] = {
 _WORDS: dict[Action, str] = {
     "pass": "directly",
     "refuse": "nowhere: it was refused",
+    "unreachable": "nowhere: there is no route",
     **{k: f"to {v[0]}" for k, v in LISTENERS.items()},
 }
 
@@ -223,8 +225,8 @@ def _too_busy(pod: EnrolledPod) -> CannotTry:
 
 def _fitting(asked: Outbound, seen: Attempted, counted: frozenset[Action]) -> frozenset[Action]:
     """The verdicts that fit. The socket tells more than the counters, which count all of the pod's connections."""
-    if seen.error in (errno.EPERM, errno.EACCES) and seen.dialled is None:
-        return frozenset(("refuse",))
+    if seen.error == errno.EPERM and seen.dialled is None:
+        return counted & {"refuse", "unreachable"} or frozenset(("refuse",))
     if seen.dialled is None:
         return counted or frozenset(("pass",))
     to, port = ip_address(seen.dialled[0]), seen.dialled[1]

@@ -6,10 +6,12 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
 from bpf.errors import SidestepError
+from bpf.layout import PodFlags
 from bpf.tables import Tables
 from cni.enrolment.steered import Steering
 from cni.enrolment.strays import NO_STRAYS, PodProcesses
 from cni.netns.proc_net import plain
+from cni.netns.routes import LO
 from cni.policy import decision
 from cni.policy.annotations import CapturePolicy
 from cni.policy.decision import TUNNEL_PORT, Container, Inbound, IPAddress, Outbound, Verdict
@@ -29,10 +31,11 @@ class Explanation:
 
     @property
     def word(self) -> str:
-        """The verdict as the counters call it: direct, captured, refused or denied."""
+        """The verdict as the counters call it: direct, captured, refused, denied or unreachable."""
         if self.verdict.rule == "deny":
             return "denied"
-        return {"pass": "direct", "refuse": "refused"}.get(self.verdict.action, "captured")
+        words = {"pass": "direct", "refuse": "refused", "unreachable": "unreachable"}
+        return words.get(self.verdict.action, "captured")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Explainer:
         interface: str | None = None,
     ) -> Explanation:
         """Explain a connect() in the pod, of a socket bound to `source` and `interface`. Raises SidestepError."""
+        route = self.pod.route_to(self._tables, plain(destination))
+        is_routed = interface is None and not mark and not (protocol == "udp" and route and route.ifindex)
         asked = Outbound(
             destination,
             port,
@@ -89,6 +94,8 @@ class Explainer:
             self._container(by),
             self.pod.is_ipv6_captured,
             self.pod.has_started,
+            route.error if route and is_routed else 0,
+            PodFlags.LOOPBACK_STAYS in self.pod.flags,
         )
         verdict = decision.outbound(self._policy, asked)
         if verdict.action != "pass" and self._processes.are_all_strays:
@@ -110,7 +117,7 @@ class Explainer:
         asked = Inbound(
             port,
             source,
-            self.pod.addresses,
+            self.pod.addresses | self._at_home(destination),
             self._interface(interface, plain(source)),
             destination,
             protocol,
@@ -131,10 +138,16 @@ class Explainer:
         general, *each = (self.inbound(source, port, destination, interface=interface) for port in asked)
         return general, [one for one in each if one.verdict.action != general.verdict.action]
 
+    def _at_home(self, destination: IPAddress | None) -> frozenset[IPAddress]:
+        """A destination that the pod has by a local route."""
+        route = None if destination is None else self.pod.route_to(self._tables, plain(destination))
+        is_local = destination is not None and route is not None and route.ifindex == LO and not route.error
+        return frozenset((plain(destination),)) if destination is not None and is_local else frozenset()
+
     def _interface(self, wanted: str | None, far: IPAddress) -> str | None:
         if wanted is None:
-            index = self.pod.interface_to(self._tables, far)
-            return None if index is None else interface_name(index, self._interfaces)
+            route = self.pod.route_to(self._tables, far)
+            return interface_name(route.ifindex, self._interfaces) if route and not route.error else None
         if wanted not in self._interfaces.values():
             known = ", ".join(sorted(self._interfaces.values())) or "unknown"
             raise SidestepError(f"{self.pod.identity} has no interface {wanted}; its interfaces: {known}")

@@ -1,5 +1,6 @@
 """The reason for a verdict in words, and the annotation behind it."""
 
+import errno
 from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Any
@@ -9,7 +10,7 @@ from cni.enrolment.steered import Steering
 from cni.enrolment.strays import NO_STRAYS, NOT_KNOWN, STRAYS, PodProcesses, Stray
 from cni.netns.proc_net import endpoint
 from cni.policy import annotations as istio
-from cni.policy.decision import Inbound, Outbound
+from cni.policy.decision import Inbound, Outbound, refusal
 from installer.commands.explain.explainer import STRAY, Explanation, routed
 from installer.commands.pods.namespace import NamespaceView
 from installer.commands.pods.policy_words import LISTENERS, annotations_of, is_default, part_of, proxy_of
@@ -38,6 +39,7 @@ _RULES: dict[str, str | tuple[str, str]] = {
     "I5": ("its port is an included inbound port", "its port is not among the included inbound ports"),
     "early-outbound": "the pod asks for early outbound, and its proxy has not listened yet",
     "deny": "the pod denies this port, no matter who connects",
+    "no-route": (_REFUSED_BY_KERNEL := "the kernel would refuse it"),
     "no IPv6": "the pod's IPv6 is not captured",
     "self": "it comes from the pod itself; the outbound rules decided when it was opened",
     "transit": "it is not for one of the pod's addresses",
@@ -47,6 +49,12 @@ _RULES: dict[str, str | tuple[str, str]] = {
 }
 _REFUSED = "it has the proxy's user or group, and the strict pod's proxy container is not known yet"
 _ALWAYS_EXCLUDED = "its port is one of 15020, 15021 and 15090, which are always excluded"
+_UNREACHABLE = {
+    errno.ENETUNREACH: "the pod has no route there, or it is a multicast or broadcast address",
+    errno.EHOSTUNREACH: "a route of the pod says unreachable",
+    errno.EACCES: "a route of the pod prohibits it",
+    errno.EINVAL: "a route of the pod is a blackhole, or the socket is bound to an address of loopback",
+}
 _UDP_DIRECT = "no UDP is captured, except DNS if DNS capture is on"
 
 _ANNOTATIONS = {
@@ -71,6 +79,8 @@ def why(found: Explanation) -> str:
     rule, action = found.verdict.rule, found.verdict.action
     if action == "refuse" and rule != "deny":
         return _REFUSED
+    if isinstance(found.asked, Outbound) and rule == "no-route":
+        return _UNREACHABLE.get(refusal(found.asked), _REFUSED_BY_KERNEL)
     if rule == "O11" and found.asked.protocol == "udp":
         return _UDP_DIRECT
     if _is_always_excluded(found):
@@ -128,7 +138,15 @@ def explanation_document(
         "goes_to": _goes_to(found, inside),
         "steering": str(steering),
         "processes": processes.document(),
+        "error": _error(found),
     }
+
+
+def _error(found: Explanation) -> str | None:
+    """The name of the errno that the call fails with; None if it is not refused."""
+    if found.verdict.action == "unreachable" and isinstance(found.asked, Outbound):
+        return errno.errorcode[refusal(found.asked)]
+    return "EPERM" if found.verdict.action == "refuse" and isinstance(found.asked, Outbound) else None
 
 
 def _connection(asked: Outbound | Inbound) -> dict[str, Any]:
@@ -144,7 +162,7 @@ def _connection(asked: Outbound | Inbound) -> dict[str, Any]:
 def _goes_to(found: Explanation, inside: NamespaceView | None) -> dict[str, Any] | None:
     """Who receives the connection. `is_listening` is None if it is unknown: outside the pod, UDP, a lost namespace."""
     asked, action = found.asked, found.verdict.action
-    if action == "refuse":
+    if action in ("refuse", "unreachable"):
         return None
     is_seen = inside is not None and asked.protocol == "tcp"
     if action in LISTENERS:
@@ -179,8 +197,8 @@ def explanation_text(document: dict[str, Any]) -> str:
         listening = {True: " (somebody listens)", False: " (NOBODY listens)", None: ""}[goes["is_listening"]]
         lines.append(f"  goes to     {goes['what']}{port}{listening}")
     else:
-        is_outbound = document["direction"] == "outbound"
-        lines.append(f"  goes to     nobody: {'the call fails with EPERM' if is_outbound else 'the client gets a RST'}")
+        error = document["error"]
+        lines.append(f"  goes to     nobody: {f'the call fails with {error}' if error else 'the client gets a RST'}")
     for other in document.get("other_ports", ()):
         lines.append(f"  but port {other['port']}: {other['verdict']}, rule {other['rule']}: {other['why']}")
     tried = document.get("try")

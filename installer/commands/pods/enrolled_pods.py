@@ -8,7 +8,7 @@ from socket import AF_INET
 from typing import Any
 
 from bpf import links
-from bpf.layout import INBOUND_PORT, Cookie, Level, NetworkKey, NetworkVerdict, PodEntry, PodFlags, PortRule
+from bpf.layout import INBOUND_PORT, Cookie, Level, NetworkKey, NetworkVerdict, PodEntry, PodFlags, PortRule, RouteEntry
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
 from cni.enrolment.entries import Identity, excluded_interfaces_of
@@ -50,10 +50,9 @@ class EnrolledPod:
         """Whether the pod's IPv6 is captured."""
         return PodFlags.IPV6 in self.flags
 
-    def interface_to(self, tables: Tables, ip: IPAddress) -> int | None:
-        """The index of the interface through which the pod reaches an address. None if the programs do not know it."""
-        route = tables.routes.get(NetworkKey.of(self.cookie, ip_network(ip)))
-        return route.ifindex if route else None
+    def route_to(self, tables: Tables, ip: IPAddress) -> RouteEntry | None:
+        """What the programs know of the pod's route to an address; None if they know nothing of it."""
+        return tables.routes.get(NetworkKey.of(self.cookie, ip_network(ip)))
 
     def deciding(self, names: Mapping[int, str]) -> CapturePolicy:
         """The policy that decides: its excluded interfaces are those in the maps, named by interface_name()."""

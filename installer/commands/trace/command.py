@@ -11,7 +11,7 @@ from installer.settings import Attachment, Node, take, take_one
 if TYPE_CHECKING:
     from installer.commands.trace.wanted import Wanted
 
-_VERDICTS = ("direct", "captured", "refused", "denied")
+_VERDICTS = ("direct", "captured", "refused", "denied", "unreachable")
 
 
 @click.command()
