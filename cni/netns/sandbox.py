@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
+from itertools import islice
 from typing import TypeVar
 
 from bpf.syscalls import Descriptor
@@ -144,10 +145,8 @@ def _loopback_stays(rtnl: Rtnl, routes: Mapping[IpNetwork, Route], addresses: tu
     """Whether the kernel refuses to send from 127.0.0.1 by the widest route of IPv4."""
     out = [network for network, route in routes.items() if network.version == 4 and leads_out(route)]
     network = min(out, key=lambda each: each.prefixlen, default=None)
-    own = {each.ip for each in addresses}
-    if network is None or (stranger := _somebody_in(network)) in own:
-        return False
-    return rtnl.refuses(stranger, _LOOPBACK4)
+    stranger = _stranger_in(network, {each.ip for each in addresses}) if network else None
+    return stranger is not None and rtnl.refuses(stranger, _LOOPBACK4)
 
 
 def addresses_in(rtnl: Rtnl) -> Iterator[InterfaceAddress]:
@@ -198,6 +197,14 @@ def _somebody_in(network: IpNetwork) -> IpAddress:
     if network.prefixlen == 0:
         return _BEYOND[network.version]
     return network[min(1, network.num_addresses - 1)]
+
+
+def _stranger_in(network: IpNetwork, own: Collection[IpAddress]) -> IpAddress | None:
+    """An address in `network` that the namespace has not itself; None if there is none."""
+    if network.prefixlen == 0:
+        return _BEYOND[network.version]
+    some: Iterator[IpAddress] = islice(network, 1, len(own) + 2)
+    return next((each for each in some if each not in own), None)
 
 
 def require_address(sandbox: Sandbox) -> None:

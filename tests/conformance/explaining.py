@@ -11,7 +11,7 @@ from installer.commands.explain.explainer import Asker, Explainer
 from installer.commands.pods.enrolled_pods import find_pod
 from installer.commands.pods.namespace import looked_into
 from tests.conformance.configs import Config
-from tests.conformance.parties import judging, party, plain
+from tests.conformance.parties import UNREACHABLE, judging, party, plain
 from tests.conformance.probe import Probe
 from tests.conformance.world import Seen
 
@@ -52,10 +52,12 @@ def _explain(explainer: Explainer, probe: Probe, address: str, port: int) -> Ver
 def disagreements(probe: Probe, verdicts: Verdicts, seen: Seen) -> list[str]:
     """Where the kernel did something else."""
     ends = [each["hit"] for each in seen.get("answers") or seen.get("each") or [seen]]
+    if ends[0] in UNREACHABLE:  # the prober has given up there
+        verdicts, ends = verdicts[:1], ends[:1]
     if len(ends) != len(verdicts):
         return [f"{len(verdicts)} destinations, but {seen}"]
     return [
         f"{verdict.action} by {verdict.rule}, but it went to {hit}"
-        for (_, port), verdict, hit in zip(probe.destinations, verdicts, ends, strict=True)
+        for (_, port), verdict, hit in zip(probe.destinations[: len(ends)], verdicts, ends, strict=True)
         if verdict.action not in party(probe).takes(hit, port)
     ]

@@ -11,7 +11,7 @@ from tests.conformance.configs import NEIGHBOUR, Config
 from tests.conformance.probe import ADDRESSES, Probe
 
 # what a client is told of a connection that has nowhere to go
-_UNREACHABLE = frozenset(map(os.strerror, (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)))
+UNREACHABLE = frozenset(map(os.strerror, (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)))
 
 
 def plain(address: str) -> IPAddress:
@@ -32,7 +32,7 @@ class Party:
 
     def takes(self, hit: str, port: int) -> set[Action]:
         """What may have become of a connection to a port. A proxy's own port looks the same captured and direct."""
-        if hit in _UNREACHABLE:
+        if hit in UNREACHABLE:
             return {"unreachable", "pass"}  # direct, if the kernel had the last word
         return {self.captured.get(hit, "pass"), *(("pass",) if self.ports.get(hit) == port else ())}
 
