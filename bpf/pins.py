@@ -93,7 +93,8 @@ class Pins:
         require_bpffs(self.bpffs)
         if self.maps.is_dir():
             return
-        if others := sorted(path.name for path in self.top.glob("v*") if path != self.root):
+        # a layout with "-" in its name is what is left of a version that is not attached any more (takeover.py)
+        if others := sorted(path.name for path in self.top.glob("v*") if path != self.root and "-" not in path.name):
             raise OtherVersion(f"{self.top} has the pins of layout {', '.join(others)}, not {LAYOUT}; {_ITS_OWN}")
         raise NotAttached(
             f"nothing is attached: {self.root} is not there; run `sidestep attach` (or start the agent), or give the "

@@ -20,6 +20,7 @@ from bpf.errors import KernelRefused, SidestepError
 from bpf.hooks import DEATH_HOOKS
 from bpf.layout import Event, Quad, TracingEntry, Word
 from bpf.libbpf import LIBBPF, TakeEvent
+from bpf.pinned import Pinned, pinned_now
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor
 from bpf.tables import Table
@@ -45,7 +46,7 @@ class Trace:
     """
 
     def __init__(self, pins: Pins, cookie: int = 0) -> None:
-        self._cookie = cookie
+        self._pins, self._cookie = pins, cookie
         self._taken: list[bytes] = []
         with ExitStack() as opening:
             self._tracing: Table[Word, TracingEntry] = Table(pins, "tracing")
@@ -77,6 +78,10 @@ class Trace:
         """
         time.sleep(seconds)
         return self._consume()
+
+    def pinned_now(self) -> Pinned:
+        """What is pinned now instead of the maps that the events come from. Raises OtherVersion, KernelRefused."""
+        return pinned_now(self._pins, self._tracing)
 
     @property
     def lost(self) -> int:

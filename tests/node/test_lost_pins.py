@@ -1,5 +1,6 @@
 """Somebody removes pins, or the bpffs. The agent holds what was pinned: nothing opens, and everything comes back."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,12 +10,14 @@ from collections.abc import Callable
 import pytest
 
 from bpf.pins import Pins
-from tests.lab.command import sidestep, sidestep_json
+from tests.lab.command import sidestep, sidestep_json, tracing
 from tests.lab.node import Node
 from tests.lab.waiting import wait_until
+from tests.node.conftest import Mesh
 from tests.node.sidestep import document
 from tests.node.test_observation import scrape
 from tests.node.test_status import status
+from tests.node.test_top import shown
 
 
 def remove_all(pins: Pins) -> None:
@@ -89,3 +92,40 @@ def test_detach_ends_capture_although_the_agent_holds_the_links(node: Node) -> N
     finally:
         os.kill(node.agent.pid, signal.SIGCONT)
     wait_until(lambda: scrape(node)["sidestep_attached",] == 1, "the agent to attach again", 60)
+
+
+def test_trace_and_top_go_on_when_the_programs_are_attached_anew(node: Node) -> None:
+    alpha, gamma = node.pod("alpha"), node.pod("gamma", mesh=False)
+    with (
+        tracing(node, "--verdict", "captured", "--output", "json") as trace,
+        shown(Mesh(node, alpha, alpha, gamma)) as terminal,
+    ):
+        assert trace.stdout is not None and trace.stderr is not None
+        terminal.shows("default/alpha", "sidestep attached")
+        alpha.curl(gamma.ip4)
+        assert json.loads(trace.stdout.readline())["pod"] == "default/alpha"
+        node.agent.terminate()
+        assert sidestep(node, "detach", "--end-capture").returncode == 0
+        terminal.shows("NOT ATTACHED")
+        assert trace.stderr.readline() == "sidestep: nothing is attached; the trace waits 30 s for it\n"
+        node.agent.start()
+        assert trace.stderr.readline() == "sidestep: the programs were attached anew, and the trace goes on\n"
+        beta = node.pod("beta")
+        terminal.shows("default/beta", "sidestep attached")
+        beta.curl(gamma.ip4)
+        assert json.loads(trace.stdout.readline())["pod"] == "default/beta"
+        terminal.press(b"q")
+        assert terminal.ends() == 0
+
+
+def test_a_trace_ends_if_nothing_is_attached_for_long(node: Node) -> None:
+    with tracing(node) as trace:
+        node.agent.terminate()
+        assert sidestep(node, "detach").returncode == 0
+        assert trace.wait(45) == 1
+        assert trace.stderr is not None
+        first, last = trace.stderr.read().splitlines()
+    assert first == "sidestep: nothing is attached; the trace waits 30 s for it"
+    assert last.startswith(
+        f"sidestep: nothing is attached: {Pins(node.bpffs).root} is not there; run `sidestep attach`"
+    )

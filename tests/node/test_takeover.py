@@ -1,6 +1,7 @@
 """Another version whose maps have other shapes takes over under load, and going back works the same way."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,15 @@ import pytest
 
 from bpf.pins import LAYOUT
 from tests.lab.apiserver import ApiServer
+from tests.lab.command import tracing
 from tests.lab.invocation import sidestep
 from tests.lab.node import REPOSITORY, Node
 from tests.lab.pod import Pod
 from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
 from tests.node.test_resilience import under_load
+from tests.node.test_top import shown
+from tests.node.test_trace import events_of
 
 # what the other version has otherwise: file, text, and the text in its place
 Change = tuple[tuple[str, str, str], ...]
@@ -136,3 +140,23 @@ def test_pods_that_are_not_found_stay_captured_by_the_other_version_and_are_name
     assert json.loads(sidestep("status", "--bpffs", node.bpffs, "--output", "json").stdout)["kept_by_others"] == {}
     captured(mesh.alpha, later)
     captured(later, mesh.beta)
+
+
+def test_commands_that_run_for_long_end_when_another_version_takes_over(mesh: Mesh, tmp_path: Path) -> None:
+    node = mesh.node
+    other = another_version(tmp_path, RAISED)
+    with tracing(node, "--output", "json") as trace, shown(mesh, columns=500) as terminal:
+        terminal.shows("default/alpha")
+        mesh.alpha.curl(mesh.beta.ip4)
+        assert events_of(trace, 4)
+        node.agent.terminate()
+        node.agent.start(other)
+        terminal.shows("another version of sidestep is attached", seconds=30)
+        assert terminal.ends() == 1
+        assert trace.wait(30) == 1
+        assert trace.stderr is not None
+        said = trace.stderr.read()
+    layouts = rf"layout v\w+, not {LAYOUT}; another version of sidestep is attached: use that version's command"
+    assert re.fullmatch(rf"sidestep: {node.bpffs}/sidestep has the pins of {layouts}.*\n", said)
+    node.agent.terminate()
+    node.agent.start(REPOSITORY)

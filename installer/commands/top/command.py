@@ -16,7 +16,8 @@ from installer.settings import Attachment, Node, take, take_one
 def top(attachment: Attachment, proc: Path, seconds: float) -> None:
     """Show rates of connections and messages live, pod by pod.
 
-    The keys c, d, f, a and n sort by captured, direct, failed, accelerated and name. q or Ctrl-C quits.
+    The keys c, d, f, a and n sort by captured, direct, failed, accelerated and name. q or Ctrl-C quits. If another
+    version of sidestep takes the node's pods over, top ends with exit status 1.
     """
     from installer.commands.top.live import show_top
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from bpf.errors import SidestepError
+from bpf.pinned import Pinned, pinned_now
 from bpf.pins import Pins
 from bpf.tables import Tables
 from installer.commands.sampling.sample import rates_between, take_sample
@@ -26,13 +27,17 @@ class NoTerminal(SidestepError):
 
 
 def show_top(pins: Pins, seconds: float, proc: Path) -> None:
-    """Show the node until q, Ctrl-C, SIGTERM or SIGHUP. Raises NoTerminal, NotAttached."""
+    """Show the node until q, Ctrl-C, SIGTERM or SIGHUP.
+
+    If the programs are detached and attached again, it goes on with the new maps. Raises NoTerminal, NotAttached;
+    OtherVersion if another version takes the pods over.
+    """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise NoTerminal("top needs a terminal; `sidestep report` and `sidestep status --output json` don't")
     console = Console()
     order = ORDERS[0]
-    with Tables(pins.look_only()) as tables, _until_hung_up(), _keys() as keys, suppress(KeyboardInterrupt):
-        before = take_sample(pins, tables, proc)
+    with _Maps(pins) as maps, _until_hung_up(), _keys() as keys, suppress(KeyboardInterrupt):
+        before = take_sample(pins, maps.tables, proc)
         with Live(console=console, screen=True, auto_refresh=False) as live:
             pause = 0.2  # the first figures come soon
             while True:
@@ -41,11 +46,36 @@ def show_top(pins: Pins, seconds: float, proc: Path) -> None:
                     return
                 chosen = next((each for each in ORDERS if each.key == key), None)
                 order = chosen or order
-                after = take_sample(pins, tables, proc)
+                if maps.follow():
+                    before = take_sample(pins, maps.tables, proc)
+                after = take_sample(pins, maps.tables, proc)
                 live.update(screen(after, rates_between(before, after), order, console.size.height), refresh=True)
                 # a key or a new window size draws early, but starts no new interval for the rates
                 if key is None:
                     before, pause = after, seconds
+
+
+class _Maps:
+    """The maps of the programs that are attached, or were last."""
+
+    def __init__(self, pins: Pins) -> None:
+        self._pins = pins.look_only()
+        self.tables = Tables(self._pins)
+
+    def follow(self) -> bool:
+        """Open the maps that are pinned now, if they are others; returns whether they are. Raises OtherVersion."""
+        if pinned_now(self._pins, self.tables.pods) is not Pinned.ANOTHER:
+            return False
+        fresh = Tables(self._pins)
+        self.tables.close()
+        self.tables = fresh
+        return True
+
+    def __enter__(self) -> "_Maps":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tables.close()
 
 
 @contextmanager

@@ -50,6 +50,7 @@ def trace(
 
     POD is NAME or NAMESPACE/NAME; without it, all pods are traced. A node can run one trace at a time. JSON output is
     one object per line. Events that cannot be read in time are lost and counted; no connection waits for the trace.
+    If another version of sidestep takes the node's pods over, the trace ends with exit status 1.
     """
     from installer.commands.trace.follow_events import follow_events
 

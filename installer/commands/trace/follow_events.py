@@ -1,5 +1,6 @@
 """`sidestep trace`: reads events and prints them as they happen."""
 
+import math
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ import click
 
 from bpf.errors import SidestepError
 from bpf.layout import Event
+from bpf.pinned import Pinned
 from bpf.pins import Pins
 from bpf.tables import Tables
 from bpf.tracing import Trace, deaths_told
@@ -24,30 +26,86 @@ from installer.commands.trace.wanted import Wanted
 
 # the ring holds some 18,000 events: three times what 100,000 a second bring in this time
 _POLL_SECONDS = 0.05
+# seconds between two looks at whether other maps are pinned, and how long to wait if there are none
+_LOOK_SECONDS, _PATIENCE_SECONDS = 0.5, 30.0
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def follow_events(pins: Pins, proc: Path, pod: str | None, wanted: Wanted, seconds: float | None, output: str) -> None:
     """Print events for so many seconds, None for no end. Ctrl-C and SIGTERM end it too. Raises SidestepError.
 
-    `proc` is a procfs of the node.
+    If the programs are detached and attached again, it goes on with the new maps. `proc` is a procfs of the node.
     """
-    with ExitStack() as running:
-        interruption = running.enter_context(Interruption())
-        tables = running.enter_context(Tables(pins))
-        cookie = cookie_of(tables, pod) if pod else 0
-        events = running.enter_context(Trace(pins, cookie))
-        _tell_untraced(pins, tables, proc, cookie)
-        if not wanted.verdict:
-            _tell_deaths(running, pins, interruption)
-        follower = _Follower(events, Reader(PodNames(tables)), wanted, output)
-        if not interruption.is_asked:
-            events.poll(0)  # drops the events that came before this
-            click.echo("tracing", err=True)
-        until = time.monotonic() + seconds if seconds else None
-        while not interruption.is_asked and (until is None or time.monotonic() < until):
-            follower.look(_POLL_SECONDS)
-        follower.look(0)
+    with Interruption() as interruption:
+        tracing = _Tracing(pins, proc, wanted, output, seconds, interruption)
+        if pod:
+            with Tables(pins) as tables:
+                tracing.cookie = cookie_of(tables, pod)
+        while tracing.trace():
+            click.echo("sidestep: the programs were attached anew, and the trace goes on", err=True)
+
+
+@dataclass
+class _Tracing:
+    """One run of the command: a trace, and further ones if other maps take the place of those that it reads."""
+
+    pins: Pins
+    proc: Path
+    wanted: Wanted
+    output: str
+    seconds: float | None
+    interruption: "Interruption"
+    cookie: int = 0
+    _until: float | None = None  # monotonic clock; set when the first trace begins
+    _look_again: float = 0.0
+    _nothing_since: float | None = None
+
+    def trace(self) -> bool:
+        """Trace until the end, or until other maps are pinned; returns whether they are."""
+        with ExitStack() as running:
+            tables = running.enter_context(Tables(self.pins))
+            events = running.enter_context(Trace(self.pins, self.cookie))
+            _tell_untraced(self.pins, tables, self.proc, self.cookie)
+            if not self.wanted.verdict:
+                _tell_deaths(running, self.pins, self.interruption)
+            follower = _Follower(events, Reader(PodNames(tables)), self.wanted, self.output)
+            self._begin(events)
+            is_replaced = False
+            while not (self._is_over() or is_replaced):
+                follower.look(_POLL_SECONDS)
+                is_replaced = self._is_replaced(events, follower)
+            follower.look(0)
+            return is_replaced
+
+    def _begin(self, events: Trace) -> None:
+        if self._until is not None or self.interruption.is_asked:
+            return
+        events.poll(0)  # drops the events that came before this
+        click.echo("tracing", err=True)
+        self._until = time.monotonic() + self.seconds if self.seconds else math.inf
+
+    def _is_over(self) -> bool:
+        return self._until is None or self.interruption.is_asked or time.monotonic() >= self._until
+
+    def _is_replaced(self, events: Trace, follower: "_Follower") -> bool:
+        """Whether other maps are pinned now. Raises OtherVersion, and NotAttached if there have been none for long."""
+        now = time.monotonic()
+        if now < self._look_again:
+            return False
+        self._look_again = now + _LOOK_SECONDS
+        try:
+            pinned = events.pinned_now()
+        except SidestepError:
+            follower.look(0)
+            raise
+        if pinned is not Pinned.NOTHING:
+            self._nothing_since = None
+        elif self._nothing_since is None:
+            self._nothing_since = now
+            click.echo(f"sidestep: nothing is attached; the trace waits {_PATIENCE_SECONDS:g} s for it", err=True)
+        elif now - self._nothing_since > _PATIENCE_SECONDS:
+            self.pins.require_attached()
+        return pinned is Pinned.ANOTHER
 
 
 def _tell_untraced(pins: Pins, tables: Tables, proc: Path, cookie: int) -> None:
