@@ -154,9 +154,9 @@ def load_program(name: str, kind: int, attach_type: int, code: bytes, maps: Sequ
     `kind` and `attach_type` are the kernel's numbers. `code` refers to maps by their index in `maps`, descriptors.
     """
     descriptors = (ctypes.c_int * len(maps))(*maps)
-    options = _LoadOptions(
-        size=ctypes.sizeof(_LoadOptions), expected_attach_type=attach_type, fd_array=ctypes.addressof(descriptors)
-    )
+    options = _LoadOptions(size=ctypes.sizeof(_LoadOptions), expected_attach_type=attach_type)
+    if maps:  # Linux 5.14 or newer
+        options.fd_array = ctypes.addressof(descriptors)
     made = LIBBPF.bpf_prog_load(kind, name.encode(), b"GPL", code, len(code) // 8, ctypes.byref(options))
     return _checked("bpf_prog_load", name, made)
 
