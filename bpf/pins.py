@@ -14,6 +14,7 @@ import ctypes
 import errno
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from bpf import syscalls
@@ -38,42 +39,42 @@ class OtherVersion(NotAttached):
 
 @dataclass(frozen=True)
 class Pins:
-    """The directories of one installation below a bpffs mount."""
+    """The directories of one installation below a bpffs mount. They are kept, because every ADD asks for many."""
 
     bpffs: Path
     is_read_only: bool = False  # whether maps are opened for reading only
 
-    @property
+    @cached_property
     def top(self) -> Path:
         """The directory with all layouts."""
         return self.bpffs / "sidestep"
 
-    @property
+    @cached_property
     def root(self) -> Path:
         """The directory of this version's layout."""
         return self.top / LAYOUT
 
-    @property
+    @cached_property
     def maps(self) -> Path:
         """Pinned maps."""
         return self.root / "maps"
 
-    @property
+    @cached_property
     def programs(self) -> Path:
         """Pinned programs."""
         return self.root / "programs"
 
-    @property
+    @cached_property
     def links(self) -> Path:
         """Pinned cgroup links."""
         return self.root / "links"
 
-    @property
+    @cached_property
     def places(self) -> Path:
         """Pinned cgroup links at further cgroups, a directory for each; see places.py."""
         return self.root / "places"
 
-    @property
+    @cached_property
     def netns(self) -> Path:
         """Pinned per-pod links."""
         return self.root / "netns"

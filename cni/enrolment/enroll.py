@@ -86,7 +86,7 @@ class Enrolments(Enrolled):
                 self._table(row.table).put(row.key, row.value)
             self._drop(gone)
             known.keys.difference_update(gone)
-            pod.source4, pod.source6 = Address.of(sandbox.routable(4)), Address.of(sandbox.routable(6))
+            pod.source4, pod.source6 = Address.of(sandbox.source(4)), Address.of(sandbox.source(6))
             pod.flags = pod.flags | PodFlags.ROUTES if sandbox.ways else pod.flags & ~PodFlags.ROUTES
             self._tables.pods.put(Cookie(cookie), pod)
 

@@ -108,7 +108,7 @@ class Enrolled:
         for row in rows_of(cookie, entries):
             stored = self._table(row.table).get(row.key)
             if stored is None or bytes(stored) != bytes(row.value):
-                found.append(row.meaning)
+                found.append(row.meaning())
         return found
 
     def damaged(self) -> dict[int, Identity]:

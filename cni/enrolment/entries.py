@@ -62,8 +62,8 @@ class Entries:
             port_rules=len(self.port_rules),
             networks=len(self.networks),
             acceleration=self.acceleration,
-            source4=Address.of(self.sandbox.routable(4)),
-            source6=Address.of(self.sandbox.routable(6)),
+            source4=Address.of(self.sandbox.source(4)),
+            source6=Address.of(self.sandbox.source(6)),
         )
         texts = {field: getattr(self.identity, field) for field in Identity.__dataclass_fields__}
         texts["excluded_interfaces"] = _SEPARATOR.join(self.excluded_interfaces)

@@ -1,7 +1,8 @@
 """One pod's entries as rows of tables. Code that writes, compares or removes rows need not know their meaning."""
 
 import ctypes
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from bpf.layout import (
@@ -25,19 +26,19 @@ TABLES = (*LASTING, "routes", "interfaces", "addresses")
 
 
 class TableRow(NamedTuple):
-    """A key and value of one table, and the sentence that CHECK prints if the table has no such row."""
+    """A key and value of one table, and what CHECK prints if the table has no such row: made when it is asked for."""
 
     table: str
     key: ctypes.Structure
     value: ctypes.Structure
-    meaning: str
+    meaning: Callable[[], str]
 
 
 def rows_of(cookie: int, entries: Entries) -> Iterator[TableRow]:
     """All rows of a pod: first those from its annotations, then those that change with its namespace."""
     yield from port_rows(cookie, entries.port_rules)
     for network, verdict in entries.networks.items():
-        meaning = f"range {network} should be {NetworkVerdict(verdict).name}"
+        meaning = partial("range {} should be {}".format, network, NetworkVerdict(verdict).name)
         yield TableRow("networks", NetworkKey.of(cookie, network), Word(verdict), meaning)
     yield from live_rows(cookie, entries.sandbox, entries.excluded_interfaces)
 
@@ -45,18 +46,22 @@ def rows_of(cookie: int, entries: Entries) -> Iterator[TableRow]:
 def port_rows(cookie: int, port_rules: Mapping[int, PortRule]) -> Iterator[TableRow]:
     """The rows for a pod's port rules. Ports are in host order."""
     for port, rule in port_rules.items():
-        yield TableRow("port_rules", PortKey(cookie, port), Word(rule), f"port {port} should be {PortRule(rule)!s}")
+        meaning = partial("port {} should be {!s}".format, port, PortRule(rule))
+        yield TableRow("port_rules", PortKey(cookie, port), Word(rule), meaning)
 
 
 def live_rows(cookie: int, sandbox: Sandbox, excluded_interfaces: Collection[str]) -> Iterator[TableRow]:
     """The rows that change with the namespace."""
     for network, way in sandbox.ways.items():
-        meaning = f"route to {network} should leave through interface {way.ifindex} from {way.source}"
+        words = "route to {} should leave through interface {} from {}"
+        meaning = partial(words.format, network, way.ifindex, way.source)
         yield TableRow(
             "routes", NetworkKey.of(cookie, network), RouteEntry(way.ifindex, Address.of(way.source)), meaning
         )
     for ifindex in (sandbox.interfaces[name] for name in excluded_interfaces if name in sandbox.interfaces):
-        yield TableRow("interfaces", InterfaceKey(cookie, ifindex), Word(1), f"interface {ifindex} should be excluded")
+        meaning = partial("interface {} should be excluded".format, ifindex)
+        yield TableRow("interfaces", InterfaceKey(cookie, ifindex), Word(1), meaning)
     for each in sandbox.addresses:
         own = OwnAddressEntry(each.ifindex, Address.of(each.source))
-        yield TableRow("addresses", AddressKey.of(cookie, each.ip), own, f"address {each.ip} should be registered")
+        meaning = partial("address {} should be registered".format, each.ip)
+        yield TableRow("addresses", AddressKey.of(cookie, each.ip), own, meaning)

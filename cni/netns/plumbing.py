@@ -35,7 +35,7 @@ def prepare(rtnl: Rtnl, sandbox: Sandbox, ipv6: bool, tproxy: bool, proc: Path =
         if ipv6:
             _add_inbound_source(rtnl)
         for version in (4, 6) if ipv6 else (4,):
-            _spread(rtnl, SPREAD4 if version == 4 else SPREAD6, sandbox.routable(version))
+            _spread(rtnl, SPREAD4 if version == 4 else SPREAD6, sandbox.source(version))
             if tproxy:
                 _answer_to_proxy(rtnl, version)
         for setting in _KEEP_MARK if tproxy else ():
@@ -51,7 +51,7 @@ def is_stale(rtnl: Rtnl, sandbox: Sandbox, ipv6: bool) -> bool:
     asked: list[IpAddress] = [SPREAD4[1], *([SPREAD6[1]] if ipv6 else [])]
     for somebody in asked:
         is_local, chosen = rtnl.local_source_to(somebody)
-        source = sandbox.routable(somebody.version)
+        source = sandbox.source(somebody.version)
         if not is_local or (source and chosen != source):
             return True
     return False

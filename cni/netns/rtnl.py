@@ -9,6 +9,7 @@ number. And it runs an event loop for each socket: the conversation of an ADD ta
 import os
 import secrets
 import socket
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ _SO_RCVBUFFORCE = 33  # uapi/asm-generic/socket.h; may exceed net.core.rmem_max
 _NOT_ASSIGNED = 0xFFFFFFFF
 # nlmsg_seq of all our requests ("side" in ASCII). The kernel's message about a change has its request's number, or 0.
 SEQUENCE = 0x73696465
+_END = struct.Struct("=IHHIIi")
 _BUFFER = 1 << 16  # bytes; the kernel's datagrams have at most 32 KiB (NLMSG_GOODSIZE and growth)
 
 
@@ -217,7 +219,10 @@ class Rtnl:
         """Send one request and yield the replies up to the end or the acknowledgement. Raises OSError."""
         self._socket.send(_encoded(request, kind, flags))
         while True:
-            for reply in self._parser.parse(self._socket.recv(_BUFFER)):
+            answer = self._socket.recv(_BUFFER)
+            if _is_bare_end(answer):
+                return
+            for reply in self._parser.parse(answer):
                 if reply["header"]["flags"] & _NLM_F_DUMP_INTR:
                     self._is_interrupted = True
                 if reply["header"]["type"] == netlink.NLMSG_ERROR:
@@ -227,6 +232,19 @@ class Rtnl:
                 if reply["header"]["type"] == netlink.NLMSG_DONE:
                     return
                 yield reply
+
+
+def _is_bare_end(answer: bytes) -> bool:
+    """Whether the kernel says nothing but that the request is done. pyroute2 takes 0.04 ms to find that out.
+
+    An end that says that a dump was interrupted says more. Both ends have the same shape: a nlmsghdr,
+    then an error number, which is 0 (uapi/linux/netlink.h).
+    """
+    if len(answer) < _END.size:
+        return False
+    length, kind, flags, _, _, error = _END.unpack_from(answer)
+    is_end = kind in (netlink.NLMSG_ERROR, netlink.NLMSG_DONE) and length >= len(answer)
+    return is_end and not error and not flags & _NLM_F_DUMP_INTR
 
 
 def _open() -> socket.socket:

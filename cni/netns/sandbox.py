@@ -1,7 +1,7 @@
 """Looks at a pod's network namespace from inside: cookie, addresses, interfaces, routes. Changes nothing.
 
-The kernel lets a single thread enter a network namespace. Each visit runs in a new thread, which ends inside the
-namespace. No thread has to come back, so a failure cannot leave a worker thread in the wrong pod.
+The kernel lets a single thread enter a network namespace. The thread that visits comes back before it does anything
+else. If it could not come back, it would do the next pod's work in the wrong namespace, so the process ends instead.
 """
 
 import ctypes
@@ -9,13 +9,12 @@ import fcntl
 import os
 import socket
 import struct
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address, ip_address
 from typing import TypeVar
 
+from bpf.syscalls import Descriptor
 from cni.errors import SandboxInvalid
 from cni.netns.rtnl import IpAddress, IpNetwork, Rtnl, UnicastRoute
 
@@ -24,6 +23,7 @@ T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000  # uapi/linux/sched.h
 _NS_GET_NSTYPE = 0xB703  # uapi/linux/nsfs.h
 _SO_NETNS_COOKIE = 71  # uapi/asm-generic/socket.h, Linux 5.14
+_OWN = "/proc/thread-self/ns/net"  # the calling thread's own namespace
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 # The most addresses of a pod that are looked at. So no pod can fill the table of all pods' addresses, or keep the agent
@@ -76,6 +76,15 @@ class Sandbox:
             if address.ip.version == version and not address.ip.is_link_local:
                 return address.ip
         return None
+
+    def source(self, version: int) -> IpAddress | None:
+        """The address of a family (4 or 6) that captured connections come from: the main one.
+
+        A pod may reach IPv4 by a link-local address alone, as on EKS with IPv6. Link-local IPv6 addresses reach no
+        further than a link.
+        """
+        link_local = (each.ip for each in self.addresses if each.ip.version == version == 4)
+        return self.routable(version) or next(link_local, None)
 
     def captures_ipv6(self, dual_stack: bool) -> bool:
         """Whether Istio would capture IPv6: if it is the pod's only family or, with ISTIO_DUAL_STACK, its second."""
@@ -158,26 +167,32 @@ def cookie_of_socket(which: socket.socket) -> int:
 
 
 def visit(netns_fd: int, work: Callable[[Rtnl], T]) -> T:
-    """Run `work` in a thread inside the namespace, and return its result or raise its exception.
+    """Run `work` in the calling thread inside the namespace, then come back. Returns what `work` returns.
 
-    Raises SandboxInvalid if the namespace cannot be entered, and in place of an OSError from `work`.
+    Raises SandboxInvalid if the namespace cannot be entered, and in place of an OSError from `work`. A thread of its
+    own for each visit would cost an ADD a tenth of its time.
     """
-    outcome: Future[T] = Future()
-
-    def inside() -> None:
-        try:
-            if _LIBC.setns(netns_fd, _CLONE_NEWNET) != 0:
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            with Rtnl() as rtnl:
-                outcome.set_result(work(rtnl))
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    thread = threading.Thread(target=inside, name="sandbox")
-    thread.start()
-    thread.join()
     try:
-        return outcome.result()
+        with Descriptor(os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)) as home:
+            _enter(netns_fd)
+            try:
+                with Rtnl() as rtnl:
+                    return work(rtnl)
+            finally:
+                _return(home.fd)
     except OSError as error:
         words = f"cannot work in the network namespace passed as CNI_NETNS: {error.strerror}"
         raise SandboxInvalid(words) from error  # callers that were given no CNI_NETNS show the cause instead
+
+
+def _enter(netns_fd: int) -> None:
+    if _LIBC.setns(netns_fd, _CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _return(home: int) -> None:
+    try:
+        _enter(home)
+    except OSError as error:
+        os.write(2, f"sidestep ends: it cannot leave a pod's network namespace: {error.strerror}\n".encode())
+        os.abort()

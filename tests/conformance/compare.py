@@ -2,19 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 
 from cni.policy.decision import Action, Inbound, Outbound, inbound, outbound
 from tests.conformance.configs import Config
-from tests.conformance.kinds import ADDRESSES, Probe
+from tests.conformance.parties import judging, party, plain
+from tests.conformance.probe import ADDRESSES, Probe
 from tests.conformance.world import Seen
 
-OWN = frozenset(
-    ip_address(each) for name in ("own", "own2", "own-eth1", "own-eth1-by-eth0") for each in ADDRESSES[name]
-)
-_BY_ETH1 = frozenset(ip_address(each) for name in ("beyond", "behind-eth1") for each in ADDRESSES[name])
+_BY_ETH1 = frozenset(plain(each) for name in ("beyond", "behind-eth1", "neighbour") for each in ADDRESSES[name])
 Differing = dict[str, tuple[object, object]]  # what differs: with iptables, with sidestep
-_CAPTURED: dict[str, Action] = {"E1": "proxy-outbound", "E6": "proxy-inbound", "D": "dns"}
 
 
 @dataclass(frozen=True)
@@ -88,36 +85,30 @@ def differences(config: Config, probe: Probe, iptables: Seen, sidestep: Seen) ->
 
 def predicted(config: Config, probe: Probe) -> Action | None:
     """What the reference says; None where it says nothing: several destinations, or what the pod only forwards."""
-    destination = ip_address(probe.destinations[0][0])
-    plain = getattr(destination, "ipv4_mapped", None) or destination
-    if len(probe.destinations) > 1 or (probe.place != "pod" and plain not in OWN):
+    pod, policy = party(probe), judging(config, probe).policy
+    address, port = probe.destinations[0]
+    destination = plain(address)
+    if len(probe.destinations) > 1 or (probe.is_from_outside and destination not in pod.own):
         return None
-    if plain.version == 6 and not config.captures_ipv6:
+    if destination.version == 6 and not judging(config, probe).captures_ipv6:
         return "pass"
-    port = probe.destinations[0][1]
-    if probe.place != "pod":
+    if probe.is_from_outside:
         if probe.protocol == "udp":
             return "pass"
-        source = IPv4Address("10.20.0.1") if plain.version == 4 else IPv6Address("fd20::1")
-        return inbound(config.policy, Inbound(port, source, OWN, "eth0" if probe.place == "peer" else "eth1")).action
-    return outbound(
-        config.policy,
-        Outbound(
-            destination,
-            port,
-            ip_address(probe.source) if probe.source else None,
-            *probe.opener,
-            OWN,
-            probe.protocol,
-            "eth1" if plain in _BY_ETH1 else "eth0",
-            probe.mark,
-        ),
-    ).action
+        source = ip_address(pod.outside[probe.place, destination.version])
+        return inbound(policy, Inbound(port, source, pod.own, pod.nics[probe.place])).action
+    bound = ip_address(probe.source) if probe.source else None
+    interface = "eth1" if destination in _BY_ETH1 else "eth0"
+    conn = Outbound(destination, port, bound, *probe.opener, pod.own, probe.protocol, interface, probe.mark)
+    return outbound(policy, conn).action
 
 
 def is_as_predicted(expected: Action, probe: Probe, seen: Seen) -> bool:
-    """Whether who got it is whom the reference names. A proxy's own port looks the same captured and direct."""
+    """Whether who got it is whom the reference names."""
     hit = seen["answers"][0]["hit"] if seen.get("answers") else seen["hit"]
-    if probe.destinations[0][1] == {"E1": 15001, "E6": 15006, "D": 15053}.get(hit):
-        return expected in ("pass", _CAPTURED[hit])
-    return expected == _CAPTURED.get(hit, "pass")
+    return expected in party(probe).takes(hit, probe.destinations[0][1])
+
+
+def is_fast(seen: Seen) -> bool:
+    """Whether the last connection of a probe brought data with its SYN, as TCP Fast Open does once it has a cookie."""
+    return bool(seen.get("each") and seen["each"][-1]["syn_data"])

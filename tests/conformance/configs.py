@@ -22,6 +22,8 @@ class Config:
     env: Mapping[str, str] = field(default_factory=lambda: DUAL)
     ids: tuple[int, int] = (1337, 1337)  # runAsUser and runAsGroup of istio-proxy
     families: tuple[int, ...] = (4, 6)
+    claims: tuple[str, ...] = ()  # addresses that the pod adds while it runs
+    workers: int = 1  # of the proxy: each has a listener of its own for each port and family
 
     def manifest(self) -> dict[str, Any]:
         """The Pod."""
@@ -54,10 +56,12 @@ def _traffic(name: str, env: Mapping[str, str] = DUAL, **values: str) -> Config:
     return Config(name, {TRAFFIC + key: value for key, value in values.items()}, env)
 
 
-def _tproxy(name: str, env: Mapping[str, str] = DUAL, ids: tuple[int, int] = (0, 1337), **values: str) -> Config:
+def _tproxy(
+    name: str, env: Mapping[str, str] = DUAL, ids: tuple[int, int] = (0, 1337), workers: int = 1, **values: str
+) -> Config:
     """The injector runs TPROXY proxies as root with the usual group."""
     annotations = {MODE: "TPROXY", **{TRAFFIC + key: value for key, value in values.items()}}
-    return Config(name, annotations, env, ids)
+    return Config(name, annotations, env, ids, workers=workers)
 
 
 CONFIGS = (
@@ -104,7 +108,13 @@ CONFIGS = (
     _traffic("dns-no-lo", env=DNS, excludeInterfaces="lo"),
     Config("dns-ipv4-of-two", env={"ISTIO_META_DNS_CAPTURE": "1"}),
     Config("dns-root-proxy", env=DNS, ids=(0, 1337)),
+    Config("2-workers", workers=2),
+    Config("16-workers", workers=16),
+    Config("17-workers", workers=17),
+    Config("64-workers", workers=64),
+    Config("64-workers-ipv6-only", env={}, families=(6,), workers=64),
     _tproxy("tproxy"),
+    _tproxy("tproxy-17-workers", workers=17),
     _tproxy("tproxy-by-uid", ids=(1337, 1337)),
     _tproxy("tproxy-in-include", includeInboundPorts="8080,15008"),
     _tproxy("tproxy-in-none", includeInboundPorts=""),
@@ -113,4 +123,16 @@ CONFIGS = (
     _tproxy("tproxy-dns", env=DNS),
     _tproxy("tproxy-no-eth1", excludeInterfaces="eth1"),
     _tproxy("tproxy-no-lo", excludeInterfaces="lo"),
+)
+
+# A pod of the same node. It has some addresses of the pod under test as well, but other rules, and another proxy.
+NEIGHBOUR = Config(
+    "neighbour",
+    {
+        TRAFFIC + "includeInboundPorts": "80",
+        TRAFFIC + "includeOutboundIPRanges": "",
+        TRAFFIC + "includeOutboundPorts": "443",
+    },
+    ids=(4337, 4337),
+    claims=("10.20.0.3", "fd20::3"),
 )

@@ -1,108 +1,20 @@
 """The kinds of connections: who connects from where to what, for each family in which that makes sense."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
 
-from tests.conformance.configs import Config
-
-Family = Literal["4", "6", "mapped"]
-Ids = tuple[int, int]
-APP: Ids = (1000, 1000)
-ROOT: Ids = (0, 0)
-
-# Names of addresses, by family: the pod's own, those of the two ends outside, and what is behind them.
-ADDRESSES: dict[str, tuple[str, str]] = {
-    "own": ("10.20.0.2", "fd20::2"),
-    "own2": ("10.20.0.3", "fd20::3"),
-    "own-eth1": ("10.21.0.2", "fd21::2"),
-    "own-eth1-by-eth0": ("10.21.0.3", "fd21::3"),
-    "peer": ("10.20.0.1", "fd20::1"),
-    "beyond": ("10.21.0.1", "fd21::1"),
-    "remote": ("203.0.113.7", "2001:db8:1::7"),
-    "remote2": ("198.51.100.7", "2001:db8:2::7"),
-    "behind-eth1": ("10.99.0.9", "fd99::9"),
-    "lo": ("127.0.0.1", "::1"),
-    "lo5": ("127.0.0.5", ""),
-    "lo123": ("127.1.2.3", ""),
-    "src6": ("127.0.0.6", "::6"),
-    "any": ("0.0.0.0", "::"),
-    "resolver": ("127.0.0.53", ""),
-}
-
-
-def address(name: str, family: Family) -> str:
-    """An address by name; empty when that family has none."""
-    four, six = ADDRESSES[name]
-    return {"4": four, "6": six, "mapped": f"::ffff:{four}"}[family]
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One connection, or one socket's queries, as the prober makes it (prober.py)."""
-
-    kind: str
-    family: Family
-    destinations: tuple[tuple[str, int], ...]
-    opener: Ids = APP
-    connector: Ids = APP
-    place: Literal["pod", "peer", "beyond"] = "pod"
-    protocol: Literal["tcp", "udp"] = "tcp"
-    how: Literal["connected", "unconnected"] = "connected"
-    source: str = ""
-    source_port: int = 0
-    device: str = ""
-    mark: int = 0
-    held: bool = False  # several connections at the same time
-
-    @property
-    def name(self) -> str:
-        """Kind and family."""
-        return f"{self.kind}/{self.family}"
-
-    def request(self) -> dict[str, Any]:
-        """What the prober reads."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of connection, of any family."""
-
-    name: str
-    to: str
-    port: int
-    ids: Ids = APP
-    families: str = "4 6 mapped"
-    more: tuple[str, ...] = ()  # further destinations
-    source: str = ""
-    options: tuple[tuple[str, Any], ...] = ()
-
-    def probes(self) -> Iterator[Probe]:
-        """One for each family that has the addresses."""
-        for family in self.families.split():
-            assert family in ("4", "6", "mapped")
-            addresses = [address(name, family) for name in (self.to, *self.more)]  # type: ignore[arg-type]
-            if not all(addresses):
-                continue
-            probe = Probe(
-                self.name,
-                family,  # type: ignore[arg-type]
-                tuple((each, self.port) for each in addresses),
-                self.ids,
-                self.ids,
-                source=address(self.source, family) if self.source else "",  # type: ignore[arg-type]
-            )
-            yield replace(probe, **dict(self.options))
+from tests.conformance.configs import NEIGHBOUR, Config
+from tests.conformance.probe import APP, ROOT, Kind, Probe
 
 
 def probes_of(config: Config) -> list[Probe]:
     """Everything to try on a pod, families that it has no addresses of left out."""
     policy = config.policy
-    kinds = [*_outbound(config), *_loopback(config), *_inbound(), *_dns(config)]
+    kinds = [*_outbound(config), *_loopback(config), *_inbound(), *_spread(config), *_fast_open(config)]
+    kinds += [*_shared(config), *_dns(config)]
     if policy.mode == "TPROXY" and config.ids[0] == 0:
         kinds += _original_source(config)
-    return [probe for kind in kinds for probe in kind.probes() if (6 if probe.family == "6" else 4) in config.families]
+    probes = [probe for kind in kinds for probe in kind.probes() if probe.version in config.families]
+    return probes + [probe for kind in _neighbours() for probe in kind.probes()]
 
 
 def _outbound(config: Config) -> Iterator[Kind]:
@@ -164,6 +76,59 @@ def _loopback(config: Config) -> Iterator[Kind]:
     yield Kind("lo.app.own.any-port", "own", 8080, source="any", options=(("source_port", 25005),))
     yield Kind("lo.proxy.own.53", "own", 53, proxy)
     yield Kind("lo.proxygid.own.53", "own", 53, by_gid)
+
+
+def _spread(config: Config) -> Iterator[Kind]:
+    """So many connections at the same time that they do not all get to one worker by chance."""
+    many = (("how", "spread"), ("held", True))
+    yield Kind("out.app.many", "remote", 80, more=("remote",) * 15, options=many)
+    yield Kind("in.many", "own", 8080, ROOT, "4 6", more=("own",) * 15, options=(*many, ("place", "peer")))
+    yield Kind("lo.proxy.own.many", "own", 8080, config.ids, more=("own",) * 15, options=many)
+
+
+def _fast_open(config: Config) -> Iterator[Kind]:
+    """TCP Fast Open: data arrive before the connection is established. The first connection brings the cookie."""
+    peer = ("place", "peer")
+    for how in ("fastopen", "fastopen-connect"):
+        way = ("how", how)
+        yield Kind(f"out.app.{how}", "remote", 80, more=("remote",), options=(way,))
+        yield Kind(f"out.app.{how}.two-remotes", "remote", 80, more=("remote", "remote2", "remote2"), options=(way,))
+        yield Kind(f"out.app.{how}.from-own2", "remote", 80, more=("remote",), source="own2", options=(way,))
+        yield Kind(f"out.proxy.{how}", "remote", 80, config.ids, more=("remote",), options=(way,))
+        yield Kind(f"lo.proxy.own.{how}", "own", 8080, config.ids, more=("own",), options=(way,))
+        yield Kind(f"dns.tcp.app.{how}", "remote", 53, more=("remote",), options=(way,))
+        for port in (8080, 15008, 15020):
+            yield Kind(f"in.{port}.{how}", "own", port, ROOT, "4 6", more=("own",), options=(way, peer))
+
+
+def _shared(config: Config) -> Iterator[Kind]:
+    """Another pod of the node has some of the pod's addresses: each is judged by its own rules."""
+    for port in (80, 8080, 15020):
+        yield Kind(f"in.shared.{port}", "shared", port, ROOT, "4", options=(("place", "peer"),))
+        yield Kind(f"in.link-local.{port}", "link-local", port, ROOT, "6", options=(("place", "peer"),))
+    yield Kind("in.udp.shared", "shared", 80, ROOT, "4", options=(("place", "peer"), ("protocol", "udp")))
+    for port in (80, 443, 8080):
+        yield Kind(f"out.app.neighbour.{port}", "neighbour", port)
+    yield Kind("lo.app.shared", "shared", 8080)
+    yield Kind("lo.proxy.shared", "shared", 8080, config.ids)
+
+
+def _neighbours() -> Iterator[Kind]:
+    """The other pod, from outside and from inside."""
+    proxy, whose = NEIGHBOUR.ids, ("whose", "neighbour")
+    outside, inside = (whose, ("place", "beyond")), (whose, ("place", "neighbour"))
+    for to in ("neighbour", "shared", "neighbours-link-local", "own2"):
+        for port in (80, 8080, 15020):
+            yield Kind(f"neighbour.in.{to}.{port}", to, port, ROOT, "4 6", options=outside)
+    for port in (80, 443, 8080):
+        yield Kind(f"neighbour.out.app.{port}", "across", port, options=inside)
+        yield Kind(f"neighbour.out.proxy.{port}", "across", port, proxy, options=inside)
+        yield Kind(f"neighbour.out.1337.{port}", "across", port, (1337, 1337), options=inside)
+    yield Kind("neighbour.out.app.own", "own", 443, options=inside)
+    for to in ("neighbour", "shared", "own2"):
+        yield Kind(f"neighbour.lo.app.{to}", to, 8080, options=inside)
+        yield Kind(f"neighbour.lo.proxy.{to}", to, 8080, proxy, options=inside)
+        yield Kind(f"neighbour.lo.1337.{to}", to, 8080, (1337, 1337), options=inside)
 
 
 def _inbound() -> Iterator[Kind]:

@@ -12,6 +12,7 @@ from typing import Any
 
 ORIGINAL_DST = 80
 IPV6_TRANSPARENT = 75
+TCP_FASTOPEN_CONNECT = 30  # uapi/linux/tcp.h
 TIMEOUT = 1.5
 
 
@@ -64,11 +65,35 @@ def own_original(client: socket.socket) -> object:
         return error.strerror
 
 
+def end(destination: list[Any]) -> tuple[Any, ...]:
+    """A destination as connect() takes it: of a link-local address, Python wants the interface apart."""
+    address, port = destination
+    bare, _, name = address.partition("%")
+    return (bare, port, 0, socket.if_nametoindex(name)) if name else (address, port)
+
+
+def dial(how: str, client: socket.socket, destination: tuple[Any, ...]) -> None:
+    """Connect as asked; with TCP Fast Open the first data go with the SYN."""
+    if how == "fastopen-connect":
+        client.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
+        client.connect(destination)
+        client.sendall(b"hello")
+    elif how == "fastopen":
+        client.setblocking(True)  # or else sendto() sends nothing as long as there is no cookie
+        client.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", *divmod(int(TIMEOUT * 1e6), 1_000_000))
+        )
+        client.sendto(b"hello", socket.MSG_FASTOPEN, destination)
+        client.settimeout(TIMEOUT)
+    else:
+        client.connect(destination)
+
+
 def connection(probe: dict[str, Any], client: socket.socket, destination: list[Any]) -> dict[str, Any]:
     """Connect, hear what the other end sees, and send something back."""
     become(*probe["connector"])
     try:
-        client.connect(tuple(destination))
+        dial(probe["how"], client, end(destination))
     finally:
         back_to_root()
     answers = client.makefile("rb")
@@ -79,7 +104,8 @@ def connection(probe: dict[str, Any], client: socket.socket, destination: list[A
     is_kept = seen.pop("source_port") == client.getsockname()[1]
     seen["is_port_kept"] = is_kept if probe["source_port"] else None
     if not probe["held"]:
-        client.sendall(b"hello")
+        if not probe["how"].startswith("fastopen"):
+            client.sendall(b"hello")
         seen["bye"] = answers.readline().decode()
     return seen
 
@@ -105,6 +131,17 @@ def query(probe: dict[str, Any], client: socket.socket) -> dict[str, Any]:
     return seen
 
 
+def together(probe: dict[str, Any], seen: list[dict[str, Any]]) -> dict[str, Any]:
+    """One connection as it is; of several, each. Of many, whether they were spread over workers."""
+    workers = {each.pop("worker") for each in seen}
+    if len(seen) == 1:
+        return seen[0]
+    for each in seen[:-1]:  # whether there is a cookie for the first depends on the probes before
+        del each["syn_data"]
+    is_spread = {"is_spread": len(workers) > 1} if probe["how"] == "spread" else {}
+    return {"hit": "+".join(sorted({each["hit"] for each in seen})), "each": seen, **is_spread}
+
+
 def run(probe: dict[str, Any]) -> dict[str, Any]:
     clients = []
     try:
@@ -115,7 +152,7 @@ def run(probe: dict[str, Any]) -> dict[str, Any]:
         for destination in probe["destinations"]:
             clients.append(opened(probe))
             seen.append(connection(probe, clients[-1], destination))
-        return seen[0] if len(seen) == 1 else {"hit": "+".join(each["hit"] for each in seen), "each": seen}
+        return together(probe, seen)
     except TimeoutError:
         return {"hit": "timeout"}
     except OSError as error:

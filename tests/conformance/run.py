@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 import click
 
 from bpf.pins import Pins
-from tests.conformance.compare import Difference, differences, is_as_predicted, predicted
+from tests.conformance.capture import BySidestep, Capture, by_iptables
+from tests.conformance.compare import Difference, differences, is_as_predicted, is_fast, predicted
 from tests.conformance.configs import CONFIGS, Config
 from tests.conformance.explaining import Verdicts, disagreements, explained
-from tests.conformance.kinds import Probe, probes_of
-from tests.conformance.world import BySidestep, Capture, Seen, by_iptables, world
+from tests.conformance.kinds import probes_of
+from tests.conformance.probe import Probe
+from tests.conformance.world import Seen, world
 from tests.lab.node import Node
 
 _ROW = "{:38} {:>14}  {}"
@@ -63,7 +65,7 @@ def _try(config: Config, capture: Capture, probes: list[Probe]) -> list[Seen]:
 
 def _try_and_explain(config: Config, node: Node, probes: list[Probe]) -> tuple[list[Seen], list[Verdicts]]:
     with world(config, BySidestep(node)) as made:
-        return made.run(probes), explained(Pins(node.bpffs), config.name, probes)
+        return made.run(probes), explained(Pins(node.bpffs), config, probes)
 
 
 def _take_explained(outcome: Outcome, config: Config, probe: Probe, verdicts: Verdicts, seen: Seen) -> None:
@@ -77,6 +79,9 @@ def _take(outcome: Outcome, config: Config, probe: Probe, left: Seen, right: See
     outcome.kinds.add(probe.kind)
     if difference := differences(config, probe, left, right):
         outcome.found.append(difference)
+    for way, seen in (("iptables", left), ("sidestep", right)):
+        if probe.how.startswith("fastopen") and not is_fast(seen):
+            outcome.mispredicted.append(f"{config.name} {probe.name}: data with the SYN, {way} did {seen}")
     expected = predicted(config, probe)
     if expected is None:
         return

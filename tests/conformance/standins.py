@@ -10,8 +10,10 @@ import selectors
 import socket
 import struct
 import sys
+from functools import partial
 
 ORIGINAL_DST = 80
+TCPI_OPT_SYN_DATA = 32  # uapi/linux/tcp.h
 IP_PKTINFO, IPV6_TRANSPARENT, IPV6_RECVPKTINFO, IPV6_FREEBIND = 8, 75, 49, 78
 
 
@@ -46,9 +48,16 @@ def original(connection: socket.socket) -> list[object] | str:
         return str(error.strerror)
 
 
-def accept(who: str, listener: socket.socket) -> None:
+def accept(who: str, worker: int, listener: socket.socket) -> None:
     connection, peer = listener.accept()
-    seen = {"hit": who, "source": peer[0], "source_port": peer[1], "original": original(connection)}
+    seen = {
+        "hit": who,
+        "worker": worker,
+        "source": peer[0],
+        "source_port": peer[1],
+        "original": original(connection),
+        "syn_data": bool(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 6)[5] & TCPI_OPT_SYN_DATA),
+    }
     try:
         connection.sendall(json.dumps(seen).encode() + b"\n")
         selector.register(connection, selectors.EVENT_READ, lambda: close(connection))
@@ -83,10 +92,11 @@ def answer(who: str, server: socket.socket) -> None:
 
 selector = selectors.DefaultSelector()
 wanted = json.loads(sys.argv[1])
-for who, address, port, uid, gid, transparent in wanted["tcp"]:
+for worker, (who, address, port, uid, gid, transparent) in enumerate(wanted["tcp"]):
     listener = opened(socket.SOCK_STREAM, address, port, uid, gid, transparent)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 64)
     listener.listen(64)
-    selector.register(listener, selectors.EVENT_READ, lambda who=who, listener=listener: accept(who, listener))
+    selector.register(listener, selectors.EVENT_READ, partial(accept, who, worker, listener))
 for who, address, port, uid, gid in wanted["udp"]:
     server = opened(socket.SOCK_DGRAM, address, port, uid, gid, False)
     if server.family == socket.AF_INET:
@@ -94,7 +104,7 @@ for who, address, port, uid, gid in wanted["udp"]:
     else:
         server.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
         server.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)  # to answer from addresses of a whole prefix
-    selector.register(server, selectors.EVENT_READ, lambda who=who, server=server: answer(who, server))
+    selector.register(server, selectors.EVENT_READ, partial(answer, who, server))
 print("ready", flush=True)
 while True:
     for key, _ in selector.select():

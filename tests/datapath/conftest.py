@@ -156,10 +156,11 @@ class Wire:
 
 
 def look(netns: Path, excluded: Collection[str] = ()) -> Sandbox:
-    """A namespace as ADD sees it, less link-local addresses: they come late and are not what the tests are about."""
+    """A namespace as ADD sees it, less the fe80:: addresses: they come late and are not what the tests are about."""
     with netns.open() as opened:
         sandbox = visit(opened.fileno(), lambda rtnl: sandboxes.look(rtnl, excluded))
-    return replace(sandbox, addresses=tuple(each for each in sandbox.addresses if not each.ip.is_link_local))
+    fe80 = [each for each in sandbox.addresses if each.ip.version == 6 and each.ip.is_link_local]
+    return replace(sandbox, addresses=tuple(each for each in sandbox.addresses if each not in fe80))
 
 
 @contextmanager

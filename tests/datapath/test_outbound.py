@@ -5,7 +5,7 @@ from ipaddress import ip_network
 import pytest
 
 from cni.policy.annotations import CapturePolicy
-from tests.datapath.conftest import PROXY, Wire
+from tests.datapath.conftest import PROXY, Wire, ip_command
 
 FAMILIES = ["ip4", "ip6", "mapped"]
 
@@ -28,6 +28,17 @@ def test_app_is_captured_and_both_ends_see_the_real_addresses(wire: Wire, family
     assert seen["peer"][0] == plain(address(wire, family, "pod"))
     assert seen["client_peer"] == [target, 8080]
     assert seen["client_local"][0] == address(wire, family, "pod")
+
+
+@pytest.mark.parametrize("source", ["", "0.0.0.0"])
+def test_ipv4_of_a_pod_with_only_a_link_local_one_comes_from_that(wire: Wire, source: str) -> None:
+    for end, number in ((wire.pod, 2), (wire.peer, 1)):  # as EKS gives IPv4 to pods that have IPv6
+        ip_command("-n", end.path.name, "-4", "addr", "flush", "dev", "eth0")
+        ip_command("-n", end.path.name, "addr", "add", f"169.254.172.{number}/22", "dev", "eth0")
+    wire.look_again()
+    seen = wire.mesh(CapturePolicy()).pod.dial("169.254.172.1", 8080, source, 25200 if source else 0)
+    assert (seen["who"], seen["peer"][0]) == ("outbound", "169.254.172.2")
+    assert wire.pod.dial(wire.peer.ip6, 8080)["who"] == "outbound", "IPv6 is still the pod's only routable family"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -20,8 +20,8 @@ from cni.policy.annotations import ACCELERATION
 from installer.commands.status.status_document import status_of
 from tests.bench.mesh.proxies import SERVICES, ChainedEnvoy, InterceptingEnvoy, loopback, pipe
 from tests.bench.mesh.servers import Servers
+from tests.conformance.capture import by_iptables
 from tests.conformance.configs import Config
-from tests.conformance.world import by_iptables
 from tests.lab.envoy import Envoy
 from tests.lab.levels import wait_for_level
 from tests.lab.machine import acceleration_needed
