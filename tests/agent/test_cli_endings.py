@@ -81,8 +81,10 @@ def test_wrong_usage_is_one_line_and_2() -> None:
     assert one_line(done.stderr).endswith("No such option '--nope'; see sidestep attach --help\n")
 
 
+@pytest.mark.claim("It has no contents of maps and no environment")
+@pytest.mark.claim("An internal error of a command leaves a file")
 def test_an_unforeseen_error_is_one_line_and_a_file(tmp_path: Path) -> None:
-    done = ended("lambda: 1 / 0", TMPDIR=str(tmp_path))
+    done = ended("lambda: 1 / 0", TMPDIR=str(tmp_path), PASSWORD="of somebody's")
     assert done.returncode == 1
     said = one_line(done.stderr)
     assert said.startswith("sidestep: internal error: ZeroDivisionError: division by zero; please report it with the ")
@@ -95,6 +97,7 @@ def test_an_unforeseen_error_is_one_line_and_a_file(tmp_path: Path) -> None:
     assert report.startswith(f"sidestep {VERSION}\nkernel   Linux {os.uname().release}")
     assert report.endswith("ZeroDivisionError: division by zero\n")
     assert "Traceback" in report
+    assert "of somebody's" not in report
 
 
 def test_an_error_in_a_thread_is_one_line_too(tmp_path: Path) -> None:

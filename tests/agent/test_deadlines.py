@@ -13,6 +13,7 @@ from installer.pods.answers import Watching, parse_json
 from installer.pods.api_errors import ApiFailed
 
 
+@pytest.mark.claim("is read within 5 s as a whole")
 def test_a_message_that_trickles_in_ends_at_the_connections_timeout() -> None:
     ours, theirs = socket.socketpair()
     ended = threading.Event()
@@ -34,6 +35,7 @@ def test_a_message_that_trickles_in_ends_at_the_connections_timeout() -> None:
         thread.join()
 
 
+@pytest.mark.claim("A request is at most 8 MiB of JSON")
 def test_a_message_that_is_longer_than_any_of_the_plugins_is_not_read() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:

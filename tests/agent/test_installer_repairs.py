@@ -57,6 +57,8 @@ def upgrade(host: Host) -> None:
     (host.bin / "wake").write_text("")
 
 
+@pytest.mark.claim("the agent puts it back within a second")
+@pytest.mark.claim("The agent repairs the chain")
 @pytest.mark.parametrize(
     "tamper",
     [overwrite, truncate, change_options, delete_shim, break_shim, take_execution_away, replace_directory, upgrade],

@@ -84,6 +84,40 @@ def test_istio_finds_the_daemonset_and_the_plugin_its_own_pods(place: str) -> No
     assert mounted == {volume["name"] for volume in template["spec"]["volumes"]}
 
 
+@pytest.mark.claim("anything else of the API")
+def test_the_agent_may_do_with_the_api_what_the_security_model_says_and_nothing_else() -> None:
+    objects = build(MANIFESTS / "base")
+    assert one(objects, "ClusterRole", "istio-cni")["rules"] == [
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+        {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
+    ]
+    (own_daemonset,) = one(objects, "Role", "istio-cni")["rules"]
+    assert own_daemonset == {
+        "apiGroups": ["apps"],
+        "resources": ["daemonsets"],
+        "resourceNames": ["istio-cni-node"],
+        "verbs": ["get", "list", "watch"],
+    }
+    bound = [each for each in objects if each["kind"] in ("ClusterRoleBinding", "RoleBinding")]
+    assert [each["roleRef"]["name"] for each in bound] == ["istio-cni"] * 2
+
+
+@pytest.mark.claim("all capabilities dropped but these, and a read-only root")
+@pytest.mark.claim("seccomp and AppArmor are unconfined")
+@pytest.mark.parametrize("place", BUILDS)
+def test_the_container_has_the_capabilities_and_mounts_that_the_security_model_lists(place: str) -> None:
+    page = (MANIFESTS.parent / "docs" / "security.md").read_text()
+    listed = re.findall(r"^\| ([A-Z_, ]+) \|", page.partition("| capability | for |")[2], re.M)
+    spec = one(build(MANIFESTS / place), "DaemonSet", "istio-cni-node")["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    context = container["securityContext"]
+    assert set(context["capabilities"]["add"]) == {name for row in listed for name in row.split(", ")}
+    assert context["capabilities"]["drop"] == ["ALL"]
+    assert (context["privileged"], context["readOnlyRootFilesystem"]) == (False, True)
+    assert context["seccompProfile"] == {"type": "Unconfined"}
+    assert spec["hostPID"] is True and not spec.get("hostNetwork")
+
+
 def test_every_setting_has_its_place_and_no_other_is_there() -> None:
     objects = build(MANIFESTS / "base")
     data = one(objects, "ConfigMap", "istio-cni-config")["data"]

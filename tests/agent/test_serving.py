@@ -30,6 +30,7 @@ def half_a_request(port: int, stack: ExitStack) -> socket.socket:
     return connection
 
 
+@pytest.mark.claim("32 are served at once, and one more ends the oldest")
 def test_hundreds_who_ask_half_a_question_keep_nobody_from_an_answer_and_few_threads_busy(port: int) -> None:
     before = threading.active_count()
     with ExitStack() as stack:
@@ -40,6 +41,7 @@ def test_hundreds_who_ask_half_a_question_keep_nobody_from_an_answer_and_few_thr
                 assert threading.active_count() - before < 64
 
 
+@pytest.mark.claim("An exchange ends after 5 s")
 def test_a_question_that_trickles_in_ends_as_a_whole(port: int) -> None:
     with ExitStack() as stack:
         connection = half_a_request(port, stack)

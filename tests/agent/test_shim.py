@@ -234,6 +234,7 @@ BAD_STDIN = {
 }
 
 
+@pytest.mark.claim("the plugin takes 1 MiB")
 @pytest.mark.parametrize("case", BAD_STDIN)
 @pytest.mark.parametrize("command", ["ADD", "CHECK"])
 def test_bad_stdin_is_a_decoding_error(tmp_path: Path, case: str, command: str) -> None:
@@ -366,6 +367,7 @@ def test_del_goes_on_without_the_namespace(agent: Callable[..., Agent], netns: s
     assert started.inodes == [[]]
 
 
+@pytest.mark.claim("then the pod is not created, and kubelet tries again")
 def test_an_agent_that_is_down_is_named_and_may_be_tried_again(tmp_path: Path) -> None:
     error = run(tmp_path, config={"agent_timeout_seconds": 0.2}).error
     assert error["code"] == 11
@@ -377,6 +379,7 @@ def test_an_agent_that_is_down_is_named_and_may_be_tried_again(tmp_path: Path) -
     assert (status["code"], status["cniVersion"]) == (50, "1.1.0")
 
 
+@pytest.mark.claim("the plugin waits 10 s for it")
 def test_add_waits_for_an_agent_that_comes_within_its_time(agent: Callable[..., Agent], tmp_path: Path) -> None:
     """As while the agent is being replaced: once a sandbox has failed, kubelet waits longer than that takes."""
     socket.socket(socket.AF_UNIX).bind(str(tmp_path / "cni.sock"))  # of an agent that was killed

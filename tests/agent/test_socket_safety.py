@@ -51,6 +51,7 @@ def as_nobody(code: str, *args: object) -> str:
     return (done.stdout or done.stderr).strip().splitlines()[-1]
 
 
+@pytest.mark.claim("see or change maps, programs or the socket")
 @pytest.mark.parametrize(
     "attempt",
     [
@@ -104,6 +105,7 @@ def disturber(run_dir: Path, victim: Path) -> Iterator[None]:
         process.communicate()
 
 
+@pytest.mark.claim("the plugin refuses to talk to anybody there")
 def test_the_plugin_does_not_trust_a_socket_of_another_user(run_dir: Path) -> None:
     run_dir.mkdir()
     run_dir.chmod(0o777)
@@ -137,6 +139,7 @@ def test_the_plugin_does_not_trust_a_socket_of_another_user(run_dir: Path) -> No
     assert f"is served by uid {NOBODY}, not by root" in done.stdout
 
 
+@pytest.mark.claim("must not be a link")
 def test_a_link_in_place_of_the_directory_is_refused(run_dir: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -175,6 +178,7 @@ def test_a_link_in_place_of_the_socket_is_replaced(run_dir: Path, tmp_path: Path
     server.serve()
 
 
+@pytest.mark.claim("The directory must belong to root")
 def test_a_directory_of_another_user_is_refused(run_dir: Path) -> None:
     run_dir.mkdir()
     os.chown(run_dir, NOBODY, NOBODY)

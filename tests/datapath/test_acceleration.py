@@ -128,6 +128,9 @@ def test_what_one_proxy_says_to_another_is_redirected_both_ways(pods: Pods, fami
     assert pods.tables.meetings.count() == 0
 
 
+@pytest.mark.claim("exceed the node's level of acceleration")
+@pytest.mark.claim("which node and Pod must both ask for")
+@pytest.mark.claim("it is off unless node and Pod ask for it")
 @pytest.mark.parametrize(
     ("one", "other", "node", "to_proxy", "to_app"),
     [

@@ -115,6 +115,7 @@ def test_a_directory_that_is_no_cgroup2_is_named_and_nothing_is_left(wire: Wire,
     assert attach_programs(wire.kernel.pins, wire.kernel.cgroup) in (Outcome.UNCHANGED, Outcome.SWAPPED)
 
 
+@pytest.mark.claim("the pods' cgroup is made anew")
 def test_links_of_a_cgroup_that_went_and_came_back_are_made_anew() -> None:
     with scratch_pins() as (pins, cgroup):
         attach_programs(pins, cgroup)

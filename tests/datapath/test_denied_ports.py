@@ -49,6 +49,7 @@ def denying(outbound: tuple[int, ...] = (), inbound: tuple[int, ...] = (), **mor
     )
 
 
+@pytest.mark.claim("connect() and sendmsg() fail with EPERM")
 @pytest.mark.parametrize("uid", [APP, PROXY])
 @pytest.mark.parametrize("family", ["ip4", "ip6"])
 def test_connect_to_a_denied_port_fails_at_once(wire: Wire, family: str, uid: int) -> None:
@@ -63,11 +64,13 @@ def test_a_mapped_address_is_denied_too(wire: Wire) -> None:
     assert wire.pod.dial(f"::ffff:{wire.peer.ip4}", 8080) == {"error": DENIED}
 
 
+@pytest.mark.claim("are refused to the proxy and to everybody in the pod, excluded or not")
 def test_a_denied_port_is_denied_although_capture_excludes_it(wire: Wire) -> None:
     wire.mesh(denying(outbound=(8080,), exclude_outbound_ports=frozenset((8080,))))
     assert wire.pod.dial(wire.peer.ip4, 8080) == {"error": DENIED}
 
 
+@pytest.mark.claim("loopback is never denied")
 def test_the_pod_itself_is_not_the_network(wire: Wire) -> None:
     wire.mesh(denying(outbound=(8080,), inbound=(8080,)))
     for host in (wire.pod.ip4, wire.pod.ip6, "127.0.0.1"):
@@ -82,6 +85,7 @@ def test_ipv6_of_a_pod_that_captures_ipv4_alone_is_denied_too(wire: Wire) -> Non
     assert wire.peer.dial(wire.pod.ip6, 8080) == {"error": REFUSED}
 
 
+@pytest.mark.claim("inbound SYNs get a RST")
 @pytest.mark.parametrize("family", ["ip4", "ip6"])
 def test_a_denied_inbound_port_is_reset_before_anybody_sees_it(wire: Wire, family: str) -> None:
     wire.mesh(denying(inbound=(8080, 15020)))
@@ -132,6 +136,7 @@ def test_what_is_denied_changes_while_the_pod_runs(wire: Wire) -> None:
     assert rule is not None and PortRule(rule.word) == PortRule.EXCLUDE_OUTBOUND
 
 
+@pytest.mark.claim("what was denied before stays denied")
 def test_ports_for_which_there_is_no_room_change_nothing(wire: Wire) -> None:
     wire.mesh(denying(outbound=(8080,)))
     cookie, enrolments, rules = wire.sandbox.cookie, wire.kernel.enrolments, wire.kernel.tables.port_rules

@@ -45,6 +45,7 @@ def test_removing_leaves_nothing(wire: Wire) -> None:
     assert not wire.kernel.enrolments.remove(wire.sandbox.cookie)
 
 
+@pytest.mark.claim("the ADD fails and names the map")
 def test_a_full_table_fails_the_enrolment_by_name_and_leaves_nothing(wire: Wire) -> None:
     rules, limit, filler = wire.kernel.tables.port_rules, 262144, 1
     empty = wire.kernel.entries()

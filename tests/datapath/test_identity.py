@@ -42,6 +42,8 @@ except TimeoutError:
 """
 
 
+@pytest.mark.claim("be taken for another pod")
+@pytest.mark.claim("be named as that pod in status, counters and trace")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_pods_with_the_same_address_are_both_captured(make_wire: Callable[[], Wire], family: str) -> None:
     first, second = make_wire(), make_wire()
@@ -57,6 +59,8 @@ def test_two_pods_with_the_same_address_are_both_captured(make_wire: Callable[[]
     assert outcomes == [{TOTALS.index(("inbound", "captured"))}] * 2
 
 
+@pytest.mark.claim("change another pod's policy")
+@pytest.mark.claim("touch another pod's entries")
 def test_a_pod_that_goes_leaves_the_other_with_its_address_captured(make_wire: Callable[[], Wire]) -> None:
     first, second = make_wire(), make_wire()
     first.mesh()
@@ -66,6 +70,7 @@ def test_a_pod_that_goes_leaves_the_other_with_its_address_captured(make_wire: C
     assert second.pod.dial(second.peer.ip4, 8080)["who"] == "outbound"
 
 
+@pytest.mark.claim("A pod that takes a neighbour's addresses changes nothing for the neighbour")
 def test_a_pod_with_a_neighbours_addresses_changes_nothing_for_the_neighbour(make_wire: Callable[[], Wire]) -> None:
     hostile, victim = make_wire(), make_wire()
     ip_command("-n", hostile.pod.path.name, "addr", "add", "10.9.7.7/32", "dev", "eth0")

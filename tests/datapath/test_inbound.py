@@ -39,6 +39,7 @@ def test_an_empty_list_captures_nothing(wire: Wire) -> None:
     assert wire.peer.dial(wire.pod.ip4, 8080)["who"] == "app"
 
 
+@pytest.mark.claim("the proxy does not listen, inbound")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_a_proxy_the_client_is_refused_and_the_app_sees_nothing(wire: Wire, family: str) -> None:
     wire.enrol()
@@ -46,6 +47,7 @@ def test_without_a_proxy_the_client_is_refused_and_the_app_sees_nothing(wire: Wi
     assert wire.peer.dial(getattr(wire.pod, family), 8080) == {"error": "Connection refused"}
 
 
+@pytest.mark.claim("An application that binds 15006 itself gets nobody's traffic")
 def test_an_app_on_the_proxys_port_gets_nobodys_traffic(wire: Wire) -> None:
     wire.enrol()
     wire.pod.serve("impostor", "15006")

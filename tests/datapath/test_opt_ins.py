@@ -1,5 +1,7 @@
 """What Istio does not have and a Pod can ask for: early outbound, strict proxies."""
 
+import pytest
+
 from bpf.layout import Cookie, Quad
 from cni.policy.annotations import CapturePolicy
 from tests.datapath.wires import PROXY, Wire
@@ -8,6 +10,7 @@ EARLY = CapturePolicy(dual_stack=True, early_outbound=True)
 STRICT = CapturePolicy(dual_stack=True, strict_proxy=True)
 
 
+@pytest.mark.claim("it passes until the proxy has listened once")
 def test_outbound_passes_until_the_proxy_listens_and_never_again(wire: Wire) -> None:
     wire.enrol(EARLY)
     wire.peer.serve("remote", "8080", uid=0)
@@ -67,6 +70,8 @@ def confirm(wire: Wire, cgroup_id: int) -> None:
     wire.kernel.tables.proxies.put(Cookie(wire.sandbox.cookie), Quad(cgroup_id))
 
 
+@pytest.mark.claim("the strict proxy's container is not known yet")
+@pytest.mark.claim("Until then the proxy's connections are refused")
 def test_a_strict_pods_proxy_is_refused_until_its_container_is_known(wire: Wire) -> None:
     wire.mesh(STRICT)
     assert wire.pod.dial(wire.peer.ip4, 8080, uid=PROXY) == {"error": "Operation not permitted"}
@@ -83,6 +88,7 @@ def test_only_the_proxys_container_escapes_capture(wire: Wire) -> None:
     assert wire.pod.dial(wire.peer.ip4, 8080, uid=0, gid=PROXY)["who"] == "outbound"
 
 
+@pytest.mark.claim("in a strict pod by its container too")
 def test_an_impostor_cannot_take_inbound_connections(wire: Wire) -> None:
     wire.enrol(STRICT)
     confirm(wire, 1)

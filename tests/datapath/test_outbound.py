@@ -88,6 +88,7 @@ def test_app_calling_loopback_goes_direct(wire: Wire, target: str) -> None:
     assert wire.mesh().pod.dial(target, 8080)["who"] == "app"
 
 
+@pytest.mark.claim("A socket bound to a port but no address")
 @pytest.mark.parametrize(("family", "wildcard"), [("ip4", "0.0.0.0"), ("ip6", "::"), ("mapped", "::")])
 def test_a_socket_bound_to_a_port_only_keeps_it_and_still_comes_from_the_pod(
     wire: Wire, family: str, wildcard: str
@@ -133,6 +134,7 @@ def test_only_included_ranges_are_captured(wire: Wire) -> None:
     assert wire.pod.dial(wire.peer.ip4, 8080)["who"] == "remote"
 
 
+@pytest.mark.claim("port 15001 refuses the connection")
 def test_captured_with_no_proxy_is_refused_not_sent_in_the_clear(wire: Wire) -> None:
     wire.enrol()
     wire.peer.serve("remote", "8080", uid=0)
@@ -203,6 +205,7 @@ print(json.dumps([len(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 512)),
     assert lengths[1] == 1
 
 
+@pytest.mark.claim("are captured and the proxy gets their destination")
 def test_an_mptcp_client_is_captured_with_its_original_destination(wire: Wire) -> None:
     wire.mesh()
     code = """

@@ -49,6 +49,7 @@ def test_a_passed_socket_belongs_to_whoever_opened_it(wire: Wire, opener: int, c
     assert wire.pod.python(PASS_ON, wire.peer.ip4, opener, connector, uid=0)["who"] == who
 
 
+@pytest.mark.claim("belong to the process that calls connect()")
 def test_a_socket_older_than_the_enrolment_belongs_to_whoever_connects_it(wire: Wire) -> None:
     code = """
 import os, socket, sys

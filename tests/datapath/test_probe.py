@@ -248,6 +248,7 @@ def test_a_load_balancer_that_came_after_ours_runs_after_ours(site: Site, place_
     assert row(site.examine(), "other programs").verdict == "yes"
 
 
+@pytest.mark.claim("The programs are attached multi, never exclusively")
 def test_somebody_elses_program_beside_ours_does_no_harm(site: Site, place_program: Any) -> None:
     place_program(site.cgroup, "observer", MULTI)
     beside = row(site.examine(), "other programs")

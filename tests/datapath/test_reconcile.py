@@ -183,6 +183,7 @@ def add(agent: Parts, pod: Running) -> None:
         agent.verbs.run(request, netns.fileno())
 
 
+@pytest.mark.claim("that ADD is refused until then")
 @pytest.mark.parametrize("tamper", [detach_links, unpin_links])
 def test_an_add_that_would_leave_a_pod_open_fails_and_has_it_put_right(
     agent: Parts, pod: Running, tamper: Callable[[Pins], None]

@@ -11,6 +11,7 @@ import pytest
 from bpf.links import linked_pods
 from bpf.pins import Pins
 from tests.lab.apiserver import ApiServer
+from tests.lab.curl import REFUSED
 from tests.lab.envoy import PROXY_ID
 from tests.lab.node import Node
 from tests.lab.pod import Pod
@@ -178,6 +179,17 @@ def test_what_somebody_takes_while_no_agent_runs_is_made_again_at_its_start(
     wait_until(lambda: node.entries()["listeners"] > 0, "the pod to be adopted if it was forgotten", 15)
     is_captured(client, server)
     server.stop()
+
+
+@pytest.mark.claim("Without an agent, the files are the only handle on the programs")
+def test_without_an_agent_capture_ends_with_the_pins() -> None:
+    with Node() as node:
+        client, server = node.pod("client", mesh=False), node.pod("server")
+        node.agent.kill()
+        server.envoy.stop()
+        assert client.curl(server.ip4).exit_code == REFUSED
+        delete_everything(Pins(node.bpffs))
+        wait_until(lambda: client.curl(server.ip4).pod == "server", "the application to be reached past its proxy")
 
 
 @pytest.mark.parametrize("tamper", [detach_links, delete_programs, delete_maps, delete_steering, delete_everything])

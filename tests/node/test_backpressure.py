@@ -156,6 +156,7 @@ def tcp_memory() -> int:
     return int(line.split()[-1]) * 4096
 
 
+@pytest.mark.claim("have about 512 KiB in each accelerated connection outside TCP's accounting")
 @pytest.mark.parametrize("level", LEVELS)
 def test_an_idle_reader_stops_its_writer(mesh: Mesh, level: str) -> None:
     set_level(mesh.node, level)

@@ -95,6 +95,7 @@ def test_a_denied_inbound_port_refuses_others_and_not_the_pod_itself(pods: tuple
     assert beta.curl("127.0.0.1").pod == "beta"
 
 
+@pytest.mark.claim("For a changed deny annotation of a running pod, the old value stays")
 def test_a_value_that_makes_no_sense_changes_nothing(node: Node, pods: tuple[Pod, Pod]) -> None:
     alpha, _ = pods
     annotate(alpha, outbound="9999")

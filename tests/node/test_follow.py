@@ -176,6 +176,8 @@ def test_a_strict_proxy_is_known_by_its_containers_cgroup(node: Node, tables: Ta
     assert isinstance(next(tables.proxies.every_key()), Cookie)
 
 
+@pytest.mark.claim("delay the agent's work for other pods by changing its addresses all the time")
+@pytest.mark.claim("512 of a pod count, and pods take turns")
 def test_a_pod_with_thousands_of_addresses_that_never_rests_delays_nobody(
     node: Node, pod: Pod, tables: Tables, tmp_path: Path
 ) -> None:

@@ -2,6 +2,8 @@
 
 import subprocess
 
+import pytest
+
 from bpf.pins import Pins
 from bpf.tables import Tables
 from tests.lab.command import sidestep, sidestep_json
@@ -22,6 +24,8 @@ with socket.socket() as listener:
     print("ready", flush=True)
     for _ in range(2):
         connection, _ = listener.accept()
+        told = connection.getsockopt(socket.SOL_IP, 80, 16)  # SO_ORIGINAL_DST
+        print(socket.inet_ntoa(told[4:8]), int.from_bytes(told[2:4], "big"), flush=True)
         connection.sendall(b"taken")
         connection.close()
 """
@@ -46,16 +50,18 @@ def connect(node: Node, is_lost: bool) -> None:
     assert client.communicate("\n", timeout=10)[0] == "taken\n"
 
 
+@pytest.mark.claim("SO_ORIGINAL_DST answers the proxy's own port")
 def test_a_lost_original_destination_is_told_of_the_pod_that_lost_it(node: Node) -> None:
     alpha = node.pod("alpha", envoy=False)
     node.pod("beta", envoy=False)
     proxy = alpha.popen([*PYTHON, PROXY], PROXY_ID, stdout=subprocess.PIPE, text=True)
     assert proxy.stdout.readline() == "ready\n"
     connect(node, is_lost=False)
+    assert proxy.stdout.readline() == "192.0.2.1 80\n"
     assert {each["lost_handovers"] for each in document(node, "pods")} == {0}
     assert "hand-overs" not in sidestep(node, "status", *options(node)[2:]).stdout
     connect(node, is_lost=True)
-    proxy.communicate(timeout=10)
+    assert proxy.communicate(timeout=10)[0].split()[1] == "15001"  # its own port, which no proxy forwards to
     assert {each["pod"]: each["lost_handovers"] for each in document(node, "pods")} == {
         "default/alpha": 1,
         "default/beta": 0,

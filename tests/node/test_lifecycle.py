@@ -193,6 +193,7 @@ BAD_ANNOTATIONS = {
 }
 
 
+@pytest.mark.claim("an annotation is invalid")
 @pytest.mark.parametrize("annotation", BAD_ANNOTATIONS)
 def test_an_invalid_annotation_is_named_with_its_value(sandboxes: Sandboxes, annotation: str) -> None:
     empty = sandboxes.node.entries()
@@ -232,6 +233,7 @@ def test_unknown_cni_args_are_named(sandboxes: Sandboxes) -> None:
     assert failed.value.code == 4
 
 
+@pytest.mark.claim("see or change maps, programs or the socket")
 def test_another_user_cannot_reach_the_socket(sandboxes: Sandboxes) -> None:
     run_dir = sandboxes.node.run_dir
     assert run_dir.stat().st_mode & 0o777 == 0o700

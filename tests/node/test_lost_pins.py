@@ -32,6 +32,7 @@ def pinned(pins: Pins) -> set[str]:
     return {str(path.relative_to(pins.top)) for path in pins.top.rglob("*")} if pins.top.exists() else set()
 
 
+@pytest.mark.claim("files that root removes end no capture then")
 @pytest.mark.parametrize("lose", [remove_all, unmount])
 def test_nothing_opens_when_pins_go_and_all_come_back(node: Node, lose: Callable[[Pins], None]) -> None:
     alpha, gamma = node.pod("alpha"), node.pod("gamma", mesh=False)

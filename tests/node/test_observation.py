@@ -63,6 +63,17 @@ def test_the_node_is_described(mesh: Mesh) -> None:
     assert found[("process_resident_memory_bytes",)] > 0
 
 
+@pytest.mark.claim("Only the reason in a 503 can contain names of Pods")
+def test_no_port_tells_which_pods_there_are(mesh: Mesh) -> None:
+    assert mesh.alpha.curl(mesh.beta.ip4).pod == "beta"
+    for name, paths in (("metrics", ["/metrics"]), ("health", ["/healthz", "/readyz"])):
+        for path in paths:
+            with urlopen(f"http://127.0.0.1:{port(mesh.node, name)}{path}", timeout=5) as answer:
+                text = answer.read().decode()
+            told = [each for pod in (mesh.alpha, mesh.beta, mesh.gamma) for each in (pod.name, pod.uid, str(pod.ip4))]
+            assert not [each for each in told if re.search(rf"\b{re.escape(each)}\b", text)]
+
+
 def test_totals_never_fall(mesh: Mesh) -> None:
     name = "sidestep_connections_total"
     extra = mesh.node.pod("extra")

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.lab.envoy import Connection
 from tests.lab.inside import PYTHON
 from tests.lab.node import REPOSITORY
@@ -75,6 +77,7 @@ def under_load(mesh: Mesh, disturb: Callable[[], int]) -> None:
         assert {each.original for each in logged} == {f"{mesh.beta.ip4}:8080"}
 
 
+@pytest.mark.claim("nothing: capture goes on")
 def test_killing_the_agent_fails_no_request_and_it_serves_again_at_once(mesh: Mesh) -> None:
     before = mesh.node.entries()
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.lab.node import REPOSITORY, Node
 from tests.lab.waiting import wait_until
 
@@ -21,6 +23,7 @@ def second_agent(node: Node, run_dir: Path) -> "subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.claim("A second agent waits 3 s and is then refused")
 def test_the_second_agent_is_refused_and_told_who_is_the_first(node: Node, tmp_path: Path) -> None:
     node.pod("alpha", envoy=False, app=False)
     before = node.entries()

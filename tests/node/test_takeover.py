@@ -60,6 +60,7 @@ def another_version(directory: Path, change: Change) -> Path:
     return directory
 
 
+@pytest.mark.claim("running pods are captured by one version or the other at each moment")
 @pytest.mark.parametrize("change", CHANGES)
 def test_another_layout_takes_over_under_load_and_back(mesh: Mesh, tmp_path: Path, change: str) -> None:
     node = mesh.node

@@ -30,10 +30,12 @@ def events_of(process: "subprocess.Popen[str]", count: int) -> list[dict[str, An
     return [json.loads(process.stdout.readline()) for _ in range(count)]
 
 
+@pytest.mark.claim("verdicts and signals, never contents")
 def test_a_request_between_two_pods_is_four_events(mesh: Mesh) -> None:
     with tracing(mesh.node, "--output", "json") as trace:
-        mesh.alpha.curl(mesh.beta.ip4)
+        mesh.alpha.curl(mesh.beta.ip4, options=("--header", "X-Secret: unheard-of"))
         events = events_of(trace, 4)
+    assert "unheard-of" not in json.dumps(events)
     destination = f"{mesh.beta.ip4}:{APP_PORT}"
     assert all(each["destination"] == destination for each in events)
     told = {(each["pod"], each["event"], each["direction"], each["verdict"], each["rule"]) for each in events}
@@ -47,6 +49,7 @@ def test_a_request_between_two_pods_is_four_events(mesh: Mesh) -> None:
     assert (app["process"], app["uid"], app["protocol"], app["listener"]) == ("curl", 1000, "tcp", 15001)
 
 
+@pytest.mark.claim("A trace of one pod has only that pod's")
 def test_one_pod_one_verdict_one_destination(mesh: Mesh) -> None:
     for filters in (
         ("default/alpha", "--verdict", "captured"),
@@ -266,6 +269,7 @@ def test_yaml_is_a_document_an_event(mesh: Mesh) -> None:
     assert [(each["pod"], each["rule"], each["listener"]) for each in events] == [("default/alpha", "O10", 15001)] * 2
 
 
+@pytest.mark.claim("While nobody reads, nothing is recorded")
 def test_interrupted_it_ends_and_leaves_nothing(mesh: Mesh) -> None:
     with tracing(mesh.node) as trace:
         trace.send_signal(signal.SIGINT)
@@ -279,6 +283,7 @@ def test_interrupted_it_ends_and_leaves_nothing(mesh: Mesh) -> None:
     assert not list(Pins(mesh.node.bpffs).top.glob("trace-*"))
 
 
+@pytest.mark.claim("one reader at a time")
 def test_one_trace_at_a_time(mesh: Mesh) -> None:
     with tracing(mesh.node):
         second = sidestep(mesh.node, "trace", "--seconds", "1")

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bpf import syscalls
 from bpf.kernel import possible_cpus
 from bpf.layout import TracingEntry, Word
@@ -62,6 +64,7 @@ def test_interrupted_under_load_it_ends_without_a_word(mesh: Mesh, tmp_path: Pat
             assert all(json.loads(line)["event"] in ("connect", "lost") for line in file.open())
 
 
+@pytest.mark.claim("traffic never waits")
 def test_events_are_made_as_long_as_it_runs_be_the_reader_as_slow_as_he_may(mesh: Mesh) -> None:
     pins = Pins(mesh.node.bpffs)
     with (
@@ -83,6 +86,7 @@ def count_of(lost: Descriptor) -> int:
     return sum(row)
 
 
+@pytest.mark.claim("others' events are lost then, and counted")
 def test_what_is_lost_is_counted_in_the_stream_and_beside_it(mesh: Mesh, tmp_path: Path) -> None:
     file = tmp_path / "events"
     with (

@@ -60,6 +60,7 @@ def installed(tmp_path: Path) -> Iterator[Installed]:
             yield made
 
 
+@pytest.mark.claim("the plugin goes; running pods stay captured, new ones are not")
 def test_with_its_daemonset_goes_the_plugin_and_no_pod_loses_capture(installed: Installed) -> None:
     node = installed.node
     alpha, beta = node.pod("alpha"), node.pod("beta")

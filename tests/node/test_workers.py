@@ -6,6 +6,8 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
+import pytest
+
 from cni import protocol
 from tests.lab.apiserver import ApiServer
 from tests.lab.node import Node
@@ -28,6 +30,7 @@ def asked(node: Node, document: dict[str, Any], stack: ExitStack) -> socket.sock
     return connection
 
 
+@pytest.mark.claim("CHECK, DEL, STATUS and GC have workers of their own")
 def test_status_del_and_gc_are_answered_while_adds_wait_and_sigterm_ends_all() -> None:
     with ApiServer().running() as api, Node(api=api) as node, ExitStack() as stack:
         api.answering.clear()

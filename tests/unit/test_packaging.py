@@ -57,6 +57,12 @@ def test_image_and_demo_have_what_is_tested(lock: str) -> None:
     assert {name: tested[name] for name in locked(lock)} == locked(lock)
 
 
+@pytest.mark.claim("installs only Python packages whose hashes are in `locks/run.txt`")
+def test_the_image_takes_no_python_package_without_its_hash() -> None:
+    installs = re.findall(r"pip install[^\n]*", (REPOSITORY / "Dockerfile").read_text())
+    assert installs and all("--require-hashes" in each and "run.txt" in each for each in installs)
+
+
 @pytest.mark.parametrize("lock", LOCKS)
 def test_a_lock_says_nothing_of_where_packages_come_from(lock: str) -> None:
     assert "://" not in (REPOSITORY / "locks" / f"{lock}.txt").read_text()
