@@ -166,6 +166,8 @@ def test_operators_can_look_from_within(deployment: Deployment) -> None:
     # the self-test needs a cgroup, namespaces and programs of its own: all of that is allowed in there
     wait_until(lambda: status()["acceleration"]["level"] == "proxy", "the level that the manifests ask for", 30)
     assert status()["attached"]
+    assert status()["pods_with_strays"] == []
+    assert all(each["processes"]["captured"] for each in status()["pods"])
     for command in (
         ("pods",),
         ("maps", "pods"),
