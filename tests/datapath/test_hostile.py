@@ -11,7 +11,7 @@ import pytest
 from bpf import syscalls
 from bpf.syscalls import Descriptor
 from cni.policy.annotations import CapturePolicy
-from tests.datapath.conftest import APP, PROXY, Wire, ip_command
+from tests.datapath.wires import APP, PROXY, Wire, ip_command
 from tests.lab.inside import PYTHON, popen
 
 # A user namespace of the caller's own, in which it has every capability.

@@ -70,6 +70,7 @@ def in_a_slice(node: Node, name: str) -> Path:
     return node.cgroup / BURSTABLE / f"kubepods-burstable-pod_{name}.slice"
 
 
+@pytest.mark.claim("the agent attaches them there before the pod starts")
 def test_a_pod_in_another_tree_is_captured_there(node: Node) -> None:
     """Kubelet changed its cgroup driver, say, after the agent had started."""
     gamma, alpha = node.pod("gamma", mesh=False), node.pod("alpha")

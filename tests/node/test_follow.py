@@ -109,6 +109,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.claim("connections there fail for up to a second")
 @pytest.mark.parametrize("target", ["203.0.113.9", "2001:db8:9::9"])
 def test_routes_that_come_and_go_count(pod: Pod, target: str) -> None:
     version = ip_address(target).version

@@ -58,6 +58,7 @@ def move(pod: Pod, to: Path) -> None:
         (to / "cgroup.procs").write_text(process)
 
 
+@pytest.mark.claim("its outbound connections and DNS queries go past the proxy")
 def test_every_command_names_a_stray_process(node: Node, outside: Path) -> None:
     alpha, gamma = node.pod("alpha"), node.pod("gamma", mesh=False)
     beta = node.pod("beta", envoy=False)
@@ -174,6 +175,7 @@ def of_the_pod(pod: Pod) -> Path:
     return made
 
 
+@pytest.mark.claim("the pod's processes run uncaptured if they are not below an attach point")
 def test_processes_in_another_tree_of_pods_are_captured_there() -> None:
     with choosing(Node()) as node:
         gamma, alpha = node.pod("gamma", mesh=False), node.pod("alpha")
