@@ -42,13 +42,15 @@ def require_capabilities() -> None:
         )
 
 
-def mounts() -> list[Mount]:
-    """Every mount of this process's namespace (/proc/self/mountinfo, proc(5)), in mount order."""
+def mounts(filesystem: str = "") -> list[Mount]:
+    """The mounts of this process's namespace, all or of one type (/proc/self/mountinfo, proc(5)), in mount order."""
     found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split(" ")
-        kind = fields[fields.index("-") + 1]
-        found.append(Mount(Path(fields[4].encode().decode("unicode_escape")), kind, int(fields[0])))
+        if f" - {filesystem}" in line:  # most lines need no parsing
+            fields = line.split(" ")
+            kind = fields[fields.index("-") + 1]
+            if filesystem in ("", kind):
+                found.append(Mount(Path(fields[4].encode().decode("unicode_escape")), kind, int(fields[0])))
     return found
 
 
@@ -58,8 +60,8 @@ def cgroup2_root() -> Path:
     Mounts that are hidden below another mount are passed over: in a container, the host's cgroups may be mounted over
     the container's own.
     """
-    for mount in mounts():
-        if mount.filesystem == "cgroup2" and _is_visible(mount):
+    for mount in mounts("cgroup2"):
+        if _is_visible(mount):
             return mount.path
     raise KernelRefused("cgroup2 is not mounted; mount it: mount -t cgroup2 none /sys/fs/cgroup/unified")
 

@@ -117,8 +117,8 @@ def place_for(cgroup: Path) -> Path | None:
 
 def version1_tree() -> Path | None:
     """Kubelet's tree in a hierarchy of cgroup version 1, if pods are there; else None."""
-    for mount in mounts():
-        for name in _TREES if mount.filesystem == "cgroup" else ():
+    for mount in mounts("cgroup"):
+        for name in _TREES:
             if _has_pods(mount.path / name):
                 return mount.path / name
     return None
@@ -126,7 +126,7 @@ def version1_tree() -> Path | None:
 
 def in_version1(path: Path) -> Path | None:
     """The directory with this path, relative to a root, in a hierarchy of cgroup version 1; None if there is none."""
-    version1 = (mount.path / path for mount in mounts() if mount.filesystem == "cgroup")
+    version1 = (mount.path / path for mount in mounts("cgroup"))
     return next((each for each in version1 if each.is_dir()), None)
 
 

@@ -26,7 +26,7 @@ def kernel() -> Iterator[Kernel]:
 @pytest.fixture
 def version1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A hierarchy of version 1, which has the directories that a test makes. This machine's own are left alone."""
-    monkeypatch.setattr(trees, "mounts", lambda: [*mounts(), Mount(tmp_path, "cgroup", 0)])
+    monkeypatch.setattr(trees, "mounts", lambda kind: [*mounts(kind), Mount(tmp_path, kind, 0)])
     return tmp_path
 
 
