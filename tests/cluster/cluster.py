@@ -64,8 +64,14 @@ class Cluster:
         """Run everything; both nodes are Ready afterwards. `archives` are the images of its pods."""
         self.control.start()
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda node: node.start(archives), self.nodes))
+            list(pool.map(KubernetesNode.start, self.nodes))
+        self.import_images(archives)
         self.control.wait("condition=Ready", *(f"node/{node.name}" for node in self.nodes))
+
+    def import_images(self, archives: Sequence[Path]) -> None:
+        """OCI layouts, on every node under the names that are in them."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda node: node.import_images(archives), self.nodes))
 
     def _save_logs(self) -> None:
         shutil.rmtree(LOGS, ignore_errors=True)

@@ -10,7 +10,7 @@ from tests.cluster.certificates import Authority
 from tests.cluster.host import CommandFailed, Host
 from tests.lab.waiting import wait_until
 
-_SECONDS = 120  # on a machine on which much else is going on
+_SECONDS = 240  # on a machine on which much else is going on
 _ETCD = "http://127.0.0.1:2379"  # the host's own loopback
 _ISSUER = "https://kubernetes.default.svc.cluster.local"
 _COREFILE = """.:53 {{

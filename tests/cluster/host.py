@@ -65,7 +65,7 @@ class Host:
             )
         assert self._unshare.stdout is not None
         if self._unshare.stdout.readline() != "up\n":
-            raise RuntimeError(f"{self.name} does not boot:\n{(self.directory / 'boot.log').read_text()}")
+            raise DaemonEnded(f"{self.name} does not boot:\n{(self.directory / 'boot.log').read_text()}")
         (self.directory / "pid").write_text(_only_child(self._unshare.pid))
         self.run(["hostname", self.name])
 
@@ -96,9 +96,9 @@ class Host:
         return self.directory / f"{daemon}.log"
 
     def check(self, daemon: str) -> None:
-        """Raises RuntimeError with the end of its log if it has ended."""
+        """Raises DaemonEnded with the end of its log if it has ended."""
         if self._daemons[daemon].poll() is not None:
-            raise RuntimeError(f"{self.name}: {daemon} has ended:\n{self.log(daemon).read_text()[-3000:]}")
+            raise DaemonEnded(f"{self.name}: {daemon} has ended:\n{self.log(daemon).read_text()[-3000:]}")
 
     def power_off(self) -> None:
         """All of its processes are gone afterwards, with their mounts; cgroups and the network are too."""
@@ -111,6 +111,10 @@ class Host:
             wait_until(partial(_gone, top), f"the processes in {top} to end", _SECONDS)
         if self.netns.exists():
             subprocess.run(["ip", "netns", "del", self.netns.name], check=True)
+
+
+class DaemonEnded(Exception):
+    """Where, which, and the end of its log."""
 
 
 class CommandFailed(Exception):

@@ -38,18 +38,17 @@ class KubernetesNode:
         # nodes start at the same time, and this file is one for all
         self._proxy_kubeconfig = authority.kubeconfig("system:kube-proxy")
 
-    def start(self, archives: Sequence[Path]) -> None:
-        """All of it. `archives` are images in OCI layout that its pods may use; the pause image is one of them."""
+    def start(self) -> None:
+        """All of it. No pod starts before the pause image is there."""
         self._install_plugins()
         self.start_containerd()
-        for archive in archives:
-            self.import_image(archive)
         self.start_kubelet()
         self.start_proxy()
 
-    def import_image(self, archive: Path) -> None:
-        """Under the name that is in it."""
-        self.host.run(["ctr", "-n", "k8s.io", "images", "import", archive])
+    def import_images(self, archives: Sequence[Path]) -> None:
+        """Under the names that are in them."""
+        for archive in archives:
+            self.host.run(["ctr", "-n", "k8s.io", "images", "import", archive])
 
     def plugins(self) -> list[str]:
         """Those of the CNI chain, by their types, in their order."""

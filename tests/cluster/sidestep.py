@@ -13,7 +13,7 @@ from tests.lab.node import REPOSITORY
 IMAGE = REPOSITORY / "build" / "image" / "sidestep.tar"
 NAMESPACE, DAEMONSET = "istio-system", "istio-cni-node"
 _NAMES = {"name": "sidestep", "newName": "localhost/sidestep", "newTag": "latest"}  # image/build.sh
-_SECONDS = 180  # the first start compiles the programs and runs the self-test
+_SECONDS = 240  # the first start compiles the programs and runs the self-test
 
 
 class Sidestep:
