@@ -40,12 +40,12 @@ class Cluster:
             for host in self._hosts:
                 host.boot()
             connect(self._hosts[0], self._hosts[1:])
+            authority = Authority(self.directory / "pki")
+            self.control = ControlPlane(self._hosts[0], authority)
+            self.nodes = [KubernetesNode(host, authority) for host in self._hosts[1:]]
         except BaseException:
             remove(self.id)
             raise
-        authority = Authority(self.directory / "pki")
-        self.control = ControlPlane(self._hosts[0], authority)
-        self.nodes = [KubernetesNode(host, authority) for host in self._hosts[1:]]
         return self
 
     def __exit__(self, *_: object) -> None:

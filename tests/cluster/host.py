@@ -16,7 +16,7 @@ from typing import Any
 from tests.cluster import boot
 from tests.cluster.addresses import Place
 from tests.lab.inside import PYTHON
-from tests.lab.node import NETNS, make_netns
+from tests.lab.node import NETNS, identity_of, make_netns
 from tests.lab.waiting import wait_until
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -49,7 +49,7 @@ class Host:
     @property
     def pid(self) -> int:
         """The first process of the host, as the machine numbers it."""
-        return int((self.directory / "pid").read_text())
+        return int(self._identity().split()[0])
 
     def boot(self) -> None:
         """Make the namespaces and what is in them; no daemon runs yet."""
@@ -66,7 +66,7 @@ class Host:
         assert self._unshare.stdout is not None
         if self._unshare.stdout.readline() != "up\n":
             raise DaemonEnded(f"{self.name} does not boot:\n{(self.directory / 'boot.log').read_text()}")
-        (self.directory / "pid").write_text(_only_child(self._unshare.pid))
+        (self.directory / "first").write_text(identity_of(_only_child(self._unshare.pid)))
         self.run(["hostname", self.name])
 
     def command(self, argv: Sequence[str | Path]) -> list[str]:
@@ -102,8 +102,9 @@ class Host:
 
     def power_off(self) -> None:
         """All of its processes are gone afterwards, with their mounts; cgroups and the network are too."""
-        with suppress(FileNotFoundError, ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        with suppress(FileNotFoundError, ProcessLookupError):  # never booted, or powered off before
+            if identity_of(self.pid) == self._identity():  # else the number is somebody else's by now
+                os.kill(self.pid, signal.SIGKILL)
         for process in (self._unshare, *self._daemons.values()):
             if process:
                 process.wait(_SECONDS)
@@ -111,6 +112,9 @@ class Host:
             wait_until(partial(_gone, top), f"the processes in {top} to end", _SECONDS)
         if self.netns.exists():
             subprocess.run(["ip", "netns", "del", self.netns.name], check=True)
+
+    def _identity(self) -> str:
+        return (self.directory / "first").read_text()
 
 
 class DaemonEnded(Exception):
@@ -152,6 +156,6 @@ def _gone(top: Path) -> bool:
     return True
 
 
-def _only_child(pid: int) -> str:
+def _only_child(pid: int) -> int:
     (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return child
+    return int(child)
