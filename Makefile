@@ -28,6 +28,8 @@ help:
 	@echo 'make one T=FILE     one test or one file of tests: T=tests/unit/test_chain.py::test_any_string_survives'
 	@echo 'make verifier-log P=connect4 [STEPS=1]  what the verifier of this kernel says of one program'
 	@echo 'make e2e            a node'"'"'s life with a real containerd, hybrid and pure cgroup2'
+	@echo 'make cluster [KEEP=1]  a real Kubernetes of two nodes with Istio and sidestep; its programs are built first'
+	@echo 'make cluster-down   take down clusters that were kept, or whose owner is dead'
 	@echo 'make conformance    every kind of connection, with Istio'"'"'s rules and with sidestep, compared'
 	@echo 'make chaos          links, pins, listeners, cgroups and agents taken away for ten minutes; CHAOS="--seconds 60 --seed 3"'
 	@echo 'make kernels        the probe and the self-test of acceleration on Debian'"'"'s other kernels, under emulation'
@@ -142,6 +144,13 @@ $(IMAGE): Dockerfile .dockerignore image/build.sh locks/run.txt $(IMAGE_LIST) $(
 e2e: test-setup image
 	@$(PYTHON) -m pytest -v tests/e2e
 
+# Kubernetes and Istio themselves, built from their modules with Go: a quarter of an hour the first time.
+cluster: test-setup image
+	@$(PYTHON) -m tests.cluster $(if $(KEEP),--keep)
+
+cluster-down:
+	@$(PYTHON) -m tests.cluster.down
+
 # What Debian has of other kernels, each booted with this machine's files below it; some minutes.
 kernels: kernels-packages .venv/.demo shim
 	@$(PYTHON) -m tests.kernels
@@ -199,13 +208,13 @@ bench-node: bench-setup
 
 always:
 
-# Labs are root's, so another user has none.
+# Labs and clusters are root's, so another user has none.
 clean:
-	@if [ -x $(PYTHON) ] && [ $$(id -u) = 0 ]; then $(PYTHON) -m tests.lab.clean; fi
+	@if [ -x $(PYTHON) ] && [ $$(id -u) = 0 ]; then $(PYTHON) -m tests.lab.clean; $(PYTHON) -m tests.cluster.down; fi
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak nightly conformance \
-        kernels lint docs bench bench-cni bench-connect bench-agent bench-node bench-trace image clean \
+        cluster cluster-down kernels lint docs bench bench-cni bench-connect bench-agent bench-node bench-trace image clean \
         check-packages demo-packages test-packages kernels-packages bench-packages \
         check-setup demo-setup test-setup bench-setup

@@ -7,13 +7,14 @@ import json
 import re
 import subprocess
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 BUSYBOX = Path("/bin/busybox")
 PAUSE, TOOLS = "sidestep.test/pause:1", "sidestep.test/mesh:1"
 _LAYER, _CONFIG = "application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.config.v1+json"
+_SLEEP = {"Cmd": ["/bin/sleep", "infinity"], "Env": ["PATH=/bin"]}
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 
@@ -26,23 +27,23 @@ def make_images(directory: Path) -> list[Path]:
     made = []
     with (directory / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for name, files in ((PAUSE, ()), (TOOLS, (envoy, *_libraries(envoy)))):
+        for name, files in ((PAUSE, {}), (TOOLS, {"bin/envoy": envoy, **libraries(envoy)})):
             target = directory / f"{name.partition('/')[2].replace(':', '-')}.tar"
             if not target.exists():
                 fresh = target.with_suffix(".new")
-                _write_layout(fresh, name, files)
+                write_image(fresh, name, files, _SLEEP)
                 fresh.rename(target)
             made.append(target)
     return made
 
 
-def _libraries(binary: Path) -> Iterable[Path]:
-    """What a dynamic binary needs, the loader included."""
+def libraries(binary: Path) -> dict[str, Path]:
+    """What a dynamic binary needs, the loader included, by the places that they have in an image."""
     told = subprocess.run(["ldd", binary], capture_output=True, text=True, check=True).stdout
-    return [Path(found) for found in re.findall(r"(/\S+\.so\S*)", told)]
+    return {found.lstrip("/"): Path(found) for found in re.findall(r"(/\S+\.so\S*)", told)}
 
 
-def _layer(files: Iterable[Path]) -> bytes:
+def _layer(files: Mapping[str, Path]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as layer:
         for directory in ("bin", "www", "tmp", "proc", "sys", "dev", "etc", "run"):
@@ -54,8 +55,8 @@ def _layer(files: Iterable[Path]) -> bytes:
             link = tarfile.TarInfo(f"bin/{applet}")
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
             layer.addfile(link)
-        for file in files:
-            _add(layer, file, "bin/envoy" if file.name == "envoy" else str(file).lstrip("/"))
+        for name, file in files.items():
+            _add(layer, file, name)
     return buffer.getvalue()
 
 
@@ -66,7 +67,11 @@ def _add(layer: tarfile.TarFile, file: Path, name: str) -> None:
     layer.addfile(entry, io.BytesIO(content))
 
 
-def _write_layout(target: Path, name: str, files: Iterable[Path]) -> None:
+def write_image(target: Path, name: str, files: Mapping[str, Path], settings: Mapping[str, Any]) -> None:
+    """An OCI layout in a tar: busybox and `files`, by their places in the image.
+
+    `settings` is what a container of it runs as (OCI image-spec, config.md).
+    """
     blobs: dict[str, bytes] = {}
 
     def blob(content: bytes, kind: str) -> dict[str, Any]:
@@ -78,7 +83,7 @@ def _write_layout(target: Path, name: str, files: Iterable[Path]) -> None:
     config = {
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Cmd": ["/bin/sleep", "infinity"], "Env": ["PATH=/bin"]},
+        "config": settings,
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
     }
     manifest = {

@@ -1,0 +1,82 @@
+"""What a cluster is built from: programs of public Go modules, pinned by the go.mod and go.sum of modules/.
+
+Programs whose dependencies exclude each other are in modules of their own. Which packages a module builds stands in the
+`tool` lines of its go.mod.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+MODULES = Path(__file__).with_name("modules")
+
+
+@dataclass(frozen=True)
+class Component:
+    """One program. `tags` are build tags of `go build`, `variable` is the Go variable that holds its version."""
+
+    name: str
+    package: str
+    folder: Path
+    module: str
+    tags: str = ""
+    variable: str = ""
+
+    @property
+    def version(self) -> str:
+        """That of the module that the program is from, as go.mod pins it. Raises LookupError if it does not."""
+        pinned = re.search(rf"^(?:require|\t) *{re.escape(self.module)} (v\S+)", self._mod(), re.MULTILINE)
+        if not pinned:
+            raise LookupError(f"{self.folder / 'go.mod'} requires no {self.module}")
+        return pinned[1]
+
+    def flags(self) -> list[str]:
+        """For `go build`: a static program without symbols, the same from whatever folder it is built in."""
+        linker = "-s -w" + (f" -X {self.variable}={self.version}" if self.variable else "")
+        return ["-trimpath", f"-tags={self.tags}", f"-ldflags={linker}"]
+
+    def key(self, compiler: str) -> str:
+        """A digest of all that makes the program what it is; `compiler` is the version of Go."""
+        digest = hashlib.sha256()
+        for part in (compiler, self.package, *self.flags(), self._mod(), (self.folder / "go.sum").read_text()):
+            digest.update(hashlib.sha256(part.encode()).digest())
+        return digest.hexdigest()
+
+    def _mod(self) -> str:
+        return (self.folder / "go.mod").read_text()
+
+
+def components(modules: Path = MODULES) -> list[Component]:
+    """All of them, in the order in which they are built."""
+    etcd, server = modules / "etcd", "go.etcd.io/etcd/server/v3"
+    istio = [
+        Component(Path(package).name, f"istio.io/istio/{package}", modules / "istio", "istio.io/istio", _ISTIO_TAGS)
+        for package in _ISTIO
+    ]
+    helm, coredns = "helm.sh/helm/v4", "github.com/coredns/coredns"
+    return [
+        Component("etcd", server, etcd, server),
+        *(_kubernetes(name, modules / "kubernetes") for name in _KUBERNETES),
+        *istio,
+        Component("helm", f"{helm}/cmd/helm", modules / "helm", helm),
+        Component("coredns", coredns, modules / "coredns", coredns),
+    ]
+
+
+_KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
+_ISTIO = (
+    "pilot/cmd/pilot-discovery",
+    "pilot/cmd/pilot-agent",
+    "cni/cmd/istio-cni",
+    "cni/cmd/install-cni",
+    "istioctl/cmd/istioctl",
+)
+_ISTIO_TAGS = "vtprotobuf,disable_pgv"  # as Istio's own builds
+
+
+def _kubernetes(name: str, folder: Path) -> Component:
+    module = "k8s.io/kubernetes"
+    # without a version kubectl takes the server for one of another age, and the server says v0.0.0
+    variable = "k8s.io/component-base/version.gitVersion"
+    return Component(name, f"{module}/cmd/{name}", folder, module, variable=variable)

@@ -1,0 +1,61 @@
+"""Istio in the cluster, installed by Helm from the charts in its module, with sidestep in its CNI plugin's place."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.builder import BIN, module_directory
+from tests.cluster.cluster import Cluster
+from tests.cluster.components import components
+from tests.cluster.istio_images import HUB, TAG, make_istio_images
+
+NAMESPACE = "istio-system"
+_VALUES: dict[str, Any] = {
+    "global": {"hub": HUB, "tag": TAG, "imagePullPolicy": "IfNotPresent"},
+    "pilot": {
+        "cni": {"enabled": True},
+        # extensions of Istio's own Envoy, which another Envoy refuses
+        "env": {"PILOT_ENABLE_ALPN_FILTER": "false", "PILOT_ENABLE_METADATA_EXCHANGE": "false"},
+        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}},
+        "autoscaleEnabled": False,
+    },
+    "telemetry": {"enabled": False},  # an extension too
+    "meshConfig": {"accessLogFile": "/dev/stdout"},
+}
+
+
+class Mesh:
+    """One cluster's."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster, self._control = cluster, cluster.control
+
+    def install(self) -> None:
+        """istiod serves afterwards, and injects sidecars into the pods of labelled namespaces."""
+        pilot = next(each for each in components() if each.name == "pilot-discovery")
+        source = module_directory(pilot)
+        self._cluster.import_images(make_istio_images(self._cluster.directory / "istio-images", source))
+        values = self._cluster.directory / "istio-values.json"
+        values.write_text(json.dumps(_VALUES))
+        charts = source / "manifests" / "charts"
+        self._helm("istio-base", charts / "base")
+        self._helm(
+            "istiod", charts / "istio-control" / "istio-discovery", "--values", values, "--wait", "--timeout=300s"
+        )
+
+    def make_namespace(self, name: str) -> None:
+        """Pods in it get sidecars."""
+        metadata = {"name": name, "labels": {"istio-injection": "enabled"}}
+        self._control.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+
+    def require(self, mode: str) -> None:
+        """In the whole mesh: STRICT, PERMISSIVE or DISABLE. Proxies hear of it a little later."""
+        metadata = {"name": "default", "namespace": NAMESPACE}
+        spec = {"mtls": {"mode": mode}}
+        kind = {"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication"}
+        self._control.apply({**kind, "metadata": metadata, "spec": spec})
+
+    def _helm(self, release: str, chart: Path, *argv: str | Path) -> None:
+        where: list[str | Path] = ["--kubeconfig", self._control.kubeconfig, "--namespace", NAMESPACE]
+        install = [BIN / "helm", "install", release, chart, *where, "--create-namespace", *argv]
+        self._control.host.run(install)

@@ -1,0 +1,84 @@
+"""What is held against what should be of pods with injected sidecars: who answers, and whom the proxies name."""
+
+from collections.abc import Callable
+from functools import partial
+
+from tests.cluster.builder import BIN
+from tests.cluster.checks import Check, answered_by, equals
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.mesh import Mesh
+from tests.cluster.pods import PodName, Pods
+from tests.cluster.sidestep import Sidestep
+from tests.lab.waiting import wait_until
+
+NAMESPACE = "mesh"
+# CLIENT and NEAR are on one node, FAR is on the other
+CLIENT, NEAR, FAR = PodName(NAMESPACE, "client"), PodName(NAMESPACE, "near"), PodName(NAMESPACE, "far")
+_SECONDS = 30  # until every proxy has heard of a change
+
+
+def of_sidecars(control: ControlPlane, pods: Pods, sidestep: Sidestep) -> list[Check]:
+    """The injector's work and sidestep's fit together."""
+    found = []
+    for pod in (CLIENT, NEAR, FAR):
+        wanted = ["app", "istio-proxy", "istio-validation"]
+        captured = partial(sidestep.captures, pods.get(pod)["spec"]["nodeName"], str(pod))
+        found += [
+            Check(f"{pod} has a sidecar and no istio-init", equals(partial(_containers, pods, pod), wanted)),
+            Check(f"sidestep captures {pod}", equals(captured, True)),
+        ]
+    proxies = [pod.host for pod in (CLIENT, FAR, NEAR)]
+    return [*found, Check("istiod configures every proxy", equals(partial(_configured, control), proxies))]
+
+
+def of_requests(pods: Pods, plain: PodName, mesh: Mesh) -> list[Check]:
+    """mTLS by name on one node and between two, without a proxy, and what STRICT makes of that."""
+    found = []
+    for server in (NEAR, FAR):
+        found += [
+            Check(f"{CLIENT} and {server} talk mTLS", _mutual(pods, server)),
+            Check(f"{CLIENT} reaches {server} by its Pod IP", answered_by(pods, CLIENT, pods.ip(server), server)),
+            Check(f"{plain} reaches {server} without mTLS", answered_by(pods, plain, server.host, server)),
+        ]
+    found.append(_in_mode(mesh, "STRICT", lambda: _refuses(pods, plain, NEAR) and _refuses(pods, plain, FAR)))
+    for server in (NEAR, FAR):
+        refused = equals(partial(_refuses, pods, plain, server), True)
+        found += [
+            Check(f"{server} refuses {plain} in STRICT", refused),
+            Check(f"{CLIENT} and {server} talk mTLS in STRICT", _mutual(pods, server)),
+        ]
+    return [*found, _in_mode(mesh, "PERMISSIVE", lambda: pods.ask(plain, NEAR.host).server == NEAR.name)]
+
+
+def _mutual(pods: Pods, server: PodName) -> Callable[[], str]:
+    return answered_by(pods, CLIENT, server.host, server, _identity("By", server), _identity("URI", CLIENT))
+
+
+def _identity(field: str, pod: PodName) -> str:
+    """As X-Forwarded-Client-Cert has it."""
+    return f"{field}=spiffe://cluster.local/ns/{pod.namespace}/sa/{pod.name}"
+
+
+def _refuses(pods: Pods, client: PodName, server: PodName) -> bool:
+    """As Envoy refuses bytes that begin no TLS."""
+    return "Connection reset by peer" in pods.ask(client, server.host).error
+
+
+def _in_mode(mesh: Mesh, mode: str, heard: Callable[[], bool]) -> Check:
+    def look() -> str:
+        mesh.require(mode)
+        wait_until(heard, f"the proxies to hear of {mode}", _SECONDS)
+        return ""
+
+    return Check(f"the proxies hear of {mode}", look)
+
+
+def _containers(pods: Pods, pod: PodName) -> list[str]:
+    spec = pods.get(pod)["spec"]
+    return sorted(each["name"] for each in spec["initContainers"] + spec["containers"])
+
+
+def _configured(control: ControlPlane) -> list[str]:
+    """The proxies that take their configuration from istiod, as `istioctl proxy-status` lists them."""
+    table = control.host.run([BIN / "istioctl", f"--kubeconfig={control.kubeconfig}", "proxy-status"])
+    return sorted(line.split()[0] for line in table.splitlines()[1:] if "CDS,LDS,EDS,RDS" in line)

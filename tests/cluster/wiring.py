@@ -1,0 +1,43 @@
+"""How hosts reach each other: a bridge on the control plane, a cable to each node, and routes to the pods of each."""
+
+import subprocess
+from collections.abc import Sequence
+
+from tests.cluster.addresses import Place
+from tests.cluster.host import Host
+
+_BRIDGE = "wire"
+
+
+def connect(control: Host, nodes: Sequence[Host]) -> None:
+    """Wire hosts that have been booted; nothing leads out of the cluster."""
+    _ip(control, "link", "add", _BRIDGE, "type", "bridge")
+    _give(control, _BRIDGE)
+    for node in nodes:
+        cable = f"to-{node.name}"
+        _ip(control, "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", node.netns.name)
+        _ip(control, "link", "set", cable, "master", _BRIDGE, "up")
+        _give(node, "eth0")
+        for setting in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            node.run(["sh", "-c", f"echo 1 > /proc/sys/net/{setting}"])
+        for gateway in control.place.ips:
+            _ip(node, "route", "add", "default", "via", gateway)
+    for host in (control, *nodes):
+        for node in nodes:
+            if node is not host:
+                _route_pods(host, node.place)
+
+
+def _give(host: Host, device: str) -> None:
+    for address in host.place.addresses:
+        _ip(host, "address", "add", address, "dev", device)
+    _ip(host, "link", "set", device, "up")
+
+
+def _route_pods(host: Host, there: Place) -> None:
+    for pods, gateway in zip(there.pod_ranges, there.ips, strict=True):
+        _ip(host, "route", "add", pods, "via", gateway)
+
+
+def _ip(host: Host, *argv: str) -> None:
+    subprocess.run(["ip", "-n", host.netns.name, *argv], check=True)

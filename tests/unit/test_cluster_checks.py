@@ -1,0 +1,43 @@
+"""The verdicts of `make cluster`: what counts as expected, and what is said of the rest."""
+
+import pytest
+
+from tests.cluster.checks import Check, run_all, wrong_with
+from tests.cluster.host import CommandFailed
+from tests.cluster.pods import PodName, Reply
+
+SERVER = PodName("mesh", "near")
+NAMED = Reply("near", {"HTTP_X_FORWARDED_CLIENT_CERT": "By=spiffe://b;URI=spiffe://a"})
+
+
+def failing() -> str:
+    raise CommandFailed("node-1: ctr version: no such socket")
+
+
+def test_each_check_is_said_and_what_fails_is_not_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_all([Check("one", str), Check("two", lambda: "3 of 4"), Check("three", failing)]) == (1, 3)
+    assert capsys.readouterr().out.splitlines() == [
+        "one: as expected",
+        "two: NOT as expected: 3 of 4",
+        "three: NOT as expected: CommandFailed: node-1: ctr version: no such socket",
+    ]
+
+
+def test_an_answer_with_the_identities_that_are_wanted_is_right() -> None:
+    assert wrong_with(NAMED, SERVER, ("By=spiffe://b", "URI=spiffe://a")) == ""
+
+
+def test_an_answer_without_proxies_must_name_nobody() -> None:
+    assert wrong_with(Reply("near", {}), SERVER, ()) == ""
+    assert "URI=spiffe://a" in wrong_with(NAMED, SERVER, ())
+
+
+def test_another_identity_is_wrong() -> None:
+    assert wrong_with(NAMED, SERVER, ("URI=spiffe://c",)) == "the proxies said By=spiffe://b;URI=spiffe://a"
+    assert wrong_with(Reply("near", {}), SERVER, ("URI=spiffe://a",)) == "the proxies said nothing"
+
+
+def test_another_server_and_no_answer_are_wrong() -> None:
+    assert wrong_with(Reply("far", {}), SERVER, ()) == "answered by far"
+    assert wrong_with(Reply("", {}, "timed out"), SERVER, ()) == "timed out"
+    assert wrong_with(Reply("", {}), SERVER, ()) == "answered by nobody"
