@@ -3,8 +3,12 @@
 The proxy's connections pass, so they show what the kernel says of the same call.
 """
 
+import errno
+import json
 import subprocess
 from collections.abc import Callable
+from ipaddress import ip_address, ip_network
+from random import Random
 
 import pytest
 from pyroute2.netlink import rtnl
@@ -12,9 +16,11 @@ from pyroute2.netlink import rtnl
 from bpf.layout import TOTALS
 from cni.netns import sandbox
 from cni.netns.dumps import Dump
-from cni.netns.rtnl import Rtnl
+from cni.netns.routes import IpNetwork
+from cni.netns.rtnl import IpAddress, Rtnl
 from cni.policy.annotations import CapturePolicy
 from tests.datapath.wires import APP, PROXY, Wire, ip_command
+from tests.lab.inside import PYTHON
 
 REMOTE4, REMOTE6 = "203.0.113.7", "2001:db8:1::7"
 FAMILIES = [REMOTE4, REMOTE6, f"::ffff:{REMOTE4}"]
@@ -170,6 +176,61 @@ def test_too_many_routes_count_as_unknown(wire: Wire, count: int, outcome: str) 
     wire.look_again()
     wire.mesh()
     assert call(wire, "10.66.0.1") == outcome
+
+
+ASK = """
+import errno, json, socket, sys
+answers = []
+for host in json.load(sys.stdin):
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        answers.append(asking.connect_ex((host, 9)))
+print(json.dumps(answers))
+"""
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("has_default", [True, False])
+def test_what_is_kept_of_any_routes_says_what_the_kernel_does(wire: Wire, seed: int, has_default: bool) -> None:
+    rng = Random(seed)
+    gateways = {4: wire.peer.ip4, 6: wire.peer.ip6}
+    kinds = ("via", "via", "unreachable", "prohibit", "blackhole", "throw", "local")
+    networks: list[IpNetwork] = []
+    commands = []
+    for _ in range(rng.randint(1, 40)):
+        version, length = rng.choice(((4, rng.randint(9, 32)), (6, rng.randint(33, 128))))
+        base = rng.choice(networks).network_address if networks and rng.random() < 0.6 else None
+        if base is None or base.version != version:
+            base = ip_address("10.128.0.0" if version == 4 else "fd55::") + (rng.getrandbits(6) << 12)
+        network = ip_network((base, length), strict=False)
+        kind = rng.choice(kinds)
+        if any(network == each for each in networks) or (version == 6 and kind == "local"):
+            continue
+        networks.append(network)
+        how = {"via": f"{network} via {gateways[version]}", "local": f"local {network} dev lo"}
+        commands.append(f"route add {how.get(kind, f'{kind} {network}')}")
+    batch = "\n".join(commands) + "\n"
+    subprocess.run(["ip", "-n", wire.pod.path.name, "-batch", "-"], input=batch, text=True, check=True)
+    if has_default:
+        wire.look_again()
+    else:
+        without_default(wire)
+    hosts = [str(host) for host in _around(rng, networks)]
+    argv = ["nsenter", f"--net={wire.pod.path}", *PYTHON, ASK]
+    told = json.loads(subprocess.run(argv, input=json.dumps(hosts), capture_output=True, text=True, check=True).stdout)
+    known = [(network, way) for network, way in wire.sandbox.ways.items() if not (way.error and way.ifindex)]
+    for host, errors in zip(hosts, told, strict=True):
+        fitting = [each for each in known if ip_address(host) in each[0]]
+        error = max(fitting, key=lambda each: each[0].prefixlen)[1].error if fitting else 0
+        assert errno.errorcode.get(error) == errno.errorcode.get(errors), (host, commands)
+
+
+def _around(rng: Random, networks: list[IpNetwork]) -> list[IpAddress]:
+    """Addresses at the edges of networks and beyond them."""
+    found: list[IpAddress] = [ip_address(each) for each in (REMOTE4, REMOTE6, "10.9.0.1", "fd99::1")]
+    for network in networks:
+        last = network.num_addresses - 1
+        found += [network[0], network[last], network[rng.randint(0, last)], network[last] + 1]
+    return found
 
 
 def test_it_is_counted_and_traced_by_its_own_name(wire: Wire) -> None:
