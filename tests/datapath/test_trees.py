@@ -15,9 +15,11 @@ from bpf.pins import Pins
 from tests.datapath.wires import scratch_pins
 from tests.lab.invocation import sidestep
 from tests.lab.ownroot import rooted_at, seen_as
+from tests.lab.waiting import wait_until
 
 POD = "pod01234567-89ab-cdef-0123-456789abcdef"
 SLICE = "kubepods-burstable-pod01234567_89ab_cdef_0123_456789abcdef.slice"
+SECONDS = 180  # a probe compiles and tries everything, on a machine on which much else may be going on
 OPTIONS = ("--cni-agent-run-dir", "/run/sidestep", "--output", "json")
 
 
@@ -49,7 +51,9 @@ class Machine:
 
     def probe(self, *options: str) -> dict[str, str]:
         """The row about the attach point."""
-        done = sidestep("probe", "--bpffs", self.pins.bpffs, *OPTIONS, *options, through=rooted_at(self.root))
+        done = sidestep(
+            "probe", "--bpffs", self.pins.bpffs, *OPTIONS, *options, seconds=SECONDS, through=rooted_at(self.root)
+        )
         assert done.stderr == ""
         rows: list[dict[str, str]] = json.loads(done.stdout)["rows"]
         return next(each for each in rows if each["what"] == "attach point")
@@ -65,10 +69,12 @@ class Machine:
 
 @contextmanager
 def removed(root: Path) -> Iterator[None]:
-    """Removes the cgroups below `root` in the end."""
+    """Removes the cgroups below `root` in the end, with whatever a command that was killed has left there."""
     try:
         yield
     finally:
+        (root / "cgroup.kill").write_text("1")
+        wait_until(lambda: "populated 0" in (root / "cgroup.events").read_text(), f"processes in {root} to end")
         for each in sorted(root.glob("**/"), reverse=True):
             if each != root:
                 each.rmdir()
@@ -163,7 +169,7 @@ def test_a_mount_of_cgroup2_that_is_hidden_is_passed_over(machine: Machine) -> N
     hide = "mount -t tmpfs none /sys/fs/cgroup; mkdir /sys/fs/cgroup/host"
     held = f'exec 9< {machine.root}; {hide}; mount --bind /proc/self/fd/9 /sys/fs/cgroup/host; exec "$@"'
     through = ("unshare", "-m", "sh", "-c", held, "sh")
-    done = sidestep("probe", "--bpffs", machine.pins.bpffs, *OPTIONS, through=through)
+    done = sidestep("probe", "--bpffs", machine.pins.bpffs, *OPTIONS, seconds=SECONDS, through=through)
     rows = {each["what"]: each["found"] for each in json.loads(done.stdout)["rows"]}
     assert rows["cgroup2"] == "at /sys/fs/cgroup/host"
     assert rows["attach point"] == f"/sys/fs/cgroup/host/{used.name}, where pods have cgroups"
