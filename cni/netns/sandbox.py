@@ -143,7 +143,8 @@ def look(rtnl: Rtnl, excluded_interfaces: Collection[str] = ()) -> Sandbox:
 
 def _loopback_stays(rtnl: Rtnl, routes: Mapping[IpNetwork, Route], addresses: tuple[InterfaceAddress, ...]) -> bool:
     """Whether the kernel refuses to send from 127.0.0.1 by the widest route of IPv4."""
-    out = [network for network, route in routes.items() if network.version == 4 and leads_out(route)]
+    beyond_lo = (network for network, route in routes.items() if leads_out(route) and route.ifindex != LO)
+    out = [network for network in beyond_lo if network.version == 4]
     network = min(out, key=lambda each: each.prefixlen, default=None)
     stranger = _stranger_in(network, {each.ip for each in addresses}) if network else None
     return stranger is not None and rtnl.refuses(stranger, _LOOPBACK4)

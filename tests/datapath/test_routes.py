@@ -134,6 +134,12 @@ def test_from_loopback_to_the_outside(wire: Wire, how: str, policy: CapturePolic
     assert call(wire, str(wire.pod.ip4), how, "127.0.0.1") == call(wire, str(wire.pod.ip4), how, "127.0.0.1", uid=PROXY)
 
 
+def test_from_loopback_where_the_widest_route_stays_in_the_pod(wire: Wire) -> None:
+    route(wire, "add", "local", "10.200.0.0/16", "dev", "lo")
+    without_default(wire).mesh()
+    assert call(wire, str(wire.peer.ip4), source="127.0.0.1") == "EINVAL"
+
+
 def test_a_pod_may_be_allowed_to_send_from_loopback(wire: Wire) -> None:
     setting = "echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet"
     subprocess.run(["nsenter", f"--net={wire.pod.path}", "sh", "-c", setting], check=True)
