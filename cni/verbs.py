@@ -41,6 +41,10 @@ def _unobserved(result: str) -> None:
     """The default observer: does nothing."""
 
 
+# An ADD with so many rules takes tens of milliseconds longer than one without any.
+_MANY_RULES = 1_000
+
+
 def _nobody() -> None:
     pass
 
@@ -58,8 +62,10 @@ class Verbs:
     observe: Callable[[str], None] = _unobserved  # called after each ADD with one of RESULTS
     call_for_help: Callable[[], None] = _nobody  # called if an ADD finds the programs detached
     left_out: LeftOut = field(default_factory=LeftOut)  # tells of pods that are not captured
-    # The interpreter runs one thread at a time. If 16 ADDs take turns at each system call, each takes twice as long.
+    # The interpreter runs one thread at a time. If 16 ADDs take turns at each system call, each takes twice as long. So
+    # they take turns as a whole, and those that write many rules have a turnstile of their own.
     turnstile: threading.Lock = field(default_factory=threading.Lock)
+    wide_turnstile: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, request: Request, netns_fd: int | None) -> Output:
         """Run a request's verb. Returns the object that the shim prints (None: nothing). Raises SidestepError.
@@ -90,7 +96,7 @@ class Verbs:
             return NOT_IN_MESH
         policy, netns = self._policy(pod), _netns(netns_fd)
         try:
-            with self.turnstile:
+            with self.turnstile if policy.rules < _MANY_RULES else self.wide_turnstile:
                 self._require_place(pod, request)
                 entries, cookie, before = self.admission.admit(partial(_identity, request, pod), policy, netns)
                 self._require_captured(cookie, entries.identity, before)

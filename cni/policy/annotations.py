@@ -116,6 +116,12 @@ class CapturePolicy(BaseModel):
     deny_inbound_ports: frozenset[int] = frozenset()
     acceleration: Level = Level.PROXY  # the lowest of this level, the node's and the other pod's counts
 
+    @property
+    def rules(self) -> int:
+        """How many ports and ranges the policy names."""
+        lists = (getattr(self, name) for name in type(self).model_fields)
+        return sum(len(each) for each in lists if isinstance(each, tuple | frozenset))
+
 
 def policy_of(pod: Pod) -> CapturePolicy:
     """The policy that a Pod's annotations and its proxy container ask for.
