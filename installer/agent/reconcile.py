@@ -158,6 +158,7 @@ class Reconciler:
             woken = self._wake.wait(max(0.0, min(pause, due - time.monotonic())))
             self._wake.clear()
             if self._stopping:
+                self._do(self._leave)
                 return
             if time.monotonic() >= due:
                 self.once()
@@ -195,6 +196,11 @@ class Reconciler:
             self.retained.look()
         restored = len(put_back) + done
         return {RESTORED: restored} if restored else {}
+
+    def _leave(self) -> Done:
+        """Pin again what somebody has just removed: when this process ends, the pins alone hold it."""
+        put_back = self._put_back()
+        return {RESTORED: len(put_back)} if put_back else {}
 
     def _put_back(self) -> list[str]:
         """Pin again what this process has open."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 from bpf.errors import SidestepError
 from bpf.pins import Pins
@@ -85,6 +86,7 @@ def play(seconds: float, seed: int) -> Ledger:
     chance, ledger = random.Random(seed), Ledger()
     with Node() as node, ExitStack() as running:
         alpha, gamma = node.pod("alpha"), node.pod("gamma", mesh=False)
+        _say_that_it_runs(node, alpha)
         running.enter_context(looked(Pins(node.bpffs), ledger))
         running.enter_context(asked(gamma, "in", alpha.ips, ledger))
         running.enter_context(asked(alpha, "out", gamma.ips, ledger))
@@ -99,6 +101,12 @@ def play(seconds: float, seed: int) -> Ledger:
             time.sleep(chance.uniform(0.0, 2.0))
         time.sleep(_QUIET_SECONDS)
     return ledger
+
+
+def _say_that_it_runs(node: Node, pod: Pod) -> None:
+    """As the API server would. If an agent dies while nothing is pinned, the next one has to enrol the pod again."""
+    status = {"phase": "Running", "podIP": str(pod.ip4)}
+    (node.pods_dir / f"{pod.name}.yaml").write_text(yaml.safe_dump(pod.manifest() | {"status": status}))
 
 
 @click.command()

@@ -55,6 +55,25 @@ def test_nothing_opens_when_pins_go_and_all_come_back(node: Node, lose: Callable
     assert alpha.envoy.next_connection().listener == "inbound"
 
 
+def test_an_agent_that_ends_puts_back_what_was_removed_a_moment_ago(node: Node) -> None:
+    alpha, gamma = node.pod("alpha"), node.pod("gamma", mesh=False)
+    pins = Pins(node.bpffs)
+    before = pinned(pins) - {"holder"}
+    remove_all(pins)
+    node.agent.terminate()
+    # what belongs to the next attach is not there
+    assert before - pinned(pins) <= {
+        f"{pins.root.name}/{each}" for each in ("maps/build", "places", "programs/iterator")
+    }
+    alpha.envoy.connections()
+    assert gamma.curl(alpha.ip4).pod == "alpha"
+    assert alpha.envoy.next_connection().listener == "inbound"
+    assert alpha.curl(gamma.ip4).pod == "gamma"
+    assert alpha.envoy.next_connection().listener == "outbound"
+    node.agent.start()
+    assert status(node)["open_pods"] == []
+
+
 def test_the_message_program_comes_back_and_is_never_taken_for_somebody_elses(node: Node) -> None:
     wait_until(lambda: status(node)["acceleration"]["level"] == "proxy", "the level", 60)
     message = Pins(node.bpffs).programs / "message"

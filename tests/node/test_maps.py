@@ -68,16 +68,19 @@ def test_every_table_can_be_read(mesh: Mesh, choosy: Pod) -> None:
             assert not [field for field in (*entry["key"], *entry["value"]) if field.startswith("zero")]
 
 
+POLICY = ("ipv6", "outbound_all", "inbound_all", "port_rules", "networks")
+
+
 def test_a_pod_is_told_in_words(mesh: Mesh, choosy: Pod) -> None:
     (entry,) = listed(mesh.node, "pods", "--pod", "default/choosy")
     assert entry["key"]["pod"] == "default/choosy"
     value = entry["value"]
-    assert value["flags"] == ["ipv6", "outbound_all", "inbound_all", "port_rules", "networks"]
+    assert value["flags"] == [*POLICY, "routes", "loopback_stays"]
     assert (value["source4"], value["source6"]) == (str(choosy.ip4), str(choosy.ip6))
     assert (value["uid"], value["acceleration"], value["proxy_uid"]) == (choosy.uid, "proxy", 1337)
     words = text(mesh.node, "pods", "--pod", "default/choosy").splitlines()
     assert f"source4              {choosy.ip4}" in words
-    assert "flags                ipv6,outbound_all,inbound_all,port_rules,networks" in words
+    assert f"flags                {','.join(value['flags'])}" in words
 
 
 def test_rules_are_told_with_their_pod(mesh: Mesh, choosy: Pod) -> None:

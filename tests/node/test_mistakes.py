@@ -103,7 +103,14 @@ def test_root_without_capabilities_is_told_which(node: Node, argv: tuple[str, ..
     assert "--proc" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["deny", "explain", "maps", "pods", "report", "status"])
+def test_status_without_capabilities_does_not_know_where_processes_are(node: Node) -> None:
+    node.pod("beta", envoy=False)
+    done = without(node, "status")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "stray processes: unknown: without CAP_SYS_PTRACE" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["deny", "explain", "maps", "pods", "report"])
 def test_looking_takes_none(node: Node, command: str) -> None:
     done = without(node, command, *ARGUMENTS.get(command, ()))
     assert (done.returncode, done.stderr) == (0, "")
