@@ -160,8 +160,8 @@ def kept_by_others(pins: Pins) -> dict[str, list[str]]:
     kept = {}
     for other in attached_others(pins):
         entries, ours = entries_of_pods(other), steered(pins.root)
-        running = sorted(steered(other).keys() - ours.keys())
-        kept[other.name] = [name_in(entries.get(cookie, b"")) or f"netns cookie {cookie}" for cookie in running]
+        running = steered(other).keys() - ours.keys()
+        kept[other.name] = sorted(name_in(entries.get(each, b"")) or f"netns cookie {each}" for each in running)
     return kept
 
 

@@ -36,7 +36,7 @@ _PROXY = 1337
 _RESOLVER_PORT = 15053
 _APPLICATION_PORT = 8080
 _SECONDS = 2.0  # timeout of each connection
-_CHILD_SECONDS = 30
+_CHILD_SECONDS = 60  # it compiles and loads everything; a second or two on an idle machine
 _NOT_HERE = 2  # exit status of the child if it may not enter the cgroup or make namespaces
 
 _Trial = Callable[[], tuple[str, bool]]  # what was found, and whether that is right

@@ -69,7 +69,7 @@ COMMAND = (sys.executable, "-m", "installer", "probe")
 
 def run(*argv: object, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [str(each) for each in argv]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, **options)
 
 
 def row(findings: Findings, what: str) -> Finding:
