@@ -49,8 +49,11 @@ class _Known:
     was_listed: bool = False  # whether a list of Pods had it
     was_owner_told: bool = False  # whether there is an Event
 
+    def is_of(self, uid: str) -> bool:
+        return self.uid == uid or not (self.uid and uid)
+
     def is_about(self, uid: str, reason: str) -> bool:
-        return self.reason == reason and (self.uid == uid or not (self.uid and uid))
+        return self.reason == reason and self.is_of(uid)
 
 
 class LeftOut:
@@ -86,8 +89,7 @@ class LeftOut:
             if known and is_known and (known.was_owner_told or known.has_left):
                 known.was_listed = True
                 return
-            is_same = known is not None and (known.uid == uid or not (known.uid and uid))
-            container = known.container_id if known and is_same else ""
+            container = known.container_id if known and known.is_of(uid) else ""
             self._keep(key, _Known(uid, reason, container, was_listed=True, was_owner_told=True))
         if not is_known:
             log.info("pod.not_captured", pod=f"{pod.namespace}/{pod.name}", reason=reason)

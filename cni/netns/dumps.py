@@ -68,6 +68,15 @@ def _received(conversation: socket.socket, limit: int) -> _Answer:
             at += length + 3 & ~3
 
 
+def is_done(answer: bytes) -> bool:
+    """Whether the kernel says nothing but that a request has succeeded. pyroute2 takes 0.04 ms to find that out."""
+    if len(answer) < _HEADER.size + _ERROR.size:
+        return False
+    length, kind, _, _, _ = _HEADER.unpack_from(answer)
+    is_end = kind in (netlink.NLMSG_ERROR, netlink.NLMSG_DONE) and length >= len(answer)
+    return is_end and _ERROR.unpack_from(answer, _HEADER.size)[0] == 0
+
+
 def refusal(conversation: socket.socket, kind: int, request: bytes) -> int:
     """The errno with which the kernel refuses a request, or 0. The request must have one answer. Raises OSError."""
     conversation.send(_HEADER.pack(_HEADER.size + len(request), kind, netlink.NLM_F_REQUEST, SEQUENCE, 0) + request)

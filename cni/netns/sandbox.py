@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 from bpf.syscalls import Descriptor
@@ -202,9 +202,7 @@ def _somebody_in(network: IpNetwork) -> IpAddress:
 
 def _stranger_in(network: IpNetwork, own: Collection[IpAddress]) -> IpAddress | None:
     """An address in `network` that the namespace has not itself; None if there is none."""
-    if network.prefixlen == 0:
-        return _BEYOND[network.version]
-    some: Iterator[IpAddress] = islice(network, 1, len(own) + 2)
+    some: Iterator[IpAddress] = chain([_somebody_in(network)], islice(network, 2, len(own) + 2))
     return next((each for each in some if each not in own), None)
 
 

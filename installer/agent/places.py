@@ -48,9 +48,7 @@ class Places:
         Raises KernelRefused that says why nothing can be attached there; NotAttached.
         """
         pins, given = self._attachment.pins, self._attachment.cgroup
-        if is_covered(pins, cgroup2_root(), cgroup):
-            return False
-        if given:
+        if given and not is_covered(pins, cgroup2_root(), cgroup):
             raise KernelRefused(f"--cgroup says {given}; give a cgroup above both, or leave the setting out")
         if not cover(pins, cgroup):
             return False

@@ -9,7 +9,7 @@ from bpf.errors import SidestepError
 from cni import protocol
 from installer.settings import Node
 
-_SECONDS = 3.0  # to wait for an answer; a timeout is a fault like any other
+ANSWER_SECONDS = 3.0  # to wait for an answer; a timeout is a fault like any other
 _UCRED = struct.Struct("3i")
 
 
@@ -25,7 +25,7 @@ def ask_agent(node: Node, question: dict[str, Any]) -> Asked:
     """Send one message to the agent of this node, and wait for its answer."""
     pid = None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(_SECONDS)
+        connection.settimeout(ANSWER_SECONDS)
         try:
             connection.connect(str(node.cni_agent_run_dir / protocol.SOCKET_NAME))
             # 0 if the process is in a PID namespace that cannot be seen from here
@@ -35,7 +35,7 @@ def ask_agent(node: Node, question: dict[str, Any]) -> Asked:
         except (FileNotFoundError, ConnectionRefusedError):
             return Asked(None, {}, "nobody is there")
         except TimeoutError:
-            return Asked(pid, {}, f"no answer within {_SECONDS:g} s")
+            return Asked(pid, {}, f"no answer within {ANSWER_SECONDS:g} s")
         except (OSError, ValueError, SidestepError) as error:
             return Asked(pid, {}, str(error))
     output = answer.get("output") or {}

@@ -140,9 +140,11 @@ class Explainer:
 
     def _at_home(self, destination: IPAddress | None) -> frozenset[IPAddress]:
         """A destination that the pod has by a local route."""
-        route = None if destination is None else self.pod.route_to(self._tables, plain(destination))
-        is_local = destination is not None and route is not None and route.ifindex == LO and not route.error
-        return frozenset((plain(destination),)) if destination is not None and is_local else frozenset()
+        if destination is None:
+            return frozenset()
+        route = self.pod.route_to(self._tables, plain(destination))
+        is_local = route is not None and route.ifindex == LO and not route.error
+        return frozenset((plain(destination),)) if is_local else frozenset()
 
     def _interface(self, wanted: str | None, far: IPAddress) -> str | None:
         if wanted is None:

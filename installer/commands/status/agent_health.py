@@ -5,10 +5,9 @@ import json
 from typing import Any
 
 from cni import protocol
-from installer.commands.agent_socket import ask_agent
+from installer.commands.agent_socket import ANSWER_SECONDS, ask_agent
 from installer.settings import Node, Ports
 
-_SECONDS = 3.0  # to wait for an answer; a timeout is a fault like any other
 _LOCALHOST = "127.0.0.1"
 # a runtime's question whether pods could be added (CNI's STATUS)
 _STATUS = {
@@ -38,13 +37,13 @@ def agent_of(node: Node, ports: Ports) -> dict[str, Any]:
 def _at_port(port: int) -> dict[str, Any]:
     """The state of the health port: the answer of /readyz."""
     found: dict[str, Any] = {"port": port, "ready": False, "missing": {}, "fault": "", "version": None}
-    connection = http.client.HTTPConnection(_LOCALHOST, port, timeout=_SECONDS)
+    connection = http.client.HTTPConnection(_LOCALHOST, port, timeout=ANSWER_SECONDS)
     try:
         connection.request("GET", "/readyz")
         reply = connection.getresponse()
         body = json.loads(reply.read(1 << 16))
     except TimeoutError:
-        return found | {"fault": f"no answer within {_SECONDS:g} s"}
+        return found | {"fault": f"no answer within {ANSWER_SECONDS:g} s"}
     except (OSError, ValueError, http.client.HTTPException) as error:
         return found | {"fault": getattr(error, "strerror", None) or f"no agent answers: {error}"}
     finally:
