@@ -18,6 +18,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
+from bpf.errors import SidestepError
 from bpf.kernel import cgroup2_root, mounts
 from bpf.links import linked_pods
 from bpf.pins import Pins
@@ -214,6 +215,13 @@ class Node:
         with Tables(pins) as tables:
             counts = {name: table.count() for name, table in tables.named().items()}
         return counts | {"links": len(list(pins.netns.iterdir()))}
+
+    def is_whole(self, entries: dict[str, int]) -> bool:
+        """Whether the tables are as full as `entries` and all pods' links live; not while their pins are put back."""
+        try:
+            return self.entries() == entries and all(alive for _, alive in linked_pods(Pins(self.bpffs)))
+        except (SidestepError, OSError):
+            return False
 
     def wait_for_dead_links(self, count: int) -> None:
         """Wait until the kernel has taken down that many deleted pods' namespaces."""

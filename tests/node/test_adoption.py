@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from bpf.links import linked_pods
 from bpf.pins import Pins
 from tests.lab.apiserver import ApiServer
 from tests.lab.curl import REFUSED
@@ -201,13 +200,7 @@ def test_what_somebody_takes_from_the_bpffs_is_put_back(
     before = node.entries()
     tamper(pins)
 
-    def is_whole() -> bool:
-        try:
-            return node.entries() == before and all(alive for _, alive in linked_pods(pins))
-        except Exception:
-            return False
-
-    wait_until(is_whole, "everything to be put back", 15)
+    wait_until(lambda: node.is_whole(before), "everything to be put back", 15)
     wait_until(lambda: (pins.programs / "sk_lookup").exists() and len(list(pins.links.iterdir())) == 13, "links", 15)
     is_captured(client, server)
     server.stop()

@@ -39,6 +39,6 @@ def test_the_second_agent_is_refused_and_told_who_is_the_first(node: Node, tmp_p
         # again after somebody has removed everything, and the first has put it back
         shutil.rmtree(node.bpffs / "sidestep")
         wait_until((node.bpffs / "sidestep" / "holder").is_symlink, "the first to hold the pins again", 15)
-        wait_until(lambda: node.entries() == before, "everything to be back", 15)
+        wait_until(lambda: node.is_whole(before), "everything to be back", 15)
     node.agent.kill()
     node.agent.start()  # a crash leaves a name, but no lock
