@@ -28,7 +28,7 @@ help:
 	@echo 'make one T=FILE     one test or one file of tests: T=tests/unit/test_chain.py::test_any_string_survives'
 	@echo 'make verifier-log P=connect4 [STEPS=1]  what the verifier of this kernel says of one program'
 	@echo 'make e2e            a node'"'"'s life with a real containerd, hybrid and pure cgroup2'
-	@echo 'make cluster [KEEP=1]  a real Kubernetes of two nodes with Istio and sidestep; its programs are built first'
+	@echo 'make cluster [KEEP=1] [ONLY=PATTERN]  a real Kubernetes of two nodes with Istio and sidestep; its programs are built first'
 	@echo 'make cluster-down   take down clusters that were kept, or whose owner is dead'
 	@echo 'make conformance    every kind of connection, with Istio'"'"'s rules and with sidestep, compared'
 	@echo 'make chaos          links, pins, listeners, cgroups and agents taken away for ten minutes; CHAOS="--seconds 60 --seed 3"'
@@ -146,7 +146,7 @@ e2e: test-setup image
 
 # Kubernetes and Istio themselves, built from their modules with Go: a quarter of an hour the first time.
 cluster: test-setup image
-	@$(PYTHON) -m tests.cluster $(if $(KEEP),--keep)
+	@$(PYTHON) -m tests.cluster $(if $(KEEP),--keep) $(if $(ONLY),--only "$(ONLY)")
 
 cluster-down:
 	@$(PYTHON) -m tests.cluster.down

@@ -8,26 +8,29 @@ from contextlib import ExitStack
 
 import click
 
+from tests.cluster.bed import Bed
 from tests.cluster.builder import BIN, BuildFailed, build_all
-from tests.cluster.checks import Check, of_nodes, of_plain_pods, run_all
 from tests.cluster.cluster import LOGS, Cluster
 from tests.cluster.components import components
 from tests.cluster.host import CGROUPS, CommandFailed, DaemonEnded
-from tests.cluster.mesh import Mesh
-from tests.cluster.mesh_checks import CLIENT, FAR, NAMESPACE, NEAR, of_requests, of_sidecars
-from tests.cluster.pods import PodName, Pods
-from tests.cluster.sidestep import IMAGE, Sidestep
+from tests.cluster.scenario import Scenario, select
+from tests.cluster.scenario import run as run_scenarios
+from tests.cluster.scenarios import SCENARIOS
+from tests.cluster.sidestep import IMAGE
 from tests.lab import images
 from tests.lab.demo import exit_on_signals
 from tests.lab.node import REPOSITORY
 
-PLAIN = (PodName("plain", "one"), PodName("plain", "two"))
-
 
 @click.command()
 @click.option("--keep", is_flag=True, help="Leave the cluster running, and say how to use it.")
-def cluster(keep: bool) -> None:
+@click.option("--only", metavar="PATTERN", default="*", help="Run the scenarios whose names fit, as in a shell: 'li*'.")
+def cluster(keep: bool, only: str) -> None:
     """Build a cluster, run it, hold it against what is expected, take it down."""
+    try:
+        scenarios = select(SCENARIOS, only)
+    except LookupError as error:
+        raise click.BadParameter(str(error), param_hint="--only") from None
     if os.geteuid() != 0:
         sys.exit("cluster: namespaces and cgroups need root")
     if not (CGROUPS / "unified").exists():
@@ -38,7 +41,7 @@ def cluster(keep: bool) -> None:
     except BuildFailed as error:
         sys.exit(f"cluster: {error}")
     try:
-        good, of = run(keep)
+        good, of = run(scenarios, keep)
     except (CommandFailed, DaemonEnded, TimeoutError) as error:
         then = "make cluster-down takes it down" if keep else f"its logs are in {LOGS}"
         sys.exit(f"cluster: {error}\ncluster: {then}")
@@ -46,8 +49,8 @@ def cluster(keep: bool) -> None:
     sys.exit(0 if good == of else 1)
 
 
-def run(keep: bool) -> tuple[int, int]:
-    """Bring a cluster up, hold it against what is expected, take it down; how much was so, of how much."""
+def run(scenarios: list[Scenario], keep: bool) -> tuple[int, int]:
+    """Bring a cluster up, run the scenarios, take it down; how much was as expected, of how much."""
     with ExitStack() as stack:
         made = stack.enter_context(Cluster())
         # once down is where it goes, a second Ctrl-C must not stop it halfway
@@ -56,38 +59,26 @@ def run(keep: bool) -> tuple[int, int]:
         if keep:
             made.keep()
             tell_how_to_use(made)
-        return run_all(checks(made))
+        return run_scenarios(scenarios, bring_up(made))
 
 
-def checks(made: Cluster) -> list[Check]:
-    """Bring everything up, and what is to be looked at then."""
+def bring_up(made: Cluster) -> Bed:
+    """Everything that each scenario takes for granted."""
     began = time.monotonic()
 
     def reached(what: str) -> None:
         say(f"{what} after {time.monotonic() - began:.0f} s")
 
-    sidestep, mesh, pods = Sidestep(made), Mesh(made), Pods(made.control)
+    bed = Bed.of(made)
     made.start([*images.make_images(REPOSITORY / "build" / "images"), IMAGE])
     reached("two nodes are Ready")
-    sidestep.install()
+    bed.sidestep.install()
     reached("sidestep is Ready")
-    mesh.install()
+    bed.mesh.install()
     reached("istiod is Ready")
-    make_pods(made, mesh, pods)
+    bed.make_pods()
     reached("all pods are Ready")
-    found = of_nodes(made, sidestep) + of_plain_pods(pods, PLAIN[0], PLAIN)
-    return found + of_sidecars(made.control, pods, sidestep) + of_requests(pods, PLAIN[0], mesh)
-
-
-def make_pods(made: Cluster, mesh: Mesh, pods: Pods) -> None:
-    """Two without sidecars and three with, of which two are on one node."""
-    made.control.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": PLAIN[0].namespace}})
-    mesh.make_namespace(NAMESPACE)
-    here, there = made.nodes
-    places = {PLAIN[0]: here, PLAIN[1]: there, CLIENT: here, NEAR: here, FAR: there}
-    for pod, node in places.items():
-        pods.make(pod, node.name)
-    pods.wait_until_ready(*places)
+    return bed
 
 
 def tell_how_to_use(made: Cluster) -> None:

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import click
 
-from tests.cluster.cluster import Cluster
-from tests.cluster.host import CommandFailed
+from tests.cluster.host import CommandFailed, DaemonEnded
 from tests.cluster.pods import PodName, Pods, Reply
-from tests.cluster.sidestep import Sidestep
+
+# by these, whoever looks or does something tells that it did not work
+FAULTS = (CommandFailed, DaemonEnded, LookupError, TimeoutError)
 
 
 @dataclass(frozen=True)
@@ -20,41 +20,14 @@ class Check:
     look: Callable[[], str]
 
 
-def run_all(checks: Iterable[Check]) -> tuple[int, int]:
-    """Say a line of each as it comes; how many were as expected, of how many."""
-    verdicts = [_run(each) for each in checks]
-    return sum(verdicts), len(verdicts)
-
-
-def _run(check: Check) -> bool:
+def is_as_expected(check: Check) -> bool:
+    """Look, and say a line of it."""
     try:
         wrong = check.look()
-    except (CommandFailed, LookupError, TimeoutError) as error:
+    except FAULTS as error:
         wrong = f"{type(error).__name__}: {error}"
     click.echo(f"{check.sentence}: {f'NOT as expected: {wrong}' if wrong else 'as expected'}")
     return not wrong
-
-
-def of_nodes(cluster: Cluster, sidestep: Sidestep) -> list[Check]:
-    """sidestep as kubelet and containerd run it."""
-    found = []
-    for node in cluster.nodes:
-        chain = ["bridge", "portmap", "sidestep-cni"]
-        found += [
-            Check(f"the agent on {node.name} is Ready", equals(partial(sidestep.is_ready_on, node.name), True)),
-            Check(f"the plugin is the last of {node.name}'s chain", equals(node.plugins, chain)),
-            Check(f"status on {node.name} finds nothing wrong", equals(partial(sidestep.is_attached, node.name), True)),
-        ]
-    return found
-
-
-def of_plain_pods(pods: Pods, client: PodName, servers: Iterable[PodName]) -> list[Check]:
-    """Pods outside of the mesh start and are reached as if sidestep were not there."""
-    found = []
-    for server in servers:
-        for host in (server.host, pods.ip(server)):
-            found.append(Check(f"{client} reaches {server} at {host}", answered_by(pods, client, host, server)))
-    return found
 
 
 def answered_by(pods: Pods, client: PodName, host: str, server: PodName, *identities: str) -> Callable[[], str]:

@@ -1,23 +1,52 @@
-"""What is held against what should be of pods with injected sidecars: who answers, and whom the proxies name."""
+"""sidestep and the mesh as they are after they were installed: who answers, and whom the proxies name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
+from tests.cluster.bed import CLIENT, FAR, NEAR, PLAIN, Bed
 from tests.cluster.builder import BIN
 from tests.cluster.checks import Check, answered_by, equals
+from tests.cluster.cluster import Cluster
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.mesh import Mesh
 from tests.cluster.pods import PodName, Pods
 from tests.cluster.sidestep import Sidestep
 from tests.lab.waiting import wait_until
 
-NAMESPACE = "mesh"
-# CLIENT and NEAR are on one node, FAR is on the other
-CLIENT, NEAR, FAR = PodName(NAMESPACE, "client"), PodName(NAMESPACE, "near"), PodName(NAMESPACE, "far")
 _SECONDS = 30  # until every proxy has heard of a change
 
 
-def of_sidecars(control: ControlPlane, pods: Pods, sidestep: Sidestep) -> list[Check]:
+def checks(bed: Bed) -> Iterator[Check]:
+    """All that must hold before anything happens."""
+    yield from _of_nodes(bed.cluster, bed.sidestep)
+    yield from _of_plain_pods(bed.pods, PLAIN[0], PLAIN)
+    yield from _of_sidecars(bed.control, bed.pods, bed.sidestep)
+    yield from _of_requests(bed.pods, PLAIN[0], bed.mesh)
+
+
+def _of_nodes(cluster: Cluster, sidestep: Sidestep) -> list[Check]:
+    """sidestep as kubelet and containerd run it."""
+    found = []
+    for node in cluster.nodes:
+        chain = ["bridge", "portmap", "sidestep-cni"]
+        found += [
+            Check(f"the agent on {node.name} is Ready", equals(partial(sidestep.is_ready_on, node.name), True)),
+            Check(f"the plugin is the last of {node.name}'s chain", equals(node.plugins, chain)),
+            Check(f"status on {node.name} finds nothing wrong", equals(partial(sidestep.is_attached, node.name), True)),
+        ]
+    return found
+
+
+def _of_plain_pods(pods: Pods, client: PodName, servers: Iterable[PodName]) -> list[Check]:
+    """Pods outside of the mesh start and are reached as if sidestep were not there."""
+    found = []
+    for server in servers:
+        for host in (server.host, pods.ip(server)):
+            found.append(Check(f"{client} reaches {server} at {host}", answered_by(pods, client, host, server)))
+    return found
+
+
+def _of_sidecars(control: ControlPlane, pods: Pods, sidestep: Sidestep) -> list[Check]:
     """The injector's work and sidestep's fit together."""
     found = []
     for pod in (CLIENT, NEAR, FAR):
@@ -31,7 +60,7 @@ def of_sidecars(control: ControlPlane, pods: Pods, sidestep: Sidestep) -> list[C
     return [*found, Check("istiod configures every proxy", equals(partial(_configured, control), proxies))]
 
 
-def of_requests(pods: Pods, plain: PodName, mesh: Mesh) -> list[Check]:
+def _of_requests(pods: Pods, plain: PodName, mesh: Mesh) -> list[Check]:
     """mTLS by name on one node and between two, without a proxy, and what STRICT makes of that."""
     found = []
     for server in (NEAR, FAR):

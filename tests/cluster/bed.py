@@ -1,0 +1,45 @@
+"""What a scenario is given: a cluster that is up, with Istio and sidestep in it, and five pods that answer."""
+
+from dataclasses import dataclass
+
+from tests.cluster.cluster import Cluster
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.mesh import Mesh
+from tests.cluster.pods import PodName, Pods
+from tests.cluster.sidestep import Sidestep
+
+NAMESPACE = "mesh"
+# CLIENT and NEAR are on one node, FAR is on the other
+CLIENT, NEAR, FAR = PodName(NAMESPACE, "client"), PodName(NAMESPACE, "near"), PodName(NAMESPACE, "far")
+# these have no sidecars; the first is beside CLIENT, the second beside FAR
+PLAIN = (PodName("plain", "one"), PodName("plain", "two"))
+
+
+@dataclass(frozen=True)
+class Bed:
+    """The parts of one cluster."""
+
+    cluster: Cluster
+    sidestep: Sidestep
+    mesh: Mesh
+    pods: Pods
+
+    @classmethod
+    def of(cls, cluster: Cluster) -> "Bed":
+        """For a cluster whose hosts have been booted; nothing runs on them yet."""
+        return cls(cluster, Sidestep(cluster), Mesh(cluster), Pods(cluster.control))
+
+    @property
+    def control(self) -> ControlPlane:
+        """Who is asked about everything."""
+        return self.cluster.control
+
+    def make_pods(self) -> None:
+        """Two without sidecars and three with, of which two are on one node."""
+        self.control.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": PLAIN[0].namespace}})
+        self.mesh.make_namespace(NAMESPACE)
+        here, there = self.cluster.nodes
+        places = {PLAIN[0]: here, PLAIN[1]: there, CLIENT: here, NEAR: here, FAR: there}
+        for pod, node in places.items():
+            self.pods.make(pod, node.name)
+        self.pods.wait_until_ready(*places)

@@ -1,0 +1,6 @@
+"""What happens in the cluster, a file a scenario, in the order in which they run."""
+
+from tests.cluster.scenario import Scenario
+from tests.cluster.scenarios import base
+
+SCENARIOS = (Scenario("base", base.checks),)

@@ -1,0 +1,61 @@
+"""Which scenarios `make cluster` runs, and what is said and counted of them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from tests.cluster.bed import Bed
+from tests.cluster.checks import Check
+from tests.cluster.scenario import Scenario, run, select
+from tests.cluster.scenarios import SCENARIOS
+
+BED = cast(Bed, None)  # these scenarios do nothing with it
+
+
+def fine(_: Bed) -> list[Check]:
+    return [Check("one", str), Check("two", str)]
+
+
+def breaking(_: Bed) -> Iterator[Check]:
+    yield Check("three", str)
+    raise TimeoutError("waited 30 s for nothing")
+
+
+def test_each_file_of_the_folder_is_a_scenario_that_runs() -> None:
+    files = {path.stem for path in Path("tests/cluster/scenarios").glob("*.py")} - {"__init__"}
+    assert files == {each.checks.__module__.rpartition(".")[2] for each in SCENARIOS}
+    assert len({each.name for each in SCENARIOS}) == len(SCENARIOS)
+
+
+def test_scenarios_are_selected_as_a_shell_selects_files() -> None:
+    some = [Scenario(name, fine) for name in ("base", "life-kill", "life-rollout")]
+    assert select(some, "*") == some
+    assert select(some, "life-*") == some[1:]
+    with pytest.raises(LookupError, match="'lief' is none of base, life-kill, life-rollout"):
+        select(some, "lief")
+
+
+def test_checks_are_made_while_they_run() -> None:
+    """A check looks at what the scenario has done just before it."""
+    happened = []
+
+    def acting(_: Bed) -> Iterator[Check]:
+        for step in ("first", "second"):
+            happened.append(step)
+            yield Check(step, lambda step=step: "" if happened[-1] == step else happened[-1])  # type: ignore[misc]
+
+    assert run([Scenario("acts", acting)], BED) == (2, 2)
+
+
+def test_a_scenario_that_breaks_off_counts_as_a_fault_and_the_next_one_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([Scenario("breaks", breaking), Scenario("works", fine)], BED) == (3, 4)
+    assert capsys.readouterr().out.splitlines() == [
+        "three: as expected",
+        "breaks ends here: NOT as expected: TimeoutError: waited 30 s for nothing",
+        "cluster: breaks: 1 of 2 as expected in 0 s",
+        "one: as expected",
+        "two: as expected",
+        "cluster: works: 2 of 2 as expected in 0 s",
+    ]
