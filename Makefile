@@ -17,6 +17,7 @@ TEST_PACKAGES := $(DEMO_PACKAGES) $(KUBECTL) containerd runc busybox-static buil
           zsh fish chromium fonts-dejavu-core \
           haproxy mptcpize openjdk-17-jdk-headless $(LOAD)
 KERNELS_PACKAGES := $(DEMO_PACKAGES) qemu-system-x86 kmod xz-utils
+PLUGIN_PACKAGES := iptables nftables
 BENCH_PACKAGES := $(DEMO_PACKAGES) $(LOAD)
 # For two cores: tests wait more than they work, and each makes a lab of its own, so they run side by side.
 WORKERS ?= 4
@@ -31,6 +32,8 @@ help:
 	@echo 'make cluster [KEEP=1] [ONLY=PATTERN]  a real Kubernetes of two nodes with Istio and sidestep; its programs are built first'
 	@echo 'make cluster-down   take down clusters that were kept, or whose owner is dead'
 	@echo 'make conformance    every kind of connection, with Istio'"'"'s rules and with sidestep, compared'
+	@echo 'make conformance PLUGIN=nft|legacy|nftables  the same; the rules are written by Istio'"'"'s own CNI plugin, built first'
+	@echo 'make conformance-oracles  the rules that the suite writes beside those of Istio'"'"'s own plugin'
 	@echo 'make chaos          links, pins, listeners, cgroups and agents taken away for ten minutes; CHAOS="--seconds 60 --seed 3"'
 	@echo 'make kernels        the probe and the self-test of acceleration on Debian'"'"'s other kernels, under emulation'
 	@echo 'make soak           10 GB through both proxies while the level changes; SOAK="--bytes 1e9 --seconds 60 --seed 2"'
@@ -177,8 +180,15 @@ nightly: test-setup
 	@CYCLES=1000 $(PYTHON) -m pytest -q tests/node/test_lifecycle.py
 	@HYPOTHESIS_EXAMPLES=10000 $(PYTHON) -m pytest -n $(WORKERS) --dist loadfile tests/unit tests/datapath/test_generated.py
 
-conformance: demo-setup
-	@$(PYTHON) -m tests.conformance
+conformance: demo-setup $(if $(PLUGIN),istio-plugin)
+	@$(PYTHON) -m tests.conformance $(if $(PLUGIN),--plugin $(PLUGIN))
+
+conformance-oracles: demo-setup istio-plugin
+	@$(PYTHON) -m tests.conformance.oracles
+
+istio-plugin: demo-setup
+	@.ci/packages conformance $(PLUGIN_PACKAGES)
+	@$(PYTHON) -m tests.cluster.builder istio-cni
 
 docs: .venv/.test
 	@$(PYTHON) -m docs.commands
@@ -214,7 +224,7 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak nightly conformance \
+.PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak nightly conformance conformance-oracles istio-plugin \
         cluster cluster-down kernels lint docs bench bench-cni bench-connect bench-agent bench-node bench-trace image clean \
         check-packages demo-packages test-packages kernels-packages bench-packages \
         check-setup demo-setup test-setup bench-setup

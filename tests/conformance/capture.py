@@ -1,4 +1,7 @@
-"""The two ways to capture a pod's traffic: Istio's rules, or sidestep's enrolment."""
+"""Two ways to capture a pod's traffic: Istio's rules as we write them, or sidestep's enrolment.
+
+A third is in istio_plugin.py.
+"""
 
 import secrets
 import subprocess
@@ -28,19 +31,19 @@ class Capture(Protocol):
         ...
 
 
-def by_iptables(undo: ExitStack, config: Config, netns: Path) -> Path | None:
+def by_rules(undo: ExitStack, config: Config, netns: Path) -> Path | None:
     """Load Istio's rules, and what goes with them."""
     policy = config.policy
     for version in (4, 6) if config.captures_ipv6 else (4,):
         command = "iptables-restore" if version == 4 else "ip6tables-restore"
         rules = restore_text(policy, version)
         subprocess.run(["nsenter", f"--net={netns}", command], input=rules, text=True, check=True)
-        if policy.mode == "TPROXY":
+        if policy.mode == "TPROXY" and (policy.inbound_all or policy.include_inbound_ports):
             commands = ["rule add fwmark 1337 lookup 133", "route add local default dev lo table 133"]
             ip(netns, commands, f"-{version}")
     if config.captures_ipv6:
         ip(netns, ["addr add ::6/128 dev lo"])
-    _claim(config, netns)
+    claim(config, netns)
     return None
 
 
@@ -61,7 +64,7 @@ class BySidestep:
         plugin = chain.conflist["plugins"][-1]
         chain.run("ADD", plugin, attachment, previous)
         undo.callback(chain.run, "DEL", plugin, attachment, previous)
-        _claim(config, netns)
+        claim(config, netns)
         wait_until(lambda: self._has_all_claims(config), "the addresses that the pod has added")
         cgroup = node.kubepods / config.name
         cgroup.mkdir()
@@ -75,7 +78,7 @@ class BySidestep:
         return known >= {ip_address(each) for each in config.claims}
 
 
-def _claim(config: Config, netns: Path) -> None:
+def claim(config: Config, netns: Path) -> None:
     """Add the addresses that a running pod takes."""
     for each in config.claims:
         ip(netns, [f"addr add {each}/{128 if ':' in each else 32} dev lo" + (" nodad" if ":" in each else "")])

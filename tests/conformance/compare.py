@@ -18,7 +18,7 @@ _BY_ROUTE = {plain(each): number for name, number in _ERRORS.items() for each in
 _LOCAL = frozenset(plain(each) for each in ADDRESSES["local-route"])
 _BY_ETH1 = frozenset(plain(each) for name in ("beyond", "behind-eth1", "neighbour") for each in ADDRESSES[name])
 _ROUTED = frozenset(plain(each) for each in ADDRESSES["peer"]) | _BY_ETH1
-Differing = dict[str, tuple[object, object]]  # what differs: with iptables, with sidestep
+Differing = dict[str, tuple[object, object]]  # what differs: with Istio's rules, with sidestep
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Difference:
 
     config: str
     probe: str
-    iptables: str
+    istio: str
     sidestep: str
     reason: str | None  # why that is intended; the heading in docs/differences.md
 
@@ -68,24 +68,41 @@ def _answers_without_lo(config: Config, probe: Probe, differing: Differing) -> b
     return probe.mark != 0 and "lo" in config.policy.exclude_interfaces
 
 
+def _answers_without_inbound(config: Config, probe: Probe, differing: Differing) -> bool:
+    return probe.mark != 0 and not (config.policy.inbound_all or config.policy.include_inbound_ports)
+
+
 INTENDED = (
     Intended("Several nameservers on one socket are told apart by aliases", _asks_under_an_alias),
     Intended("TPROXY works with lo excluded", _answers_without_lo),
+    Intended("TPROXY works without inbound capture", _answers_without_inbound),
     Intended("A port in use towards two destinations stays what it is", _keeps_its_port),
     Intended("Packets that a pod forwards are not captured", _is_forwarded),
 )
 
 
-def differences(config: Config, probe: Probe, iptables: Seen, sidestep: Seen) -> Difference | None:
-    """How the two differ; None when they agree."""
+def _is_ipv6_by_halves(config: Config, probe: Probe, differing: Differing) -> bool:
+    return plain(probe.destinations[0][0]).version == 6 and not judging(config, probe).captures_ipv6
+
+
+# Only with rules that Istio's plugin has written with nft.
+IN_NFTABLES_MODE = Intended(
+    "Istio's nftables mode captures IPv6 that its iptables mode leaves alone", _is_ipv6_by_halves
+)
+
+
+def differences(
+    config: Config, probe: Probe, istio: Seen, sidestep: Seen, intended: tuple[Intended, ...] = INTENDED
+) -> Difference | None:
+    """How the two differ; None when they agree. `intended` are the differences that have a reason."""
     differing = {
-        key: (iptables.get(key), sidestep.get(key))
-        for key in iptables.keys() | sidestep.keys()
-        if iptables.get(key) != sidestep.get(key)
+        key: (istio.get(key), sidestep.get(key))
+        for key in istio.keys() | sidestep.keys()
+        if istio.get(key) != sidestep.get(key)
     }
     if not differing:
         return None
-    reason = next((each.reason for each in INTENDED if each.applies(config, probe, differing)), None)
+    reason = next((each.reason for each in intended if each.applies(config, probe, differing)), None)
     left, right = ("; ".join(f"{key} {pair[side]}" for key, pair in sorted(differing.items())) for side in (0, 1))
     return Difference(config.name, probe.name, left, right, reason)
 

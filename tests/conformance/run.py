@@ -4,16 +4,27 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
 import click
 
 from bpf.pins import Pins
-from tests.conformance.capture import BySidestep, Capture, by_iptables
-from tests.conformance.compare import Difference, differences, is_as_predicted, is_fast, predicted
+from tests.conformance.capture import BySidestep, Capture, by_rules
+from tests.conformance.compare import (
+    IN_NFTABLES_MODE,
+    INTENDED,
+    Difference,
+    Intended,
+    differences,
+    is_as_predicted,
+    is_fast,
+    predicted,
+)
 from tests.conformance.configs import CONFIGS, Config
 from tests.conformance.explaining import Verdicts, disagreements, explained
+from tests.conformance.istio_plugin import Tools, by_istio
 from tests.conformance.kinds import probes_of
 from tests.conformance.parties import UNREACHABLE
 from tests.conformance.probe import Probe
@@ -46,21 +57,36 @@ class Outcome:
         return f"conformance: {agree} of {self.probes} probes agree, {intended} intended differences"
 
 
-def run(configs: tuple[Config, ...], outcome: Outcome, kinds: str = "*") -> None:
-    """Try every configuration, both ways at the same time, with the kinds that fit a pattern."""
+def run(
+    configs: tuple[Config, ...],
+    outcome: Outcome,
+    kinds: str = "*",
+    oracle: Capture = by_rules,
+    intended: tuple[Intended, ...] = INTENDED,
+) -> None:
+    """Try every configuration, both ways at the same time, with the kinds that fit a pattern.
+
+    `oracle` sets up Istio's rules, `intended` are the differences that have a reason.
+    """
     with Node() as node, ThreadPoolExecutor(2) as pool:
         for config in configs:
-            probes = [probe for probe in probes_of(config) if fnmatch(probe.kind, kinds)]
-            theirs = pool.submit(_try, config, by_iptables, probes)
+            probes = probes_that_fit(config, kinds)
+            theirs = pool.submit(try_all, config, oracle, probes)
             ours = pool.submit(_try_and_explain, config, node, probes)
-            iptables, (sidestep, verdicts) = theirs.result(), ours.result()
-            for probe, left, right, each in zip(probes, iptables, sidestep, verdicts, strict=True):
-                _take(outcome, config, probe, left, right)
+            istio, (sidestep, verdicts) = theirs.result(), ours.result()
+            for probe, left, right, each in zip(probes, istio, sidestep, verdicts, strict=True):
+                _take(outcome, config, probe, left, right, intended)
                 _take_explained(outcome, config, probe, each, right)
             click.echo(f"{config.name}: {len(probes)} probes", err=True)
 
 
-def _try(config: Config, capture: Capture, probes: list[Probe]) -> list[Seen]:
+def probes_that_fit(config: Config, kinds: str) -> list[Probe]:
+    """The probes of a configuration whose kinds fit a pattern."""
+    return [probe for probe in probes_of(config) if fnmatch(probe.kind, kinds)]
+
+
+def try_all(config: Config, capture: Capture, probes: list[Probe]) -> list[Seen]:
+    """What is seen of each probe in a world of its own."""
     with world(config, capture) as made:
         return made.run(probes)
 
@@ -76,18 +102,23 @@ def _take_explained(outcome: Outcome, config: Config, probe: Probe, verdicts: Ve
         outcome.misexplained.append(f"{config.name} {probe.name}: explained as {words}")
 
 
-def _take(outcome: Outcome, config: Config, probe: Probe, left: Seen, right: Seen) -> None:
+def _take(
+    outcome: Outcome, config: Config, probe: Probe, left: Seen, right: Seen, intended: tuple[Intended, ...]
+) -> None:
     outcome.probes += 1
     outcome.kinds.add(probe.kind)
-    if difference := differences(config, probe, left, right):
+    ways = [("Istio", left), ("sidestep", right)]
+    if difference := differences(config, probe, left, right, intended):
         outcome.found.append(difference)
+        if difference.reason == IN_NFTABLES_MODE.reason:
+            del ways[0]  # the reference is of the iptables mode
     expected = predicted(config, probe)
-    for way, seen in (("iptables", left), ("sidestep", right)):
+    for way, seen in ways:
         if probe.how.startswith("fastopen") and left["hit"] not in UNREACHABLE and not is_fast(seen):
             outcome.mispredicted.append(f"{config.name} {probe.name}: data with the SYN, {way} did {seen}")
     if expected is None:
         return
-    for way, seen in (("iptables", left), ("sidestep", right)):
+    for way, seen in ways:
         if not is_as_predicted(expected, probe, seen):
             outcome.mispredicted.append(f"{config.name} {probe.name}: the reference says {expected}, {way} did {seen}")
 
@@ -95,7 +126,7 @@ def _take(outcome: Outcome, config: Config, probe: Probe, left: Seen, right: See
 def report(outcome: Outcome) -> None:
     """Disagreements: in full where they must not be, else one row for each kind of connection."""
     for each in outcome.unintended:
-        click.echo(f"DIFFERS {each.config} {each.probe}\n    iptables: {each.iptables}\n    sidestep: {each.sidestep}")
+        click.echo(f"DIFFERS {each.config} {each.probe}\n    Istio:    {each.istio}\n    sidestep: {each.sidestep}")
     for line in outcome.mispredicted:
         click.echo(f"REFERENCE {line}")
     for line in outcome.misexplained:
@@ -112,11 +143,20 @@ def report(outcome: Outcome) -> None:
 @click.option(
     "--kinds", default="*", help="Only kinds of connections that fit this pattern, such as route.*", show_default=True
 )
-def main(names: tuple[str, ...], kinds: str) -> None:
+@click.option(
+    "--plugin",
+    type=click.Choice([each.value for each in Tools]),
+    help="Have Istio's own CNI plugin write the rules, with these tools. Without, they are written as it would.",
+)
+def main(names: tuple[str, ...], kinds: str, plugin: str | None) -> None:
     """Compare in all configurations, or in those named."""
     configs = tuple(config for config in CONFIGS if not names or config.name in names)
     outcome, began = Outcome(), time.monotonic()
-    run(configs, outcome, kinds)
+    try:
+        with by_istio(Tools(plugin)) if plugin else nullcontext(by_rules) as oracle:
+            run(configs, outcome, kinds, oracle, INTENDED + ((IN_NFTABLES_MODE,) if plugin == Tools.NFTABLES else ()))
+    except LookupError as error:
+        sys.exit(f"conformance: {error}")
     report(outcome)
     click.echo(
         f"{len(outcome.kinds)} kinds of connections, {len(configs)} configurations, {time.monotonic() - began:.0f} s"

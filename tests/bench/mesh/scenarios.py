@@ -20,7 +20,7 @@ from cni.policy.annotations import ACCELERATION
 from installer.commands.status.status_document import status_of
 from tests.bench.mesh.proxies import SERVICES, ChainedEnvoy, InterceptingEnvoy, loopback, pipe
 from tests.bench.mesh.servers import Servers
-from tests.conformance.capture import by_iptables
+from tests.conformance.capture import by_rules
 from tests.conformance.configs import Config
 from tests.lab.envoy import Envoy
 from tests.lab.levels import wait_for_level
@@ -147,7 +147,7 @@ def _pod(stack: ExitStack, node: Node, scenario: Scenario, name: str) -> Pod:
     annotations = {} if scenario.level is None else {ACCELERATION: str(scenario.level)}
     pod = node.pod(name, mesh=scenario.way is Way.SIDESTEP, annotations=annotations, app=False, envoy=False)
     if scenario.way is Way.IPTABLES:
-        by_iptables(stack, Config("default"), pod.netns)
+        by_rules(stack, Config("default"), pod.netns)
     return pod
 
 
