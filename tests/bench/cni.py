@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from tests.lab.chain import Attachment
 from tests.lab.inside import enter_netns
 from tests.lab.node import NETNS, Node, make_netns
 
+Rounds = list[dict[str, list[float]]]  # of each round: side → seconds of each set-up
 PORTS = (15020, 15021, 15090)
 
 
@@ -136,20 +137,23 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
-def report(parallel: int, rounds: list[dict[str, list[float]]]) -> None:
-    """One block of the table: pooled percentiles, and the spread of the rounds' own p50 ratios."""
-    pooled = {side: [seconds for each in rounds for seconds in each[side]] for side in SIDES}
+def report(parallel: int, rounds: Rounds, sides: Mapping[str, str], other: str) -> None:
+    """One block of the table: pooled percentiles, and the spread of the rounds' own p50 ratios.
+
+    `sides` are the titles of what was measured; the ratio is that of `sidestep` to `other`.
+    """
+    pooled = {side: [seconds for each in rounds for seconds in each[side]] for side in sides}
     click.echo(f"\n{parallel} in parallel, {len(pooled['sidestep'])} each")
-    for side, name in SIDES.items():
+    for side, name in sides.items():
         p50, p99 = (percentile(pooled[side], share) * 1e3 for share in (0.5, 0.99))
         click.echo(f"  {name:30}p50 {p50:7.2f} ms   p99 {p99:7.2f} ms")
-    ratios = sorted(statistics.median(each["sidestep"]) / statistics.median(each["iptables"]) for each in rounds)
-    p99 = percentile(pooled["sidestep"], 0.99) / percentile(pooled["iptables"], 0.99)
+    ratios = sorted(statistics.median(each["sidestep"]) / statistics.median(each[other]) for each in rounds)
+    p99 = percentile(pooled["sidestep"], 0.99) / percentile(pooled[other], 0.99)
     spread = f"(rounds {ratios[0]:.2f}–{ratios[-1]:.2f})"
-    click.echo(f"  {'ratio ADD / iptables':30}p50 {statistics.median(ratios):.2f} {spread}   p99 {p99:.2f}")
+    click.echo(f"  {f'ratio ADD / {other}':30}p50 {statistics.median(ratios):.2f} {spread}   p99 {p99:.2f}")
 
 
-def compared(rounds: int, each: int) -> Iterator[tuple[int, list[dict[str, list[float]]]]]:
+def compared(rounds: int, each: int) -> Iterator[tuple[int, Rounds]]:
     """Seconds of every set-up by round and side, at 1 and at 16 in parallel."""
     with Node() as node:
         (node.pods_dir / "mesh.yaml").write_text(
@@ -176,7 +180,7 @@ def compared(rounds: int, each: int) -> Iterator[tuple[int, list[dict[str, list[
 def bench(rounds: int, each: int) -> None:
     """Compare a whole ADD with Istio's iptables rules, at 1 and at 16 in parallel."""
     for parallel, found in compared(rounds, each):
-        report(parallel, found)
+        report(parallel, found, SIDES, "iptables")
 
 
 def _sandbox(node: Node, number: int) -> Sandbox:
