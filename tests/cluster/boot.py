@@ -34,11 +34,16 @@ def main(state: Path, folders: list[str]) -> None:
     for top in ("etc", "opt", "var"):
         _overlay(Path("/", top), Path("/run/host", top))
     for name in folders:
-        _bind(keep / name.strip("/").replace("/", "-"), Path(name))
+        _bind(keep / name_of(name), Path(name))
     _fresh_sys(hierarchies)
     _satisfy_kubelet()
     print("up", flush=True)
     _reap()
+
+
+def name_of(folder: str) -> str:
+    """What a host's folder is called in the state."""
+    return folder.strip("/").replace("/", "-")
 
 
 def _hierarchies() -> list[tuple[str, str, str]]:

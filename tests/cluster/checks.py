@@ -1,12 +1,14 @@
 """What is held against what should be: each check a sentence and a look, counted at the end."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import click
 
 from tests.cluster.host import CommandFailed, DaemonEnded
 from tests.cluster.pods import PodName, Pods, Reply
+from tests.lab.waiting import wait_until
 
 # by these, whoever looks or does something tells that it did not work
 FAULTS = (CommandFailed, DaemonEnded, LookupError, TimeoutError)
@@ -37,6 +39,24 @@ def answered_by(pods: Pods, client: PodName, host: str, server: PodName, *identi
         return wrong_with(pods.ask(client, host), server, identities)
 
     return look
+
+
+def soon(look: Callable[[], str], seconds: float = 30) -> Callable[[], str]:
+    """The same, for what takes a while until everybody has heard of it: the last answer counts."""
+
+    def look_again() -> str:
+        found = ""
+
+        def is_right() -> bool:
+            nonlocal found
+            found = look()
+            return not found
+
+        with suppress(TimeoutError):
+            wait_until(is_right, "it", seconds)
+        return found
+
+    return look_again
 
 
 def equals(ask: Callable[[], object], wanted: object) -> Callable[[], str]:

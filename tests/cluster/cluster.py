@@ -15,7 +15,7 @@ from tests.cluster.certificates import Authority
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.host import Host
 from tests.cluster.kubernetes_node import KubernetesNode
-from tests.cluster.wiring import connect
+from tests.cluster.wiring import connect, plug_in, unplug
 from tests.lab.node import identity_of
 
 CLUSTERS = BUILD / "running"
@@ -72,6 +72,17 @@ class Cluster:
         """OCI layouts, on every node under the names that are in them."""
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda node: node.import_images(archives), self.nodes))
+
+    def cut_power(self, node: KubernetesNode) -> None:
+        """Of one node: whatever ran there is gone at once, and what was in its memory and in the kernel."""
+        unplug(self.control.host, node.host)
+        node.host.power_off()
+
+    def power_on(self, node: KubernetesNode) -> None:
+        """Boot a node whose power was cut, on the same disk. Its daemons run afterwards."""
+        node.host.boot()
+        plug_in(self.control.host, node.host, [each.host for each in self.nodes if each is not node])
+        node.start_daemons()
 
     def _save_logs(self) -> None:
         shutil.rmtree(LOGS, ignore_errors=True)

@@ -35,8 +35,7 @@ class ControlPlane:
         """All of it; answers afterwards, and every namespace has its service account."""
         self._tokens = self._authority.signing_key()
         self.host.start("etcd", self._etcd())
-        self.host.start("kube-apiserver", self._apiserver())
-        wait_until(self._answers, f"the API server; see {self.host.log('kube-apiserver')}", _SECONDS)
+        self.start_apiserver()
         self.host.start("kube-controller-manager", self._controllers())
         kubeconfig = self._authority.kubeconfig("system:kube-scheduler")
         self.host.start(
@@ -44,6 +43,11 @@ class ControlPlane:
         )
         self.wait("create", "serviceaccount/default", "--namespace=default")
         self.host.start("coredns", self._dns())
+
+    def start_apiserver(self) -> None:
+        """Answers afterwards."""
+        self.host.start("kube-apiserver", self._apiserver())
+        wait_until(self._answers, f"the API server; see {self.host.log('kube-apiserver')}", _SECONDS)
 
     def kubectl(self, *argv: str | Path, text: str = "") -> str:
         """What kubectl prints; `text` is its input. Raises CommandFailed."""

@@ -36,7 +36,7 @@ _SECONDS = 30
 
 
 class Host:
-    """Booted once; `directory` has its state, its daemons' files and their logs."""
+    """`directory` has its state, which outlives a reboot, its daemons' files and their logs."""
 
     def __init__(self, cluster: str, name: str, place: Place, directory: Path) -> None:
         """`cluster` is the id of the cluster, `directory` is made."""
@@ -53,13 +53,13 @@ class Host:
 
     def boot(self) -> None:
         """Make the namespaces and what is in them; no daemon runs yet."""
-        (self.directory / "state").mkdir(parents=True)
+        self._state.mkdir(parents=True, exist_ok=True)
         make_netns(self.netns)
         tops = _make_cgroups(self._cgroup)
-        first = [*PYTHON[:-1], boot.__file__, str(self.directory / "state"), *_FOLDERS]
+        first = [*PYTHON[:-1], boot.__file__, str(self._state), *_FOLDERS]
         unshare = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child", *first]
         argv = [*_moving_to(tops), "nsenter", f"--net={self.netns}", *unshare]
-        with (self.directory / "boot.log").open("w") as log:
+        with (self.directory / "boot.log").open("a") as log:
             self._unshare = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
             )
@@ -91,6 +91,16 @@ class Host:
                 self.command(argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
+    def kill(self, daemon: str) -> None:
+        """With SIGKILL, which leaves it no time for anything. It is gone afterwards; what it has started is not."""
+        process = self._daemons[daemon]
+        os.kill(_only_child(process.pid), signal.SIGKILL)  # the process itself is nsenter, which follows
+        process.wait(_SECONDS)
+
+    def folder(self, path: str) -> Path:
+        """Where the machine has one of the folders that this host keeps over a reboot."""
+        return self._state / boot.name_of(path)
+
     def log(self, daemon: str) -> Path:
         """What it has said."""
         return self.directory / f"{daemon}.log"
@@ -112,6 +122,10 @@ class Host:
             wait_until(partial(_gone, top), f"the processes in {top} to end", _SECONDS)
         if self.netns.exists():
             subprocess.run(["ip", "netns", "del", self.netns.name], check=True)
+
+    @property
+    def _state(self) -> Path:
+        return self.directory / "state"
 
     def _identity(self) -> str:
         return (self.directory / "first").read_text()

@@ -39,8 +39,12 @@ class KubernetesNode:
         self._proxy_kubeconfig = authority.kubeconfig("system:kube-proxy")
 
     def start(self) -> None:
-        """All of it. No pod starts before the pause image is there."""
+        """All of it, on a new host. No pod starts before the pause image is there."""
         self._install_plugins()
+        self.start_daemons()
+
+    def start_daemons(self) -> None:
+        """On a host that has been a node before."""
         self.start_containerd()
         self.start_kubelet()
         self.start_proxy()
@@ -49,6 +53,17 @@ class KubernetesNode:
         """Under the names that are in them."""
         for archive in archives:
             self.host.run(["ctr", "-n", "k8s.io", "images", "import", archive])
+
+    def kill_container(self, container: str) -> None:
+        """Its first process, with SIGKILL; `container` is the id as a Pod's status has it."""
+        name = container.removeprefix("containerd://")
+        self.host.run(["ctr", "-n", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", name])
+
+    def restart(self, daemon: str) -> None:
+        """Kill kubelet or containerd with SIGKILL and start it again."""
+        start = {"containerd": self.start_containerd, "kubelet": self.start_kubelet}[daemon]
+        self.host.kill(daemon)
+        start()
 
     def plugins(self) -> list[str]:
         """Those of the CNI chain, by their types, in their order."""

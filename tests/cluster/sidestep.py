@@ -2,17 +2,18 @@
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tests.cluster.cluster import Cluster, is_ready
+from tests.cluster.kubernetes_node import KubernetesNode
 from tests.lab.node import REPOSITORY
+from tests.lab.waiting import wait_until
 
 IMAGE = REPOSITORY / "build" / "image" / "sidestep.tar"
 NAMESPACE, DAEMONSET = "istio-system", "istio-cni-node"
-_NAMES = {"name": "sidestep", "newName": "localhost/sidestep", "newTag": "latest"}  # image/build.sh
+IMAGE_NAME = "localhost/sidestep:latest"  # image/build.sh
 _SECONDS = 240  # the first start compiles the programs and runs the self-test
 
 
@@ -21,18 +22,94 @@ class Sidestep:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster, self._control = cluster, cluster.control
+        self._overlay = cluster.directory / "manifests" / "overlays" / "own"
 
     def install(self) -> None:
         """By an overlay of its own over the base; its pods are Ready on every node afterwards."""
-        manifests = shutil.copytree(REPOSITORY / "manifests", self._cluster.directory / "manifests")
-        own = {"resources": ["../../base"], "components": ["../../components/namespace"], "images": [_NAMES]}
-        self._apply(manifests / "overlays" / "own", own)
+        shutil.copytree(REPOSITORY / "manifests", self._cluster.directory / "manifests")
+        self._overlay.mkdir()
+        name, _, tag = IMAGE_NAME.rpartition(":")
+        images = [{"name": "sidestep", "newName": name, "newTag": tag}]
+        own = {"resources": ["../../base"], "components": ["../../components/namespace"], "images": images}
+        (self._overlay / "kustomization.yaml").write_text(yaml.safe_dump(own))
+        self.apply()
+
+    def apply(self) -> None:
+        """The overlay, again; its pods are Ready on every node afterwards."""
+        self._control.kubectl("apply", "-k", self._overlay)
+        self.wait_until_rolled_out()
+
+    def change(self, command: str, *what: str) -> None:
+        """`kubectl set COMMAND`, such as image or env; the DaemonSet's pods have it afterwards."""
+        self._control.kubectl("set", command, "-n", NAMESPACE, f"daemonset/{DAEMONSET}", *what)
+        self.wait_until_rolled_out()
+
+    def spec(self) -> dict[str, Any]:
+        """The DaemonSet's, to be put back with `put`."""
+        found: dict[str, Any] = self._control.get("daemonset", "-n", NAMESPACE, DAEMONSET)["spec"]
+        return found
+
+    def put(self, **parts: Any) -> None:
+        """Parts of the DaemonSet's spec in the place of those that are there; its pods are so afterwards."""
+        patch = [{"op": "replace", "path": f"/spec/{name}", "value": value} for name, value in parts.items()]
+        where = ["-n", NAMESPACE, f"daemonset/{DAEMONSET}", "--type=json"]
+        self._control.kubectl("patch", *where, "-p", json.dumps(patch))
+        self.wait_until_rolled_out()
+
+    def wait_until_rolled_out(self) -> None:
+        """Each node has a Ready agent of the DaemonSet as it is now. Raises CommandFailed if that takes too long."""
         rollout = ["rollout", "status", f"daemonset/{DAEMONSET}", "-n", NAMESPACE, f"--timeout={_SECONDS}s"]
         self._control.kubectl(*rollout)
 
+    def delete(self) -> None:
+        """The DaemonSet alone; its pods are gone afterwards."""
+        names = [f"pod/{pod['metadata']['name']}" for pod in self.pods()]
+        self._control.kubectl("delete", "-n", NAMESPACE, f"daemonset/{DAEMONSET}")
+        self._control.kubectl("wait", "--for=delete", "-n", NAMESPACE, f"--timeout={_SECONDS}s", *names)
+
+    def uninstall(self, node: str, template: dict[str, Any], *argv: str) -> str:
+        """Run `sidestep uninstall` on a node, in a pod with the spec of the agents', `template`; its last phase."""
+        name = f"uninstall-{node}"
+        container = {**template["containers"][0], "args": ["uninstall", *argv]}
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            container.pop(probe, None)
+        spec = {**template, "nodeName": node, "restartPolicy": "Never", "containers": [container]}
+        self._control.apply(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec}
+        )
+
+        def phase() -> str:
+            return str(self._control.get("pod", "-n", NAMESPACE, name)["status"].get("phase"))
+
+        wait_until(lambda: phase() in ("Succeeded", "Failed"), f"{name} to end", _SECONDS)
+        ended = phase()
+        self._control.kubectl("delete", "pod", "-n", NAMESPACE, name)
+        return ended
+
+    def kill(self) -> None:
+        """Each agent, with SIGKILL, on its node; Ready again afterwards, in the same pods."""
+        before = self._restarts()
+        for pod in self.pods():
+            self._node(pod["spec"]["nodeName"]).kill_container(_container(pod)["containerID"])
+
+        def back() -> bool:
+            now = self._restarts()
+            return all(now.get(name, 0) > count for name, count in before.items()) and all(map(is_ready, self.pods()))
+
+        wait_until(back, "the agents to be Ready after they were killed", _SECONDS)
+
+    def addresses(self) -> dict[str, str]:
+        """Each agent's by its node."""
+        return {pod["spec"]["nodeName"]: pod["status"]["podIP"] for pod in self.pods()}
+
+    def pods(self) -> list[dict[str, Any]]:
+        """The agents', as the API server has them."""
+        found: list[dict[str, Any]] = self._control.get("pods", "-n", NAMESPACE, "-l", f"k8s-app={DAEMONSET}")
+        return found
+
     def is_ready_on(self, node: str) -> bool:
         """Whether an agent is."""
-        return any(pod["spec"].get("nodeName") == node and is_ready(pod) for pod in self._pods())
+        return any(pod["spec"].get("nodeName") == node and is_ready(pod) for pod in self.pods())
 
     def is_attached(self, node: str) -> bool:
         """What `sidestep status` says; it fails if it finds something wrong."""
@@ -44,18 +121,21 @@ class Sidestep:
 
     def ask(self, node: str, *argv: str) -> str:
         """What `sidestep …` prints in the agent's container on that node. Raises CommandFailed."""
-        pod = next(pod["metadata"]["name"] for pod in self._pods() if pod["spec"].get("nodeName") == node)
+        pod = next(pod["metadata"]["name"] for pod in self.pods() if pod["spec"].get("nodeName") == node)
         return self._control.kubectl("exec", "-n", NAMESPACE, pod, "-c", "install-cni", "--", "sidestep", *argv)
 
     def ask_json(self, node: str, *argv: str) -> Any:
         """The same, as JSON."""
         return json.loads(self.ask(node, *argv, "--output", "json"))
 
-    def _apply(self, overlay: Path, kustomization: dict[str, Any]) -> None:
-        overlay.mkdir()
-        (overlay / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-        self._control.kubectl("apply", "-k", overlay)
+    def _restarts(self) -> dict[str, int]:
+        return {pod["metadata"]["name"]: _container(pod)["restartCount"] for pod in self.pods()}
 
-    def _pods(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._control.get("pods", "-n", NAMESPACE, "-l", f"k8s-app={DAEMONSET}")
-        return found
+    def _node(self, name: str) -> KubernetesNode:
+        return next(node for node in self._cluster.nodes if node.name == name)
+
+
+def _container(pod: dict[str, Any]) -> dict[str, Any]:
+    """The agent's, as kubelet sees it."""
+    (found,) = pod["status"]["containerStatuses"]
+    return dict(found)

@@ -14,18 +14,31 @@ def connect(control: Host, nodes: Sequence[Host]) -> None:
     _ip(control, "link", "add", _BRIDGE, "type", "bridge")
     _give(control, _BRIDGE)
     for node in nodes:
-        cable = f"to-{node.name}"
-        _ip(control, "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", node.netns.name)
-        _ip(control, "link", "set", cable, "master", _BRIDGE, "up")
-        _give(node, "eth0")
-        for setting in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
-            node.run(["sh", "-c", f"echo 1 > /proc/sys/net/{setting}"])
-        for gateway in control.place.ips:
-            _ip(node, "route", "add", "default", "via", gateway)
-    for host in (control, *nodes):
-        for node in nodes:
-            if node is not host:
-                _route_pods(host, node.place)
+        plug_in(control, node, [each for each in nodes if each is not node])
+        _route_pods(control, node.place)
+
+
+def plug_in(control: Host, node: Host, others: Sequence[Host]) -> None:
+    """Wire one node that has been booted, the first time or again. The others' routes to its pods go by its address."""
+    cable = _cable(node)
+    _ip(control, "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", node.netns.name)
+    _ip(control, "link", "set", cable, "master", _BRIDGE, "up")
+    _give(node, "eth0")
+    for setting in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        node.run(["sh", "-c", f"echo 1 > /proc/sys/net/{setting}"])
+    for gateway in control.place.ips:
+        _ip(node, "route", "add", "default", "via", gateway)
+    for other in others:
+        _route_pods(node, other.place)
+
+
+def unplug(control: Host, node: Host) -> None:
+    """Take its cable away, both ends of it."""
+    _ip(control, "link", "del", _cable(node))
+
+
+def _cable(node: Host) -> str:
+    return f"to-{node.name}"
 
 
 def _give(host: Host, device: str) -> None:

@@ -1,6 +1,9 @@
 """What happens in the cluster, a file a scenario, in the order in which they run."""
 
 from tests.cluster.scenario import Scenario
-from tests.cluster.scenarios import base
+from tests.cluster.scenarios import base, load
 
-SCENARIOS = (Scenario("base", base.checks),)
+SCENARIOS = (
+    Scenario("base", base.checks),
+    Scenario("load", load.checks),
+)

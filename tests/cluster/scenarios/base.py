@@ -80,12 +80,7 @@ def _of_requests(pods: Pods, plain: PodName, mesh: Mesh) -> list[Check]:
 
 
 def _mutual(pods: Pods, server: PodName) -> Callable[[], str]:
-    return answered_by(pods, CLIENT, server.host, server, _identity("By", server), _identity("URI", CLIENT))
-
-
-def _identity(field: str, pod: PodName) -> str:
-    """As X-Forwarded-Client-Cert has it."""
-    return f"{field}=spiffe://cluster.local/ns/{pod.namespace}/sa/{pod.name}"
+    return answered_by(pods, CLIENT, server.host, server, f"By={server.spiffe}", f"URI={CLIENT.spiffe}")
 
 
 def _refuses(pods: Pods, client: PodName, server: PodName) -> bool:
