@@ -1,0 +1,26 @@
+"""New mesh pods: what must hold of those that start after something has happened."""
+
+from collections.abc import Iterator
+from functools import partial
+
+from tests.cluster.bed import NAMESPACE, Bed
+from tests.cluster.checks import Check, answered_by, equals, soon
+from tests.cluster.pods import PodName
+
+
+def enrolled_after(bed: Bed, what: str) -> Iterator[Check]:
+    """One on each node: both are captured, and talk mTLS with each other. They are gone soon after."""
+    slug = what.replace(" ", "-").lower()
+    pods = [PodName(NAMESPACE, f"new-{number}-{slug}") for number, _ in enumerate(bed.cluster.nodes)]
+    try:
+        for pod, node in zip(pods, bed.cluster.nodes, strict=True):
+            bed.pods.make(pod, node.name)
+        bed.pods.wait_until_ready(*pods)
+        for pod, node in zip(pods, bed.cluster.nodes, strict=True):
+            captured = partial(bed.sidestep.captures, node.name, str(pod))
+            yield Check(f"sidestep captures {pod}", equals(captured, True))
+        for client, server in (pods, reversed(pods)):
+            mutual = answered_by(bed.pods, client, server.host, server, f"By={server.spiffe}", f"URI={client.spiffe}")
+            yield Check(f"{client} and {server} talk mTLS", soon(mutual))
+    finally:
+        bed.pods.leave(*pods)
