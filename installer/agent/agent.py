@@ -55,7 +55,7 @@ log = structlog.get_logger("agent")
 _SYNC_SECONDS = 5.0
 # seconds that the start waits for another agent to end: the one of a DaemonSet that was just replaced
 _HOLDER_SECONDS = 3.0
-# seconds from a signal to the end, whatever still waits for an answer: kubelet gives 30 (manifests/base/daemonset.yaml)
+# seconds from a signal to the end, whatever still waits for an answer: kubelet gives 30, as the chart says
 _END_SECONDS = 20
 
 
