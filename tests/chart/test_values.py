@@ -187,6 +187,7 @@ def test_apparmor_is_a_field_where_kubernetes_has_it_and_else_an_annotation() ->
         ({"reconcileSeconds": 1000000}, "SIDESTEP_RECONCILE_SECONDS", "1e+06"),
         ({"env": {"LOG_LEVEL": "error"}}, "LOG_LEVEL", "error"),
         ({"env": {"TZ": "UTC"}}, "TZ", "UTC"),
+        ({"env": {"SIDESTEP_LACKING": "iterator"}}, "SIDESTEP_LACKING", "iterator"),
         ({"env": {"REPAIR_INIT_CONTAINER_EXIT_CODE": 0}}, "REPAIR_INIT_CONTAINER_EXIT_CODE", "0"),
     ],
 )
