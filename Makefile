@@ -9,6 +9,7 @@ SHIM := build/sidestep-cni
 
 # Debian's packages, by who needs them: the C halves and their tests, the demo's mesh, and all that tests start.
 CHECK_PACKAGES := python3-venv libbpf1 gcc libc6-dev libjansson-dev
+CHART_PACKAGES = $(CHECK_PACKAGES) $(KUBECTL)
 DEMO_PACKAGES := $(CHECK_PACKAGES) python3-bpfcc containernetworking-plugins iproute2 util-linux curl iptables
 # Not Debian's kubectl if there is another: that has a kustomize of 2019.
 KUBECTL := $(shell command -v kubectl > /dev/null || echo kubernetes-client)
@@ -47,14 +48,17 @@ help:
 	@echo 'make bench-trace    what a trace costs those whom it watches'
 	@echo 'make bench-node     memory, start and idle load of an agent with 250 pods and an API server'
 	@echo 'make image          build/image/sidestep.tar and its SBOM, with buildah and debootstrap'
+	@echo 'make chart          build/chart/sidestep-VERSION.tgz, tested with a Helm that is built first; brings manifests/base up to date'
 	@echo 'make lock           write locks/ from the groups in pyproject.toml; UPGRADE=1 takes newer versions'
-	@echo 'make docs           build/site, after bringing docs/cli.md up to date'
+	@echo 'make docs           build/site, after bringing docs/cli.md and docs/helm.md up to date'
 	@echo 'make shim           build/sidestep-cni, static'
 	@echo 'make clean          remove what make made; labs of dead owners with it'
 
 # What is missing of a list of packages is installed, or said to who is not root.
 check-packages: mine
 	@.ci/packages check $(CHECK_PACKAGES)
+chart-packages:
+	@.ci/packages chart $(CHART_PACKAGES)
 demo-packages:
 	@.ci/packages demo $(DEMO_PACKAGES)
 test-packages:
@@ -155,6 +159,16 @@ cluster: test-setup image
 cluster-down:
 	@$(PYTHON) -m tests.cluster.down
 
+# Helm is built from its module with Go: two minutes the first time. What is written is committed: nobody else needs Helm.
+chart: chart-packages .venv/.test
+	@$(PYTHON) -m tests.cluster.builder helm
+	@$(PYTHON) -m docs.chart
+	@$(PYTHON) -m tests.chart.base
+	@$(PYTHON) -m pytest -q -n 2 tests/chart
+	@rm -rf build/chart
+	@build/cluster/bin/helm package manifests/charts/sidestep --destination build/chart > build/chart.log || { cat build/chart.log; exit 1; }
+	@echo build/chart/*.tgz
+
 # What Debian has of other kernels, each booted with this machine's files below it; some minutes.
 kernels: kernels-packages .venv/.demo shim
 	@$(PYTHON) -m tests.kernels
@@ -193,6 +207,7 @@ istio-plugin: demo-setup
 
 docs: .venv/.test
 	@$(PYTHON) -m docs.commands
+	@$(PYTHON) -m docs.chart
 	@$(PYTHON) -m mkdocs build --strict --quiet
 	@echo 'build/site/index.html'
 
@@ -230,6 +245,6 @@ clean:
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak nightly conformance conformance-oracles istio-plugin \
-        cluster cluster-down kernels lint docs bench bench-cni bench-plugins bench-connect bench-agent bench-node bench-trace image clean \
-        check-packages demo-packages test-packages kernels-packages bench-packages \
+        cluster cluster-down chart kernels lint docs bench bench-cni bench-plugins bench-connect bench-agent bench-node bench-trace image clean \
+        check-packages chart-packages demo-packages test-packages kernels-packages bench-packages \
         check-setup demo-setup test-setup bench-setup

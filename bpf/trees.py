@@ -111,8 +111,13 @@ def place_for(cgroup: Path) -> Path | None:
     for each in way:
         if _is_tree(each.name):
             return each
-    pods = next((each for each in way if _POD.search(each.name)), cgroup)
+    pods = next((each for each in way if is_of_a_pod(each)), cgroup)
     return pods if pods.parent == root else pods.parent
+
+
+def is_of_a_pod(cgroup: Path) -> bool:
+    """Whether a cgroup has a Pod's UID in its name."""
+    return bool(_POD.search(cgroup.name))
 
 
 def version1_tree() -> Path | None:
@@ -147,7 +152,7 @@ def _is_tree(name: str) -> bool:
 
 def _has_pods(tree: Path) -> bool:
     """Whether pods have cgroups in a tree: directly, or in that of their QoS class."""
-    return any(_POD.search(each.name) for below in (tree, *_children(tree)) for each in _children(below))
+    return any(is_of_a_pod(each) for below in (tree, *_children(tree)) for each in _children(below))
 
 
 def _children(cgroup: Path) -> list[Path]:

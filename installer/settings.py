@@ -1,7 +1,7 @@
 """Defines every setting of the node's side once: flag, environment variable, default and meaning.
 
 If Istio's install-cni has the setting too, it keeps Istio's name (`--cni-conf-name`, CNI_CONF_NAME). The environment
-variables of sidestep's own settings begin with SIDESTEP_. The manifests' ConfigMap lists all settings.
+variables of sidestep's own settings begin with SIDESTEP_. The manifests' DaemonSet lists all settings.
 """
 
 from collections.abc import Callable

@@ -46,6 +46,7 @@ from installer.host.uninstall import leave_chain
 from installer.pods.deployment import Deployment
 from installer.pods.source import Source, require_source, source_of
 from installer.probe.examine import attach_or_explain, require_capable
+from installer.probe.memory import ADVISED, earlier_kills
 from installer.settings import Acceleration, Attachment, Chain, Logging, Node, Ports, Repair
 
 log = structlog.get_logger("agent")
@@ -55,7 +56,7 @@ log = structlog.get_logger("agent")
 _SYNC_SECONDS = 5.0
 # seconds that the start waits for another agent to end: the one of a DaemonSet that was just replaced
 _HOLDER_SECONDS = 3.0
-# seconds from a signal to the end, whatever still waits for an answer: kubelet gives 30 (manifests/base/daemonset.yaml)
+# seconds from a signal to the end, whatever still waits for an answer: kubelet gives 30, as the chart says
 _END_SECONDS = 20
 
 
@@ -75,6 +76,7 @@ class Settings:
 def run_agent(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises SidestepError if the node can't be set up."""
     configure_logging(settings.logging)
+    _tell_of_kills(settings.node)
     _allow_descriptors()
     require_source(settings.node)
     started = time.monotonic()
@@ -114,6 +116,14 @@ def _leave(settings: Settings) -> None:
     if pods := captured_pods(settings.attachment.pins, settings.node.proc):
         log.warning(
             "capture.goes_on", pods=len(pods), until="the pods end", to_end_it="sidestep uninstall --end-capture"
+        )
+
+
+def _tell_of_kills(node: Node) -> None:
+    """Say what an agent before this one could not say: it was killed for want of memory."""
+    if number := earlier_kills(node.proc):
+        log.warning(
+            "agent.killed_before", kills=number, why="no memory left below the limit", advice=f"allow {ADVISED} or more"
         )
 
 

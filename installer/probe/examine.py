@@ -15,6 +15,7 @@ from installer.probe.findings import Finding, Findings, Presence
 from installer.probe.foreign_programs import other_programs
 from installer.probe.host import host
 from installer.probe.loading import loading
+from installer.probe.memory import memory
 from installer.probe.process import process
 from installer.settings import Attachment, Chain, Node
 
@@ -24,6 +25,7 @@ def examine(attachment: Attachment, chain: Chain, node: Node) -> Findings:
     places, points = attach_point_findings(attachment)
     rows = [
         *process(),
+        memory(node.proc),
         *points,
         bpffs(attachment),
         *other_programs(places),

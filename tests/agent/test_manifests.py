@@ -19,6 +19,8 @@ from installer.settings import Acceleration, Attachment, Chain, Logging, Node, P
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 BUILDS = ["base", *(f"overlays/{path.name}" for path in sorted((MANIFESTS / "overlays").iterdir()))]
 COMPONENTS = sorted(path.name for path in (MANIFESTS / "components").iterdir())
+# of Kubernetes; 1.30 is the first with the field for AppArmor
+VERSIONS = ("1.30", "1.36", "1.37")
 # not Kubernetes' own
 FOREIGN = {"NetworkAttachmentDefinition", "PodMonitor", "PrometheusRule"}
 # of each field of the settings one variable; the pod itself says these two
@@ -52,11 +54,18 @@ def one(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
     return next(each for each in objects if each["kind"] == kind and each["metadata"]["name"] == name)
 
 
+def variables(objects: list[dict[str, Any]]) -> dict[str, str]:
+    """The agent's settings: the environment of its container, without what comes from the pod itself."""
+    (container,) = one(objects, "DaemonSet", "istio-cni-node")["spec"]["template"]["spec"]["containers"]
+    return {each["name"]: each["value"] for each in container["env"] if "value" in each}
+
+
 def require_valid(objects: list[dict[str, Any]]) -> None:
-    assert len(objects) >= 7
+    assert len(objects) >= 6
     for each in objects:
-        if each["kind"] not in FOREIGN:
-            kubernetes_validate.validate(each, "1.32", strict=True)
+        for version in VERSIONS:
+            if each["kind"] not in FOREIGN:
+                kubernetes_validate.validate(each, version, strict=True)
 
 
 @pytest.mark.parametrize("place", BUILDS)
@@ -120,28 +129,44 @@ def test_the_container_has_the_capabilities_and_mounts_that_the_security_model_l
 
 def test_every_setting_has_its_place_and_no_other_is_there() -> None:
     objects = build(MANIFESTS / "base")
-    data = one(objects, "ConfigMap", "istio-cni-config")["data"]
     groups = (Attachment, Node, Chain, Repair, Acceleration, Ports, Logging)
     names = {environment_variable(each) for group in groups for each in fields(group)}
-    assert set(data) == names - FROM_THE_POD
+    assert set(variables(objects)) == names - FROM_THE_POD
     (container,) = one(objects, "DaemonSet", "istio-cni-node")["spec"]["template"]["spec"]["containers"]
-    assert {each["name"] for each in container["env"]} == FROM_THE_POD
+    assert {each["name"] for each in container["env"] if "valueFrom" in each} == FROM_THE_POD
+
+
+def test_the_agent_starts_without_the_api_server_and_a_changed_setting_rolls_it() -> None:
+    objects = build(MANIFESTS / "base")
+    (container,) = one(objects, "DaemonSet", "istio-cni-node")["spec"]["template"]["spec"]["containers"]
+    # kubelet knows all of that of a running pod; for a ConfigMap it would ask, and a changed one would roll nothing
+    assert "envFrom" not in container
+    assert {next(iter(each["valueFrom"])) for each in container["env"] if "valueFrom" in each} == {"fieldRef"}
+    assert "ConfigMap" not in {each["kind"] for each in objects}
+
+
+@pytest.mark.parametrize("place", BUILDS)
+def test_another_namespace_is_everybodys(tree: Path, place: str) -> None:
+    objects = own(tree, resources=[f"../../{place}"], namespace="elsewhere")
+    for each in objects:
+        if not each["kind"].startswith("Cluster"):
+            assert each["metadata"]["namespace"] == "elsewhere"
+        for subject in each.get("subjects", ()):
+            assert subject == {"kind": "ServiceAccount", "name": "istio-cni", "namespace": "elsewhere"}
 
 
 @pytest.mark.parametrize("place", BUILDS)
 def test_the_agent_takes_the_settings_as_they_are(place: str) -> None:
-    data = one(build(MANIFESTS / place), "ConfigMap", "istio-cni-config")["data"]
-    done = CliRunner(env={**data, "SIDESTEP_BPFFS": "/never"}).invoke(
-        cli, ["agent", "--kubernetes-node-name", "n", "--help"]
-    )
+    environment = {**variables(build(MANIFESTS / place)), "SIDESTEP_BPFFS": "/never"}
+    done = CliRunner(env=environment).invoke(cli, ["agent", "--kubernetes-node-name", "n", "--help"])
     assert done.exit_code == 0
-    done = CliRunner(env={**data, "SIDESTEP_BPFFS": "/never"}).invoke(cli, ["detach"])
+    done = CliRunner(env=environment).invoke(cli, ["detach"])
     assert "/never does not exist; make a bpffs" in str(done.exception)
 
 
 def test_the_paths_of_the_configuration_are_mounted() -> None:
     objects = build(MANIFESTS / "base")
-    data = one(objects, "ConfigMap", "istio-cni-config")["data"]
+    data = variables(objects)
     (container,) = one(objects, "DaemonSet", "istio-cni-node")["spec"]["template"]["spec"]["containers"]
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
     for name in ("SIDESTEP_BPFFS", "CNI_AGENT_RUN_DIR", "SIDESTEP_PROC", "MOUNTED_CNI_BIN_DIR", "MOUNTED_CNI_NET_DIR"):
@@ -170,7 +195,7 @@ def test_the_right_to_touch_pods_comes_with_the_setting_that_needs_it(
     assert rule not in plain
     objects = own(tree, components=[f"../../components/{component}"])
     assert rule in one(objects, "ClusterRole", "istio-cni")["rules"]
-    assert one(objects, "ConfigMap", "istio-cni-config")["data"]["REPAIR_REPAIR_PODS"] == "false"
+    assert variables(objects)["REPAIR_REPAIR_PODS"] == "false"
 
 
 def test_gke_admits_pods_of_that_priority() -> None:
@@ -193,7 +218,7 @@ def test_no_build_but_that_of_the_component_has_the_namespace_in_it(tree: Path) 
 
 def ports(objects: list[dict[str, Any]]) -> dict[str, Any]:
     """Where the agent listens, and where it is looked for: by kubelet, by Prometheus."""
-    data = one(objects, "ConfigMap", "istio-cni-config")["data"]
+    data = variables(objects)
     template = one(objects, "DaemonSet", "istio-cni-node")["spec"]["template"]
     (container,) = template["spec"]["containers"]
     probes = [container[name]["httpGet"]["port"] for name in ("startupProbe", "readinessProbe", "livenessProbe")]
@@ -214,9 +239,12 @@ def test_the_pod_has_the_ports_of_the_settings(tree: Path) -> None:
         "container": (8000, 15014),
         "annotation": "15014",
     }
-    config = tree / "base" / "config.yaml"
-    text = config.read_text().replace('"8000"', '"18000"').replace('"15014"', '"15999"')
-    config.write_text(text)
+    base = tree / "base" / "sidestep.yaml"
+    text = base.read_text()
+    setting = 'name: {}\n              value: "{}"'.format
+    for name, port, other in (("SIDESTEP_HEALTH_PORT", 8000, 18000), ("MONITORING_PORT", 15014, 15999)):
+        text = text.replace(setting(name, port), setting(name, other))
+    base.write_text(text)
     changed = {"settings": (18000, 15999), "container": (18000, 15999), "annotation": "15999"}
     assert ports(build(tree / "base")) == changed
     assert ports(build(tree / "overlays" / "gke")) == changed
@@ -225,15 +253,17 @@ def test_the_pod_has_the_ports_of_the_settings(tree: Path) -> None:
 def test_an_overlay_may_choose_other_ports(tree: Path) -> None:
     chosen = tree / "components" / "chosen-ports"
     chosen.mkdir()
+    values = {"SIDESTEP_HEALTH_PORT": "18000", "MONITORING_PORT": "15999"}
+    env = [{"name": name, "value": value} for name, value in values.items()]
     patch = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": "istio-cni-config"},
-        "data": {"SIDESTEP_HEALTH_PORT": "18000", "MONITORING_PORT": "15999"},
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "istio-cni-node"},
+        "spec": {"template": {"spec": {"containers": [{"name": "install-cni", "env": env}]}}},
     }
     component = {"apiVersion": "kustomize.config.k8s.io/v1alpha1", "kind": "Component"}
     (chosen / "kustomization.yaml").write_text(
-        yaml.safe_dump({**component, "patches": [{"patch": yaml.safe_dump(patch)}]})
+        yaml.safe_dump({**component, "patches": [{"target": {"kind": "DaemonSet"}, "patch": yaml.safe_dump(patch)}]})
     )
     objects = own(tree, components=["../../components/chosen-ports", "../../components/ports"])
     assert ports(objects) == {"settings": (18000, 15999), "container": (18000, 15999), "annotation": "15999"}

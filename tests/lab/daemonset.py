@@ -20,13 +20,13 @@ def as_daemonset(
 ) -> str:
     """Run the DaemonSet's pod as kubelet would, on the node's network; returns its container.
 
-    `settings` replace those of the ConfigMap, `host` says what this lab has in place of a path of the node, and `extra`
+    `settings` replace those of the DaemonSet, `host` says what this lab has in place of a path of the node, and `extra`
     is mounted besides.
     """
     daemonset = next(each for each in objects if each["kind"] == "DaemonSet")
-    config = next(each for each in objects if each["kind"] == "ConfigMap")["data"]
     spec = daemonset["spec"]["template"]["spec"]
     (container,) = spec["containers"]
+    variables = {each["name"]: each["value"] for each in container["env"] if "value" in each}
     paths = {volume["name"]: volume.get("hostPath", {}).get("path") for volume in spec["volumes"]}
     scratch = runtime.node.directory / "daemonset-tmp"
     scratch.mkdir()
@@ -72,7 +72,7 @@ def as_daemonset(
                 metadata=cri.ContainerMetadata(name=container["name"]),
                 image=cri.ImageSpec(image=image),
                 args=container["args"],
-                envs=[cri.KeyValue(key=key, value=value) for key, value in {**config, **settings}.items()],
+                envs=[cri.KeyValue(key=key, value=value) for key, value in {**variables, **settings}.items()],
                 log_path=f"{container['name']}.log",
                 mounts=mounts,
                 linux=cri.LinuxContainerConfig(security_context=context),

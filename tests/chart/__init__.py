@@ -1,0 +1,1 @@
+"""The Helm chart, with a real Helm."""
