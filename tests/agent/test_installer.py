@@ -174,9 +174,8 @@ def test_what_cannot_be_done_is_said_with_the_setting(host: Host) -> None:
     (host.bin / "sidestep-cni").mkdir()
     host.write("10-a.conflist", LIST)
     host.start()
-    wait_until(lambda: host.results == ["COPY_BINARIES_FAILURE"], "the failure", SOON)
-    assert host.ready[0] is False
-    assert "sidestep-cni is a directory; remove it" in host.ready[1]
+    wait_until(lambda: "sidestep-cni is a directory; remove it" in host.ready[1], "the failure", SOON)
+    assert (host.ready[0], host.results) == (False, ["COPY_BINARIES_FAILURE"])
     assert "MOUNTED_CNI_BIN_DIR" in host.ready[1]
     assert host.types("10-a.conflist") == ["bridge"]
 
