@@ -11,7 +11,7 @@ import time
 
 PAUSE, TARGETS = float(sys.argv[1]), list(zip(sys.argv[2::2], sys.argv[3::2], strict=True))
 LONGEST = 3.0  # seconds of one request
-REQUEST = b"GET / HTTP/1.0\r\n\r\n"
+REQUEST = b"GET / HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n"
 
 
 def ask(host: str, port: str) -> dict[str, object]:

@@ -22,6 +22,10 @@ _VALUES: dict[str, Any] = {
     "telemetry": {"enabled": False},  # an extension too
     "meshConfig": {"accessLogFile": "/dev/stdout"},
 }
+_DUAL_STACK = {
+    "pilot": {"env": {"ISTIO_DUAL_STACK": "true"}, "ipFamilyPolicy": "RequireDualStack"},
+    "meshConfig": {"defaultConfig": {"proxyMetadata": {"ISTIO_DUAL_STACK": "true"}}},
+}
 
 
 class Mesh:
@@ -30,17 +34,28 @@ class Mesh:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster, self._control = cluster, cluster.control
 
-    def install(self) -> None:
-        """istiod serves afterwards, and injects sidecars into the pods of labelled namespaces."""
+    def install(self, is_dual_stack: bool = False) -> None:
+        """istiod serves afterwards, and injects sidecars into the pods of labelled namespaces.
+
+        In a dual-stack mesh, proxies listen on both families.
+        """
         pilot = next(each for each in components() if each.name == "pilot-discovery")
         source = module_directory(pilot)
         self._cluster.import_images(make_istio_images(self._cluster.directory / "istio-images", source))
-        values = self._cluster.directory / "istio-values.json"
-        values.write_text(json.dumps(_VALUES))
+        values = _write(self._cluster.directory / "istio-values.json", _VALUES)
+        more: list[str | Path] = (
+            ["--values", _write(self._cluster.directory / "dual-stack.json", _DUAL_STACK)] if is_dual_stack else []
+        )
         charts = source / "manifests" / "charts"
         self._helm("istio-base", charts / "base")
         self._helm(
-            "istiod", charts / "istio-control" / "istio-discovery", "--values", values, "--wait", "--timeout=300s"
+            "istiod",
+            charts / "istio-control" / "istio-discovery",
+            "--values",
+            values,
+            *more,
+            "--wait",
+            "--timeout=300s",
         )
 
     def make_namespace(self, name: str) -> None:
@@ -59,3 +74,8 @@ class Mesh:
         where: list[str | Path] = ["--kubeconfig", self._control.kubeconfig, "--namespace", NAMESPACE]
         install = [BIN / "helm", "install", release, chart, *where, "--create-namespace", *argv]
         self._control.host.run(install)
+
+
+def _write(path: Path, values: dict[str, Any]) -> Path:
+    path.write_text(json.dumps(values))
+    return path

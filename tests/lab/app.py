@@ -3,14 +3,15 @@
 import json
 import socket
 import sys
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
-NAME, PORT = sys.argv[1], int(sys.argv[2])
+NAME, PORTS = sys.argv[1], [int(port) for port in sys.argv[2:]]
 
 
 class Answer(BaseHTTPRequestHandler):
-    """GET /anything → {"pod", "peer", "peer_port", "local", "path"}; ?bytes=N → that many bytes."""
+    """GET /anything → {"pod", "peer", "peer_port", "local", "path", "identities"}; ?bytes=N → that many bytes."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # one segment a reply: two would wait for each other's acknowledgement
@@ -23,6 +24,7 @@ class Answer(BaseHTTPRequestHandler):
             "peer_port": self.connection.getpeername()[1],
             "local": plain(self.connection.getsockname()[0]),
             "path": self.path,
+            "identities": self.headers.get("X-Forwarded-Client-Cert", ""),
         }
         body = b"x" * int(wanted[0]) if wanted else json.dumps(seen).encode()
         self.send_response(200)
@@ -47,6 +49,8 @@ def plain(address: str) -> str:
 
 
 if __name__ == "__main__":
-    server = DualStack(("::", PORT), Answer)
+    servers = [DualStack(("::", port), Answer) for port in PORTS]
+    for server in servers[1:]:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
     print("ready", flush=True)
-    server.serve_forever()
+    servers[0].serve_forever()

@@ -17,6 +17,7 @@ from cri_api.v1 import api_pb2 as cri
 from tests.lab import images
 from tests.lab.containerd import SECONDS, Containerd
 from tests.lab.envoy import PROXY_ID, Envoy, bootstrap
+from tests.lab.istiod.identities import mesh_authority
 from tests.lab.node import NODE_NAME
 from tests.lab.waiting import wait_until
 
@@ -193,7 +194,8 @@ class CriPod:
     def start_envoy(self) -> None:
         """The proxy, listening."""
         config, admin = self.directory / "envoy.json", self.directory / "admin.sock"
-        config.write_text(json.dumps(bootstrap(self.envoy.log, admin, False)))
+        mesh_authority().issue(self.directory, "default", self.name, PROXY_ID)
+        config.write_text(json.dumps(bootstrap(self.envoy.log, admin, False, self.directory)))
         argv = ["/bin/envoy", "-c", str(config), "--concurrency", "2", "--file-flush-interval-msec", "10"]
         self._start("istio-proxy", [*argv, "--disable-hot-restart", "--log-level", "warn"], PROXY_ID)
         ask = ["curl", "-s", "--unix-socket", str(admin), "http://envoy/ready"]

@@ -10,16 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.inside import popen
+from tests.lab.istiod.identities import mesh_authority
+from tests.lab.istiod.sent import resources
 from tests.lab.waiting import wait_until
 
 PROXY_ID = 1337
-_LOG_FORMAT = {
-    "source": "%DOWNSTREAM_REMOTE_ADDRESS%",
-    "original": "%DOWNSTREAM_LOCAL_ADDRESS%",
-    "upstream": "%UPSTREAM_HOST%",
-    "upstream_source": "%UPSTREAM_LOCAL_ADDRESS%",
-    "received": "%BYTES_RECEIVED%",
-}
 
 
 @dataclass(frozen=True)
@@ -31,90 +26,18 @@ class Connection:
     original: str
     upstream: str
     upstream_source: str
-    received: int
 
 
-def _socket_address(address: str, port: int) -> dict[str, Any]:
-    return {"socket_address": {"address": address, "port_value": port}}
+def bootstrap(log: Path, admin: Path, tproxy: bool, identity: Path, buffer: int | None = None) -> dict[str, Any]:
+    """Envoy's whole configuration, as istiod sends it for either interception mode.
 
-
-def _filter(name: str, **settings: Any) -> dict[str, Any]:
-    """A listener filter; Envoy's type names are regular."""
-    kind = "".join(word.capitalize() for word in name.split("_"))
-    package = f"type.googleapis.com/envoy.extensions.filters.listener.{name}.v3.{kind}"
-    return {"name": name, "typed_config": {"@type": package, **settings}}
-
-
-def _listener(name: str, address: str, port: int, cluster: str, log: Path) -> dict[str, Any]:
-    logger = {
-        "name": "file",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
-            "path": str(log),
-            "log_format": {"json_format": _LOG_FORMAT | {"listener": name}},
-        },
-    }
-
-    def chain(to: str) -> dict[str, Any]:
-        config = {
-            "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-            "stat_prefix": name,
-            "cluster": to,
-            "access_log": [logger],
-        }
-        return {"filters": [{"name": "tcp", "typed_config": config}]}
-
-    return {
-        "name": f"{name}-{address}",
-        "address": _socket_address(address, port),
-        "listener_filters": [_filter("original_dst")],
-        "filter_chains": [
-            # a connection meant for the listener's own port would be dialled for ever: black-hole it, as Istio does
-            {"filter_chain_match": {"destination_port": port}, **chain("blackhole")},
-            chain(cluster),
-        ],
-    }
-
-
-def _cluster(name: str, source: str | None = None) -> dict[str, Any]:
-    cluster: dict[str, Any] = {
-        "name": name,
-        "type": "ORIGINAL_DST",
-        "lb_policy": "CLUSTER_PROVIDED",
-        "connect_timeout": "2s",
-    }
-    if source:
-        cluster["upstream_bind_config"] = {"source_address": {"address": source, "port_value": 0}}
-    return cluster
-
-
-def bootstrap(log: Path, admin: Path, tproxy: bool, buffer: int | None = None) -> dict[str, Any]:
-    """Envoy's whole configuration, as istiod would send it for either interception mode.
-
-    `buffer` is its limit for what it holds of a connection each way, in bytes; its own default is 1 MiB.
+    `identity` is the directory of its certificate. `buffer` is its limit for what it holds of a connection each way, in
+    bytes; its own default is 1 MiB.
     """
-    listeners = [
-        _listener("outbound", "0.0.0.0", 15001, "passthrough", log),
-        _listener("outbound", "::", 15001, "passthrough", log),
-        _listener("inbound", "0.0.0.0", 15006, "inbound4", log),
-        _listener("inbound", "::", 15006, "inbound6", log),
-    ]
-    for listener in listeners if tproxy else ():
-        listener["transparent"] = True
-        if listener["name"].startswith("inbound"):
-            listener["listener_filters"].append(_filter("original_src", mark=1337))
-    clusters = [
-        _cluster("passthrough"),
-        _cluster("inbound4", None if tproxy else "127.0.0.6"),
-        _cluster("inbound6", None if tproxy else "::6"),
-        {"name": "blackhole", "type": "STATIC", "connect_timeout": "1s"},
-    ]
-    for limited in (*listeners, *clusters) if buffer else ():
+    static = resources("TPROXY" if tproxy else "REDIRECT", log, identity)
+    for limited in (*static["listeners"], *static["clusters"]) if buffer else ():
         limited["per_connection_buffer_limit_bytes"] = buffer
-    return {
-        "admin": {"address": {"pipe": {"path": str(admin)}}},
-        "static_resources": {"listeners": listeners, "clusters": clusters},
-    }
+    return {"admin": {"address": {"pipe": {"path": str(admin)}}}, "static_resources": static}
 
 
 class Envoy:
@@ -131,7 +54,7 @@ class Envoy:
 
     def configuration(self) -> dict[str, Any]:
         """What it is started with; its admin socket must be at `self.admin`."""
-        return bootstrap(self.log, self.admin, self._tproxy, self.buffer)
+        return bootstrap(self.log, self.admin, self._tproxy, self._directory, self.buffer)
 
     def start(self) -> None:
         """Run it and wait until it is live."""
@@ -141,6 +64,7 @@ class Envoy:
         # transparent sockets need CAP_NET_ADMIN, so Istio runs those proxies as root with the usual group
         uid = 0 if self._tproxy else PROXY_ID
         os.chown(self._directory, uid, PROXY_ID)
+        mesh_authority().issue(self._directory, "default", self._directory.name, uid)
         self.admin.unlink(missing_ok=True)
         config = self._directory / "envoy.json"
         config.write_text(json.dumps(self.configuration()))
@@ -188,7 +112,6 @@ class Envoy:
                 str(each["original"]),
                 str(each["upstream"]),
                 str(each["upstream_source"]),
-                int(each["received"] or 0),
             )
             for each in found
         ]

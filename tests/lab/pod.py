@@ -14,12 +14,13 @@ from tests.lab import curl as curls
 from tests.lab.chain import Attachment
 from tests.lab.envoy import PROXY_ID, Envoy
 from tests.lab.inside import PYTHON, popen
+from tests.lab.istiod.sent import HTTP, TCP
 
 if TYPE_CHECKING:
     from tests.lab.node import Node
 
 APP_ID = 1000
-APP_PORT = 8080
+APP_PORT, APP_TCP_PORT = HTTP, TCP  # of the same application: by these the proxies know which protocol it is
 _APP = Path(__file__).with_name("app.py")
 
 
@@ -112,8 +113,8 @@ class Pod:
             self.node.api.put(manifest | {"status": status})
 
     def start_app(self) -> None:
-        """The HTTP application on port 8080, both families."""
-        argv = [*PYTHON, _APP.read_text(), self.name, str(APP_PORT)]
+        """The HTTP application on both ports and in both families."""
+        argv = [*PYTHON, _APP.read_text(), self.name, str(APP_PORT), str(APP_TCP_PORT)]
         with (self.directory / "app.log").open("ab") as log:
             self._app = self.popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._app.stdout is not None

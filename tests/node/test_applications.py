@@ -14,12 +14,12 @@ from bpf.layout import LEVELS
 from tests.lab.inside import PYTHON
 from tests.lab.levels import redirected_bytes, set_level
 from tests.lab.pod import Pod
-from tests.lab.traffic.program import Load, calling, serving
+from tests.lab.traffic.program import PORT, Load, calling, serving
 from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
 
 SOURCES = Path(__file__).parents[1] / "lab" / "applications"
-HAPROXY, NGINX, JAVA, MPTCP, READS = 7001, 7002, 7004, 7005, 7006  # ports
+BEHIND, NGINX, JAVA, MPTCP, READS = 7001, 7002, 7004, 7005, 7006  # ports; HAProxy is where it may be the first to send
 BIG = 1_000_000
 REDIRECTED = 512 * 1024  # BACKLOG_BUDGET of message.c
 UPLOAD = 8_000_000  # more than an application's proxy may be ahead of it past TCP
@@ -125,7 +125,7 @@ def http(mesh: Mesh, port: int, requests: list[tuple[str, str, int, int]]) -> in
 
 def proxied(mesh: Mesh) -> None:
     """Streams through the proxies and the HAProxy to a server behind it."""
-    with serving(mesh.beta) as server, calling(mesh.alpha, mesh.beta.ip4, Load(seconds=1, seed=8), HAPROXY) as client:
+    with serving(mesh.beta, BEHIND) as server, calling(mesh.alpha, mesh.beta.ip4, Load(seconds=1, seed=8)) as client:
         asked, answered = client.finish(10), server.finish(10)
     assert (asked.sent, asked.received) == (answered.received, answered.sent)
 
@@ -133,7 +133,7 @@ def proxied(mesh: Mesh) -> None:
 @contextmanager
 def haproxy(mesh: Mesh, directory: Path, option: str) -> Iterator[None]:
     argv = ["haproxy", "-db", "-f", configured(directory, "haproxy.cfg", OPTION=option)]
-    with running(mesh.beta, HAPROXY, argv):
+    with running(mesh.beta, PORT, argv):
         yield
 
 

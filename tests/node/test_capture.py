@@ -39,7 +39,7 @@ def test_an_ipv4_mapped_client_is_captured_as_ipv4(mesh: Mesh) -> None:
 import json, socket, sys
 s = socket.socket(socket.AF_INET6)
 s.connect(("::ffff:" + sys.argv[1], 8080))
-s.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+s.sendall(b"GET / HTTP/1.1\\r\\nHost: app\\r\\nConnection: close\\r\\n\\r\\n")
 body = s.makefile().read().partition("\\n\\n")[2]
 print(json.dumps([json.loads(body)["pod"], s.getpeername()[:2]]))
 """,

@@ -11,7 +11,7 @@ import yaml
 from tests.lab.apiserver import ApiServer
 from tests.lab.command import sidestep, sidestep_json
 from tests.lab.node import Node
-from tests.lab.pod import APP_PORT, Pod
+from tests.lab.pod import APP_TCP_PORT, Pod
 from tests.lab.waiting import wait_until
 
 OUTBOUND, INBOUND = "sidestep.io/deny-outbound-ports", "sidestep.io/deny-inbound-ports"
@@ -67,7 +67,7 @@ def annotate(pod: Pod, **annotations: str) -> None:
 def hold(client: Pod, server: Pod, own_port: int | None = None) -> Any:
     """A process of the client that holds a connection."""
     more = () if own_port is None else (str(own_port),)
-    argv = ["python3", "-I", "-S", "-c", HELD, str(server.ip4), str(APP_PORT), *more]
+    argv = ["python3", "-I", "-S", "-c", HELD, str(server.ip4), str(APP_TCP_PORT), *more]
     held = client.popen(argv, uid=0, stdout=-1, text=True)
     assert held.stdout.readline() == "ready\n"
     return held
@@ -75,24 +75,24 @@ def hold(client: Pod, server: Pod, own_port: int | None = None) -> Any:
 
 def test_an_annotation_that_changes_counts_for_a_running_pod(node: Node, pods: tuple[Pod, Pod]) -> None:
     alpha, beta = pods
-    assert alpha.curl(beta.ip4).pod == "beta"
-    annotate(alpha, outbound=str(APP_PORT))
-    wait_until(lambda: alpha.curl(beta.ip4).pod is None, "the port to be denied", 5)
+    assert alpha.curl(beta.ip4, APP_TCP_PORT).pod == "beta"
+    annotate(alpha, outbound=str(APP_TCP_PORT))
+    wait_until(lambda: alpha.curl(beta.ip4, APP_TCP_PORT).pod is None, "the port to be denied", 5)
     (denier,) = sidestep_json(node, "deny")
-    assert (denier["pod"], denier["outbound"], denier["inbound"]) == ("default/alpha", [APP_PORT], [])
+    assert (denier["pod"], denier["outbound"], denier["inbound"]) == ("default/alpha", [APP_TCP_PORT], [])
     assert denier["refused"]["outbound"] > 0
     annotate(alpha, outbound="")
-    wait_until(lambda: alpha.curl(beta.ip4).pod == "beta", "the port to be allowed again", 5)
+    wait_until(lambda: alpha.curl(beta.ip4, APP_TCP_PORT).pod == "beta", "the port to be allowed again", 5)
     assert sidestep(node, "deny").stdout == "no pod denies ports\n"
     assert sidestep(node, "deny", "alpha").stdout == "alpha denies no ports\n"
 
 
 def test_a_denied_inbound_port_refuses_others_and_not_the_pod_itself(pods: tuple[Pod, Pod]) -> None:
     alpha, beta = pods
-    annotate(beta, inbound=str(APP_PORT))
-    wait_until(lambda: alpha.curl(beta.ip4).pod is None, "the port to be denied", 5)
-    assert alpha.curl(beta.ip6).pod is None
-    assert beta.curl("127.0.0.1").pod == "beta"
+    annotate(beta, inbound=str(APP_TCP_PORT))
+    wait_until(lambda: alpha.curl(beta.ip4, APP_TCP_PORT).pod is None, "the port to be denied", 5)
+    assert alpha.curl(beta.ip6, APP_TCP_PORT).pod is None
+    assert beta.curl("127.0.0.1", APP_TCP_PORT).pod == "beta"
 
 
 @pytest.mark.claim("For a changed deny annotation of a running pod, the old value stays")
@@ -110,8 +110,8 @@ def test_a_value_that_makes_no_sense_changes_nothing(node: Node, pods: tuple[Pod
 def test_kill_resets_what_is_older_than_the_denial(node: Node, pods: tuple[Pod, Pod], who: str, direction: str) -> None:
     alpha, beta = pods
     held = hold(alpha, beta)
-    annotate(node.pods[who], **{direction: str(APP_PORT)})
-    wait_until(lambda: alpha.curl(beta.ip4).pod is None, "the port to be denied", 5)
+    annotate(node.pods[who], **{direction: str(APP_TCP_PORT)})
+    wait_until(lambda: alpha.curl(beta.ip4, APP_TCP_PORT).pod is None, "the port to be denied", 5)
     assert held.poll() is None
     (denier,) = sidestep_json(node, "deny", who, "--kill")
     assert denier["killed"], denier
@@ -142,7 +142,7 @@ def test_a_namespace_that_is_not_found_is_told_and_the_other_pods_get_theirs(
     alpha, beta = pods
     held = hold(alpha, beta)
     for pod in pods:
-        annotate(pod, outbound=str(APP_PORT))
+        annotate(pod, outbound=str(APP_TCP_PORT))
     wait_until(lambda: len(sidestep_json(node, "deny")) == 2, "the ports to be denied", 30)
     proc = tmp_path / "proc"  # in which alpha's process is, and nobody of beta
     (proc / "self/ns").mkdir(parents=True)
@@ -179,10 +179,10 @@ def test_an_unknown_pod_is_one_line(node: Node, pods: tuple[Pod, Pod]) -> None:
 
 def assert_denied_while_it_runs(client: Pod, server: Pod) -> None:
     """A change of the client's annotation ends what the client does all the time: connect."""
-    argv = ["python3", "-I", "-S", "-c", CONNECTING, str(server.ip4), str(APP_PORT)]
+    argv = ["python3", "-I", "-S", "-c", CONNECTING, str(server.ip4), str(APP_TCP_PORT)]
     connecting = client.popen(argv, stdout=-1, text=True)
     assert connecting.stdout.readline() == "connected\n"
-    annotate(client, outbound=str(APP_PORT))
+    annotate(client, outbound=str(APP_TCP_PORT))
     assert connecting.communicate(timeout=30)[0] == "refused\n"
 
 

@@ -4,7 +4,6 @@ import secrets
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -13,24 +12,6 @@ from tests.lab.envoy import Envoy
 from tests.lab.node import Node
 from tests.lab.pod import Pod
 from tests.lab.waiting import wait_until
-
-
-class DualStackEnvoy(Envoy):
-    """As istiod configures it for both families: a listener on 0.0.0.0 has :: as an additional address."""
-
-    def configuration(self) -> dict[str, Any]:
-        """What it is started with."""
-        configuration = super().configuration()
-        resources = configuration["static_resources"]
-        resources["listeners"] = [each for each in resources["listeners"] if each["name"].endswith("-0.0.0.0")]
-        for listener in resources["listeners"]:
-            port = listener["address"]["socket_address"]["port_value"]
-            second = {"socket_address": {"address": "::", "port_value": port}}
-            listener["additional_addresses"] = [{"address": second}]
-        (inbound,) = (each for each in resources["clusters"] if each["name"] == "inbound4")
-        source6 = {"address": {"address": "::6", "port_value": 0}}
-        inbound["upstream_bind_config"]["extra_source_addresses"] = [source6]
-        return configuration
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +40,7 @@ def test_an_envoy_with_many_workers_and_its_successor_serve_both_families(
     node: Node, client: Pod, workers: int
 ) -> None:
     pod = node.pod(f"many{workers}", envoy=False)
-    old, new = (DualStackEnvoy(pod.directory / name, pod.netns, pod.cgroup, workers) for name in ("old", "new"))
+    old, new = (Envoy(pod.directory / name, pod.netns, pod.cgroup, workers) for name in ("old", "new"))
     try:
         old.start()
         assert is_captured(client, pod, old)
@@ -81,7 +62,7 @@ def test_a_strict_envoy_that_listens_before_its_container_is_known_gets_its_conn
         container = secrets.token_hex(32)
         cgroup = pod.cgroup / f"cri-containerd-{container}.scope"
         cgroup.mkdir()
-        envoy = DualStackEnvoy(pod.directory / container, pod.netns, cgroup)
+        envoy = Envoy(pod.directory / container, pod.netns, cgroup)
         try:
             envoy.start()
             assert client.curl(pod.ip4).pod is None

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.lab.curl import REFUSED
 from tests.lab.node import Node
+from tests.lab.pod import APP_TCP_PORT
 from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
 
@@ -32,7 +33,7 @@ def test_connections_are_counted_by_what_became_of_them(mesh: Mesh) -> None:
     name = "sidestep_connections_total"
     before = scrape(mesh.node)
     for _ in range(5):
-        assert mesh.alpha.curl(mesh.beta.ip4).pod == "beta"
+        assert mesh.alpha.curl(mesh.beta.ip4, APP_TCP_PORT).pod == "beta"
     mesh.beta.envoy.stop()
     assert mesh.gamma.curl(mesh.beta.ip4).exit_code == REFUSED
     mesh.beta.envoy.start()

@@ -12,14 +12,14 @@ import pytest
 from tests.lab.envoy import Connection
 from tests.lab.inside import PYTHON
 from tests.lab.node import REPOSITORY
-from tests.lab.pod import Pod
+from tests.lab.pod import APP_TCP_PORT, Pod
 from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
 
 # New connections, one a request, until stdin closes; one connection is kept open all the while. Prints what happened.
 LOAD = """
 import json, socket, sys, threading
-target, done, failures, requests = (sys.argv[1], 8080), threading.Event(), [], 0
+target, done, failures, requests = (sys.argv[1], int(sys.argv[2])), threading.Event(), [], 0
 threading.Thread(target=lambda: (sys.stdin.read(), done.set()), daemon=True).start()
 
 def request(connection, lines):
@@ -57,14 +57,14 @@ def under_load(mesh: Mesh, disturb: Callable[[], int]) -> None:
     """
     for pod in (mesh.alpha, mesh.beta):
         pod.envoy.connections()
-    argv = [*PYTHON, LOAD, str(mesh.beta.ip4)]
+    argv = [*PYTHON, LOAD, str(mesh.beta.ip4), str(APP_TCP_PORT)]
     load = mesh.alpha.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert load.stdout.readline() == "ready\n"
     own = disturb()
     seen: dict[str, Any] = json.loads(load.communicate("", timeout=30)[0])
     assert seen["failures"] == []
     assert seen["requests"] > 20
-    assert seen["kept_peer"] == [str(mesh.beta.ip4), 8080]
+    assert seen["kept_peer"] == [str(mesh.beta.ip4), APP_TCP_PORT]
     for pod in (mesh.alpha, mesh.beta):
         logged: list[Connection] = []
 
@@ -74,7 +74,7 @@ def under_load(mesh: Mesh, disturb: Callable[[], int]) -> None:
 
         wait_until(all_logged, f"every connection in {pod.envoy.log}")
         assert len(logged) == seen["requests"] + 1 + own
-        assert {each.original for each in logged} == {f"{mesh.beta.ip4}:8080"}
+        assert {each.original for each in logged} == {f"{mesh.beta.ip4}:{APP_TCP_PORT}"}
 
 
 @pytest.mark.claim("nothing: capture goes on")

@@ -13,7 +13,7 @@ from tests.lab.apiserver import ApiServer
 from tests.lab.command import tracing
 from tests.lab.invocation import sidestep
 from tests.lab.node import REPOSITORY, Node
-from tests.lab.pod import Pod
+from tests.lab.pod import APP_TCP_PORT, Pod
 from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
 from tests.node.test_resilience import under_load
@@ -148,7 +148,7 @@ def test_commands_that_run_for_long_end_when_another_version_takes_over(mesh: Me
     other = another_version(tmp_path, RAISED)
     with tracing(node, "--output", "json") as trace, shown(mesh, columns=500) as terminal:
         terminal.shows("default/alpha")
-        mesh.alpha.curl(mesh.beta.ip4)
+        mesh.alpha.curl(mesh.beta.ip4, APP_TCP_PORT)
         assert events_of(trace, 4)
         node.agent.terminate()
         node.agent.start(other)

@@ -50,7 +50,7 @@ def test_the_app_calls_itself_through_its_service(mesh: Mesh, pod: Pod, version:
     code = """
 import json, socket, sys
 s = socket.create_connection((sys.argv[1], 8080), 5)
-s.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+s.sendall(b"GET / HTTP/1.1\\r\\nHost: app\\r\\nConnection: close\\r\\n\\r\\n")
 print(s.makefile().read().partition("\\n\\n")[2])
 """
     process = pod.popen([*PYTHON, code, str(ip)], uid=0, gid=PROXY_ID, stdout=subprocess.PIPE, text=True)
@@ -60,7 +60,7 @@ print(s.makefile().read().partition("\\n\\n")[2])
 
 def test_a_refused_app_is_an_error_not_a_hang(mesh: Mesh, pod: Pod) -> None:
     pod.envoy.connections()
-    assert mesh.gamma.curl(pod.ip4, 9999).exit_code != 0
+    assert mesh.gamma.curl(pod.ip4, 9999).status == 503
     assert pod.envoy.next_connection().listener == "inbound"
 
 

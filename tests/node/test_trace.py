@@ -18,7 +18,7 @@ from bpf.syscalls import Descriptor
 from tests.lab.command import sidestep, tracing
 from tests.lab.inside import PYTHON
 from tests.lab.node import Node
-from tests.lab.pod import APP_PORT, Pod
+from tests.lab.pod import APP_PORT, APP_TCP_PORT, Pod
 from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
 
@@ -54,14 +54,14 @@ def test_one_pod_one_verdict_one_destination(mesh: Mesh) -> None:
     for filters in (
         ("default/alpha", "--verdict", "captured"),
         ("alpha", "--verdict", "captured", "--dest", f"{mesh.beta.ip4}/32"),
-        ("beta", "--verdict", "captured", "--dest", f"{mesh.beta.ip4}:{APP_PORT}"),
+        ("beta", "--verdict", "captured", "--dest", f"{mesh.beta.ip4}:{APP_TCP_PORT}"),
     ):
         with tracing(mesh.node, *filters, "--output", "json") as trace:
             if "--dest" in filters:
                 mesh.alpha.curl(mesh.gamma.ip4)
-            mesh.alpha.curl(mesh.beta.ip4)
+            mesh.alpha.curl(mesh.beta.ip4, APP_TCP_PORT)
             (event,) = events_of(trace, 1)
-            assert event["destination"] == f"{mesh.beta.ip4}:{APP_PORT}"
+            assert event["destination"] == f"{mesh.beta.ip4}:{APP_TCP_PORT}"
             assert event["verdict"] == "captured"
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tests.lab.istiod.sent import SERVER_FIRST
 from tests.lab.pod import Pod
 
-PORT = 9000
+PORT = SERVER_FIRST  # each side may be the first to send
 _BUILD = Path(__file__).parents[3] / "build"
 
 
@@ -82,9 +83,9 @@ def program() -> Path:
 
 
 @contextmanager
-def serving(pod: Pod) -> Iterator[Running]:
-    """A server in the pod, at PORT; killed afterwards if nobody has waited for its end."""
-    running = _start(pod, ["server", str(PORT)])
+def serving(pod: Pod, port: int = PORT) -> Iterator[Running]:
+    """A server in the pod; killed afterwards if nobody has waited for its end."""
+    running = _start(pod, ["server", str(port)])
     try:
         assert running.process.stdout is not None
         assert running.process.stdout.readline() == "ready\n"
