@@ -111,7 +111,7 @@ def deployment() -> Iterator[Deployment]:
     with ExitStack() as running:
         made = Deployment(running)
         try:
-            wait_until(lambda: "ok" in made.readiness(), "the agent to be ready", 20)
+            wait_until(lambda: "ok" in made.readiness(), "the agent to be ready", 120)
         except TimeoutError:
             raise RuntimeError(f"{made.readiness()}\n{made.runtime.logs('install-cni')}") from None
         yield made
