@@ -38,7 +38,8 @@ COPY installer /opt/sidestep/installer
 RUN rm -rf /opt/sidestep/cni/shim \
  && /opt/venv/bin/python -m compileall -q /opt/sidestep \
  && printf '#!/bin/sh\ncd /opt/sidestep && exec /opt/venv/bin/python -m installer "$@"\n' > /usr/local/bin/sidestep \
- && chmod 755 /usr/local/bin/sidestep
+ && printf '#!/bin/sh\nexec /usr/local/bin/sidestep install-cni "$@"\n' > /usr/local/bin/install-cni \
+ && chmod 755 /usr/local/bin/sidestep /usr/local/bin/install-cni
 ARG VERSION
 LABEL org.opencontainers.image.title="sidestep" \
       org.opencontainers.image.description="Istio sidecar traffic capture at the socket layer" \

@@ -23,7 +23,7 @@ from bpf.acceleration import attach_messages, detach_messages, repin_messages
 from bpf.compiler import compile_and_pin, sources_digest
 from bpf.errors import KernelRefused, NotAttached
 from bpf.hooks import CGROUP_HOOKS, DECIDING, HOOKS, LOOKUP_HOOK, MESSAGE_HOOK
-from bpf.kernel import require_bpffs, require_capabilities
+from bpf.kernel import from_here, on_node, require_bpffs, require_capabilities
 from bpf.layout import STORAGES, TABLES, BuildEntry, Word
 from bpf.layouts import layouts
 from bpf.pins import OtherVersion, Pins
@@ -448,7 +448,7 @@ class _Build(NamedTuple):
 
 def _record(maps: Path, cgroup: Path, lacking: Collection[str], sources: bytes | None = None) -> None:
     digest = (ctypes.c_uint8 * 32)(*(sources or sources_digest()))
-    build = BuildEntry(digest, str(cgroup).encode(), ",".join(lacking).encode())
+    build = BuildEntry(digest, str(on_node(cgroup)).encode(), ",".join(lacking).encode())
     with Descriptor(syscalls.open_pin(maps / "build")) as table:
         if number := syscalls.map_update(table.fd, Word(0), build):
             raise syscalls.refused("bpf_map_update_elem", "build", number)
@@ -460,7 +460,8 @@ def _recorded(pins: Pins) -> _Build:
         return _Build(b"", "", [])
     with Descriptor(pins.open_map("build")) as table:
         syscalls.map_lookup(table.fd, Word(0), build)
-    return _Build(bytes(build.sources), build.cgroup.decode(), build.extras_lacking)
+    cgroup = str(from_here(Path(build.cgroup.decode()))) if build.cgroup else ""
+    return _Build(bytes(build.sources), cgroup, build.extras_lacking)
 
 
 def _pinned_id(path: Path) -> int | None:

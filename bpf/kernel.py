@@ -1,8 +1,14 @@
-"""What this machine offers: mounts of cgroup2 and bpffs, and the process's capabilities."""
+"""What this machine offers: mounts of cgroup2 and bpffs, and the process's capabilities.
+
+The node's file systems are at this process's own root, or below node_root(). Our DaemonSet mounts the node's bpffs and
+cgroups into the container. Istio's DaemonSet, in which this image runs too, mounts only the node's procfs. There, the
+node's first process leads to them.
+"""
 
 import ctypes
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from bpf.errors import KernelRefused
@@ -13,13 +19,45 @@ _NOSUID_NODEV_NOEXEC = 2 | 4 | 8
 _ATTACHING = ((12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"))
 
 
+ROOT = Path("/")
+# where DaemonSets mount the node's procfs, Istio's too
+HOST_PROC = Path("/host/proc")
+
+
 @dataclass(frozen=True)
 class Mount:
-    """One mount: its directory, the type of its filesystem, and its id."""
+    """One mount: its directory, the type of its filesystem, its id, and the directory of the filesystem that it shows.
+
+    The directory that a mount of cgroup2 shows is told from the root of the reading thread's cgroup namespace.
+    """
 
     path: Path
     filesystem: str
     number: int
+    shows: str = "/"
+
+
+@cache
+def node_root() -> Path:
+    """The node's root directory, as this process sees it.
+
+    It is the process's own root, except in a container that has the node's procfs at HOST_PROC and no bpffs at all:
+    there it is the root directory of the node's first process. Looking through that takes CAP_SYS_PTRACE.
+    """
+    through = HOST_PROC / "1/root"
+    if _mounts(Path("/proc/self"), ROOT, "bpf") or not os.access(through / "proc", os.F_OK):
+        return ROOT
+    return through
+
+
+def on_node(path: Path) -> Path:
+    """A path that this process uses, as the node's own processes would write it."""
+    return ROOT / path.relative_to(node_root()) if path.is_relative_to(node_root()) else path
+
+
+def from_here(path: Path) -> Path:
+    """The reverse of on_node(): where this process finds a path of the node."""
+    return path if node_root() == ROOT else node_root() / path.relative_to(ROOT)
 
 
 def require_root() -> None:
@@ -43,22 +81,29 @@ def require_capabilities() -> None:
 
 
 def mounts(filesystem: str = "") -> list[Mount]:
-    """The mounts of this process's namespace, all or of one type (/proc/self/mountinfo, proc(5)), in mount order."""
+    """The mounts below node_root(), all or of one type, in mount order."""
+    root = node_root()
+    return _mounts(Path("/proc/self") if root == ROOT else HOST_PROC / "1", root, filesystem)
+
+
+def _mounts(process: Path, root: Path, filesystem: str) -> list[Mount]:
+    """The mounts that a process sees (mountinfo, proc(5)). `root` is where its root directory is for us."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in (process / "mountinfo").read_text().splitlines():
         if f" - {filesystem}" in line:  # most lines need no parsing
             fields = line.split(" ")
             kind = fields[fields.index("-") + 1]
             if filesystem in ("", kind):
-                found.append(Mount(Path(fields[4].encode().decode("unicode_escape")), kind, int(fields[0])))
+                shows, path = (each.encode().decode("unicode_escape") for each in fields[3:5])
+                found.append(Mount(root / path.lstrip("/"), kind, int(fields[0]), shows))
     return found
 
 
 def cgroup2_root() -> Path:
-    """Where cgroup2 is mounted: /sys/fs/cgroup, or /sys/fs/cgroup/unified on hybrid hosts. Raises KernelRefused.
+    """Where the node's cgroup2 is mounted: /sys/fs/cgroup, or /sys/fs/cgroup/unified on hybrid hosts.
 
     Mounts that are hidden below another mount are passed over: in a container, the host's cgroups may be mounted over
-    the container's own.
+    the container's own. Raises KernelRefused.
     """
     for mount in mounts("cgroup2"):
         if _is_visible(mount):
@@ -116,8 +161,11 @@ def possible_cpus() -> int:
 
 def has_mount(path: Path, filesystem: str) -> bool:
     """Whether `path` itself is the mount point of a filesystem of this type."""
-    real = Path(os.path.realpath(path))
-    return any(mount.path == real and mount.filesystem == filesystem for mount in mounts())
+    if node_root() != ROOT and path.is_relative_to(node_root()):
+        found, real = mounts(filesystem), path  # realpath() would take the link to the node's root for our own
+    else:
+        found, real = _mounts(Path("/proc/self"), ROOT, filesystem), Path(os.path.realpath(path))
+    return any(mount.path == real for mount in found)
 
 
 def mount_bpffs(path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from bpf import trees
+from bpf.kernel import ROOT, from_here, node_root
 from bpf.layout import LEVELS, Level
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ _DIRECTORY = click.Path(path_type=Path)
 # sorts before the names that network providers choose (05-cilium, 10-calico, 10-flannel), and after 00-multus: multus
 # must stay first, and calls the next file
 _OWNED_FILE = "00-sidestep-cni.conflist"
+# the run directory in the DaemonSet of this repository, and in Istio's (there it is a hostPath volume)
+_RUN_DIR, _ISTIOS_RUN_DIR = Path("/run/sidestep"), Path("/var/run/istio-cni")
 
 
 class _Port(click.ParamType[int]):
@@ -54,15 +57,26 @@ class _ListName(click.ParamType[str]):
         return value
 
 
-def _setting(default: Any, help: str, kind: Any = None, ours: bool = False, also: tuple[str, ...] = ()) -> Any:
+def _setting(
+    default: Any,
+    help: str,
+    kind: Any = None,
+    ours: bool = False,
+    also: tuple[str, ...] = (),
+    seen: Callable[[Path], Path] | None = None,
+) -> Any:
     """Make a field of a settings group.
 
     `kind` is the click type, by default that of `default`. `ours` says that Istio's install-cni has no such setting.
-    `also` are further environment variables for it.
+    `also` are further environment variables for it. `seen` makes of the default what it is where this process runs.
     """
     if kind is None:
         kind = _DIRECTORY if isinstance(default, Path) else type(default)
-    return field(default=default, metadata={"help": help, "kind": kind, "ours": ours, "also": also})
+    return field(default=default, metadata={"help": help, "kind": kind, "ours": ours, "also": also, "seen": seen})
+
+
+def _run_dir_here(usual: Path) -> Path:
+    return usual if node_root() == ROOT else _ISTIOS_RUN_DIR
 
 
 def _listed(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
@@ -73,7 +87,9 @@ def _listed(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]
 class Attachment:
     """Where the programs are attached and pinned."""
 
-    bpffs: Path = _setting(Path("/sys/fs/bpf"), "Mounted bpffs; pins live in its sidestep/ directory.", ours=True)
+    bpffs: Path = _setting(
+        Path("/sys/fs/bpf"), "Mounted bpffs; pins live in its sidestep/ directory.", ours=True, seen=from_here
+    )
     cgroup: Path | None = _setting(
         None,
         "cgroup2 directory to attach at, and nowhere else  [default: wherever pods are: kubelet's, else the root]",
@@ -114,7 +130,9 @@ class Node:
     """Which node this is, and where its Pods come from."""
 
     cni_agent_run_dir: Path = _setting(
-        Path("/run/sidestep"), "Directory of the CNI socket; the plugin, which runs on the host, uses the same path."
+        _RUN_DIR,
+        "Directory of the CNI socket; the plugin, which runs on the host, uses the same path.",
+        seen=_run_dir_here,
     )
     agent_timeout_seconds: float = _setting(
         10.0,
@@ -128,7 +146,11 @@ class Node:
         click.Path(path_type=Path, exists=True, file_okay=False),
         ours=True,
     )
-    kubernetes_node_name: str = _setting("", "Name of this node in the API; the agent watches the node's pods.")
+    kubernetes_node_name: str = _setting(
+        "",
+        "Name of this node in the API; the agent watches the node's pods.",
+        also=("NODE_NAME",),  # of Istio's DaemonSet
+    )
     kubeconfig: Path | None = _setting(
         None, "kubeconfig of the API server  [default: the pod's service account]", _DIRECTORY, ours=True
     )
@@ -136,7 +158,7 @@ class Node:
     skip_tls_verify: bool = _setting(False, "Do not verify the API server's certificate.")
     pod_namespace: str = _setting("istio-system", "Namespace of the agent's own DaemonSet.")
     exclude_namespaces: tuple[str, ...] = _setting("", "Namespaces whose pods are left alone, separated by commas.")
-    proc: Path = _setting(Path("/proc"), "procfs of the node; /host/proc in a container.", ours=True)
+    proc: Path = _setting(Path("/proc"), "procfs of the node; /host/proc in a container.", ours=True, seen=from_here)
 
 
 @dataclass(frozen=True)
@@ -249,13 +271,13 @@ def environment_variable(each: Any) -> str:
 
 def _option(each: Any) -> Callable[[Command], Command]:
     flag = f"--{each.name.replace('_', '-')}"
-    kind = each.metadata["kind"]
+    kind, seen = each.metadata["kind"], each.metadata["seen"]
     listed = each.name.endswith("namespaces")
     return click.option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
         each.name,
         type=kind,
-        default=each.default,
+        default=seen(each.default) if seen else each.default,
         envvar=[environment_variable(each), *each.metadata["also"]],
         show_envvar=True,
         show_default=each.default not in (None, ""),

@@ -24,6 +24,7 @@ from cni.errors import SandboxInvalid
 from cni.netns.listeners import Proxy
 from cni.netns.namespaces import find_netns
 from cni.netns.netfilter import is_captured_by_istio
+from cni.netns.pidfd import sees_nodes_pids
 from cni.netns.processes import Crowd, crowds, netns_of_crowd
 from cni.netns.sandbox import addresses_in, own_cookie, visit
 from cni.netns.userns import outside_ids
@@ -32,6 +33,11 @@ from cni.policy.pod import Pod
 
 log = structlog.get_logger("adoption")
 
+# the proxy would get no connection any more: the programs give inbound connections only to listeners that they know
+_CANNOT_HEAR = (
+    "its proxy's listening sockets can't be taken over: this kernel does not take the iterator over sockets, and the "
+    "agent does not see the node's process ids. Set hostPID: true for the agent, or create the pod anew"
+)
 _IFNAME = "eth0"  # the name that runtimes give a pod's first interface
 
 
@@ -168,6 +174,8 @@ class Adoption:
         cookie, is_captured = visit(netns, lambda _: (own_cookie(), is_captured_by_istio()))
         if is_captured:
             return Adopted(pod, left_alone=RUNNING_WITH_RULES)
+        if self.hearing.needs_processes and not self._can_copy_sockets():
+            return Adopted(pod, problem=_CANNOT_HEAR)
         ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
         proxy: Proxy | None = Proxy(cookie, *ids)
         if policy.strict_proxy:
@@ -180,6 +188,12 @@ class Adoption:
         count += self._hear(proxy, netns, crowd, policy.early_outbound)
         log.info("pod.adopted", pod=f"{pod.namespace}/{pod.name}", netns_cookie=cookie, listeners=count)
         return Adopted(pod, cookie=cookie, listeners=count)
+
+    def _can_copy_sockets(self) -> bool:
+        try:
+            return sees_nodes_pids(self.proc)
+        except OSError:
+            return False
 
     def _identity(self, pod: Pod, crowd: Crowd) -> Identity:
         """The identity for an adopted pod.

@@ -4,6 +4,7 @@ One thread waits for the kernel's events (watch.py), looks into the namespaces t
 entries. It keeps no namespace open, because that would keep the namespace of a deleted pod alive.
 """
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import structlog
 
-from bpf.errors import SidestepError
+from bpf.errors import KernelRefused, SidestepError
 from bpf.layout import PodEntry, PodFlags
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity, excluded_interfaces_of
@@ -24,6 +25,7 @@ from cni.netns.plumbing import is_stale, prepare
 from cni.netns.rtnl import Rtnl
 from cni.netns.sandbox import Sandbox, look, visit
 from cni.netns.watch import Changes, Watch
+from cni.netns.watch_each import WatchEach
 
 log = structlog.get_logger("follow")
 
@@ -50,7 +52,7 @@ class Follower:
         self._enrolments = enrolments
         self._proxies = proxies
         self._proc = proc
-        self._watch = Watch()
+        self._watch = _watch()
         self._stopping = threading.Event()
         self._pending: set[int] = set()  # pods that have changed and are not brought up to date yet
         self._served: dict[int, float] = {}  # when such a pod was brought up to date last
@@ -77,6 +79,7 @@ class Follower:
 
     def sweep(self) -> Swept:
         """Remove pods whose namespace is gone, and steer pods again whose namespace lives but has lost its link."""
+        self._watch.let_go_of_unused(self._proc)
         lost = self._enrolments.unsteered()
         alive, steered = set(), []
         if lost:
@@ -157,7 +160,7 @@ class Follower:
     def _adopt(self) -> None:
         with find_netns(self._enrolments.cookies(), proc=self._proc) as found:
             for cookie, netns in found:
-                with suppress(OSError):
+                with suppress(OSError, SandboxInvalid):
                     self._watch.add(cookie, netns)
                 self._refresh(cookie, netns)
 
@@ -188,6 +191,17 @@ class Follower:
             return sandbox
 
         self._enrolments.follow(cookie, visit(netns, inside), excluded)
+
+
+def _watch() -> Watch | WatchEach:
+    """One socket for all namespaces or, if that is not permitted, one for each. Raises KernelRefused."""
+    try:
+        return Watch()
+    except KernelRefused as refused:
+        if refused.errno != errno.EPERM:
+            raise
+        log.warning("watch.each", reason="no CAP_NET_BROADCAST", consequence="each pod is followed by its own socket")
+        return WatchEach()
 
 
 def _name(pod: PodEntry) -> str:

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 
-from bpf.kernel import cgroup2_root
+from bpf.kernel import cgroup2_root, mounts
 from bpf.syscalls import Descriptor
 
 T = TypeVar("T")
@@ -113,9 +113,7 @@ def _in_own_thread(work: Callable[[], T]) -> T:
 
 def _cgroups() -> Cgroups:
     mounted = cgroup2_root()
-    # field 4 of proc_pid_mountinfo(5) begins where the reader's cgroup namespace begins, too
-    lines = [line.split(" ") for line in Path("/proc/thread-self/mountinfo").read_text().splitlines()]
-    shown = [line[3] for line in lines if line[4].encode().decode("unicode_escape") == str(mounted)]
+    shown = [mount.shows for mount in mounts("cgroup2") if mount.path == mounted]
     return Cgroups(mounted, shown[-1])  # of mounts on the same path the last counts
 
 

@@ -54,6 +54,19 @@ def find_netns(
         yield found
 
 
+def unused(inodes: Collection[int], proc: Path = PROC) -> set[int]:
+    """Which of these namespaces, given by inode, no process of the node is in and nothing is mounted on.
+
+    `proc` is a procfs of the node. Raises OSError.
+    """
+    left = set(inodes)
+    for _, inode in _places(proc) if left else ():
+        left.discard(inode)
+        if not left:
+            break
+    return left
+
+
 def _search(left: set[int], inodes: Collection[int] | None, proc: Path) -> Generator[tuple[int, int], None, None]:
     seen = {_own_inode(proc)}
     for path, inode in _places(proc):

@@ -24,6 +24,14 @@ def sockets_of(proc: Path, pid: int) -> Iterator[tuple[int, int]]:
                     yield int(each.name), int(target[8:-1])
 
 
+def sees_nodes_pids(proc: Path) -> bool:
+    """Whether this process is in the pid namespace of the node's first process. `proc` is a procfs of the node.
+
+    Raises OSError if that process can't be looked at.
+    """
+    return os.path.samestat((proc / "1/ns/pid").stat(), Path("/proc/self/ns/pid").stat())
+
+
 def copy_of(pid: int, number: int, inode: int) -> socket.socket:
     """Copy the socket that process `pid` has as descriptor `number`. The caller closes the copy.
 

@@ -245,19 +245,20 @@ def _source_of(route: Any) -> IpAddress | None:
     return ip_address(source) if source else None
 
 
-def listen(groups: Iterable[int], room: int) -> socket.socket:
-    """A non-blocking socket that hears multicast groups of the calling thread's namespace, and of all namespaces that
-    have a number there.
+def listen(groups: Iterable[int], room: int, everywhere: bool) -> socket.socket:
+    """A non-blocking socket that hears multicast groups of the calling thread's namespace.
 
-    `room` is the size in bytes of its buffer for unread messages. Needs Linux 4.2, CAP_NET_ADMIN for the buffer, and
-    CAP_NET_BROADCAST in the user namespace of each network namespace to hear. Raises OSError.
+    If `everywhere`, it also hears all namespaces that have a number there. `room` is the size in bytes of its buffer
+    for unread messages. Needs CAP_NET_ADMIN for the buffer; `everywhere` also needs Linux 4.2, and CAP_NET_BROADCAST in
+    the user namespace of each network namespace to hear. Raises OSError.
     """
     listening = _open()
     with ExitStack() as undo:
         undo.callback(listening.close)
         listening.setblocking(False)
         listening.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, room)
-        listening.setsockopt(netlink.SOL_NETLINK, netlink.NETLINK_LISTEN_ALL_NSID, 1)
+        if everywhere:
+            listening.setsockopt(netlink.SOL_NETLINK, netlink.NETLINK_LISTEN_ALL_NSID, 1)
         # If somebody makes a change with NLM_F_ECHO, the kernel does not tell sockets that have the same netlink port,
         # in whatever namespace (do_one_broadcast in af_netlink.c). Ports are usually process ids, so take a port that
         # cannot be a process id.

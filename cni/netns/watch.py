@@ -20,6 +20,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from pyroute2.netlink import rtnl
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
@@ -29,7 +30,7 @@ from cni.netns.dumps import SEQUENCE
 from cni.netns.rtnl import Rtnl, listen
 from cni.netns.sandbox import INBOUND_SOURCE6
 
-_GROUPS = (
+GROUPS = (
     rtnl.RTNLGRP_LINK,
     rtnl.RTNLGRP_IPV4_IFADDR,
     rtnl.RTNLGRP_IPV6_IFADDR,
@@ -37,11 +38,10 @@ _GROUPS = (
     rtnl.RTNLGRP_IPV6_ROUTE,
     rtnl.RTNLGRP_IPV4_RULE,
     rtnl.RTNLGRP_IPV6_RULE,
-    rtnl.RTNLGRP_NSID,
 )
 _ROOM = 16 << 20  # bytes of buffer, which the kernel doubles: some 30,000 changes. Takes memory only while they wait
-_LEAST_COST = 512  # bytes of buffer that a message takes at least: struct sk_buff and skb_shared_info alone take more
-_HEAD = 256  # bytes to read of a message: enough for the fixed part, or for all of an RTM_DELNSID
+LEAST_COST = 512  # bytes of buffer that a message takes at least: struct sk_buff and skb_shared_info alone take more
+HEAD = 256  # bytes to read of a message: enough for the fixed part, or for all of an RTM_DELNSID
 _CLONE_NEWNET = 0x40000000  # uapi/linux/sched.h
 _AF_BRIDGE = 7  # linux/socket.h
 _IFF_UP = 0x1  # uapi/linux/if.h
@@ -78,7 +78,7 @@ class Watch:
         self._last_nsid = 0
         self._overrun = False
         self._socket, self._asking = _open_elsewhere(room)
-        self._capacity = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // _LEAST_COST + 1
+        self._capacity = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // LEAST_COST + 1
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll = select.poll()
         for each in (self._socket, self._wakeup):
@@ -122,6 +122,9 @@ class Watch:
         """End the current wait, or the next one if no thread waits. Takes no lock, so signal handlers may call it."""
         os.eventfd_write(self._wakeup, 1)
 
+    def let_go_of_unused(self, proc: Path) -> None:
+        """Do nothing: this watch keeps no namespace alive."""
+
     def close(self) -> None:
         """Close the sockets. The namespace made for them ends with them."""
         self._socket.close()
@@ -135,7 +138,7 @@ class Watch:
         ended = False
         for _ in range(self._capacity):
             try:
-                message, control, _, _ = self._socket.recvmsg(_HEAD, socket.CMSG_SPACE(4))
+                message, control, _, _ = self._socket.recvmsg(HEAD, socket.CMSG_SPACE(4))
             except BlockingIOError:
                 ended = True
                 break
@@ -146,7 +149,7 @@ class Watch:
                 continue
             if control:
                 cookie = self._cookies.get(struct.unpack("=i", control[0][2])[0])
-                if cookie is not None and _matters(message):
+                if cookie is not None and matters(message):
                     changed.add(cookie)
             else:  # from the socket's own namespace, in which only numbers change
                 gone |= {self._cookies[nsid] for nsid in _freed(message) if nsid in self._cookies}
@@ -169,7 +172,7 @@ def _freed(message: bytes) -> list[int]:
     return [each.get_attr("NETNSA_NSID") for each in parsed if each["header"]["type"] == rtnl.RTM_DELNSID]
 
 
-def _matters(message: bytes) -> bool:
+def matters(message: bytes) -> bool:
     """Whether a message is about an address, a route, a rule, or a link that comes, goes, turns up or down, or is
     renamed.
 
@@ -195,11 +198,12 @@ def _open_elsewhere(room: int) -> tuple[socket.socket, Rtnl]:
     def inside() -> tuple[socket.socket, Rtnl]:
         if _LIBC.unshare(_CLONE_NEWNET) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        return listen(_GROUPS, room), Rtnl()
+        return listen((*GROUPS, rtnl.RTNLGRP_NSID), room, everywhere=True), Rtnl()
 
     try:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="watch") as visitor:  # its thread ends here
             return visitor.submit(inside).result()
     except OSError as error:
         needs = "run as root with CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_BROADCAST"
-        raise KernelRefused(f"cannot watch the pods' namespaces: {error.strerror}; {needs}") from error
+        why = f"cannot watch the pods' namespaces: {error.strerror}; {needs}"
+        raise KernelRefused(why, error.errno or 0) from error

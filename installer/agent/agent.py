@@ -3,7 +3,8 @@
 The order of the start makes it safe: examine the node, attach the programs, enrol the pods that run already, serve the
 CNI socket, and only then put the plugin into the chain and turn ready. So the agent can enrol pods before it takes
 requests, and it answers requests before the chain names the plugin. Stopping changes nothing on the node: plugin, links
-and maps stay, and pods keep their capture. If its DaemonSet was deleted, the agent takes the plugin away, nothing else.
+and maps stay, and pods keep their capture. If its DaemonSet was deleted or has another image now, the agent takes the
+plugin away, nothing else.
 """
 
 import resource
@@ -43,7 +44,7 @@ from installer.agent.takeover import TakeOver
 from installer.host.captured import captured_pods
 from installer.host.install import Installer
 from installer.host.uninstall import leave_chain
-from installer.pods.deployment import Deployment
+from installer.pods.deployment import Deployment, IstiosDeployment
 from installer.pods.source import Source, require_source, source_of
 from installer.probe.examine import attach_or_explain, require_capable
 from installer.probe.memory import ADVISED, earlier_kills
@@ -71,6 +72,7 @@ class Settings:
     acceleration: Acceleration
     ports: Ports
     logging: Logging
+    is_in_istios_daemonset: bool = False  # rather than in that of this repository
 
 
 def run_agent(settings: Settings) -> None:
@@ -81,7 +83,8 @@ def run_agent(settings: Settings) -> None:
     require_source(settings.node)
     started = time.monotonic()
     with Signals(_END_SECONDS) as signals:
-        require_capable(settings.attachment, settings.chain, settings.node)
+        for row in require_capable(settings.attachment, settings.chain, settings.node).warnings:
+            log.warning("node.lacks", what=row.what, needed_by=row.needed_by, found=row.found, advice=row.advice)
         holder = Holder(settings.attachment.pins)
         with ExitStack() as up:
             up.enter_context(holder.held(_HOLDER_SECONDS))
@@ -105,14 +108,14 @@ def run_agent(settings: Settings) -> None:
             server.serve()
             agent.readiness.set("serving", False, "stopping")
         # only now: the threads that would put everything back have ended
-        if agent.deployment and agent.deployment.is_deleted():
-            _leave(settings)
+        if agent.deployment and (why := agent.deployment.why_leaving()):
+            _leave(settings, why)
 
 
-def _leave(settings: Settings) -> None:
+def _leave(settings: Settings, why: str) -> None:
     """Take out the plugin for good. Pods that run stay captured until they end, or until a person ends it."""
     for sentence in leave_chain(settings.node, settings.chain):
-        log.info("uninstalled", what=sentence)
+        log.info("uninstalled", what=sentence, because=why)
     if pods := captured_pods(settings.attachment.pins, settings.node.proc):
         log.warning(
             "capture.goes_on", pods=len(pods), until="the pods end", to_end_it="sidestep uninstall --end-capture"
@@ -155,7 +158,8 @@ class _Agent:
         # made before everything that subscribes to it; the watch starts in enrol_what_runs()
         self.source: Source = source_of(settings.node, self.metrics.observe_api_request)
         api = self.source.api
-        self.deployment = Deployment(api, settings.node.pod_namespace) if api else None
+        deployment = IstiosDeployment if settings.is_in_istios_daemonset else Deployment
+        self.deployment = deployment(api, settings.node.pod_namespace) if api else None
         proxies = StrictProxies(self.source.pods, tables, places.every, lambda cookie: self._reconciler.learned(cookie))
         follower = Follower(self.enrolments, proxies, settings.node.proc)
         self.follower = follower

@@ -30,7 +30,9 @@ COMMANDS = {
     "deny": "deny.command",
     "detach": "programs",
     "explain": "explain.command",
+    "install-cni": "install_cni",
     "maps": "maps.command",
+    "migrate": "migrate.command",
     "pods": "pods.command",
     "probe": "node",
     "report": "report.command",
@@ -44,7 +46,7 @@ _WITHOUT_ROOT = ("completion", "probe")  # probe reports a missing root in its t
 
 @cache
 def _command(name: str) -> click.Command:
-    command: click.Command = getattr(import_module(f"installer.commands.{COMMANDS[name]}"), name)
+    command: click.Command = getattr(import_module(f"installer.commands.{COMMANDS[name]}"), name.replace("-", "_"))
     if name not in _WITHOUT_ROOT and command.callback:
         command.callback = _as_root(command.callback)
     return command

@@ -72,6 +72,11 @@ class ConfDirectory:
         remarks = (*invalid, *([not_first] if not_first else ()))
         return self._place_in(conf, remarks)
 
+    def replaced(self) -> list[tuple[str, Document]]:
+        """The entries of plugins that sidestep replaces, each with its file. Raises FileRefused."""
+        there = self._there.every()
+        return [(conf.file, entry) for conf in there for entry in conf.plugins if entry["type"] in chain.REPLACED]
+
     def holding(self) -> list[str]:
         """The names of the files that have an entry of ours, right or wrong. Raises FileRefused."""
         return [conf.file for conf in self._ours()]

@@ -130,5 +130,6 @@ def _write(directory: int, name: str, wanted: Found) -> None:
         status = os.fstat(file.fd)
         os.fchmod(file.fd, wanted.mode)  # before fchown: chmod fails on other users' files
         if (status.st_uid, status.st_gid) != (wanted.uid, wanted.gid):
-            os.fchown(file.fd, wanted.uid, wanted.gid)
+            with suppress(PermissionError):  # without CAP_CHOWN the file becomes root's; `sidestep probe` says so
+                os.fchown(file.fd, wanted.uid, wanted.gid)
         os.fsync(file.fd)

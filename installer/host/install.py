@@ -19,6 +19,7 @@ from installer.host.candidates import NoConf
 from installer.host.chain import PLUGIN, entry_of
 from installer.host.confdir import ConfDirectory, Edit
 from installer.host.files import FileRefused
+from installer.host.rival import in_the_way, serving_rival
 from installer.host.watching import DirectoryWatcher
 from installer.settings import Chain, Node
 
@@ -52,6 +53,7 @@ class Installer:
         """
         self._chain = chain
         self._conf = ConfDirectory(chain, entry_of(node))
+        self._proc = node.proc
         self._on_result, self._on_ready = on_result, on_ready
         self._failure = ""
         self._conflicts = Conflicts()
@@ -99,6 +101,8 @@ class Installer:
             return self._failed(NO_BINARY, _with_setting(error, "MOUNTED_CNI_BIN_DIR"))
         try:
             files.clear_leftovers(self._conf.path)
+            if self._stands_by():
+                return []
             edits += self._conf.enter()
         except NoConf as waiting:
             self._on_ready(False, str(waiting))
@@ -112,6 +116,18 @@ class Installer:
         self._failure = ""
         self._on_ready(True, "")
         return edits
+
+    def _stands_by(self) -> bool:
+        """Leave the chain to istio-cni if its agent runs. Once it ends, the directory changes, and we enter."""
+        found = self._conf.replaced()
+        if not serving_rival((entry for _, entry in found), self._proc):
+            return False
+        left, why = self._conf.leave(), in_the_way(found[0][0])
+        if left or why != self._failure:
+            log.warning("chain.left", reason=why)
+        self._failure = why
+        self._on_ready(False, why)
+        return True
 
     def _failed(self, result: str, why: str) -> list[Edit]:
         """Log a failure once as long as it stays the same: a missing directory is looked for twice a second."""

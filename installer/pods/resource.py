@@ -12,6 +12,7 @@ T = TypeVar("T")
 
 # name of the agents' DaemonSet. It is Istio's, because istiod and istioctl look for it
 DAEMONSET = "istio-cni-node"
+AGENT_CONTAINER = "install-cni"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class DaemonSetIdentity:
 
     uid: str
     is_going: bool  # being deleted, while finalizers or dependents remain
+    image: str = ""  # of the agent's container in the template; "" if it was not asked for
+    runs_install_cni: bool = False  # whether that container's command is the one of Istio's chart
 
 
 def pods_of(node_name: str) -> Resource[Pod]:
@@ -55,4 +58,19 @@ def daemonset_of(namespace: str) -> Resource[DaemonSetIdentity]:
 
 def _owner(thing: Json) -> DaemonSetIdentity:
     metadata = thing.get("metadata") or {}
-    return DaemonSetIdentity(str(metadata.get("uid") or ""), bool(metadata.get("deletionTimestamp")))
+    spec = ((thing.get("spec") or {}).get("template") or {}).get("spec") or {}
+    return DaemonSetIdentity(
+        str(metadata.get("uid") or ""),
+        bool(metadata.get("deletionTimestamp")),
+        image_in(spec),
+        _agent_in(spec).get("command") == [AGENT_CONTAINER],
+    )
+
+
+def image_in(spec: Json) -> str:
+    """The image of the agent's container in a Pod's spec; "" if there is no such container."""
+    return str(_agent_in(spec).get("image") or "")
+
+
+def _agent_in(spec: Json) -> Json:
+    return next((each for each in spec.get("containers") or () if each.get("name") == AGENT_CONTAINER), {})

@@ -8,7 +8,7 @@ from bpf import syscalls, trees
 from bpf.attachment import is_attached, places_of
 from bpf.compiler import sources_digest
 from bpf.errors import KernelRefused, NotAttached
-from bpf.kernel import cgroup2_root, mounts, require_bpffs
+from bpf.kernel import cgroup2_root, require_bpffs
 from bpf.layout import TABLES, BuildEntry, Word
 from bpf.layouts import layouts
 from bpf.pins import LAYOUT, OtherVersion, Pins
@@ -35,16 +35,10 @@ def attach_point_findings(attachment: Attachment) -> tuple[list[Path], list[Find
         os.close(os.open(choice.first, os.O_RDONLY | os.O_DIRECTORY))
     except OSError as error:
         return [], [mounted, Finding(_WHAT, _NEEDED_BY, f"{choice.first}: {error.strerror}", Presence.NO, _GIVE)]
-    if not (choice.first / "cgroup.procs").exists() or not _is_cgroup2(choice.first):
+    if not (choice.first / "cgroup.procs").exists() or choice.first.stat().st_dev != root.stat().st_dev:
         found = f"{choice.first} is not a directory of cgroup2"
         return [], [mounted, Finding(_WHAT, _NEEDED_BY, found, Presence.NO, _GIVE)]
     return list(choice.every), [mounted, point_row(choice, root, trees.kubelets_trees(), trees.version1_tree())]
-
-
-def _is_cgroup2(path: Path) -> bool:
-    around = [mount for mount in mounts() if path.resolve().is_relative_to(mount.path)]
-    best = max(reversed(around), key=lambda mount: len(mount.path.parts))  # of mounts on the same path the last counts
-    return best.filesystem == "cgroup2"
 
 
 def point_row(choice: Choice, root: Path, found: Sequence[Tree], version1: Path | None) -> Finding:

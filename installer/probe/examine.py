@@ -48,9 +48,11 @@ def examine_programs(attachment: Attachment, chain: Chain, node: Node) -> Findin
     return Findings((*found.rows, *trial_connections(attachment), *level))
 
 
-def require_capable(attachment: Attachment, chain: Chain, node: Node) -> None:
+def require_capable(attachment: Attachment, chain: Chain, node: Node) -> Findings:
     """For the agent, before it attaches. Raises NodeUnfit, with the table, if capture can't work on this node."""
-    examine(attachment, chain, node).require()
+    found = examine(attachment, chain, node)
+    found.require()
+    return found
 
 
 def attach_or_explain(attachment: Attachment, chain: Chain, node: Node) -> Outcome:

@@ -115,6 +115,11 @@ class Findings:
         return all(row.verdict in (Presence.YES, Presence.WARNING) for row in self.rows)
 
     @property
+    def warnings(self) -> list[Finding]:
+        """The rows about things that capture works without."""
+        return [row for row in self.rows if row.verdict is Presence.WARNING]
+
+    @property
     def summary(self) -> str:
         """The result in one sentence."""
         counts = {verdict: sum(row.verdict is verdict for row in self.rows) for verdict in Presence}

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from bpf.errors import SidestepError
+from cni.netns.pidfd import sees_nodes_pids
 from installer.host.chain import entry_of
 from installer.host.confdir import ConfDirectory
 from installer.probe.findings import Finding, Presence
@@ -26,7 +27,7 @@ def host(chain: Chain, node: Node) -> list[Finding]:
             _writable("CNI configuration", "installing the plugin", chain.mounted_cni_net_dir),
             _chain(chain, node),
         ]
-    return [*rows, _procfs(node.proc), _ipv6(), _tproxy(), _user_namespaces(), _btf()]
+    return [*rows, _procfs(node.proc), *_pid_namespace(node.proc), _ipv6(), _tproxy(), _user_namespaces(), _btf()]
 
 
 def _run_dir(path: Path) -> Finding:
@@ -104,6 +105,19 @@ def _procfs(path: Path) -> Finding:
             what, needed_by, f"{path} is not one", Presence.WARNING, "mount the host's /proc and name it with --proc"
         )
     return Finding(what, needed_by, str(path), Presence.YES)
+
+
+def _pid_namespace(proc: Path) -> list[Finding]:
+    """Whether process ids of the node are those of this process. Nothing is said if that can't be seen."""
+    what, needed_by = "node's process ids", "copying proxies' sockets"
+    try:
+        is_same = sees_nodes_pids(proc)
+    except OSError:
+        return []
+    if not is_same:
+        found = "not seen here: only the kernel's iterator over sockets finds listeners of running proxies"
+        return [Finding(what, needed_by, found, Presence.WARNING, "if the iterator is lacking, set hostPID: true")]
+    return [Finding(what, needed_by, "seen here", Presence.YES)]
 
 
 def _ipv6() -> Finding:

@@ -11,12 +11,14 @@ from cni.netns.pidfd import copy_of
 from cni.netns.sandbox import own_cookie
 from installer.probe.findings import Finding, Presence, finding_of
 
-# number (uapi/linux/capability.h), name, needed by, verdict if missing. CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON
+# number (uapi/linux/capability.h), name, needed by, verdict if missing, and what is done without it. CAP_SYS_ADMIN
+# includes CAP_BPF and CAP_PERFMON
 _CAPABILITIES = (
-    (21, "CAP_SYS_ADMIN", "pods' namespaces, loading, pinning", Presence.NO),
-    (12, "CAP_NET_ADMIN", "attaching; pods' routes", Presence.NO),
-    (11, "CAP_NET_BROADCAST", "following pods' addresses", Presence.NO),
-    (19, "CAP_SYS_PTRACE", "adopting running pods", Presence.WARNING),
+    (21, "CAP_SYS_ADMIN", "pods' namespaces, loading, pinning", Presence.NO, ""),
+    (12, "CAP_NET_ADMIN", "attaching; pods' routes", Presence.NO, ""),
+    (11, "CAP_NET_BROADCAST", "following pods' addresses", Presence.WARNING, "each pod is followed by its own socket"),
+    (19, "CAP_SYS_PTRACE", "adopting running pods", Presence.WARNING, "running pods are not adopted"),
+    (0, "CAP_CHOWN", "owners of CNI files", Presence.WARNING, "CNI files that are edited become root's"),
 )
 
 
@@ -34,12 +36,12 @@ def _user() -> Finding:
 def _capabilities() -> list[Finding]:
     effective = capabilities()
     rows = []
-    for bit, name, needed_by, without in _CAPABILITIES:
+    for bit, name, needed_by, without, instead in _CAPABILITIES:
         if effective >> bit & 1:
             rows.append(Finding(name, needed_by, "effective", Presence.YES))
         else:
             advice = f"add {name.removeprefix('CAP_')} to the container's capabilities"
-            rows.append(Finding(name, needed_by, "missing", without, advice))
+            rows.append(Finding(name, needed_by, f"missing{instead and ': '}{instead}", without, advice))
     return rows
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bpf import syscalls
 from bpf.errors import KernelRefused, SidestepError
+from bpf.kernel import capabilities
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor
@@ -67,8 +68,15 @@ _IPV6 = _Family(
 )
 
 
+# CAP_SETGID and CAP_SETUID (uapi/linux/capability.h), which an agent's container does not have
+_BEING_SOMEBODY = 1 << 6 | 1 << 7
+
+
 def trial_connections(attachment: Attachment) -> list[Finding]:
     """A row for each trial. The cgroup for it is made below the attach point, or else below this process's own."""
+    if capabilities() & _BEING_SOMEBODY != _BEING_SOMEBODY:
+        found = "not tried: without CAP_SETUID and CAP_SETGID nobody can act as the proxy"
+        return [Finding(_WHAT, _NEEDED_BY, found, Presence.WARNING, "for the trial, run it as root on the node itself")]
     problem = Finding(_WHAT, _NEEDED_BY, "not tried: no cgroup2", Presence.UNKNOWN, "see the other rows")
     for place in scratch_places(attachment.attach_point()):
         try:

@@ -34,6 +34,7 @@ class Host:
         for directory in (self.bin, self.net, self.shim.parent):
             directory.mkdir()
         self.shim.write_bytes(b"\x7fELF one")
+        self.proc = Path("/proc")
         self.results: list[str] = []
         self.ready: tuple[bool, str] = (False, "")
         self._running = ExitStack()
@@ -44,7 +45,7 @@ class Host:
         )
 
     def start(self, **options: Any) -> None:
-        installer = Installer(self.chain(**options), Node(), self.results.append, self._on_ready)
+        installer = Installer(self.chain(**options), Node(proc=self.proc), self.results.append, self._on_ready)
         self._running.enter_context(installer.running())
 
     def stop(self) -> None:

@@ -1,14 +1,16 @@
 """Whether an agent that ends is taken off the cluster: what it saw of its DaemonSet, and what the API server says."""
 
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
 from installer.pods import deployment as module
-from installer.pods.deployment import Deployment
+from installer.pods.deployment import Deployment, IstiosDeployment
 from tests.lab.cluster import World
 from tests.lab.waiting import wait_until
 
@@ -37,7 +39,7 @@ class Watched:
     def stops(self) -> bool:
         """The agent ends; returns whether it takes the plugin away."""
         self._running.close()
-        return self.deployment.is_deleted()
+        return bool(self.deployment.why_leaving())
 
     def asked(self) -> Counter[str]:
         return Counter({verb: self.server.requests[f"{verb} {PATH}"] for verb in ("GET", "WATCH")})
@@ -164,7 +166,7 @@ def test_a_server_that_fails_at_first_is_asked_again(agent: Watched) -> None:
         agent.server.failing = 0
         agent.wait_for_watch()
     agent.server.delete_daemonset(*KEY)
-    assert agent.deployment.is_deleted()
+    assert agent.deployment.why_leaving()
 
 
 def test_the_last_question_is_asked_more_than_once(deployed: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +181,7 @@ def test_the_last_question_is_asked_more_than_once(deployed: Watched, monkeypatc
             deployed.server.failing = 0
 
     monkeypatch.setattr(deployed.deployment._api, "_on_request", recover)
-    assert deployed.deployment.is_deleted()
+    assert deployed.deployment.why_leaving()
 
 
 def test_a_daemonset_that_changes_costs_no_request_and_is_not_sent_in_full(deployed: Watched) -> None:
@@ -200,3 +202,73 @@ def test_refused_lists_are_asked_for_ever_less_often(agent: Watched) -> None:
     with agent.deployment.running():
         time.sleep(3)
         assert 2 <= agent.server.refused[403] <= 8  # as in test_cluster_faults
+
+
+OURS = "registry:5000/mesh/sidestep:0.1.0@sha256:0123"
+
+
+def running(image: str) -> dict[str, Any]:
+    """A Pod's spec."""
+    return {"containers": [{"name": "side", "image": "other"}, {"name": "install-cni", "image": image}]}
+
+
+def runs(agent: Watched, own: str, now: str) -> None:
+    """The agent's pod has one image, and its DaemonSet one for the next pods."""
+    metadata = {"namespace": NAMESPACE, "name": socket.gethostname()}
+    agent.server.put({"metadata": metadata, "spec": running(own)})
+    agent.server.put_daemonset(*KEY)
+    agent.server.daemonsets[KEY]["spec"] = {"template": {"spec": running(now)}}
+
+
+@pytest.mark.parametrize(
+    "now", [OURS, "registry:5000/mesh/sidestep:0.2.0", "sidestep", "mirror.example/sidestep@sha256:4567"]
+)
+def test_another_version_from_anywhere_takes_over_what_is_there(deployed: Watched, now: str) -> None:
+    runs(deployed, OURS, now)
+    assert not deployed.stops()
+
+
+@pytest.mark.parametrize("now", ["registry.istio.io/release/install-cni:1.30.1", "mesh/sidestep-old:0.1.0"])
+def test_another_image_in_the_daemonset_leaves_nobody_to_serve_the_plugin(deployed: Watched, now: str) -> None:
+    runs(deployed, OURS, now)
+    deployed._running.close()
+    why = deployed.deployment.why_leaving()
+    assert why == f"the DaemonSet has another image now: {now}, not {OURS}"
+
+
+def test_an_agent_whose_own_pod_is_not_known_stays(deployed: Watched) -> None:
+    deployed.server.daemonsets[KEY]["spec"] = {"template": {"spec": running("istio/install-cni:1.30")}}
+    assert not deployed.stops()
+
+
+@pytest.fixture
+def dropin(world: World, agent: Watched) -> Watched:
+    """An agent in Istio's own DaemonSet."""
+    agent.deployment = IstiosDeployment(world.api, NAMESPACE)  # type: ignore[assignment]
+    return agent
+
+
+@pytest.mark.parametrize("refused", [forget_token, take_rights])
+def test_in_istios_daemonset_an_agent_that_may_not_ask_takes_the_plugin_along(dropin: Watched, refused: object) -> None:
+    runs(dropin, OURS, OURS)
+    refused(dropin)  # type: ignore[operator]
+    with dropin.deployment.running():
+        assert dropin.asked()["WATCH"] == 0
+    assert "the agent may not ask whether its DaemonSet lives on" in dropin.deployment.why_leaving()
+    assert dropin.asked()["GET"] <= 1  # a refusal is an answer: kubelet gives little time
+
+
+def test_in_istios_daemonset_an_agent_that_may_ask_stays_for_another_version_only(dropin: Watched) -> None:
+    runs(dropin, OURS, "sidestep:0.2.0")
+    assert dropin.deployment.why_leaving() == ""
+    runs(dropin, OURS, "istio/install-cni:1.30")
+    assert "another image now: istio/install-cni:1.30" in dropin.deployment.why_leaving()
+    dropin.server.delete_daemonset(*KEY)
+    assert dropin.deployment.why_leaving() == "the DaemonSet was deleted"
+
+
+@pytest.mark.parametrize("cut", [fail, go_away])
+def test_in_istios_daemonset_no_answer_is_no_refusal(dropin: Watched, cut: object) -> None:
+    runs(dropin, OURS, OURS)
+    cut(dropin)  # type: ignore[operator]
+    assert dropin.deployment.why_leaving() == ""

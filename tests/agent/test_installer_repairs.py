@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
@@ -140,3 +142,83 @@ def test_a_mistake_of_ours_does_not_end_the_repairs(host: Host, monkeypatch: pyt
     monkeypatch.undo()
     host.write("10-a.conflist", LIST)
     host.wait_until_installed()
+
+
+class Rival:
+    """istio-cni's agent, as far as its socket and its entry show it."""
+
+    def __init__(self, host: Host, root: Path) -> None:
+        self._host, self._socket = host, root / "run" / "log.sock"
+        self._socket.parent.mkdir()
+        self.entry = {"type": "istio-cni", "cni_agent_run_dir": str(self._socket.parent)}
+        self._listening: socket.socket | None = None
+
+    def start(self) -> None:
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(str(self._socket))
+        self._listening.listen()
+        self.enter()
+
+    def enter(self) -> None:
+        """As it does whenever its entry is missing: the last of the list, whoever else is there."""
+        there = json.loads((self._host.net / "10-a.conflist").read_text())
+        plugins = [each for each in there["plugins"] if each["type"] != "istio-cni"]
+        self._host.write("10-a.conflist", {**there, "plugins": [*plugins, self.entry]})
+
+    def die(self) -> None:
+        """Its socket and its entry stay."""
+        assert self._listening is not None
+        self._listening.close()
+
+    def end(self) -> None:
+        self.die()
+        there = json.loads((self._host.net / "10-a.conflist").read_text())
+        plugins = [each for each in there["plugins"] if each["type"] != "istio-cni"]
+        self._host.write("10-a.conflist", {**there, "plugins": plugins})
+
+
+@pytest.fixture
+def rival(host: Host, tmp_path: Path) -> Rival:
+    (tmp_path / "proc" / "1").mkdir(parents=True)
+    (tmp_path / "proc" / "1" / "root").symlink_to("/")
+    host.proc = tmp_path / "proc"
+    host.write("10-a.conflist", LIST)
+    return Rival(host, tmp_path)
+
+
+def stands_by(host: Host) -> bool:
+    return host.types("10-a.conflist") == ["bridge", "istio-cni"] and "istio-cni's agent runs" in host.ready[1]
+
+
+def test_beside_istio_cnis_agent_the_chain_is_left_to_it_until_it_ends(host: Host, rival: Rival) -> None:
+    rival.start()
+    with capture_logs() as logs:
+        host.start()
+        wait_until(lambda: stands_by(host), "the installer to stand by", SOON)
+        before = (host.net / "10-a.conflist").stat().st_mtime_ns
+        rival.enter()
+        rival.enter()
+        wait_until(lambda: stands_by(host), "the installer to stand by", SOON)
+        assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["chain.left"]
+        assert before < (host.net / "10-a.conflist").stat().st_mtime_ns  # by the rival alone
+        rival.end()
+        host.wait_until_installed()
+        host.stop()
+    assert "remove istio-cni" in next(line["reason"] for line in logs if line["event"] == "chain.left")
+
+
+def test_istio_cni_that_is_installed_beside_sidestep_has_the_chain_to_itself(host: Host, rival: Rival) -> None:
+    host.start()
+    host.wait_until_installed()
+    rival.start()
+    wait_until(lambda: stands_by(host), "the installer to stand by", SOON)
+    rival.end()
+    host.wait_until_installed()
+
+
+def test_an_entry_of_an_agent_that_was_killed_is_replaced(host: Host, rival: Rival) -> None:
+    rival.start()
+    rival.die()
+    host.start()
+    host.wait_until_installed()
+    assert host.types("10-a.conflist") == ["bridge", "sidestep-cni"]

@@ -39,6 +39,14 @@ class Sidestep:
         self._control.kubectl("apply", "-k", self._overlay)
         self.wait_until_rolled_out()
 
+    def remove(self) -> None:
+        """What the overlay has brought, without the namespace, which is Istio's too; its pods are gone afterwards."""
+        printed = yaml.safe_load_all(self._control.kubectl("kustomize", self._overlay))
+        brought = yaml.safe_dump_all(each for each in printed if each["kind"] != "Namespace")
+        self._control.kubectl("delete", "--ignore-not-found", "-f", "-", text=brought)
+        gone = ["--for=delete", "pod", "-l", f"k8s-app={DAEMONSET}", f"--timeout={_SECONDS}s"]
+        self._control.kubectl("wait", "-n", NAMESPACE, *gone)
+
     def change(self, command: str, *what: str) -> None:
         """`kubectl set COMMAND`, such as image or env; the DaemonSet's pods have it afterwards."""
         self._control.kubectl("set", command, "-n", NAMESPACE, f"daemonset/{DAEMONSET}", *what)

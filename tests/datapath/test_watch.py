@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from bpf import links
 from cni.netns.namespaces import find_netns
 from cni.netns.sandbox import own_cookie, visit
 from cni.netns.watch import Changes, Watch
+from cni.netns.watch_each import WatchEach
 from tests.datapath.bare import MakePods, Pod, bare_pods, ip_batch, open_descriptors
 from tests.datapath.wires import Wire, ip_command
 from tests.lab.namespaces import open_netns
@@ -58,19 +60,19 @@ def make_pods() -> Iterator[MakePods]:
 
 
 @contextmanager
-def watching(*pods: Pod, **options: int) -> Iterator[Watch]:
-    with closing(Watch(**options)) as watch:
+def watching(*pods: Pod, kind: type[Watch] | type[WatchEach] = Watch, **options: int) -> Iterator[Any]:
+    with closing(kind(**options)) as watch:
         for pod in pods:
             add(watch, pod)
         yield watch
 
 
-def add(watch: Watch, pod: Pod) -> None:
+def add(watch: Any, pod: Pod) -> None:
     with pod.path.open() as netns:
         watch.add(pod.cookie, netns.fileno())
 
 
-def collect(watch: Watch, done: Callable[[Changes], bool], seconds: float = SOON) -> Changes:
+def collect(watch: Any, done: Callable[[Changes], bool], seconds: float = SOON) -> Changes:
     """Everything reported until `done` says that it is enough, or time is up."""
     seen = Changes()
     deadline = time.monotonic() + seconds
@@ -80,16 +82,20 @@ def collect(watch: Watch, done: Callable[[Changes], bool], seconds: float = SOON
     return seen
 
 
-def changed(watch: Watch) -> set[int]:
+def changed(watch: Any) -> set[int]:
     return set(watch.wait(SOON).changed)
 
 
-def settle(watch: Watch) -> None:
+def settle(watch: Any) -> None:
     """Let what belongs to the last change arrive: duplicate address detection, routes, carriers."""
     while watch.wait(QUIET):
         pass
 
 
+BOTH = pytest.mark.parametrize("kind", [Watch, WatchEach])
+
+
+@BOTH
 @pytest.mark.parametrize(
     "change",
     [
@@ -108,7 +114,7 @@ def settle(watch: Watch) -> None:
         "route del fd78::/32",
     ],
 )
-def test_a_change_is_noticed(make_pods: MakePods, change: str) -> None:
+def test_a_change_is_noticed(make_pods: MakePods, change: str, kind: type[Any]) -> None:
     pod, other = make_pods(2)
     pod.ip("link add first type veth peer second")
     if "name" in change or "netns" in change:
@@ -122,15 +128,16 @@ def test_a_change_is_noticed(make_pods: MakePods, change: str) -> None:
         "route add fd78::/32 via fd99::1",
     ):
         pod.ip(command)
-    with watching(pod) as watch:
+    with watching(pod, kind=kind) as watch:
         settle(watch)
         pod.ip(change.format(other=other.name))
         assert changed(watch) == {pod.cookie}
 
 
-def test_pods_are_told_apart(make_pods: MakePods) -> None:
+@BOTH
+def test_pods_are_told_apart(make_pods: MakePods, kind: type[Any]) -> None:
     one, two, unwatched = make_pods(3)
-    with watching(one, two) as watch:
+    with watching(one, two, kind=kind) as watch:
         settle(watch)
         for pod, expected in ((one, {one.cookie}), (two, {two.cookie}), (unwatched, set())):
             pod.ip("addr add 10.9.0.3/24 dev lo")
@@ -141,11 +148,12 @@ def test_pods_are_told_apart(make_pods: MakePods) -> None:
         assert collect(watch, lambda seen: seen.changed == both).changed == both
 
 
-def test_what_cannot_matter_is_not_reported(make_pods: MakePods) -> None:
+@BOTH
+def test_what_cannot_matter_is_not_reported(make_pods: MakePods, kind: type[Any]) -> None:
     (pod,) = make_pods(1)
     for command in ("link add bridge type bridge", "link add port type veth peer far", "link set port master bridge"):
         pod.ip(command)
-    with watching(pod) as watch:
+    with watching(pod, kind=kind) as watch:
         settle(watch)
         pod.ip("link set lo promisc on")  # tcpdump
         pod.ip("neigh add 10.9.0.9 lladdr 02:00:00:00:00:01 dev port")
@@ -153,9 +161,10 @@ def test_what_cannot_matter_is_not_reported(make_pods: MakePods) -> None:
         assert not watch.wait(QUIET)
 
 
-def test_a_burst_comes_together_and_its_end_is_seen(make_pods: MakePods) -> None:
+@BOTH
+def test_a_burst_comes_together_and_its_end_is_seen(make_pods: MakePods, kind: type[Any]) -> None:
     (pod,) = make_pods(1)
-    with watching(pod) as watch:
+    with watching(pod, kind=kind) as watch:
         settle(watch)
         churn = threading.Thread(target=pod.python, args=(CHURN, 500))
         churn.start()
@@ -375,3 +384,43 @@ def test_a_pod_with_users_of_its_own_is_found_and_heard() -> None:
             watch.add(cookie, fd)
         pod.stdin.write("\n")
         assert changed(watch) == {cookie}
+
+
+def test_one_socket_in_each_needs_no_right_to_hear_other_namespaces(make_pods: MakePods) -> None:
+    (pod,) = make_pods(1)
+    code = (
+        "import sys; from cni.netns.watch_each import WatchEach; watch = WatchEach(); "
+        "file = open(sys.argv[1]); watch.add(1, file.fileno()); print(flush=True); "
+        "print(sorted(watch.wait(20).changed))"
+    )
+    rights = ["setpriv", "--bounding-set", "-net_broadcast", "--inh-caps", "-net_broadcast"]
+    argv = [*rights, sys.executable, "-c", code, str(pod.path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT) as made:
+        assert made.stdout is not None
+        assert made.stdout.readline() == "\n"
+        pod.ip("addr add 10.9.0.3/24 dev lo")
+        assert made.stdout.read() == "[1]\n"
+
+
+def test_a_namespace_that_only_our_socket_keeps_alive_is_let_go_of(make_pods: MakePods) -> None:
+    kept, deleted = make_pods(2)
+    with watching() as witness, watching(kept, deleted, kind=WatchEach) as watch:
+        add(witness, deleted)
+        watch.let_go_of_unused(Path("/proc"))
+        subprocess.run(["ip", "netns", "del", deleted.name], check=True)
+        assert not collect(witness, lambda seen: bool(seen.gone), QUIET).gone
+        watch.let_go_of_unused(Path("/proc"))
+        assert collect(witness, lambda seen: bool(seen.gone), 5).gone == {deleted.cookie}
+        kept.ip("addr add 10.9.0.3/24 dev lo")
+        assert changed(watch) == {kept.cookie}
+
+
+def test_messages_that_did_not_fit_count_as_a_change(make_pods: MakePods) -> None:
+    (pod,) = make_pods(1)
+    with watching(pod, kind=WatchEach, room=4096) as watch:
+        settle(watch)
+        pod.python(CHURN, 500)
+        assert changed(watch) == {pod.cookie}
+        settle(watch)
+        pod.ip("addr add 10.9.0.3/24 dev lo")
+        assert changed(watch) == {pod.cookie}

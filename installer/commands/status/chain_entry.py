@@ -4,8 +4,9 @@ from typing import Any
 
 from bpf.errors import SidestepError
 from installer.host import plugin
-from installer.host.chain import PLUGIN, entry_of
+from installer.host.chain import PLUGIN, Document, entry_of
 from installer.host.confdir import ConfDirectory
+from installer.host.rival import in_the_way, serving_rival
 from installer.settings import Chain, Node
 
 
@@ -27,11 +28,23 @@ def _entry(chain: Chain, node: Node) -> dict[str, Any]:
     try:
         place = directory.examine()
         files = [str(directory.path / file) for file in directory.holding()]
+        replaced = directory.replaced()
     except SidestepError as error:
         return {"file": None, "fault": f"cannot be checked: {error}", "found_in": [], "remarks": []}
     return {
         "file": str(directory.path / place.file),
         "fault": place.fault,
         "found_in": files,
-        "remarks": list(place.remarks),
+        "remarks": [*place.remarks, *_about_istio_cni(replaced, node)],
     }
+
+
+def _about_istio_cni(entries: list[tuple[str, Document]], node: Node) -> list[str]:
+    """Whose plugin captures new pods, if istio-cni's is in the chain."""
+    if not entries:
+        return []
+    if serving_rival((entry for _, entry in entries), node.proc):
+        return [in_the_way(entries[0][0])]
+    return [
+        f"istio-cni's plugin is in {entries[0][0]}, but its agent does not run: an agent of sidestep takes its place"
+    ]

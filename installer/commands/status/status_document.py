@@ -10,6 +10,7 @@ from bpf.attachment import is_attached
 from bpf.compiler import sources_digest
 from bpf.errors import KernelRefused, SidestepError
 from bpf.extras import EXTRAS
+from bpf.kernel import on_node
 from bpf.layout import BuildEntry, Cookie, Level, PodEntry, Quad, TrafficEntry
 from bpf.pins import OtherVersion, Pins
 from bpf.places import further_places
@@ -70,7 +71,7 @@ def status_of(pins: Pins, proc: Path = Path("/proc")) -> dict[str, Any]:
         "problem": "",
         "kept_by_others": kept_by_others(pins),
         "attach_point": build.cgroup.decode(),
-        "further_places": [str(place) for place in further_places(pins) if place.is_dir()],
+        "further_places": [str(on_node(place)) for place in further_places(pins) if place.is_dir()],
         "pins": str(pins.root),
         "current": bytes(build.sources) == sources_digest(),
         "lacking": {name: _WITHOUT.get(name, "") for name in build.extras_lacking},
@@ -106,7 +107,7 @@ def _sidecars(kernel: dict[str, Any], pins: Pins, node: Node) -> dict[str, Any]:
 def _unknown(attachment: Attachment, attached: bool | None, problem: str) -> dict[str, Any]:
     """The kernel's side if it cannot be read. The places are those where the programs would be attached."""
     try:
-        attach_point, *further = (str(place) for place in attachment.choice().every)
+        attach_point, *further = (str(on_node(place)) for place in attachment.choice().every)
     except KernelRefused:
         attach_point, further = "", []
     return {

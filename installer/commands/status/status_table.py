@@ -52,6 +52,9 @@ def _lines(document: Document) -> Iterator[str]:
     yield f"chain: {_entry(chain['entry'])}"
     for remark in chain["entry"]["remarks"]:
         yield f"chain: {remark}"
+    if document["pods"] and not chain["entry"]["found_in"]:
+        count = len(document["pods"])
+        yield f"chain: new pods are not captured by sidestep; {count} running pods stay captured until they end"
     yield f"agent: {_agent(agent)}"
     yield f"readiness: {_readiness(agent['health'])}"
     if not (document["problem"] or document["run_counts"]["on"]):

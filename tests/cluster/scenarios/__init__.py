@@ -1,11 +1,13 @@
 """What happens in the cluster, a file a scenario, in the order in which they run."""
 
 from tests.cluster.scenario import Scenario
-from tests.cluster.scenarios import base, kills, load, upgrade
+from tests.cluster.scenarios import base, dropin, kills, load, migration, upgrade
 
 SCENARIOS = (
     Scenario("base", base.checks),
     Scenario("load", load.checks),
     Scenario("upgrade", upgrade.checks),
     Scenario("kills", kills.checks),
+    Scenario("dropin", dropin.checks),
+    Scenario("migration", migration.checks),
 )

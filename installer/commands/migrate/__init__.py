@@ -1,0 +1,1 @@
+"""`sidestep migrate`: what stands between this node's istio-cni and sidestep."""

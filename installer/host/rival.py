@@ -1,0 +1,50 @@
+"""istio-cni's agent on the same node. If it runs, sidestep stands by.
+
+Each of the two would put its plugin into the chain and take the other's out, for ever. With both plugins in the chain,
+pods would be captured twice, and their connections lost. istio-cni's agent knows nothing of sidestep, so sidestep gives
+way: it leaves the chain until that agent has gone.
+"""
+
+import os
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from bpf.syscalls import Descriptor
+from installer.host.chain import Document
+
+# where istio-cni's agent listens for its plugin's log lines, in the run directory that its chain entry names
+# (cni/pkg/constants of Istio)
+_RUN_DIR, _SOCKET = "/var/run/istio-cni", "log.sock"
+_SECONDS = 1.0
+
+
+def serving_rival(entries: Iterable[Document], proc: Path) -> bool:
+    """Whether the agent behind one of istio-cni's chain entries runs on this node. `proc` is a procfs of the node.
+
+    An entry alone does not say so: an agent that was killed leaves it behind.
+    """
+    return any(_listens_in(proc / "1/root" / _run_dir(each).lstrip("/")) for each in entries)
+
+
+def in_the_way(file: str) -> str:
+    """A sentence about istio-cni's entry in this file while its agent runs."""
+    return (
+        f"istio-cni's agent runs on this node and has its plugin in {file}, so sidestep leaves the chain to it; remove "
+        "istio-cni, or give its DaemonSet sidestep's image (docs/migration.md)"
+    )
+
+
+def _run_dir(entry: Document) -> str:
+    named = entry.get("cni_agent_run_dir")
+    return named if isinstance(named, str) and named else _RUN_DIR
+
+
+def _listens_in(run_dir: Path) -> bool:
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(_SECONDS)
+        with Descriptor(os.open(run_dir, os.O_PATH | os.O_DIRECTORY)) as directory:
+            asking.connect(f"/proc/self/fd/{directory.fd}/{_SOCKET}")  # a socket's path has at most 107 bytes
+            return True
+    return False
