@@ -7,9 +7,11 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from bpf.syscalls import Descriptor
 from cni.errors import SandboxInvalid
 from cni.netns.namespaces import find_netns
 from cni.netns.netfilter import is_captured_by_istio
+from cni.netns.processes import Crowd, crowds, netns_of_crowd
 from cni.netns.sandbox import visit
 from cni.policy.membership import has_sidecar, skip_pod
 from cni.policy.pod import Pod
@@ -45,6 +47,25 @@ def bystanders(
 def key_of(uid: str | None, namespace: str, name: str) -> str:
     """The key that a Pod shares with its entry in the maps: the UID, or namespace and name if the Pod has no UID."""
     return uid or f"{namespace}/{name}"
+
+
+def crowds_with_rules(proc: Path) -> list[Crowd]:
+    """The processes of each pod that Istio's rules capture now, whoever else does. `proc` is a procfs of the node.
+
+    Namespaces that can't be looked at are left out. Raises OSError.
+    """
+    return [crowd for crowd in crowds(proc).values() if _has_rules(proc, crowd)]
+
+
+def _has_rules(proc: Path, crowd: Crowd) -> bool:
+    netns = netns_of_crowd(proc, crowd)
+    if netns is None:
+        return False
+    with Descriptor(netns):
+        try:
+            return visit(netns, lambda _: is_captured_by_istio())
+        except SandboxInvalid:
+            return False
 
 
 def captured_twice(cookies: Collection[int], proc: Path) -> set[int]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,10 @@ class Crowd:
     pids: list[int] = field(default_factory=list)
     containers: list[str] = field(default_factory=list)
     pod_uids: set[str] = field(default_factory=set)
+
+    def is_of(self, uid: str | None, containers: Collection[str]) -> bool:
+        """Whether these are the processes of the pod with this UID, or with these containers."""
+        return uid in self.pod_uids or not set(containers).isdisjoint(self.containers)
 
 
 def crowds(proc: Path) -> dict[int, Crowd]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from bpf.kernel import node_root
 from bpf.syscalls import Descriptor
 from installer.host.chain import Document
 
@@ -25,7 +26,9 @@ def serving_rival(entries: Iterable[Document], proc: Path) -> bool:
 
     An entry alone does not say so: an agent that was killed leaves it behind.
     """
-    return any(_listens_in(proc / "1/root" / _run_dir(each).lstrip("/")) for each in entries)
+    # without the right to look into the first process, its root may still be this process's own
+    roots = (proc / "1/root", node_root())
+    return any(_listens_in(root / _run_dir(each).lstrip("/")) for each in entries for root in roots)
 
 
 def in_the_way(file: str) -> str:

@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bpf.errors import SidestepError
-from bpf.syscalls import Descriptor
-from cni.errors import SandboxInvalid
-from cni.netns.netfilter import is_captured_by_istio
-from cni.netns.processes import Crowd, crowds, netns_of_crowd
-from cni.netns.sandbox import visit
+from cni.enrolment.bystanders import crowds_with_rules
+from cni.netns.processes import Crowd
 from cni.policy.membership import INIT_CONTAINER
 from cni.policy.pod import Pod
 from installer.commands.pods.differences import described
@@ -96,7 +93,7 @@ def _entry(chain: Chain, node: Node) -> Line:
 def _with_rules(proc: Path, pods: Iterable[Pod] | None) -> Line:
     what = "pods with Istio's rules"
     try:
-        found = [crowd for crowd in crowds(proc).values() if _has_rules(proc, crowd)]
+        found = crowds_with_rules(proc)
     except OSError as error:
         return Line(what, f"{_UNKNOWN}: {proc}: {error.strerror}", "give --proc a procfs of the node, as root")
     names = sorted(_name_of(crowd, pods or ()) for crowd in found)
@@ -121,20 +118,9 @@ def _with_init(pods: Iterable[Pod] | None, problem: str) -> Line:
     return Line(what, _listed(names), advice)
 
 
-def _has_rules(proc: Path, crowd: Crowd) -> bool:
-    netns = netns_of_crowd(proc, crowd)
-    if netns is None:
-        return False
-    with Descriptor(netns):
-        try:
-            return visit(netns, lambda _: is_captured_by_istio())
-        except SandboxInvalid:
-            return False
-
-
 def _name_of(crowd: Crowd, pods: Iterable[Pod]) -> str:
     for pod in pods:
-        if pod.uid in crowd.pod_uids or set(pod.container_ids) & set(crowd.containers):
+        if crowd.is_of(pod.uid, pod.container_ids):
             return f"{pod.namespace}/{pod.name}"
     return f"UID {next(iter(crowd.pod_uids))}" if crowd.pod_uids else f"process {crowd.pids[0]}"
 

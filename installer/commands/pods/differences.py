@@ -1,12 +1,13 @@
 """Compares enrolled pods with what their Pods ask for now. Reads the Pods from where the agent reads them."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from bpf.errors import SidestepError
 from bpf.layout import PodFlags
-from cni.enrolment.bystanders import bystanders, key_of
+from cni.enrolment.bystanders import RUNNING_WITH_RULES, bystanders, crowds_with_rules, key_of
 from cni.enrolment.entries import Identity
 from cni.errors import InvalidAnnotation
 from cni.policy.annotations import DENY_INBOUND_PORTS, DENY_OUTBOUND_PORTS, DUAL_STACK, CapturePolicy, policy_of
@@ -122,7 +123,14 @@ def uncompared(rows: Iterable[dict[str, Any]]) -> str:
 def left_out(identities: Iterable[Identity], now: Described, node: Node) -> list[dict[str, str]]:
     """The running pods of this node that have a sidecar and are not enrolled, and why."""
     enrolled = {key_of(each.uid, each.namespace, each.name) for each in identities}
-    found = bystanders(now.pods or (), enrolled, node.pod_namespace, node.exclude_namespaces)
-    return [
-        {"pod": f"{each.pod.namespace}/{each.pod.name}", "reason": each.reason or _NOT_YET_ENROLLED} for each in found
-    ]
+    found = list(bystanders(now.pods or (), enrolled, node.pod_namespace, node.exclude_namespaces))
+    ruled = []
+    if not all(each.reason for each in found):
+        with suppress(OSError):
+            ruled = crowds_with_rules(node.proc)
+
+    def why(pod: Pod) -> str:
+        by_rules = any(crowd.is_of(pod.uid, pod.container_ids) for crowd in ruled)
+        return RUNNING_WITH_RULES if by_rules else _NOT_YET_ENROLLED
+
+    return [{"pod": f"{each.pod.namespace}/{each.pod.name}", "reason": each.reason or why(each.pod)} for each in found]
