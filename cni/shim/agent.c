@@ -150,6 +150,7 @@ static void open_exchange(struct exchange *ex)
         if (errno == ENOENT || errno == ECONNREFUSED) {
             int away = errno;
 
+            step_aside_for_istio_cni(ex->inv);
             if (!wait_for_agent(ex))
                 unreachable(ex, away);
             ex->deadline_ms = deadline_of(ex->inv);

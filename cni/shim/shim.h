@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Shared by the shim's parts. sidestep-cni.c reads and checks the invocation, policy.c decides what needs no agent,
- * agent.c asks the agent, tell.c tells it what needs no answer, outcome.c prints how the invocation ends.
+ * agent.c asks the agent, rival.c looks for istio-cni's where ours is away, tell.c tells ours what needs no answer,
+ * outcome.c prints how the invocation ends.
  */
 #ifndef SIDESTEP_SHIM_H
 #define SIDESTEP_SHIM_H
@@ -70,6 +71,15 @@ bool is_none_of_ours(const struct invocation *inv, struct passed *passed);
 
 /* Tell the agent that a pod was let pass, if it takes the message at once. Never waits, and never fails. */
 void tell_agent(const struct invocation *inv, const struct passed *passed);
+
+/* A connection to a socket that root serves; -1 if there is none at once. */
+int connect_to_root(const char *run_dir, const char *name);
+
+/*
+ * For an agent that is away: if istio-cni's serves on this node, end the invocation without doing anything. DEL and GC
+ * go on, as they succeed without any agent.
+ */
+void step_aside_for_istio_cni(const struct invocation *inv);
 
 /* The result of a chained plugin that adds nothing: the previous result, unchanged. */
 json_t *unchanged_result(const struct invocation *inv);

@@ -17,11 +17,10 @@
 
 #define MAX_TOLD (64u << 10) /* bytes; far below what a new socket takes at once (net.core.wmem_default, 208 KiB) */
 
-/* A connection to root's agent; -1 if there is none at once. */
-static int connected(const char *run_dir)
+int connect_to_root(const char *run_dir, const char *name)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int length = snprintf(address.sun_path, sizeof(address.sun_path), "%s/" SOCKET_NAME, run_dir);
+    int length = snprintf(address.sun_path, sizeof(address.sun_path), "%s/%s", run_dir, name);
     struct ucred peer = {0};
     socklen_t size = sizeof(peer);
     int fd;
@@ -47,7 +46,7 @@ void tell_agent(const struct invocation *inv, const struct passed *passed)
     uint32_t length = htonl((uint32_t)size);
     struct iovec parts[] = {{.iov_base = &length, .iov_len = sizeof(length)}, {.iov_base = text, .iov_len = size}};
     struct msghdr told = {.msg_iov = parts, .msg_iovlen = 2};
-    int fd = size > 0 && size <= MAX_TOLD ? connected(inv->run_dir) : -1;
+    int fd = size > 0 && size <= MAX_TOLD ? connect_to_root(inv->run_dir, SOCKET_NAME) : -1;
 
     if (fd < 0)
         return;

@@ -248,6 +248,7 @@ def dropin(world: World, agent: Watched) -> Watched:
     return agent
 
 
+@pytest.mark.claim("an agent ends in Istio's own DaemonSet without the right to read it")
 @pytest.mark.parametrize("refused", [forget_token, take_rights])
 def test_in_istios_daemonset_an_agent_that_may_not_ask_takes_the_plugin_along(dropin: Watched, refused: object) -> None:
     runs(dropin, OURS, OURS)

@@ -198,3 +198,45 @@ def test_a_first_plugin_without_previous_result_gets_an_empty_one() -> None:
     del stdin["prevResult"]
     done = run("ADD", POD, stdin)
     assert (done.returncode, json.loads(done.stdout)) == (0, {"cniVersion": "1.1.0"})
+
+
+@pytest.fixture
+def rival(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """istio-cni's agent, which takes connections; what tells the plugin where."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "log.sock"))
+        listener.listen()
+        yield {"istio_cni_run_dir": str(tmp_path), "agent_timeout_seconds": 600}
+
+
+@pytest.mark.claim("istio-cni's agent serves on the node and sidestep's is not there")
+def test_an_entry_that_was_left_behind_leaves_pods_to_istio_cni_while_its_agent_serves(rival: dict[str, Any]) -> None:
+    started = time.monotonic()
+    done = run("ADD", POD, config(MESH) | rival)
+    assert (done.returncode, json.loads(done.stdout)) == (0, PREVIOUS)
+    assert "left to istio-cni; to take the plugin out of the chain: sidestep uninstall --keep-capture" in done.stderr
+    for command in ("CHECK", "STATUS", "DEL", "GC"):
+        done = run(command, POD, config(MESH) | rival)
+        assert (done.returncode, done.stdout) == (0, "")
+    assert time.monotonic() - started < 5
+
+
+def test_an_agent_that_is_there_is_asked_whoever_else_serves(
+    rival: dict[str, Any], hung: socket.socket, tmp_path: Path
+) -> None:
+    done = run("ADD", POD, config(MESH, tmp_path) | rival | {"agent_timeout_seconds": 0.2})
+    assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 11)
+    hung.accept()[0].close()
+
+
+def test_a_socket_that_nobody_serves_any_more_is_no_agent(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "log.sock"))
+    done = run("ADD", POD, config(MESH) | {"istio_cni_run_dir": str(tmp_path)})
+    assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 11)
+
+
+@pytest.mark.parametrize("broken", [7, None, "", "x" * 300, "/nowhere"])
+def test_a_run_directory_of_istio_cnis_that_is_none_lets_nobody_go(broken: object) -> None:
+    done = run("ADD", POD, config(MESH) | {"istio_cni_run_dir": broken})
+    assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 11)
