@@ -1,7 +1,7 @@
 """What happens in the cluster, a file a scenario, in the order in which they run."""
 
 from tests.cluster.scenario import Scenario
-from tests.cluster.scenarios import base, dropin, kills, load, migration, nodes, removal, sidecars, upgrade
+from tests.cluster.scenarios import base, dropin, kills, load, migration, nodes, removal, sidecars, upgrade, ways
 
 SCENARIOS = (
     Scenario("base", base.checks),
@@ -11,6 +11,7 @@ SCENARIOS = (
     Scenario("removal", removal.checks),
     Scenario("nodes", nodes.checks),
     Scenario("sidecars", sidecars.checks),
+    Scenario("ways", ways.checks),
     Scenario("dropin", dropin.checks),
     Scenario("migration", migration.checks),
 )
