@@ -1,7 +1,19 @@
 """What happens in the cluster, a file a scenario, in the order in which they run."""
 
 from tests.cluster.scenario import Scenario
-from tests.cluster.scenarios import base, dropin, kills, load, migration, nodes, removal, sidecars, upgrade, ways
+from tests.cluster.scenarios import (
+    base,
+    dropin,
+    kills,
+    load,
+    migration,
+    nodes,
+    protocols,
+    removal,
+    sidecars,
+    upgrade,
+    ways,
+)
 
 SCENARIOS = (
     Scenario("base", base.checks),
@@ -12,6 +24,7 @@ SCENARIOS = (
     Scenario("nodes", nodes.checks),
     Scenario("sidecars", sidecars.checks),
     Scenario("ways", ways.checks),
+    Scenario("protocols", protocols.checks),
     Scenario("dropin", dropin.checks),
     Scenario("migration", migration.checks),
 )
