@@ -3,6 +3,7 @@
 from tests.cluster.scenario import Scenario
 from tests.cluster.scenarios import (
     base,
+    crowd,
     dropin,
     kills,
     load,
@@ -25,6 +26,7 @@ SCENARIOS = (
     Scenario("sidecars", sidecars.checks),
     Scenario("ways", ways.checks),
     Scenario("protocols", protocols.checks),
+    Scenario("crowd", crowd.checks),
     Scenario("dropin", dropin.checks),
     Scenario("migration", migration.checks),
 )
