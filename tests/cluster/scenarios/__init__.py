@@ -26,7 +26,7 @@ SCENARIOS = (
     Scenario("sidecars", sidecars.checks),
     Scenario("ways", ways.checks),
     Scenario("protocols", protocols.checks),
-    Scenario("crowd", crowd.checks),
     Scenario("dropin", dropin.checks),
     Scenario("migration", migration.checks),
+    Scenario("crowd", crowd.checks),
 )
