@@ -1,6 +1,7 @@
 """What is held against what should be: each check a sentence and a look, counted at the end."""
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from tests.lab.waiting import wait_until
 
 # by these, whoever looks or does something tells that it did not work
 FAULTS = (CommandFailed, DaemonEnded, LookupError, TimeoutError)
+_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,13 @@ def answered_by(pods: Pods, client: PodName, host: str, server: PodName, *identi
         return wrong_with(pods.ask(client, host), server, identities)
 
     return look
+
+
+def at_once(checks: Iterable[Check]) -> list[Check]:
+    """The same checks, which all look now, side by side: most of a look is waiting for a program that was started."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        looks = [(each.sentence, pool.submit(each.look)) for each in checks]
+    return [Check(sentence, look.result) for sentence, look in looks]
 
 
 def soon(look: Callable[[], str], seconds: float = 30) -> Callable[[], str]:

@@ -55,8 +55,8 @@ class ControlPlane:
 
     def wait(self, condition: str, *objects: str) -> None:
         """Until the objects are there and `condition` holds, as `kubectl wait --for` has it. Raises CommandFailed."""
-        for each in ("create", condition):
-            self.kubectl("wait", f"--for={each}", f"--timeout={_SECONDS}s", *objects)
+        both = [f"--for={each}" for each in dict.fromkeys(("create", condition))]
+        self.kubectl("wait", *both, f"--timeout={_SECONDS}s", *objects)
 
     def get(self, *argv: str) -> Any:
         """An object, or the items of a list; None if there is none."""

@@ -5,25 +5,37 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.builder import BIN, module_directory
-from tests.cluster.cluster import Cluster
+from tests.cluster.cluster import NODE_NAMES, Cluster
 from tests.cluster.components import components
 from tests.cluster.istio_images import HUB, TAG, make_istio_images
 
 NAMESPACE = "istio-system"
 _VALUES: dict[str, Any] = {
-    "global": {"hub": HUB, "tag": TAG, "imagePullPolicy": "IfNotPresent"},
+    "global": {
+        "hub": HUB,
+        "tag": TAG,
+        "imagePullPolicy": "IfNotPresent",
+        "proxy": {"resources": {"requests": {"cpu": "10m", "memory": "32Mi"}}},  # two cores have room for many
+    },
     "pilot": {
         "cni": {"enabled": True},
-        # extensions of Istio's own Envoy, which another Envoy refuses
-        "env": {"PILOT_ENABLE_ALPN_FILTER": "false", "PILOT_ENABLE_METADATA_EXCHANGE": "false"},
+        # the first two are extensions of Istio's own Envoy, which another Envoy refuses
+        "env": {
+            "PILOT_ENABLE_ALPN_FILTER": "false",
+            "PILOT_ENABLE_METADATA_EXCHANGE": "false",
+            "ISTIO_DUAL_STACK": "true",
+        },
         "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}},
         "autoscaleEnabled": False,
+        # away from the node that reboots: the API server would go on asking a webhook that is gone for half a minute
+        "nodeSelector": {"kubernetes.io/hostname": NODE_NAMES[0]},
     },
+    "taint": {"enabled": True, "namespace": NAMESPACE},
     "telemetry": {"enabled": False},  # an extension too
     "meshConfig": {"accessLogFile": "/dev/stdout"},
 }
 _DUAL_STACK = {
-    "pilot": {"env": {"ISTIO_DUAL_STACK": "true"}, "ipFamilyPolicy": "RequireDualStack"},
+    "pilot": {"ipFamilyPolicy": "RequireDualStack"},
     "meshConfig": {"defaultConfig": {"proxyMetadata": {"ISTIO_DUAL_STACK": "true"}}},
 }
 
@@ -33,20 +45,24 @@ class Mesh:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster, self._control = cluster, cluster.control
+        pilot = next(each for each in components() if each.name == "pilot-discovery")
+        self._source = module_directory(pilot)
 
     def install(self, is_dual_stack: bool = False) -> None:
         """istiod serves afterwards, and injects sidecars into the pods of labelled namespaces.
 
         In a dual-stack mesh, proxies listen on both families.
         """
-        pilot = next(each for each in components() if each.name == "pilot-discovery")
-        source = module_directory(pilot)
-        self._cluster.import_images(make_istio_images(self._cluster.directory / "istio-images", source))
+        self._cluster.import_images(make_istio_images(self._cluster.directory / "istio-images", self._source))
+        self.install_charts(is_dual_stack)
+
+    def install_charts(self, is_dual_stack: bool = False) -> None:
+        """The same, where the images are."""
         values = _write(self._cluster.directory / "istio-values.json", _VALUES)
         more: list[str | Path] = (
             ["--values", _write(self._cluster.directory / "dual-stack.json", _DUAL_STACK)] if is_dual_stack else []
         )
-        charts = source / "manifests" / "charts"
+        charts = self._source / "manifests" / "charts"
         self._helm("istio-base", charts / "base")
         self._helm(
             "istiod",
@@ -58,9 +74,9 @@ class Mesh:
             "--timeout=300s",
         )
 
-    def make_namespace(self, name: str) -> None:
+    def make_namespace(self, name: str, **annotations: str) -> None:
         """Pods in it get sidecars."""
-        metadata = {"name": name, "labels": {"istio-injection": "enabled"}}
+        metadata = {"name": name, "labels": {"istio-injection": "enabled"}, "annotations": annotations}
         self._control.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
 
     def require(self, mode: str) -> None:
@@ -72,7 +88,8 @@ class Mesh:
 
     def _helm(self, release: str, chart: Path, *argv: str | Path) -> None:
         where: list[str | Path] = ["--kubeconfig", self._control.kubeconfig, "--namespace", NAMESPACE]
-        install = [BIN / "helm", "install", release, chart, *where, "--create-namespace", *argv]
+        # what is outside of the namespace outlives it, and istiod has written to that
+        install = [BIN / "helm", "install", release, chart, *where, "--create-namespace", "--force-conflicts", *argv]
         self._control.host.run(install)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from tests.cluster.bed import NAMESPACE, Bed
-from tests.cluster.checks import Check, answered_by, equals, soon
+from tests.cluster.checks import Check, answered_by, at_once, equals, soon
 from tests.cluster.pods import PodName
 
 
@@ -16,11 +16,18 @@ def enrolled_after(bed: Bed, what: str) -> Iterator[Check]:
         for pod, node in zip(pods, bed.cluster.nodes, strict=True):
             bed.pods.make(pod, node.name)
         bed.pods.wait_until_ready(*pods)
-        for pod, node in zip(pods, bed.cluster.nodes, strict=True):
-            captured = partial(bed.sidestep.captures, node.name, str(pod))
-            yield Check(f"sidestep captures {pod}", equals(captured, True))
-        for client, server in (pods, reversed(pods)):
-            mutual = answered_by(bed.pods, client, server.host, server, f"By={server.spiffe}", f"URI={client.spiffe}")
-            yield Check(f"{client} and {server} talk mTLS", soon(mutual))
+        yield from at_once([*_captured(bed, pods), *_mutual(bed, pods)])
     finally:
         bed.pods.leave(*pods)
+
+
+def _captured(bed: Bed, pods: list[PodName]) -> Iterator[Check]:
+    for pod, node in zip(pods, bed.cluster.nodes, strict=True):
+        captured = partial(bed.sidestep.captures, node.name, str(pod))
+        yield Check(f"sidestep captures {pod}", equals(captured, True))
+
+
+def _mutual(bed: Bed, pods: list[PodName]) -> Iterator[Check]:
+    for client, server in (pods, reversed(pods)):
+        mutual = answered_by(bed.pods, client, server.host, server, f"By={server.spiffe}", f"URI={client.spiffe}")
+        yield Check(f"{client} and {server} talk mTLS", soon(mutual))

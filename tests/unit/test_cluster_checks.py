@@ -1,8 +1,10 @@
 """The verdicts of `make cluster`: what counts as expected, and what is said of the rest."""
 
+from threading import Barrier
+
 import pytest
 
-from tests.cluster.checks import Check, is_as_expected, wrong_with
+from tests.cluster.checks import Check, at_once, is_as_expected, soon, wrong_with
 from tests.cluster.host import CommandFailed
 from tests.cluster.pods import PodName, Reply
 
@@ -42,3 +44,21 @@ def test_another_server_and_no_answer_are_wrong() -> None:
     assert wrong_with(Reply("far", {}), SERVER, ()) == "answered by far"
     assert wrong_with(Reply("", {}, "timed out"), SERVER, ()) == "timed out"
     assert wrong_with(Reply("", {}), SERVER, ()) == "answered by nobody"
+
+
+def test_checks_that_look_at_once_are_said_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
+    met = Barrier(2, timeout=10)
+
+    def meet() -> str:
+        met.wait()
+        return ""
+
+    checks = at_once([Check("one", meet), Check("two", meet), Check("three", failing)])
+    assert [is_as_expected(each) for each in checks] == [True, True, False]
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["one", "two", "three"]
+
+
+def test_what_is_right_soon_is_right_and_else_the_last_answer_is_told() -> None:
+    answers = iter(["not yet", "not yet", ""])
+    assert soon(lambda: next(answers))() == ""
+    assert soon(lambda: "3 of 4", seconds=0.05)() == "3 of 4"

@@ -1,13 +1,32 @@
 """What happens in the cluster, a file a scenario, in the order in which they run."""
 
 from tests.cluster.scenario import Scenario
-from tests.cluster.scenarios import base, dropin, kills, load, migration, upgrade
+from tests.cluster.scenarios import (
+    base,
+    crowd,
+    dropin,
+    kills,
+    load,
+    migration,
+    nodes,
+    protocols,
+    removal,
+    sidecars,
+    upgrade,
+    ways,
+)
 
 SCENARIOS = (
     Scenario("base", base.checks),
     Scenario("load", load.checks),
     Scenario("upgrade", upgrade.checks),
     Scenario("kills", kills.checks),
+    Scenario("removal", removal.checks),
+    Scenario("nodes", nodes.checks),
+    Scenario("sidecars", sidecars.checks),
+    Scenario("ways", ways.checks),
+    Scenario("protocols", protocols.checks),
     Scenario("dropin", dropin.checks),
     Scenario("migration", migration.checks),
+    Scenario("crowd", crowd.checks),
 )

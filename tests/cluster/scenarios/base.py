@@ -5,7 +5,7 @@ from functools import partial
 
 from tests.cluster.bed import CLIENT, FAR, NEAR, PLAIN, Bed
 from tests.cluster.builder import BIN
-from tests.cluster.checks import Check, answered_by, equals
+from tests.cluster.checks import Check, answered_by, at_once, equals
 from tests.cluster.cluster import Cluster
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.mesh import Mesh
@@ -18,10 +18,10 @@ _SECONDS = 30  # until every proxy has heard of a change
 
 def checks(bed: Bed) -> Iterator[Check]:
     """All that must hold before anything happens."""
-    yield from _of_nodes(bed.cluster, bed.sidestep)
-    yield from _of_plain_pods(bed.pods, PLAIN[0], PLAIN)
-    yield from _of_sidecars(bed.control, bed.pods, bed.sidestep)
-    yield from _of_requests(bed.pods, PLAIN[0], bed.mesh)
+    found = _of_nodes(bed.cluster, bed.sidestep) + _of_plain_pods(bed.pods, PLAIN[0], PLAIN)
+    yield from at_once(found + _of_sidecars(bed.control, bed.pods, bed.sidestep))
+    yield from at_once(_of_requests(bed.pods, PLAIN[0]))
+    yield from _in_strict(bed.pods, PLAIN[0], bed.mesh)
 
 
 def _of_nodes(cluster: Cluster, sidestep: Sidestep) -> list[Check]:
@@ -60,8 +60,8 @@ def _of_sidecars(control: ControlPlane, pods: Pods, sidestep: Sidestep) -> list[
     return [*found, Check("istiod configures every proxy", equals(partial(_configured, control), proxies))]
 
 
-def _of_requests(pods: Pods, plain: PodName, mesh: Mesh) -> list[Check]:
-    """mTLS by name on one node and between two, without a proxy, and what STRICT makes of that."""
+def _of_requests(pods: Pods, plain: PodName) -> list[Check]:
+    """mTLS by name on one node and between two, and requests without a proxy."""
     found = []
     for server in (NEAR, FAR):
         found += [
@@ -69,14 +69,21 @@ def _of_requests(pods: Pods, plain: PodName, mesh: Mesh) -> list[Check]:
             Check(f"{CLIENT} reaches {server} by its Pod IP", answered_by(pods, CLIENT, pods.ip(server), server)),
             Check(f"{plain} reaches {server} without mTLS", answered_by(pods, plain, server.host, server)),
         ]
-    found.append(_in_mode(mesh, "STRICT", lambda: _refuses(pods, plain, NEAR) and _refuses(pods, plain, FAR)))
+    return found
+
+
+def _in_strict(pods: Pods, plain: PodName, mesh: Mesh) -> Iterator[Check]:
+    """What STRICT makes of that."""
+    yield _in_mode(mesh, "STRICT", lambda: _refuses(pods, plain, NEAR) and _refuses(pods, plain, FAR))
+    found = []
     for server in (NEAR, FAR):
         refused = equals(partial(_refuses, pods, plain, server), True)
         found += [
             Check(f"{server} refuses {plain} in STRICT", refused),
             Check(f"{CLIENT} and {server} talk mTLS in STRICT", _mutual(pods, server)),
         ]
-    return [*found, _in_mode(mesh, "PERMISSIVE", lambda: pods.ask(plain, NEAR.host).server == NEAR.name)]
+    yield from at_once(found)
+    yield _in_mode(mesh, "PERMISSIVE", lambda: pods.ask(plain, NEAR.host).server == NEAR.name)
 
 
 def _mutual(pods: Pods, server: PodName) -> Callable[[], str]:

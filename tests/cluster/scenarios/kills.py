@@ -22,7 +22,7 @@ def checks(bed: Bed) -> Iterator[Check]:
         yield from enrolled_after(bed, "agents")
         for daemon in ("kubelet", "containerd"):
             yield load.during(f"kill -9 of every {daemon}", partial(_restart, bed, daemon))
-            yield from enrolled_after(bed, daemon)
+        yield from enrolled_after(bed, "kubelet and containerd")
         yield from _without_api_server(bed, load)
         yield from enrolled_after(bed, "outage")
 

@@ -5,7 +5,7 @@ from functools import partial
 
 from tests.cluster.bed import Bed
 from tests.cluster.changed_image import Change, change_image
-from tests.cluster.checks import Check, equals
+from tests.cluster.checks import Check, at_once, equals
 from tests.cluster.load.load import load_on
 from tests.cluster.newcomers import enrolled_after
 from tests.cluster.sidestep import IMAGE
@@ -45,11 +45,13 @@ def checks(bed: Bed) -> Iterator[Check]:
         yield from enrolled_after(bed, "going back")
 
 
-def _of_nodes(bed: Bed, lacking: list[str]) -> Iterator[Check]:
+def _of_nodes(bed: Bed, lacking: list[str]) -> list[Check]:
     """The programs that are attached are those of the agent's version, and no other version's are."""
-    for node in bed.cluster.nodes:
-        wanted = {"attached": True, "current": True, "lacking": lacking, "kept_by_others": {}, "open_pods": []}
-        yield Check(f"only {node.name}'s own programs are attached", equals(partial(_status, bed, node.name), wanted))
+    wanted = {"attached": True, "current": True, "lacking": lacking, "kept_by_others": {}, "open_pods": []}
+    return at_once(
+        Check(f"only {node.name}'s own programs are attached", equals(partial(_status, bed, node.name), wanted))
+        for node in bed.cluster.nodes
+    )
 
 
 def _status(bed: Bed, node: str) -> dict[str, object]:
