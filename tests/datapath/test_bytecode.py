@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,29 @@ from tests.lab.sources import changed_copy
 NONSENSE = bytes([0x95]) + bytes(7)
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """A directory with bytecode, and what the kernel says of programs and maps when they have just been compiled."""
+
+    where: Path
+    loaded: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    where = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch, scratch_pins() as node:
+        patch.setenv(kept.VARIABLE, str(where))
+        return Compiled(where, attach(node))
+
+
 @pytest.fixture
-def bytecode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty directory for bytecode."""
-    monkeypatch.setenv(kept.VARIABLE, str(tmp_path / "bytecode"))
-    return tmp_path / "bytecode"
+def bytecode(compiled: Compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of this test's own, in which the programs' bytecode is kept already."""
+    where = tmp_path / "bytecode"
+    shutil.copytree(compiled.where, where)
+    monkeypatch.setenv(kept.VARIABLE, str(where))
+    return where
 
 
 @pytest.fixture
@@ -77,13 +97,12 @@ def only(bytecode: Path) -> Path:
 
 
 def test_a_second_attach_loads_the_same_without_a_compiler(
-    node: tuple[Pins, Path], bytecode: Path, without_bcc: Callable[[], None]
+    node: tuple[Pins, Path], bytecode: Path, compiled: Compiled, without_bcc: Callable[[], None]
 ) -> None:
-    compiled = attach(node)
-    assert {*(hook.name for hook in HOOKS), MESSAGE_HOOK.name, ITERATOR_HOOK.name} < compiled.keys()
+    assert {*(hook.name for hook in HOOKS), MESSAGE_HOOK.name, ITERATOR_HOOK.name} < compiled.loaded.keys()
     without_bcc()
     with capture_logs() as logged:
-        assert attach(node) == compiled
+        assert attach(node) == compiled.loaded
     assert logged == []
     only(bytecode).unlink()
     with pytest.raises(LibraryMissing, match="bcc is not there"):
@@ -108,14 +127,13 @@ def test_a_trace_and_a_probe_need_no_compiler_either(
 
 
 def test_other_sources_are_compiled_and_kept_beside(
-    node: tuple[Pins, Path], bytecode: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    node: tuple[Pins, Path], bytecode: Path, compiled: Compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled = attach(node)
     first = only(bytecode)
     tree = changed_copy(tmp_path / "changed", "maps.h", "0x7f400000 /*", "0x7fc00000 /*")
     monkeypatch.setattr(compiler, "HERE", tree / "bpf")
     changed = attach(node)
-    assert {name for name in compiled if compiled[name] != changed[name]} >= {"connect4"}
+    assert {name for name, loaded in compiled.loaded.items() if loaded != changed[name]} >= {"connect4"}
     assert len(list(bytecode.iterdir())) == 2
     assert first.exists()
 
@@ -139,7 +157,6 @@ def test_another_header_or_flag_or_extra_has_another_name(tmp_path: Path, monkey
 def test_code_of_another_compiler_is_not_used(
     node: tuple[Pins, Path], bytecode: Path, without_bcc: Callable[[], None]
 ) -> None:
-    attach(node)
     path = only(bytecode)
     content = kept.find(bytecode, path.name)
     assert content is not None
@@ -157,8 +174,9 @@ def test_code_of_another_compiler_is_not_used(
         attach(node)
 
 
-def test_kept_code_that_the_kernel_refuses_is_compiled_afresh(node: tuple[Pins, Path], bytecode: Path) -> None:
-    compiled = attach(node)
+def test_kept_code_that_the_kernel_refuses_is_compiled_afresh(
+    node: tuple[Pins, Path], bytecode: Path, compiled: Compiled
+) -> None:
     path = only(bytecode)
     content = kept.find(bytecode, path.name)
     assert content is not None
@@ -166,7 +184,7 @@ def test_kept_code_that_the_kernel_refuses_is_compiled_afresh(node: tuple[Pins, 
     programs = {**whole.programs, "sockops": Program(NONSENSE, ())}
     kept.keep(bytecode, path.name, Bytecode(whole.maps, programs, whole.types, whole.compiler).packed())
     with capture_logs() as logged:
-        assert attach(node) == compiled
+        assert attach(node) == compiled.loaded
     assert logged == [
         {
             "event": "bytecode.refused",
@@ -217,18 +235,18 @@ def cut(path: Path) -> None:
 def test_a_file_that_is_not_ours_or_damaged_is_replaced(
     node: tuple[Pins, Path],
     bytecode: Path,
+    compiled: Compiled,
     without_bcc: Callable[[], None],
     harm: Callable[[Path], None],
     why: str,
 ) -> None:
-    compiled = attach(node)
     path = only(bytecode)
     harm(path)
     with capture_logs() as logged:
-        assert attach(node) == compiled
+        assert attach(node) == compiled.loaded
     assert [(each["event"], each["why"]) for each in logged] == [("bytecode.ignored", f"{path} {why}")]
     without_bcc()
-    assert attach(node) == compiled
+    assert attach(node) == compiled.loaded
 
 
 @pytest.mark.claim("the directory and each file must belong to root, and nobody else may write to them")
@@ -236,7 +254,6 @@ def test_a_file_that_is_not_ours_or_damaged_is_replaced(
 def test_a_directory_that_others_may_write_to_is_neither_believed_nor_written_to(
     node: tuple[Pins, Path], bytecode: Path, without_bcc: Callable[[], None], harm: Callable[[Path], None]
 ) -> None:
-    attach(node)
     path = only(bytecode)
     before = path.stat()
     harm(bytecode)
@@ -256,7 +273,6 @@ def test_where_nothing_can_be_kept_it_is_compiled_and_said(
 ) -> None:
     (tmp_path / "file").touch()
     for where, event, why in (
-        (tmp_path / "file", "bytecode.ignored", f"{tmp_path}/file: Not a directory"),
         (tmp_path / "file" / "bytecode", "bytecode.ignored", f"{tmp_path}/file/bytecode: Not a directory"),
         (Path("/proc/bytecode"), "bytecode.not_kept", "/proc/bytecode: No such file or directory"),
     ):
@@ -268,9 +284,7 @@ def test_where_nothing_can_be_kept_it_is_compiled_and_said(
 
 def test_a_command_says_it_on_standard_error(node: tuple[Pins, Path], bytecode: Path) -> None:
     pins, cgroup = node
-    attach(node)
     cut(only(bytecode))
-    detach_programs(pins)
     argv = [
         sys.executable,
         "-m",
