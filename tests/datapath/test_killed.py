@@ -2,7 +2,7 @@
 
 A child does the work; wrappers around the calls that change anything kill it with SIGKILL before the n-th of them. The
 next start has to make everything whole, the next uninstall has to finish, and nothing may be left over. The programs
-are compiled once: what is killed pins copies of them, one by one, as the compiler does.
+are compiled once: what is killed pins copies of them, one by one, as the loader does.
 """
 
 import os
