@@ -20,6 +20,8 @@ TEST_PACKAGES := $(DEMO_PACKAGES) $(KUBECTL) containerd runc busybox-static buil
 KERNELS_PACKAGES := $(DEMO_PACKAGES) qemu-system-x86 kmod xz-utils
 PLUGIN_PACKAGES := iptables nftables
 BENCH_PACKAGES := $(DEMO_PACKAGES) $(LOAD)
+# Where all that runs here keeps compiled programs, so that they are compiled once.
+export SIDESTEP_BYTECODE ?= $(CURDIR)/build/bytecode
 # For two cores: tests wait more than they work, and each makes a lab of its own, so they run side by side.
 WORKERS ?= 4
 

@@ -20,12 +20,13 @@ from typing import NamedTuple
 
 from bpf import syscalls, takeover
 from bpf.acceleration import attach_messages, detach_messages, repin_messages
-from bpf.compiler import compile_and_pin, sources_digest
+from bpf.compiler import sources_digest
 from bpf.errors import KernelRefused, NotAttached
 from bpf.hooks import CGROUP_HOOKS, DECIDING, HOOKS, LOOKUP_HOOK, MESSAGE_HOOK
 from bpf.kernel import from_here, on_node, require_bpffs, require_capabilities
 from bpf.layout import STORAGES, TABLES, BuildEntry, Word
 from bpf.layouts import layouts
+from bpf.loading import load_and_pin
 from bpf.pins import OtherVersion, Pins
 from bpf.places import further_places, link_directories, link_directories_of, pins_of_place
 from bpf.steering import lead_to_lookup, leads_to_lookup, load_instance, opened
@@ -49,7 +50,7 @@ class Outcome(StrEnum):
 def attach_programs(pins: Pins, cgroup: Path) -> Outcome:
     """Attach the programs of this source tree, doing as little as possible.
 
-    If sources and cgroup are the same as last time and everything is still attached, nothing is compiled. Otherwise new
+    If sources and cgroup are the same as last time and everything is still attached, nothing is loaded. Otherwise new
     programs replace the old ones on their links; maps and open connections stay. Raises CompileFailed, LibraryMissing,
     KernelRefused, NotAttached, UnknownExtra; OtherVersion if pinned maps have other shapes.
 
@@ -309,7 +310,7 @@ def _attach_fresh(pins: Pins, cgroup: Path, others: list[Path]) -> None:
     try:
         for other in others:
             takeover.share_maps(fresh, other)
-        lacking = compile_and_pin(fresh / "maps", fresh / "programs")
+        lacking = load_and_pin(fresh / "maps", fresh / "programs")
         _lead_to_lookup(fresh / "maps", fresh / "programs")
         for other in others:
             takeover.copy_maps(fresh, other)
@@ -330,7 +331,7 @@ def _swap(pins: Pins, cgroup: Path) -> None:
     fresh = pins.top / f"new-{os.getpid()}"
     fresh.mkdir(mode=0o700)
     try:
-        lacking = compile_and_pin(pins.maps, fresh)
+        lacking = load_and_pin(pins.maps, fresh)
         for hook in CGROUP_HOOKS:
             _relink(fresh / hook.name, pins.links / hook.name, hook.attach_type, cgroup)
         _drop_places(pins, lambda place: place.is_relative_to(cgroup) or cgroup.is_relative_to(place))

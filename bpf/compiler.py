@@ -1,43 +1,26 @@
-"""Compiles the programs with BCC in a child process, which loads them and pins programs and maps.
+"""Compiles the programs with BCC into bytecode, which loader.py loads.
 
-Only this module imports bcc, and only in the child (`python -m bpf.compiler WHAT MAPS PROGRAMS`): after compiling, LLVM
-keeps some 120 MiB, which go when the child ends. The sources are joined as text into one unit, because BCC makes
-programs only of functions in its main file. `#line` makes the compiler's messages name our files and lines.
+Only this module imports bcc, and only in a child process (loader.py): after compiling, LLVM keeps some 120 MiB, which
+go when the child ends. The sources are joined as text into one unit, because BCC makes programs only of functions in
+its main file. `#line` makes the compiler's messages name our files and lines. BCC makes a unit's maps when it compiles,
+and they go with the unit: loader.py makes those that are used.
 """
 
 import ctypes
-import errno
 import hashlib
-import json
 import os
-import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bpf import syscalls
-from bpf.errors import CompileFailed, LibraryMissing
-from bpf.extras import ACCELERATION, EXTRAS, Extra, combinations, lacking, left_out
-from bpf.hooks import DEATH_HOOKS, HOOKS, NETNS_HOOK, Hook
-from bpf.offsets import TASKS, definitions
-from bpf.steering import keep
-from bpf.syscalls import Descriptor
+from bpf.bytecode import Bytecode, Map, portable
+from bpf.errors import CompileFailed
+from bpf.extras import EXTRAS, left_out
+from bpf.hooks import HOOKS, Hook
 
 HERE = Path(__file__).parent
-_LINES_SHOWN = 40  # from the end of a verifier's log, where the reason is
-_NO_BCC = 3  # exit status of the child
-NOT_PERMITTED = os.strerror(errno.EPERM)
-_NOT_LOADED = "the kernel does not load its program"
-# libbcc's line about a map that the kernel refuses
-_MAP_REFUSED = re.compile(r"could not open bpf map: (\w+), error: (.+)")
-# For a program that the kernel refuses, libbcc writes this before the error, and the verifier's log. Lines of the log
-# that begin with these words are not the reason.
-_PROGRAM_REFUSED = "bpf: Failed to load program: "
-_VERIFIER_STATISTICS = ("processed ", "verification time ", "stack depth ", "HINT: ")
 
 # joined into one unit in this order: maps, then pure headers, then the files that use them
 SOURCES = (
@@ -67,7 +50,7 @@ SOURCES = (
 PROLOGUE = """
 #define NO_PREALLOC 1
 #define TABLE(kind, key_t, value_t, name, size, flags) \\
-    BPF_F_TABLE(kind ":" SIDESTEP_MAPS "/" #name, key_t, value_t, name, size, flags);
+    BPF_F_TABLE(kind, key_t, value_t, name, size, flags);
 #define SOCKET_TABLE(key_t, value_t, name, size) \\
     struct name##_table_t { \\
         key_t key; \\
@@ -80,7 +63,7 @@ PROLOGUE = """
         u32 max_entries; \\
         int flags; \\
     }; \\
-    __attribute__((section("maps/sockhash:" SIDESTEP_MAPS "/" #name))) \\
+    __attribute__((section("maps/sockhash"))) \\
     struct name##_table_t name = {.max_entries = (size), .flags = 0}; \\
     BPF_ANNOTATE_KV_PAIR(name, key_t, value_t);
 #define RING(name, bytes) \\
@@ -90,7 +73,7 @@ PROLOGUE = """
         int (*ringbuf_output)(void *, u64, u64); \\
         u32 max_entries; \\
     }; \\
-    __attribute__((section("maps/ringbuf:" SIDESTEP_MAPS "/" #name))) \\
+    __attribute__((section("maps/ringbuf"))) \\
     struct name##_table_t name = {.max_entries = (bytes)};
 #define SOCKET_STORAGE(value_t, name) \\
     struct name##_table_t { \\
@@ -100,14 +83,20 @@ PROLOGUE = """
         int (*sk_storage_delete)(void *); \\
         u32 flags; \\
     }; \\
-    __attribute__((section("maps/sk_storage:" SIDESTEP_MAPS "/" #name))) \\
+    __attribute__((section("maps/sk_storage"))) \\
     struct name##_table_t name = {.flags = NO_PREALLOC}; \\
     BPF_ANNOTATE_KV_PAIR(name, int, value_t);
 """
 
 
-# the programs that `sidestep trace` loads, which use the pinned maps of the others; hook → its raw tracepoint
+# the programs that `sidestep trace` loads, which use the pinned maps of the others
 DEATH_SOURCES = ("maps.h", "address.h", "reading.h", "events.c", "deaths.c")
+
+_HEADERS = "uapi"  # the folder with the kernel's headers
+_FLAGS = ("-Wno-macro-redefined",)
+# what says how a unit becomes bytecode
+_MAKERS = ("compiler.py", "bytecode.py")
+_LIBRARIES = ("libbcc.so", "libLLVM", "libclang-cpp")
 
 
 def sources_digest() -> bytes:
@@ -122,196 +111,97 @@ def sources_digest() -> bytes:
     return digest.digest()
 
 
-def compile_and_pin(maps: Path, programs: Path) -> list[str]:
-    """Compile in a child and pin the programs in the directory `programs`. Returns the extras that are not in them.
+def name_of_bytecode(sources: Collection[str], macros: str, hooks: Collection[Hook]) -> str:
+    """SHA-256 of all that the bytecode depends on, but for the compiler, which is told apart by is_compiler().
 
-    Maps that are pinned in the directory `maps` are used; missing ones are made and pinned there. Raises CompileFailed
-    with the last lines of the compiler or verifier, LibraryMissing without bcc, UnknownExtra.
+    The kernel is part of it: BCC adapts programs to the kernel that it runs on. `macros` are #defines for the sources.
     """
-    left_out()  # a wrong name is told in one line
-    child = _run("all", maps, programs)
-    if child.returncode != 0:
-        words = "\n".join(child.stderr.strip().splitlines()[-_LINES_SHOWN:])
-        raise CompileFailed(f"the BPF programs in {HERE} do not load on this kernel:\n{words}")
-    return list(json.loads(child.stdout))
+    kernel = os.uname()
+    headers = sorted(path for path in (HERE / _HEADERS).rglob("*.h"))
+    parts = (
+        (kernel.release, kernel.version, kernel.machine),
+        _joined(sources, macros),
+        _FLAGS,
+        [(str(path.relative_to(HERE)), path.read_bytes()) for path in headers],
+        [(HERE / name).read_bytes() for name in _MAKERS],
+        [(hook.name, hook.function) for hook in hooks],
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def compile_deaths(maps: Path, programs: Path) -> None:
-    """The same for the programs that see processes die (deaths.c).
+def is_compiler(files: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether these files, with their sizes and times, are those of the compiler here."""
+    try:
+        return bool(files) and all(_state(Path(path)) == state for path, state in files.items())
+    except OSError:
+        return False
 
-    Raises CompileFailed with one line, LibraryMissing without bcc.
+
+def compiled(sources: Collection[str], macros: str, hooks: Collection[Hook]) -> Bytecode:
+    """Compile, and take the programs of these hooks out. Raises CompileFailed, ImportError without bcc.
+
+    The compiler writes its messages to standard error; if the kernel refuses a map, libbcc writes that there too.
     """
-    child = _run("deaths", maps, programs)
-    if child.returncode != 0:
-        raise CompileFailed(_last_words(child))
+    with unit(sources, macros) as made:
+        maps, types = _maps(made)
+        programs = {hook.name: portable(made.dump_func(hook.function), _name_of_map) for hook in hooks}
+        return Bytecode(maps, programs, types, _files_of_compiler())
 
 
-@dataclass(frozen=True)
-class Refused:
-    """The maps and programs that a kernel refuses: name → reason.
-
-    The reason is NOT_PERMITTED if the kernel refuses because this process lacks a permission.
-    """
-
-    maps: dict[str, str]  # if a map is refused, no program is tried
-    programs: dict[str, str]  # by name of the hook; the reason is the verifier's last line
-    lacking: dict[str, str] = field(default_factory=dict)  # the extras that it does not have
-
-
-def try_each(scratch: Path) -> Refused:
-    """Compile in a child, make every map and load every program by itself; nothing is attached.
-
-    Of the program of acceleration, only its offsets are tried: the self-test loads it. `scratch` is an empty directory
-    on a bpffs. The maps are pinned there and stay. Raises CompileFailed with one line, LibraryMissing without bcc,
-    UnknownExtra.
-    """
-    left_out()
-    child = _run("each", scratch)
-    if child.returncode != 0:
-        raise CompileFailed(_last_words(child))
-    return Refused(**json.loads(child.stdout))
-
-
-def _run(what: str, *directories: Path) -> "subprocess.CompletedProcess[str]":
-    argv = [sys.executable, "-m", "bpf.compiler", what, *map(str, directories)]
-    child = subprocess.run(argv, cwd=HERE.parent, capture_output=True, text=True, errors="replace")
-    if child.returncode == _NO_BCC:
-        raise LibraryMissing("bcc is not there; install it: the package python3-bpfcc on Debian and Ubuntu")
-    return child
-
-
-def _last_words(child: "subprocess.CompletedProcess[str]") -> str:
-    """The last line with an error. bcc's very last line is useless: it says only that there was an error."""
-    lines = child.stderr.strip().splitlines()
-    errors = [line for line in lines if "error: " in line]
-    return " ".join((errors or lines)[-1:]) or "the compiler failed and printed nothing"
-
-
-def _compiled(maps: Path, sources: tuple[str, ...], offsets: str) -> Any:
-    parts = [f'#define SIDESTEP_MAPS "{maps}"\n', offsets, PROLOGUE]
-    for name in sources:
-        parts.append(f'#line 1 "bpf/{name}"\n{(HERE / name).read_text()}\n')
-    os.environ["BCC_KERNEL_SOURCE"] = str(HERE / "uapi")
+@contextmanager
+def unit(sources: Collection[str], macros: str) -> Iterator[Any]:
+    """BCC's object of compiled sources, with its maps, in the with block. Raises CompileFailed, ImportError."""
+    os.environ["BCC_KERNEL_SOURCE"] = str(HERE / _HEADERS)
     from bcc import BPF  # the only import of bcc: see the module's docstring
 
-    return BPF(text="".join(parts), cflags=["-Wno-macro-redefined"])
+    try:
+        made = BPF(text=_joined(sources, macros), cflags=list(_FLAGS))
+    except Exception as error:  # bcc raises nothing narrower
+        raise CompileFailed(str(error)) from error
+    with made:
+        yield made
 
 
-def _load(unit: Any, hook: Hook) -> Any:
-    return unit.load_func(hook.function, hook.program_type, None, hook.attach_type)
+def _joined(sources: Collection[str], macros: str) -> str:
+    parts = [macros, PROLOGUE]
+    for name in sources:
+        parts.append(f'#line 1 "bpf/{name}"\n{(HERE / name).read_text()}\n')
+    return "".join(parts)
 
 
-def _main_all(maps: Path, programs: Path) -> None:
-    without = lacking()
-    unit, loaded, extras = _loaded(maps, without)
-    for hook, program in loaded.items():
-        syscalls.pin(program.fd, programs / hook.name)
-    for extra in extras:
-        if extra.hook and not _pin_if_taken(unit, extra.hook, programs):
-            without[extra.name] = _NOT_LOADED
-    # last: from here on pods are enrolled with it
-    with Descriptor(syscalls.open_pin(maps / "steering")) as steering:
-        keep(steering.fd, unit.dump_func(NETNS_HOOK.function), _name_of_map)
-    taken = [extra.name for extra in extras if extra.name not in without]
-    sys.stdout.write(json.dumps([extra.name for extra in EXTRAS if extra.name not in taken]))
+def _maps(unit: Any) -> tuple[dict[str, Map], bytes]:
+    """Every map of a unit, and the types of all of them."""
+    from bcc import lib
 
-
-def _pin_if_taken(unit: Any, hook: Hook, programs: Path) -> bool:
-    with suppress(Exception):  # bcc raises nothing narrower
-        syscalls.pin(_load(unit, hook).fd, programs / hook.name)
-        return True
-    return False
+    module = ctypes.c_void_p(unit.module)
+    maps, types = {}, set()
+    for number in range(lib.bpf_num_tables(module)):
+        info = syscalls.map_info(lib.bpf_table_fd_id(module, ctypes.c_size_t(number)))
+        maps[info.name.decode()] = Map(
+            info.type,
+            info.key_size,
+            info.value_size,
+            info.max_entries,
+            info.map_flags,
+            info.btf_key_type_id,
+            info.btf_value_type_id,
+        )
+        types |= {info.btf_id} - {0}
+    (btf_id,) = types  # a unit has one BTF
+    return maps, syscalls.types_of(btf_id)
 
 
 def _name_of_map(fd: int) -> str:
     return str(syscalls.map_info(fd).name.decode())
 
 
-def _loaded(maps: Path, without: Mapping[str, str]) -> tuple[Any, dict[Hook, Any], tuple[Extra, ...]]:
-    """The programs that capture, with as many extras as this kernel takes, and these extras."""
-    *better, plainest = combinations(without)
-    for extras in better:
-        with suppress(Exception):  # bcc raises nothing narrower
-            return *_loaded_with(maps, extras), extras
-    return *_loaded_with(maps, plainest), plainest
+def _files_of_compiler() -> dict[str, tuple[int, int]]:
+    """The files that have compiled in this process, with their states."""
+    mapped = {Path(line.split()[-1]) for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
+    return {str(path): _state(path) for path in sorted(mapped) if path.name.startswith(_LIBRARIES)}
 
 
-def _loaded_with(maps: Path, extras: Iterable[Extra]) -> tuple[Any, dict[Hook, Any]]:
-    unit = _compiled(maps, SOURCES, _macros(extras))
-    return unit, {hook: _load(unit, hook) for hook in HOOKS}
-
-
-def _macros(extras: Iterable[Extra]) -> str:
-    return "".join(extra.macros() for extra in extras)
-
-
-def _main_each(maps: Path) -> None:
-    refused = Refused({}, {}, lacking())
-    try:
-        with _overheard() as said:
-            there = [extra for extra in EXTRAS if extra.name not in refused.lacking and extra is not ACCELERATION]
-            unit = _compiled(maps, SOURCES, _macros(there))
-    except Exception:  # bcc raises nothing narrower
-        sys.stderr.write("\n".join(said) + "\n")
-        refused.maps.update((found[1], found[2]) for line in said if (found := _MAP_REFUSED.search(line)))
-        if not refused.maps:
-            raise
-    for hook in () if refused.maps else HOOKS:
-        if why := _refusal(unit, hook):
-            refused.programs[hook.name] = why
-    for extra in () if refused.maps else there:
-        if extra.hook and (why := _refusal(unit, extra.hook)):
-            refused.lacking[extra.name] = why
-    sys.stdout.write(json.dumps(vars(refused)))
-
-
-def _refusal(unit: Any, hook: Hook) -> str:
-    """Why the kernel does not load a program, "" if it does."""
-    try:
-        with _overheard() as said:
-            _load(unit, hook)
-    except Exception as error:  # bcc raises nothing narrower
-        is_permitted = ctypes.get_errno() != errno.EPERM
-        return _verifiers_last_line(said, str(error)) if is_permitted else NOT_PERMITTED
-    return ""
-
-
-@contextmanager
-def _overheard() -> Iterator[list[str]]:
-    """Collect the lines that are written to stderr in the with block; libbcc reports errors nowhere else.
-
-    The list is filled when the block ends.
-    """
-    lines: list[str] = []
-    kept = os.dup(2)
-    with open(os.memfd_create("stderr"), "w+", errors="replace") as heard:  # noqa: PTH123
-        os.dup2(heard.fileno(), 2)
-        try:
-            yield lines
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            heard.seek(0)
-            lines += heard.read().splitlines()
-
-
-def _verifiers_last_line(log: list[str], otherwise: str) -> str:
-    lines = [line for line in log if line.strip() and not line.startswith(_VERIFIER_STATISTICS)]
-    return lines[-1].removeprefix(_PROGRAM_REFUSED) if lines else otherwise
-
-
-def _main_deaths(maps: Path, programs: Path) -> None:
-    unit = _compiled(maps, DEATH_SOURCES, definitions(TASKS))
-    for hook in DEATH_HOOKS:
-        syscalls.pin(_load(unit, hook).fd, programs / hook.name)
-
-
-if __name__ == "__main__":
-    try:
-        mains: dict[str, Callable[..., None]] = {"all": _main_all, "each": _main_each, "deaths": _main_deaths}
-        mains[sys.argv[1]](*map(Path, sys.argv[2:]))
-    except ImportError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(_NO_BCC)
-    except Exception as error:  # bcc raises nothing narrower; compiler and verifier have written to stderr already
-        sys.exit(str(error))
+def _state(path: Path) -> tuple[int, int]:
+    """What differs if a file is another: its size in bytes, and when it was written, in ns."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

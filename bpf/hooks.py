@@ -20,10 +20,12 @@ class Hook:
 class IteratorHook(Hook):
     """The iterator over TCP sockets: bcc knows by the function's name what to iterate over."""
 
+    target = "tcp"  # what the kernel calls it
+
     @property
     def function(self) -> str:
         """The C function's name."""
-        return "bpf_iter__tcp"
+        return f"bpf_iter__{self.target}"
 
 
 CGROUP_SOCK, SOCK_OPS, SK_MSG, RAW_TRACEPOINT, CGROUP_SOCK_ADDR, CGROUP_SOCKOPT, SK_LOOKUP = 9, 13, 16, 17, 18, 25, 30

@@ -17,6 +17,8 @@ TakeEvent = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 _FUNCTIONS = {
     "bpf_obj_get_opts": (c_int, c_char_p, c_void_p),
     "bpf_obj_pin": (c_int, c_int, c_char_p),
+    "bpf_map_create": (c_int, c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p),
+    "bpf_btf_load": (c_int, c_char_p, c_size_t, c_void_p),
     "bpf_obj_get_info_by_fd": (c_int, c_int, c_void_p, c_void_p),
     "bpf_map_lookup_elem": (c_int, c_int, c_void_p, c_void_p),
     "bpf_map_update_elem": (c_int, c_int, c_void_p, c_void_p, c_uint64),
@@ -39,6 +41,9 @@ _FUNCTIONS = {
     "ring_buffer__consume": (c_int, c_void_p),
     "ring_buffer__free": (None, c_void_p),
     "btf__load_vmlinux_btf": (c_void_p,),
+    "libbpf_find_vmlinux_btf_id": (c_int, c_char_p, c_int),
+    "btf__load_from_kernel_by_id": (c_void_p, c_uint32),
+    "btf__raw_data": (c_void_p, c_void_p, c_void_p),
     "btf__free": (None, c_void_p),
     "btf__find_by_name_kind": (c_int32, c_void_p, c_char_p, c_uint32),
     "btf__type_by_id": (c_void_p, c_void_p, c_uint32),

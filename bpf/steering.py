@@ -1,29 +1,25 @@
 """Each pod's own program: an instance of ss_steer (lookup.c), loaded at ADD with the pod's netns cookie as a constant.
 
-The compiler's child keeps the code with a mark where the cookie goes, and with maps by name. So whoever enrols a pod
+The map `steering` keeps the code with a mark where the cookie goes, and with maps by name. So whoever enrols a pod
 needs no compiler.
 """
 
 import ctypes
 import hashlib
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
 from bpf import syscalls
+from bpf.bytecode import INSTRUCTION, LOAD_WIDE, NUMBER, Program, instructions_of
 from bpf.errors import CompileFailed, KernelRefused, NotAttached
 from bpf.hooks import LOOKUP_HOOK, NETNS_HOOK
 from bpf.layout import COOKIE_MARK, STEERING_INSTRUCTIONS, STEERING_MAPS, SteeringEntry, Word
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor
 
-# struct bpf_insn (uapi/linux/bpf.h): opcode, both registers, offset, immediate
-_INSTRUCTION = struct.Struct("=BBhi")
-_LOAD_WIDE = 0x18  # BPF_LD | BPF_IMM | BPF_DW: takes two instructions, the upper half of the value is in the second
-# what the source register of such a load says of its value (BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_IDX since Linux 5.14)
-_NUMBER, _MAP_DESCRIPTOR, _MAP_INDEX = 0, 1, 5
 _KEPT, _CALLED = "steering", "inbound"  # the map that keeps the code, and the one through which it calls ss_sk_lookup
 
 
@@ -41,41 +37,30 @@ class _Template:
         code = bytearray(self.code)
         lower, upper = struct.unpack("=ii", struct.pack("=Q", cookie))
         for at in self.marks:  # the immediate is in the last four bytes of an instruction
-            struct.pack_into("=i", code, at * _INSTRUCTION.size + 4, lower)
-            struct.pack_into("=i", code, (at + 1) * _INSTRUCTION.size + 4, upper)
+            struct.pack_into("=i", code, at * INSTRUCTION.size + 4, lower)
+            struct.pack_into("=i", code, (at + 1) * INSTRUCTION.size + 4, upper)
         return bytes(code)
 
 
-def keep(steering_fd: int, code: bytes, name_of: Callable[[int], str]) -> None:
-    """Keep compiled code, whose maps are descriptors of this process, in the open map `steering`.
-
-    `name_of` tells a map's name by its descriptor. Raises CompileFailed, KernelRefused.
-    """
-    entry = portable(code, name_of)
-    if number := syscalls.map_update(steering_fd, Word(0), entry):
+def keep(steering_fd: int, program: Program) -> None:
+    """Keep a compiled program in the open map `steering`. Raises CompileFailed, KernelRefused."""
+    if number := syscalls.map_update(steering_fd, Word(0), entry_of(program)):
         raise syscalls.refused("bpf_map_update_elem", _KEPT, number)
 
 
-def portable(code: bytes, name_of: Callable[[int], str]) -> SteeringEntry:
-    """Code as another process can load it. Raises CompileFailed if there is no room for it, or no mark in it."""
-    instructions = list(_INSTRUCTION.iter_unpack(code))
-    names: list[str] = []
-    for at, (opcode, registers, _, value) in enumerate(instructions):
-        if opcode == _LOAD_WIDE and registers >> 4 == _MAP_DESCRIPTOR:
-            name = name_of(value)
-            names += [name] if name not in names else []
-            instructions[at] = (opcode, registers & 0xF | _MAP_INDEX << 4, 0, names.index(name))
+def entry_of(program: Program) -> SteeringEntry:
+    """The map's entry. Raises CompileFailed if there is no room for the program, or no mark in it."""
+    instructions = instructions_of(program.code)
     marks = len(_marks(instructions))
-    if not marks or len(instructions) > STEERING_INSTRUCTIONS or len(names) > STEERING_MAPS:
+    if not marks or len(instructions) > STEERING_INSTRUCTIONS or len(program.maps) > STEERING_MAPS:
         raise CompileFailed(
-            f"{NETNS_HOOK.function} has {len(instructions)} instructions, {len(names)} maps and {marks} places for a "
-            f"cookie; up to {STEERING_INSTRUCTIONS}, up to {STEERING_MAPS} and at least one are right"
+            f"{NETNS_HOOK.function} has {len(instructions)} instructions, {len(program.maps)} maps and {marks} places "
+            f"for a cookie; up to {STEERING_INSTRUCTIONS}, up to {STEERING_MAPS} and at least one are right"
         )
-    entry = SteeringEntry(instructions=len(instructions), maps=len(names))
-    for index, name in enumerate(names):
+    entry = SteeringEntry(instructions=len(instructions), maps=len(program.maps))
+    for index, name in enumerate(program.maps):
         entry.name[index].value = name.encode()
-    packed = b"".join(_INSTRUCTION.pack(*each) for each in instructions)
-    ctypes.memmove(entry.code, packed, len(packed))
+    ctypes.memmove(entry.code, program.code, len(program.code))
     return entry
 
 
@@ -137,25 +122,25 @@ def _kept(steering_fd: int) -> bytes:
 @lru_cache(maxsize=2)
 def _template(kept: bytes) -> _Template:
     entry = SteeringEntry.from_buffer_copy(kept)
-    code = bytes(entry.code)[: entry.instructions * _INSTRUCTION.size]
+    code = bytes(entry.code)[: entry.instructions * INSTRUCTION.size]
     return _Template(
         f"ss_{hashlib.sha256(kept).hexdigest()[:12]}",
         code,
-        tuple(_marks(list(_INSTRUCTION.iter_unpack(code)))),
+        tuple(_marks(instructions_of(code))),
         tuple(entry.name[index].value.decode() for index in range(entry.maps)),
     )
 
 
-def _marks(instructions: list[tuple[int, ...]]) -> list[int]:
+def _marks(instructions: Sequence[tuple[int, ...]]) -> list[int]:
     """Where a cookie goes: the wide loads of COOKIE_MARK."""
     return [
         at
         for at, (opcode, registers, *_) in enumerate(instructions)
-        if opcode == _LOAD_WIDE and registers >> 4 == _NUMBER and _wide(instructions, at) == COOKIE_MARK
+        if opcode == LOAD_WIDE and registers >> 4 == NUMBER and _wide(instructions, at) == COOKIE_MARK
     ]
 
 
-def _wide(instructions: list[tuple[int, ...]], at: int) -> int:
+def _wide(instructions: Sequence[tuple[int, ...]], at: int) -> int:
     """The 64-bit value of a wide load."""
     (value,) = struct.unpack("=Q", struct.pack("=ii", instructions[at][3], instructions[at + 1][3]))
     return int(value)

@@ -8,9 +8,11 @@ import errno
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bpf.bytecode import Map
 from bpf.errors import KernelRefused
 from bpf.libbpf import LIBBPF
 
@@ -18,6 +20,8 @@ from bpf.libbpf import LIBBPF
 BPF_ANY, BPF_NOEXIST = 0, 1
 # BPF_F_RDONLY: the map's descriptor is for reading only; a read-only bpffs gives no other
 READ_ONLY = 1 << 3
+# of a verifier's log; until Linux 6.4 it is an error if a log does not fit, and this is the most that can be given
+_LOG_BYTES = (1 << 24) - 1
 # the most programs that one hook of one cgroup can have: BPF_CGROUP_MAX_PROGS (linux/bpf-cgroup.h)
 _PROGRAMS_ASKED = 64
 
@@ -49,7 +53,7 @@ class _ObjectOptions(ctypes.Structure):
 
 
 class _LoadOptions(ctypes.Structure):
-    """The head of struct bpf_prog_load_opts of libbpf 1.0."""
+    """struct bpf_prog_load_opts of libbpf 1.0."""
 
     _fields_ = [
         ("size", ctypes.c_size_t),
@@ -63,6 +67,29 @@ class _LoadOptions(ctypes.Structure):
         ("attach_prog_fd", ctypes.c_uint32),
         ("attach_btf_obj_fd", ctypes.c_uint32),
         ("fd_array", ctypes.c_void_p),
+        ("func_info", ctypes.c_void_p),
+        ("func_info_cnt", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("line_info", ctypes.c_void_p),
+        ("line_info_cnt", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_void_p),
+    ]
+
+
+class _MapOptions(ctypes.Structure):
+    """The head of struct bpf_map_create_opts of libbpf 1.0."""
+
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("btf_fd", ctypes.c_uint32),
+        ("btf_key_type_id", ctypes.c_uint32),
+        ("btf_value_type_id", ctypes.c_uint32),
+        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
+        ("inner_map_fd", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
     ]
 
 
@@ -77,6 +104,13 @@ class MapInfo(ctypes.Structure):
         ("max_entries", ctypes.c_uint32),
         ("map_flags", ctypes.c_uint32),
         ("name", ctypes.c_char * 16),
+        ("ifindex", ctypes.c_uint32),
+        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
+        ("netns_dev", ctypes.c_uint64),
+        ("netns_ino", ctypes.c_uint64),
+        ("btf_id", ctypes.c_uint32),
+        ("btf_key_type_id", ctypes.c_uint32),
+        ("btf_value_type_id", ctypes.c_uint32),
     ]
 
 
@@ -148,17 +182,67 @@ def pin(fd: int, path: Path) -> None:
     _checked("bpf_obj_pin", path, LIBBPF.bpf_obj_pin(fd, os.fsencode(path)))
 
 
-def load_program(name: str, kind: int, attach_type: int, code: bytes, maps: Sequence[int]) -> int:
+class Log:
+    """Has what the verifier says of a program that it refuses."""
+
+    def __init__(self) -> None:
+        self.buffer = (ctypes.c_char * _LOG_BYTES).from_buffer(mmap(-1, _LOG_BYTES))  # takes memory only as it fills
+
+    @property
+    def lines(self) -> list[str]:
+        """What the verifier has said; no lines if it was not asked."""
+        return self.buffer.value.decode(errors="replace").splitlines()
+
+
+def load_program(
+    name: str, kind: int, attach_type: int, code: bytes, maps: Sequence[int], target: int = 0, log: Log | None = None
+) -> int:
     """Load a program under the GPL and return its descriptor, which the caller closes.
 
     `kind` and `attach_type` are the kernel's numbers. `code` refers to maps by their index in `maps`, descriptors.
+    `target` is the id of what a tracing program is for in the kernel's types: see iterator_target(). The kernel keeps
+    15 characters of `name`.
     """
     descriptors = (ctypes.c_int * len(maps))(*maps)
-    options = _LoadOptions(size=ctypes.sizeof(_LoadOptions), expected_attach_type=attach_type)
+    options = _LoadOptions(size=ctypes.sizeof(_LoadOptions), expected_attach_type=attach_type, attach_btf_id=target)
     if maps:  # Linux 5.14 or newer
         options.fd_array = ctypes.addressof(descriptors)
+    if log:  # log_level 0: libbpf loads the program again with the log if the kernel refuses it
+        options.log_buf, options.log_size = ctypes.addressof(log.buffer), _LOG_BYTES
     made = LIBBPF.bpf_prog_load(kind, name.encode(), b"GPL", code, len(code) // 8, ctypes.byref(options))
     return _checked("bpf_prog_load", name, made)
+
+
+def iterator_target(name: str, attach_type: int) -> int:
+    """The id of an iterator, "tcp" for example, in the kernel's types. Loads all of them into memory for it."""
+    return _checked("libbpf_find_vmlinux_btf_id", name, LIBBPF.libbpf_find_vmlinux_btf_id(name.encode(), attach_type))
+
+
+def load_types(btf: bytes) -> int:
+    """Load BTF, which describes types of maps' keys and values; the caller closes the descriptor."""
+    return _checked("bpf_btf_load", "the maps' types", LIBBPF.bpf_btf_load(btf, len(btf), None))
+
+
+def types_of(btf_id: int) -> bytes:
+    """BTF that is loaded, by its id."""
+    types = LIBBPF.btf__load_from_kernel_by_id(btf_id)
+    if not types:
+        raise refused("btf__load_from_kernel_by_id", btf_id, ctypes.get_errno())
+    try:
+        size = ctypes.c_uint32()
+        return ctypes.string_at(LIBBPF.btf__raw_data(types, ctypes.byref(size)), size.value)
+    finally:
+        LIBBPF.btf__free(types)
+
+
+def create_map(name: str, made: Map, types: int) -> int:
+    """Make a map and return its descriptor, which the caller closes. `types` is the descriptor of its BTF."""
+    options = _MapOptions(size=ctypes.sizeof(_MapOptions), map_flags=made.flags)
+    if made.value_type:
+        options.btf_fd, options.btf_key_type_id, options.btf_value_type_id = types, made.key_type, made.value_type
+    sizes = made.key_size, made.value_size, made.max_entries
+    number = LIBBPF.bpf_map_create(made.kind, name.encode(), *sizes, ctypes.byref(options))
+    return _checked("bpf_map_create", name, number)
 
 
 def create_link(program_fd: int, target_fd: int, attach_type: int, subject: object) -> int:

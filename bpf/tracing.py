@@ -15,11 +15,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bpf import syscalls
-from bpf.compiler import compile_deaths
 from bpf.errors import KernelRefused, SidestepError
 from bpf.hooks import DEATH_HOOKS
 from bpf.layout import Event, Quad, TracingEntry, Word
 from bpf.libbpf import LIBBPF, TakeEvent
+from bpf.loading import load_deaths
 from bpf.pinned import Pinned, pinned_now
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor
@@ -148,7 +148,7 @@ def deaths_told(pins: Pins) -> Iterator[None]:
     """
     with ExitStack() as open_:
         with tempfile.TemporaryDirectory(prefix="trace-", dir=pins.top) as scratch:
-            compile_deaths(pins.maps, Path(scratch))
+            load_deaths(pins.maps, Path(scratch))
             for hook, tracepoint in DEATH_HOOKS.items():
                 path = Path(scratch) / hook.name
                 with Descriptor(syscalls.open_pin(path)) as program:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from bpf import kept
 from bpf.attachment import attach_programs, detach_programs
 from bpf.errors import SidestepError
 from bpf.kernel import cgroup2_root
@@ -26,6 +27,8 @@ settings.load_profile("sidestep")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).parents[1]
+# The programs are compiled once for all workers and runs. Tests about compiling have a directory of their own.
+os.environ.setdefault(kept.VARIABLE, str(REPOSITORY / "build" / "bytecode"))
 _ALLOWED = os.environ.get("SIDESTEP_ALLOW_SKIP") == "1"
 # Begun first, so that no worker is left with one of them when the others have ended.
 _LONGEST = (

@@ -4,22 +4,17 @@ Of a program that it takes, that is how much it had to walk; of one that it refu
 fault. With --steps it is every instruction of every path, and the registers before each: tens of megabytes.
 
 The programs are compiled as an agent compiles them, with the extras that the kernel has (SIDESTEP_LACKING leaves some
-out), into a bpffs of their own; nothing is attached.
+out). Nothing is attached or pinned.
 """
 
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import mkdtemp
 
 import click
 
 from bpf import compiler
 from bpf.compiler import DEATH_SOURCES, SOURCES
 from bpf.extras import combinations, lacking
-from bpf.hooks import DEATH_HOOKS, HOOKS, ITERATOR_HOOK, MESSAGE_HOOK
+from bpf.hooks import DEATH_HOOKS, HOOKS, ITERATOR_HOOK, MESSAGE_HOOK, Hook
 from bpf.kernel import require_root
 from bpf.offsets import TASKS, definitions
 
@@ -35,30 +30,18 @@ def verifier_log(program: str, steps: bool) -> None:
     hook = PROGRAMS[program]
     try:
         require_root()
-        with _bpffs() as maps:
-            if hook in DEATH_HOOKS:
-                unit = compiler._compiled(maps, DEATH_SOURCES, definitions(TASKS))
-            else:
-                extras = next(combinations(lacking()))
-                unit = compiler._compiled(maps, SOURCES, compiler._macros(extras))
+        with compiler.unit(*_unit_of(hook)) as unit:
             unit.debug = _STEPS if steps else _LOG
-            compiler._load(unit, hook)
+            unit.load_func(hook.function, hook.program_type, None, hook.attach_type)
     except Exception as error:  # bcc raises nothing narrower; its own words are on standard error already
         sys.exit(f"verifier-log: {error or type(error).__name__}")
 
 
-@contextmanager
-def _bpffs() -> Iterator[Path]:
-    """For the maps, which go with it."""
-    directory = Path(mkdtemp(prefix="sidestep-verifier-"))
-    try:
-        subprocess.run(["mount", "-t", "bpf", "bpf", directory], check=True)
-        try:
-            yield directory
-        finally:
-            subprocess.run(["umount", directory], check=True)
-    finally:
-        directory.rmdir()
+def _unit_of(hook: Hook) -> tuple[tuple[str, ...], str]:
+    """The sources that have a program, and their macros."""
+    if hook in DEATH_HOOKS:
+        return DEATH_SOURCES, definitions(TASKS)
+    return SOURCES, "".join(extra.macros() for extra in next(combinations(lacking())))
 
 
 if __name__ == "__main__":

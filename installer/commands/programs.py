@@ -14,7 +14,10 @@ from installer.settings import Attachment, Node, take, take_one
 @take_one(Node, "proc")
 @output_option
 def attach(attachment: Attachment, proc: Path, output: str) -> None:
-    """Compile, load, pin and attach the BPF programs.
+    """Load, pin and attach the BPF programs.
+
+    They are compiled first, unless their bytecode is kept: in the directory that SIDESTEP_BYTECODE names, by default
+    /run/sidestep/bytecode.
 
     If programs from other sources are attached, they are swapped in place. If the same programs are attached, only what
     somebody has removed is restored: pins, links, and the inbound steering of pods. Programs of a version with other

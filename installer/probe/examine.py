@@ -1,7 +1,7 @@
 """Examines whether capture will work on this node: for `sidestep probe`, and for the agent's start.
 
 The agent examines everything but the programs before it attaches. That is quick, because no compiler runs. Attaching
-compiles and loads the programs. If attaching fails, the agent does all that the command does, so that its log says why.
+loads the programs. If attaching fails, the agent does all that the command does, so that its log says why.
 """
 
 from bpf.acceleration import other_owners

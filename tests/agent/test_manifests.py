@@ -13,6 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from bpf import kept
 from installer.commands.cli import cli
 from installer.settings import Acceleration, Attachment, Chain, Logging, Node, Ports, Repair, environment_variable
 
@@ -178,6 +179,14 @@ def test_the_socket_has_the_same_path_on_both_sides() -> None:
     inside = {mount["name"]: mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
     outside = {volume["name"]: volume.get("hostPath", {}).get("path") for volume in spec["volumes"]}
     assert inside["run"] == outside["run"] == "/run/sidestep"
+
+
+def test_bytecode_is_kept_where_the_next_pod_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(kept.VARIABLE)
+    spec = one(build(MANIFESTS / "base"), "DaemonSet", "istio-cni-node")["spec"]["template"]["spec"]
+    host = {volume["name"] for volume in spec["volumes"] if "hostPath" in volume}
+    mounts = {mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"] if mount["name"] in host}
+    assert str(kept.directory().parent) in mounts
 
 
 @pytest.mark.parametrize(

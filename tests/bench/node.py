@@ -2,12 +2,14 @@
 
 The pods are in an API server, as large as Istio's are; half of them are in the mesh, each with a namespace of its own
 that is enrolled and followed. The plugin is installed, into directories of this bench. Ready is what /readyz says.
-Cold is a node on which nothing is attached and all those pods run already, so that they are found and enrolled first;
-warm is one on which only the agent starts again. Exit status 1 when an aim is missed.
+Cold is a node on which nothing is attached and no bytecode is kept, and all those pods run already, so that they are
+found and enrolled first. Kept is the same with bytecode. Warm is one on which only the agent starts again. Exit status
+1 when an aim is missed.
 """
 
 import json
 import os
+import shutil
 import statistics
 import sys
 import time
@@ -21,6 +23,7 @@ from urllib.request import urlopen
 import click
 
 from bpf.attachment import detach_programs
+from bpf.kept import VARIABLE
 from bpf.pins import Pins
 from tests.lab.apiserver import ApiServer
 from tests.lab.node import Node
@@ -78,17 +81,22 @@ def install_privately(node: Node) -> None:
 
 
 def starts(node: Node, start: Callable[[], float]) -> list[Figure]:
-    """From the agent's process to ready, both ways in turns; it runs again afterwards."""
-    cold, warm = [], []
+    """From the agent's process to ready, all ways in turns; it runs again afterwards."""
+    cold: list[float] = []
+    with_bytecode: list[float] = []
+    warm: list[float] = []
+    os.environ[VARIABLE] = str(node.directory / "bytecode")
     for _ in range(ROUNDS):
-        node.agent.terminate()
-        detach_programs(Pins(node.bpffs))
-        cold.append(start())
+        shutil.rmtree(node.directory / "bytecode", ignore_errors=True)
+        for seconds in (cold, with_bytecode):
+            node.agent.terminate()
+            detach_programs(Pins(node.bpffs))
+            seconds.append(start())
         node.agent.terminate()
         warm.append(start())
     return [
         Figure(f"ready, {what}", statistics.median(seconds), "s", aim, f"{min(seconds):.2f}–{max(seconds):.2f}")
-        for what, seconds, aim in (("cold", cold, 4), ("warm", warm, 2))
+        for what, seconds, aim in (("cold", cold, 4), ("kept", with_bytecode, 3), ("warm", warm, 2))
     ]
 
 

@@ -11,8 +11,8 @@ import pytest
 from bpf import attachment, syscalls
 from bpf.acceleration import NodeLevel, level_of, set_level
 from bpf.attachment import attach_programs, detach_programs
-from bpf.compiler import compile_and_pin
 from bpf.layout import LEVELS, Cookie, EndKey, Level, TrafficEntry
+from bpf.loading import load_and_pin
 from bpf.syscalls import Descriptor
 from bpf.tables import Tables
 from cni.enrolment.enroll import Enrolments
@@ -269,9 +269,9 @@ def cramped(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pods]:
         made = create_sockhash(ctypes.sizeof(EndKey), 8, 1, "accelerated")
         with Descriptor(made) as sockets:
             syscalls.pin(sockets.fd, maps / "accelerated")
-        return compile_and_pin(maps, programs)
+        return load_and_pin(maps, programs)
 
-    monkeypatch.setattr(attachment, "compile_and_pin", compile_around_it)
+    monkeypatch.setattr(attachment, "load_and_pin", compile_around_it)
     with scratch_pins() as (pins, cgroup):
         attach_programs(pins, cgroup)
         with Tables(pins) as tables:

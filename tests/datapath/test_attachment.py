@@ -22,8 +22,8 @@ from tests.datapath.wires import Wire, scratch_pins
 from tests.lab.inside import PYTHON
 
 
-def test_the_same_sources_neither_compile_nor_attach(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attachment, "compile_and_pin", lambda *_: pytest.fail("compiled"))
+def test_the_same_sources_neither_load_nor_attach(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attachment, "load_and_pin", lambda *_: pytest.fail("loaded"))
     monkeypatch.setattr(attachment, "_create_cgroup_link", lambda *_: pytest.fail("attached"))
     assert attach_programs(wire.kernel.pins, wire.kernel.cgroup) is Outcome.UNCHANGED
 

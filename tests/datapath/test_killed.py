@@ -2,7 +2,7 @@
 
 A child does the work; wrappers around the calls that change anything kill it with SIGKILL before the n-th of them. The
 next start has to make everything whole, the next uninstall has to finish, and nothing may be left over. The programs
-are compiled once: what is killed pins copies of them, one by one, as the compiler does.
+are compiled once: what is killed pins copies of them, one by one, as the loader does.
 """
 
 import os
@@ -26,9 +26,9 @@ from bpf.attachment import (
     detach_programs,
     is_attached,
 )
-from bpf.compiler import compile_and_pin
 from bpf.hooks import CGROUP_HOOKS, MESSAGE_HOOK
 from bpf.links import instances, link_pod
+from bpf.loading import load_and_pin
 from bpf.pins import LAYOUT, Pins
 from bpf.steering import load_instance, opened
 from bpf.syscalls import Descriptor, attached_to
@@ -51,7 +51,7 @@ class Compiled:
     programs: Path
 
     def pin(self, maps: Path, programs: Path) -> list[str]:
-        """As compile_and_pin(): maps that are there are used, the others made, and programs pinned."""
+        """As load_and_pin(): maps that are there are used, the others made, and programs pinned."""
         for source, target in ((self.maps, maps), (self.programs, programs)):
             for path in sorted(source.iterdir()):
                 if not (target / path.name).exists():
@@ -70,7 +70,7 @@ class World:
 
     def choose(self, version: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """From now on the sources are those of this version."""
-        monkeypatch.setattr(attachment, "compile_and_pin", self.versions[version].pin)
+        monkeypatch.setattr(attachment, "load_and_pin", self.versions[version].pin)
         monkeypatch.setattr(attachment, "sources_digest", lambda: bytes([version]) * 32)
 
     def attached(self) -> dict[str, list[int]]:
@@ -87,7 +87,7 @@ def world() -> Iterator[World]:
             made = Compiled(pins.bpffs / "maps", pins.bpffs / name)
             for directory in (made.maps, made.programs):
                 directory.mkdir(exist_ok=True)
-            compile_and_pin(made.maps, made.programs)
+            load_and_pin(made.maps, made.programs)
             versions.append(made)
         yield World(pins, cgroup, (versions[0], versions[1]))
 
@@ -222,8 +222,8 @@ def test_killed_while_it_swaps_connections_are_captured_then_and_after_the_next_
     other = Compiled(pins.maps, pins.bpffs / "other")
     other.programs.mkdir()
     try:
-        compile_and_pin(other.maps, other.programs)
-        monkeypatch.setattr(attachment, "compile_and_pin", other.pin)
+        load_and_pin(other.maps, other.programs)
+        monkeypatch.setattr(attachment, "load_and_pin", other.pin)
         for number in range(3, 1000, 9):
             monkeypatch.setattr(attachment, "sources_digest", lambda number=number: number.to_bytes(32, "big"))
             was_killed = killed_before(number, lambda: attach_programs(pins, cgroup))

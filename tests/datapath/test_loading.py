@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from bpf import compiler
-from bpf.compiler import NOT_PERMITTED, Refused, try_each
 from bpf.errors import CompileFailed
 from bpf.hooks import HOOKS
 from bpf.layout import STORAGES, TABLES
+from bpf.loader import NOT_PERMITTED, Refused
+from bpf.loading import try_each
 from installer.probe.loading import loading, map_kinds
 from installer.scratch import scratch_pins
 from installer.settings import Attachment

@@ -18,9 +18,9 @@ from bpf.attachment import (
     is_deciding,
     places_of,
 )
-from bpf.compiler import compile_and_pin
 from bpf.errors import NotAttached
 from bpf.kernel import cgroup2_root
+from bpf.loading import load_and_pin
 from bpf.pins import Pins
 from bpf.places import further_places
 from tests.datapath.test_killed import Compiled
@@ -33,8 +33,8 @@ def kernel() -> Iterator[Kernel]:
     with fresh_kernel() as made, pytest.MonkeyPatch.context() as patch:
         again = Compiled(made.pins.maps, made.pins.bpffs / "again")
         again.programs.mkdir()
-        compile_and_pin(again.maps, again.programs)
-        patch.setattr(attachment, "compile_and_pin", again.pin)
+        load_and_pin(again.maps, again.programs)
+        patch.setattr(attachment, "load_and_pin", again.pin)
         yield made
         shutil.rmtree(again.programs)
 
@@ -180,7 +180,7 @@ def test_the_root_is_a_place_like_any_other(pins: Pins) -> None:
 
 def test_detaching_detaches_everywhere(tree: Tree) -> None:
     with scratch_pins() as (pins, cgroup), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attachment, "compile_and_pin", compile_and_pin)
+        patch.setattr(attachment, "load_and_pin", load_and_pin)
         with pytest.raises(NotAttached, match="run `sidestep attach`"):
             attach_also(pins, cgroup)
         attach_programs(pins, tree.first)
