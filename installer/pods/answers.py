@@ -85,7 +85,8 @@ class Watching(Generic[T]):
         """End the watch. May be called from any thread, even while another thread reads."""
         with suppress(OSError, RuntimeError, ValueError):  # the watch has ended already
             self._response.shutdown()
-        self._response.close()
+        with suppress(ValueError):  # the thread that reads is closing it, too
+            self._response.close()
 
 
 def parse_json(text: bytes) -> Any:
