@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
+from typing import Any
 
 import click
 
@@ -72,6 +73,8 @@ def bring_up(made: Cluster) -> Bed:
     bed = Bed.of(made)
     made.start([*images.make_images(REPOSITORY / "build" / "images"), IMAGE])
     reached("two nodes are Ready")
+    for line in sorted({what_runs(node) for node in made.control.get("nodes")}):
+        say(line)
     bed.sidestep.install()
     reached("sidestep is Ready")
     bed.mesh.install()
@@ -79,6 +82,12 @@ def bring_up(made: Cluster) -> Bed:
     bed.make_pods()
     reached("all pods are Ready")
     return bed
+
+
+def what_runs(node: dict[str, Any]) -> str:
+    """The releases of what runs on a node, as it says itself."""
+    info = node["status"]["nodeInfo"]
+    return f"kubelet {info['kubeletVersion']}, {info['containerRuntimeVersion']}, Linux {info['kernelVersion']}"
 
 
 def tell_how_to_use(made: Cluster) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import click
 
+from tests.cluster import versions
 from tests.cluster.components import Component, components
 from tests.lab.node import REPOSITORY
 
 BUILD = REPOSITORY / "build" / "cluster"
-BIN = BUILD / "bin"
+BIN = BUILD / versions.folder()
 # A build must leave the machine to those who use it, and the compiler takes as much memory as it is given processes.
 _NICE, _PROCESSES = "19", 2
 _USUAL_PLACE = Path("/usr/local/go/bin/go")

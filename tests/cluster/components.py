@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.cluster import versions
+
 MODULES = Path(__file__).with_name("modules")
 
 
@@ -48,7 +50,7 @@ class Component:
 
 
 def components(modules: Path = MODULES) -> list[Component]:
-    """All of them, in the order in which they are built."""
+    """All of them, of the releases that are chosen, in the order in which they are built. Raises UnknownVersion."""
     etcd, server = modules / "etcd", "go.etcd.io/etcd/server/v3"
     istio = [
         Component(Path(package).name, f"istio.io/istio/{package}", modules / "istio", "istio.io/istio", _ISTIO_TAGS)
@@ -57,7 +59,8 @@ def components(modules: Path = MODULES) -> list[Component]:
     helm, coredns = "helm.sh/helm/v4", "github.com/coredns/coredns"
     return [
         Component("etcd", server, etcd, server),
-        *(_kubernetes(name, modules / "kubernetes") for name in _KUBERNETES),
+        *(_kubernetes(name, modules / versions.KUBERNETES[versions.kubernetes()]) for name in _KUBERNETES),
+        *(_containerd(name, modules / "containerd") for name in _containerds()),
         *istio,
         Component("helm", f"{helm}/cmd/helm", modules / "helm", helm),
         Component("coredns", coredns, modules / "coredns", coredns),
@@ -72,7 +75,19 @@ _ISTIO = (
     "cni/cmd/install-cni",
     "istioctl/cmd/istioctl",
 )
+_CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
 _ISTIO_TAGS = "vtprotobuf,disable_pgv"  # as Istio's own builds
+
+
+def _containerds() -> tuple[str, ...]:
+    return () if versions.containerd() == versions.DISTRIBUTION else _CONTAINERD
+
+
+def _containerd(name: str, folder: Path) -> Component:
+    module = "github.com/containerd/containerd/v2"
+    # snapshotters that the machine's kernel does not have
+    tags = "no_btrfs,no_devmapper,no_zfs"
+    return Component(name, f"{module}/cmd/{name}", folder, module, tags, variable=f"{module}/version.Version")
 
 
 def _kubernetes(name: str, folder: Path) -> Component:

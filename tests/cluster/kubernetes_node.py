@@ -1,12 +1,14 @@
 """A node of the cluster: containerd, kubelet and kube-proxy on a host of its own, and the primary CNI plugins."""
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
+from tests.cluster import versions
 from tests.cluster.addresses import CONTROL
 from tests.cluster.builder import BIN
 from tests.cluster.certificates import Authority
@@ -52,12 +54,12 @@ class KubernetesNode:
     def import_images(self, archives: Sequence[Path]) -> None:
         """Under the names that are in them."""
         for archive in archives:
-            self.host.run(["ctr", "-n", "k8s.io", "images", "import", archive])
+            self.host.run([*self._runtimes(), "ctr", "-n", "k8s.io", "images", "import", archive])
 
     def kill_container(self, container: str) -> None:
         """Its first process, with SIGKILL; `container` is the id as a Pod's status has it."""
         name = container.removeprefix("containerd://")
-        self.host.run(["ctr", "-n", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", name])
+        self.host.run([*self._runtimes(), "ctr", "-n", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", name])
 
     def restart(self, daemon: str) -> None:
         """Kill kubelet or containerd with SIGKILL and start it again."""
@@ -74,7 +76,7 @@ class KubernetesNode:
         """Answers afterwards."""
         config = self.host.directory / "containerd.toml"
         config.write_text(_CONTAINERD)
-        self.host.start("containerd", ["containerd", "--config", config])
+        self.host.start("containerd", [*self._runtimes(), "containerd", "--config", config])
         wait_until(self._runtime_answers, f"containerd; see {self.host.log('containerd')}", _SECONDS)
 
     def start_kubelet(self) -> None:
@@ -149,10 +151,14 @@ class KubernetesNode:
             "volumePluginDir": "/var/lib/kubelet/volume-plugins",  # the usual place is below /usr, the machine's
         }
 
+    def _runtimes(self) -> list[str]:
+        """What a command begins with so that it, and the shim that it looks for, are of the chosen release."""
+        return [] if versions.containerd() == versions.DISTRIBUTION else ["env", f"PATH={BIN}:{os.environ['PATH']}"]
+
     def _runtime_answers(self) -> bool:
         self.host.check("containerd")
         try:
-            self.host.run(["ctr", "version"])
+            self.host.run([*self._runtimes(), "ctr", "version"])
         except CommandFailed:
             return False
         return True

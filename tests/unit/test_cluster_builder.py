@@ -8,6 +8,7 @@ import pytest
 
 from tests.cluster.builder import BuildFailed, build_all, is_built
 from tests.cluster.components import MODULES, Component, components
+from tests.cluster.versions import UnknownVersion
 
 GO = """#!/bin/sh
 # as much of a compiler as the builder can notice: the program is who it was built from
@@ -98,11 +99,22 @@ def test_a_build_that_fails_says_what_and_why_and_leaves_nothing_that_looks_buil
 
 
 @pytest.mark.parametrize("folder", sorted(MODULES.iterdir()), ids=lambda folder: str(folder.name))
-def test_each_module_pins_the_programs_that_are_built_from_it(folder: Path) -> None:
+def test_each_module_pins_the_programs_that_are_built_from_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here: list[Component] = []
+    for kubernetes, containerd in (("1.36", "distribution"), ("1.37", "2.4")):
+        monkeypatch.setenv("KUBERNETES", kubernetes)
+        monkeypatch.setenv("CONTAINERD", containerd)
+        here = here or [each for each in components() if each.folder == folder]
     (tools,) = re.findall(r"^tool \((.*?)^\)|^tool (.*?)$", (folder / "go.mod").read_text(), re.MULTILINE | re.DOTALL)
-    here = [each for each in components() if each.folder == folder]
     assert sorted("".join(tools).split()) == sorted(each.package for each in here)
     assert all(f"{each.module} {each.version} h1:" in (folder / "go.sum").read_text() for each in here)
+
+
+@pytest.mark.parametrize(("variable", "known"), [("KUBERNETES", "1.36, 1.37"), ("CONTAINERD", "distribution, 2.4")])
+def test_a_release_that_nobody_pins_is_one_line(variable: str, known: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "0.9")
+    with pytest.raises(UnknownVersion, match=f"^{variable}=0.9 is none of {known}$"):
+        components()
 
 
 def test_what_pins_the_programs_says_nothing_of_where_modules_come_from(tmp_path: Path) -> None:
