@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from installer.agent import agent
 from installer.probe.memory import kills, lowest_limit
+from installer.settings import Node
 
 POD = "kubepods-burstable-pod0a1b2c3d_0000_0000_0000_000000000001.slice"
 
@@ -44,3 +47,13 @@ def test_kills_are_those_of_all_the_pods_containers_and_of_nobody_else(tmp_path:
     assert kills([container]) == 0
     (pod / "memory.events").unlink()
     assert kills([container, pod, everybody]) == 0
+
+
+def test_an_agent_tells_of_kills_if_there_were_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (0, 2):
+        monkeypatch.setattr(agent, "earlier_kills", lambda proc, number=number: number)
+        with capture_logs() as logs:
+            agent._tell_of_kills(Node())
+        assert [(each["event"], each["kills"], each["log_level"]) for each in logs] == [
+            ("agent.killed_before", number, "warning")
+        ][: bool(number)]
