@@ -35,6 +35,8 @@ MISTAKEN: list[tuple[dict[str, Any], str]] = [
     ({"global_": {"platform": "gek"}}, "at '/global/platform': value must be one of"),
     ({"cniBinDir": "opt/cni/bin"}, "at '/cniBinDir': 'opt/cni/bin' does not match pattern"),
     ({"repair": {"enabled": "yes"}}, "at '/repair/enabled': got string, want boolean"),
+    ({"repair": None}, "missing property 'repair'"),
+    ({"global_": {"logging": None}}, "at '/global': missing property 'logging'"),
     ({"acceleration": "max"}, "at '/acceleration': value must be one of 'off', 'proxy', 'full'"),
     ({"global_": {"imagePullSecrets": [{"name": "x"}]}}, "at '/global/imagePullSecrets/0': got object, want string"),
 ]
@@ -195,6 +197,15 @@ def test_a_value_that_the_agent_must_know_rolls_the_daemonset(values: dict[str, 
     pods = Pods(**values)
     assert pods.env[name] == value
     assert pods.template != Pods().template
+
+
+def test_a_value_that_is_taken_away_is_the_agents_default() -> None:
+    for values, name in (
+        ({"acceleration": None}, "SIDESTEP_ACCELERATION"),
+        ({"repair": {"enabled": None}}, "REPAIR_ENABLED"),
+        ({"excludeNamespaces": None}, "EXCLUDE_NAMESPACES"),
+    ):
+        assert Pods(**values).env[name] == ""
 
 
 def test_other_ports_are_the_same_for_the_agent_kubelet_and_prometheus() -> None:
