@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from bpf.kept import VARIABLE
 from bpf.kernel import capabilities
 from tests.lab import forking
 
@@ -24,7 +25,8 @@ def sidestep(
 
     `through` is a program that runs it, such as setpriv, with its arguments.
     """
-    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "COLUMNS": str(columns), **(environment or {})}
+    kept_in = {name: value for name, value in os.environ.items() if name == VARIABLE}
+    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "COLUMNS": str(columns), **kept_in, **(environment or {})}
     command = list(map(str, argv))
     if not through:
         return forking.run(command, env, seconds)
