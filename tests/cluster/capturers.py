@@ -10,7 +10,7 @@ from tests.cluster.pods import PodName
 
 SIDESTEP, RULES = "sidestep", "Istio's rules"
 # $1 is an address: prints the namespace that has it
-_FIND = 'for n in /run/netns/*; do ip -n "${n##*/}" -o addr | grep -qF " $1/" && echo "$n"; done'
+_FIND = 'for n in /run/netns/*; do ip -n "${n##*/}" -o addr | grep -qF " $1/" && echo "$n"; done; true'
 # SO_NETNS_COOKIE is 71 (uapi/asm-generic/socket.h)
 _COOKIE = "import socket, struct; print(struct.unpack('=Q', socket.socket().getsockopt(socket.SOL_SOCKET, 71, 8))[0])"
 
