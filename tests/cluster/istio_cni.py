@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import yaml
+
 from tests.cluster.builder import BIN, module_directory
 from tests.cluster.cluster import Cluster
 from tests.cluster.components import components
@@ -42,9 +44,27 @@ class IstioCni:
         gone = ["--for=delete", "-n", NAMESPACE, "pod", "-l", f"k8s-app={DAEMONSET}", f"--timeout={_SECONDS}s"]
         self._control.kubectl("wait", *gone)
 
+    def image_by_istioctl(self, image: str) -> str:
+        """Of the DaemonSet that istioctl would install with this value for the image; nothing is installed."""
+        values = ("components.cni.enabled=true", f"values.cni.image={image}")
+        sets = [word for value in values for word in ("--set", value)]
+        generate: list[str | Path] = [
+            BIN / "istioctl",
+            "manifest",
+            "generate",
+            f"--manifests={self._manifests()}",
+            *sets,
+        ]
+        made = filter(None, yaml.safe_load_all(self._control.host.run(generate)))
+        (daemonset,) = (each for each in made if each["kind"] == "DaemonSet")
+        return str(daemonset["spec"]["template"]["spec"]["containers"][0]["image"])
+
     def _chart(self) -> Path:
+        return self._manifests() / "charts" / "istio-cni"
+
+    def _manifests(self) -> Path:
         pilot = next(each for each in components() if each.name == "pilot-discovery")
-        return module_directory(pilot) / "manifests" / "charts" / "istio-cni"
+        return module_directory(pilot) / "manifests"
 
     def _helm(self, *argv: str | Path) -> None:
         where: list[str | Path] = ["--kubeconfig", self._control.kubeconfig, "--namespace", NAMESPACE]

@@ -19,6 +19,8 @@ def checks(bed: Bed) -> Iterator[Check]:
     """From istio-cni to sidestep and back, twice; pods of each time go on beside those of the others."""
     istio = IstioCni(bed.cluster)
     made: list[PodName] = []
+    by_istioctl = partial(istio.image_by_istioctl, IMAGE_NAME)
+    yield Check("istioctl takes the image by the same value", equals(by_istioctl, IMAGE_NAME))
     bed.sidestep.remove()
     try:
         istio.import_image()
