@@ -16,7 +16,7 @@ from bpf.errors import SidestepError
 from bpf.syscalls import Descriptor
 
 VARIABLE = "SIDESTEP_BYTECODE"
-# in the agent's run directory, which is the node's own and lasts until a reboot (manifests/base/daemonset.yaml)
+# in the agent's run directory, which is the node's own and lasts until a reboot (manifests/base/sidestep.yaml)
 _DEFAULT = Path("/run/sidestep/bytecode")
 # kept at most; a node needs one, two while versions change, and one more of each for `sidestep trace` and for the probe
 _MOST_FILES = 16

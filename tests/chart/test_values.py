@@ -190,6 +190,7 @@ def test_apparmor_is_a_field_where_kubernetes_has_it_and_else_an_annotation() ->
         ({"env": {"LOG_LEVEL": "error"}}, "LOG_LEVEL", "error"),
         ({"env": {"TZ": "UTC"}}, "TZ", "UTC"),
         ({"env": {"SIDESTEP_LACKING": "iterator"}}, "SIDESTEP_LACKING", "iterator"),
+        ({"env": {"SIDESTEP_BYTECODE": "/host/kept"}}, "SIDESTEP_BYTECODE", "/host/kept"),
         ({"env": {"REPAIR_INIT_CONTAINER_EXIT_CODE": 0}}, "REPAIR_INIT_CONTAINER_EXIT_CODE", "0"),
     ],
 )

@@ -58,7 +58,10 @@ def test_an_agent_with_too_little_says_so_and_is_not_killed(monkeypatch: pytest.
         assert not Pins(node.bpffs).top.exists()
 
 
-def test_an_agent_with_the_least_that_it_asks_for_starts_and_captures() -> None:
+def test_an_agent_with_the_least_that_it_asks_for_compiles_and_captures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIDESTEP_BYTECODE", str(tmp_path / "bytecode"))  # nothing is kept there
     # with an API server, whose client is a large part of the agent
     with memory_cgroup(NEEDED) as cgroup, ApiServer().running() as api:
         node = Node(api=api)
@@ -66,4 +69,5 @@ def test_an_agent_with_the_least_that_it_asks_for_starts_and_captures() -> None:
         with node:
             alpha, beta = node.pod("alpha"), node.pod("beta")
             assert alpha.curl(beta.ips[0]).pod == "beta"
+        assert list((tmp_path / "bytecode").iterdir()), "it has not compiled"
         assert kills(cgroup) == 0

@@ -3,6 +3,7 @@
 from tests.cluster.scenario import Scenario
 from tests.cluster.scenarios import (
     base,
+    chart,
     crowd,
     dropin,
     kills,
@@ -20,6 +21,7 @@ SCENARIOS = (
     Scenario("base", base.checks),
     Scenario("load", load.checks),
     Scenario("upgrade", upgrade.checks),
+    Scenario("chart", chart.checks),
     Scenario("kills", kills.checks),
     Scenario("removal", removal.checks),
     Scenario("nodes", nodes.checks),

@@ -44,8 +44,8 @@ agent's default. KUBERNETES_NODE_NAME and POD_NAMESPACE come from the pod itself
   "LOG_LEVEL" (coalesce .Values.logging.level .Values.global.logging.level)
   "LOG_AS_JSON" .Values.global.logAsJson
 }}
-{{- /* Not settings, but read by commands: docs/kernels.md and docs/cli.md. */}}
-{{- $further := list "SIDESTEP_LACKING" "SIDESTEP_DEBUG" }}
+{{- /* Not settings, but read by commands: docs/kernels.md, docs/cli.md, docs/operations.md. */}}
+{{- $further := list "SIDESTEP_LACKING" "SIDESTEP_DEBUG" "SIDESTEP_BYTECODE" }}
 {{- range $name, $value := .Values.env }}
 {{- if and (not (has $name $further)) (or (hasPrefix "SIDESTEP_" $name) (hasPrefix "REPAIR_" $name)) (not (hasKey $settings $name)) }}
 {{- fail (printf "\n\nenv: %s is no setting of the agent; `sidestep agent --help` lists those that are.\n" $name) }}

@@ -1,0 +1,50 @@
+"""sidestep's Helm release in the cluster, installed as docs/helm.md says."""
+
+from pathlib import Path
+
+from tests.cluster.bed import Bed
+from tests.cluster.builder import BIN
+from tests.cluster.sidestep import IMAGE_NAME, NAMESPACE
+from tests.lab.node import REPOSITORY
+
+CHART = REPOSITORY / "manifests" / "charts" / "sidestep"
+_NAME = "sidestep"
+_TIMEOUT = "--timeout=240s"  # the first start compiles the programs and runs the self-test
+
+
+class Release:
+    """One, by its name."""
+
+    def __init__(self, bed: Bed) -> None:
+        self._bed = bed
+
+    def install(self, *options: str) -> None:
+        """Its pods are Ready on every node afterwards."""
+        self._helm("upgrade", "--install", _NAME, CHART, "--set", f"image={IMAGE_NAME}", *options, "--wait", _TIMEOUT)
+        self._bed.sidestep.wait_until_rolled_out()
+
+    def upgrade(self, **values: str) -> None:
+        """With further values, of which a name has __ for a dot; the others stay."""
+        self.change(**values)
+        self._bed.sidestep.wait_until_rolled_out()
+
+    def change(self, **values: str) -> None:
+        """The same, without waiting for the pods."""
+        sets = [text for name, value in values.items() for text in ("--set", f"{name.replace('__', '.')}={value}")]
+        self._helm("upgrade", _NAME, CHART, "--reset-then-reuse-values", *sets)
+
+    def roll_back(self) -> None:
+        """To the revision before."""
+        self._helm("rollback", _NAME, "--wait", _TIMEOUT)
+        self._bed.sidestep.wait_until_rolled_out()
+
+    def uninstall(self) -> None:
+        """If it is there; its pods are gone afterwards."""
+        names = [f"pod/{pod['metadata']['name']}" for pod in self._bed.sidestep.pods()]
+        self._helm("uninstall", _NAME, "--ignore-not-found", "--wait", _TIMEOUT)
+        if names:
+            self._bed.control.kubectl("wait", "--for=delete", "-n", NAMESPACE, _TIMEOUT, *names)
+
+    def _helm(self, *argv: str | Path) -> str:
+        control = self._bed.control
+        return control.host.run([BIN / "helm", *argv, "--kubeconfig", control.kubeconfig, "--namespace", NAMESPACE])
