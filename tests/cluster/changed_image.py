@@ -1,10 +1,11 @@
-"""Another version of sidestep: its image, with a layer over it in which one text is another."""
+"""sidestep's image with a layer over it: another version of sidestep, or more programs beside it."""
 
 import gzip
 import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,12 @@ class Change:
 
 
 def change_image(archive: Path, target: Path, name: str, change: Change) -> None:
-    """Write `target`: the image in `archive`, an OCI layout, with a change, under another name.
+    """Write `target`: the image in `archive`, an OCI layout, in another version and under another name."""
+    add_layer(archive, target, name, {f"{_INSTALLED}/{change.file}": change.text().encode()})
+
+
+def add_layer(archive: Path, target: Path, name: str, files: Mapping[str, bytes]) -> None:
+    """Write `target`: the image in `archive`, an OCI layout, with files over it, by their places, and another name.
 
     It has only what is new, so it can be imported where `archive` has been imported.
     """
@@ -40,30 +46,34 @@ def change_image(archive: Path, target: Path, name: str, change: Change) -> None
         (described,) = _json(layout, "index.json")["manifests"]
         manifest = _json(layout, _blob(described["digest"]))
         config = _json(layout, _blob(manifest["config"]["digest"]))
-    layer = _layer(change)
-    packed = gzip.compress(layer, mtime=0)
-    blobs = [packed]
+    layer = _layer(files)
+    packed = gzip.compress(layer, compresslevel=1, mtime=0)
     config["rootfs"]["diff_ids"].append(_digest(layer))
-    config.setdefault("history", []).append({"created_by": f"changed {change.file}"})
+    config.setdefault("history", []).append({"created_by": f"files for {name}"})
     manifest["layers"].append({"mediaType": _LAYER, "digest": _digest(packed), "size": len(packed)})
-    for key, document in (("config", config), ("", manifest)):
-        content = json.dumps(document).encode()
-        where = manifest[key] if key else described
-        where |= {"digest": _digest(content), "size": len(content)}
-        blobs.append(content)
+    blobs = [packed, _described(config, manifest["config"])]
+    blobs.append(_described(manifest, described))
     described["annotations"] = {"io.containerd.image.name": name}
-    files = {_blob(_digest(blob)): blob for blob in blobs}
-    files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [described]}).encode()
-    files["oci-layout"] = json.dumps({"imageLayoutVersion": "1.0.0"}).encode()
+    entries = {_blob(_digest(blob)): blob for blob in blobs}
+    entries["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [described]}).encode()
+    entries["oci-layout"] = json.dumps({"imageLayoutVersion": "1.0.0"}).encode()
     with tarfile.open(target, "w") as layout:
-        for path, content in files.items():
+        for path, content in entries.items():
             _add(layout, path, content)
 
 
-def _layer(change: Change) -> bytes:
+def _described(document: dict[str, Any], descriptor: dict[str, Any]) -> bytes:
+    """The document as a blob, which `descriptor` describes from now on."""
+    content = json.dumps(document).encode()
+    descriptor |= {"digest": _digest(content), "size": len(content)}
+    return content
+
+
+def _layer(files: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as layer:
-        _add(layer, f"{_INSTALLED}/{change.file}", change.text().encode())
+        for path, content in files.items():
+            _add(layer, path, content)
     return buffer.getvalue()
 
 

@@ -1,16 +1,23 @@
-"""HTTP/2 from end to end: nghttp asks nginx, neither of which falls back to HTTP/1.1."""
+"""HTTP/2 and gRPC from end to end: nghttp asks nginx, and a Python another one, over HTTP/2 alone."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import grpc
+
+from tests.cluster import grpc_echo
 from tests.cluster.bed import NAMESPACE, Bed
+from tests.cluster.changed_image import add_layer
 from tests.cluster.checks import Check, soon
+from tests.cluster.load.load import PYTHON
 from tests.cluster.pods import PORT, PodName
+from tests.cluster.sidestep import IMAGE
 from tests.lab.images import libraries, write_image
 
-_IMAGE = "sidestep.test/http2:1"
+_HTTP2, _GRPC = "sidestep.test/http2:1", "localhost/sidestep:grpc"
 _PROGRAMS = ("nginx", "nghttp")
 _CONFIGURATION = f"""
 daemon off;
@@ -31,47 +38,78 @@ http {{
     }}
 }}
 """
-ASKING, ANSWERING = PodName(NAMESPACE, "http2-client"), PodName(NAMESPACE, "http2-server")
-_PORTS = {"http2": PORT}  # by this name istiod knows what the port speaks
+_PROXY = "127.0.0.6"  # where a sidecar connects to its application from
+HTTP2_CLIENT, HTTP2_SERVER, GRPC_CLIENT, GRPC_SERVER = (
+    PodName(NAMESPACE, name) for name in ("http2-client", "http2-server", "grpc-client", "grpc-server")
+)
+_SITE = "opt/venv/lib/python3.11/site-packages"  # of the Python in sidestep's image
+_ECHO = (PYTHON, "-c", Path(grpc_echo.__file__).read_text())
+_IDLE = ["sleep", "infinity"]
 
 
 def checks(bed: Bed) -> Iterator[Check]:
     """By Service, where the proxies talk mTLS, and by Pod IP, across nodes."""
-    bed.cluster.import_images([_make_image(bed.cluster.directory / "http2")])
+    folder = bed.cluster.directory / "protocols"
+    folder.mkdir()
+    bed.cluster.import_images([_http2_image(folder), _grpc_image(folder)])
+    made = {
+        HTTP2_CLIENT: (_HTTP2, _IDLE),
+        HTTP2_SERVER: (_HTTP2, ["nginx", "-c", "/etc/nginx.conf"]),
+        GRPC_CLIENT: (_GRPC, _IDLE),
+        GRPC_SERVER: (_GRPC, [*_ECHO, "serve", str(PORT)]),
+    }
     try:
-        for pod, node, command in zip(
-            (ASKING, ANSWERING),
-            bed.cluster.nodes,
-            (["sleep", "infinity"], ["nginx", "-c", "/etc/nginx.conf"]),
-            strict=True,
+        for pod, (image, command) in made.items():
+            # as root nginx would look for its own user, in a file that isn't there
+            container = {"name": "app", "image": image, "command": command, "securityContext": {"runAsUser": 1000}}
+            # by this name istiod knows what the port speaks
+            protocol, _, role = pod.name.partition("-")
+            bed.pods.make(pod, bed.cluster.nodes[role == "server"].name, container, {protocol: PORT})
+        bed.pods.wait_until_ready(*made)
+        for speak, protocol, client, server in (
+            (_wrong_over_http2, "HTTP/2", HTTP2_CLIENT, HTTP2_SERVER),
+            (_wrong_over_grpc, "gRPC", GRPC_CLIENT, GRPC_SERVER),
         ):
-            # as another user nginx would look for its own in a file that isn't there
-            container = {"name": "app", "image": _IMAGE, "command": command, "securityContext": {"runAsUser": 1000}}
-            bed.pods.make(pod, node.name, container, _PORTS)
-        bed.pods.wait_until_ready(ASKING, ANSWERING)
-        mutual = partial(_wrong, bed, ANSWERING.host, f"URI={ASKING.spiffe}")
-        yield Check(f"{ASKING} and {ANSWERING} talk HTTP/2 and mTLS", soon(mutual))
-        clear = partial(_wrong, bed, bed.pods.ip(ANSWERING), "HTTP/2.0 127.0.0.6")
-        yield Check(f"{ASKING} and {ANSWERING} talk HTTP/2 by Pod IP", soon(clear))
+            mutual = partial(speak, bed, server.host, f"URI={client.spiffe}")
+            yield Check(f"{client} and {server} talk {protocol} and mTLS", soon(mutual))
+            clear = partial(speak, bed, bed.pods.ip(server), "")
+            yield Check(f"{client} and {server} talk {protocol} by Pod IP", soon(clear))
     finally:
-        bed.pods.delete(ASKING, ANSWERING)
+        bed.pods.delete(*made)
 
 
-def _wrong(bed: Bed, host: str, wanted: str) -> str:
-    """What came instead of an answer over HTTP/2, from the application's proxy, that has `wanted` in it."""
-    told = bed.pods.run(ASKING, "timeout", "10", "nghttp", f"http://{host}:{PORT}/")
-    return "" if told.startswith("HTTP/2.0 127.0.0.6") and wanted in told else told
+def _wrong_over_http2(bed: Bed, host: str, identity: str) -> str:
+    """What came instead of an answer over HTTP/2, from the application's proxy, that names `identity`."""
+    told = bed.pods.run(HTTP2_CLIENT, "timeout", "10", "nghttp", f"http://{host}:{PORT}/")
+    return "" if told.startswith(f"HTTP/2.0 {_PROXY} ") and identity in told else told
 
 
-def _make_image(directory: Path) -> Path:
+def _wrong_over_grpc(bed: Bed, host: str, identity: str) -> str:
+    """The same of both messages of a stream."""
+    told = bed.pods.run(GRPC_CLIENT, *_ECHO, "ask", f"{host}:{PORT}")
+    answers = [json.loads(line) for line in told.splitlines()]
+    right = [each["number"] for each in answers if _PROXY in each["caller"] and identity in each["identities"]]
+    return "" if right == [0, 1] else told
+
+
+def _http2_image(folder: Path) -> Path:
     """With both programs and nginx's configuration."""
-    directory.mkdir()
-    configuration = directory / "nginx.conf"
+    configuration = folder / "nginx.conf"
     configuration.write_text(_CONFIGURATION)
     found = [Path(path) for path in map(shutil.which, _PROGRAMS) if path]
     files = {f"bin/{path.name}": path for path in found} | {"etc/nginx.conf": configuration}
     for path in found:
         files |= libraries(path)
-    archive = directory / "http2.tar"
-    write_image(archive, _IMAGE, files, {"Env": ["PATH=/bin"]})
+    archive = folder / "http2.tar"
+    write_image(archive, _HTTP2, files, {"Env": ["PATH=/bin"]})
+    return archive
+
+
+def _grpc_image(folder: Path) -> Path:
+    """sidestep's, for its Python, with the grpc that the tests have."""
+    library = Path(grpc.__file__).parent
+    found = [path for path in library.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    files = {f"{_SITE}/grpc/{path.relative_to(library)}": path.read_bytes() for path in found}
+    archive = folder / "grpc.tar"
+    add_layer(IMAGE, archive, _GRPC, files)
     return archive
