@@ -74,9 +74,9 @@ class Mesh:
             "--timeout=300s",
         )
 
-    def make_namespace(self, name: str, **annotations: str) -> None:
+    def make_namespace(self, name: str) -> None:
         """Pods in it get sidecars."""
-        metadata = {"name": name, "labels": {"istio-injection": "enabled"}, "annotations": annotations}
+        metadata = {"name": name, "labels": {"istio-injection": "enabled"}}
         self._control.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
 
     def require(self, mode: str) -> None:
