@@ -43,3 +43,11 @@ class Bed:
         for pod, node in places.items():
             self.pods.make(pod, node.name)
         self.pods.wait_until_ready(*places)
+
+    def make_on_each(self, name: str) -> list[PodName]:
+        """A new mesh pod on each node, by the name and a number; all are Ready."""
+        pods = [PodName(NAMESPACE, f"{name}-{number}") for number, _ in enumerate(self.cluster.nodes)]
+        for pod, node in zip(pods, self.cluster.nodes, strict=True):
+            self.pods.make(pod, node.name)
+        self.pods.wait_until_ready(*pods)
+        return pods

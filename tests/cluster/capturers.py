@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 
-from tests.cluster.bed import NAMESPACE, Bed
+from tests.cluster.bed import Bed
 from tests.cluster.checks import Check, equals
 from tests.cluster.kubernetes_node import KubernetesNode
 from tests.cluster.pods import PodName
@@ -13,15 +13,6 @@ SIDESTEP, RULES = "sidestep", "Istio's rules"
 _FIND = 'for n in /run/netns/*; do ip -n "${n##*/}" -o addr | grep -qF " $1/" && echo "$n"; done; true'
 # SO_NETNS_COOKIE is 71 (uapi/asm-generic/socket.h)
 _COOKIE = "import socket, struct; print(struct.unpack('=Q', socket.socket().getsockopt(socket.SOL_SOCKET, 71, 8))[0])"
-
-
-def one_on_each(bed: Bed, name: str) -> list[PodName]:
-    """A mesh pod on each node, Ready."""
-    pods = [PodName(NAMESPACE, f"{name}-{number}") for number, _ in enumerate(bed.cluster.nodes)]
-    for pod, node in zip(pods, bed.cluster.nodes, strict=True):
-        bed.pods.make(pod, node.name)
-    bed.pods.wait_until_ready(*pods)
-    return pods
 
 
 def captured_by(bed: Bed, pods: list[PodName], who: str) -> Iterator[Check]:

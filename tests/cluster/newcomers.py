@@ -3,19 +3,15 @@
 from collections.abc import Iterator
 from functools import partial
 
-from tests.cluster.bed import NAMESPACE, Bed
+from tests.cluster.bed import Bed
 from tests.cluster.checks import Check, answered_by, at_once, equals, soon
 from tests.cluster.pods import PodName
 
 
 def enrolled_after(bed: Bed, what: str) -> Iterator[Check]:
     """One on each node: both are captured, and talk mTLS with each other. They are gone soon after."""
-    slug = what.replace(" ", "-").lower()
-    pods = [PodName(NAMESPACE, f"new-{number}-{slug}") for number, _ in enumerate(bed.cluster.nodes)]
+    pods = bed.make_on_each(f"new-{what.replace(' ', '-').lower()}")
     try:
-        for pod, node in zip(pods, bed.cluster.nodes, strict=True):
-            bed.pods.make(pod, node.name)
-        bed.pods.wait_until_ready(*pods)
         yield from at_once([*_captured(bed, pods), *_mutual(bed, pods)])
     finally:
         bed.pods.leave(*pods)

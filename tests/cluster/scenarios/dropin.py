@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from tests.cluster.bed import CLIENT, NEAR, Bed
-from tests.cluster.capturers import RULES, SIDESTEP, captured_by, one_on_each
+from tests.cluster.capturers import RULES, SIDESTEP, captured_by
 from tests.cluster.checks import Check, answered_by, equals, soon
 from tests.cluster.istio_cni import IstioCni
 from tests.cluster.pods import PodName
@@ -32,7 +32,7 @@ def checks(bed: Bed) -> Iterator[Check]:
         ):
             istio.install(*values)
             yield from _chains(bed, [*_PRIMARY, "istio-cni" if who == RULES else "sidestep-cni"])
-            fresh = one_on_each(bed, name)
+            fresh = bed.make_on_each(name)
             made += fresh
             yield from captured_by(bed, fresh, who)
             yield from _answers(bed, made)

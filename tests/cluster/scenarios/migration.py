@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from tests.cluster.bed import Bed
-from tests.cluster.capturers import RULES, captured_by, one_on_each
+from tests.cluster.capturers import RULES, captured_by
 from tests.cluster.checks import Check
 from tests.cluster.istio_cni import IstioCni
 from tests.cluster.load.load import load_on
@@ -20,7 +20,7 @@ def checks(bed: Bed) -> Iterator[Check]:
         with load_on(bed) as load:
             yield load.during("sidestep goes, with its pods captured", bed.sidestep.remove)
             yield load.during("istio-cni comes", istio.install)
-        made = one_on_each(bed, "migrated")
+        made = bed.make_on_each("migrated")
         yield from captured_by(bed, made, RULES)
         with load_on(bed) as load:
             yield load.during("istio-cni goes, with Istio's rules in its pods", istio.uninstall)
