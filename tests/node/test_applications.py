@@ -19,7 +19,7 @@ from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
 
 SOURCES = Path(__file__).parents[1] / "lab" / "applications"
-BEHIND, NGINX, JAVA, MPTCP, READS = 7001, 7002, 7004, 7005, 7006  # ports; HAProxy is where it may be the first to send
+BEHIND, NGINX, MPTCP, READS = 7001, 7002, 7005, 7006  # ports; what is not HTTP, or speaks first, is at PORT
 BIG = 1_000_000
 REDIRECTED = 512 * 1024  # BACKLOG_BUDGET of message.c
 UPLOAD = 8_000_000  # more than an application's proxy may be ahead of it past TCP
@@ -45,7 +45,7 @@ print(good)
 # Messages of 1000 bytes; prints what the reader says is available of each.
 MESSAGES = """
 import json, socket, sys, time
-connection = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), 20)
 lines, seen = connection.makefile("r"), []
 for _ in range(int(sys.argv[3])):
     connection.sendall(b"x" * 1000)
@@ -194,8 +194,8 @@ def test_nginx(fast_mesh: Mesh, directory: Path, level: str) -> None:
 def test_java_asks_what_is_available(fast_mesh: Mesh, directory: Path, level: str) -> None:
     set_level(fast_mesh.node, level)
     (directory / "Available.java").write_text((SOURCES / "Available.java").read_text())
-    with running(fast_mesh.beta, JAVA, ["java", str(directory / "Available.java"), str(JAVA), "1000"]):
-        argv = [*PYTHON, MESSAGES, str(fast_mesh.beta.ip4), str(JAVA), "6"]
+    with running(fast_mesh.beta, PORT, ["java", str(directory / "Available.java"), str(PORT), "1000"]):
+        argv = [*PYTHON, MESSAGES, str(fast_mesh.beta.ip4), str(PORT), "6"]
         client = fast_mesh.alpha.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         redirected = json.loads(client.stdout.readline())
         set_level(fast_mesh.node, "off")  # the rest goes by TCP, on a connection that could do otherwise

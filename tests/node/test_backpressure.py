@@ -13,6 +13,7 @@ import pytest
 
 from bpf.layout import LEVELS
 from tests.lab.inside import PYTHON
+from tests.lab.istiod.sent import SERVER_FIRST
 from tests.lab.levels import redirected_bytes, set_level
 from tests.lab.machine import acceleration_needed, memory_for_one
 from tests.lab.node import Node
@@ -39,7 +40,7 @@ def end():
         while kept:
             kept.pop().close()
 threading.Thread(target=end, daemon=True).start()
-listener = socket.create_server(("::", 9001), family=socket.AF_INET6, dualstack_ipv6=True, backlog=500)
+listener = socket.create_server(("::", int(sys.argv[1])), family=socket.AF_INET6, dualstack_ipv6=True, backlog=500)
 kept = []
 print("ready", flush=True)
 while True:
@@ -51,7 +52,7 @@ while True:
 # `hold`: write on all, and say what each has taken in all.
 WRITER = """
 import json, socket, sys, time
-connections = [socket.create_connection((sys.argv[1], 9001)) for _ in range(int(sys.argv[2]))]
+connections = [socket.create_connection((sys.argv[1], int(sys.argv[3]))) for _ in range(int(sys.argv[2]))]
 for each in connections:
     each.recv(1)
     each.setblocking(False)
@@ -101,7 +102,9 @@ def mesh() -> Iterator[IdleMesh]:
             node.pods[name] = pod
             pod.create()
             pods.append(pod)
-        idle = pods[1].popen([*PYTHON, IDLE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        idle = pods[1].popen(
+            [*PYTHON, IDLE, str(SERVER_FIRST)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert idle.stdout.readline() == "ready\n"
         yield IdleMesh(node, pods[0], pods[1], node.pod("gamma", mesh=False, app=False), idle)
 
@@ -130,7 +133,7 @@ class Writer:
 
 @contextmanager
 def writing(mesh: Mesh, count: int) -> Iterator[Writer]:
-    argv = [*PYTHON, WRITER, str(mesh.beta.ip4), str(count)]
+    argv = [*PYTHON, WRITER, str(mesh.beta.ip4), str(count), str(SERVER_FIRST)]
     process = mesh.alpha.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield Writer(process)

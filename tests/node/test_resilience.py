@@ -83,7 +83,7 @@ def test_killing_the_agent_fails_no_request_and_it_serves_again_at_once(mesh: Me
 
     def disturb() -> int:
         mesh.node.agent.kill()
-        assert mesh.alpha.curl(mesh.beta.ip4).pod == "beta"
+        assert mesh.alpha.curl(mesh.beta.ip4, APP_TCP_PORT).pod == "beta"
         mesh.node.agent.start()
         mesh.node.pod("added", app=False, envoy=False).stop()
         return 1
