@@ -39,11 +39,12 @@ class Sandboxes:
         previous = PREVIOUS if command in ("ADD", "CHECK") else None
         return self.chain.run(command, {**self.plugin, **options}, attachment, previous)
 
-    def cycle(self, number: int) -> None:
-        """ADD and DEL of a new container."""
-        attachment = self.attachment(number)
-        assert self.run("ADD", attachment) == PREVIOUS
-        assert self.run("DEL", attachment) is None
+    def cycle(self, number: int, times: int = 1) -> None:
+        """ADD and DEL of a new container, one after the other: a namespace never has two at once."""
+        for _ in range(times):
+            attachment = self.attachment(number)
+            assert self.run("ADD", attachment) == PREVIOUS
+            assert self.run("DEL", attachment) is None
 
     def remove(self) -> None:
         """Take the namespaces down, without a DEL for what is enrolled."""

@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -57,11 +58,11 @@ def test_cycles_one_after_the_other_and_fifty_at_once_leave_nothing(node: Node) 
     descriptors = Path(f"/proc/{node.agent.pid}/fd")
     empty = node.entries()
     with ThreadPoolExecutor(50) as at_once:
-        list(at_once.map(pods.cycle, [number % 50 for number in range(200)]))  # every worker of the agent has run now
+        list(at_once.map(partial(pods.cycle, times=4), range(50)))  # every worker of the agent has run now
         open_before, resident_before = len(list(descriptors.iterdir())), resident_kib(node.agent.pid)
         list(at_once.map(pods.cycle, range(50)))
     with ThreadPoolExecutor(4) as runtime:
-        list(runtime.map(pods.cycle, [number % 4 for number in range(CYCLES)]))
+        list(runtime.map(partial(pods.cycle, times=CYCLES // 4), range(4)))
     assert node.entries() == empty
     assert len(list(descriptors.iterdir())) == open_before
     # the heap itself grows in steps of a MiB; one page lost in each of `make nightly`'s thousand cycles would be four
