@@ -7,6 +7,8 @@ from tests.cluster.bed import Bed
 from tests.cluster.checks import Check, answered_by, at_once, equals, soon
 from tests.cluster.pods import PodName
 
+_HEARD_SECONDS = 120  # istiod's watches, after an outage of the API server, wait longer at each try
+
 
 def enrolled_after(bed: Bed, what: str) -> Iterator[Check]:
     """One on each node: both are captured, and talk mTLS with each other. They are gone soon after."""
@@ -26,4 +28,4 @@ def _captured(bed: Bed, pods: list[PodName]) -> Iterator[Check]:
 def _mutual(bed: Bed, pods: list[PodName]) -> Iterator[Check]:
     for client, server in (pods, reversed(pods)):
         mutual = answered_by(bed.pods, client, server.host, server, f"By={server.spiffe}", f"URI={client.spiffe}")
-        yield Check(f"{client} and {server} talk mTLS", soon(mutual))
+        yield Check(f"{client} and {server} talk mTLS", soon(mutual, _HEARD_SECONDS))
