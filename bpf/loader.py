@@ -289,7 +289,5 @@ if __name__ == "__main__":
     except ImportError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(NO_BCC)
-    except (
-        Exception
-    ) as error:  # whatever it is, its words are for the parent; compiler and verifier have written theirs
+    except Exception as error:  # its words are for the parent; compiler and verifier have written theirs
         sys.exit(str(error))

@@ -18,11 +18,9 @@ from tests.cluster.builder import BIN, BuildFailed, build_all
 from tests.cluster.cluster import Cluster
 from tests.cluster.components import components
 from tests.cluster.host import CommandFailed, DaemonEnded
-from tests.cluster.sidestep import IMAGE
 from tests.lab import images
 from tests.lab.demo import exit_on_signals
 from tests.lab.inside import PYTHON
-from tests.lab.node import REPOSITORY
 
 NAMESPACE = "bench"
 LEVELS = (1, 8, 16)
@@ -42,7 +40,7 @@ def measured(bed: Bed, rounds: int, each: int) -> dict[int, Rounds]:
     kubeconfig.write_bytes(bed.control.kubeconfig.read_bytes())
     node.host.run(["mkdir", "-p", _RUN_DIR])
     node.host.run(["cp", kubeconfig, _RUN_DIR / kubeconfig.name])
-    (conflist,) = [path for path in node.host.run(["find", "/etc/cni/net.d", "-name", "*.conflist"]).split()]
+    (conflist,) = node.host.run(["find", "/etc/cni/net.d", "-name", "*.conflist"]).split()
     (ours,) = [each for each in json.loads(node.host.run(["cat", conflist]))["plugins"] if "sidestep" in each["type"]]
     theirs = {"type": "istio-cni", "cni_agent_run_dir": str(_RUN_DIR)}
     sides = {
@@ -83,7 +81,7 @@ def bench(rounds: int, each: int) -> None:
         build_all(components(), say=lambda line: click.echo(f"bench-plugins: {line}", err=True))
         with Cluster() as cluster:
             bed = Bed.of(cluster)
-            cluster.start([*images.make_images(REPOSITORY / "build" / "images"), IMAGE])
+            bed.start_nodes()
             bed.sidestep.install()
             found = measured(bed, rounds, each)
     except (BuildFailed, CommandFailed, DaemonEnded, TimeoutError) as error:

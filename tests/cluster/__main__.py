@@ -17,10 +17,7 @@ from tests.cluster.host import CGROUPS, CommandFailed, DaemonEnded
 from tests.cluster.scenario import Scenario, select
 from tests.cluster.scenario import run as run_scenarios
 from tests.cluster.scenarios import SCENARIOS
-from tests.cluster.sidestep import IMAGE
-from tests.lab import images
 from tests.lab.demo import exit_on_signals
-from tests.lab.node import REPOSITORY
 
 
 @click.command()
@@ -71,7 +68,7 @@ def bring_up(made: Cluster) -> Bed:
         say(f"{what} after {time.monotonic() - began:.0f} s")
 
     bed = Bed.of(made)
-    made.start([*images.make_images(REPOSITORY / "build" / "images"), IMAGE])
+    bed.start_nodes()
     reached("two nodes are Ready")
     for line in sorted({what_runs(node) for node in made.control.get("nodes")}):
         say(line)

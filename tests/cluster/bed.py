@@ -6,7 +6,9 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.mesh import Mesh
 from tests.cluster.pods import PodName, Pods
-from tests.cluster.sidestep import Sidestep
+from tests.cluster.sidestep import IMAGE, Sidestep
+from tests.lab import images
+from tests.lab.node import REPOSITORY
 
 NAMESPACE = "mesh"
 # CLIENT and NEAR are on one node, FAR is on the other
@@ -28,6 +30,10 @@ class Bed:
     def of(cls, cluster: Cluster) -> "Bed":
         """For a cluster whose hosts have been booted; nothing runs on them yet."""
         return cls(cluster, Sidestep(cluster), Mesh(cluster), Pods(cluster.control))
+
+    def start_nodes(self) -> None:
+        """Both are Ready afterwards, and have the images of what runs in pods."""
+        self.cluster.start([*images.make_images(REPOSITORY / "build" / "images"), IMAGE])
 
     @property
     def control(self) -> ControlPlane:

@@ -17,7 +17,6 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.components import components
 from tests.cluster.host import CommandFailed, DaemonEnded
 from tests.cluster.pods import PodName
-from tests.cluster.sidestep import IMAGE
 from tests.lab import images
 from tests.lab.demo import exit_on_signals
 from tests.lab.istiod.sent import HTTP, SENT, SERVER_FIRST, SERVICE, TCP
@@ -112,7 +111,7 @@ def renew() -> None:
         build_all(components(), say=lambda line: click.echo(f"renew-sent: {line}"))
         with Cluster() as cluster:
             bed = Bed.of(cluster)
-            cluster.start([*images.make_images(REPOSITORY / "build" / "images"), IMAGE])
+            bed.start_nodes()
             bed.sidestep.install()
             bed.mesh.install(is_dual_stack=True)
             for mode, pod in make_pods(bed).items():
