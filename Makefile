@@ -32,7 +32,7 @@ help:
 	@echo 'make one T=FILE     one test or one file of tests: T=tests/unit/test_chain.py::test_any_string_survives'
 	@echo 'make verifier-log P=connect4 [STEPS=1]  what the verifier of this kernel says of one program'
 	@echo 'make e2e            a node'"'"'s life with a real containerd, hybrid and pure cgroup2'
-	@echo 'make cluster [KEEP=1] [ONLY=PATTERN] [KUBERNETES=1.37] [CONTAINERD=2.4]  a real Kubernetes of two nodes with Istio and sidestep; its programs are built first'
+	@echo 'make cluster [KEEP=1] [ONLY=PATTERN] [KUBERNETES=1.37] [CONTAINERD=2.4] [CGROUPS=pure] [DRIVER=systemd]  a real Kubernetes of two nodes with Istio and sidestep; its programs are built first'
 	@echo 'make cluster-down   take down clusters that were kept, or whose owner is dead'
 	@echo 'make renew-sent     ask a real istiod for the configuration of the Envoys in the tests (tests/lab/istiod)'
 	@echo 'make conformance    every kind of connection, with Istio'"'"'s rules and with sidestep, compared'

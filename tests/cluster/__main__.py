@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from tests.cluster import shape
 from tests.cluster.bed import Bed
 from tests.cluster.builder import BIN, BuildFailed, build_all
 from tests.cluster.cluster import LOGS, Cluster
@@ -32,7 +33,8 @@ def cluster(keep: bool, only: str) -> None:
     if os.geteuid() != 0:
         sys.exit("cluster: namespaces and cgroups need root")
     if not (CGROUPS / "unified").exists():
-        sys.exit(f"cluster: {CGROUPS} has no `unified`; so far hosts are made of hybrid cgroups only")
+        sys.exit(f"cluster: {CGROUPS} has no `unified`; hosts are made of a hybrid machine's cgroups")
+    shape.cgroups()  # who asks for what there is not hears it at once
     exit_on_signals()
     try:
         build_all(components(), say=say)
@@ -70,6 +72,7 @@ def bring_up(made: Cluster) -> Bed:
     bed = Bed.of(made)
     bed.start_nodes()
     reached("two nodes are Ready")
+    say(f"{shape.cgroups()} cgroups, made by {shape.driver()}")
     for line in sorted({what_runs(node) for node in made.control.get("nodes")}):
         say(line)
     bed.sidestep.install()

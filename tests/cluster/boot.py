@@ -1,8 +1,10 @@
 """The first process of a host: gives it file systems of its own, and then reaps orphans until it is killed.
 
-Runs as `boot.py STATE FOLDER…` in fresh namespaces, with the standard library alone. The FOLDERs are the host's own and
-stay in STATE; what is written elsewhere below /etc, /opt, /run and /var is gone with the host. Says "up" when all is
-there. Whoever kills this process ends everything in its namespaces.
+Runs as `boot.py CGROUPS DRIVER STATE FOLDER…` in fresh namespaces, with the standard library alone. CGROUPS is
+`hybrid`, the machine's hierarchies side by side, or `pure`, cgroup2 alone. With the DRIVER `systemd` the machine's
+systemd then takes over, with no unit but a target. The FOLDERs are the host's own and stay in STATE; what is written
+elsewhere below /etc, /opt, /run and /var is gone with the host. Says "up" when all is there. Whoever kills this process
+ends everything in its namespaces.
 """
 
 import os
@@ -12,6 +14,8 @@ import time
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
+SYSTEMD_TARGET = "host.target"
+_SYSTEMD = "/lib/systemd/systemd"
 # kubelet sets these for the whole machine if they differ (pkg/kubelet/cm, setupKernelTunables)
 _TUNABLES = {
     "vm/overcommit_memory": 1,
@@ -24,8 +28,8 @@ _TUNABLES = {
 _MACHINES = (Path("/run"), Path("/sys"), Path("/proc"))
 
 
-def main(state: Path, folders: list[str]) -> None:
-    hierarchies = _hierarchies()
+def main(cgroups: str, driver: str, state: Path, folders: list[str]) -> None:
+    hierarchies = [] if cgroups == "pure" else _hierarchies()
     _forget_machine()
     # nothing goes back to the machine; inside, a container may be given what is mounted later (HostToContainer)
     _mount("--make-rshared", "/")
@@ -36,7 +40,13 @@ def main(state: Path, folders: list[str]) -> None:
     for name in folders:
         _bind(keep / name_of(name), Path(name))
     _fresh_sys(hierarchies)
+    if driver == "systemd":
+        _protect_sysctls()
     _satisfy_kubelet()
+    if driver == "systemd":
+        _become_systemd()
+    for hierarchy in [CGROUPS / name for name, *_ in hierarchies] or [CGROUPS]:
+        (hierarchy / "system" / "cgroup.procs").write_text("0")
     print("up", flush=True)
     _reap()
 
@@ -98,14 +108,16 @@ def _bind(source: Path, target: Path) -> None:
 
 
 def _fresh_sys(hierarchies: list[tuple[str, str, str]]) -> None:
-    """The network of this namespace, a bpffs, and cgroups whose top is this host's. Daemons are in `system`."""
+    """The network of this namespace, a bpffs, and cgroups whose top is this host's."""
     _mount("-t", "sysfs", "sysfs", "/sys")
     _mount("-t", "bpf", "bpf", "/sys/fs/bpf")
+    if not hierarchies:
+        _mount("-t", "cgroup2", "cgroup2", CGROUPS)
+        return
     _mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", CGROUPS)
     for name, kind, options in hierarchies:
         (CGROUPS / name).mkdir()
         _mount("-t", kind, "-o", options, kind, CGROUPS / name)
-        (CGROUPS / name / "system" / "cgroup.procs").write_text("0")
 
 
 def _satisfy_kubelet() -> None:
@@ -117,6 +129,27 @@ def _satisfy_kubelet() -> None:
     # the kernel lets user namespaces mount a procfs if one without anything over it is in sight
     Path("/run/host/proc").mkdir()
     _mount("-t", "proc", "proc", "/run/host/proc")
+
+
+def _protect_sysctls() -> None:
+    """A systemd sets some for the whole machine; those of the network are this host's own."""
+    for path, option in (("/proc/sys", "ro"), ("/proc/sys/net", "rw")):
+        _mount("--bind", path, path)
+        _mount("-o", f"remount,bind,{option}", path)
+
+
+def _become_systemd() -> None:
+    """It takes the cgroup that it starts in for its own, the host's top, and makes slices and scopes there."""
+    units = Path("/run/systemd/system")
+    units.mkdir(parents=True)
+    (units / SYSTEMD_TARGET).write_text("[Unit]\nDefaultDependencies=no\n")
+    for device in ("/dev/console", "/dev/kmsg"):  # the machine's
+        _mount("--bind", "/dev/null", device)
+    # `container` tells it that hardware is none of its business
+    environment = {"container": "sidestep", "PATH": os.environ["PATH"]}
+    argv = [_SYSTEMD, "--system", f"--unit={SYSTEMD_TARGET}", "--show-status=no"]
+    print("up", flush=True)
+    os.execve(_SYSTEMD, argv, environment)
 
 
 def _mount(*argv: object) -> None:
@@ -132,4 +165,4 @@ def _reap() -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4:])

@@ -50,7 +50,7 @@ class Component:
 
 
 def components(modules: Path = MODULES) -> list[Component]:
-    """All of them, of the releases that are chosen, in the order in which they are built. Raises UnknownVersion."""
+    """All of them, of the releases that are chosen, in the order in which they are built. Raises UnknownValue."""
     etcd, server = modules / "etcd", "go.etcd.io/etcd/server/v3"
     istio = [
         Component(Path(package).name, f"istio.io/istio/{package}", modules / "istio", "istio.io/istio", _ISTIO_TAGS)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import boot
+from tests.cluster import boot, shape
 from tests.cluster.addresses import Place
 from tests.lab.inside import PYTHON
 from tests.lab.node import NETNS, identity_of, make_netns
@@ -56,7 +56,7 @@ class Host:
         self._state.mkdir(parents=True, exist_ok=True)
         make_netns(self.netns)
         tops = _make_cgroups(self._cgroup)
-        first = [*PYTHON[:-1], boot.__file__, str(self._state), *_FOLDERS]
+        first = [*PYTHON[:-1], boot.__file__, shape.cgroups(), shape.driver(), str(self._state), *_FOLDERS]
         unshare = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child", *first]
         argv = [*_moving_to(tops), "nsenter", f"--net={self.netns}", *unshare]
         with (self.directory / "boot.log").open("a") as log:
@@ -67,6 +67,8 @@ class Host:
         if self._unshare.stdout.readline() != "up\n":
             raise DaemonEnded(f"{self.name} does not boot:\n{(self.directory / 'boot.log').read_text()}")
         (self.directory / "first").write_text(identity_of(_only_child(self._unshare.pid)))
+        if shape.driver() == shape.SYSTEMD:
+            wait_until(self._has_systemd, f"the systemd of {self.name}", _SECONDS)
         self.run(["hostname", self.name])
 
     def command(self, argv: Sequence[str | Path]) -> list[str]:
@@ -122,6 +124,12 @@ class Host:
             wait_until(partial(_gone, top), f"the processes in {top} to end", _SECONDS)
         if self.netns.exists():
             subprocess.run(["ip", "netns", "del", self.netns.name], check=True)
+
+    def _has_systemd(self) -> bool:
+        try:
+            return bool(self.run(["systemctl", "is-active", boot.SYSTEMD_TARGET]))
+        except CommandFailed:
+            return False
 
     @property
     def _state(self) -> Path:

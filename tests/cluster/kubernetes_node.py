@@ -8,13 +8,14 @@ from pathlib import Path
 
 import yaml
 
-from tests.cluster import versions
+from tests.cluster import shape, versions
 from tests.cluster.addresses import CONTROL
 from tests.cluster.builder import BIN
 from tests.cluster.certificates import Authority
 from tests.cluster.host import CommandFailed, Host
 from tests.lab import images
 from tests.lab.node import PLUGINS
+from tests.lab.runc import find_runc, write_runc_without_limits
 from tests.lab.waiting import wait_until
 
 PRIMARY = "10-cluster.conflist"
@@ -28,6 +29,11 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   # without CAP_SYS_RESOURCE runc can't give a container a better score than its own
   restrict_oom_score_adj = true
   disable_apparmor = true
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      BinaryName = "{{runc}}"
+      SystemdCgroup = {{is_systemd}}
 """
 
 
@@ -61,6 +67,12 @@ class KubernetesNode:
         name = container.removeprefix("containerd://")
         self.host.run([*self._runtimes(), "ctr", "-n", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", name])
 
+    def cgroups_of(self, container: str) -> list[str]:
+        """Of its first process, a line each hierarchy (proc(5)); `container` is its id."""
+        tasks = self.host.run([*self._runtimes(), "ctr", "-n", "k8s.io", "tasks", "list"])
+        pid = next(line.split()[1] for line in tasks.splitlines() if line.startswith(container))
+        return self.host.run(["cat", f"/proc/{pid}/cgroup"]).splitlines()
+
     def restart(self, daemon: str) -> None:
         """Kill kubelet or containerd with SIGKILL and start it again."""
         start = {"containerd": self.start_containerd, "kubelet": self.start_kubelet}[daemon]
@@ -75,7 +87,8 @@ class KubernetesNode:
     def start_containerd(self) -> None:
         """Answers afterwards."""
         config = self.host.directory / "containerd.toml"
-        config.write_text(_CONTAINERD)
+        is_systemd = str(shape.driver() == shape.SYSTEMD).lower()
+        config.write_text(_CONTAINERD.format(runc=self._runc(), is_systemd=is_systemd))
         self.host.start("containerd", [*self._runtimes(), "containerd", "--config", config])
         wait_until(self._runtime_answers, f"containerd; see {self.host.log('containerd')}", _SECONDS)
 
@@ -139,7 +152,7 @@ class KubernetesNode:
             "clusterDNS": [CONTROL.ips[0]],
             "clusterDomain": "cluster.local",
             "resolvConf": "",  # the machine's name servers are out of reach
-            "cgroupDriver": "cgroupfs",
+            "cgroupDriver": shape.driver(),
             "failCgroupV1": False,
             "failSwapOn": False,
             "oomScoreAdj": 0,
@@ -150,6 +163,15 @@ class KubernetesNode:
             "imageGCLowThresholdPercent": 99,
             "volumePluginDir": "/var/lib/kubelet/volume-plugins",  # the usual place is below /usr, the machine's
         }
+
+    def _runc(self) -> Path:
+        """What containerd starts containers with."""
+        runc = find_runc()
+        if shape.cgroups() != shape.PURE:
+            return runc
+        limitless = self.host.directory / "runc"
+        write_runc_without_limits(limitless, runc)
+        return limitless
 
     def _runtimes(self) -> list[str]:
         """What a command begins with so that it, and the shim that it looks for, are of the chosen release."""

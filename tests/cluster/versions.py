@@ -4,19 +4,14 @@ The variables KUBERNETES and CONTAINERD choose others. What they may be stands h
 """
 
 import os
-from collections.abc import Collection
 
-import click
+from tests.cluster.variables import chosen
 
 # release → the folder of modules/ that pins it
 KUBERNETES = {"1.36": "kubernetes", "1.37": "kubernetes-1.37"}
 _USUAL = "1.36"
 DISTRIBUTION = "distribution"
 CONTAINERD = (DISTRIBUTION, "2.4")
-
-
-class UnknownVersion(click.ClickException):
-    """One line: the variable, its value, and what it may be."""
 
 
 def folder() -> str:
@@ -26,17 +21,10 @@ def folder() -> str:
 
 
 def kubernetes() -> str:
-    """The release of Kubernetes. Raises UnknownVersion."""
-    return _chosen("KUBERNETES", KUBERNETES, _USUAL)
+    """The release of Kubernetes. Raises UnknownValue."""
+    return chosen("KUBERNETES", KUBERNETES, _USUAL)
 
 
 def containerd() -> str:
-    """The release of containerd, or `distribution`. Raises UnknownVersion."""
-    return _chosen("CONTAINERD", CONTAINERD, DISTRIBUTION)
-
-
-def _chosen(variable: str, known: Collection[str], default: str) -> str:
-    value = os.environ.get(variable) or default
-    if value not in known:
-        raise UnknownVersion(f"{variable}={value} is none of {', '.join(known)}")
-    return value
+    """The release of containerd, or `distribution`. Raises UnknownValue."""
+    return chosen("CONTAINERD", CONTAINERD, DISTRIBUTION)

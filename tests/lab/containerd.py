@@ -1,9 +1,7 @@
 """A containerd of the lab's own."""
 
 import json
-import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from cri_api.v1.api_pb2_grpc import RuntimeServiceStub
 
 from tests.lab import images
 from tests.lab.node import PLUGINS, REPOSITORY, Node
+from tests.lab.runc import find_runc, write_runc_without_limits
 from tests.lab.waiting import wait_until
 
 SECONDS = 30
@@ -44,19 +43,6 @@ state = "{directory}/state"
       Root = "{directory}/runc-state"
       BinaryName = "{runc}"
 """
-# This machine's controllers are in the v1 hierarchies, so its cgroup2 has none to limit containers with. Limits are not
-# what these tests are about: they are taken out of each container's specification.
-RUNC = """#!{python} -ISB
-import json, os, sys
-if "--bundle" in sys.argv:
-    path = os.path.join(sys.argv[sys.argv.index("--bundle") + 1], "config.json")
-    with open(path) as file:
-        spec = json.load(file)
-    spec["linux"].pop("resources", None)
-    with open(path, "w") as file:
-        json.dump(spec, file)
-os.execv("{runc}", ["runc", *sys.argv[1:]])
-"""
 
 
 class Containerd:
@@ -77,10 +63,8 @@ class Containerd:
         for plugin in ("bridge", "host-local", "portmap", "loopback"):
             (self.bin / plugin).write_bytes((PLUGINS / plugin).read_bytes())
             (self.bin / plugin).chmod(0o755)
-        runc = Path(shutil.which("runc") or "/usr/sbin/runc")
-        wrapped = self.directory / "runc"
-        wrapped.write_text(RUNC.format(python=Path(sys.executable).resolve(), runc=runc))
-        wrapped.chmod(0o755)
+        runc, wrapped = find_runc(), self.directory / "runc"
+        write_runc_without_limits(wrapped, runc)
         text = CONFIG.format(
             directory=self.directory,
             pause=images.PAUSE,

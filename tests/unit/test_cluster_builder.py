@@ -8,7 +8,7 @@ import pytest
 
 from tests.cluster.builder import BuildFailed, build_all, is_built
 from tests.cluster.components import MODULES, Component, components
-from tests.cluster.versions import UnknownVersion
+from tests.cluster.variables import UnknownValue
 
 GO = """#!/bin/sh
 # as much of a compiler as the builder can notice: the program is who it was built from
@@ -113,7 +113,7 @@ def test_each_module_pins_the_programs_that_are_built_from_it(folder: Path, monk
 @pytest.mark.parametrize(("variable", "known"), [("KUBERNETES", "1.36, 1.37"), ("CONTAINERD", "distribution, 2.4")])
 def test_a_release_that_nobody_pins_is_one_line(variable: str, known: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "0.9")
-    with pytest.raises(UnknownVersion, match=f"^{variable}=0.9 is none of {known}$"):
+    with pytest.raises(UnknownValue, match=f"^{variable}=0.9 is none of {known}$"):
         components()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
+from tests.cluster import shape
 from tests.cluster.bed import CLIENT, FAR, NEAR, PLAIN, Bed
 from tests.cluster.builder import BIN
 from tests.cluster.checks import Check, answered_by, at_once, equals
@@ -19,7 +20,7 @@ _SECONDS = 30  # until every proxy has heard of a change
 def checks(bed: Bed) -> Iterator[Check]:
     """All that must hold before anything happens."""
     found = _of_nodes(bed.cluster, bed.sidestep) + _of_plain_pods(bed.pods, PLAIN[0], PLAIN)
-    yield from at_once(found + _of_sidecars(bed.control, bed.pods, bed.sidestep))
+    yield from at_once(found + _of_sidecars(bed.control, bed.pods, bed.sidestep) + _of_cgroups(bed))
     yield from at_once(_of_requests(bed.pods, PLAIN[0]))
     yield from _in_strict(bed.pods, PLAIN[0], bed.mesh)
 
@@ -58,6 +59,26 @@ def _of_sidecars(control: ControlPlane, pods: Pods, sidestep: Sidestep) -> list[
         ]
     proxies = [pod.host for pod in (CLIENT, FAR, NEAR)]
     return [*found, Check("istiod configures every proxy", equals(partial(_configured, control), proxies))]
+
+
+def _of_cgroups(bed: Bed) -> list[Check]:
+    """That nodes have the layout that was asked for: where the kernel has a mesh pod's application."""
+    return [Check(f"{pod}'s application is in its cgroup", partial(_misplaced, bed, pod)) for pod in (CLIENT, FAR)]
+
+
+def _misplaced(bed: Bed, pod: PodName) -> str:
+    """Where its application is instead."""
+    found = bed.pods.get(pod)
+    node = next(each for each in bed.cluster.nodes if each.name == found["spec"]["nodeName"])
+    status = found["status"]
+    container = next(each["containerID"] for each in status["containerStatuses"] if each["name"] == "app")
+    container = container.removeprefix("containerd://")
+    wanted = shape.cgroup_of(found["metadata"]["uid"], status["qosClass"], container)
+    (own,) = [line for line in node.cgroups_of(container) if line.startswith("0::")]
+    mounts = node.host.run(["cat", "/proc/self/mountinfo"]).splitlines()
+    kinds = {line.split(" - ")[1].split()[0] for line in mounts} & {"cgroup", "cgroup2"}
+    layout = shape.HYBRID if "cgroup" in kinds else shape.PURE
+    return "" if (own, layout) == (f"0::{wanted}", shape.cgroups()) else f"{own} in a {layout} layout"
 
 
 def _of_requests(pods: Pods, plain: PodName) -> list[Check]:
