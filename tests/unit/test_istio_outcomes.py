@@ -5,8 +5,8 @@ import re
 
 import pytest
 
+from tests.cluster.istio_tests.names import Names, pattern_of
 from tests.cluster.istio_tests.outcomes import Outcome, cases, compare, outcomes_of, reasons_of, settle, unfinished
-from tests.cluster.istio_tests.run import pattern_of
 from tests.cluster.istio_tests.suites import SUITES, select
 
 PASSED, FAILED, SKIPPED, UNFINISHED = Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED, Outcome.UNFINISHED
@@ -96,6 +96,30 @@ def test_what_passes_when_repeated_is_told_as_that() -> None:
 def test_repeated_cases_are_found_by_their_whole_names() -> None:
     assert pattern_of(["TestA/b.c/(d)", "TestE"]) == r"^TestA$/^b\.c$/^\(d\)$|^TestE$"
     assert not re.search(pattern_of(["TestE"]), "TestEF")
+
+
+@pytest.mark.parametrize(
+    ("name", "lasting"),
+    [
+        ("TestA/host/b.echo-1-35924.svc:80/http", "TestA/host/b.echo-N-N.svc:80/http"),
+        ("TestA/probe-10.65.89.234", "TestA/probe-ADDRESSv4"),
+        ("TestA/probe-fd66:2::3", "TestA/probe-ADDRESSv6"),
+        ("TestA/dns/1.2.3.4", "TestA/dns/1.2.3.4"),
+        ("TestA/from_primary-0/10:20:30", "TestA/from_primary-0/10:20:30"),
+    ],
+)
+def test_what_changes_from_run_to_run_is_not_in_a_lasting_name(name: str, lasting: str) -> None:
+    assert Names().lasting(name) == lasting
+    levels = zip(pattern_of([lasting]).split("/"), name.split("/"), strict=True)
+    assert all(re.search(level, own) for level, own in levels)
+
+
+def test_tests_whose_names_differ_by_chance_alone_are_counted() -> None:
+    names = Names()
+    told = [
+        names.lasting(name) for name in ("TestA/10.66.1.2", "TestA/10.66.1.3", "TestA/10.66.1.3/b", "TestA/10.66.1.2")
+    ]
+    assert told == ["TestA/ADDRESSv4", "TestA/ADDRESSv4~2", "TestA/ADDRESSv4~2/b", "TestA/ADDRESSv4"]
 
 
 def test_a_suite_is_chosen_by_its_name() -> None:

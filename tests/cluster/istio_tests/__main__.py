@@ -19,9 +19,10 @@ from tests.cluster.cluster import LOGS, Cluster
 from tests.cluster.components import components
 from tests.cluster.host import CGROUPS, CommandFailed, DaemonEnded
 from tests.cluster.istio_tests import programs
-from tests.cluster.istio_tests.images import make_test_images
+from tests.cluster.istio_tests.images import make_test_images, never_pull
+from tests.cluster.istio_tests.names import pattern_of
 from tests.cluster.istio_tests.outcomes import Comparison, Outcome, compare, settle, unfinished
-from tests.cluster.istio_tests.run import Run, RunFailed, pattern_of, run
+from tests.cluster.istio_tests.run import Run, RunFailed, run
 from tests.cluster.istio_tests.sides import SIDES
 from tests.cluster.istio_tests.suites import Suite, select
 from tests.lab.demo import exit_on_signals
@@ -49,7 +50,7 @@ def istio(only: str, tests: str) -> None:
     try:
         build_all([*components(), *programs.servers(), *_packages(suites)], say=say)
         compared = [compared_on_both(suite, tests) for suite in suites]
-    except (BuildFailed, RunFailed) as error:
+    except (BuildFailed, RunFailed, LookupError) as error:
         sys.exit(f"istio: {error}")
     except (CommandFailed, DaemonEnded, TimeoutError) as error:
         sys.exit(f"istio: {error}\nistio: its logs are in {LOGS}")
@@ -89,6 +90,7 @@ def mesh_of(suite: Suite, side: str) -> Iterator[Bed]:
         bed = Bed.of(cluster)
         bed.start_nodes()
         cluster.import_images(make_test_images(cluster.directory / "test-images", programs.source()))
+        never_pull(bed.control.host, programs.source())
         SIDES[side](bed, suite.repair)
         bed.mesh.install(*suite.values)
         for kind in ("ingress", "egress"):

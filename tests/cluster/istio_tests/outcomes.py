@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from tests.cluster.istio_tests.names import Names
+
 
 class Outcome(StrEnum):
     """As test2json calls them."""
@@ -20,12 +22,13 @@ Outcomes = Mapping[str, Outcome]  # of each test, with those that only have test
 
 
 def outcomes_of(events: Iterable[str]) -> dict[str, Outcome]:
-    """From lines of JSON; the last word about a test counts."""
+    """From lines of JSON, by lasting names; the last word about a test counts."""
+    names = Names()
     found: dict[str, Outcome] = {}
     for line in events:
         event = json.loads(line)
         if "Test" in event and event["Action"] in set(Outcome):
-            found[event["Test"]] = Outcome(event["Action"])
+            found[names.lasting(event["Test"])] = Outcome(event["Action"])
     return found
 
 
@@ -34,12 +37,15 @@ _COMPLAINT = re.compile(r" +\w+\.go:\d+: (.+)")
 
 def reasons_of(events: Iterable[str]) -> dict[str, str]:
     """The last thing that each test has said for itself, `file.go:LINE: …`, in one line."""
+    names = Names()
     found: dict[str, str] = {}
     for line in events:
         event = json.loads(line)
-        said = _COMPLAINT.match(event.get("Output", ""))
-        if said and "Test" in event:
-            found[event["Test"]] = said[1].strip()
+        if "Test" not in event:
+            continue
+        name = names.lasting(event["Test"])
+        if said := _COMPLAINT.match(event.get("Output", "")):
+            found[name] = said[1].strip()
     return found
 
 

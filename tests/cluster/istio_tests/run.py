@@ -1,9 +1,8 @@
 """One run of a suite on the control plane's host, which reaches nodes and pods; its time is bounded."""
 
 import os
-import re
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,12 +52,6 @@ def run(suite: Suite, control: ControlPlane, log: Path, tests: str = "") -> Run:
     if not found.outcomes:
         raise RunFailed(f"{suite.name}: no test began; see {log}:\n{log.read_text(errors='replace')[-2000:]}")
     return found
-
-
-def pattern_of(names: Collection[str]) -> str:
-    """Of -test.run: it fits these tests, and nothing else that is not below one of them."""
-    levels = [[f"^{re.escape(level)}$" for level in name.split("/")] for name in names]
-    return "|".join("/".join(each) for each in levels)
 
 
 def _in(suite: Suite, control: ControlPlane) -> list[str | Path]:
