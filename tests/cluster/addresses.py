@@ -8,6 +8,7 @@ Network = IPv4Network | IPv6Network
 # IPv4 addresses of labs are in 10.128.0.0/9 (tests/lab/node.py), so a line of a log says whose it is
 HOSTS: tuple[Network, Network] = (IPv4Network("10.64.0.0/24"), IPv6Network("fd64::/64"))
 SERVICES: tuple[Network, Network] = (IPv4Network("10.65.0.0/16"), IPv6Network("fd65::/112"))
+PODS: tuple[Network, Network] = (IPv4Network("10.66.0.0/16"), IPv6Network("fd66::/16"))  # of all nodes
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,10 @@ def is_built(component: Component, target: Path, compiler: str) -> bool:
 def build(component: Component, target: Path, go: str, compiler: str) -> None:
     """Build one; the program appears when it is complete. Raises BuildFailed."""
     fresh = target / f".{component.name}.new"
-    argv = ["nice", "-n", _NICE, go, "build", "-p", str(_PROCESSES), "-buildvcs=false", *component.flags()]
+    how = [*component.command(), "-p", str(_PROCESSES), "-buildvcs=false", *component.flags()]
     done = subprocess.run(
-        [*argv, "-o", fresh, component.package],
-        cwd=component.folder,
+        ["nice", "-n", _NICE, go, *how, "-o", fresh, component.package],
+        cwd=component.directory(),
         env=os.environ | {"CGO_ENABLED": "0"},
         capture_output=True,
         text=True,

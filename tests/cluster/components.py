@@ -33,17 +33,30 @@ class Component:
             raise LookupError(f"{self.folder / 'go.mod'} requires no {self.module}")
         return pinned[1]
 
+    def command(self) -> list[str]:
+        """What of `go` builds it."""
+        return ["build"]
+
+    def directory(self) -> Path:
+        """Where it is built: the module whose dependencies it gets."""
+        return self.folder
+
     def flags(self) -> list[str]:
-        """For `go build`: a static program without symbols, the same from whatever folder it is built in."""
+        """For this command: a static program without symbols, the same from whatever folder it is built in."""
         linker = "-s -w" + (f" -X {self.variable}={self.version}" if self.variable else "")
         return ["-trimpath", f"-tags={self.tags}", f"-ldflags={linker}"]
 
     def key(self, compiler: str) -> str:
         """A digest of all that makes the program what it is; `compiler` is the version of Go."""
         digest = hashlib.sha256()
-        for part in (compiler, self.package, *self.flags(), self._mod(), (self.folder / "go.sum").read_text()):
+        for part in (compiler, *self._made_by(), self._mod(), (self.folder / "go.sum").read_text()):
             digest.update(hashlib.sha256(part.encode()).digest())
         return digest.hexdigest()
+
+    def _made_by(self) -> list[str]:
+        # programs that plain `go build` makes have had their keys without it
+        command = [each for each in self.command() if each != "build"]
+        return [self.package, *command, *self.flags()]
 
     def _mod(self) -> str:
         return (self.folder / "go.mod").read_text()

@@ -1,6 +1,7 @@
 """Istio in the cluster, installed by Helm from the charts in its module, with sidestep in its CNI plugin's place."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from tests.cluster.components import components
 from tests.cluster.istio_images import HUB, TAG, make_istio_images
 
 NAMESPACE = "istio-system"
-_VALUES: dict[str, Any] = {
+Values = Mapping[str, Any]  # of a Helm chart
+_VALUES: Values = {
     "global": {
         "hub": HUB,
         "tag": TAG,
@@ -34,7 +36,8 @@ _VALUES: dict[str, Any] = {
     "telemetry": {"enabled": False},  # an extension too
     "meshConfig": {"accessLogFile": "/dev/stdout"},
 }
-_DUAL_STACK = {
+# proxies listen on both families
+DUAL_STACK: Values = {
     "pilot": {"ipFamilyPolicy": "RequireDualStack"},
     "meshConfig": {"defaultConfig": {"proxyMetadata": {"ISTIO_DUAL_STACK": "true"}}},
 }
@@ -48,31 +51,22 @@ class Mesh:
         pilot = next(each for each in components() if each.name == "pilot-discovery")
         self._source = module_directory(pilot)
 
-    def install(self, is_dual_stack: bool = False) -> None:
+    def install(self, *values: Values) -> None:
         """istiod serves afterwards, and injects sidecars into the pods of labelled namespaces.
 
-        In a dual-stack mesh, proxies listen on both families.
+        Of `values` for its chart, later ones win.
         """
         self._cluster.import_images(make_istio_images(self._cluster.directory / "istio-images", self._source))
-        self.install_charts(is_dual_stack)
+        self.install_charts(*values)
 
-    def install_charts(self, is_dual_stack: bool = False) -> None:
+    def install_charts(self, *values: Values) -> None:
         """The same, where the images are."""
-        values = _write(self._cluster.directory / "istio-values.json", _VALUES)
-        more: list[str | Path] = (
-            ["--values", _write(self._cluster.directory / "dual-stack.json", _DUAL_STACK)] if is_dual_stack else []
-        )
-        charts = self._source / "manifests" / "charts"
-        self._helm("istio-base", charts / "base")
-        self._helm(
-            "istiod",
-            charts / "istio-control" / "istio-discovery",
-            "--values",
-            values,
-            *more,
-            "--wait",
-            "--timeout=300s",
-        )
+        self._helm("istio-base", "base")
+        self._helm("istiod", "istio-control/istio-discovery", _VALUES, *values)
+
+    def install_gateway(self, kind: str, *values: Values) -> None:
+        """Istio's own gateway, `ingress` or `egress`, which serves afterwards."""
+        self._helm(f"istio-{kind}", f"gateways/istio-{kind}", {"global": _VALUES["global"]}, *values)
 
     def make_namespace(self, name: str) -> None:
         """Pods in it get sidecars."""
@@ -86,13 +80,12 @@ class Mesh:
         kind = {"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication"}
         self._control.apply({**kind, "metadata": metadata, "spec": spec})
 
-    def _helm(self, release: str, chart: Path, *argv: str | Path) -> None:
+    def _helm(self, release: str, chart: str, *values: Values) -> None:
         where: list[str | Path] = ["--kubeconfig", self._control.kubeconfig, "--namespace", NAMESPACE]
         # what is outside of the namespace outlives it, and istiod has written to that
-        install = [BIN / "helm", "install", release, chart, *where, "--create-namespace", "--force-conflicts", *argv]
-        self._control.host.run(install)
-
-
-def _write(path: Path, values: dict[str, Any]) -> Path:
-    path.write_text(json.dumps(values))
-    return path
+        how = [*where, "--create-namespace", "--force-conflicts", "--wait", "--timeout=300s"]
+        for number, each in enumerate(values):
+            file = self._cluster.directory / f"{release}-values-{number}.json"
+            file.write_text(json.dumps(each))
+            how += ["--values", file]
+        self._control.host.run([BIN / "helm", "install", release, self._source / "manifests" / "charts" / chart, *how])
