@@ -10,7 +10,7 @@ from tests.cluster.components import components
 from tests.cluster.istio_images import HUB, TAG, make_istio_images
 
 NAMESPACE = "istio-system"
-_VALUES: dict[str, Any] = {
+VALUES: dict[str, Any] = {
     "global": {
         "hub": HUB,
         "tag": TAG,
@@ -34,10 +34,13 @@ _VALUES: dict[str, Any] = {
     "telemetry": {"enabled": False},  # an extension too
     "meshConfig": {"accessLogFile": "/dev/stdout"},
 }
-_DUAL_STACK = {
+DUAL_STACK = {
     "pilot": {"ipFamilyPolicy": "RequireDualStack"},
     "meshConfig": {"defaultConfig": {"proxyMetadata": {"ISTIO_DUAL_STACK": "true"}}},
 }
+
+
+WITHOUT_ACCESS_LOG = {"meshConfig": {"accessLogFile": ""}}
 
 
 class Mesh:
@@ -45,31 +48,33 @@ class Mesh:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster, self._control = cluster, cluster.control
-        pilot = next(each for each in components() if each.name == "pilot-discovery")
-        self._source = module_directory(pilot)
+        self._pilot = next(each for each in components() if each.name == "pilot-discovery")
+        self._source = module_directory(self._pilot)
 
-    def install(self, is_dual_stack: bool = False) -> None:
+    @property
+    def release(self) -> str:
+        """Istio's, as its module has it."""
+        return f"Istio {self._pilot.version}"
+
+    def install(self, *changes: dict[str, Any]) -> None:
         """istiod serves afterwards, and injects sidecars into the pods of labelled namespaces.
 
-        In a dual-stack mesh, proxies listen on both families.
+        `changes` are values of its chart over those of every cluster: DUAL_STACK has proxies listen on both families.
         """
         self._cluster.import_images(make_istio_images(self._cluster.directory / "istio-images", self._source))
-        self.install_charts(is_dual_stack)
+        self.install_charts(*changes)
 
-    def install_charts(self, is_dual_stack: bool = False) -> None:
+    def install_charts(self, *changes: dict[str, Any]) -> None:
         """The same, where the images are."""
-        values = _write(self._cluster.directory / "istio-values.json", _VALUES)
-        more: list[str | Path] = (
-            ["--values", _write(self._cluster.directory / "dual-stack.json", _DUAL_STACK)] if is_dual_stack else []
-        )
+        values: list[str | Path] = []
+        for number, each in enumerate((VALUES, *changes)):
+            values += ["--values", _write(self._cluster.directory / f"istio-values-{number}.json", each)]
         charts = self._source / "manifests" / "charts"
         self._helm("istio-base", charts / "base")
         self._helm(
             "istiod",
             charts / "istio-control" / "istio-discovery",
-            "--values",
-            values,
-            *more,
+            *values,
             "--wait",
             "--timeout=300s",
         )
@@ -89,8 +94,16 @@ class Mesh:
     def _helm(self, release: str, chart: Path, *argv: str | Path) -> None:
         where: list[str | Path] = ["--kubeconfig", self._control.kubeconfig, "--namespace", NAMESPACE]
         # what is outside of the namespace outlives it, and istiod has written to that
-        install = [BIN / "helm", "install", release, chart, *where, "--create-namespace", "--force-conflicts", *argv]
-        self._control.host.run(install)
+        upgrade: list[str | Path] = [
+            BIN / "helm",
+            "upgrade",
+            "--install",
+            "--create-namespace",
+            "--force-conflicts",
+            release,
+            chart,
+        ]
+        self._control.host.run([*upgrade, *where, *argv])
 
 
 def _write(path: Path, values: dict[str, Any]) -> Path:

@@ -16,6 +16,7 @@ from tests.cluster.builder import BuildFailed, build_all
 from tests.cluster.cluster import Cluster
 from tests.cluster.components import components
 from tests.cluster.host import CommandFailed, DaemonEnded
+from tests.cluster.mesh import DUAL_STACK
 from tests.cluster.pods import PodName
 from tests.lab import images
 from tests.lab.demo import exit_on_signals
@@ -113,7 +114,7 @@ def renew() -> None:
             bed = Bed.of(cluster)
             bed.start_nodes()
             bed.sidestep.install()
-            bed.mesh.install(is_dual_stack=True)
+            bed.mesh.install(DUAL_STACK)
             for mode, pod in make_pods(bed).items():
                 SENT[mode].write_text(json.dumps(sent_to(bed, pod), indent=1, sort_keys=True) + "\n")
                 click.echo(f"renew-sent: {SENT[mode].relative_to(REPOSITORY)}")
