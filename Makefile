@@ -47,6 +47,7 @@ help:
 	@echo 'make bench          requests/s, latency and CPU of two mesh pods, against Istio'"'"'s rules; takes 40 minutes'
 	@echo 'make bench-cni      a whole ADD through the shim beside iptables-restore, interleaved'
 	@echo 'make bench-plugins  a whole ADD of Istio'"'"'s own plugin and of sidestep'"'"'s in a real Kubernetes, interleaved'
+	@echo 'make bench-mesh     pods of a real mesh under Istio'"'"'s own plugin and under sidestep, interleaved; takes 25 minutes'
 	@echo 'make bench-connect  whether connect() costs more with more rules or more pods'
 	@echo 'make bench-agent    how long a cold start, a warm start and a swap of the programs take'
 	@echo 'make bench-trace    what a trace costs those whom it watches'
@@ -236,6 +237,10 @@ bench-plugins: test-setup image
 	@.ci/packages bench $(PLUGIN_PACKAGES)
 	@$(PYTHON) -m tests.bench.plugins
 
+bench-mesh: test-setup image
+	@.ci/packages bench $(PLUGIN_PACKAGES)
+	@$(PYTHON) -m tests.bench.real_mesh $(ARGS)
+
 bench-connect: bench-setup
 	@$(PYTHON) -m tests.bench.connect
 
@@ -257,6 +262,6 @@ clean:
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak nightly conformance conformance-oracles istio-plugin \
-        cluster cluster-down istio renew-sent chart kernels lint docs bench bench-cni bench-plugins bench-connect bench-agent bench-node bench-trace image clean \
+        cluster cluster-down istio renew-sent chart kernels lint docs bench bench-cni bench-plugins bench-mesh bench-connect bench-agent bench-node bench-trace image clean \
         check-packages chart-packages demo-packages test-packages kernels-packages bench-packages \
         check-setup demo-setup test-setup bench-setup

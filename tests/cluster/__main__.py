@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
-from typing import Any
 
 import click
 
@@ -73,7 +72,7 @@ def bring_up(made: Cluster) -> Bed:
     bed.start_nodes()
     reached("two nodes are Ready")
     say(f"{shape.cgroups()} cgroups, made by {shape.driver()}")
-    for line in sorted({what_runs(node) for node in made.control.get("nodes")}):
+    for line in bed.releases():
         say(line)
     bed.sidestep.install()
     reached("sidestep is Ready")
@@ -82,12 +81,6 @@ def bring_up(made: Cluster) -> Bed:
     bed.make_pods()
     reached("all pods are Ready")
     return bed
-
-
-def what_runs(node: dict[str, Any]) -> str:
-    """The releases of what runs on a node, as it says itself."""
-    info = node["status"]["nodeInfo"]
-    return f"kubelet {info['kubeletVersion']}, {info['containerRuntimeVersion']}, Linux {info['kernelVersion']}"
 
 
 def tell_how_to_use(made: Cluster) -> None:

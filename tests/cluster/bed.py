@@ -40,6 +40,12 @@ class Bed:
         """Who is asked about everything."""
         return self.cluster.control
 
+    def releases(self) -> list[str]:
+        """Of what runs on the nodes, as each says itself; a line each, one if they are alike."""
+        infos = [node["status"]["nodeInfo"] for node in self.control.get("nodes")]
+        names = ("kubeletVersion", "containerRuntimeVersion", "kernelVersion")
+        return sorted({"kubelet {}, {}, Linux {}".format(*(info[name] for name in names)) for info in infos})
+
     def make_pods(self) -> None:
         """Two without sidecars and three with, of which two are on one node."""
         self.control.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": PLAIN[0].namespace}})

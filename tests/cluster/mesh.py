@@ -12,7 +12,7 @@ from tests.cluster.istio_images import HUB, TAG, make_istio_images
 
 NAMESPACE = "istio-system"
 Values = Mapping[str, Any]  # of a Helm chart
-_VALUES: Values = {
+VALUES: Values = {
     "global": {
         "hub": HUB,
         "tag": TAG,
@@ -42,14 +42,21 @@ DUAL_STACK: Values = {
     "meshConfig": {"defaultConfig": {"proxyMetadata": {"ISTIO_DUAL_STACK": "true"}}},
 }
 
+WITHOUT_ACCESS_LOG: Values = {"meshConfig": {"accessLogFile": ""}}
+
 
 class Mesh:
     """One cluster's."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster, self._control = cluster, cluster.control
-        pilot = next(each for each in components() if each.name == "pilot-discovery")
-        self._source = module_directory(pilot)
+        self._pilot = next(each for each in components() if each.name == "pilot-discovery")
+        self._source = module_directory(self._pilot)
+
+    @property
+    def release(self) -> str:
+        """Istio's, as its module has it."""
+        return f"Istio {self._pilot.version}"
 
     def install(self, *values: Values) -> None:
         """istiod serves afterwards, and injects sidecars into the pods of labelled namespaces.
@@ -62,11 +69,11 @@ class Mesh:
     def install_charts(self, *values: Values) -> None:
         """The same, where the images are."""
         self._helm("istio-base", "base")
-        self._helm("istiod", "istio-control/istio-discovery", _VALUES, *values)
+        self._helm("istiod", "istio-control/istio-discovery", VALUES, *values)
 
     def install_gateway(self, kind: str, *values: Values) -> None:
         """Istio's own gateway, `ingress` or `egress`, which serves afterwards."""
-        self._helm(f"istio-{kind}", f"gateways/istio-{kind}", {"global": _VALUES["global"]}, *values)
+        self._helm(f"istio-{kind}", f"gateways/istio-{kind}", {"global": VALUES["global"]}, *values)
 
     def make_namespace(self, name: str) -> None:
         """Pods in it get sidecars."""
@@ -88,4 +95,5 @@ class Mesh:
             file = self._cluster.directory / f"{release}-values-{number}.json"
             file.write_text(json.dumps(each))
             how += ["--values", file]
-        self._control.host.run([BIN / "helm", "install", release, self._source / "manifests" / "charts" / chart, *how])
+        chart_folder = self._source / "manifests" / "charts" / chart
+        self._control.host.run([BIN / "helm", "upgrade", "--install", release, chart_folder, *how])

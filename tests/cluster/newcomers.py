@@ -14,7 +14,7 @@ def enrolled_after(bed: Bed, what: str) -> Iterator[Check]:
     """One on each node: both are captured, and talk mTLS with each other. They are gone soon after."""
     pods = bed.make_on_each(f"new-{what.replace(' ', '-').lower()}")
     try:
-        yield from at_once([*_captured(bed, pods), *_mutual(bed, pods)])
+        yield from at_once([*_captured(bed, pods), *talking(bed, pods)])
     finally:
         bed.pods.leave(*pods)
 
@@ -25,7 +25,8 @@ def _captured(bed: Bed, pods: list[PodName]) -> Iterator[Check]:
         yield Check(f"sidestep captures {pod}", equals(captured, True))
 
 
-def _mutual(bed: Bed, pods: list[PodName]) -> Iterator[Check]:
+def talking(bed: Bed, pods: list[PodName]) -> Iterator[Check]:
+    """The two talk mTLS, either way."""
     for client, server in (pods, reversed(pods)):
         mutual = answered_by(bed.pods, client, server.host, server, f"By={server.spiffe}", f"URI={client.spiffe}")
         yield Check(f"{client} and {server} talk mTLS", soon(mutual, _HEARD_SECONDS))

@@ -24,13 +24,19 @@ class Sidestep:
         self._cluster, self._control = cluster, cluster.control
         self._overlay = cluster.directory / "manifests" / "overlays" / "own"
 
-    def install(self) -> None:
-        """By an overlay of its own over the base; its pods are Ready on every node afterwards."""
+    def install(self, node: str = "") -> None:
+        """By an overlay of its own over the base; its pods are Ready on every node afterwards, or on `node` alone."""
         shutil.copytree(REPOSITORY / "manifests", self._cluster.directory / "manifests")
         self._overlay.mkdir()
         name, _, tag = IMAGE_NAME.rpartition(":")
         images = [{"name": "sidestep", "newName": name, "newTag": tag}]
-        own = {"resources": ["../../base"], "components": ["../../components/namespace"], "images": images}
+        own: dict[str, Any] = {
+            "resources": ["../../base"],
+            "components": ["../../components/namespace"],
+            "images": images,
+        }
+        if node:
+            own["patches"] = [{"patch": json.dumps(_only_on(node))}]
         (self._overlay / "kustomization.yaml").write_text(yaml.safe_dump(own))
         self.apply()
 
@@ -141,6 +147,13 @@ class Sidestep:
 
     def _node(self, name: str) -> KubernetesNode:
         return next(node for node in self._cluster.nodes if node.name == name)
+
+
+def _only_on(node: str) -> dict[str, Any]:
+    """What is changed of the DaemonSet for that."""
+    metadata = {"name": DAEMONSET, "namespace": NAMESPACE}
+    spec = {"template": {"spec": {"nodeSelector": {"kubernetes.io/hostname": node}}}}
+    return {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": metadata, "spec": spec}
 
 
 def _container(pod: dict[str, Any]) -> dict[str, Any]:

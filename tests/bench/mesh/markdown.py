@@ -1,6 +1,6 @@
 """The run as a page: aims first, then ratios, then what this machine did."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from tests.bench.mesh.aims import verdicts
@@ -31,27 +31,14 @@ NOTES = """\
 def page(results: Results) -> str:
     """All of it."""
     samples = Samples(results.samples)
-    parts = ["# Two mesh pods, one node", _conditions(results), _aims(samples)]
-    for metric in Metric:
-        parts.append(f"## {TITLES[metric]}, ratio to iptables\n")
-        parts.append(_by_workload(results, partial(samples.ratio, metric=metric), skip=BASELINE))
-    parts.append("## What this machine did\n\nTimes of other machines differ, ratios less.\n")
-    for metric, unit in (
-        (Metric.RATE, "requests/s"),
-        (Metric.P50, "p50, µs"),
-        (Metric.P99, "p99, µs"),
-        (Metric.CPU, "CPU seconds of the machine per 1,000 requests"),
-        (Metric.PODS, "CPU seconds of the pods' cgroups per 1,000 requests"),
-    ):
-        parts.append(f"### {unit}\n")
-        parts.append(_by_workload(results, partial(samples.absolute, metric=metric), form=_plain))
+    parts = ["# Two mesh pods, one node", conditions(results), _aims(samples), *ratios(results), *absolutes(results)]
     parts.append("### received by streams, MB/s\n")
     streams = [name for name in results.workloads if WORKLOADS[name].generator is Generator.IPERF3]
     parts.append(_by_workload(results, samples.received, form=_plain, workloads=streams))
     parts += [
         _redirected(results),
-        _passed(results, samples),
-        _wrong(results, samples),
+        passed(results),
+        wrong(results),
         *_beside(results),
         "## How to read this\n",
         NOTES,
@@ -59,7 +46,31 @@ def page(results: Results) -> str:
     return "\n".join(parts)
 
 
-def _conditions(results: Results) -> str:
+def ratios(results: Results) -> Iterator[str]:
+    """A section a metric: every workload, every way but the baseline."""
+    samples = Samples(results.samples)
+    for metric in Metric:
+        yield f"## {TITLES[metric]}, ratio to iptables\n"
+        yield _by_workload(results, partial(samples.ratio, metric=metric), skip=BASELINE)
+
+
+def absolutes(results: Results) -> Iterator[str]:
+    """What the ratios are made of."""
+    samples = Samples(results.samples)
+    yield "## What this machine did\n\nTimes of other machines differ, ratios less.\n"
+    for metric, unit in (
+        (Metric.RATE, "requests/s"),
+        (Metric.P50, "p50, µs"),
+        (Metric.P99, "p99, µs"),
+        (Metric.CPU, "CPU seconds of the machine per 1,000 requests"),
+        (Metric.PODS, "CPU seconds of the pods' cgroups per 1,000 requests"),
+    ):
+        yield f"### {unit}\n"
+        yield _by_workload(results, partial(samples.absolute, metric=metric), form=_plain)
+
+
+def conditions(results: Results) -> str:
+    """How and where it was measured, and what speaks against the figures."""
     where = "; ".join(f"{name} {what}" for name, what in results.machine.items())
     done = len(Samples(results.samples).rounds)
     text = f"\nRounds: {done}. Load in each sample: {results.seconds} s. Order drawn with seed {results.seed}.\n\n"
@@ -110,7 +121,9 @@ def _by_workload(
     return table(["workload", *scenarios], rows)
 
 
-def _wrong(results: Results, samples: Samples) -> str:
+def wrong(results: Results) -> str:
+    """A section of what failed."""
+    samples = Samples(results.samples)
     lines = [f"- {scenario}, {WORKLOADS[workload].title}: {n}" for (workload, scenario), n in samples.errors.items()]
     lines += [f"- {each}" for each in results.failures]
     return "## Requests and runs that failed\n\n" + ("\n".join(lines) if lines else "None.") + "\n"
@@ -124,8 +137,9 @@ def _redirected(results: Results) -> str:
     return "### messages of both pods, whole run\n\n" + (table(head, rows) if rows else "None.\n")
 
 
-def _passed(results: Results, samples: Samples) -> str:
+def passed(results: Results) -> str:
     """Of each workload's messages on accelerated connections, those that were redirected, and why others were not."""
+    samples = Samples(results.samples)
     rows = []
     for workload in results.workloads:
         for scenario in results.scenarios:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.mesh.proxies import SERVICES
+from tests.bench.mesh.proxies import SERVICES, Service
 from tests.lab.inside import enter_netns
 from tests.lab.pod import APP_ID, Pod
 from tests.lab.waiting import wait_until
@@ -37,6 +37,16 @@ http {{
     }}
 }}
 """
+
+
+def nginx_conf(files: Path, listen: list[str]) -> str:
+    """Of a server that has `files` as its own and the world's directory, with these lines that say where it listens."""
+    return _NGINX.format(files=files, listen="\n        ".join(listen))
+
+
+def listening(where: str, service: Service) -> str:
+    """The line of a port or unix socket that has to speak what `service` speaks."""
+    return f"listen {where} backlog=4096{' http2' if service.speaks == 'http2' else ''};"
 
 
 class ServerAbsent(Exception):
@@ -75,7 +85,7 @@ class Servers:
         for name, size in BODIES.items():
             (self.files / name).write_bytes(b"x" * size)
         config = self.files / "nginx.conf"
-        config.write_text(_NGINX.format(files=self.files, listen="\n        ".join(self._listening())))
+        config.write_text(nginx_conf(self.files, self._listening()))
         log = self.files / "nginx.log"
         nginx = self._run(["nginx", "-p", self.files, "-c", config, "-e", log], log)
         stream = str(SERVICES["stream"].port)
@@ -91,10 +101,9 @@ class Servers:
         lines = []
         for service in SERVICES.values():
             if service.speaks != "bytes":
-                suffix = " http2;" if service.speaks == "http2" else ";"
-                lines.append(f"listen {service.port} backlog=4096{suffix}")
+                lines.append(listening(str(service.port), service))
                 if self._unix:
-                    lines.append(f"listen unix:{self.socket(service.name)} backlog=4096{suffix}")
+                    lines.append(listening(f"unix:{self.socket(service.name)}", service))
         return lines
 
     def _run(self, argv: list[str | Path], log: Path) -> _Server:

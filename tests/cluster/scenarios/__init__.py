@@ -6,6 +6,7 @@ from tests.cluster.scenarios import (
     chart,
     crowd,
     dropin,
+    istioctl,
     kills,
     load,
     migration,
@@ -29,6 +30,7 @@ SCENARIOS = (
     Scenario("ways", ways.checks),
     Scenario("protocols", protocols.checks),
     Scenario("dropin", dropin.checks),
+    Scenario("istioctl", istioctl.checks),
     Scenario("migration", migration.checks),
     Scenario("crowd", crowd.checks),
 )
