@@ -80,7 +80,10 @@ def _mounts() -> list[tuple[Path, str, str]]:
 def _forget_machine() -> None:
     for path, kind, _ in reversed(_mounts()):
         if kind in ("bpf", "nsfs") or any(path.is_relative_to(top) for top in _MACHINES):
-            subprocess.run(["umount", "--lazy", path], check=True)
+            ended = subprocess.run(["umount", "--lazy", path]).returncode
+            # what somebody else has removed meanwhile, a lab's network namespace say, the kernel has unmounted here too
+            if ended and any(path == each for each, _, _ in _mounts()):
+                raise OSError(f"{path} stays mounted")
 
 
 def _fresh_run(state: Path) -> Path:
