@@ -26,6 +26,7 @@ from tests.lab.demo import exit_on_signals
 @click.option("--only", metavar="PATTERN", default="*", help="Run the scenarios whose names fit, as in a shell: 'li*'.")
 def cluster(keep: bool, only: str) -> None:
     """Build a cluster, run it, hold it against what is expected, take it down."""
+    chosen = f"{shape.cgroups()} cgroups, made by {shape.driver()}; the network is {shape.network()}"
     try:
         scenarios = select(SCENARIOS, only)
     except LookupError as error:
@@ -34,7 +35,7 @@ def cluster(keep: bool, only: str) -> None:
         sys.exit("cluster: namespaces and cgroups need root")
     if not (CGROUPS / "unified").exists():
         sys.exit(f"cluster: {CGROUPS} has no `unified`; hosts are made of a hybrid machine's cgroups")
-    shape.cgroups()  # who asks for what there is not hears it at once
+    say(chosen)
     exit_on_signals()
     try:
         build_all(components(), say=say)
@@ -72,7 +73,6 @@ def bring_up(made: Cluster) -> Bed:
     bed = Bed.of(made)
     bed.start_nodes()
     reached("two nodes are Ready")
-    say(f"{shape.cgroups()} cgroups, made by {shape.driver()}")
     for line in sorted({what_runs(node) for node in made.control.get("nodes")}):
         say(line)
     bed.sidestep.install()
