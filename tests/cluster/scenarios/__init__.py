@@ -14,6 +14,7 @@ from tests.cluster.scenarios import (
     removal,
     sidecars,
     upgrade,
+    users,
     ways,
 )
 
@@ -26,6 +27,7 @@ SCENARIOS = (
     Scenario("removal", removal.checks),
     Scenario("nodes", nodes.checks),
     Scenario("sidecars", sidecars.checks),
+    Scenario("users", users.checks),
     Scenario("ways", ways.checks),
     Scenario("protocols", protocols.checks),
     Scenario("dropin", dropin.checks),
