@@ -25,6 +25,7 @@ from tests.lab.demo import exit_on_signals
 @click.option("--only", metavar="PATTERN", default="*", help="Run the scenarios whose names fit, as in a shell: 'li*'.")
 def cluster(keep: bool, only: str) -> None:
     """Build a cluster, run it, hold it against what is expected, take it down."""
+    chosen = f"{shape.cgroups()} cgroups, made by {shape.driver()}; the network is {shape.network()}"
     try:
         scenarios = select(SCENARIOS, only)
     except LookupError as error:
@@ -33,7 +34,7 @@ def cluster(keep: bool, only: str) -> None:
         sys.exit("cluster: namespaces and cgroups need root")
     if not (CGROUPS / "unified").exists():
         sys.exit(f"cluster: {CGROUPS} has no `unified`; hosts are made of a hybrid machine's cgroups")
-    shape.cgroups()  # who asks for what there is not hears it at once
+    say(chosen)
     exit_on_signals()
     try:
         build_all(components(), say=say)

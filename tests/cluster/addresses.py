@@ -7,6 +7,7 @@ Network = IPv4Network | IPv6Network
 
 # IPv4 addresses of labs are in 10.128.0.0/9 (tests/lab/node.py), so a line of a log says whose it is
 HOSTS: tuple[Network, Network] = (IPv4Network("10.64.0.0/24"), IPv6Network("fd64::/64"))
+POD_NETWORKS: tuple[Network, Network] = (IPv4Network("10.66.0.0/16"), IPv6Network("fd66::/56"))
 SERVICES: tuple[Network, Network] = (IPv4Network("10.65.0.0/16"), IPv6Network("fd65::/112"))
 PODS: tuple[Network, Network] = (IPv4Network("10.66.0.0/16"), IPv6Network("fd66::/16"))  # of all nodes
 
@@ -29,8 +30,8 @@ class Place:
 
     @property
     def pod_ranges(self) -> tuple[str, str]:
-        """IPv4 and IPv6."""
-        return f"10.66.{self.number}.0/24", f"fd66:{self.number:x}::/64"
+        """IPv4 and IPv6, where nodes do not get them from the controller manager."""
+        return str(POD_NETWORKS[0][256 * self.number]) + "/24", str(POD_NETWORKS[1][self.number << 64]) + "/64"
 
 
 CONTROL = Place(0)

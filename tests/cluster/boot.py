@@ -40,8 +40,7 @@ def main(cgroups: str, driver: str, state: Path, folders: list[str]) -> None:
     for name in folders:
         _bind(keep / name_of(name), Path(name))
     _fresh_sys(hierarchies)
-    if driver == "systemd":
-        _protect_sysctls()
+    _protect_sysctls()
     _satisfy_kubelet()
     if driver == "systemd":
         _become_systemd()
@@ -135,9 +134,10 @@ def _satisfy_kubelet() -> None:
 
 
 def _protect_sysctls() -> None:
-    """A systemd sets some for the whole machine; those of the network are this host's own."""
+    """A systemd and network plugins set some of the whole machine's; those of the network are this host's own."""
     for path, option in (("/proc/sys", "ro"), ("/proc/sys/net", "rw")):
         _mount("--bind", path, path)
+        _mount("--make-private", path)  # else what is mounted over one appears over the other too
         _mount("-o", f"remount,bind,{option}", path)
 
 

@@ -58,7 +58,7 @@ def build(component: Component, target: Path, go: str, compiler: str) -> None:
     done = subprocess.run(
         ["nice", "-n", _NICE, go, *how, "-o", fresh, component.package],
         cwd=component.directory(),
-        env=os.environ | {"CGO_ENABLED": "0"},
+        env=os.environ | {"CGO_ENABLED": str(int(component.has_c))},
         capture_output=True,
         text=True,
     )

@@ -9,13 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tests.cluster import shape
 from tests.cluster.addresses import Place
 from tests.cluster.builder import BUILD
 from tests.cluster.certificates import Authority
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.host import Host
 from tests.cluster.kubernetes_node import KubernetesNode
-from tests.cluster.wiring import connect, plug_in, unplug
+from tests.cluster.wiring import connect, plug_in, route_to_pods, unplug
 from tests.lab.node import identity_of
 
 CLUSTERS = BUILD / "running"
@@ -67,6 +68,10 @@ class Cluster:
             list(pool.map(KubernetesNode.start, self.nodes))
         self.import_images(archives)
         self.control.wait("condition=Ready", *(f"node/{node.name}" for node in self.nodes))
+        if shape.network() != shape.BRIDGE:  # the control plane's host is no Node, so nobody else makes its routes
+            for node in self.nodes:
+                ranges = self.control.get("node", node.name)["spec"]["podCIDRs"]
+                route_to_pods(self.control.host, node.host, ranges)
 
     def import_images(self, archives: Sequence[Path]) -> None:
         """OCI layouts, on every node under the names that are in them."""

@@ -9,14 +9,17 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster import versions
+from tests.cluster import shape, versions
 
 MODULES = Path(__file__).with_name("modules")
 
 
 @dataclass(frozen=True)
 class Component:
-    """One program. `tags` are build tags of `go build`, `variable` is the Go variable that holds its version."""
+    """One program. `tags` are build tags of `go build`, `variable` is the Go variable that holds its version.
+
+    `has_c` says that a part of it is written in C.
+    """
 
     name: str
     package: str
@@ -24,6 +27,7 @@ class Component:
     module: str
     tags: str = ""
     variable: str = ""
+    has_c: bool = False
 
     @property
     def version(self) -> str:
@@ -44,6 +48,8 @@ class Component:
     def flags(self) -> list[str]:
         """For this command: a static program without symbols, the same from whatever folder it is built in."""
         linker = "-s -w" + (f" -X {self.variable}={self.version}" if self.variable else "")
+        if self.has_c:
+            linker += " -linkmode external -extldflags -static"
         return ["-trimpath", f"-tags={self.tags}", f"-ldflags={linker}"]
 
     def key(self, compiler: str) -> str:
@@ -73,7 +79,8 @@ def components(modules: Path = MODULES) -> list[Component]:
     return [
         Component("etcd", server, etcd, server),
         *(_kubernetes(name, modules / versions.KUBERNETES[versions.kubernetes()]) for name in _KUBERNETES),
-        *(_containerd(name, modules / "containerd") for name in _containerds()),
+        *_runtimes(modules),
+        *_network(modules),
         *istio,
         Component("helm", f"{helm}/cmd/helm", modules / "helm", helm),
         Component("coredns", coredns, modules / "coredns", coredns),
@@ -92,8 +99,25 @@ _CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
 _ISTIO_TAGS = "vtprotobuf,disable_pgv"  # as Istio's own builds
 
 
-def _containerds() -> tuple[str, ...]:
-    return () if versions.containerd() == versions.DISTRIBUTION else _CONTAINERD
+def _runtimes(modules: Path) -> list[Component]:
+    """None if the distribution's are taken; runc with them, of which containerd 2 can ask for user namespaces."""
+    if versions.containerd() == versions.DISTRIBUTION:
+        return []
+    runc = "github.com/opencontainers/runc"
+    tags = "seccomp,osusergo,netgo"
+    made = Component("runc", runc, modules / "runc", runc, tags, has_c=True)
+    return [*(_containerd(name, modules / "containerd") for name in _CONTAINERD), made]
+
+
+def _network(modules: Path) -> list[Component]:
+    if shape.network() == shape.BRIDGE:
+        return []
+    flannel, plugins = "github.com/flannel-io/flannel", "github.com/containernetworking/plugins"
+    variable = "github.com/flannel-io/flannel/pkg/version.Version"
+    return [
+        Component("flanneld", flannel, modules / "flannel", flannel, variable=variable, has_c=True),
+        Component("flannel", f"{plugins}/plugins/meta/flannel", modules / "flannel-plugin", plugins),
+    ]
 
 
 def _containerd(name: str, folder: Path) -> Component:

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.addresses import API_SERVICE, CONTROL, SERVICES
+from tests.cluster import shape
+from tests.cluster.addresses import API_SERVICE, CONTROL, POD_NETWORKS, SERVICES
 from tests.cluster.builder import BIN
 from tests.cluster.certificates import Authority
 from tests.cluster.host import CommandFailed, Host
@@ -126,6 +127,9 @@ class ControlPlane:
             "cert-dir": self.host.directory / "controllers",
             "flex-volume-plugin-dir": self.host.directory / "volume-plugins",  # the usual place is below /usr
         }
+        if shape.network() != shape.BRIDGE:
+            networks = ",".join(map(str, POD_NETWORKS))
+            options |= {"allocate-node-cidrs": "true", "cluster-cidr": networks}
         return [BIN / "kube-controller-manager", *(f"--{name}={value}" for name, value in options.items())]
 
     def _dns(self) -> list[str | Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.cluster import shape, versions
+from tests.cluster import flannel, shape, versions
 from tests.cluster.addresses import CONTROL
 from tests.cluster.builder import BIN
 from tests.cluster.certificates import Authority
@@ -43,8 +43,9 @@ class KubernetesNode:
     def __init__(self, host: Host, authority: Authority) -> None:
         self.host, self._authority = host, authority
         self.name = host.name
-        # nodes start at the same time, and this file is one for all
+        # nodes start at the same time, and these files are one for all
         self._proxy_kubeconfig = authority.kubeconfig("system:kube-proxy")
+        self._network_kubeconfig = authority.kubeconfig("network", group="system:masters")
 
     def start(self) -> None:
         """All of it, on a new host. No pod starts before the pause image is there."""
@@ -56,6 +57,8 @@ class KubernetesNode:
         self.start_containerd()
         self.start_kubelet()
         self.start_proxy()
+        if shape.network() == shape.FLANNEL:
+            flannel.start(self.host, self._network_kubeconfig)
 
     def import_images(self, archives: Sequence[Path]) -> None:
         """Under the names that are in them."""
@@ -124,9 +127,13 @@ class KubernetesNode:
         state = self.host.directory / "state"
         for plugin in ("bridge", "host-local", "portmap", "loopback"):
             shutil.copy(PLUGINS / plugin, state / "opt-cni-bin" / plugin)
+        if shape.network() == shape.FLANNEL:
+            shutil.copy(BIN / flannel.PLUGIN, state / "opt-cni-bin" / flannel.PLUGIN)
         (state / "etc-cni-net.d" / PRIMARY).write_text(json.dumps(self._conflist()))
 
     def _conflist(self) -> dict[str, object]:
+        if shape.network() == shape.FLANNEL:
+            return flannel.conflist()
         ranges = [[{"subnet": subnet}] for subnet in self.host.place.pod_ranges]
         ipam = {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}
         bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipam": ipam}
@@ -166,7 +173,7 @@ class KubernetesNode:
 
     def _runc(self) -> Path:
         """What containerd starts containers with."""
-        runc = find_runc()
+        runc = find_runc() if versions.containerd() == versions.DISTRIBUTION else BIN / "runc"
         if shape.cgroups() != shape.PURE:
             return runc
         limitless = self.host.directory / "runc"

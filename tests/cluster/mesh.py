@@ -31,8 +31,8 @@ VALUES: Values = {
         "autoscaleEnabled": False,
         # away from the node that reboots: the API server would go on asking a webhook that is gone for half a minute
         "nodeSelector": {"kubernetes.io/hostname": NODE_NAMES[0]},
+        "taint": {"enabled": True, "namespace": NAMESPACE},
     },
-    "taint": {"enabled": True, "namespace": NAMESPACE},
     "telemetry": {"enabled": False},  # an extension too
     "meshConfig": {"accessLogFile": "/dev/stdout"},
 }

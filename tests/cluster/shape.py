@@ -1,12 +1,16 @@
-"""What a cluster's nodes are like: their cgroups, and how kubelet and containerd divide them.
+"""What a cluster's nodes are like: their cgroups, how kubelet and containerd divide them, and the pods' network.
 
-The variables CGROUPS and DRIVER choose. By default nodes have the machine's hybrid layout and the driver cgroupfs.
+The variables CGROUPS, DRIVER and NETWORK choose. By default nodes have the machine's hybrid layout, the driver cgroupfs
+and bridges with routes between them.
 """
 
 from tests.cluster.variables import chosen
 
 HYBRID, PURE = "hybrid", "pure"
 CGROUPFS, SYSTEMD = "cgroupfs", "systemd"
+BRIDGE, FLANNEL = "bridge", "flannel"
+# the CNI chain of each, before sidestep's plugin
+PLUGINS = {BRIDGE: ["bridge", "portmap"], FLANNEL: ["flannel", "portmap"]}
 
 
 def cgroups() -> str:
@@ -20,6 +24,11 @@ def cgroups() -> str:
 def driver() -> str:
     """Who makes cgroups: kubelet and runc themselves, CGROUPFS, or the node's SYSTEMD. Raises UnknownValue."""
     return chosen("DRIVER", (CGROUPFS, SYSTEMD), CGROUPFS)
+
+
+def network() -> str:
+    """Who connects pods: BRIDGE with routes by hand, or the daemon of FLANNEL. Raises UnknownValue."""
+    return chosen("NETWORK", PLUGINS, BRIDGE)
 
 
 def cgroup_of(uid: str, qos: str, container: str) -> str:

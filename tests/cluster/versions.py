@@ -28,3 +28,8 @@ def kubernetes() -> str:
 def containerd() -> str:
     """The release of containerd, or `distribution`. Raises UnknownValue."""
     return chosen("CONTAINERD", CONTAINERD, DISTRIBUTION)
+
+
+def has_user_namespaces() -> bool:
+    """Whether a pod may have a user namespace of its own: containerd 1.6 and runc 1.1 can't make one."""
+    return containerd() != DISTRIBUTION

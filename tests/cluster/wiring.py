@@ -3,19 +3,23 @@
 import subprocess
 from collections.abc import Sequence
 
-from tests.cluster.addresses import Place
+from tests.cluster import shape
 from tests.cluster.host import Host
 
 _BRIDGE = "wire"
 
 
 def connect(control: Host, nodes: Sequence[Host]) -> None:
-    """Wire hosts that have been booted; nothing leads out of the cluster."""
+    """Wire hosts that have been booted; nothing leads out of the cluster.
+
+    Routes to pods are made too, unless the network makes those between nodes: then `route_to_pods` makes the rest.
+    """
     _ip(control, "link", "add", _BRIDGE, "type", "bridge")
     _give(control, _BRIDGE)
     for node in nodes:
         plug_in(control, node, [each for each in nodes if each is not node])
-        _route_pods(control, node.place)
+        if shape.network() == shape.BRIDGE:
+            route_to_pods(control, node, node.place.pod_ranges)
 
 
 def plug_in(control: Host, node: Host, others: Sequence[Host]) -> None:
@@ -29,7 +33,14 @@ def plug_in(control: Host, node: Host, others: Sequence[Host]) -> None:
     for gateway in control.place.ips:
         _ip(node, "route", "add", "default", "via", gateway)
     for other in others:
-        _route_pods(node, other.place)
+        if shape.network() == shape.BRIDGE:
+            route_to_pods(node, other, other.place.pod_ranges)
+
+
+def route_to_pods(host: Host, node: Host, ranges: Sequence[str]) -> None:
+    """From a host to the pods of a node, whose ranges are these: an IPv4 one and an IPv6 one."""
+    for pods, gateway in zip(ranges, node.place.ips, strict=True):
+        _ip(host, "route", "add", pods, "via", gateway)
 
 
 def unplug(control: Host, node: Host) -> None:
@@ -45,11 +56,6 @@ def _give(host: Host, device: str) -> None:
     for address in host.place.addresses:
         _ip(host, "address", "add", address, "dev", device)
     _ip(host, "link", "set", device, "up")
-
-
-def _route_pods(host: Host, there: Place) -> None:
-    for pods, gateway in zip(there.pod_ranges, there.ips, strict=True):
-        _ip(host, "route", "add", pods, "via", gateway)
 
 
 def _ip(host: Host, *argv: str) -> None:

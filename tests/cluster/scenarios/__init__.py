@@ -15,6 +15,7 @@ from tests.cluster.scenarios import (
     removal,
     sidecars,
     upgrade,
+    users,
     ways,
 )
 
@@ -27,6 +28,7 @@ SCENARIOS = (
     Scenario("removal", removal.checks),
     Scenario("nodes", nodes.checks),
     Scenario("sidecars", sidecars.checks),
+    Scenario("users", users.checks),
     Scenario("ways", ways.checks),
     Scenario("protocols", protocols.checks),
     Scenario("dropin", dropin.checks),

@@ -1,5 +1,6 @@
 """sidestep and the mesh as they are after they were installed: who answers, and whom the proxies name."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -9,6 +10,7 @@ from tests.cluster.builder import BIN
 from tests.cluster.checks import Check, answered_by, at_once, equals
 from tests.cluster.cluster import Cluster
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.kubernetes_node import KubernetesNode
 from tests.cluster.mesh import Mesh
 from tests.cluster.pods import PodName, Pods
 from tests.cluster.sidestep import Sidestep
@@ -20,7 +22,7 @@ _SECONDS = 30  # until every proxy has heard of a change
 def checks(bed: Bed) -> Iterator[Check]:
     """All that must hold before anything happens."""
     found = _of_nodes(bed.cluster, bed.sidestep) + _of_plain_pods(bed.pods, PLAIN[0], PLAIN)
-    yield from at_once(found + _of_sidecars(bed.control, bed.pods, bed.sidestep) + _of_cgroups(bed))
+    yield from at_once(found + _of_sidecars(bed.control, bed.pods, bed.sidestep) + _of_layout(bed))
     yield from at_once(_of_requests(bed.pods, PLAIN[0]))
     yield from _in_strict(bed.pods, PLAIN[0], bed.mesh)
 
@@ -29,7 +31,7 @@ def _of_nodes(cluster: Cluster, sidestep: Sidestep) -> list[Check]:
     """sidestep as kubelet and containerd run it."""
     found = []
     for node in cluster.nodes:
-        chain = ["bridge", "portmap", "sidestep-cni"]
+        chain = [*shape.PLUGINS[shape.network()], "sidestep-cni"]
         found += [
             Check(f"the agent on {node.name} is Ready", equals(partial(sidestep.is_ready_on, node.name), True)),
             Check(f"the plugin is the last of {node.name}'s chain", equals(node.plugins, chain)),
@@ -61,9 +63,18 @@ def _of_sidecars(control: ControlPlane, pods: Pods, sidestep: Sidestep) -> list[
     return [*found, Check("istiod configures every proxy", equals(partial(_configured, control), proxies))]
 
 
-def _of_cgroups(bed: Bed) -> list[Check]:
-    """That nodes have the layout that was asked for: where the kernel has a mesh pod's application."""
-    return [Check(f"{pod}'s application is in its cgroup", partial(_misplaced, bed, pod)) for pod in (CLIENT, FAR)]
+def _of_layout(bed: Bed) -> list[Check]:
+    """That nodes are as was asked for: where the kernel has a mesh pod's application, and by which device it is far."""
+    found = [Check(f"{pod}'s application is in its cgroup", partial(_misplaced, bed, pod)) for pod in (CLIENT, FAR)]
+    here, there = bed.cluster.nodes
+    device = "flannel.1" if shape.network() == shape.FLANNEL else "eth0"
+    way = partial(_device_to, here, bed.pods.ip(FAR))
+    return [*found, Check(f"{here.name} reaches the pods on {there.name} by {device}", equals(way, device))]
+
+
+def _device_to(node: KubernetesNode, ip: str) -> str:
+    (way,) = json.loads(node.host.run(["ip", "-j", "route", "get", ip]))
+    return str(way["dev"])
 
 
 def _misplaced(bed: Bed, pod: PodName) -> str:

@@ -6,18 +6,13 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import grpc
-
-from tests.cluster import grpc_echo
 from tests.cluster.bed import NAMESPACE, Bed
-from tests.cluster.changed_image import add_layer
 from tests.cluster.checks import Check, soon
-from tests.cluster.load.load import PYTHON
+from tests.cluster.grpc_image import ECHO, GRPC, import_grpc_image
 from tests.cluster.pods import PORT, PodName
-from tests.cluster.sidestep import IMAGE
 from tests.lab.images import libraries, write_image
 
-_HTTP2, _GRPC = "sidestep.test/http2:1", "localhost/sidestep:grpc"
+_HTTP2 = "sidestep.test/http2:1"
 _PROGRAMS = ("nginx", "nghttp")
 _CONFIGURATION = f"""
 daemon off;
@@ -42,8 +37,6 @@ _PROXY = "127.0.0.6"  # where a sidecar connects to its application from
 HTTP2_CLIENT, HTTP2_SERVER, GRPC_CLIENT, GRPC_SERVER = (
     PodName(NAMESPACE, name) for name in ("http2-client", "http2-server", "grpc-client", "grpc-server")
 )
-_SITE = "opt/venv/lib/python3.11/site-packages"  # of the Python in sidestep's image
-_ECHO = (PYTHON, "-c", Path(grpc_echo.__file__).read_text())
 _IDLE = ["sleep", "infinity"]
 
 
@@ -51,12 +44,13 @@ def checks(bed: Bed) -> Iterator[Check]:
     """By Service, where the proxies talk mTLS, and by Pod IP, across nodes."""
     folder = bed.cluster.directory / "protocols"
     folder.mkdir()
-    bed.cluster.import_images([_http2_image(folder), _grpc_image(folder)])
+    bed.cluster.import_images([_http2_image(folder)])
+    import_grpc_image(bed)
     made = {
         HTTP2_CLIENT: (_HTTP2, _IDLE),
         HTTP2_SERVER: (_HTTP2, ["nginx", "-c", "/etc/nginx.conf"]),
-        GRPC_CLIENT: (_GRPC, _IDLE),
-        GRPC_SERVER: (_GRPC, [*_ECHO, "serve", str(PORT)]),
+        GRPC_CLIENT: (GRPC, _IDLE),
+        GRPC_SERVER: (GRPC, [*ECHO, "serve", str(PORT)]),
     }
     try:
         for pod, (image, command) in made.items():
@@ -86,7 +80,7 @@ def _wrong_over_http2(bed: Bed, host: str, identity: str) -> str:
 
 def _wrong_over_grpc(bed: Bed, host: str, identity: str) -> str:
     """The same of both messages of a stream."""
-    told = bed.pods.run(GRPC_CLIENT, *_ECHO, "ask", f"{host}:{PORT}")
+    told = bed.pods.run(GRPC_CLIENT, *ECHO, "ask", f"{host}:{PORT}")
     answers = [json.loads(line) for line in told.splitlines()]
     right = [each["number"] for each in answers if _PROXY in each["caller"] and identity in each["identities"]]
     return "" if right == [0, 1] else told
@@ -102,14 +96,4 @@ def _http2_image(folder: Path) -> Path:
         files |= libraries(path)
     archive = folder / "http2.tar"
     write_image(archive, _HTTP2, files, {"Env": ["PATH=/bin"]})
-    return archive
-
-
-def _grpc_image(folder: Path) -> Path:
-    """sidestep's, for its Python, with the grpc that the tests have."""
-    library = Path(grpc.__file__).parent
-    found = [path for path in library.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    files = {f"{_SITE}/grpc/{path.relative_to(library)}": path.read_bytes() for path in found}
-    archive = folder / "grpc.tar"
-    add_layer(IMAGE, archive, _GRPC, files)
     return archive

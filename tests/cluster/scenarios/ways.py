@@ -11,6 +11,7 @@ from tests.cluster.bed import CLIENT, FAR, NAMESPACE, NEAR, PLAIN, Bed
 from tests.cluster.builder import BIN
 from tests.cluster.checks import Check, answered_by, equals, soon, wrong_with
 from tests.cluster.cluster import is_ready
+from tests.cluster.grpc_image import ECHO, GRPC, import_grpc_image
 from tests.cluster.host import CommandFailed
 from tests.cluster.load import server
 from tests.cluster.load.load import python
@@ -18,9 +19,13 @@ from tests.cluster.pods import PORT, SERVER, PodName, Reply, fetching
 from tests.lab import images
 from tests.lab.waiting import wait_until
 
-HOST_NETWORK, HOST_PORT, DUAL, PROBED, UNTOUCHED = (
-    PodName(NAMESPACE, name) for name in ("host-network", "host-port", "dual", "probed", "untouched")
+HOST_NETWORK, HOST_PORT, DUAL, PROBED, UNTOUCHED, GRPC_PROBED, GRPC_UNTOUCHED = (
+    PodName(NAMESPACE, name)
+    for name in ("host-network", "host-port", "dual", "probed", "untouched", "grpc-probed", "grpc-untouched")
 )
+# of each kind of probe, a pod whose probe the injector rewrites and one that it leaves alone
+_PROBES = {"HTTP": (PROBED, UNTOUCHED), "gRPC": (GRPC_PROBED, GRPC_UNTOUCHED)}
+_NOT_REWRITTEN = {"sidecar.istio.io/rewriteAppHTTPProbers": "false"}
 _PORT_OF_HOST, _PORT_IN_HOST, _FORWARDED = 18080, 18081, 18082
 _SECONDS = 60
 
@@ -28,7 +33,8 @@ _SECONDS = 60
 def checks(bed: Bed) -> Iterator[Check]:
     """Pods are made at once; each is asked in its way."""
     node = bed.cluster.nodes[1]
-    made = (HOST_NETWORK, HOST_PORT, DUAL, PROBED, UNTOUCHED)
+    made = (HOST_NETWORK, HOST_PORT, DUAL, PROBED, UNTOUCHED, GRPC_PROBED, GRPC_UNTOUCHED)
+    import_grpc_image(bed)
     try:
         _make(bed, node.name)
         bed.pods.wait_until_ready(*made)
@@ -53,7 +59,11 @@ def _make(bed: Bed, node: str) -> None:
     container = python("app", server.__file__, probed=server.HTTP)
     bed.pods.make(DUAL, node, container, annotations={"proxy.istio.io/config": json.dumps(both)})
     bed.pods.make(PROBED, node)
-    bed.pods.make(UNTOUCHED, node, annotations={"sidecar.istio.io/rewriteAppHTTPProbers": "false"})
+    bed.pods.make(UNTOUCHED, node, annotations=_NOT_REWRITTEN)
+    by_grpc = {"grpc": {"port": PORT}, "periodSeconds": 1}
+    echo = {"name": "app", "image": GRPC, "command": [*ECHO, "serve", str(PORT)], "readinessProbe": by_grpc}
+    bed.pods.make(GRPC_PROBED, node, echo, {"grpc": PORT})
+    bed.pods.make(GRPC_UNTOUCHED, node, echo, {"grpc": PORT}, _NOT_REWRITTEN)
 
 
 def _of_hosts(bed: Bed, node: str, address: str) -> Iterator[Check]:
@@ -103,13 +113,18 @@ def _logged(bed: Bed, pod: PodName, *words: str) -> bool:
 def _of_probes(bed: Bed) -> Iterator[Check]:
     """In STRICT kubelet reaches a rewritten probe alone."""
     bed.mesh.require("STRICT")
-    wait_until(lambda: not is_ready(bed.pods.get(UNTOUCHED)), f"{UNTOUCHED} to be not Ready", _SECONDS)
-    yield Check(
-        "in STRICT a probe that was not rewritten is refused", equals(lambda: is_ready(bed.pods.get(UNTOUCHED)), False)
-    )
-    yield Check("in STRICT a rewritten probe is answered", equals(lambda: is_ready(bed.pods.get(PROBED)), True))
+    for kind, (rewritten, untouched) in _PROBES.items():
+        wait_until(partial(_is_unready, bed, untouched), f"{untouched} to be not Ready", _SECONDS)
+        refused = equals(partial(_is_unready, bed, untouched), True)
+        yield Check(f"in STRICT a {kind} probe that was not rewritten is refused", refused)
+        answered = equals(partial(_is_unready, bed, rewritten), False)
+        yield Check(f"in STRICT a rewritten {kind} probe is answered", answered)
     bed.mesh.require("PERMISSIVE")
-    bed.pods.wait_until_ready(UNTOUCHED)
+    bed.pods.wait_until_ready(UNTOUCHED, GRPC_UNTOUCHED)
+
+
+def _is_unready(bed: Bed, pod: PodName) -> bool:
+    return not is_ready(bed.pods.get(pod))
 
 
 def _in_the_clear(bed: Bed) -> Iterator[Check]:
