@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 import click
 
@@ -30,6 +31,7 @@ from tests.lab.demo import exit_on_signals
 RUNS = BUILD / "istio-logs"  # of each suite's last runs; LOGS has the daemons' of the last cluster
 # more than these are no matter of chance
 _REPEATED_AT_MOST = 20
+_REASON_LETTERS = 300
 
 
 @click.command()
@@ -124,7 +126,8 @@ def tell(suite: Suite, found: Comparison, there: Run, here: Run) -> None:
         ("fails with istio-cni, and was not tried with sidestep", found.untold, there),
     ):
         for name in names:
-            say(f"{suite.name}: {title}: {name}: {each.reasons.get(name, 'it has not said why')}")
+            reason = shorten(each.reasons.get(name, "it has not said why"), _REASON_LETTERS, placeholder=" …")
+            say(f"{suite.name}: {title}: {name}: {reason}")
     say(f"{suite.name}: {len(found.passed)} passed with both, {len(found.skipped)} skipped with both")
 
 
