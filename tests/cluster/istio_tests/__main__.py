@@ -78,6 +78,7 @@ def compared_on_both(suite: Suite, tests: str) -> Comparison:
         here = ran(suite, ours, bed, tests)
         found = compare(there.outcomes, here.outcomes)
         if 0 < len(found.otherwise) <= _REPEATED_AT_MOST:
+            say(f"{suite.name} with {ours}: repeating {len(found.otherwise)} cases by themselves")
             again = run(suite, bed.control, log_of(suite, f"{ours}-again"), pattern_of(found.otherwise))
             settle(found, again.outcomes)
     tell(suite, found, there, here)
@@ -93,7 +94,7 @@ def mesh_of(suite: Suite, side: str) -> Iterator[Bed]:
         bed.start_nodes()
         cluster.import_images(make_test_images(cluster.directory / "test-images", programs.source()))
         never_pull(bed.control.host, programs.source())
-        SIDES[side](bed, suite.repair)
+        SIDES[side](bed, suite.capture)
         bed.mesh.install(*suite.values)
         for kind in ("ingress", "egress"):
             bed.mesh.install_gateway(kind, *suite.values, suite.gateway(kind))
