@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 import click
 
@@ -30,6 +31,7 @@ from tests.lab.demo import exit_on_signals
 RUNS = BUILD / "istio-logs"  # of each suite's last runs; LOGS has the daemons' of the last cluster
 # more than these are no matter of chance
 _REPEATED_AT_MOST = 20
+_REASON_LETTERS = 300
 
 
 @click.command()
@@ -76,6 +78,7 @@ def compared_on_both(suite: Suite, tests: str) -> Comparison:
         here = ran(suite, ours, bed, tests)
         found = compare(there.outcomes, here.outcomes)
         if 0 < len(found.otherwise) <= _REPEATED_AT_MOST:
+            say(f"{suite.name} with {ours}: repeating {len(found.otherwise)} cases by themselves")
             again = run(suite, bed.control, log_of(suite, f"{ours}-again"), pattern_of(found.otherwise))
             settle(found, again.outcomes)
     tell(suite, found, there, here)
@@ -91,7 +94,7 @@ def mesh_of(suite: Suite, side: str) -> Iterator[Bed]:
         bed.start_nodes()
         cluster.import_images(make_test_images(cluster.directory / "test-images", programs.source()))
         never_pull(bed.control.host, programs.source())
-        SIDES[side](bed, suite.repair)
+        SIDES[side](bed, suite.capture)
         bed.mesh.install(*suite.values)
         for kind in ("ingress", "egress"):
             bed.mesh.install_gateway(kind, *suite.values, suite.gateway(kind))
@@ -124,7 +127,8 @@ def tell(suite: Suite, found: Comparison, there: Run, here: Run) -> None:
         ("fails with istio-cni, and was not tried with sidestep", found.untold, there),
     ):
         for name in names:
-            say(f"{suite.name}: {title}: {name}: {each.reasons.get(name, 'it has not said why')}")
+            reason = shorten(each.reasons.get(name, "it has not said why"), _REASON_LETTERS, placeholder=" …")
+            say(f"{suite.name}: {title}: {name}: {reason}")
     say(f"{suite.name}: {len(found.passed)} passed with both, {len(found.skipped)} skipped with both")
 
 

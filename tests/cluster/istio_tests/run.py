@@ -27,7 +27,7 @@ class Run:
 
 
 class RunFailed(Exception):
-    """No test began, and the end of what was said instead."""
+    """No test began, or the run did not end: where its log is, and the end of that."""
 
 
 def run(suite: Suite, control: ControlPlane, log: Path, tests: str = "") -> Run:
@@ -45,8 +45,10 @@ def run(suite: Suite, control: ControlPlane, log: Path, tests: str = "") -> Run:
         )
         try:
             process.wait(_MINUTES * 60 + _GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise RunFailed(f"{suite.name}: Go has not ended it after {_MINUTES} minutes; see {log}") from None
         finally:
-            process.kill()
+            process.kill()  # the tests themselves are the host's, and end with it
     events = _events(log)
     found = Run(outcomes_of(events), reasons_of(events))
     if not found.outcomes:

@@ -58,8 +58,8 @@ class Suite:
     families: tuple[str, ...] = ("IPv4",)
     tests: str = ""
     skipped: str = ""
-    # of Istio's chart of its plugin, which are the agent's environment here
-    repair: Mapping[str, str] = field(default_factory=dict)
+    # of the chart of who captures, the same on both sides
+    capture: Mapping[str, str] = field(default_factory=dict)
 
     def gateway(self, kind: str) -> Values:
         """Values of the chart of the ingress or the egress gateway, which nobody gives an address from outside."""
@@ -73,13 +73,15 @@ class Suite:
         return {"gateways": {f"istio-{kind}gateway": {**own, "resources": _RESOURCES, **more, **two}}}
 
 
+_REPAIR = {"repair.repairPods": "true", "repair.deletePods": "false"}
+_DELETE = {"repair.repairPods": "false", "repair.deletePods": "true"}
 _PILOT, _SECURITY_TESTS = Package("pilot"), Package("security")
 SUITES = (
     Suite("pilot", _PILOT, skipped=f"^{RACE}$"),
     Suite("security", _SECURITY_TESTS, values=(BASE, _SECURITY)),
     Suite("dual", _PILOT, values=(BASE, _DUAL), families=("IPv4", "IPv6"), skipped=f"^{RACE}$"),
-    Suite("race-repair", _PILOT, tests=f"^{RACE}$", repair={"repairPods": "true", "deletePods": "false"}),
-    Suite("race-delete", _PILOT, tests=f"^{RACE}$", repair={"repairPods": "false", "deletePods": "true"}),
+    Suite("race-repair", _PILOT, tests=f"^{RACE}$", capture=_REPAIR),
+    Suite("race-delete", _PILOT, tests=f"^{RACE}$", capture=_DELETE),
 )
 
 
