@@ -304,12 +304,12 @@ struct pairing {
     __u64 peer_socket; /* address of the other end's socket in the kernel; 0 until it is known */
     __u64 allocated;   /* addresses of TCP's count of the pages it holds, and of the three marks of tcp_mem */
     __u64 marks;
-    __u32 level;     /* the level that the connection needs */
-    __u32 small;     /* how many small messages were sent in a row */
-    __u8 to_proxy;   /* 1 if the other end is a proxy */
-    __u8 has_passed; /* 1 if any byte has gone by TCP in this direction */
+    __u32 level;   /* the level that the connection needs */
+    __u32 small;   /* how many small messages were sent in a row */
+    __u8 to_proxy; /* 1 if the other end is a proxy */
+    __u8 zero8;
     __u16 zero16;
-    __u32 zero32;
+    __u32 redirected; /* bytes that were redirected in this direction; not counted further than matters (message.c) */
 };
 
 /* Messages that a pod's sockets have sent on accelerated connections. Whatever is not redirected goes by TCP. */

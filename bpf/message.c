@@ -8,8 +8,13 @@
  * receiver has read everything that was ever written to TCP in this direction. A message may go by TCP at any time: the
  * receiver reads what was redirected before it first. So either path may follow the other. There is one exception: a
  * reader that TCP has put to sleep in the middle of a read (MSG_WAITALL, SO_RCVLOWAT). It has taken everything TCP had,
- * but only TCP can wake it. Proxies and non-blocking readers never sleep inside a read. For any other reader, a
- * direction that has used TCP once stays on TCP.
+ * but only TCP can wake it. Proxies and non-blocking readers never sleep inside a read. Any other reader gets
+ * everything by TCP.
+ *
+ * Peeking. One call never returns both redirected bytes and TCP's bytes, MSG_PEEK included. A reader that looks at a
+ * connection's first bytes before it reads them, as Envoy's listener filters do, would wait for ever for bytes that TCP
+ * has behind unread redirected ones. So each direction begins with TCP. Nothing is redirected until the receiver has
+ * read some of it, because from then on the receiver knows what it deals with.
  *
  * Memory. The kernel sets no limit to the queue of redirected bytes. So if the receiver has BACKLOG_BUDGET unread, or
  * the node is short of memory for sockets, the message goes by TCP, whose window stops the sender in the end.
@@ -33,6 +38,13 @@
  */
 #define STREAM_MESSAGE 4096
 #define STREAM_RUN 4
+/*
+ * Among a direction's first PEEKED bytes that many small messages in a row may be unread. After a listener filter that
+ * reads (PROXY protocol), another one may peek, at no more than this. The limit is for the kernel's own memory: each
+ * message takes about 1 KiB besides its bytes.
+ */
+#define PEEKED (64 * 1024)
+#define PEEKED_RUN 256
 /* O_NONBLOCK (uapi/asm-generic/fcntl.h) */
 #define NONBLOCK 04000
 /* The low bits of sk_user_data are flags (SK_USER_DATA_PTRMASK, include/net/sock.h) */
@@ -54,23 +66,33 @@ static __always_inline bool never_sleeps(__u64 socket)
     return read32(file, FILE_FLAGS) & NONBLOCK;
 }
 
-/*
- * Whether the order allows this message to be redirected: the receiver has read as many bytes as the sender has written
- * to TCP. The sender counts written bytes (write_seq), whether or not TCP has sent them; the receiver counts bytes read
- * (copied_seq). Urgent bytes count at both ends. FIN counts too, but nothing is written after it. Window probes and
- * acknowledgements count at neither.
- */
-static __always_inline bool is_drained(struct pairing *pairing)
+/* The sequence number of this direction's first byte. */
+static __always_inline __u32 first_sequence(const struct pairing *pairing)
 {
-    struct connection *connection = &pairing->peer.connection;
-    __u32 first = pairing->peer.side == SIDE_SERVER ? connection->client_sequence : connection->server_sequence;
-    __u32 written = read32(pairing->own_socket, TCP_WRITE_SEQ);
+    const struct connection *connection = &pairing->peer.connection;
 
-    if (written != first)
-        pairing->has_passed = 1;
-    if (written != read32(pairing->peer_socket, TCP_COPIED_SEQ))
+    return pairing->peer.side == SIDE_SERVER ? connection->client_sequence : connection->server_sequence;
+}
+
+/* How many bytes of this direction have been written to TCP; more than 4 GiB count from 0 again. */
+static __always_inline __u32 written_to_tcp(const struct pairing *pairing)
+{
+    return read32(pairing->own_socket, TCP_WRITE_SEQ) - first_sequence(pairing);
+}
+
+/*
+ * Whether this message may be redirected as far as order and peeking go: bytes were written to TCP in this direction,
+ * and the receiver has read as many. The sender counts written bytes (write_seq), whether or not TCP has sent them; the
+ * receiver counts bytes read, not those it has peeked at (copied_seq). Urgent bytes count at both ends. FIN counts too,
+ * but nothing is written after it. Window probes and acknowledgements count at neither.
+ */
+static __always_inline bool is_drained(const struct pairing *pairing)
+{
+    __u32 written = written_to_tcp(pairing);
+
+    if (!written || first_sequence(pairing) + written != read32(pairing->peer_socket, TCP_COPIED_SEQ))
         return false;
-    return !pairing->has_passed || pairing->to_proxy || never_sleeps(pairing->peer_socket);
+    return pairing->to_proxy || never_sleeps(pairing->peer_socket);
 }
 
 /*
@@ -81,6 +103,12 @@ static __always_inline bool is_drained(struct pairing *pairing)
 static __always_inline bool is_memory_short(const struct pairing *pairing)
 {
     return (__s64)read64(pairing->allocated, 0) >= (__s64)read64(pairing->marks, 0);
+}
+
+/* How many small messages in a row a proxy may get past TCP while it has others unread. */
+static __always_inline __u32 longest_run(const struct pairing *pairing)
+{
+    return written_to_tcp(pairing) + pairing->redirected < PEEKED ? PEEKED_RUN : STREAM_RUN;
 }
 
 /*
@@ -96,7 +124,7 @@ static __always_inline bool is_behind(const struct pairing *pairing)
         return true;
 #ifdef PSOCK_MSG_TOT_LEN
     backlog = read32(psock, PSOCK_MSG_TOT_LEN);
-    return backlog >= BACKLOG_BUDGET || (backlog && pairing->small > STREAM_RUN && pairing->to_proxy);
+    return backlog >= BACKLOG_BUDGET || (backlog && pairing->to_proxy && pairing->small > longest_run(pairing));
 #else
     return read64(psock, PSOCK_INGRESS_MSG) != psock + PSOCK_INGRESS_MSG; /* list_empty() */
 #endif
@@ -163,6 +191,8 @@ int ss_message(struct sk_msg_md *ctx)
         sums->no_peer++;
         return SK_PASS;
     }
+    if (pairing->redirected < PEEKED)
+        pairing->redirected += size;
     sums->redirected++;
     sums->redirected_bytes += size;
     return SK_PASS;

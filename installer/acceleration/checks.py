@@ -17,6 +17,7 @@ from installer.acceleration.pairs import (
     PairBench,
     PromiseBroken,
     end_of,
+    peek,
     receive_exactly,
     require,
     send_until_full,
@@ -26,6 +27,7 @@ from installer.acceleration.pairs import (
 _MPTCP = 262  # IPPROTO_MPTCP, uapi/linux/in.h
 _IDLE_LIMIT = 8 << 20  # bytes that a sender may get rid of at most while nobody reads
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER with time 0
+_PIECES = 12  # of the first bytes: each comes as a message of its own
 _WAKE_UPS = 20  # repetitions for a reader that waits already
 
 
@@ -42,10 +44,26 @@ def _first_bytes(bench: PairBench) -> None:
     """Bytes sent before the other end has accepted arrive first."""
     with bench.redirecting():
         for _ in range(10):
-            with bench.pair(early=b"first") as pair:
+            with bench.unread_pair(b"first") as pair:
                 pair.client.sendall(b"second")
                 got = receive_exactly(pair.server, 11)
-            require(got == b"firstsecond", f"{got!r} instead of b'firstsecond'")
+                pair.client.sendall(b"third")
+                got += receive_exactly(pair.server, 5)
+            require(got == b"firstsecondthird", f"{got!r} instead of b'firstsecondthird'")
+
+
+def _peeking(bench: PairBench) -> None:
+    """A reader that peeks at the first bytes, in many pieces, finds all of them, and again after more have come."""
+    pieces = [bytes([number]) * (number + 1) for number in range(_PIECES)]
+    with bench.redirecting(), bench.unread_pair(pieces[0]) as pair:
+        for at in range(1, _PIECES):
+            pair.client.sendall(pieces[at])
+            wanted = b"".join(pieces[: at + 1])
+            got = peek(pair.server, len(wanted))
+            require(got == wanted, f"a reader that peeks finds {len(got)} of {len(wanted)} bytes")
+        receive_exactly(pair.server, sum(map(len, pieces)))
+        pair.client.sendall(b"more")
+        receive_exactly(pair.server, 4)
 
 
 def _switches(bench: PairBench) -> None:
@@ -233,6 +251,7 @@ def _resumes(bench: PairBench) -> None:
 
 CHECKS = (
     Check("order of the first bytes", Level.PROXY, _first_bytes),
+    Check("peeking at the first bytes", Level.PROXY, _peeking),
     Check("order across switches", Level.PROXY, _switches),
     Check("return from TCP", Level.PROXY, _resumes),
     Check("back-pressure", Level.PROXY, _back_pressure),

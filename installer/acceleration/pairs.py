@@ -70,14 +70,22 @@ class PairBench:
             yield listener
 
     @contextmanager
-    def pair(self, protocol: int = 0, early: bytes = b"") -> Iterator[Pair]:
-        """A new connection. The client sends `early` before the other end has accepted."""
+    def pair(self, protocol: int = 0) -> Iterator[Pair]:
+        """A new connection. TCP has carried a byte each way, so what follows may be redirected."""
+        with self.unread_pair(b"1", protocol) as pair:
+            receive_exactly(pair.server, 1)
+            pair.server.sendall(b"2")
+            receive_exactly(pair.client, 1)
+            yield pair
+
+    @contextmanager
+    def unread_pair(self, early: bytes, protocol: int = 0) -> Iterator[Pair]:
+        """A new connection. The client has sent `early` before the other end accepted, and nothing is read yet."""
         with ExitStack() as stack:
             listener = stack.enter_context(self.listening(protocol))
             client = stack.enter_context(socket.create_connection(_DESTINATION, SECONDS))
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if early:
-                client.sendall(early)
+            client.sendall(early)
             server = stack.enter_context(listener.accept()[0])
             server.settimeout(SECONDS)
             server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -106,6 +114,16 @@ def receive_exactly(sock: socket.socket, size: int) -> bytes:
         require(chunk != b"", f"{len(got)} of {size} bytes came, then the end")
         got += chunk
     return bytes(got)
+
+
+def peek(sock: socket.socket, size: int) -> bytes:
+    """What a reader that peeks sees, once it sees `size` bytes or when SECONDS are over."""
+    end = time.monotonic() + SECONDS
+    while True:
+        got = sock.recv(size + 1, socket.MSG_PEEK)
+        if len(got) >= size or time.monotonic() > end:
+            return got
+        time.sleep(_MOMENT)  # TCP delivers at once, but not in the sender's own call
 
 
 def end_of(sock: socket.socket) -> str:

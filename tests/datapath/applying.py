@@ -35,18 +35,6 @@ def low_water(application: socket.socket, proxy: socket.socket) -> object:
     return bool(_poll(application))
 
 
-def wait_all(application: socket.socket, proxy: socket.socket) -> object:
-    """How much of 1000 bytes a blocking recv() with MSG_WAITALL gets, when 10 are there and 990 come later."""
-    proxy.sendall(MESSAGE[:10])
-    _poll(application)
-    application.settimeout(None)
-    later = threading.Timer(0.2, proxy.sendall, (MESSAGE[10:],))
-    later.start()
-    got = application.recv(1000, socket.MSG_WAITALL)
-    later.join()
-    return len(got)
-
-
 def zero_copy(application: socket.socket, proxy: socket.socket) -> object:
     """Whether the notification of MSG_ZEROCOPY comes after the data have."""
     proxy.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
@@ -57,10 +45,10 @@ def zero_copy(application: socket.socket, proxy: socket.socket) -> object:
 
 def tcp_info(application: socket.socket, proxy: socket.socket) -> object:
     """What of 1000 bytes TCP_INFO says has been received."""
+    before = _received(application)
     proxy.sendall(MESSAGE)
     receive_exactly(application, 1000)
-    told = application.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    return struct.unpack_from("Q", told, BYTES_RECEIVED)[0]
+    return _received(application) - before
 
 
 def unsent(application: socket.socket, proxy: socket.socket) -> object:
@@ -123,7 +111,12 @@ def reset(application: socket.socket, proxy: socket.socket) -> object:
     return said
 
 
-CASES = (reset, low_water, wait_all, zero_copy, tcp_info, unsent, close_unread, spliced, urgent)
+CASES = (reset, low_water, zero_copy, tcp_info, unsent, close_unread, spliced, urgent)
+
+
+def _received(sock: socket.socket) -> int:
+    told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    return int(struct.unpack_from("Q", told, BYTES_RECEIVED)[0])
 
 
 def _poll(sock: socket.socket, events: int = select.POLLIN, milliseconds: int = 200) -> object:
@@ -194,19 +187,33 @@ def returning(bench: PairBench) -> dict[str, object]:
 
 
 def queued(bench: PairBench) -> dict[str, int]:
-    """What becomes of a body's small end while its proxy reads nothing, and then of a stream of small messages."""
+    """What becomes of messages while a proxy reads nothing: a body with a small end, small ones early and later."""
     found: dict[str, int] = {}
     bench.set_level(Level.FULL)
+    small = [b"small"] * 10
     with bench.pair() as pair:
-        for name, messages in (("tail", [bytes(20_000), bytes(20_000), b"end"]), ("stream", [b"small"] * 10)):
+        parts = {"tail": [bytes(20_000), bytes(20_000), b"end"], "early": small, "body": [bytes(30_000)], "late": small}
+        for name, messages in parts.items():
             before = bench.traffic()
             for each in messages:
                 pair.client.sendall(each)
             after = bench.traffic()
             found |= {f"{name} redirected": after.redirected - before.redirected}
             found |= {f"{name} over budget": after.over_budget - before.over_budget}
-        receive_exactly(pair.server, 40_053)
+        receive_exactly(pair.server, sum(len(each) for messages in parts.values() for each in messages))
     return found
+
+
+def crowded(bench: PairBench) -> dict[str, int]:
+    """How many of 300 early small messages are redirected to a proxy that reads nothing."""
+    bench.set_level(Level.FULL)
+    with bench.pair() as pair:
+        before = bench.traffic()
+        for _ in range(300):
+            pair.client.sendall(b"x")
+        after = bench.traffic()
+        receive_exactly(pair.server, 300)
+    return {"redirected": after.redirected - before.redirected, "over budget": after.over_budget - before.over_budget}
 
 
 def _read_whole(pair: Pair, flags: int, got: list[bytes]) -> None:
@@ -227,6 +234,7 @@ def _main(cgroup: Path) -> dict[str, object]:
         found |= {events: asleep_in_tcp(bench, events) for events in ("wait for all", "low water")}
         found["returning"] = returning(bench)
         found["queued"] = queued(bench)
+        found["crowded"] = crowded(bench)
     return found
 
 

@@ -9,6 +9,7 @@ import threading
 
 
 def answer(connection: socket.socket) -> None:
+    connection.settimeout(600)  # an application whose reads block gets nothing past TCP
     for line in connection.makefile():
         connection.sendall(line.strip()[::-1].encode() + b"\n")
 

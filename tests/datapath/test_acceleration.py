@@ -63,10 +63,15 @@ class Pods:
         return self.tables.traffic.get(Cookie(self.cookies[id(pod)])) or TrafficEntry()
 
     @contextmanager
-    def dialled(self, pod: Namespace, host: object, uid: int, *more: str, port: int = 8080) -> Iterator["Dialled"]:
+    def dialled(
+        self, pod: Namespace, host: object, uid: int, *more: str, port: int = 8080, speaks: bool = True
+    ) -> Iterator["Dialled"]:
+        """A connection that TCP has carried a line of in both directions, unless the client does not speak."""
         process = pod.start([*PYTHON, EXCHANGE, str(host), str(port), *more], uid)
         dialled = Dialled(process)
         try:
+            if speaks:
+                assert dialled.say("first") == "tsrif"
             yield dialled
         finally:
             dialled.close()
@@ -123,7 +128,7 @@ def test_what_one_proxy_says_to_another_is_redirected_both_ways(pods: Pods, fami
         assert connection.say("again") == "niaga"
     for pod in (pods.one, pods.other):
         sums = pods.traffic(pod)
-        assert (sums.redirected, sums.redirected_bytes, sums.undrained, sums.no_peer) == (2, 12, 0, 0)
+        assert (sums.redirected, sums.redirected_bytes, sums.undrained, sums.no_peer) == (2, 12, 1, 0)
     wait_until(lambda: pods.tables.accelerated.count() == 0, "closed sockets to leave")
     assert pods.tables.meetings.count() == 0
 
@@ -221,6 +226,8 @@ import socket, sys
 listener = socket.create_server(("0.0.0.0", 15006))
 print("ready", flush=True)
 connection = listener.accept()[0]
+assert connection.recv(1) == b"1"
+connection.sendall(b"2")
 print("accepted", flush=True)
 sys.stdin.readline()
 connection.settimeout(3)
@@ -232,6 +239,8 @@ print(len(got), got == bytes(range(256)) * (len(got) // 256), flush=True)
 SENDER = """
 import socket, sys
 client = socket.create_connection((sys.argv[1], 8080))
+client.sendall(b"1")
+assert client.recv(1) == b"2"
 client.sendall(bytes(range(256)) * 1000)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -318,7 +327,7 @@ def test_a_pod_that_is_gone_leaves_nothing(pods: Pods) -> None:
 
 def test_a_client_that_never_speaks_leaves_nothing(pods: Pods) -> None:
     both(pods)
-    with pods.dialled(pods.one, pods.other.ip4, PROXY):
+    with pods.dialled(pods.one, pods.other.ip4, PROXY, speaks=False):
         assert pods.tables.meetings.count() == 1
     wait_until(lambda: pods.tables.meetings.count() == 0, "the meeting to be forgotten")
 

@@ -28,7 +28,6 @@ def seen() -> dict[str, Any]:
     [
         ("reset", ["ECONNRESET", "b''"], ["EAGAIN", "ECONNRESET"]),
         ("low_water", False, True),
-        ("wait_all", 1000, 10),
         ("zero_copy", True, False),
         ("tcp_info", 1000, 0),
         ("unsent", True, False),
@@ -55,5 +54,11 @@ def test_only_a_reader_that_does_not_block_is_redirected_to_again(seen: dict[str
 def test_small_messages_pass_only_where_there_are_many(seen: dict[str, Any]) -> None:
     queued = seen["queued"]
     assert (queued["tail redirected"], queued["tail over budget"]) == (3, 0)
-    # four in a row are redirected, the end above being the first; then one is sent to TCP, where the others follow it
-    assert (queued["stream redirected"], queued["stream over budget"]) == (3, 1)
+    assert (queued["early redirected"], queued["early over budget"]) == (10, 0)  # whoever peeks, peeks here
+    assert (queued["body redirected"], queued["body over budget"]) == (1, 0)
+    # four in a row are redirected; then one is sent to TCP, where the others follow it
+    assert (queued["late redirected"], queued["late over budget"]) == (4, 1)
+
+
+def test_early_small_messages_are_not_without_limit(seen: dict[str, Any]) -> None:
+    assert seen["crowded"] == {"redirected": 255, "over budget": 1}  # the one that began the connection counts

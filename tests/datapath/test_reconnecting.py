@@ -17,6 +17,11 @@ import ctypes, socket, sys
 libc = ctypes.CDLL(None, use_errno=True)
 sock = socket.socket()
 sock.settimeout(5)
+def receive():
+    got = b""
+    while not got.endswith(b"\\n"):
+        got += sock.recv(1000)
+    return got
 print("ready", flush=True)
 for line in sys.stdin:
     verb, *words = line.split()
@@ -24,17 +29,17 @@ for line in sys.stdin:
         sock.connect((words[0], int(words[1])))
     elif verb == "disconnect":
         assert libc.connect(sock.fileno(), bytes(16), 16) == 0
+    elif verb == "begin":  # what comes first goes by TCP
+        sock.sendall(b"first\\n")
+        assert receive() == b"tsrif\\n"
     elif verb == "send":
         sock.sendall(words[0].encode() + b"\\n")
     elif verb == "receive":
-        got = b""
-        while not got.endswith(b"\\n"):
-            got += sock.recv(1000)
-        words = [got.decode().strip()]
+        words = [receive().decode().strip()]
     print(*words, flush=True)
 """
 
-# Accepts as a proxy; answers the first line of each connection and holds it, and says what else has come by then.
+# Accepts as a proxy; answers two lines of each connection and holds it, and says what else has come by then.
 HOLDER = """
 import socket, sys, threading
 listener = socket.create_server(("0.0.0.0", 15006))
@@ -43,13 +48,14 @@ def serve():
     while True:
         connection = listener.accept()[0]
         connection.settimeout(5)
-        line = b""
         try:
-            while not line.endswith(b"\\n"):
-                line += connection.recv(1000)
+            for _ in range(2):
+                line = b""
+                while not line.endswith(b"\\n"):
+                    line += connection.recv(1000)
+                connection.sendall(line.strip()[::-1] + b"\\n")
         except OSError:  # it never speaks
             continue
-        connection.sendall(line.strip()[::-1] + b"\\n")
         held.append(connection)
 threading.Thread(target=serve, daemon=True).start()
 print("ready", flush=True)
@@ -97,10 +103,12 @@ def test_what_was_not_read_of_the_old_connection_is_not_the_new_ones(pods: Pods)
     Told(pods.other.start([*PYTHON, HOLDER], PROXY))
     sock = Told(pods.one.start([*PYTHON, SOCKET], PROXY))
     sock(f"connect {pods.other.ip4} 8080")
+    sock("begin")
     sock("send old")
     wait_until(lambda: pods.traffic(pods.other).redirected == 1, "an answer that nobody reads")
     sock("disconnect")
     sock(f"connect {pods.other.ip4} 8080")
+    sock("begin")
     sock("send new")
     assert sock("receive") == "wen"
     assert pods.traffic(pods.one).redirected == pods.traffic(pods.other).redirected == 2
@@ -111,6 +119,7 @@ def test_connected_to_somebody_else_it_has_nothing_left_in_the_maps(pods: Pods) 
     holder = Told(pods.other.start([*PYTHON, HOLDER], PROXY))
     sock = Told(pods.one.start([*PYTHON, SOCKET], PROXY))
     sock(f"connect {pods.other.ip4} 8080")
+    sock("begin")
     sock("send old")
     assert sock("receive") == "dlo"
     sock("disconnect")
@@ -130,6 +139,7 @@ def test_connected_again_and_again_it_is_redirected_and_leaves_no_meetings(pods:
     for number in range(5):
         sock(f"connect {pods.other.ip4} 8080")
         if number % 2 == 0:  # else it never speaks
+            sock("begin")
             sock(f"send {number}")
             assert sock("receive") == str(number)
         sock("disconnect")
@@ -143,6 +153,7 @@ def test_it_is_forgotten_also_where_its_pod_is_gone(pods: Pods) -> None:
     Told(pods.other.start([*PYTHON, HOLDER], PROXY))
     sock = Told(pods.one.start([*PYTHON, SOCKET], PROXY))
     sock(f"connect {pods.other.ip4} 8080")
+    sock("begin")
     sock("send old")
     assert sock("receive") == "dlo"
     pods.wire.kernel.enrolments.remove(pods.cookies[id(pods.one)])
