@@ -72,7 +72,6 @@ def bring_up(made: Cluster) -> Bed:
     bed = Bed.of(made)
     bed.start_nodes()
     reached("two nodes are Ready")
-    say(f"{shape.cgroups()} cgroups, made by {shape.driver()}")
     for line in bed.releases():
         say(line)
     bed.sidestep.install()
