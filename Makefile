@@ -19,8 +19,8 @@ TEST_PACKAGES := $(DEMO_PACKAGES) $(KUBECTL) containerd runc busybox-static buil
           haproxy mptcpize openjdk-17-jdk-headless $(LOAD)
 KERNELS_PACKAGES := $(DEMO_PACKAGES) qemu-system-x86 kmod xz-utils
 PLUGIN_PACKAGES := iptables nftables
-# runc is built with the containerd that is asked for.
-CLUSTER_PACKAGES := $(if $(CONTAINERD),libseccomp-dev)
+# runc is built with the containerd that is asked for; Cilium's agent compiles its programs when it starts.
+CLUSTER_PACKAGES := $(if $(CONTAINERD),libseccomp-dev) $(if $(filter cilium,$(NETWORK)),clang-19)
 BENCH_PACKAGES := $(DEMO_PACKAGES) $(LOAD)
 # Where all that runs here keeps compiled programs, so that they are compiled once.
 export SIDESTEP_BYTECODE ?= $(CURDIR)/build/bytecode
@@ -34,7 +34,7 @@ help:
 	@echo 'make one T=FILE     one test or one file of tests: T=tests/unit/test_chain.py::test_any_string_survives'
 	@echo 'make verifier-log P=connect4 [STEPS=1]  what the verifier of this kernel says of one program'
 	@echo 'make e2e            a node'"'"'s life with a real containerd, hybrid and pure cgroup2'
-	@echo 'make cluster [KEEP=1] [ONLY=PATTERN] [KUBERNETES=1.37] [CONTAINERD=2.4] [CGROUPS=pure] [DRIVER=systemd] [NETWORK=flannel]  a real Kubernetes of two nodes with Istio and sidestep; its programs are built first'
+	@echo 'make cluster [KEEP=1] [ONLY=PATTERN] [KUBERNETES=1.37] [CONTAINERD=2.4] [CGROUPS=pure] [DRIVER=systemd] [NETWORK=flannel|cilium]  a real Kubernetes of two nodes with Istio and sidestep; its programs are built first'
 	@echo 'make cluster-down   take down clusters that were kept, or whose owner is dead'
 	@echo 'make istio [ONLY=PATTERN] [TESTS=PATTERN]  Istio'"'"'s own integration tests with Istio'"'"'s CNI plugin and with sidestep, case by case; two hours'
 	@echo 'make renew-sent     ask a real istiod for the configuration of the Envoys in the tests (tests/lab/istiod)'

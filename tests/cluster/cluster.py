@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import shape
+from tests.cluster import cilium, shape
 from tests.cluster.addresses import Place
 from tests.cluster.builder import BUILD
 from tests.cluster.certificates import Authority
@@ -64,6 +64,9 @@ class Cluster:
     def start(self, archives: Sequence[Path]) -> None:
         """Run everything; both nodes are Ready afterwards. `archives` are the images of its pods."""
         self.control.start()
+        if shape.network() == shape.CILIUM:
+            for path in cilium.definitions():
+                self.control.kubectl("apply", "--server-side", "-f", path)
         with ThreadPoolExecutor() as pool:
             list(pool.map(KubernetesNode.start, self.nodes))
         self.import_images(archives)

@@ -112,6 +112,12 @@ def _runtimes(modules: Path) -> list[Component]:
 def _network(modules: Path) -> list[Component]:
     if shape.network() == shape.BRIDGE:
         return []
+    if shape.network() == shape.CILIUM:
+        cilium, folder = "github.com/cilium/cilium", modules / "cilium"
+        return [
+            Component("cilium-agent", f"{cilium}/daemon", folder, cilium),
+            Component("cilium-cni", f"{cilium}/plugins/cilium-cni", folder, cilium),
+        ]
     flannel, plugins = "github.com/flannel-io/flannel", "github.com/containernetworking/plugins"
     variable = "github.com/flannel-io/flannel/pkg/version.Version"
     return [

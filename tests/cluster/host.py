@@ -67,6 +67,9 @@ class Host:
         if self._unshare.stdout.readline() != "up\n":
             raise DaemonEnded(f"{self.name} does not boot:\n{(self.directory / 'boot.log').read_text()}")
         (self.directory / "first").write_text(identity_of(_only_child(self._unshare.pid)))
+        # a cgroup with a process of its own hands no controller down, and kubelet asks for each that the top has
+        for top in tops:
+            (top / "system" / "cgroup.procs").write_text(str(self._unshare.pid))
         if shape.driver() == shape.SYSTEMD:
             wait_until(self._has_systemd, f"the systemd of {self.name}", _SECONDS)
         self.run(["hostname", self.name])

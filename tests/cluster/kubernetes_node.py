@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.cluster import flannel, shape, versions
+from tests.cluster import cilium, flannel, shape, versions
 from tests.cluster.addresses import CONTROL
 from tests.cluster.builder import BIN
 from tests.cluster.certificates import Authority
@@ -56,6 +56,9 @@ class KubernetesNode:
         """On a host that has been a node before."""
         self.start_containerd()
         self.start_kubelet()
+        if shape.network() == shape.CILIUM:  # which has a kube-proxy of its own
+            cilium.start(self.host, self._network_kubeconfig)
+            return
         self.start_proxy()
         if shape.network() == shape.FLANNEL:
             flannel.start(self.host, self._network_kubeconfig)
@@ -84,7 +87,8 @@ class KubernetesNode:
 
     def plugins(self) -> list[str]:
         """Those of the CNI chain, by their types, in their order."""
-        conflist = json.loads(self.host.run(["cat", f"/etc/cni/net.d/{PRIMARY}"]))
+        primary = cilium.CONFIGURATION if shape.network() == shape.CILIUM else PRIMARY
+        conflist = json.loads(self.host.run(["cat", f"/etc/cni/net.d/{primary}"]))
         return [plugin["type"] for plugin in conflist["plugins"]]
 
     def start_containerd(self) -> None:
@@ -129,6 +133,9 @@ class KubernetesNode:
             shutil.copy(PLUGINS / plugin, state / "opt-cni-bin" / plugin)
         if shape.network() == shape.FLANNEL:
             shutil.copy(BIN / flannel.PLUGIN, state / "opt-cni-bin" / flannel.PLUGIN)
+        if shape.network() == shape.CILIUM:
+            shutil.copy(BIN / cilium.PLUGIN, state / "opt-cni-bin" / cilium.PLUGIN)
+            return  # its agent writes the chain
         (state / "etc-cni-net.d" / PRIMARY).write_text(json.dumps(self._conflist()))
 
     def _conflist(self) -> dict[str, object]:

@@ -8,9 +8,9 @@ from tests.cluster.variables import chosen
 
 HYBRID, PURE = "hybrid", "pure"
 CGROUPFS, SYSTEMD = "cgroupfs", "systemd"
-BRIDGE, FLANNEL = "bridge", "flannel"
+BRIDGE, FLANNEL, CILIUM = "bridge", "flannel", "cilium"
 # the CNI chain of each, before sidestep's plugin
-PLUGINS = {BRIDGE: ["bridge", "portmap"], FLANNEL: ["flannel", "portmap"]}
+PLUGINS = {BRIDGE: ["bridge", "portmap"], FLANNEL: ["flannel", "portmap"], CILIUM: ["cilium-cni"]}
 
 
 def cgroups() -> str:
@@ -27,7 +27,7 @@ def driver() -> str:
 
 
 def network() -> str:
-    """Who connects pods: BRIDGE with routes by hand, or the daemon of FLANNEL. Raises UnknownValue."""
+    """Who connects pods: BRIDGE with routes by hand, or the daemons of FLANNEL or CILIUM. Raises UnknownValue."""
     return chosen("NETWORK", PLUGINS, BRIDGE)
 
 

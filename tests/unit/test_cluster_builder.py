@@ -101,7 +101,11 @@ def test_a_build_that_fails_says_what_and_why_and_leaves_nothing_that_looks_buil
 @pytest.mark.parametrize("folder", sorted(MODULES.iterdir()), ids=lambda folder: str(folder.name))
 def test_each_module_pins_the_programs_that_are_built_from_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here: list[Component] = []
-    for kubernetes, containerd, network in (("1.36", "distribution", "bridge"), ("1.37", "2.4", "flannel")):
+    for kubernetes, containerd, network in (
+        ("1.36", "distribution", "bridge"),
+        ("1.37", "2.4", "flannel"),
+        ("1.36", "distribution", "cilium"),
+    ):
         monkeypatch.setenv("KUBERNETES", kubernetes)
         monkeypatch.setenv("CONTAINERD", containerd)
         monkeypatch.setenv("NETWORK", network)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from tests.cluster import shape
+from tests.cluster import cilium, shape
 from tests.cluster.bed import CLIENT, FAR, NEAR, PLAIN, Bed
 from tests.cluster.builder import BIN
 from tests.cluster.checks import Check, answered_by, at_once, equals
@@ -69,6 +69,9 @@ def _of_layout(bed: Bed) -> list[Check]:
     here, there = bed.cluster.nodes
     device = "flannel.1" if shape.network() == shape.FLANNEL else "eth0"
     way = partial(_device_to, here, bed.pods.ip(FAR))
+    if shape.network() == shape.CILIUM:
+        balanced = equals(lambda: "cil_sock4_connect" in cilium.load_balancers(here.host), True)
+        found.append(Check(f"Cilium's socket load-balancer is at the root of {here.name}'s cgroups", balanced))
     return [*found, Check(f"{here.name} reaches the pods on {there.name} by {device}", equals(way, device))]
 
 
