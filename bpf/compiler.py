@@ -37,6 +37,7 @@ SOURCES = (
     "bind.c",
     "reading.h",
     "pairing.c",
+    "room.c",
     "message.c",
     "sockops.c",
     "sockopt.c",

@@ -114,7 +114,7 @@ ITERATOR = Extra(
     fields=LISTENERS,
     hook=ITERATOR_HOOK,
 )
-# message.c, pairing.c; which level is safe says installer/acceleration
+# pairing.c, room.c, message.c; which level is safe says installer/acceleration
 ACCELERATION = Extra(
     "acceleration",
     "speed within the node",

@@ -17,7 +17,8 @@
  * read some of it, because from then on the receiver knows what it deals with.
  *
  * Memory. The kernel sets no limit to the queue of redirected bytes. So if the receiver has BACKLOG_BUDGET unread, or
- * the node is short of memory for sockets, the message goes by TCP, whose window stops the sender in the end.
+ * the node or the receiver's container is short of memory (room.c), the message goes by TCP, whose window stops the
+ * sender in the end.
  *
  * The program reads fields of the kernel's own structures, at the offsets of this kernel (offsets.py). It may read a
  * socket that is gone. But it redirects nothing to such a socket, because a socket leaves the socket hash before its
@@ -31,12 +32,12 @@
  */
 #define BACKLOG_BUDGET (512 * 1024)
 /*
- * If more than STREAM_RUN messages in a row are smaller than STREAM_MESSAGE bytes, a message goes by TCP whenever
+ * If more than STREAM_RUN messages in a row are smaller than SMALL_MESSAGE bytes, a message goes by TCP whenever
  * redirected bytes are unread: TCP joins small messages, which is cheaper. This holds only if the reader is a proxy.
  * One read never returns both redirected bytes and TCP's bytes, and an application (nginx) may take a short read for
  * all there is.
  */
-#define STREAM_MESSAGE 4096
+#define SMALL_MESSAGE 4096
 #define STREAM_RUN 4
 /*
  * Among a direction's first PEEKED bytes that many small messages in a row may be unread. After a listener filter that
@@ -95,16 +96,6 @@ static __always_inline bool is_drained(const struct pairing *pairing)
     return pairing->to_proxy || never_sleeps(pairing->peer_socket);
 }
 
-/*
- * Whether TCP on the machine holds as much memory as the first mark of tcp_mem. Beyond the second mark the kernel may
- * refuse memory for a redirected message. The sender then gets ENOMEM, and proxies break the connection. With TCP the
- * sender would merely wait.
- */
-static __always_inline bool is_memory_short(const struct pairing *pairing)
-{
-    return (__s64)read64(pairing->allocated, 0) >= (__s64)read64(pairing->marks, 0);
-}
-
 /* How many small messages in a row a proxy may get past TCP while it has others unread. */
 static __always_inline __u32 longest_run(const struct pairing *pairing)
 {
@@ -112,22 +103,28 @@ static __always_inline __u32 longest_run(const struct pairing *pairing)
 }
 
 /*
- * Whether the receiver has too much unread to get one more redirected message. Kernels that do not count redirected
- * bytes have no PSOCK_MSG_TOT_LEN. There, one unread message is too much.
+ * Whether this message would be too much: the receiver is behind, or memory is short. Kernels that do not count
+ * redirected bytes have no PSOCK_MSG_TOT_LEN. There, one unread message is too much. If the receiver has nothing unread,
+ * a small message is never too much for its container: that many bytes any connection costs.
  */
-static __always_inline bool is_behind(const struct pairing *pairing)
+static __always_inline bool is_over_budget(const struct pairing *pairing, __u32 size)
 {
     __u64 psock = read64(pairing->peer_socket, SOCK_USER_DATA) & USER_DATA_MASK;
-    __u32 backlog;
+    __u32 backlog = 0;
 
     if (!psock)
         return true;
 #ifdef PSOCK_MSG_TOT_LEN
     backlog = read32(psock, PSOCK_MSG_TOT_LEN);
-    return backlog >= BACKLOG_BUDGET || (backlog && pairing->to_proxy && pairing->small > longest_run(pairing));
+    if (backlog >= BACKLOG_BUDGET || (backlog && pairing->to_proxy && pairing->small > longest_run(pairing)))
+        return true;
 #else
-    return read64(psock, PSOCK_INGRESS_MSG) != psock + PSOCK_INGRESS_MSG; /* list_empty() */
+    if (read64(psock, PSOCK_INGRESS_MSG) != psock + PSOCK_INGRESS_MSG) /* !list_empty() */
+        return true;
 #endif
+    if (is_memory_short(pairing))
+        return true;
+    return (backlog || size >= SMALL_MESSAGE) && is_container_short(pairing, backlog + size);
 }
 
 /* Whether this end knows its peer. The connecting end learns it here, from the meeting. */
@@ -176,12 +173,12 @@ int ss_message(struct sk_msg_md *ctx)
         sums->no_peer++;
         return SK_PASS;
     }
-    pairing->small = size < STREAM_MESSAGE ? pairing->small + 1 : 0;
+    pairing->small = size < SMALL_MESSAGE ? pairing->small + 1 : 0;
     if (!is_drained(pairing) || has_ulp(pairing->own_socket) || has_ulp(pairing->peer_socket)) {
         sums->undrained++;
         return SK_PASS;
     }
-    if (is_behind(pairing) || is_memory_short(pairing)) {
+    if (is_over_budget(pairing, size)) {
         sums->over_budget++;
         return SK_PASS;
     }

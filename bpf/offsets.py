@@ -50,8 +50,8 @@ class Field:
     optional: bool = False
 
 
-# acceleration (message.c, pairing.c). struct tcp_sock begins with struct sock, which begins with struct sock_common, so
-# the offsets of all three count from the same address
+# acceleration (pairing.c, room.c, message.c). struct tcp_sock begins with struct sock, which begins with struct
+# sock_common, so the offsets of all three count from the same address
 SOCKETS = (
     Field("TCP_WRITE_SEQ", b"tcp_sock", b"write_seq", 4),
     Field("TCP_COPIED_SEQ", b"tcp_sock", b"copied_seq", 4),
@@ -64,6 +64,14 @@ SOCKETS = (
     Field("FILE_FLAGS", b"file", b"f_flags", 4),
     Field("PROTO_MEMORY_ALLOCATED", b"proto", b"memory_allocated", 8),
     Field("PROTO_SYSCTL_MEM", b"proto", b"sysctl_mem", 8),
+    # optional: CONFIG_MEMCG, and CONFIG_MEMCG_V1 for the counter of version 1
+    Field("SOCK_MEMCG", b"sock", b"sk_memcg", 8, optional=True),
+    Field("MEMCG_MEMORY", b"mem_cgroup", b"memory", _ANY, optional=True),
+    Field("MEMCG_TCPMEM", b"mem_cgroup", b"tcpmem", _ANY, optional=True),
+    Field("MEMCG_TCPMEM_ACTIVE", b"mem_cgroup", b"tcpmem_active", 1, optional=True),
+    Field("COUNTER_USAGE", b"page_counter", b"usage", 8, optional=True),
+    Field("COUNTER_MAX", b"page_counter", b"max", 8, optional=True),
+    Field("COUNTER_PARENT", b"page_counter", b"parent", 8, optional=True),
     Field("PSOCK_INGRESS_MSG", b"sk_psock", b"ingress_msg", 16),
     Field("PSOCK_MSG_TOT_LEN", b"sk_psock", b"msg_tot_len", 4, optional=True),  # since 6.19, 6.18.14, 6.12.75, 6.6.128
 )
@@ -127,6 +135,8 @@ def _require_reading_allowed() -> None:
 def _offset(btf: int, field: Field) -> int | None:
     found = LIBBPF.btf__find_by_name_kind(btf, field.struct, _STRUCT)
     if found < 0:
+        if field.optional:
+            return None
         raise NoOffsets(f"the kernel's type information has no struct {field.struct.decode()}")
     place = _place(btf, found, field.name.split(b"."))
     if place is None:

@@ -97,7 +97,7 @@ def try_kernel(cgroup: Path) -> SelfTest:
 
 
 def memory_shortage() -> str:
-    """Why no message is redirected on this machine now (message.c, is_memory_short); empty if memory suffices."""
+    """Why no message is redirected on this machine now (room.c, is_memory_short); empty if memory suffices."""
     try:
         line = next(line for line in _SOCKETS.read_text().splitlines() if line.startswith("TCP:"))
         used, first = int(line.split()[-1]), int(_MARKS.read_text().split()[0])  # pages of the whole machine
