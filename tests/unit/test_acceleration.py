@@ -261,7 +261,8 @@ def test_offsets_are_those_of_this_kernel() -> None:
     text = offsets.definitions() + offsets.definitions(offsets.TASKS)
     told = dict(line.removeprefix("#define ").split() for line in text.splitlines())
     assert {"TCP_WRITE_SEQ", "TCP_COPIED_SEQ", "SOCK_USER_DATA", "FILE_FLAGS"} <= set(told)
-    assert all(int(at) > 0 for at in told.values())
+    # a page counter begins with what is used
+    assert [name for name, at in told.items() if int(at) == 0] in ([], ["COUNTER_USAGE"])
 
 
 @pytest.mark.parametrize(
