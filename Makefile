@@ -36,7 +36,7 @@ help:
 	@echo 'make e2e            a node'"'"'s life with a real containerd, hybrid and pure cgroup2'
 	@echo 'make cluster [KEEP=1] [ONLY=PATTERN] [KUBERNETES=1.37] [CONTAINERD=2.4] [CGROUPS=pure] [DRIVER=systemd] [NETWORK=flannel|cilium]  a real Kubernetes of two nodes with Istio and sidestep; its programs are built first'
 	@echo 'make cluster-down   take down clusters that were kept, or whose owner is dead'
-	@echo 'make istio [ONLY=PATTERN] [TESTS=PATTERN]  Istio'"'"'s own integration tests with Istio'"'"'s CNI plugin and with sidestep, case by case; two hours'
+	@echo 'make istio [ONLY=PATTERN] [TESTS=PATTERN] [KEPT=1]  Istio'"'"'s own integration tests with Istio'"'"'s CNI plugin and with sidestep, case by case; two hours'
 	@echo 'make renew-sent     ask a real istiod for the configuration of the Envoys in the tests (tests/lab/istiod)'
 	@echo 'make conformance    every kind of connection, with Istio'"'"'s rules and with sidestep, compared'
 	@echo 'make conformance PLUGIN=nft|legacy|nftables  the same; the rules are written by Istio'"'"'s own CNI plugin, built first'
@@ -167,7 +167,7 @@ cluster: test-setup image
 # Each suite twice, each time in a cluster of its own: what Istio's plugin fails too is not our fault.
 istio: test-setup image
 	@.ci/packages cluster $(PLUGIN_PACKAGES)
-	@$(PYTHON) -m tests.cluster.istio_tests $(if $(ONLY),--only "$(ONLY)") $(if $(TESTS),--tests "$(TESTS)")
+	@$(PYTHON) -m tests.cluster.istio_tests $(if $(ONLY),--only "$(ONLY)") $(if $(TESTS),--tests "$(TESTS)") $(if $(KEPT),--kept)
 
 renew-sent: test-setup image
 	@$(PYTHON) -m tests.cluster.sent

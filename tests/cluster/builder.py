@@ -32,8 +32,7 @@ def build_all(wanted: Iterable[Component], target: Path = BIN, say: Callable[[st
     A second builder waits for the first. One line is said of each component.
     """
     target.mkdir(parents=True, exist_ok=True)
-    go = find_go()
-    compiler = _output([go, "env", "GOVERSION"])
+    go, compiler = find_go(), compiler_version()
     with (target / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for component in wanted:
@@ -43,6 +42,11 @@ def build_all(wanted: Iterable[Component], target: Path = BIN, say: Callable[[st
                 continue
             build(component, target, go, compiler)
             say(f"{component.name} {component.version}: built in {time.monotonic() - began:.0f} s")
+
+
+def compiler_version() -> str:
+    """Go's. Raises BuildFailed."""
+    return _output([find_go(), "env", "GOVERSION"])
 
 
 def is_built(component: Component, target: Path, compiler: str) -> bool:

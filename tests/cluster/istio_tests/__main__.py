@@ -15,11 +15,12 @@ from textwrap import shorten
 import click
 
 from tests.cluster.bed import Bed
-from tests.cluster.builder import BUILD, BuildFailed, build_all
+from tests.cluster.builder import BUILD, BuildFailed, build_all, compiler_version
 from tests.cluster.cluster import LOGS, Cluster
 from tests.cluster.components import components
 from tests.cluster.host import CGROUPS, CommandFailed, DaemonEnded
 from tests.cluster.istio_tests import programs
+from tests.cluster.istio_tests import reference as reference_run
 from tests.cluster.istio_tests.images import make_test_images, never_pull
 from tests.cluster.istio_tests.names import pattern_of
 from tests.cluster.istio_tests.outcomes import Comparison, Outcome, compare, settle, unfinished
@@ -37,7 +38,8 @@ _REASON_LETTERS = 300
 @click.command()
 @click.option("--only", metavar="PATTERN", default="*", help="Run the suites whose names fit, as in a shell: 'pilot'.")
 @click.option("--tests", metavar="PATTERN", default="", help="Run tests that fit, as go test -run has it.")
-def istio(only: str, tests: str) -> None:
+@click.option("--kept", is_flag=True, help="Take the last run with Istio's plugin if it was of the same tests.")
+def istio(only: str, tests: str, kept: bool) -> None:
     """Build Istio's tests, run them on both sides, say what differs."""
     try:
         suites = select(only)
@@ -51,7 +53,7 @@ def istio(only: str, tests: str) -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
     try:
         build_all([*components(), *programs.servers(), *_packages(suites)], say=say)
-        compared = [compared_on_both(suite, tests) for suite in suites]
+        compared = [compared_on_both(suite, tests, kept) for suite in suites]
     except (BuildFailed, RunFailed, LookupError) as error:
         sys.exit(f"istio: {error}")
     except (CommandFailed, DaemonEnded, TimeoutError) as error:
@@ -67,13 +69,10 @@ def _packages(suites: list[Suite]) -> list[programs.Tests]:
     return [package.program for package in dict.fromkeys(suite.package for suite in suites)]
 
 
-def compared_on_both(suite: Suite, tests: str) -> Comparison:
+def compared_on_both(suite: Suite, tests: str, may_be_kept: bool) -> Comparison:
     """Run a suite on both sides, tell what differs; what fails here alone is run once more, by itself."""
-    reference, ours = SIDES
-    with mesh_of(suite, reference) as bed:
-        there = ran(suite, reference, bed, tests)
-    if begun := unfinished(there.outcomes):
-        raise RunFailed(f"{suite.name} with {reference} did not come to its end: {', '.join(begun)}")
+    ours = list(SIDES)[1]
+    there = reference_of(suite, tests, may_be_kept)
     with mesh_of(suite, ours) as bed:
         here = ran(suite, ours, bed, tests)
         found = compare(there.outcomes, here.outcomes)
@@ -82,6 +81,21 @@ def compared_on_both(suite: Suite, tests: str) -> Comparison:
             again = run(suite, bed.control, log_of(suite, f"{ours}-again"), pattern_of(found.otherwise))
             settle(found, again.outcomes)
     tell(suite, found, there, here)
+    return found
+
+
+def reference_of(suite: Suite, tests: str, may_be_kept: bool) -> Run:
+    """What became of each test with Istio's plugin. Raises RunFailed."""
+    reference, compiler = next(iter(SIDES)), compiler_version()
+    log = log_of(suite, reference)
+    if may_be_kept and (found := reference_run.kept(log, suite, tests, compiler)):
+        say(f"{suite.name} with {reference}: as it ran at {time.ctime(log.stat().st_mtime)}")
+        return found
+    with mesh_of(suite, reference) as bed:
+        found = ran(suite, reference, bed, tests)
+    if begun := unfinished(found.outcomes):
+        raise RunFailed(f"{suite.name} with {reference} did not come to its end: {', '.join(begun)}")
+    reference_run.keep(log, suite, tests, compiler)
     return found
 
 

@@ -25,6 +25,11 @@ class Run:
     outcomes: Outcomes
     reasons: Mapping[str, str]
 
+    @classmethod
+    def of(cls, events: list[str]) -> "Run":
+        """From the lines of `go tool test2json`."""
+        return cls(outcomes_of(events), reasons_of(events))
+
 
 class RunFailed(Exception):
     """No test began, or the run did not end: where its log is, and the end of that."""
@@ -49,8 +54,7 @@ def run(suite: Suite, control: ControlPlane, log: Path, tests: str = "") -> Run:
             raise RunFailed(f"{suite.name}: Go has not ended it after {_MINUTES} minutes; see {log}") from None
         finally:
             process.kill()  # the tests themselves are the host's, and end with it
-    events = _events(log)
-    found = Run(outcomes_of(events), reasons_of(events))
+    found = Run.of(_events(log))
     if not found.outcomes:
         raise RunFailed(f"{suite.name}: no test began; see {log}:\n{log.read_text(errors='replace')[-2000:]}")
     return found
