@@ -18,7 +18,8 @@ from bpf.layout import LEVELS, Level
 if TYPE_CHECKING:
     from bpf.pins import Pins
 
-_DIRECTORY = click.Path(path_type=Path)
+# whether it can be read is found when it is: some commands give whom they can tell something, without it
+_DIRECTORY = click.Path(path_type=Path, readable=False)
 # sorts before the names that network providers choose (05-cilium, 10-calico, 10-flannel), and after 00-multus: multus
 # must stay first, and calls the next file
 _OWNED_FILE = "00-sidestep-cni.conflist"

@@ -163,8 +163,9 @@ def test_where_nobody_can_act_as_the_proxy_the_trial_is_not_taken_for_a_fault(si
     assert TRIALS.isdisjoint(rows)
 
 
-def test_another_user_gets_the_table_too(site: Site) -> None:
-    done = sidestep_by_user("probe")
+def test_another_user_gets_the_table_too(site: Site, tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)  # as an agent's is
+    done = sidestep_by_user("probe", "--cni-agent-run-dir", tmp_path)
     assert done.returncode == 1
     assert "uid 1000" in done.stdout
     assert "capture will not work here" in done.stdout
