@@ -117,8 +117,10 @@ class Host:
 
     def power_off(self) -> None:
         """All of its processes are gone afterwards, with their mounts; cgroups and the network are too."""
-        with suppress(FileNotFoundError, ProcessLookupError):  # never booted, or powered off before
-            if identity_of(self.pid) == self._identity():  # else the number is somebody else's by now
+        with suppress(ProcessLookupError):  # powered off before
+            if not (self.directory / "first").exists():  # whoever booted it has ended before it was up
+                _kill_all_in(self._cgroup)
+            elif identity_of(self.pid) == self._identity():  # else the number is somebody else's by now
                 os.kill(self.pid, signal.SIGKILL)
         for process in (self._unshare, *self._daemons.values()):
             if process:
@@ -169,6 +171,14 @@ def _make_cgroups(name: str) -> list[Path]:
                 if (cgroup / setting).exists():
                     (cgroup / setting).write_text((cgroup.parent / setting).read_text())
     return _tops(name)
+
+
+def _kill_all_in(name: str) -> None:
+    """Whatever is in the host's cgroups, which have nobody else's processes."""
+    for listed in (each for top in _tops(name) for each in top.glob("**/cgroup.procs")):
+        for pid in listed.read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def _gone(top: Path) -> bool:
