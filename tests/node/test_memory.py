@@ -1,43 +1,14 @@
 """An agent with little memory: it says so before it is killed for it, and the least that it asks for suffices."""
 
-import secrets
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from bpf.kernel import mounts
 from bpf.pins import Pins
 from installer.probe.memory import NEEDED
 from tests.lab.apiserver import ApiServer
+from tests.lab.limits import MEMORY, limited_cgroup, moving_to
 from tests.lab.node import Node
-
-
-@contextmanager
-def memory_cgroup(limit: int) -> Iterator[Path]:
-    """A cgroup of version 1 with a limit in bytes, gone afterwards."""
-    tops = [each.path for each in mounts("cgroup") if (each.path / "memory.limit_in_bytes").exists()]
-    assert tops, "the memory controller is not in a hierarchy of version 1, where this test makes its cgroup"
-    cgroup = tops[0] / f"sidestep-test-{secrets.token_hex(3)}"
-    cgroup.mkdir()
-    try:
-        (cgroup / "memory.limit_in_bytes").write_text(str(limit))
-        yield cgroup
-    finally:
-        for _ in range(50):
-            try:
-                cgroup.rmdir()
-                break
-            except OSError:  # the last process is not reaped yet
-                time.sleep(0.1)
-        assert not cgroup.exists()
-
-
-def limited(cgroup: Path) -> list[str]:
-    """A command before the agent's that puts it there."""
-    return ["sh", "-c", 'echo $$ > "$0/cgroup.procs"; exec "$@"', str(cgroup)]
 
 
 def kills(cgroup: Path) -> int:
@@ -46,9 +17,9 @@ def kills(cgroup: Path) -> int:
 
 def test_an_agent_with_too_little_says_so_and_is_not_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "250")
-    with memory_cgroup(96 << 20) as cgroup:
+    with limited_cgroup(MEMORY, 96 << 20) as cgroup:
         node = Node()
-        node.agent_wrapper = limited(cgroup)
+        node.agent_wrapper = moving_to(cgroup)
         with pytest.raises(RuntimeError, match="the agent has ended") as ended, node:
             raise AssertionError("the agent serves")
         assert "memory limit 96 MiB" in str(ended.value)
@@ -63,9 +34,9 @@ def test_an_agent_with_the_least_that_it_asks_for_compiles_and_captures(
 ) -> None:
     monkeypatch.setenv("SIDESTEP_BYTECODE", str(tmp_path / "bytecode"))  # nothing is kept there
     # with an API server, whose client is a large part of the agent
-    with memory_cgroup(NEEDED) as cgroup, ApiServer().running() as api:
+    with limited_cgroup(MEMORY, NEEDED) as cgroup, ApiServer().running() as api:
         node = Node(api=api)
-        node.agent_wrapper = limited(cgroup)
+        node.agent_wrapper = moving_to(cgroup)
         with node:
             alpha, beta = node.pod("alpha"), node.pod("beta")
             assert alpha.curl(beta.ips[0]).pod == "beta"
