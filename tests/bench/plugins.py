@@ -33,7 +33,7 @@ def measured(bed: Bed, rounds: int, each: int) -> dict[int, Rounds]:
     """Seconds of every ADD on the first node, by level, round and side."""
     node = bed.cluster.nodes[0]
     names = [f"waiting-{number}" for number in range(max(LEVELS))]
-    bed.control.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    bed.control.make_namespace(NAMESPACE)
     bed.control.wait("create", "serviceaccount/default", f"--namespace={NAMESPACE}")
     bed.control.apply(*(_waiting(name, node.name) for name in names))
     kubeconfig = node.host.directory / "istio-cni-kubeconfig"

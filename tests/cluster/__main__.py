@@ -1,6 +1,5 @@
 """`make cluster`: a Kubernetes of two nodes on this machine, Istio and sidestep in it, and what a user sees."""
 
-import os
 import signal
 import sys
 import time
@@ -13,7 +12,7 @@ from tests.cluster.bed import Bed
 from tests.cluster.builder import BIN, BuildFailed, build_all
 from tests.cluster.cluster import LOGS, Cluster
 from tests.cluster.components import components
-from tests.cluster.host import CGROUPS, CommandFailed, DaemonEnded
+from tests.cluster.host import CommandFailed, DaemonEnded, lacking
 from tests.cluster.scenario import Scenario, select
 from tests.cluster.scenario import run as run_scenarios
 from tests.cluster.scenarios import SCENARIOS
@@ -30,10 +29,8 @@ def cluster(keep: bool, only: str) -> None:
         scenarios = select(SCENARIOS, only)
     except LookupError as error:
         raise click.BadParameter(str(error), param_hint="--only") from None
-    if os.geteuid() != 0:
-        sys.exit("cluster: namespaces and cgroups need root")
-    if not (CGROUPS / "unified").exists():
-        sys.exit(f"cluster: {CGROUPS} has no `unified`; hosts are made of a hybrid machine's cgroups")
+    if wrong := lacking():
+        sys.exit(f"cluster: {wrong}")
     say(chosen)
     exit_on_signals()
     try:

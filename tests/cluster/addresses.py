@@ -9,7 +9,6 @@ Network = IPv4Network | IPv6Network
 HOSTS: tuple[Network, Network] = (IPv4Network("10.64.0.0/24"), IPv6Network("fd64::/64"))
 POD_NETWORKS: tuple[Network, Network] = (IPv4Network("10.66.0.0/16"), IPv6Network("fd66::/56"))
 SERVICES: tuple[Network, Network] = (IPv4Network("10.65.0.0/16"), IPv6Network("fd65::/112"))
-PODS: tuple[Network, Network] = (IPv4Network("10.66.0.0/16"), IPv6Network("fd66::/16"))  # of all nodes
 
 
 @dataclass(frozen=True)

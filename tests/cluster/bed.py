@@ -48,7 +48,7 @@ class Bed:
 
     def make_pods(self) -> None:
         """Two without sidecars and three with, of which two are on one node."""
-        self.control.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": PLAIN[0].namespace}})
+        self.control.make_namespace(PLAIN[0].namespace)
         self.mesh.make_namespace(NAMESPACE)
         here, there = self.cluster.nodes
         places = {PLAIN[0]: here, PLAIN[1]: there, CLIENT: here, NEAR: here, FAR: there}

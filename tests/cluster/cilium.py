@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.cluster import shape
 from tests.cluster.addresses import POD_NETWORKS
 from tests.cluster.builder import BIN, module_directory
-from tests.cluster.components import components
+from tests.cluster.components import component
 from tests.cluster.host import CGROUPS, Host
 
 AGENT, PLUGIN = "cilium-agent", "cilium-cni"
@@ -69,4 +69,4 @@ def start(host: Host, kubeconfig: Path) -> None:
 
 
 def _source() -> Path:
-    return module_directory(next(each for each in components() if each.name == AGENT))
+    return module_directory(component(AGENT))

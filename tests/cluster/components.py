@@ -87,6 +87,14 @@ def components(modules: Path = MODULES) -> list[Component]:
     ]
 
 
+def component(name: str) -> Component:
+    """The one of that name. Raises LookupError if it is not among those that are chosen."""
+    found = [each for each in components() if each.name == name]
+    if not found:
+        raise LookupError(f"{name} is no program of this cluster")
+    return found[0]
+
+
 _KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
 _ISTIO = (
     "pilot/cmd/pilot-discovery",

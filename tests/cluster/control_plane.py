@@ -1,7 +1,9 @@
 """The cluster's control plane: etcd, API server, controllers, scheduler and DNS, as processes of one host."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tests.cluster import shape
@@ -68,6 +70,10 @@ class ControlPlane:
     def apply(self, *objects: dict[str, Any]) -> None:
         """Create or change them."""
         self.kubectl("apply", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+
+    def make_namespace(self, name: str, labels: Mapping[str, str] = MappingProxyType({})) -> None:
+        """If it is not there."""
+        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": dict(labels)}})
 
     def _answers(self) -> bool:
         for daemon in ("etcd", "kube-apiserver"):

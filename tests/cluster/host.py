@@ -35,6 +35,15 @@ _IN_CGROUPS = 'n=$1; shift; while [ $n -gt 0 ]; do echo $$ > "$1/cgroup.procs"; 
 _SECONDS = 30
 
 
+def lacking() -> str:
+    """What hosts can't be made without and is not there; empty if nothing is."""
+    if os.geteuid() != 0:
+        return "namespaces and cgroups need root"
+    if not (CGROUPS / "unified").exists():
+        return f"{CGROUPS} has no `unified`; hosts are made of a hybrid machine's cgroups"
+    return ""
+
+
 class Host:
     """`directory` has its state, which outlives a reboot, its daemons' files and their logs."""
 

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import yaml
-
-from tests.cluster.builder import BIN, module_directory
+from tests.cluster.builder import BIN
 from tests.cluster.cluster import Cluster
-from tests.cluster.components import components
 from tests.cluster.istio_images import HUB, TAG
+from tests.cluster.istio_source import manifests
 from tests.cluster.mesh import NAMESPACE
+from tests.cluster.sets import sets
 from tests.lab.images import write_image
 
 RELEASE, DAEMONSET = "istio-cni", "istio-cni-node"
@@ -33,8 +32,8 @@ class IstioCni:
     def install(self, *values: str) -> None:
         """`helm upgrade --install` with these values, NAME=VALUE; every node's agent is Ready afterwards."""
         own = (f"global.hub={HUB}", f"global.tag={TAG}", "global.imagePullPolicy=IfNotPresent")
-        sets = [word for value in (*own, *values) for word in ("--set", value)]
-        self._helm("upgrade", "--install", RELEASE, self._chart(), *sets)
+        chart = manifests() / "charts" / "istio-cni"
+        self._helm("upgrade", "--install", RELEASE, chart, *sets((*own, *values)))
         rollout = ["rollout", "status", f"daemonset/{DAEMONSET}", "-n", NAMESPACE, f"--timeout={_SECONDS}s"]
         self._control.kubectl(*rollout)
 
@@ -43,28 +42,6 @@ class IstioCni:
         self._helm("uninstall", RELEASE, "--ignore-not-found", "--wait", f"--timeout={_SECONDS}s")
         gone = ["--for=delete", "-n", NAMESPACE, "pod", "-l", f"k8s-app={DAEMONSET}", f"--timeout={_SECONDS}s"]
         self._control.kubectl("wait", *gone)
-
-    def image_by_istioctl(self, image: str) -> str:
-        """Of the DaemonSet that istioctl would install with this value for the image; nothing is installed."""
-        values = ("components.cni.enabled=true", f"values.cni.image={image}")
-        sets = [word for value in values for word in ("--set", value)]
-        generate: list[str | Path] = [
-            BIN / "istioctl",
-            "manifest",
-            "generate",
-            f"--manifests={self._manifests()}",
-            *sets,
-        ]
-        made = filter(None, yaml.safe_load_all(self._control.host.run(generate)))
-        (daemonset,) = (each for each in made if each["kind"] == "DaemonSet")
-        return str(daemonset["spec"]["template"]["spec"]["containers"][0]["image"])
-
-    def _chart(self) -> Path:
-        return self._manifests() / "charts" / "istio-cni"
-
-    def _manifests(self) -> Path:
-        pilot = next(each for each in components() if each.name == "pilot-discovery")
-        return module_directory(pilot) / "manifests"
 
     def _helm(self, *argv: str | Path) -> None:
         where: list[str | Path] = ["--kubeconfig", self._control.kubeconfig, "--namespace", NAMESPACE]

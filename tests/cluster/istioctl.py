@@ -2,39 +2,47 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
-from tests.cluster.builder import BIN, module_directory
+import yaml
+
+from tests.cluster.builder import BIN
 from tests.cluster.cluster import Cluster
-from tests.cluster.components import components
+from tests.cluster.istio_source import manifests
 from tests.cluster.mesh import VALUES
+from tests.cluster.sets import sets
 
+WITH_PLUGIN, WITHOUT_PLUGIN = "components.cni.enabled=true", "components.cni.enabled=false"
 _SECONDS = 240
 
 
+def with_image(image: str) -> str:
+    """The value that has another image stand in for Istio's plugin."""
+    return f"values.cni.image={image}"
+
+
 class Istioctl:
-    """Of one cluster."""
+    """Of one cluster; whatever it makes has the mesh's own values too."""
 
     def __init__(self, cluster: Cluster) -> None:
-        pilot = next(each for each in components() if each.name == "pilot-discovery")
-        self._cluster, self._manifests = cluster, module_directory(pilot) / "manifests"
+        self._cluster, self._control = cluster, cluster.control
 
     def install(self, *values: str) -> None:
-        """`istioctl install` with these, NAME=VALUE, and the mesh's own values; all is Ready afterwards."""
-        words = self._with(values)
+        """`istioctl install` with these values, NAME=VALUE; all is Ready afterwards."""
         ready = ["--skip-confirmation", f"--readiness-timeout={_SECONDS}s"]
-        control = self._cluster.control
-        control.host.run([BIN / "istioctl", "install", f"--kubeconfig={control.kubeconfig}", *ready, *words])
+        self._run("install", f"--kubeconfig={self._control.kubeconfig}", *ready, values=values)
 
-    def _with(self, values: tuple[str, ...]) -> list[str | Path]:
-        sets = [word for value in values for word in ("--set", value)]
-        return [f"--manifests={self._manifests}", "--filename", self._operator(), *sets]
+    def image(self, *values: str) -> str:
+        """Of the DaemonSet that it would install with these values; nothing is installed."""
+        made = filter(None, yaml.safe_load_all(self._run("manifest", "generate", values=values)))
+        (daemonset,) = (each for each in made if each["kind"] == "DaemonSet")
+        return str(daemonset["spec"]["template"]["spec"]["containers"][0]["image"])
+
+    def _run(self, *command: str, values: tuple[str, ...]) -> str:
+        with_mesh: list[str | Path] = [f"--manifests={manifests()}", "--filename", self._operator()]
+        return self._control.host.run([BIN / "istioctl", *command, *with_mesh, *sets(values)])
 
     def _operator(self) -> Path:
-        """The mesh's values as istioctl takes them; meshConfig and components have places of their own there."""
-        spec: dict[str, Any] = {"profile": "minimal", "values": VALUES, "meshConfig": VALUES["meshConfig"]}
         written = self._cluster.directory / "operator.json"
-        written.write_text(
-            json.dumps({"apiVersion": "install.istio.io/v1alpha1", "kind": "IstioOperator", "spec": spec})
-        )
+        kind = {"apiVersion": "install.istio.io/v1alpha1", "kind": "IstioOperator"}
+        written.write_text(json.dumps({**kind, "spec": {"profile": "minimal", "values": VALUES}}))
         return written

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.builder import BIN, module_directory
+from tests.cluster.builder import BIN
 from tests.cluster.cluster import NODE_NAMES, Cluster
-from tests.cluster.components import components
 from tests.cluster.istio_images import HUB, TAG, make_istio_images
+from tests.cluster.istio_source import manifests, source
 
 NAMESPACE = "istio-system"
 Values = Mapping[str, Any]  # of a Helm chart
@@ -50,20 +50,13 @@ class Mesh:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster, self._control = cluster, cluster.control
-        self._pilot = next(each for each in components() if each.name == "pilot-discovery")
-        self._source = module_directory(self._pilot)
-
-    @property
-    def release(self) -> str:
-        """Istio's, as its module has it."""
-        return f"Istio {self._pilot.version}"
 
     def install(self, *values: Values) -> None:
         """istiod serves afterwards, and injects sidecars into the pods of labelled namespaces.
 
         Of `values` for its chart, later ones win.
         """
-        self._cluster.import_images(make_istio_images(self._cluster.directory / "istio-images", self._source))
+        self._cluster.import_images(make_istio_images(self._cluster.directory / "istio-images", source()))
         self.install_charts(*values)
 
     def install_charts(self, *values: Values) -> None:
@@ -77,8 +70,7 @@ class Mesh:
 
     def make_namespace(self, name: str) -> None:
         """Pods in it get sidecars."""
-        metadata = {"name": name, "labels": {"istio-injection": "enabled"}}
-        self._control.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+        self._control.make_namespace(name, {"istio-injection": "enabled"})
 
     def require(self, mode: str) -> None:
         """In the whole mesh: STRICT, PERMISSIVE or DISABLE. Proxies hear of it a little later."""
@@ -95,5 +87,4 @@ class Mesh:
             file = self._cluster.directory / f"{release}-values-{number}.json"
             file.write_text(json.dumps(each))
             how += ["--values", file]
-        chart_folder = self._source / "manifests" / "charts" / chart
-        self._control.host.run([BIN / "helm", "upgrade", "--install", release, chart_folder, *how])
+        self._control.host.run([BIN / "helm", "upgrade", "--install", release, manifests() / "charts" / chart, *how])

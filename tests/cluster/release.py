@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tests.cluster.bed import Bed
 from tests.cluster.builder import BIN
+from tests.cluster.sets import sets
 from tests.cluster.sidestep import IMAGE_NAME, NAMESPACE
 from tests.lab.node import REPOSITORY
 
@@ -20,7 +21,7 @@ class Release:
 
     def install(self, *options: str) -> None:
         """Its pods are Ready on every node afterwards."""
-        self._helm("upgrade", "--install", _NAME, CHART, "--set", f"image={IMAGE_NAME}", *options, "--wait", _TIMEOUT)
+        self._helm("upgrade", "--install", _NAME, CHART, *sets([f"image={IMAGE_NAME}"]), *options, "--wait", _TIMEOUT)
         self._bed.sidestep.wait_until_rolled_out()
 
     def upgrade(self, **values: str) -> None:
@@ -30,8 +31,8 @@ class Release:
 
     def change(self, **values: str) -> None:
         """The same, without waiting for the pods."""
-        sets = [text for name, value in values.items() for text in ("--set", f"{name.replace('__', '.')}={value}")]
-        self._helm("upgrade", _NAME, CHART, "--reset-then-reuse-values", *sets)
+        named = sets(f"{name.replace('__', '.')}={value}" for name, value in values.items())
+        self._helm("upgrade", _NAME, CHART, "--reset-then-reuse-values", *named)
 
     def roll_back(self) -> None:
         """To the revision before."""

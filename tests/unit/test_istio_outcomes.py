@@ -103,7 +103,7 @@ def test_repeated_cases_are_found_by_their_whole_names() -> None:
     [
         ("TestA/host/b.echo-1-35924.svc:80/http", "TestA/host/b.echo-N-N.svc:80/http"),
         ("TestA/probe-10.65.89.234", "TestA/probe-ADDRESSv4"),
-        ("TestA/probe-fd66:2::3", "TestA/probe-ADDRESSv6"),
+        ("TestA/probe-fd66:0:0:2::3", "TestA/probe-ADDRESSv6"),
         ("TestA/dns/1.2.3.4", "TestA/dns/1.2.3.4"),
         ("TestA/from_primary-0/10:20:30", "TestA/from_primary-0/10:20:30"),
     ],

@@ -3,7 +3,6 @@
 Needs a quiet machine: client, Envoys and server share its cores, and CPU is the whole machine's.
 """
 
-import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,30 +12,15 @@ from tests.bench.mesh.beside import BLOCKS
 from tests.bench.mesh.cpu import busy_cores
 from tests.bench.mesh.load import load
 from tests.bench.mesh.markdown import page
-from tests.bench.mesh.measure import Unreadable
 from tests.bench.mesh.plots import plot
 from tests.bench.mesh.ratios import BASELINE, Metric
 from tests.bench.mesh.results import Results, machine, read
-from tests.bench.mesh.scenarios import SCENARIOS, Pair, pairs
+from tests.bench.mesh.scenarios import SCENARIOS, pairs
+from tests.bench.mesh.turns import take_turns
 from tests.bench.mesh.workloads import WORKLOADS
 from tests.lab.node import REPOSITORY
 
 OUTPUT = REPOSITORY / "bench" / "results"
-
-
-def measure(results: Results, living: dict[str, Pair], path: Path) -> None:
-    """Every round: each workload over every pair, in an order drawn anew. Kept after each round."""
-    draw = random.Random(results.seed)
-    for number in range(results.rounds):
-        for name in results.workloads:
-            for scenario in draw.sample(results.scenarios, len(results.scenarios)):
-                try:
-                    results.samples.append(load(living[scenario], WORKLOADS[name], results.seconds, number))
-                except Unreadable as error:
-                    results.failures.append(f"round {number + 1}: {error}")
-                    click.echo(results.failures[-1], err=True)
-        results.write(path)
-        click.echo(f"round {number + 1} of {results.rounds}", err=True)
 
 
 def publish(results: Results, output: Path) -> None:
@@ -96,7 +80,12 @@ def bench(rounds: int, seconds: int, only: tuple[str, ...], output: Path, quick:
     results = Results(rounds, seconds, seed, machine(), choice.scenarios, choice.workloads, busy)
     if choice.workloads:
         with pairs([SCENARIOS[name] for name in choice.scenarios]) as living:
-            measure(results, living, output / "mesh.json")
+            take_turns(
+                results,
+                lambda name, workload, number: load(living[name], workload, seconds, number),
+                output / "mesh.json",
+                lambda line: click.echo(line, err=True),
+            )
             results.traffic = {name: pair.traffic() for name, pair in living.items() if pair.traffic()}
     for name in choice.blocks:
         click.echo(name, err=True)

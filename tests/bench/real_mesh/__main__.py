@@ -3,20 +3,20 @@
 Needs a quiet machine: a whole Kubernetes and the load share its cores.
 """
 
-import random
 import sys
 from pathlib import Path
 
 import click
 
 from tests.bench.mesh.cpu import busy_cores
-from tests.bench.mesh.measure import Unreadable
 from tests.bench.mesh.results import Results, machine, read
+from tests.bench.mesh.turns import take_turns
 from tests.bench.mesh.workloads import WORKLOADS
 from tests.bench.real_mesh.asking import ask, wait_until_answered
 from tests.bench.real_mesh.image import SERVED
 from tests.bench.real_mesh.page import page
-from tests.bench.real_mesh.pairs import WAYS, NotCaptured, Pair, make_pairs
+from tests.bench.real_mesh.pairs import WAYS, NotCaptured, make_pairs
+from tests.cluster import istio_source
 from tests.cluster.bed import Bed
 from tests.cluster.builder import BuildFailed, build_all
 from tests.cluster.cluster import Cluster
@@ -28,21 +28,6 @@ from tests.lab.node import REPOSITORY
 
 OUTPUT = REPOSITORY / "bench" / "results"
 LOADS = [name for name, each in WORKLOADS.items() if each.service in SERVED]
-
-
-def measure(bed: Bed, pairs: dict[str, Pair], results: Results, path: Path) -> None:
-    """Every round: each workload over every pair, in an order drawn anew. Kept after each round."""
-    draw = random.Random(results.seed)
-    for number in range(results.rounds):
-        for name in results.workloads:
-            for way in draw.sample(results.scenarios, len(results.scenarios)):
-                try:
-                    results.samples.append(ask(bed, pairs[way], WORKLOADS[name], results.seconds, number))
-                except Unreadable as error:
-                    results.failures.append(f"round {number + 1}: {error}")
-                    say(results.failures[-1])
-        results.write(path)
-        say(f"round {number + 1} of {results.rounds}")
 
 
 def publish(results: Results, output: Path) -> None:
@@ -80,12 +65,17 @@ def bench(rounds: int, seconds: int, only: tuple[str, ...], output: Path, quick:
             bed.start_nodes()
             bed.mesh.install(WITHOUT_ACCESS_LOG)
             pairs = {pair.way: pair for pair in make_pairs(bed)}
-            where = machine() | {"mesh": "; ".join([*bed.releases(), bed.mesh.release])}
+            where = machine() | {"mesh": "; ".join([*bed.releases(), f"Istio {istio_source.release()}"])}
             results = Results(rounds, seconds, seed, where, list(WAYS), list(only) or LOADS, busy)
             for pair in pairs.values():
                 for name in results.workloads:
                     wait_until_answered(bed, pair, WORKLOADS[name])
-            measure(bed, pairs, results, output / "real-mesh.json")
+            take_turns(
+                results,
+                lambda way, workload, number: ask(bed, pairs[way], workload, seconds, number),
+                output / "real-mesh.json",
+                say,
+            )
     except (BuildFailed, CommandFailed, DaemonEnded, NotCaptured, TimeoutError) as error:
         sys.exit(f"bench-mesh: {error}")
     publish(results, output)

@@ -4,7 +4,6 @@ Each suite runs in a cluster of its own for each side. Whatever fails with Istio
 not Istio's. Everything else must pass.
 """
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +17,8 @@ from tests.cluster.bed import Bed
 from tests.cluster.builder import BUILD, BuildFailed, build_all, compiler_version
 from tests.cluster.cluster import LOGS, Cluster
 from tests.cluster.components import components
-from tests.cluster.host import CGROUPS, CommandFailed, DaemonEnded
+from tests.cluster.host import CommandFailed, DaemonEnded, lacking
+from tests.cluster.istio_source import source
 from tests.cluster.istio_tests import programs
 from tests.cluster.istio_tests import reference as reference_run
 from tests.cluster.istio_tests.images import make_test_images, never_pull
@@ -45,10 +45,8 @@ def istio(only: str, tests: str, kept: bool) -> None:
         suites = select(only)
     except LookupError as error:
         raise click.BadParameter(str(error), param_hint="--only") from None
-    if os.geteuid() != 0:
-        sys.exit("istio: namespaces and cgroups need root")
-    if not (CGROUPS / "unified").exists():
-        sys.exit(f"istio: {CGROUPS} has no `unified`; so far hosts are made of hybrid cgroups only")
+    if wrong := lacking():
+        sys.exit(f"istio: {wrong}")
     exit_on_signals()
     RUNS.mkdir(parents=True, exist_ok=True)
     try:
@@ -106,8 +104,8 @@ def mesh_of(suite: Suite, side: str) -> Iterator[Bed]:
     with Cluster() as cluster:
         bed = Bed.of(cluster)
         bed.start_nodes()
-        cluster.import_images(make_test_images(cluster.directory / "test-images", programs.source()))
-        never_pull(bed.control.host, programs.source())
+        cluster.import_images(make_test_images(cluster.directory / "test-images", source()))
+        never_pull(bed.control.host, source())
         SIDES[side](bed, suite.capture)
         bed.mesh.install(*suite.values)
         for kind in ("ingress", "egress"):

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection
 from ipaddress import ip_address
 
-from tests.cluster.addresses import HOSTS, PODS, SERVICES
+from tests.cluster.addresses import HOSTS, POD_NETWORKS, SERVICES
 
 _NUMBERS = re.compile(r"-\d+-\d{1,5}(?=[./:_-]|$)")  # Istio's framework: PREFIX-COUNT-RANDOM
 _ADDRESS = re.compile(r"\d+(?:\.\d+){3}|[0-9a-f]{1,4}(?::[0-9a-f]{0,4}){2,7}")
@@ -45,6 +45,6 @@ def _hide(found: re.Match[str]) -> str:
         address = ip_address(found[0])
     except ValueError:
         return found[0]
-    ranges = (*HOSTS, *SERVICES, *PODS)
+    ranges = (*HOSTS, *SERVICES, *POD_NETWORKS)
     # the same in every run are those that the tests have chosen themselves
     return f"{_ANY}v{address.version}" if any(address in each for each in ranges) else found[0]

@@ -6,8 +6,8 @@ All are built inside of Istio's module, with the dependencies that Istio itself 
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.builder import module_directory
 from tests.cluster.components import MODULES, Component
+from tests.cluster.istio_source import source
 
 _MODULE = "istio.io/istio"
 # the servers' names in BIN → their packages
@@ -23,7 +23,7 @@ class OfIstio(Component):
     """A program of Istio's module."""
 
     def directory(self) -> Path:
-        return module_directory(self)
+        return source()
 
 
 class Tests(OfIstio):
@@ -51,14 +51,9 @@ class Package:
 
     def folder(self) -> Path:
         """Where its tests want to run."""
-        return module_directory(self.program) / "tests" / "integration" / self.name
+        return source() / "tests" / "integration" / self.name
 
 
 def servers() -> list[Component]:
     """Those that run in pods."""
     return [OfIstio(name, f"{_MODULE}/{package}", MODULES / "istio", _MODULE) for name, package in SERVERS.items()]
-
-
-def source() -> Path:
-    """The folder of Istio's module."""
-    return module_directory(servers()[0])

@@ -6,31 +6,28 @@ from tests.cluster.bed import Bed
 from tests.cluster.istio_cni import IstioCni
 from tests.cluster.mesh import NAMESPACE
 from tests.cluster.release import Release
+from tests.cluster.sets import sets
 
 Side = Callable[[Bed, Mapping[str, str]], None]
 
 
 def istio_cni(bed: Bed, values: Mapping[str, str]) -> None:
     """Ready on every node afterwards."""
-    _make_namespace(bed)
+    bed.control.make_namespace(NAMESPACE)
     istio = IstioCni(bed.cluster)
     istio.import_image()
-    istio.install(*_sets(values))
+    istio.install(*_named(values))
 
 
 def sidestep(bed: Bed, values: Mapping[str, str]) -> None:
     """The same."""
-    _make_namespace(bed)
-    Release(bed).install(*(word for each in _sets(values) for word in ("--set", each)))
+    bed.control.make_namespace(NAMESPACE)
+    Release(bed).install(*sets(_named(values)))
 
 
 # the first is what the other is held against
 SIDES: Mapping[str, Side] = {"istio-cni": istio_cni, "sidestep": sidestep}
 
 
-def _make_namespace(bed: Bed) -> None:
-    bed.control.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-
-
-def _sets(values: Mapping[str, str]) -> list[str]:
+def _named(values: Mapping[str, str]) -> list[str]:
     return [f"{name}={value}" for name, value in values.items()]

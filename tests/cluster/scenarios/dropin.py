@@ -7,6 +7,7 @@ from tests.cluster.bed import CLIENT, NEAR, Bed
 from tests.cluster.capturers import RULES, SIDESTEP, captured_by
 from tests.cluster.checks import Check, answered_by, equals, soon
 from tests.cluster.istio_cni import IstioCni
+from tests.cluster.istioctl import WITH_PLUGIN, Istioctl, with_image
 from tests.cluster.pods import PodName
 from tests.cluster.sidestep import IMAGE_NAME
 
@@ -19,7 +20,7 @@ def checks(bed: Bed) -> Iterator[Check]:
     """From istio-cni to sidestep and back, twice; pods of each time go on beside those of the others."""
     istio = IstioCni(bed.cluster)
     made: list[PodName] = []
-    by_istioctl = partial(istio.image_by_istioctl, IMAGE_NAME)
+    by_istioctl = partial(Istioctl(bed.cluster).image, WITH_PLUGIN, with_image(IMAGE_NAME))
     yield Check("istioctl takes the image by the same value", equals(by_istioctl, IMAGE_NAME))
     bed.sidestep.remove()
     try:

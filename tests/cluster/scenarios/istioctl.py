@@ -6,13 +6,12 @@ from tests.cluster.bed import Bed
 from tests.cluster.capturers import RULES, SIDESTEP, captured_by
 from tests.cluster.checks import Check, equals
 from tests.cluster.istio_cni import IstioCni
-from tests.cluster.istioctl import Istioctl
+from tests.cluster.istioctl import WITH_PLUGIN, WITHOUT_PLUGIN, Istioctl, with_image
 from tests.cluster.newcomers import talking
 from tests.cluster.pods import PodName
 from tests.cluster.sidestep import IMAGE_NAME
 
-_WITH_PLUGIN, _WITHOUT = "components.cni.enabled=true", "components.cni.enabled=false"
-_IMAGE = f"values.cni.image={IMAGE_NAME}"
+_OURS = (with_image(IMAGE_NAME),)
 
 
 def checks(bed: Bed) -> Iterator[Check]:
@@ -22,8 +21,8 @@ def checks(bed: Bed) -> Iterator[Check]:
     bed.sidestep.remove()
     try:
         IstioCni(bed.cluster).import_image()
-        for values, who, plugin in (((_IMAGE,), SIDESTEP, "sidestep-cni"), ((), RULES, "istio-cni")):
-            istioctl.install(_WITH_PLUGIN, *values)
+        for values, who, plugin in ((_OURS, SIDESTEP, "sidestep-cni"), ((), RULES, "istio-cni")):
+            istioctl.install(WITH_PLUGIN, *values)
             for node in bed.cluster.nodes:
                 chain = ["bridge", "portmap", plugin]
                 yield Check(f"istioctl has put {plugin} into {node.name}'s chain", equals(node.plugins, chain))
@@ -33,6 +32,6 @@ def checks(bed: Bed) -> Iterator[Check]:
             yield from talking(bed, fresh)
     finally:
         bed.pods.delete(*made)
-        istioctl.install(_WITHOUT)  # takes the DaemonSet away, and would have pods get istio-init
+        istioctl.install(WITHOUT_PLUGIN)  # takes the DaemonSet away, and would have pods get istio-init
         bed.mesh.install_charts()
         bed.sidestep.apply()

@@ -33,7 +33,7 @@ def checks(bed: Bed) -> Iterator[Check]:
 
 def _install(bed: Bed, authority: dict[str, str]) -> None:
     """sidestep, then istiod with the authority that it had."""
-    bed.control.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    bed.control.make_namespace(NAMESPACE)
     secret = {"metadata": {"name": _CA, "namespace": NAMESPACE}, "type": "istio.io/ca-root", "data": authority}
     bed.control.apply({"apiVersion": "v1", "kind": "Secret", **secret})
     bed.sidestep.apply()
