@@ -55,14 +55,10 @@ class Component:
     def key(self, compiler: str) -> str:
         """A digest of all that makes the program what it is; `compiler` is the version of Go."""
         digest = hashlib.sha256()
-        for part in (compiler, *self._made_by(), self._mod(), (self.folder / "go.sum").read_text()):
+        made_by = (compiler, *self.command(), self.package, *self.flags())
+        for part in (*made_by, self._mod(), (self.folder / "go.sum").read_text()):
             digest.update(hashlib.sha256(part.encode()).digest())
         return digest.hexdigest()
-
-    def _made_by(self) -> list[str]:
-        # programs that plain `go build` makes have had their keys without it
-        command = [each for each in self.command() if each != "build"]
-        return [self.package, *command, *self.flags()]
 
     def _mod(self) -> str:
         return (self.folder / "go.mod").read_text()
