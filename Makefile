@@ -162,7 +162,7 @@ e2e: test-setup image
 # Kubernetes and Istio themselves, built from their modules with Go: a quarter of an hour the first time.
 cluster: test-setup image
 	@.ci/packages cluster $(CLUSTER_PACKAGES)
-	@$(PYTHON) -m tests.cluster $(if $(KEEP),--keep) $(if $(ONLY),--only "$(ONLY)")
+	@$(PYTHON) -m tests.cluster $(if $(KEEP),--keep) $(if $(ONLY),--only "$(ONLY)") $(if $(CLUSTERS),--clusters $(CLUSTERS))
 
 # Each suite twice, each time in a cluster of its own: what Istio's plugin fails too is not our fault.
 istio: test-setup image

@@ -1,9 +1,14 @@
-"""`make cluster`: a Kubernetes of two nodes on this machine, Istio and sidestep in it, and what a user sees."""
+"""`make cluster`: a Kubernetes of two nodes on this machine, Istio and sidestep in it, and what a user sees.
+
+Two such clusters share the scenarios, because one alone waits half of the time.
+"""
 
 import signal
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
+from string import ascii_uppercase
 
 import click
 
@@ -14,15 +19,18 @@ from tests.cluster.cluster import LOGS, Cluster
 from tests.cluster.components import components
 from tests.cluster.host import CommandFailed, DaemonEnded, lacking
 from tests.cluster.scenario import Scenario, select
-from tests.cluster.scenario import run as run_scenarios
 from tests.cluster.scenarios import SCENARIOS
+from tests.cluster.side_by_side import run_on
 from tests.lab.demo import exit_on_signals
+
+_CLUSTERS = 2
 
 
 @click.command()
 @click.option("--keep", is_flag=True, help="Leave the cluster running, and say how to use it.")
 @click.option("--only", metavar="PATTERN", default="*", help="Run the scenarios whose names fit, as in a shell: 'li*'.")
-def cluster(keep: bool, only: str) -> None:
+@click.option("--clusters", type=click.IntRange(1), default=_CLUSTERS, help="How many may run side by side.")
+def cluster(keep: bool, only: str, clusters: int) -> None:
     """Build a cluster, run it, hold it against what is expected, take it down."""
     chosen = f"{shape.cgroups()} cgroups, made by {shape.driver()}; the network is {shape.network()}"
     try:
@@ -38,7 +46,7 @@ def cluster(keep: bool, only: str) -> None:
     except BuildFailed as error:
         sys.exit(f"cluster: {error}")
     try:
-        good, of = run(scenarios, keep)
+        good, of = run(scenarios, keep, 1 if keep else min(clusters, len(scenarios)))
     except (CommandFailed, DaemonEnded, TimeoutError) as error:
         then = "make cluster-down takes it down" if keep else f"its logs are in {LOGS}"
         sys.exit(f"cluster: {error}\ncluster: {then}")
@@ -46,30 +54,31 @@ def cluster(keep: bool, only: str) -> None:
     sys.exit(0 if good == of else 1)
 
 
-def run(scenarios: list[Scenario], keep: bool) -> tuple[int, int]:
-    """Bring a cluster up, run the scenarios, take it down; how much was as expected, of how much."""
+def run(scenarios: list[Scenario], keep: bool, count: int) -> tuple[int, int]:
+    """Bring clusters up, run the scenarios, take them down; how much was as expected, of how much."""
     with ExitStack() as stack:
-        made = stack.enter_context(Cluster())
+        made = [stack.enter_context(Cluster()) for _ in range(count)]
         # once down is where it goes, a second Ctrl-C must not stop it halfway
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.SIG_IGN)
         if keep:
-            made.keep()
-            tell_how_to_use(made)
-        return run_scenarios(scenarios, bring_up(made))
+            made[0].keep()
+            tell_how_to_use(made[0])
+        return run_on(list(zip(made, ascii_uppercase, strict=False)), scenarios, partial(bring_up, of=count))
 
 
-def bring_up(made: Cluster) -> Bed:
-    """Everything that each scenario takes for granted."""
+def bring_up(place: tuple[Cluster, str], of: int) -> Bed:
+    """Everything that each scenario takes for granted; of several clusters, each is told by its letter."""
+    made, letter = place
     began = time.monotonic()
 
     def reached(what: str) -> None:
-        say(f"{what} after {time.monotonic() - began:.0f} s")
+        say(f"{f'{letter}: ' if of > 1 else ''}{what} after {time.monotonic() - began:.0f} s")
 
     bed = Bed.of(made)
     bed.start_nodes()
     reached("two nodes are Ready")
-    for line in bed.releases():
+    for line in bed.releases() if letter == ascii_uppercase[0] else ():
         say(line)
     bed.sidestep.install()
     reached("sidestep is Ready")

@@ -1,10 +1,9 @@
 """Pods that start after something has happened, and who captures them: the kernel is asked, on their node."""
 
-from collections.abc import Iterator
 from functools import partial
 
 from tests.cluster.bed import Bed
-from tests.cluster.checks import Check, equals
+from tests.cluster.checks import Check, at_once, equals
 from tests.cluster.kubernetes_node import KubernetesNode
 from tests.cluster.pods import PodName
 
@@ -15,10 +14,11 @@ _FIND = 'for n in /run/netns/*; do ip -n "${n##*/}" -o addr | grep -qF " $1/" &&
 _COOKIE = "import socket, struct; print(struct.unpack('=Q', socket.socket().getsockopt(socket.SOL_SOCKET, 71, 8))[0])"
 
 
-def captured_by(bed: Bed, pods: list[PodName], who: str) -> Iterator[Check]:
+def captured_by(bed: Bed, pods: list[PodName], who: str) -> list[Check]:
     """By SIDESTEP or RULES, and not by the other: with both, connections are lost."""
-    for pod in pods:
-        yield Check(f"{pod} is captured by {who} alone", equals(partial(_capturers, bed, pod), [who]))
+    return at_once(
+        Check(f"{pod} is captured by {who} alone", equals(partial(_capturers, bed, pod), [who])) for pod in pods
+    )
 
 
 def _capturers(bed: Bed, pod: PodName) -> list[str]:

@@ -24,13 +24,13 @@ class Check:
     look: Callable[[], str]
 
 
-def is_as_expected(check: Check) -> bool:
-    """Look, and say a line of it."""
+def is_as_expected(check: Check, scenario: str) -> bool:
+    """Look, and say a line of it, which begins with the scenario's name: others may run beside it."""
     try:
         wrong = check.look()
     except FAULTS as error:
         wrong = f"{type(error).__name__}: {error}"
-    click.echo(f"{check.sentence}: {f'NOT as expected: {wrong}' if wrong else 'as expected'}")
+    click.echo(f"{scenario}: {check.sentence}: {f'NOT as expected: {wrong}' if wrong else 'as expected'}")
     return not wrong
 
 

@@ -20,7 +20,7 @@ from tests.cluster.wiring import connect, plug_in, route_to_pods, unplug
 from tests.lab.node import identity_of
 
 CLUSTERS = BUILD / "running"
-LOGS = BUILD / "logs"  # of the daemons of the last cluster that was not kept
+LOGS = BUILD / "logs"  # of the daemons of the last run, a folder a cluster that was not kept
 _KEPT = "kept"
 CONTROL_NAME, NODE_NAMES = "control", ("node-1", "node-2")
 
@@ -93,10 +93,14 @@ class Cluster:
         node.start_daemons()
 
     def _save_logs(self) -> None:
-        shutil.rmtree(LOGS, ignore_errors=True)
+        run = f"{os.getpid()}-"
+        for folder in LOGS.glob("*") if LOGS.exists() else ():
+            if not folder.name.startswith(run):
+                shutil.rmtree(folder, ignore_errors=True)
         for log in self.directory.glob("*/*.log"):
-            (LOGS / log.parent.name).mkdir(parents=True, exist_ok=True)
-            log.rename(LOGS / log.parent.name / log.name)
+            folder = LOGS / f"{run}{self.id}" / log.parent.name
+            folder.mkdir(parents=True, exist_ok=True)
+            log.rename(folder / log.name)
 
 
 def is_ready(thing: dict[str, Any]) -> bool:

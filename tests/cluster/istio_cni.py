@@ -31,7 +31,8 @@ class IstioCni:
 
     def install(self, *values: str) -> None:
         """`helm upgrade --install` with these values, NAME=VALUE; every node's agent is Ready afterwards."""
-        own = (f"global.hub={HUB}", f"global.tag={TAG}", "global.imagePullPolicy=IfNotPresent")
+        images = (f"global.hub={HUB}", f"global.tag={TAG}", "global.imagePullPolicy=IfNotPresent")
+        own = (*images, "updateStrategy.rollingUpdate.maxUnavailable=100%")
         chart = manifests() / "charts" / "istio-cni"
         self._helm("upgrade", "--install", RELEASE, chart, *sets((*own, *values)))
         rollout = ["rollout", "status", f"daemonset/{DAEMONSET}", "-n", NAMESPACE, f"--timeout={_SECONDS}s"]

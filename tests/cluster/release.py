@@ -10,6 +10,7 @@ from tests.lab.node import REPOSITORY
 
 CHART = REPOSITORY / "manifests" / "charts" / "sidestep"
 _NAME = "sidestep"
+_OWN = (f"image={IMAGE_NAME}", "updateStrategy.rollingUpdate.maxUnavailable=100%")
 _TIMEOUT = "--timeout=240s"  # the first start compiles the programs and runs the self-test
 
 
@@ -21,7 +22,7 @@ class Release:
 
     def install(self, *options: str) -> None:
         """Its pods are Ready on every node afterwards."""
-        self._helm("upgrade", "--install", _NAME, CHART, *sets([f"image={IMAGE_NAME}"]), *options, "--wait", _TIMEOUT)
+        self._helm("upgrade", "--install", _NAME, CHART, *sets(_OWN), *options, "--wait", _TIMEOUT)
         self._bed.sidestep.wait_until_rolled_out()
 
     def upgrade(self, **values: str) -> None:

@@ -30,15 +30,12 @@ def select(scenarios: Sequence[Scenario], pattern: str) -> list[Scenario]:
     return found
 
 
-def run(scenarios: Iterable[Scenario], bed: Bed) -> tuple[int, int]:
-    """One after the other; how many checks were as expected, of how many. A line of each check and each scenario."""
-    good = of = 0
-    for each in scenarios:
-        began = time.monotonic()
-        verdicts = _verdicts(each, bed)
-        here = f"{sum(verdicts)} of {len(verdicts)} as expected"
-        click.echo(f"cluster: {each.name}: {here} in {time.monotonic() - began:.0f} s")
-        good, of = good + sum(verdicts), of + len(verdicts)
+def run(scenario: Scenario, bed: Bed) -> tuple[int, int]:
+    """How many checks were as expected, of how many. A line of each check and one of the whole."""
+    began = time.monotonic()
+    verdicts = _verdicts(scenario, bed)
+    good, of = sum(verdicts), len(verdicts)
+    click.echo(f"cluster: {scenario.name}: {good} of {of} as expected in {time.monotonic() - began:.0f} s")
     return good, of
 
 
@@ -47,8 +44,8 @@ def _verdicts(scenario: Scenario, bed: Bed) -> list[bool]:
     verdicts = []
     try:
         for check in scenario.checks(bed):
-            verdicts.append(is_as_expected(check))
+            verdicts.append(is_as_expected(check, scenario.name))
     except FAULTS as error:
-        click.echo(f"{scenario.name} ends here: NOT as expected: {type(error).__name__}: {error}")
+        click.echo(f"{scenario.name}: it ends here: NOT as expected: {type(error).__name__}: {error}")
         verdicts.append(False)
     return verdicts

@@ -18,11 +18,11 @@ def failing() -> str:
 
 def test_each_check_is_said_and_a_failing_look_is_not_as_expected(capsys: pytest.CaptureFixture[str]) -> None:
     checks = [Check("one", str), Check("two", lambda: "3 of 4"), Check("three", failing)]
-    assert [is_as_expected(each) for each in checks] == [True, False, False]
+    assert [is_as_expected(each, "base") for each in checks] == [True, False, False]
     assert capsys.readouterr().out.splitlines() == [
-        "one: as expected",
-        "two: NOT as expected: 3 of 4",
-        "three: NOT as expected: CommandFailed: node-1: ctr version: no such socket",
+        "base: one: as expected",
+        "base: two: NOT as expected: 3 of 4",
+        "base: three: NOT as expected: CommandFailed: node-1: ctr version: no such socket",
     ]
 
 
@@ -54,8 +54,8 @@ def test_checks_that_look_at_once_are_said_in_their_order(capsys: pytest.Capture
         return ""
 
     checks = at_once([Check("one", meet), Check("two", meet), Check("three", failing)])
-    assert [is_as_expected(each) for each in checks] == [True, True, False]
-    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["one", "two", "three"]
+    assert [is_as_expected(each, "base") for each in checks] == [True, True, False]
+    assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == ["one", "two", "three"]
 
 
 def test_what_is_right_soon_is_right_and_else_the_last_answer_is_told() -> None:

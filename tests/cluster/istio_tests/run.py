@@ -70,7 +70,6 @@ def _options(suite: Suite, control: ControlPlane, work: Path, tests: str) -> lis
     options = {
         "istio.test.kube.config": control.kubeconfig,
         "istio.test.kube.deploy": "false",
-        "istio.test.kube.deployGatewayAPI": "false",
         "istio.test.kube.loadbalancer": "false",
         "istio.test.istio.enableCNI": "true",
         "istio.test.hub": HUB,

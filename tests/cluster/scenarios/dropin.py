@@ -5,7 +5,7 @@ from functools import partial
 
 from tests.cluster.bed import CLIENT, NEAR, Bed
 from tests.cluster.capturers import RULES, SIDESTEP, captured_by
-from tests.cluster.checks import Check, answered_by, equals, soon
+from tests.cluster.checks import Check, answered_by, at_once, equals, soon
 from tests.cluster.istio_cni import IstioCni
 from tests.cluster.istioctl import WITH_PLUGIN, Istioctl, with_image
 from tests.cluster.pods import PodName
@@ -36,9 +36,9 @@ def checks(bed: Bed) -> Iterator[Check]:
             fresh = bed.make_on_each(name)
             made += fresh
             yield from captured_by(bed, fresh, who)
-            yield from _answers(bed, made)
+            yield from at_once(_answers(bed, made))
             if who == SIDESTEP:
-                yield from _agents(bed)
+                yield from at_once(_agents(bed))
         for pods, who in ((made[0:2], RULES), (made[2:4], SIDESTEP), (made[4:6], RULES)):
             yield from captured_by(bed, pods, who)
     finally:

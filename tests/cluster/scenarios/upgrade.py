@@ -25,7 +25,6 @@ def checks(bed: Bed) -> Iterator[Check]:
     was = bed.sidestep.spec()
     with load_on(bed) as load:
         try:
-            bed.sidestep.put(updateStrategy={"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 2}})
             other_programs = partial(bed.sidestep.change, "env", f"SIDESTEP_LACKING={_LEFT_OUT}")
             yield load.during("agents with other programs", other_programs)
             yield from _of_nodes(bed, lacking=[_LEFT_OUT])
@@ -38,7 +37,6 @@ def checks(bed: Bed) -> Iterator[Check]:
             yield from enrolled_after(bed, "another layout")
         finally:
             back = load.during("agents as they were before", partial(bed.sidestep.put, template=was["template"]))
-            bed.sidestep.put(updateStrategy=was["updateStrategy"])
         yield back
         yield from _of_nodes(bed, lacking=[])
         yield Check("the layout of the maps is as before", equals(partial(_all_pins, bed), before))
