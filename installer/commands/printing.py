@@ -1,6 +1,7 @@
 """Tables for people, in the same style for every command. They fit the terminal; without one they have more room."""
 
 import sys
+import textwrap
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -37,6 +38,17 @@ def rendered(*parts: RenderableType) -> str:
         for part in parts:
             console.print(part, soft_wrap=isinstance(part, Text))
     return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()) + "\n"
+
+
+def line(text: str, first: str = "", hanging: str = "  ") -> Text:
+    """A line that begins with `first`. A terminal gets it broken between words, with `hanging` before the other lines.
+
+    Elsewhere it stays whole, so that grep finds all of it.
+    """
+    if not sys.stdout.isatty():
+        return Text(first + text)
+    given = {"initial_indent": first, "subsequent_indent": hanging, "width": _console().width}
+    return Text(textwrap.fill(text, **given, break_on_hyphens=False, break_long_words=False))  # type: ignore[arg-type]
 
 
 def _console() -> Console:

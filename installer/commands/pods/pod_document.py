@@ -10,10 +10,11 @@ from cni.enrolment.steered import Steering, steering_of
 from cni.enrolment.strays import processes_of
 from installer.commands.names import NoSuchPod
 from installer.commands.pods import enrolled_pods
-from installer.commands.pods.differences import Described, described, differences, left_out, words_of
+from installer.commands.pods.differences import Described, described, differences, words_of
 from installer.commands.pods.enrolled_pods import EnrolledPod
 from installer.commands.pods.let_past import LetPast, let_past
 from installer.commands.pods.namespace import NamespaceView, looked_into, looks_into
+from installer.commands.pods.not_enrolled import left_out
 from installer.commands.pods.policy_words import LISTENERS, annotations_of, is_default
 from installer.settings import Attachment, Node
 
