@@ -19,7 +19,7 @@ def table(titles: Iterable[str], rows: Iterable[Iterable[Any]], texts: Collectio
     """Rows under titles. The columns in `texts` are aligned left, all others (numbers) right. None becomes a dash."""
     made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in titles:
-        made.add_column(title, justify="left" if title in texts else "right", overflow="fold")
+        made.add_column(title.upper(), justify="left" if title in texts else "right", overflow="fold")
     for row in rows:
         made.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
     return made

@@ -52,6 +52,7 @@ def verdict_on(looked: Looked) -> Verdict:
         *_processes(looked["pods"]),
         *_proxies(looked["pods"]),
         *_sidecars(looked, agent),
+        *_refused(looked["refused"]["refused"]),
         *_chain(looked["chain"], agent),
         *_acceleration(looked["acceleration"]),
         *_maps(looked["maps"]),
@@ -183,6 +184,13 @@ def _sidecars(looked: Looked, agent: _Agent) -> Iterator[Finding]:
             others.setdefault((pod["state"], pod["reason"]), []).append(pod["pod"])
     for (state, reason), names in others.items():
         yield Finding(State.NOTE, "pods", f"{state}: {reason}: {_listed(names)}")
+
+
+def _refused(refused: list[Looked]) -> Iterator[Finding]:
+    if refused:
+        names = _listed([each["pod"] for each in refused])
+        what = f"refused, so they don't start: {names}: {refused[-1]['words']}"
+        yield Finding(State.NOTE, "pods", what, "`sidestep pods --refused` has all of them, with times and annotations")
 
 
 def _chain(chain: Looked, agent: _Agent) -> Iterator[Finding]:

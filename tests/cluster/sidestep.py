@@ -135,8 +135,12 @@ class Sidestep:
         return str(self.status(node)["verdict"]["headline"]).partition(":")[0]
 
     def captures(self, node: str, pod: str) -> bool:
-        """Whether `sidestep pods` lists it, by NAMESPACE/NAME."""
-        return pod in [each["pod"] for each in self.ask_json(node, "pods")]
+        """Whether `sidestep pods` says so of it, by NAMESPACE/NAME."""
+        return pod in [each["pod"] for each in self.enrolled(node) if each["state"] == "captured"]
+
+    def enrolled(self, node: str) -> list[Any]:
+        """The enrolled pods of a node, as `sidestep pods` has them."""
+        return [each for each in self.ask_json(node, "pods") if "steering" in each]
 
     def ask(self, node: str, *argv: str) -> str:
         """What `sidestep …` prints in the agent's container on that node. Raises CommandFailed."""

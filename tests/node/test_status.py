@@ -110,9 +110,9 @@ def test_runs_are_counted_only_while_the_kernel_does(mesh: Mesh, statistics: Non
 def test_it_is_the_same_in_yaml_and_fits_a_narrow_terminal(mesh: Mesh) -> None:
     done = sidestep("status", *options(mesh.node), "--output", "yaml")
     assert yaml.safe_load(done.stdout)["programs"] == status(mesh.node)["programs"]
-    assert " program " not in table(mesh.node)
+    assert " PROGRAM " not in table(mesh.node)
     narrow = sidestep("status", *options(mesh.node), "--verbose", columns=80).stdout
-    rows = narrow[narrow.index(" program ") :].splitlines()
+    rows = narrow[narrow.index(" PROGRAM ") :].splitlines()
     assert max(map(len, rows)) <= 80
     assert f"programs: attached at {mesh.node.kubepods}" in narrow.splitlines()
     assert f"agent: process {mesh.node.agent.pid} (version {VERSION}) answers at" in narrow

@@ -79,8 +79,10 @@ def test_every_command_names_a_stray_process(node: Node, outside: Path) -> None:
         of = {each["pod"]: each["processes"] for each in document(node, "pods")}
         assert (of["default/alpha"]["strays"], of["default/beta"]["strays"]) == ([here], [])
         assert of["default/alpha"]["captured"] > 0
-        table = with_source(node, "pods").stdout.splitlines()
-        assert [line.split()[5] for line in table if line.lstrip().startswith("default/")] == ["1", "0"]
+        states = [line.split()[2:4] for line in with_source(node, "pods").stdout.splitlines() if " default " in line]
+        assert [state[0] for state in states] == ["stray", "captured"]
+        table = with_source(node, "pods", "-o", "wide").stdout.splitlines()
+        assert [line.split()[-5] for line in table if " default " in line] == ["1", "0"]
         assert f"    {pid} sleep (cgroup {path_of(outside)})" in with_source(node, "pods", "alpha").stdout
 
         asked = ("explain", "alpha", f"{gamma.ip4}:8080")

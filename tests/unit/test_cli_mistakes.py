@@ -49,7 +49,7 @@ def said(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         ("accelerate", "Choose from: off, proxy, full; see sidestep accelerate --help"),
         # each type of value once, as an argument, an option, a setting
         ("accelerate fast", "'fast' is not one of 'off', 'proxy', 'full'; see sidestep accelerate --help"),
-        ("status --output xml", "'xml' is not one of 'table', 'json', 'yaml'; see sidestep status --help"),
+        ("status --output xml", "'xml' is not one of 'table', 'wide', 'json', 'yaml'; see sidestep status --help"),
         ("agent --pods / --log-level loud", "'loud' is not one of"),
         ("agent --pods /never", "'/never' does not exist"),
         ("status --health-port http", '"http" is not a port; ports are 0–65535'),

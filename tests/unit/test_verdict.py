@@ -22,6 +22,7 @@ def node(**changes: Any) -> dict[str, Any]:
         "maps": [{"name": "pods", "kind": "hash", "entries": 1, "limit": 4096}],
         "pods": [pod()],
         "acceleration": {"level": "proxy", "wanted": "proxy", "reason": ""},
+        "refused": {"unknown": "", "refused": []},
         "sidecars": {"unknown": "", "left_out": [], "captured_twice": []},
         "chain": {
             "is_ours": True,
@@ -186,6 +187,13 @@ def test_pods_under_istios_own_rules_are_a_note_and_those_that_nobody_captures_a
         verdict = verdict_on(node(sidecars={"left_out": [left(state, is_awaited=True)]}))
         assert verdict.state is wanted
         assert "default/beta" in verdict.findings[0].what
+
+
+def test_pods_that_were_refused_are_a_note_with_the_last_words() -> None:
+    refused = [{"pod": "default/a", "words": "no"}, {"pod": "default/b", "words": '"80-90" is not a port'}]
+    verdict = verdict_on(node(refused={"refused": refused}))
+    assert verdict.state is State.OK
+    assert verdict.findings[0].what == 'refused, so they don\'t start: default/a, default/b: "80-90" is not a port'
 
 
 def test_many_pods_are_named_in_one_line_with_the_number_of_the_others() -> None:

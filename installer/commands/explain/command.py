@@ -43,7 +43,8 @@ def explain(attachment: Attachment, proc: Path, output: str, **options: Any) -> 
     """Explain whether a connection would be captured, and why.
 
     The answer names the rule, the annotation behind it, and who receives the connection. POD opens the connection to
-    DEST. With --inbound, POD receives it. POD is NAME or NAMESPACE/NAME. DEST is ADDRESS:PORT or [IPV6]:PORT.
+    DEST. With --inbound, POD receives it. POD is NAME or NAMESPACE/NAME. DEST is ADDRESS:PORT or [IPV6]:PORT, for UDP
+    with /udp behind it.
 
     The pod's entries in the kernel's maps decide. The Pod's annotations may have changed since.
     """

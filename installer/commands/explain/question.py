@@ -18,8 +18,11 @@ from installer.commands.explain.explanation import explanation_document, why
 from installer.commands.pods.enrolled_pods import find_pod
 from installer.commands.pods.namespace import NamespaceView, looked_into
 
-# [address]:port or address:port; address_of() checks the address
-_ENDPOINT = re.compile(r"\[(?P<six>[^\]]*)\]:(?P<port6>\d+)|(?P<four>[^:\[\]]*):(?P<port4>\d+)")
+# [address]:port or address:port, and the protocol if it is given; address_of() checks the address
+_ENDPOINT = re.compile(
+    r"(?:\[(?P<six>[^\]]*)\]:(?P<port6>\d+)|(?P<four>[^:\[\]]*):(?P<port4>\d+))(?:/(?P<protocol>tcp|udp))?",
+    re.IGNORECASE,
+)
 
 
 class BadAddress(SidestepError):
@@ -44,10 +47,18 @@ class Question:
     mark: int | None = None
     is_tried: bool = False
 
+    @property
+    def protocol(self) -> Protocol:
+        """The protocol: as in DEST (10.96.0.10:53/udp), else by --udp. Raises BadAddress if the two differ."""
+        named = endpoint_of(self.dest)[2] if self.dest is not None else None
+        if self.udp and named == "tcp":
+            raise BadAddress(f'"{self.dest}" says tcp, and --udp says otherwise; give one of them')
+        return named or ("udp" if self.udp else "tcp")
+
     def require_endpoints(self) -> None:
         """Raise BadAddress if an argument should be an address and is not."""
         if self.dest is not None:
-            endpoint_of(self.dest)
+            assert self.protocol
         for what in ("inbound", "to", "source"):
             if getattr(self, what) is not None:
                 address_of(getattr(self, what), f"--{what}")
@@ -79,9 +90,9 @@ def _explained(
     explainer: Explainer, question: Question, inside: NamespaceView | None
 ) -> tuple[Explanation, list[Explanation]]:
     """The explanation, and those of the ports that get another verdict."""
-    protocol: Protocol = "udp" if question.udp else "tcp"
+    protocol = question.protocol
     if question.inbound is None:
-        destination, port = endpoint_of(question.dest or "")
+        destination, port, _ = endpoint_of(question.dest or "")
         source = None if question.source is None else address_of(question.source, "--source")
         by = _asker(explainer, question, inside)
         how = (source, question.mark or 0, question.interface)
@@ -104,16 +115,19 @@ def _briefly(found: Explanation) -> dict[str, Any]:
     return {"port": found.asked.port, "verdict": found.word, "rule": found.verdict.rule, "why": why(found)}
 
 
-def endpoint_of(text: str) -> tuple[IPAddress, int]:
-    """The address and port of a DEST. Raises BadAddress."""
+def endpoint_of(text: str) -> tuple[IPAddress, int, Protocol | None]:
+    """The address and port of a DEST, and its protocol if it names one. Raises BadAddress."""
     shape = _ENDPOINT.fullmatch(text)
     if shape is None:
-        raise BadAddress(f'"{text}" is not an address and port; give ADDRESS:PORT or [IPV6]:PORT')
+        raise BadAddress(f'"{text}" is not an address and port; give ADDRESS:PORT or [IPV6]:PORT, with /udp for UDP')
     address = address_of(shape["six"] if shape["six"] is not None else shape["four"], "DEST")
     port = int(shape["port6"] or shape["port4"])
     if port > 65535:
         raise BadAddress(f'"{text}" has port {port}; ports are 0–65535')
-    return address, port
+    protocol: Protocol | None = None
+    if shape["protocol"]:
+        protocol = "udp" if shape["protocol"].lower() == "udp" else "tcp"
+    return address, port, protocol
 
 
 def address_of(text: str, what: str) -> IPAddress:

@@ -53,7 +53,7 @@ def status(
         if exit_status == 0 or time.monotonic() >= until:
             break
         time.sleep(min(_PAUSE, max(0.0, until - time.monotonic())))
-    show(document, output, lambda: _table(document, verbose))
+    show(document, output, lambda: _table(document, verbose or output == "wide"))
     sys.exit(exit_status)
 
 

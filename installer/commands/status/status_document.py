@@ -27,7 +27,9 @@ from installer.commands.pods import enrolled_pods
 from installer.commands.pods.differences import described
 from installer.commands.pods.namespace import looks_into
 from installer.commands.pods.not_enrolled import left_out
+from installer.commands.pods.pod_state import state_of
 from installer.commands.pods.proxy_state import proxy_state
+from installer.commands.pods.refused import refused_pods
 from installer.commands.status.agent_health import agent_of
 from installer.commands.status.chain_entry import chain_of
 from installer.commands.status.program_runs import HOW_TO_COUNT, counts_runs, programs_of
@@ -52,7 +54,10 @@ def status_document(attachment: Attachment, chain: Chain, node: Node, ports: Por
         **kernel,
         "sidecars": _sidecars(kernel, attachment.pins, node),
         "chain": chain_of(chain, node),
-        "agent": agent_of(node, ports),
+        "agent": (agent := agent_of(node, ports)),
+        "refused": refused_pods(node.cni_agent_run_dir).document()
+        if not agent["fault"]
+        else {"unknown": agent["fault"], "refused": []},
     }
     return {"verdict": verdict_on(looked).document(), **looked}
 
@@ -66,10 +71,11 @@ def status_of(pins: Pins, proc: Path = Path("/proc")) -> dict[str, Any]:
         entered = {key.cookie: pod for key, pod in tables.pods.every()}
         steering, processes = steering_of(pins, tables, entered, proc), processes_of(pins, entered, proc)
         looks = looks_into(enrolled_pods.every(pins, tables), proc)
-        proxies = {pod.cookie: proxy_state(pod, inside).document() for pod, inside in looks}
+        proxies = {pod.cookie: proxy_state(pod, inside) for pod, inside in looks}
         pods = [
             _pod(pod, tables.traffic.get(Cookie(cookie)) or TrafficEntry(), node, steering[cookie])
-            | {"proxy": proxies[cookie], "processes": processes[cookie].document()}
+            | {"state": state_of(steering[cookie], processes[cookie], proxies[cookie])}
+            | {"proxy": proxies[cookie].document(), "processes": processes[cookie].document()}
             | {"lost_handovers": (tables.lost_handovers.get(Cookie(cookie)) or Quad()).quad}
             for cookie, pod in entered.items()
             if cookie in proxies

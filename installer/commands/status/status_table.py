@@ -13,8 +13,8 @@ from installer.verdict.verdict import Finding, State
 Document = dict[str, Any]
 
 _PROGRAMS = ("program", "id", "attached", "loaded at", "bytes", "runs", "seconds")
-_PODS = ("pod", "inbound", "level", "redirected", "bytes", "undrained", "over budget", "no peer")
-_TEXTS = ("program", "pod", "inbound", "level", "loaded at")  # all other columns are numbers, aligned right
+_PODS = ("pod", "state", "level", "redirected", "bytes", "undrained", "over budget", "no peer")
+_TEXTS = ("program", "pod", "state", "level", "loaded at")  # all other columns are numbers, aligned right
 _MARKS = {State.WRONG: "✗", State.UNKNOWN: "?", State.NOTE: "·"}
 
 
@@ -24,7 +24,7 @@ def status_table(document: Document, is_verbose: bool) -> str:
     if document["problem"] or not is_verbose:
         return rendered(*told)
     programs = (_program(each) for each in document["programs"])
-    pods = ([each["pod"], each["steering"], *each["acceleration"].values()] for each in document["pods"])
+    pods = ([each["pod"], each["state"], *each["acceleration"].values()] for each in document["pods"])
     return rendered(*told, table(_PROGRAMS, programs, _TEXTS), maps_table(document["maps"]), table(_PODS, pods, _TEXTS))
 
 
