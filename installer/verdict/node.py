@@ -53,6 +53,7 @@ def verdict_on(looked: Looked) -> Verdict:
         *_proxies(looked["pods"]),
         *_sidecars(looked, agent),
         *_refused(looked["refused"]["refused"]),
+        *_misspelt(looked["sidecars"]["misspelt"]),
         *_chain(looked["chain"], agent),
         *_acceleration(looked["acceleration"]),
         *_maps(looked["maps"]),
@@ -184,6 +185,12 @@ def _sidecars(looked: Looked, agent: _Agent) -> Iterator[Finding]:
             others.setdefault((pod["state"], pod["reason"]), []).append(pod["pod"])
     for (state, reason), names in others.items():
         yield Finding(State.NOTE, "pods", f"{state}: {reason}: {_listed(names)}")
+
+
+def _misspelt(pods: Mapping[str, list[str]]) -> Iterator[Finding]:
+    for pod, words in pods.items():
+        how = "correct the Pod's template; an annotation that nobody knows has no effect"
+        yield from (Finding(State.NOTE, "annotations", f"{pod}: {each}", how) for each in words)
 
 
 def _refused(refused: list[Looked]) -> Iterator[Finding]:

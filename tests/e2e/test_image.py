@@ -172,6 +172,7 @@ def test_operators_can_look_from_within(deployment: Deployment) -> None:
         ("pods",),
         ("maps", "pods"),
         ("trace", "--seconds", "0.5"),
+        ("explain", "one", f"{deployment.pod('tried').ip}:8080", "--try", "--uid", "1000", "--gid", "1000"),
         ("deny",),
         ("report", "--seconds", "0.2"),
     ):

@@ -142,8 +142,8 @@ def test_a_pod_that_is_too_busy_is_told_while_somebody_else_traces(node: Node, b
 
 
 def test_settings_of_the_agent_that_it_does_not_need_are_not_looked_at(node: Node, beta: Pod) -> None:
-    stale = {"SIDESTEP_PODS": "/gone", "CNI_AGENT_RUN_DIR": "/gone"}
-    for argv in (("explain", "alpha", f"{beta.ip4}:80"), ("deny",)):
+    gone = {"CNI_AGENT_RUN_DIR": "/gone"}
+    for argv, stale in ((("explain", "alpha", f"{beta.ip4}:80"), gone), (("deny",), gone | {"SIDESTEP_PODS": "/gone"})):
         done = invocation.sidestep(argv[0], "--bpffs", node.bpffs, *argv[1:], environment=stale)
         assert (done.returncode, done.stderr) == (0, "")
 

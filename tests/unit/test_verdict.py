@@ -23,7 +23,7 @@ def node(**changes: Any) -> dict[str, Any]:
         "pods": [pod()],
         "acceleration": {"level": "proxy", "wanted": "proxy", "reason": ""},
         "refused": {"unknown": "", "refused": []},
-        "sidecars": {"unknown": "", "left_out": [], "captured_twice": []},
+        "sidecars": {"unknown": "", "left_out": [], "captured_twice": [], "misspelt": {}},
         "chain": {
             "is_ours": True,
             "plugin": {"file": "/bin/sidestep-cni", "fault": ""},

@@ -11,6 +11,7 @@ from cni.errors import InvalidAnnotation
 from cni.policy.annotations import DENY_INBOUND_PORTS, DENY_OUTBOUND_PORTS, DUAL_STACK, CapturePolicy, policy_of
 from cni.policy.membership import skip_pod
 from cni.policy.pod import Pod
+from cni.policy.spelling import misspelt
 from installer.commands.pods.enrolled_pods import EnrolledPod
 from installer.commands.pods.namespace import NamespaceView
 from installer.commands.pods.policy_words import annotations_of, as_kept, proxy_of
@@ -77,6 +78,12 @@ def differences(pod: EnrolledPod, now: Described, inside: NamespaceView | None, 
     is_live = [each["name"] in _LIVE for each in changes]
     reasons = [ONLY_NEW] * (not all(is_live)) + [NOT_YET] * any(is_live)
     return {"known": True, "reason": "; ".join(reasons), "changes": changes}
+
+
+def misspelt_in(now: Described, identity: Identity) -> list[str]:
+    """What there is to say of misspelt annotations of an enrolled pod; nothing if its Pod is not known."""
+    found = now.pod(identity)
+    return list(map(str, misspelt(found.annotations))) if found else []
 
 
 def words_of(pod: EnrolledPod) -> dict[str, str]:

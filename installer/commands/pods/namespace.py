@@ -57,12 +57,18 @@ def looks_into(
     with find_netns(left.keys(), inodes if 0 not in inodes else None, proc) as found:
         for cookie, netns_fd in found:
             try:
-                interfaces, listening = visit(netns_fd, _look)
+                view = look_into(netns_fd)
             except SandboxInvalid:
                 continue
-            yield left.pop(cookie), NamespaceView(netns_fd, interfaces, listening)
+            yield left.pop(cookie), view
     for pod in left.values():
         yield pod, None
+
+
+def look_into(netns_fd: int) -> NamespaceView:
+    """A view of the namespace of a descriptor, valid while that is open. Raises SandboxInvalid."""
+    interfaces, found = visit(netns_fd, _look)
+    return NamespaceView(netns_fd, interfaces, found)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from cni.enrolment.steered import Steering, steering_of
 from cni.enrolment.strays import PodProcesses, processes_of
 from installer.commands.names import NoSuchPod
 from installer.commands.pods import enrolled_pods
-from installer.commands.pods.differences import Described, described, differences, words_of
+from installer.commands.pods.differences import Described, described, differences, misspelt_in, words_of
 from installer.commands.pods.enrolled_pods import EnrolledPod
 from installer.commands.pods.let_past import LetPast, let_past
 from installer.commands.pods.namespace import NamespaceView, looked_into, looks_into
@@ -35,7 +35,7 @@ def pods_documents(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
         processes = processes_of(attachment.pins, [pod.cookie for pod in every], node.proc)
         found = [
             _document(pod, tables, level, inside, steering[pod.cookie], processes[pod.cookie])
-            | {"differs": differences(pod, now, inside, node)}
+            | {"differs": differences(pod, now, inside, node), "misspelt": misspelt_in(now, pod.identity)}
             for pod, inside in looks_into(every, node.proc)
         ]
     others = left_out([pod.identity for pod in every], now, node)
@@ -50,12 +50,13 @@ def pod_document(attachment: Attachment, node: Node, name: str) -> dict[str, Any
         try:
             pod = enrolled_pods.find_pod(attachment.pins, tables, name)
         except NoSuchPod as error:
-            raise NoSuchPod(_why_not_enrolled(tables, now, node, name) or str(error)) from error
+            raise NoSuchPod(why_not_enrolled(tables, now, node, name) or str(error)) from error
         steering = steering_of(attachment.pins, tables, [pod.cookie], node.proc)[pod.cookie]
         processes = processes_of(attachment.pins, [pod.cookie], node.proc)[pod.cookie]
         with looked_into(pod, node.proc) as inside:
             document = _document(pod, tables, level_of(tables), inside, steering, processes)
-            return document | {"differs": differences(pod, now, inside, node)}
+            about_pod = {"differs": differences(pod, now, inside, node), "misspelt": misspelt_in(now, pod.identity)}
+            return document | about_pod
 
 
 def others_of(attachment: Attachment, node: Node) -> tuple[LetPast, Refused]:
@@ -78,7 +79,7 @@ def _of_left_out(left: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _why_not_enrolled(tables: Tables, now: Described, node: Node, name: str) -> str:
+def why_not_enrolled(tables: Tables, now: Described, node: Node, name: str) -> str:
     """Why a pod is not enrolled; "" if no pod of this name is known to be left out."""
     identities = [Identity.of(pod) for _, pod in tables.pods.every()]
     every = left_out(identities, now, node)

@@ -87,7 +87,7 @@ def pod_text(document: dict[str, Any]) -> str:
     if lost := document["lost_handovers"]:
         lines += _section("", [f"{lost} captured connections reached the proxy WITHOUT their original destination"])
     lines += _section("acceleration", _acceleration(document["acceleration"]))
-    lines += _section("Pod now", _differs(document["differs"]))
+    lines += _section("Pod now", [*document["misspelt"], *_differs(document["differs"])])
     return "\n".join(lines) + "\n"
 
 

@@ -24,7 +24,7 @@ from cni.netns.namespaces import NoProcfs
 from installer import VERSION
 from installer.commands.maps.listing import maps_of
 from installer.commands.pods import enrolled_pods
-from installer.commands.pods.differences import described
+from installer.commands.pods.differences import described, misspelt_in
 from installer.commands.pods.namespace import looks_into
 from installer.commands.pods.not_enrolled import left_out
 from installer.commands.pods.pod_state import state_of
@@ -116,7 +116,13 @@ def _sidecars(kernel: dict[str, Any], pins: Pins, node: Node) -> dict[str, Any]:
         enrolled = list(entered.values())
         with suppress(OSError, NoProcfs):
             twice = sorted(str(entered[cookie]) for cookie in captured_twice(entered, node.proc))
-    return {"unknown": now.problem, "left_out": left_out(enrolled, now, node), "captured_twice": twice}
+    misspelt = {str(each): misspelt_in(now, each) for each in enrolled}
+    return {
+        "unknown": now.problem,
+        "left_out": left_out(enrolled, now, node),
+        "captured_twice": twice,
+        "misspelt": {pod: words for pod, words in misspelt.items() if words},
+    }
 
 
 def _unknown(attachment: Attachment, attached: bool | None, problem: str) -> dict[str, Any]:
