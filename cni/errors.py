@@ -39,6 +39,11 @@ class InvalidAnnotation(CniError):
 
     code = Code.INVALID_ANNOTATION
 
+    def __init__(self, message: str, annotation: str = "") -> None:
+        """`annotation` is the name of what has the value."""
+        super().__init__(message)
+        self.annotation = annotation
+
 
 class InvalidRequest(CniError):
     """The request itself is malformed: configuration, CNI_ARGS or a missing field."""

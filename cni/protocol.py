@@ -108,7 +108,16 @@ class WhoPassed(BaseModel):
     command: Literal["WHO_PASSED"] = "WHO_PASSED"
 
 
-Message = Request | Passed | WhoPassed
+class WhoWasRefused(BaseModel):
+    """A command asks which pods were refused. The answer's output is {"refused": [Refusal.document(), …]}."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+    command: Literal["WHO_WAS_REFUSED"] = "WHO_WAS_REFUSED"
+
+
+Message = Request | Passed | WhoPassed | WhoWasRefused
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="command")])
 
 

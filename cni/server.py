@@ -183,6 +183,8 @@ class Server:
             _close(connection, descriptors)
         elif isinstance(message, protocol.WhoPassed):
             self._pools[_STATUS].submit(self._answer, connection, descriptors, self._who_passed)
+        elif isinstance(message, protocol.WhoWasRefused):
+            self._pools[_STATUS].submit(self._answer, connection, descriptors, self._who_was_refused)
         else:
             reply = partial(self._reply, message, descriptors, started)
             self._pools[message.command].submit(self._answer, connection, descriptors, reply)
@@ -197,6 +199,9 @@ class Server:
 
     def _who_passed(self) -> dict[str, Any]:
         return protocol.success({"passed": self._verbs.who_passed()})
+
+    def _who_was_refused(self) -> dict[str, Any]:
+        return protocol.success({"refused": self._verbs.refusals.documents()})
 
     def _reply(self, request: protocol.Request, descriptors: list[int], started: float) -> dict[str, Any]:
         try:

@@ -2,17 +2,20 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import structlog
 
+from bpf.errors import SidestepError
 from cni.enrolment.admission import Admission
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity
 from cni.enrolment.follow import Follower
 from cni.enrolment.left_out import LeftOut, LetPass
+from cni.enrolment.refusals import Refusals, for_owners
 from cni.enrolment.whereabouts import Whereabouts
 from cni.errors import (
     DETACHED,
@@ -62,6 +65,7 @@ class Verbs:
     observe: Callable[[str], None] = _unobserved  # called after each ADD with one of RESULTS
     call_for_help: Callable[[], None] = _nobody  # called if an ADD finds the programs detached
     left_out: LeftOut = field(default_factory=LeftOut)  # tells of pods that are not captured
+    refusals: Refusals = field(default_factory=Refusals)  # remembers the pods that were refused
     # The interpreter runs one thread at a time. If 16 ADDs take turns at each system call, each takes twice as long. So
     # they take turns as a whole, and those that write many rules have a turnstile of their own.
     turnstile: threading.Lock = field(default_factory=threading.Lock)
@@ -86,9 +90,18 @@ class Verbs:
         result = FAILED
         try:
             result = self._add(request, netns_fd)
+        except SidestepError as error:
+            self._note_refusal(request, error)
+            raise
         finally:
             self.observe(result)
         return request.result
+
+    def _note_refusal(self, request: Request, error: SidestepError) -> None:
+        with suppress(InvalidRequest):
+            args = pod_args(request.args)
+            if args.namespace and args.name:
+                self.refusals.refuse(args.namespace, args.name, error)
 
     def _add(self, request: Request, netns_fd: int | None) -> str:
         pod = self._mesh_pod(pod_args(request.args), request)
@@ -101,8 +114,9 @@ class Verbs:
                 entries, cookie, before = self.admission.admit(partial(_identity, request, pod), policy, netns)
                 self._require_captured(cookie, entries.identity, before)
         except CapturedByIstio as error:
-            self.events.warning(pod, "CaptureRefused", str(error))
+            self.events.warning(pod, "CaptureRefused", for_owners(error))
             raise
+        self.refusals.forget(pod.namespace, pod.name)
         log.info(
             "pod.enrolled",
             pod=str(entries.identity),
@@ -124,7 +138,7 @@ class Verbs:
         try:
             return policy_of(pod)
         except InvalidAnnotation as error:
-            self.events.warning(pod, "CaptureRefused", str(error))
+            self.events.warning(pod, "CaptureRefused", for_owners(error))
             raise
 
     def _require_place(self, pod: Pod, request: Request) -> None:
@@ -136,7 +150,7 @@ class Verbs:
             self.whereabouts.require(f"{pod.namespace}/{pod.name}", request.config.runtime_config)
         except NotCaptured as error:
             self.call_for_help()
-            self.events.warning(pod, "CaptureRefused", str(error))
+            self.events.warning(pod, "CaptureRefused", for_owners(error))
             raise
 
     def _require_captured(self, cookie: int, identity: Identity, before: Identity | None) -> None:
@@ -237,6 +251,7 @@ class Verbs:
             reason = skip_pod(pod, config.pod_namespace, config.exclude_namespaces)
         if reason:
             self.left_out.let_pass(LetPass(args.namespace, args.name, args.uid, request.container_id, reason))
+            self.refusals.forget(args.namespace, args.name)
             return None
         return pod
 

@@ -20,6 +20,7 @@ from cni.enrolment.admission import Admission
 from cni.enrolment.bystanders import RUNNING_WITH_RULES
 from cni.enrolment.entries import Identity
 from cni.enrolment.hearing import Hearing
+from cni.enrolment.refusals import for_owners
 from cni.errors import SandboxInvalid
 from cni.netns.listeners import Proxy
 from cni.netns.namespaces import find_netns
@@ -45,6 +46,7 @@ _IFNAME = "eth0"  # the name that runtimes give a pod's first interface
 class Adopted:
     """The outcome for one pod. It is enrolled, unless `problem` or `left_alone` says why not.
 
+    `error` is the error behind a problem, as the log has it; `problem` is for the pod's owner.
     `listeners` is the number of its proxy's listening sockets that were registered.
     """
 
@@ -53,6 +55,12 @@ class Adopted:
     left_alone: str = ""
     cookie: int = 0
     listeners: int = 0
+    error: SidestepError | None = None
+
+    @classmethod
+    def failed(cls, pod: Pod, error: SidestepError) -> "Adopted":
+        """The outcome for a pod whose enrolment has failed."""
+        return cls(pod, problem=for_owners(error), error=error)
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class Adoption:
                 try:
                     yield self._adopt(pod, crowd, netns)
                 except SidestepError as error:
-                    yield Adopted(pod, problem=str(error))
+                    yield Adopted.failed(pod, error)
 
     def adopt_known(self, pods: Mapping[int, Pod]) -> Iterator[Adopted]:
         """The same for pods whose namespaces are known: netns cookie → Pod. A pod needs no process of its own."""
@@ -92,7 +100,7 @@ class Adoption:
                 try:
                     yield self._adopt(pods[cookie], around.get(inode, Crowd(inode)), netns)
                 except SidestepError as error:
-                    yield Adopted(pods[cookie], problem=str(error))
+                    yield Adopted.failed(pods[cookie], error)
 
     def listen(self, inodes: Mapping[int, int], pods: Mapping[int, Pod]) -> int:
         """Register listeners of enrolled pods that the programs have not seen. Returns how many were registered.

@@ -4,6 +4,7 @@ To Kubernetes such pods look healthy, so the agent and the commands say what the
 """
 
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from cni.errors import SandboxInvalid
 from cni.netns.namespaces import find_netns
 from cni.netns.netfilter import is_captured_by_istio
 from cni.netns.processes import Crowd, crowds, netns_of_crowd
-from cni.netns.sandbox import visit
+from cni.netns.sandbox import addresses_in, visit
 from cni.policy.membership import has_sidecar, skip_pod
 from cni.policy.pod import Pod
 
@@ -55,6 +56,27 @@ def crowds_with_rules(proc: Path) -> list[Crowd]:
     Namespaces that can't be looked at are left out. Raises OSError.
     """
     return [crowd for crowd in crowds(proc).values() if _has_rules(proc, crowd)]
+
+
+def under_istios_rules(pods: Collection[Pod], proc: Path) -> dict[str, bool]:
+    """Whether Istio's rules capture each of these pods now, by key_of(). `proc` is a procfs of the node.
+
+    A pod is found by its UID or its containers in its processes' cgroups, else by its address. Pods that are not found
+    are left out. Raises OSError.
+    """
+    found: dict[str, bool] = {}
+    for crowd in crowds(proc).values() if pods else ():
+        netns = netns_of_crowd(proc, crowd)
+        if netns is None:
+            continue
+        with Descriptor(netns), suppress(SandboxInvalid):
+            addresses, is_ruled = visit(
+                netns, lambda rtnl: ({str(each.ip) for each in addresses_in(rtnl)}, is_captured_by_istio())
+            )
+            for pod in pods:
+                if crowd.is_of(pod.uid, pod.container_ids) or pod.status.pod_ip in addresses:
+                    found.setdefault(key_of(pod.uid, pod.namespace, pod.name), is_ruled)
+    return found
 
 
 def _has_rules(proc: Path, crowd: Crowd) -> bool:

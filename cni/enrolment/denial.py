@@ -8,6 +8,7 @@ import structlog
 from bpf.errors import SidestepError
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import denial
+from cni.enrolment.refusals import for_owners
 from cni.policy.annotations import denied_ports
 from cni.policy.pod import Pod, PodEvents, PodSource
 
@@ -53,7 +54,7 @@ class Denials:
             try:
                 self._deny(cookie, pod)
             except SidestepError as error:
-                self._refuse(pod, str(error))
+                self._refuse(pod, error)
             else:
                 self._refused.pop(_key(pod), None)
 
@@ -67,12 +68,13 @@ class Denials:
                 pod, "DeniedPortsChanged", f"denied from now on: outbound {told['outbound']}, inbound {told['inbound']}"
             )
 
-    def _refuse(self, pod: Pod, problem: str) -> None:
+    def _refuse(self, pod: Pod, error: SidestepError) -> None:
+        problem = str(error)
         if self._refused.get(_key(pod)) == problem:
             return
         self._refused[_key(pod)] = problem
         log.error("pod.denial_refused", pod=f"{pod.namespace}/{pod.name}", problem=problem)
-        self._events.warning(pod, "DenialRefused", f"{problem}. What was denied before stays denied")
+        self._events.warning(pod, "DenialRefused", f"{for_owners(error)}. What was denied before stays denied")
 
 
 def _key(pod: Pod) -> str:

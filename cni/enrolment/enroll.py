@@ -5,13 +5,14 @@ last and removed first, because the programs ignore a pod without it.
 """
 
 import ctypes
+import errno
 import socket
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 from bpf import links
-from bpf.errors import SidestepError
+from bpf.errors import KernelRefused, SidestepError
 from bpf.layout import (
     INBOUND_PORT,
     LISTENER_SLOTS,
@@ -158,12 +159,17 @@ class Enrolments(Enrolled):
         return {slot: value.quad for slot, value in found.items() if value}
 
     def add_listener(self, cookie: int, slot: int, listener: socket.socket) -> bool:
-        """Put a listening socket of a pod's proxy into a slot. Returns False if the slot is taken.
+        """Put a listening socket of a pod's proxy into a slot.
 
-        Raises KernelRefused if the socket does not listen.
+        Returns False if the slot is taken, or if the socket listens no more. Raises KernelRefused.
         """
-        # one writes a descriptor into this map, but reads the socket's cookie
-        return self._tables.listeners.insert(ListenerKey(cookie, INBOUND_PORT, slot), Quad(listener.fileno()))
+        try:
+            # one writes a descriptor into this map, but reads the socket's cookie
+            return self._tables.listeners.insert(ListenerKey(cookie, INBOUND_PORT, slot), Quad(listener.fileno()))
+        except KernelRefused as error:
+            if error.errno == errno.EOPNOTSUPP:  # what the kernel says of a socket that was closed meanwhile
+                return False
+            raise
 
     def drop_listener(self, cookie: int, slot: int) -> None:
         """Empty a slot of a pod."""

@@ -20,6 +20,7 @@ class SocketRow(NamedTuple):
     remote_port: int
     state: int
     inode: int
+    uid: int = 0  # in the user namespace of the reader
 
 
 def table_of_sockets(name: str) -> Iterator[SocketRow]:
@@ -36,7 +37,8 @@ def rows(lines: Iterable[str]) -> Iterator[SocketRow]:
         columns = line.split()
         if len(columns) > 9 and ":" in columns[1]:  # else it is the line of titles
             family = socket.AF_INET if len(columns[1].partition(":")[0]) == 8 else socket.AF_INET6
-            yield SocketRow(family, *_end(columns[1]), *_end(columns[2]), int(columns[3], 16), int(columns[9]))
+            ends = (*_end(columns[1]), *_end(columns[2]))
+            yield SocketRow(family, *ends, int(columns[3], 16), int(columns[9]), int(columns[7]))
 
 
 def _end(text: str) -> tuple[IPAddress, int]:

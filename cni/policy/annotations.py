@@ -186,7 +186,8 @@ def refuse_unsupported(policy: CapturePolicy) -> None:
         raise InvalidAnnotation(
             f"{REROUTE_INTERFACES} (or its older name {KUBEVIRT_INTERFACES}): {names} "
             "asks to capture the packets of a virtual machine in the pod; sidestep captures sockets, and these packets "
-            "have none. Remove the annotation, or run this Pod on a node with Istio's own CNI plugin"
+            "have none. Remove the annotation, or run this Pod on a node with Istio's own CNI plugin",
+            REROUTE_INTERFACES,
         )
 
 
@@ -277,7 +278,7 @@ def _is_loopback(address: IPv4Address | IPv6Address) -> bool:
 def _invalid(key: str, text: str, what: str, advice: str) -> InvalidAnnotation:
     if _DEFAULTS.get(key) == _ALL:
         advice += f', or "{_ALL}" alone'
-    return InvalidAnnotation(f"{key}: {_quoted(text)} is not {what}; {advice}")
+    return InvalidAnnotation(f"{key}: {_quoted(text)} is not {what}; {advice}", key)
 
 
 def _quoted(text: str) -> str:

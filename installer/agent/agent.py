@@ -24,6 +24,7 @@ from cni.enrolment.enroll import Enrolments
 from cni.enrolment.follow import Follower
 from cni.enrolment.hearing import Hearing
 from cni.enrolment.left_out import LeftOut
+from cni.enrolment.refusals import Refusals
 from cni.enrolment.strict_proxies import StrictProxies
 from cni.enrolment.whereabouts import Whereabouts
 from cni.policy.membership import skip_pod
@@ -148,7 +149,7 @@ class _Agent:
         self.enrolments = Enrolments(pins, tables)
         up.callback(self.enrolments.close)
         self.metrics = Metrics(pins, tables, self.enrolments, settings.node.proc)
-        conditions = ["attached", "synced", "serving", *(["installed"] if settings.chain.install else [])]
+        conditions = ["attached", "synced", "serving", "repairs", *(["installed"] if settings.chain.install else [])]
         self.readiness = Readiness(*conditions)
         self.readiness.follow("attached", self._why_detached)
         ports = settings.ports
@@ -167,7 +168,7 @@ class _Agent:
         hearing = Hearing(self.enrolments, pins, settings.node.proc)
         up.callback(hearing.close)
         adoption = Adoption(self.admission, hearing, settings.node.proc)
-        self._left_out = LeftOut(self.source.events)
+        self._left_out, self._refusals = LeftOut(self.source.events), Refusals()
         self._denials = Denials(self.enrolments, self.source.events)
         self._repairs = Repairs(
             settings=settings.repair,
@@ -178,6 +179,7 @@ class _Agent:
             observe=self.metrics.observe_repair,
             skips=lambda pod: skip_pod(pod, settings.node.pod_namespace, settings.node.exclude_namespaces),
         )
+        self.readiness.follow("repairs", self._repairs.why_forbidden)
         strays = Strays(
             pins=pins,
             enrolments=self.enrolments,
@@ -202,6 +204,8 @@ class _Agent:
             retained=retained,
             take_over=TakeOver(pins, self.enrolments, adoption, self.source.pods, self.source.events).take,
             left_out=self._left_out,
+            refusals=self._refusals,
+            was_broken=self._repairs.has_failed,
             strays=strays.look_for_strays,
             strays_soon=strays.look_for_strays_soon,
         )
@@ -233,6 +237,7 @@ class _Agent:
             observe=self.metrics.observe_enrolment,
             call_for_help=self._reconciler.wake,
             left_out=self._left_out,
+            refusals=self._refusals,
         )
         server = Server(self._settings.node.cni_agent_run_dir, verbs, self.metrics.observe_request)
         self.readiness.follow("serving", server.why_deaf)

@@ -32,6 +32,7 @@ from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity
 from cni.enrolment.follow import Follower
 from cni.enrolment.left_out import LeftOut
+from cni.enrolment.refusals import Refusals
 from cni.netns.namespaces import find_netns
 from cni.policy.annotations import policy_of
 from cni.policy.membership import skip_pod
@@ -54,7 +55,7 @@ HEARD, MENDED = "heard", "mended"
 Done = Mapping[str, int]
 
 
-def _claims_nothing(_: Pod) -> bool:
+def _never(_: Pod) -> bool:
     return False
 
 
@@ -87,12 +88,14 @@ class Reconciler:
     adoption: Adoption
     events: PodEvents
     observe: Callable[[str, int], None]  # gets the kind of each thing put right, and the count
-    claims: Callable[[Pod], bool] = _claims_nothing  # whether Repairs will delete or label the pod
+    claims: Callable[[Pod], bool] = _never  # whether Repairs will delete or label the pod
     deny: Callable[[], None] = _nothing  # updates the denied ports of running pods
     hold: Callable[[], None] = _nothing  # keeps other agents from the pins
     retained: Retained | None = None  # what is pinned, also open in this process
     take_over: Callable[[], Done] = _nothing_done  # takes pods over from another layout of the maps
     left_out: LeftOut = field(default_factory=LeftOut)  # tells of pods that are not captured
+    refusals: Refusals = field(default_factory=Refusals)  # remembers the pods that were refused
+    was_broken: Callable[[Pod], bool] = _never  # whether the pod's validation has failed for want of capture
     strays: Callable[[], Done] = _nothing_done  # looks where the processes of pods run
     strays_soon: Callable[[], Done] = _nothing_done  # the same, but only if there is reason to
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -269,6 +272,7 @@ class Reconciler:
         self._told = {uid: why for uid, why in self._told.items() if uid in uids}
         self._mention(pods)
         self.left_out.keep_listed(pods)
+        self.refusals.keep_listed(pods)
         self._mention_strangers(identities, {_key(pod) for pod in pods})
         return done
 
@@ -374,15 +378,24 @@ class Reconciler:
         if pod is not None:
             self.events.normal(pod, "CaptureRepaired", message)
 
+    def _tell_adopted(self, pod: Pod) -> None:
+        """Tell the owner of a pod that was enrolled while it ran: only a broken pod was repaired."""
+        if self.was_broken(pod):
+            self.events.normal(pod, "CaptureRepaired", "enrolled while running: its validation passes on retry")
+        else:
+            self.events.normal(pod, "CaptureFound", "found running: its new connections are captured from now on")
+
     def _tell(self, outcome: Adopted) -> None:
         pod, name, uid = outcome.pod, f"{outcome.pod.namespace}/{outcome.pod.name}", outcome.pod.uid or ""
         why = outcome.problem or outcome.left_alone
         if not why:
-            self._tell_repaired(pod, "enrolled while running: new connections are captured")
+            self.refusals.forget(pod.namespace, pod.name)
+            self._tell_adopted(pod)
         elif self._told.get(uid) != why:
             self._told[uid] = why
             if outcome.problem:
-                log.error("pod.not_adopted", pod=name, problem=why)
+                log.error("pod.not_adopted", pod=name, problem=str(outcome.error or why))
+                self.refusals.refuse(pod.namespace, pod.name, outcome.error or SidestepError(why))
                 self.events.warning(pod, "CaptureRefused", why)
             else:
                 log.info("pod.left_alone", pod=name, reason=why)

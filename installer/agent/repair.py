@@ -7,6 +7,7 @@ the agent also applies the plugin's rules on which pods belong to the mesh.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Protocol
 
 import structlog
@@ -66,6 +67,7 @@ class Repairs:
     skips: Callable[[Pod], str | None] = skip_reason  # why a Pod is none of the mesh; the agent's knows the node too
     _done: set[str] = field(default_factory=set)  # UIDs
     _refused: dict[str, str] = field(default_factory=dict)  # UID → why, reported once
+    _forbidden: dict[str, str] = field(default_factory=dict)  # UID → what the API server forbids to do about the pod
 
     def __post_init__(self) -> None:
         """Raises SidestepError if the settings have selectors but there is no API server to apply them."""
@@ -82,6 +84,9 @@ class Repairs:
             uid = (before.uid if before else None) or ""
             self._done.discard(uid)
             self._refused.pop(uid, None)
+            self._forbidden.pop(uid, None)
+        elif not self.has_failed(after):
+            self._forbidden.pop(after.uid or "", None)
         elif self.settings.repair_enabled and after.uid not in self._done and self.is_broken(after):
             self._act(after)
 
@@ -90,9 +95,17 @@ class Repairs:
         settings = self.settings
         if settings.repair_sidecar_annotation and settings.repair_sidecar_annotation not in pod.annotations:
             return False
-        if not any(self._has_failed(pod, status) for status in self._validations(pod)) or self.skips(pod) is not None:
+        if not self.has_failed(pod) or self.skips(pod) is not None:
             return False
         return self._is_selected(pod) is True
+
+    def why_forbidden(self) -> str:
+        """What the API server forbids to do about a broken pod, which so stays broken; "" if there is none."""
+        return next(iter(dict(self._forbidden).values()), "")
+
+    def has_failed(self, pod: Pod) -> bool:
+        """Whether the pod's validation has failed because the pod was not captured, whatever the settings say to do."""
+        return any(self._has_failed(pod, status) for status in self._validations(pod))
 
     def claims(self, pod: Pod) -> bool:
         """Whether the Pod must not be enrolled while it runs, because Repairs may delete or label it.
@@ -144,8 +157,12 @@ class Repairs:
             return
         if result != FAIL:  # after a failure, the pod's next change causes the next attempt
             self._done.add(pod.uid or "")
+            self._forbidden.pop(pod.uid or "", None)
         self.observe(kind, result)
-        log.info("pod.repaired", pod=f"{pod.namespace}/{pod.name}", type=kind, result=result)
+        if result == SUCCESS:
+            log.info("pod.repaired", pod=f"{pod.namespace}/{pod.name}", type=kind)
+        elif result == SKIP:
+            log.info("repair.needless", pod=f"{pod.namespace}/{pod.name}", type=kind)
 
     def _repair(self, pod: Pod) -> str:
         if self.is_enrolled(pod):  # its validation will pass when it runs again
@@ -156,13 +173,16 @@ class Repairs:
             if not outcome.problem:
                 self.events.normal(pod, "CaptureRepaired", "enrolled while running: its validation passes on retry")
                 return SUCCESS
-            self._refuse(pod, outcome.problem)
+            self._refuse(pod, outcome.problem, str(outcome.error or outcome.problem))
+            return FAIL
+        log.warning("repair.failed", pod=f"{pod.namespace}/{pod.name}", error="its processes are not found")
         return FAIL
 
-    def _refuse(self, pod: Pod, problem: str) -> None:
-        """Tell the owner once for each problem: the container restarts again and again."""
+    def _refuse(self, pod: Pod, problem: str, error: str) -> None:
+        """Tell the owner once for each problem: the container restarts again and again. The log gets the `error`."""
         if self._refused.get(pod.uid or "") != problem:
             self._refused[pod.uid or ""] = problem
+            log.error("repair.failed", pod=f"{pod.namespace}/{pod.name}", error=error)
             self.events.warning(pod, "CaptureRefused", problem)
 
     def _delete(self, pod: Pod) -> str:
@@ -193,6 +213,8 @@ class Repairs:
             done = self._ask(self.actions, ask, pod)
         except ApiFailed as error:
             log.error("repair.failed", pod=f"{pod.namespace}/{pod.name}", error=str(error))
+            if error.status == HTTPStatus.FORBIDDEN:
+                self._forbidden[pod.uid or ""] = f"{pod.namespace}/{pod.name} stays broken: {error}"
             return FAIL
         if done:
             self.events.warning(pod, reason, message)

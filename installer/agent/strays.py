@@ -16,6 +16,7 @@ from bpf.errors import SidestepError
 from bpf.pins import Pins
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity
+from cni.enrolment.refusals import for_owners
 from cni.enrolment.strays import PodProcesses, Stray, processes_of, told_of
 from cni.policy.pod import Pod, PodEvents
 
@@ -81,7 +82,8 @@ class Strays:
                     self.learned(cookie)
                     return
             except SidestepError as error:
-                problem = str(error)
+                problem = for_owners(error)
+                log.error("programs.not_extended", cgroup=str(cgroup), error=str(error))
         told = self._told.setdefault(cookie, set())
         fresh = [each for each in strays if (each.name, each.cgroup) not in told and each in self._seen.get(cookie, ())]
         if fresh:

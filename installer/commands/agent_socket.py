@@ -3,11 +3,11 @@
 import json
 import socket
 import struct
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from bpf.errors import SidestepError
 from cni import protocol
-from installer.settings import Node
 
 ANSWER_SECONDS = 3.0  # to wait for an answer; a timeout is a fault like any other
 _UCRED = struct.Struct("3i")
@@ -21,13 +21,13 @@ class Asked(NamedTuple):
     fault: str
 
 
-def ask_agent(node: Node, question: dict[str, Any]) -> Asked:
-    """Send one message to the agent of this node, and wait for its answer."""
+def ask_agent(run_dir: Path, question: dict[str, Any]) -> Asked:
+    """Send one message to the agent that serves this directory, and wait for its answer."""
     pid = None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(ANSWER_SECONDS)
         try:
-            connection.connect(str(node.cni_agent_run_dir / protocol.SOCKET_NAME))
+            connection.connect(str(run_dir / protocol.SOCKET_NAME))
             # 0 if the process is in a PID namespace that cannot be seen from here
             pid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0] or None
             connection.sendall(protocol.encode(question))

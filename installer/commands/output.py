@@ -10,8 +10,9 @@ import click
 def output_or(people: str) -> Callable[[Any], Any]:
     """The option --output. Its default is `people`, the format for people."""
     return click.option(
+        "-o",
         "--output",
-        type=click.Choice([people, "json", "yaml"]),
+        type=click.Choice([people, *(["wide"] if people == "table" else []), "json", "yaml"]),
         default=people,
         show_default=True,
         help="Output format.",

@@ -1,6 +1,7 @@
 """Tables for people, in the same style for every command. They fit the terminal; without one they have more room."""
 
 import sys
+import textwrap
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -18,7 +19,7 @@ def table(titles: Iterable[str], rows: Iterable[Iterable[Any]], texts: Collectio
     """Rows under titles. The columns in `texts` are aligned left, all others (numbers) right. None becomes a dash."""
     made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in titles:
-        made.add_column(title, justify="left" if title in texts else "right", overflow="fold")
+        made.add_column(title.upper(), justify="left" if title in texts else "right", overflow="fold")
     for row in rows:
         made.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
     return made
@@ -37,6 +38,17 @@ def rendered(*parts: RenderableType) -> str:
         for part in parts:
             console.print(part, soft_wrap=isinstance(part, Text))
     return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()) + "\n"
+
+
+def line(text: str, first: str = "", hanging: str = "  ") -> Text:
+    """A line that begins with `first`. A terminal gets it broken between words, with `hanging` before the other lines.
+
+    Elsewhere it stays whole, so that grep finds all of it.
+    """
+    if not sys.stdout.isatty():
+        return Text(first + text)
+    given = {"initial_indent": first, "subsequent_indent": hanging, "width": _console().width}
+    return Text(textwrap.fill(text, **given, break_on_hyphens=False, break_long_words=False))  # type: ignore[arg-type]
 
 
 def _console() -> Console:

@@ -58,7 +58,7 @@ def completed(*words: str) -> list[str]:
         (("sidestep", "sta"), ["status"]),
         (("sidestep", "accelerate", ""), ["off", "proxy", "full"]),
         (("sidestep", "maps", "p"), ["pods", "port_rules", "proxies"]),
-        (("sidestep", "status", "--output", ""), ["table", "json", "yaml"]),
+        (("sidestep", "status", "--output", ""), ["table", "wide", "json", "yaml"]),
         (("sidestep", "status", "--out"), ["--output"]),
         (("sidestep", "completion", "z"), ["zsh"]),
         (("sidestep", "never", ""), sorted(COMMANDS)),

@@ -128,22 +128,34 @@ class Sidestep:
         """Whether an agent is."""
         return any(pod["spec"].get("nodeName") == node and is_ready(pod) for pod in self.pods())
 
-    def is_attached(self, node: str) -> bool:
-        """What `sidestep status` says; it fails if it finds something wrong."""
-        return bool(self.ask_json(node, "status")["attached"])
+    def status(self, node: str) -> Any:
+        """What `sidestep status` says there, whatever its verdict."""
+        asked = 'sidestep status --output json || [ "$?" -eq 1 ] || [ "$?" -eq 3 ]'
+        return json.loads(self._exec(node, "sh", "-c", asked))
+
+    def verdict(self, node: str) -> str:
+        """The first line of `sidestep status` there, up to the colon."""
+        return str(self.status(node)["verdict"]["headline"]).partition(":")[0]
 
     def captures(self, node: str, pod: str) -> bool:
-        """Whether `sidestep pods` lists it, by NAMESPACE/NAME."""
-        return pod in [each["pod"] for each in self.ask_json(node, "pods")]
+        """Whether `sidestep pods` says so of it, by NAMESPACE/NAME."""
+        return pod in [each["pod"] for each in self.enrolled(node) if each["state"] == "captured"]
+
+    def enrolled(self, node: str) -> list[Any]:
+        """The enrolled pods of a node, as `sidestep pods` has them."""
+        return [each for each in self.ask_json(node, "pods") if "steering" in each]
 
     def ask(self, node: str, *argv: str) -> str:
         """What `sidestep …` prints in the agent's container on that node. Raises CommandFailed."""
-        pod = next(pod["metadata"]["name"] for pod in self.pods() if pod["spec"].get("nodeName") == node)
-        return self._control.kubectl("exec", "-n", NAMESPACE, pod, "-c", "install-cni", "--", "sidestep", *argv)
+        return self._exec(node, "sidestep", *argv)
 
     def ask_json(self, node: str, *argv: str) -> Any:
         """The same, as JSON."""
         return json.loads(self.ask(node, *argv, "--output", "json"))
+
+    def _exec(self, node: str, *argv: str) -> str:
+        pod = next(pod["metadata"]["name"] for pod in self.pods() if pod["spec"].get("nodeName") == node)
+        return self._control.kubectl("exec", "-n", NAMESPACE, pod, "-c", "install-cni", "--", *argv)
 
     def _restarts(self) -> dict[str, int]:
         return {pod["metadata"]["name"]: _container(pod)["restartCount"] for pod in self.pods()}

@@ -4,6 +4,7 @@ import errno
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -427,3 +428,11 @@ def test_lost_listener_entries_are_found_again(agent: Parts, pod: Running) -> No
         agent.kernel.tables.listeners.remove(ListenerKey(pod.wire.sandbox.cookie, 15006, slot))
     assert agent.reconciler.once() == {"heard": 2}
     assert pod.wire.peer.dial(pod.wire.pod.ip4, 8080)["who"] == "inbound"
+
+
+def test_a_listener_that_closes_before_it_is_registered_is_left_out(agent: Parts, pod: Running) -> None:
+    enrol_by_cni(agent, pod.wire, pod.pod(pod.proxy))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.shutdown(socket.SHUT_RDWR)  # it listens no more, and its descriptor is still open
+        assert agent.enrolments.add_listener(pod.wire.sandbox.cookie, 0, listener) is False
+    assert listeners(pod.wire) == 0

@@ -101,6 +101,9 @@ class _Handler(BaseHTTPRequestHandler):
         if failing := api.failing:  # once: it may end before this has been answered
             api._count(api.refused, failing)
             self._status(failing, "on demand")
+        elif self.command in api.forbidden:
+            api._count(api.refused, 403)
+            self._status(403, f"{self.command} is forbidden")
         elif self.headers.get("Authorization", "").lower() != f"bearer {api.token}":
             api._count(api.refused, 401)
             self._status(401, "Unauthorized")

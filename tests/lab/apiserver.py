@@ -46,6 +46,7 @@ class ApiServer:
         self.answering = threading.Event()  # while cleared, connections and requests are taken and not answered
         self.answering.set()
         self.failing = 0  # HTTP status of every answer
+        self.forbidden: set[str] = set()  # methods that are answered with 403, as without the right in a ClusterRole
         self.conflicts = 0  # so many next changes of Pods find that somebody was quicker
         self.expired_before = 0  # resourceVersions below are answered 410
         self.page_limit = 100

@@ -7,11 +7,13 @@ from typing import Any
 from tests.lab import command as commands
 from tests.lab.node import Node
 
+_ABOUT_PODS = ("pods", "explain")
+
 
 def sidestep(node: Node, command: str, *argv: object, source: bool = True) -> subprocess.CompletedProcess[str]:
     """Run it; no mistake may end in a traceback. `source` is whether it is told where the node's Pods are."""
-    agent = ("--cni-agent-run-dir", node.run_dir) if command == "pods" else ()
-    told = ("--pods", node.pods_dir) if source and command == "pods" else ()
+    agent = ("--cni-agent-run-dir", node.run_dir) if command in _ABOUT_PODS else ()
+    told = ("--pods", node.pods_dir) if source and command in _ABOUT_PODS else ()
     done = commands.sidestep(node, command, *agent, *told, *argv, seconds=60)
     assert "Traceback" not in done.stderr, done.stderr
     return done

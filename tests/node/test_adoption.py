@@ -64,7 +64,7 @@ def test_a_pod_that_ran_before_the_agent_is_captured_from_then_on(node: Node, cl
     is_captured(client, pod)
     assert node.api is not None
     reasons = {event["reason"] for event in node.api.events if event["involvedObject"]["name"] == pod.name}
-    assert reasons == {"CaptureRepaired"}
+    assert reasons == {"CaptureFound"}  # it was never broken, so nothing was repaired
     pod.stop()
     wait_until(lambda: node.entries()["pods"] == 1, "the pod to be forgotten", 10)
 

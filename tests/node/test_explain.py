@@ -76,7 +76,10 @@ def named(node: Node, text: str) -> str:
         ("{b4}:8080 --source {own4}", "captured", "O10", ("includeOutboundIPRanges", "*", ""), OUTBOUND),
         ("{b4}:53", "captured", "O6", ("ISTIO_META_DNS_CAPTURE", "true", ""), "pilot-agent's resolver"),
         ("{b4}:53 --udp", "captured", "O6", ("ISTIO_META_DNS_CAPTURE", "true", ""), "pilot-agent's resolver"),
+        ("{b4}:53/udp", "captured", "O6", ("ISTIO_META_DNS_CAPTURE", "true", ""), "pilot-agent's resolver"),
         ("{b4}:80 --udp", "direct", "O11", None, "{b4}:80"),
+        ("[{b6}]:80/udp", "direct", "O11", None, "[{b6}]:80"),
+        ("{b4}:53/tcp", "captured", "O6", ("ISTIO_META_DNS_CAPTURE", "true", ""), "pilot-agent's resolver"),
         ("{b4}:25", "denied", "deny", ("sidestep.io/deny-outbound-ports", "25", "25"), None),
         ("{b4}:25 --as-proxy", "denied", "deny", ("sidestep.io/deny-outbound-ports", "25", "25"), None),
         ("--inbound {b4} --port 8080", "captured", "I4", ("includeInboundPorts", "*", ""), INBOUND),
@@ -139,8 +142,8 @@ def test_a_pod_that_is_too_busy_is_told_while_somebody_else_traces(node: Node, b
 
 
 def test_settings_of_the_agent_that_it_does_not_need_are_not_looked_at(node: Node, beta: Pod) -> None:
-    stale = {"SIDESTEP_PODS": "/gone", "CNI_AGENT_RUN_DIR": "/gone"}
-    for argv in (("explain", "alpha", f"{beta.ip4}:80"), ("deny",)):
+    gone = {"CNI_AGENT_RUN_DIR": "/gone"}
+    for argv, stale in ((("explain", "alpha", f"{beta.ip4}:80"), gone), (("deny",), gone | {"SIDESTEP_PODS": "/gone"})):
         done = invocation.sidestep(argv[0], "--bpffs", node.bpffs, *argv[1:], environment=stale)
         assert (done.returncode, done.stderr) == (0, "")
 

@@ -1,12 +1,13 @@
 """The original destination of a captured connection gets lost on its way to the proxy: that is counted and told."""
 
+import json
 import subprocess
 
 import pytest
 
 from bpf.pins import Pins
 from bpf.tables import Tables
-from tests.lab.command import sidestep, sidestep_json
+from tests.lab.command import sidestep
 from tests.lab.envoy import PROXY_ID
 from tests.lab.inside import PYTHON
 from tests.lab.node import Node
@@ -66,10 +67,10 @@ def test_a_lost_original_destination_is_told_of_the_pod_that_lost_it(node: Node)
         "default/alpha": 1,
         "default/beta": 0,
     }
-    found = sidestep_json(node, "status", *options(node)[2:])
+    found = json.loads(sidestep(node, "status", *options(node)[2:], "--output", "json").stdout)
     assert [each["lost_handovers"] for each in found["pods"]] == [1, 0]
-    told = "captured connections reached their proxy WITHOUT original destination: default/alpha 1"
-    assert f"hand-overs: {told}" in sidestep(node, "status", *options(node)[2:]).stdout.splitlines()
+    told = "captured connections have reached their proxy WITHOUT original destination: default/alpha 1"
+    assert f"· hand-overs: {told}" in sidestep(node, "status", *options(node)[2:]).stdout.splitlines()
     words = "1 captured connections reached the proxy WITHOUT their original destination"
     assert words in sidestep(node, "pods", "alpha", "--pods", node.pods_dir).stdout
     assert scrape(node)["sidestep_lost_handovers_total",] == 1

@@ -14,7 +14,7 @@ from tests.lab.node import NODE_NAME, Node, make_netns
 from tests.lab.pod import Pod
 from tests.lab.sandboxes import PREVIOUS, Sandboxes
 from tests.lab.waiting import wait_until
-from tests.node.sidestep import sidestep
+from tests.node.sidestep import document, sidestep
 from tests.node.test_status import options, status
 
 ISTIO = "*nat\n:ISTIO_OUTPUT - [0:0]\n-A OUTPUT -p tcp -j ISTIO_OUTPUT\nCOMMIT\n"
@@ -40,21 +40,40 @@ def running(name: str, namespace: str = "default", **spec: Any) -> dict[str, Any
 
 
 def test_pods_that_set_up_capture_themselves_are_counted_and_named(node: Node) -> None:
-    node.pod("alpha", envoy=False)
+    node.pod("alpha")
     own = running("own", initContainers=[{"name": "istio-init"}])
     host = running("host", hostNetwork=True)
     documents = [own, host, running("gateway") | {"spec": {"containers": [{"name": "app"}]}}]
     (node.pods_dir / "own.yaml").write_text(yaml.safe_dump_all(documents))
     on_host = "it uses the node's own network (hostNetwork)"
-    left = [{"pod": "default/own", "reason": BY_ITSELF}, {"pod": "default/host", "reason": on_host}]
-    assert status(node, "--pods", node.pods_dir)["sidecars"]["left_out"] == left
-    said = sidestep(node, "status", *options(node)[2:], "--pods", node.pods_dir).stdout.splitlines()
-    at = said.index("other pods with a sidecar: 2 of this node, NOT captured by sidestep")
-    assert said[at + 1] == f"  default/own: {BY_ITSELF}"
+    left = [("default/own", "unknown", BY_ITSELF), ("default/host", "left alone", on_host)]
+    found = status(node, code=3)["sidecars"]["left_out"]
+    assert [(each["pod"], each["state"], each["reason"]) for each in found] == left
+    said = sidestep(node, "status", *options(node)[2:]).stdout.splitlines()
+    assert f"? pods: unknown whether captured, with a sidecar: default/own: {BY_ITSELF}" in said
+    assert f"· pods: left alone: {on_host}: default/host" in said
     assert f"default/own has a sidecar and is not captured: {BY_ITSELF}" in sidestep(node, "pods").stdout
-    assert sidestep(node, "pods", "own").stderr == f"sidestep: default/own is not captured: {BY_ITSELF}\n"
-    unknown = sidestep(node, "status", *options(node)[2:]).stdout  # without a source of Pods
-    assert "other pods with a sidecar: not known: nowhere to get Pods from" in unknown
+    alone = sidestep(node, "pods", "own").stderr
+    assert alone == f"sidestep: default/own is not captured by sidestep (unknown): {BY_ITSELF}\n"
+    rows = [line.split()[:3] for line in sidestep(node, "pods").stdout.splitlines() if line.startswith(" default")]
+    assert rows[1:] == [["default", "own", "unknown"], ["default", "host", "left"]]
+    unknown = sidestep(node, "status", *options(node)[2:4]).stdout  # without a source of Pods
+    assert "? pods: other pods with a sidecar: not known: nowhere to get Pods from\n  → give --pods" in unknown
+
+
+def test_a_pod_under_istios_own_rules_is_a_row_with_that_word_and_no_fault(node: Node) -> None:
+    node.is_chained = False
+    pod = node.pod("own", annotations={"sidecar.istio.io/inject": "true"}, envoy=False)
+    with_istios_rules(pod)
+    own = pod.manifest() | {"status": {"phase": "Running", "podIP": str(pod.ip4)}}
+    own["spec"]["initContainers"] = [{"name": "istio-init"}]
+    (node.pods_dir / "own.yaml").write_text(yaml.safe_dump(own))
+    (found,) = [each for each in document(node, "pods") if each["name"] == "own"]
+    assert (found["state"], found["reason"]) == ("Istio's rules", BY_ITSELF)
+    (row,) = [line.split() for line in sidestep(node, "pods").stdout.splitlines() if line.startswith(" default")]
+    assert row == ["default", "own", "Istio's", "rules", "-", "-", "-"]
+    (told,) = status(node)["verdict"]["findings"]
+    assert (told["state"], told["what"]) == ("note", f"Istio's rules: {BY_ITSELF}: default/own")
 
 
 def test_their_owners_and_the_log_are_told_why() -> None:
@@ -151,6 +170,6 @@ def test_rules_that_come_after_the_enrolment_are_seen_at_reconciliation(node: No
     assert "event=pod.captured_twice" in node.agent.log.read_text()
     assert status(node, code=1)["sidecars"]["captured_twice"] == ["default/alpha"]
     said = sidestep(node, "status", *options(node)[2:])
-    assert "istio-cni: its rules are in pods that sidestep captures, whose connections are LOST: default/alpha" in (
+    assert "✗ istio-cni: its rules are in pods that sidestep captures, whose connections are LOST: default/alpha" in (
         said.stdout.splitlines()
     )

@@ -1,5 +1,6 @@
 """`sidestep pods`: what the kernel has of each pod, and how its Pod has changed since."""
 
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,10 +10,12 @@ import yaml
 from bpf.pins import Pins
 from bpf.tables import Tables
 from tests.lab.apiserver import ApiServer
+from tests.lab.chain import CniFailed
 from tests.lab.node import NODE_NAME, Node
 from tests.lab.pod import Pod
 from tests.lab.waiting import wait_until
 from tests.node.sidestep import document, sidestep
+from tests.node.test_status import status
 
 TRAFFIC = "traffic.sidecar.istio.io/"
 ANNOTATIONS = {
@@ -51,8 +54,11 @@ def test_all_enrolled_pods_are_listed(node: Node) -> None:
     assert [each["pod"] for each in found] == ["default/alpha", "default/beta"]
     assert all(each["differs"] == {"known": True, "reason": "", "changes": []} for each in found)
     table = sidestep(node, "pods").stdout
-    (line,) = [line for line in table.splitlines() if "default/alpha" in line]
-    assert line.split()[1] == str(node.pods["alpha"].ip4)
+    (line,) = [line for line in table.splitlines() if " alpha " in line]
+    assert line.split()[:3] == ["default", "alpha", "captured"]
+    wide = sidestep(node, "pods", "-o", "wide").stdout
+    (line,) = [line for line in wide.splitlines() if " alpha " in line]
+    assert line.split()[6] == str(node.pods["alpha"].ip4)
     assert line.split()[-4:] == ["listens", "steered", "the", "same"]
     last = [line.strip() for line in table.splitlines()][-2:]
     assert last == [
@@ -97,11 +103,12 @@ def test_annotations_that_have_changed_apply_to_new_pods_only(node: Node, alpha:
         f"{TRAFFIC}excludeOutboundPorts": ("22,15020", "22,80"),
         f"{TRAFFIC}includeInboundPorts": ("*", ""),
     }
-    table = sidestep(node, "pods").stdout
-    assert [line.split()[-1] for line in table.splitlines() if line.startswith(" default/")] == [
+    table = sidestep(node, "pods", "-o", "wide").stdout
+    assert [line.split()[-1] for line in table.splitlines() if line.startswith(" default ")] == [
         "different",
         "same",
     ]
+    assert "(`sidestep pods NAME` shows it): default/alpha\n" in sidestep(node, "pods").stdout
     text = sidestep(node, "pods", "alpha").stdout
     assert f'Pod now       {TRAFFIC}excludeOutboundPorts: "22,80", enrolled as "22,15020"' in text
 
@@ -118,6 +125,47 @@ def test_a_pod_that_would_not_be_made_again(node: Node, alpha: Pod) -> None:
     rewrite(alpha, {"sidecar.istio.io/inject": "false"})
     reason = document(node, "pods", "alpha")["differs"]["reason"]
     assert reason == "a new pod would not be captured: sidecar.istio.io/inject is false"
+
+
+def test_pods_that_are_refused_are_listed_with_annotation_time_and_words_until_they_are_enrolled(node: Node) -> None:
+    name = f"{TRAFFIC}excludeOutboundPorts"
+    assert sidestep(node, "pods", "--refused").stdout == "no pod was refused since the agent started\n"
+    pod = Pod(node, "wrong", annotations={name: "80-90"}, app=False, envoy=False)
+    words = f'{name}: "80-90" is not a port; give ports 0–65535 separated by commas'
+    with pytest.raises(CniFailed):
+        pod.create()
+    with pytest.raises(CniFailed):
+        node.chain.run("ADD", node.chain.conflist["plugins"][-1], pod.attachment)
+    (found,) = document(node, "pods", "--refused")["refused"]
+    assert (found["pod"], found["annotation"], found["words"], found["times"]) == ("default/wrong", name, words, 2)
+    text = sidestep(node, "pods", "--refused").stdout
+    assert text.splitlines() == [
+        f"default/wrong, last at {found['at']}, 2 times",
+        f"  annotation  {name}",
+        f"  refused     {words}",
+    ]
+    below = "refused by the agent, so they don't start: 1; `sidestep pods --refused` shows why"
+    assert below in sidestep(node, "pods").stdout.splitlines()
+    said = sidestep(node, "pods", "wrong")
+    assert (said.returncode, said.stderr) == (1, f"sidestep: default/wrong was refused at {found['at']}: {words}\n")
+    told = status(node)["verdict"]["findings"]
+    assert [(each["state"], each["what"]) for each in told] == [
+        ("note", f"refused, so they don't start: default/wrong: {words}")
+    ]
+    rewrite(pod, {name: "80"})
+    node.chain.delete(pod.attachment)
+    result = node.chain.add(pod.attachment)
+    assert document(node, "pods", "--refused")["refused"] == []
+    node.chain.delete(pod.attachment, result)
+    (node.pods_dir / "wrong.yaml").unlink()
+    subprocess.run(["ip", "netns", "del", pod.netns.name], check=True)
+
+
+def test_without_the_agent_it_is_unknown_who_was_refused(node: Node) -> None:
+    node.agent.kill()
+    away = f"{node.run_dir}/cni.sock: nobody is there"
+    assert sidestep(node, "pods", "--refused").stdout == f"refused pods: not known: {away}\n"
+    node.agent.start()
 
 
 def test_denied_ports_follow_while_the_pod_runs(node: Node, alpha: Pod) -> None:

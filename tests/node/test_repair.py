@@ -1,5 +1,6 @@
 """What the running agent does about broken pods that it is to delete or label, and how it tells."""
 
+import re
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 from tests.lab.apiserver import ApiServer
 from tests.lab.node import NODE_NAME, Node
 from tests.lab.waiting import wait_until
+from tests.node.test_readiness import missing
+from tests.node.test_status import status
 
 DELETING = ["--no-repair-repair-pods", "--repair-delete-pods"]
 LABELLING = ["--no-repair-repair-pods", "--repair-label-pods"]
@@ -83,3 +86,25 @@ def test_a_broken_pod_is_labelled_as_it_was_seen_and_told_once(node: Node, api: 
     assert len(api.written) == 2
     assert api.pods["default", "web"]["metadata"]["labels"] == label
     assert reasons(api, uid) == ["LabelBrokenPod"]
+
+
+@pytest.mark.parametrize("node", [DELETING], indirect=True)
+def test_what_the_api_server_forbids_is_in_readiness_and_status_until_it_allows_it(node: Node, api: ApiServer) -> None:
+    api.forbidden = {"DELETE"}
+    made = broken("web", 1)
+    made["metadata"]["uid"] = str(uuid.uuid4())
+    api.put(made)
+    wait_until(lambda: list(missing(node)) == ["repairs"], "readiness to tell", 30)
+    assert re.fullmatch(r"default/web stays broken: .*DELETE is forbidden.*", missing(node)["repairs"])
+    (found,) = status(node, code=1)["verdict"]["findings"]
+    assert (found["part"], found["what"].partition(": ")[0]) == ("readiness", "repairs")
+    assert "allow it in the agent's ClusterRole" in found["advice"]
+    log = node.agent.log.read_text()
+    assert "event=repair.failed pod=default/web" in log
+    assert "event=pod.repaired" not in log
+    api.forbidden = set()
+    again = broken("web", 2)
+    again["metadata"]["uid"] = made["metadata"]["uid"]
+    api.put(again)
+    wait_until(lambda: missing(node) == {}, "readiness to come back", 30)
+    assert api.pods == {}

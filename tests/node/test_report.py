@@ -14,11 +14,14 @@ from bpf import acceleration
 from bpf.layout import Cookie, Level, Word
 from bpf.pins import Pins
 from bpf.tables import Tables
+from tests.lab.chain import CniFailed
 from tests.lab.command import sidestep, sidestep_json
 from tests.lab.node import Node
+from tests.lab.pod import Pod
 from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
 
+REFUSED = "traffic.sidecar.istio.io/excludeOutboundPorts"
 LOAD = """
 import http.client, json, sys, time
 end, count = time.time() + 6, 0
@@ -72,6 +75,15 @@ def troubled(mesh: Mesh) -> Iterator[Mesh]:
     bare.stop()
 
 
+def refuse_one(node: Node) -> None:
+    """As kubelet and the agent do with a Pod whose annotation is wrong."""
+    wrong = Pod(node, "wrong", annotations={REFUSED: "80-90"}, app=False, envoy=False)
+    with pytest.raises(CniFailed):
+        wrong.create()
+    node.chain.delete(wrong.attachment)
+    subprocess.run(["ip", "netns", "del", wrong.netns.name], check=True)
+
+
 @pytest.fixture(scope="module")
 def page(troubled: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "node.html"
@@ -80,7 +92,9 @@ def page(troubled: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Path:
     wait_until(lambda: level_of(mesh.node) is Level.PROXY, "the level", 20)
     load = threading.Thread(target=mesh.alpha.python, args=(LOAD, mesh.beta.ip4))
     load.start()
-    made = sidestep(mesh.node, "report", "--seconds", "1", "-o", path)
+    refuse_one(mesh.node)
+    run_dir = ("--cni-agent-run-dir", mesh.node.run_dir)
+    made = sidestep(mesh.node, "report", "--seconds", "1", "-f", path, *run_dir)
     load.join()
     assert (made.returncode, made.stdout, made.stderr) == (0, f"report: {path}\n", "")
     return path
@@ -134,6 +148,13 @@ def test_what_was_denied_and_refused_is_told_by_reason(seen: tuple[str, str]) ->
     assert "No proxy listens in default/bare" in seen[0]
 
 
+def test_pods_that_were_refused_are_listed_with_the_reason(mesh: Mesh, seen: tuple[str, str]) -> None:
+    assert "default/wrong: refused" in seen[0]
+    assert re.search(rf'Refused pods .* default/wrong {REFUSED} {REFUSED}: "80-90" is not a port; .* 20\d\d-', seen[0])
+    found = sidestep_json(mesh.node, "report", "--seconds", "0.1", "--cni-agent-run-dir", mesh.node.run_dir)
+    assert [each["pod"] for each in found["refused_pods"]["refused"]] == ["default/wrong"]
+
+
 def test_how_full_a_map_is_is_told_in_percent(seen: tuple[str, str]) -> None:
     assert re.search(r" started 41[0-9] 4,096 10 % ", seen[0]), seen[0][-1500:]
     assert re.search(r" pods 3 4,096 &lt;0\.1 % ", seen[0])
@@ -142,7 +163,7 @@ def test_how_full_a_map_is_is_told_in_percent(seen: tuple[str, str]) -> None:
 @pytest.mark.parametrize("output", ["json", "yaml"])
 def test_programs_are_told_the_same(troubled: Mesh, output: str, tmp_path: Path) -> None:
     path = tmp_path / "node"
-    made = sidestep(troubled.node, "report", "--seconds", "0.1", "--output", output, "-o", path)
+    made = sidestep(troubled.node, "report", "--seconds", "0.1", "--output", output, "-f", path)
     assert (made.returncode, made.stdout, made.stderr) == (0, f"report: {path}\n", "")
     found = yaml.safe_load(path.read_text())
     assert (found["attached"], found["blind"], found["unseen"]) == (True, "", {})
@@ -159,7 +180,7 @@ def test_a_page_that_cannot_be_written_leaves_nothing_behind(troubled: Mesh, tmp
     full.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", full], check=True)
     try:
-        done = sidestep(troubled.node, "report", "--seconds", "0.1", "-o", full / "node.html")
+        done = sidestep(troubled.node, "report", "--seconds", "0.1", "-f", full / "node.html")
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert f"cannot write {full}/node.html: No space left on device" in done.stderr
         assert list(full.iterdir()) == []
@@ -187,6 +208,6 @@ def nowhere(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_place_that_is_not_there_is_one_line(mesh: Mesh, nowhere: Path) -> None:
-    done = sidestep(mesh.node, "report", "--seconds", "0.1", "-o", nowhere)
+    done = sidestep(mesh.node, "report", "--seconds", "0.1", "-f", nowhere)
     assert done.returncode == 1
     assert done.stderr.startswith("sidestep: ") and done.stderr.count("\n") == 1 and str(nowhere) in done.stderr

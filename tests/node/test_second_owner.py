@@ -8,6 +8,7 @@ from tests.lab.machine import acceleration_needed, other_owner_for_all
 from tests.lab.node import Node
 from tests.lab.objects import create_sockhash, load_program
 from tests.node.sidestep import document, sidestep
+from tests.node.test_status import options
 
 
 def test_status_names_who_else_owns_sockets(node: Node) -> None:
@@ -22,13 +23,14 @@ def test_status_names_who_else_owns_sockets(node: Node) -> None:
     ):
         syscalls.attach_to_map(program.fd, sockets.fd, 7, "their_sockets")
         done = accelerated(node)
-        found = document(node, "status", "--cni-agent-run-dir", node.run_dir, source=False)["acceleration"]
-        table = sidestep(node, "status", "--cni-agent-run-dir", node.run_dir, source=False).stdout
+        found = document(node, "status", *options(node)[2:], status=1)["acceleration"]
+        table = sidestep(node, "status", *options(node)[2:]).stdout
     assert (found["level"], found["wanted"]) == ("off", "proxy")
     assert found["reason"].startswith("another program on this node owns sockets: ")
     assert "their_verdict on map their_sockets (id " in found["reason"]
     assert done == f"acceleration: off ({found['reason']})"
     assert "acceleration: off instead of proxy (another program on this node owns sockets: " in table
+    assert "✗ acceleration: off instead of proxy: another program on this node owns sockets: " in table
     with acceleration_needed():
         assert accelerated(node) == "acceleration: proxy"
 

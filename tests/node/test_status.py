@@ -31,7 +31,8 @@ STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
 def options(node: Node, health_port: int | None = None) -> tuple[object, ...]:
     """Where this lab has what a node has at the default places."""
     health = health_port or (port(node, "health") if node.agent.process else 9)
-    return "--bpffs", node.bpffs, "--cni-agent-run-dir", node.run_dir, "--health-port", health
+    where = "--bpffs", node.bpffs, "--cni-agent-run-dir", node.run_dir, "--pods", node.pods_dir
+    return *where, "--health-port", health
 
 
 def status(node: Node, *more: object, code: int = 0) -> Any:
@@ -48,8 +49,10 @@ def table(node: Node, *more: object, code: int = 0) -> str:
     return done.stdout
 
 
-def test_a_node_that_works_is_described(mesh: Mesh) -> None:
+def test_a_node_that_works_is_ok_and_described(mesh: Mesh) -> None:
     found = status(mesh.node)
+    assert (found["verdict"]["state"], found["verdict"]["findings"]) == ("ok", [])
+    assert table(mesh.node).splitlines()[0] == "OK: 2 pods are captured, nothing is wrong"
     assert (found["version"], found["kernel"]) == (VERSION, platform.release())
     assert (found["attached"], found["current"]) == (True, True)
     assert found["attach_point"] == str(mesh.node.kubepods)
@@ -92,7 +95,7 @@ def test_runs_are_counted_only_while_the_kernel_does(mesh: Mesh, statistics: Non
     if STATISTICS.read_text().strip() == "0":
         found = status(mesh.node)
         assert {each["runs"] for each in found["programs"]} == {None}
-        assert "sysctl kernel.bpf_stats_enabled=1 makes the kernel count" in table(mesh.node)
+        assert "sysctl kernel.bpf_stats_enabled=1 makes the kernel count" in table(mesh.node, "--verbose")
         assert STATISTICS.read_text().strip() == "0"
     with counting():
         before = {each["hook"]: each for each in status(mesh.node)["programs"]}["connect4"]
@@ -101,14 +104,15 @@ def test_runs_are_counted_only_while_the_kernel_does(mesh: Mesh, statistics: Non
         after = {each["hook"]: each for each in status(mesh.node)["programs"]}["connect4"]
         assert after["runs"] >= before["runs"] + 3
         assert after["run_seconds"] > before["run_seconds"]
-        assert "not counted" not in table(mesh.node)
+        assert "not counted" not in table(mesh.node, "--verbose")
 
 
 def test_it_is_the_same_in_yaml_and_fits_a_narrow_terminal(mesh: Mesh) -> None:
     done = sidestep("status", *options(mesh.node), "--output", "yaml")
     assert yaml.safe_load(done.stdout)["programs"] == status(mesh.node)["programs"]
-    narrow = sidestep("status", *options(mesh.node), columns=80).stdout
-    rows = narrow[narrow.index(" program ") :].splitlines()
+    assert " PROGRAM " not in table(mesh.node)
+    narrow = sidestep("status", *options(mesh.node), "--verbose", columns=80).stdout
+    rows = narrow[narrow.index(" PROGRAM ") :].splitlines()
     assert max(map(len, rows)) <= 80
     assert f"programs: attached at {mesh.node.kubepods}" in narrow.splitlines()
     assert f"agent: process {mesh.node.agent.pid} (version {VERSION}) answers at" in narrow
@@ -118,9 +122,11 @@ def test_it_is_the_same_in_yaml_and_fits_a_narrow_terminal(mesh: Mesh) -> None:
 def test_without_its_agent_a_node_is_described_all_the_same(mesh: Mesh) -> None:
     mesh.node.agent.kill()
     try:
-        found, text = status(mesh.node), table(mesh.node)
+        found, text = status(mesh.node, code=1), table(mesh.node, code=1)
     finally:
         mesh.node.agent.start()
+    assert text.splitlines()[:2] == ["WRONG: one thing", f"✗ agent: {mesh.node.run_dir}/cni.sock: nobody is there"]
+    assert text.splitlines()[2].startswith("  → start this node's agent")
     assert (found["attached"], found["agent"]["pid"], found["agent"]["fault"]) == (True, None, "nobody is there")
     assert found["agent"]["health"]["fault"] == "Connection refused"
     assert next(each["attached"] for each in found["programs"] if each["hook"] == "steer") == 2
@@ -131,10 +137,11 @@ def test_without_its_agent_a_node_is_described_all_the_same(mesh: Mesh) -> None:
 def test_an_agent_that_does_not_answer_is_named(mesh: Mesh) -> None:
     os.kill(mesh.node.agent.pid, signal.SIGSTOP)
     try:
-        text = table(mesh.node)
+        text = table(mesh.node, code=1)
     finally:
         os.kill(mesh.node.agent.pid, signal.SIGCONT)
     process = f"process {mesh.node.agent.pid}"
+    assert text.splitlines()[0] == "WRONG: one thing"
     assert f"agent: {mesh.node.run_dir}/cni.sock: no answer within 3 s; {process} listens" in text.splitlines()
     assert f"readiness: port {port(mesh.node, 'health')}: no answer within 3 s" in text.splitlines()
 
@@ -149,6 +156,7 @@ def test_somebody_else_on_the_health_port_is_no_agent(mesh: Mesh) -> None:
     health = json.loads(done.stdout)["agent"]["health"]
     assert not health["ready"]
     assert health["fault"].startswith("no agent answers")
+    assert (done.returncode, json.loads(done.stdout)["verdict"]["state"]) == (3, "unknown")
 
 
 def test_links_that_are_gone_are_seen(node: Node) -> None:
@@ -157,7 +165,13 @@ def test_links_that_are_gone_are_seen(node: Node) -> None:
     found = status(node, code=1)
     assert not found["attached"]
     assert {each["hook"]: each["attached"] for each in found["programs"]}["connect4"] == 0
-    assert f"programs: NOT attached at {node.kubepods}; run `sidestep attach`" in table(node, code=1)
+    text = table(node, code=1).splitlines()
+    assert text[:3] == [
+        "WRONG: 2 things",
+        "✗ programs: connect4 not attached",
+        f"✗ agent: {node.run_dir}/cni.sock: nobody is there",
+    ]
+    assert f"programs: NOT attached at {node.kubepods}" in text
 
 
 def test_programs_that_are_gone_are_seen(node: Node) -> None:
@@ -184,16 +198,20 @@ def test_the_plugin_and_its_place_in_the_chain_are_told(node: Node, tmp_path: Pa
     node.agent.options += ["--install", *where]
     node.agent.start()
     wait_until(binary.exists, "the plugin")
-    unready = status(node, *where)
+    where.append("--install")
+    unready = status(node, *where, code=1)
     assert unready["chain"]["plugin"] == {"file": str(binary), "fault": ""}
     assert "no valid CNI configuration yet" in unready["chain"]["entry"]["fault"]
     assert "no valid CNI configuration yet" in unready["agent"]["health"]["missing"]["installed"]
-    assert "readiness: NOT ready: installed: " in table(node, *where)
+    told = table(node, *where, code=1)
+    assert told.splitlines()[0] == "WRONG: one thing"
+    assert "readiness: NOT ready: installed: " in told
 
     conf.write_text(json.dumps({"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "bridge"}]}))
-    wait_until(lambda: status(node, *where)["agent"]["health"]["ready"], "the agent to be ready")
+    waited = sidestep("status", *options(node), *where, "--wait", "30")
+    assert (waited.returncode, waited.stdout.splitlines()[0]) == (0, "OK: no pods are captured, nothing is wrong")
     entry = status(node, *where)["chain"]["entry"]
-    assert entry == {"file": str(conf), "fault": "", "found_in": [str(conf)], "remarks": []}
+    assert entry == {"file": str(conf), "fault": "", "found_in": [str(conf)], "rival": "", "remarks": []}
     assert f"chain: {conf}: entry in place" in table(node, *where).splitlines()
 
     node.agent.terminate()
@@ -201,15 +219,17 @@ def test_the_plugin_and_its_place_in_the_chain_are_told(node: Node, tmp_path: Pa
     (conf.parent / "05-broken.conflist").write_text("{")
     document = json.loads(conf.read_text())
     conf.write_text(json.dumps({**document, "plugins": [*document["plugins"], {"type": "later"}]}))
-    changed = status(node, *where)["chain"]
+    changed = status(node, *where, code=1)["chain"]
     assert changed["plugin"]["fault"] == "of another version"
     assert changed["entry"]["fault"] == "entry not last"
     assert "05-broken.conflist is not JSON" in changed["entry"]["remarks"][0]
     binary.unlink()
     conf.write_text(json.dumps({**document, "plugins": document["plugins"][:1]}))
-    text = table(node, *where).splitlines()
+    text = table(node, *where, code=1).splitlines()
     assert f"plugin: {binary}: missing" in text
     assert f"chain: {conf}: entry missing" in text
+    without = [line for line in where if line != "--install"]
+    assert "plugin and chain: not installed by this agent" in table(node, *without, code=1).splitlines()
 
 
 def test_where_nothing_is_attached_the_rest_is_told_all_the_same(node: Node) -> None:
@@ -221,11 +241,12 @@ def test_where_nothing_is_attached_the_rest_is_told_all_the_same(node: Node) -> 
     assert {(each.returncode, each.stderr) for each in done.values()} == {(1, "")}
     missing = f"nothing is attached: {Pins(node.bpffs).root} is not there; run `sidestep attach`"
     lines = done["table"].stdout.splitlines()
-    assert lines[0] == f"sidestep {VERSION}, kernel {platform.release()}"
-    assert lines[1].startswith(f"programs: NOT attached: {missing}")
-    assert lines[2] == f"attach point: {node.kubepods}"
+    at = lines.index(f"sidestep {VERSION}, kernel {platform.release()}")
+    assert [line[0] for line in lines[: at - 1]] == ["W", "✗", "✗", " "]  # two things, and one remedy
+    assert lines[at + 1].startswith(f"programs: NOT attached: {missing}")
+    assert lines[at + 2] == f"attach point: {node.kubepods}"
     assert f"agent: {node.run_dir}/cni.sock: nobody is there" in lines
-    assert any(line.startswith("chain: ") for line in lines)
+    assert "plugin and chain: not installed by this agent" in lines
     found = json.loads(done["json"].stdout)
     assert yaml.safe_load(done["yaml"].stdout) == found
     assert (found["attached"], found["attach_point"]) == (False, str(node.kubepods))
@@ -250,7 +271,7 @@ def test_pins_of_another_layout_are_named_and_not_to_be_detached(node: Node) -> 
     pins.root.rename(pins.top / "v0")
     try:
         found = status(node, code=1)
-        said = table(node, code=1).splitlines()[1]
+        said = next(line for line in table(node, code=1).splitlines() if line.startswith("programs: "))
         refused = one_line(sidestep("maps", "--bpffs", node.bpffs))
     finally:
         (pins.top / "v0").rename(pins.root)

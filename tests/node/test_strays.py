@@ -61,7 +61,7 @@ def move(pod: Pod, to: Path) -> None:
 @pytest.mark.claim("its outbound connections and DNS queries go past the proxy")
 def test_every_command_names_a_stray_process(node: Node, outside: Path) -> None:
     alpha, gamma = node.pod("alpha"), node.pod("gamma", mesh=False)
-    beta = node.pod("beta", envoy=False)
+    beta = node.pod("beta")
     alpha.envoy.connections()
     with stray(alpha, outside) as pid:
         alpha.cgroup, inside = outside, alpha.cgroup
@@ -73,14 +73,16 @@ def test_every_command_names_a_stray_process(node: Node, outside: Path) -> None:
 
         told = sidestep(node, "status", *options(node)[2:])
         assert told.returncode == 1
-        assert f"processes: default/alpha: {words}" in told.stdout.splitlines()
+        assert f"✗ processes: default/alpha: {words}" in told.stdout.splitlines()
         assert document(node, "status", *options(node)[2:], status=1)["pods_with_strays"] == ["default/alpha"]
 
         of = {each["pod"]: each["processes"] for each in document(node, "pods")}
         assert (of["default/alpha"]["strays"], of["default/beta"]["strays"]) == ([here], [])
         assert of["default/alpha"]["captured"] > 0
-        table = with_source(node, "pods").stdout.splitlines()
-        assert [line.split()[5] for line in table if line.lstrip().startswith("default/")] == ["1", "0"]
+        states = [line.split()[2:4] for line in with_source(node, "pods").stdout.splitlines() if " default " in line]
+        assert [state[0] for state in states] == ["stray", "captured"]
+        table = with_source(node, "pods", "-o", "wide").stdout.splitlines()
+        assert [line.split()[-5] for line in table if " default " in line] == ["1", "0"]
         assert f"    {pid} sleep (cgroup {path_of(outside)})" in with_source(node, "pods", "alpha").stdout
 
         asked = ("explain", "alpha", f"{gamma.ip4}:8080")
@@ -113,7 +115,7 @@ def test_a_pod_whose_processes_are_all_strays_is_explained_as_direct(node: Node,
 
 
 def test_a_process_in_a_cgroup_below_the_pods_is_no_stray(node: Node) -> None:
-    alpha = node.pod("alpha", envoy=False)
+    alpha = node.pod("alpha")
     deep = alpha.cgroup / "container" / "init"
     deep.mkdir(parents=True)
     with stray(alpha, deep):
@@ -159,13 +161,14 @@ def status_through(node: Node, *wrapper: str) -> tuple[int, str]:
 
 
 def test_without_the_nodes_processes_it_is_unknown(node: Node) -> None:
-    node.pod("alpha", envoy=False)
+    node.pod("alpha")
     blind = status_through(node, "unshare", "--pid", "--fork", "--mount-proc")
     why = "/proc does not show the processes of pods; give a procfs of the node with --proc"
-    assert (blind[0], f"processes: stray processes: unknown: {why} (1 of 1 pods)" in blind[1].splitlines()) == (1, True)
+    line = "? processes: stray processes: unknown: {} (1 of 1 pods: default/alpha)"
+    assert (blind[0], line.format(why) in blind[1].splitlines()) == (3, True)
     weak = status_through(node, "setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace")
     why = "without CAP_SYS_PTRACE; run as root with all capabilities"
-    assert (weak[0], f"processes: stray processes: unknown: {why} (1 of 1 pods)" in weak[1].splitlines()) == (1, True)
+    assert (weak[0], line.format(why) in weak[1].splitlines()) == (3, True)
 
 
 def of_the_pod(pod: Pod) -> Path:

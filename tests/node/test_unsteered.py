@@ -44,7 +44,7 @@ def test_every_command_says_that_a_pod_is_not_steered(node: Node, is_pinned: boo
 
     told = sidestep(node, "status", *options(node, 9)[2:])
     assert told.returncode == 1
-    assert f"inbound: {WORDS} (1 of 2 pods: default/alpha)" in told.stdout.splitlines()
+    assert f"✗ inbound: {WORDS} (1 of 2 pods: default/alpha)" in told.stdout.splitlines()
     states = {each["pod"]: each["steering"] for each in document(node, "pods")}
     assert states == {"default/alpha": "not steered", "default/beta": "steered"}
     assert "not steered" in with_source(node, "pods").stdout
@@ -82,6 +82,6 @@ def test_the_metric_follows_and_a_pod_whose_namespace_is_gone_is_no_open_pod(nod
     (alpha.cgroup / "cgroup.kill").write_text("1")
     subprocess.run(["ip", "netns", "del", alpha.netns.name], check=True)
     node.wait_for_dead_links(1)
-    assert [each["steering"] for each in sidestep_json(node, "status", *options(node, 9)[2:])["pods"]] == [
-        "namespace gone"
-    ]
+    found = json.loads(sidestep(node, "status", *options(node, 9)[2:], "--output", "json").stdout)
+    assert [each["steering"] for each in found["pods"]] == ["namespace gone"]
+    assert {each["part"] for each in found["verdict"]["findings"]} == {"agent"}

@@ -49,7 +49,7 @@ def said(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         ("accelerate", "Choose from: off, proxy, full; see sidestep accelerate --help"),
         # each type of value once, as an argument, an option, a setting
         ("accelerate fast", "'fast' is not one of 'off', 'proxy', 'full'; see sidestep accelerate --help"),
-        ("status --output xml", "'xml' is not one of 'table', 'json', 'yaml'; see sidestep status --help"),
+        ("status --output xml", "'xml' is not one of 'table', 'wide', 'json', 'yaml'; see sidestep status --help"),
         ("agent --pods / --log-level loud", "'loud' is not one of"),
         ("agent --pods /never", "'/never' does not exist"),
         ("status --health-port http", '"http" is not a port; ports are 0–65535'),
@@ -59,12 +59,14 @@ def said(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         ("explain alpha 10.0.0.1:80 --mark 4294967296", "4294967296 is not in the range 0<=x<=4294967295"),
         # destinations: no address, no port, a port too large, an address of IPv6 without brackets
         (
-            "explain alpha example.com:80",
+            "explain alpha --inbound example.com",
             '"example.com" is not an IP address; names are not looked up, so give the address',
         ),
-        ("explain alpha example.com", "give ADDRESS:PORT or [IPV6]:PORT"),
+        ("explain alpha Example", "give ADDRESS:PORT, [IPV6]:PORT or POD:PORT"),
+        ("explain alpha beta:80000", '"beta:80000" has port 80000; ports are 0–65535'),
+        ("explain alpha 10.0.0.1:53/tcp --udp", "says tcp, and --udp says otherwise"),
         ("explain alpha 10.0.0.1:99999", '"10.0.0.1:99999" has port 99999; ports are 0–65535'),
-        ("explain alpha fd00::1:80", "give ADDRESS:PORT or [IPV6]:PORT"),
+        ("explain alpha fd00::1:80", "give ADDRESS:PORT, [IPV6]:PORT or POD:PORT"),
         ("explain alpha --inbound somewhere", '--inbound: "somewhere" is not an IP address'),
         ("explain alpha 10.0.0.1:80 --source here", '--source: "here" is not an IP address'),
         # options that need each other, or exclude each other

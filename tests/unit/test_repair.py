@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from bpf.errors import SidestepError
 from cni.enrolment.adoption import Adopted, Adoption
@@ -277,3 +278,31 @@ def test_a_pod_that_may_have_to_be_deleted_or_labelled_is_not_to_be_enrolled(
     settings: dict[str, Any], state: dict[str, Any] | None, claimed: bool
 ) -> None:
     assert World().repairs(**settings).claims(pod(state)) is claimed
+
+
+def test_a_repair_that_fails_is_not_logged_as_one() -> None:
+    with capture_logs() as logs:
+        World(problem="no good").repairs().changed(None, BROKEN)
+        World(found=False).repairs().changed(None, BROKEN)
+    assert [(each["event"], each["error"]) for each in logs] == [
+        ("repair.failed", "no good"),
+        ("repair.failed", "its processes are not found"),
+    ]
+
+
+def test_what_the_api_server_forbids_is_known_until_the_pod_has_healed_or_gone() -> None:
+    for healed in (pod(ended(0, reason="Completed")), None):
+        world = World(answer=ApiFailed("no right", 403))
+        repairs = world.repairs(**DELETE)
+        assert repairs.why_forbidden() == ""
+        repairs.changed(None, BROKEN)
+        assert repairs.why_forbidden() == "default/web stays broken: no right"
+        repairs.changed(BROKEN, healed)
+        assert repairs.why_forbidden() == ""
+
+
+def test_a_server_that_is_away_forbids_nothing() -> None:
+    world = World(answer=ApiFailed("no answer", 0))
+    repairs = world.repairs(**DELETE)
+    repairs.changed(None, BROKEN)
+    assert repairs.why_forbidden() == ""

@@ -50,7 +50,7 @@ _WORDS: dict[Action, str] = {
 
 
 _EVENT_SECONDS = 0.05  # to wait for an event
-_ATTEMPTS = 20
+Counts = dict[tuple[str, str], int]
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,11 @@ class _Trial:
             interface,
         )
         cgroup = self._cgroup(pod, asked.container)
-        seen, counted = self._counted(pod, _OUTBOUND, lambda: dial(wanted, inside.netns_fd, cgroup))
+        before = self._tallies(pod)
+        seen = dial(wanted, inside.netns_fd, cgroup)
+        counted = _moved(_OUTBOUND, before, self._tallies(pod))
         fits = _fitting(asked, seen, frozenset(counted))
-        if len(counted) > 1 and len(fits) > 1:
+        if sum(counted.values()) > 1 and len(fits) > 1:
             raise _too_busy(pod)
         return Happened(seen, fits, _wrong_peer(asked, seen))
 
@@ -127,11 +129,13 @@ class _Trial:
         with ExitStack() as stack:
             netns_fd, cgroup, ids = self._place(asked.source, stack)
             wanted = Dial(to, asked.port, asked.protocol, *ids, asked.source)
-            if told := self._told(pod, wanted, lambda: dial(wanted, netns_fd, cgroup)):
-                return told
-            # no trace, or the source was rewritten on the way: the counters have to tell
-            seen, counted = self._counted(pod, _INBOUND, lambda: dial(wanted, netns_fd, cgroup))
-        if len(counted) > 1:
+            before = self._tallies(pod)
+            seen, told = self._told(pod, wanted, lambda: dial(wanted, netns_fd, cgroup))
+            counted = _moved(_INBOUND, before, self._tallies(pod))
+        if told:
+            return told
+        # no trace, or the source was rewritten on the way: the counters have to tell
+        if sum(counted.values()) > 1:
             raise _too_busy(pod)
         return Happened(seen, frozenset(counted or ("pass",)))
 
@@ -150,8 +154,8 @@ class _Trial:
             raise CannotTry(f"{pod.identity}, which has {source}: {why_absent(self._proc)}")
         return inside.netns_fd, self._cgroup(pod, "trusted"), (pod.entry.proxy_uid, pod.entry.proxy_gid)
 
-    def _told(self, pod: EnrolledPod, wanted: Dial, work: Callable[[], Attempted]) -> Happened | None:
-        """What the programs' events say about just this connection. None if they cannot tell, or somebody else traces.
+    def _told(self, pod: EnrolledPod, wanted: Dial, work: Callable[[], Attempted]) -> tuple[Attempted, Happened | None]:
+        """Make the connection. Also what the programs' events say about just this one: None if they cannot tell.
 
         Some connections pass without an event, so no event means "passed". But if an event with the same destination
         came from elsewhere meanwhile, it may be ours with a rewritten source: then the events cannot tell.
@@ -161,39 +165,20 @@ class _Trial:
                 trace = stack.enter_context(Trace(self._pins, pod.cookie))
                 trace.poll(0)
             except (TraceBusy, KernelRefused):
-                return None
+                return work(), None
             seen = work()
             arrived = [Event.from_buffer_copy(raw) for raw in trace.poll(_EVENT_SECONDS)]
             has_all = not trace.lost
         arrived = [each for each in arrived if each.kind == EventKind.INBOUND]
         for each in arrived:
             if (str(each.source.ip()), each.source_port) == seen.local:
-                return Happened(seen, frozenset((_INBOUND[TOTALS[each.verdict]],)))
+                return seen, Happened(seen, frozenset((_INBOUND[TOTALS[each.verdict]],)))
         there = wanted.destination, wanted.port
         if has_all and not any((each.destination.ip(), each.destination_port) == there for each in arrived):
-            return Happened(seen, frozenset(("pass",)))
-        return None
+            return seen, Happened(seen, frozenset(("pass",)))
+        return seen, None
 
-    def _counted(
-        self, pod: EnrolledPod, actions: Mapping[tuple[str, str], Action], work: Callable[[], Attempted]
-    ) -> tuple[Attempted, set[Action]]:
-        """Make the connection, and see which counters it moved.
-
-        The pod's other connections move counters too, so this repeats until only one counter has moved every time. In
-        a busy pod several may be left.
-        """
-        left: set[Action] | None = None
-        for _ in range(_ATTEMPTS):
-            before = self._tallies(pod)
-            seen = work()
-            after = self._tallies(pod)
-            moved = {action for name, action in actions.items() if after[name] > before[name]}
-            left = moved if left is None else left & moved  # our connection moves the same one each time
-            if len(left) < 2:
-                break
-        return seen, left or set()
-
-    def _tallies(self, pod: EnrolledPod) -> dict[tuple[str, str], int]:
+    def _tallies(self, pod: EnrolledPod) -> Counts:
         tally = self._tables.tallies.get(Cookie(pod.cookie))
         return dict(zip(TOTALS, tally.connections if tally else [0] * len(TOTALS), strict=True))
 
@@ -210,6 +195,15 @@ class _Trial:
         raise CannotTry(
             f"{pod.identity} has no process in whose cgroup the connection could be made{_because(processes)}"
         )
+
+
+def _moved(actions: Mapping[tuple[str, str], Action], before: Counts, after: Counts) -> dict[Action, int]:
+    """The verdicts that the pod's connections had in between, with how many had each. Ours is one of them."""
+    found: dict[Action, int] = {}
+    for name, action in actions.items():
+        if more := after[name] - before[name]:
+            found[action] = found.get(action, 0) + more
+    return found
 
 
 def _because(processes: PodProcesses) -> str:

@@ -1,20 +1,19 @@
 """The command `explain`."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from installer.commands.output import output_option, show
-from installer.settings import PORT, Attachment, Node, take, take_one
+from installer.settings import PORT, Attachment, Logging, Node, take
 
 _NO_ID = 0xFFFFFFFF  # (uid_t)-1, which the kernel takes for no id
 
 
 @click.command()
 @take(Attachment)
-@take_one(Node, "proc")
+@take(Node)
 @click.argument("pod")
 @click.argument("dest", required=False)
 @click.option("--inbound", metavar="FROM", help="Explain a connection from this address to POD.")
@@ -39,14 +38,22 @@ _NO_ID = 0xFFFFFFFF  # (uid_t)-1, which the kernel takes for no id
     "--try", "is_tried", is_flag=True, help="Also make the connection. The exit status is 1 if it went another way."
 )
 @output_option
-def explain(attachment: Attachment, proc: Path, output: str, **options: Any) -> None:
+def explain(attachment: Attachment, node: Node, output: str, **options: Any) -> None:
     """Explain whether a connection would be captured, and why.
 
-    The answer names the rule, the annotation behind it, and who receives the connection. POD opens the connection to
-    DEST. With --inbound, POD receives it. POD is NAME or NAMESPACE/NAME. DEST is ADDRESS:PORT or [IPV6]:PORT.
+    POD opens the connection to DEST. With --inbound, POD receives it. POD is NAME or NAMESPACE/NAME.
 
-    The pod's entries in the kernel's maps decide. The Pod's annotations may have changed since.
+    If DEST is POD or POD:PORT, the answer walks the whole way: what the client's rules decide, its proxy, the way, what
+    the server's rules decide, its proxy, and the application. The first line says what is wrong. The exit status is 1
+    if something is, and 3 if something can't be looked at.
+
+    If DEST is ADDRESS:PORT or [IPV6]:PORT, the answer is about POD alone: the rule, the annotation behind it, and who
+    receives the connection. For UDP, DEST ends with /udp.
+
+    The pod's entries in the kernel's maps decide. The Pod's annotations may have changed since. Misspelt
+    annotations are named.
     """
+    from installer.agent.logs import configure_logging
     from installer.commands.explain.explanation import explanation_text
     from installer.commands.explain.question import BadAddress, Question, answer
 
@@ -67,6 +74,12 @@ def explain(attachment: Attachment, proc: Path, output: str, **options: Any) -> 
         question.require_endpoints()
     except BadAddress as error:
         raise click.BadParameter(str(error)) from error
-    document = answer(attachment.pins, proc, question)
+    configure_logging(Logging(log_level="warning"))  # manifests that can't be read are reported on standard error
+    document = answer(attachment.pins, node, question)
+    if "steps" in document:
+        from installer.commands.explain.walk_text import exit_status, walk_text
+
+        show(document, output, lambda: walk_text(document))
+        sys.exit(exit_status(document))
     show(document, output, lambda: explanation_text(document))
     sys.exit(0 if document.get("try", {"agrees": True})["agrees"] else 1)

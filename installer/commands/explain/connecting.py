@@ -105,7 +105,11 @@ def _child(what: Dial, netns_fd: int | None, cgroup: Path | None, writer: int) -
     try:
         told: dict[str, Any] = _work(what, netns_fd, cgroup, stage)
     except OSError as error:
-        advice = "; run this as root on the node itself" if error.errno == errno.EPERM else ""
+        advice = ""
+        if error.errno == errno.EPERM:
+            is_user = stage[0].startswith("becoming")
+            advice = "; give the container SETUID and SETGID" if is_user else ""
+            advice += f"{',' if is_user else ';'} {'or ' * is_user}run this as root on the node itself"
         told = {"failed": f"{stage[0]}: {error.strerror}{advice}"}
     except BaseException as error:
         told = {"failed": f"{stage[0]}: {error!r}"}
@@ -125,7 +129,7 @@ def _work(what: Dial, netns_fd: int | None, cgroup: Path | None, stage: list[str
     name = what.protocol + ("6" if family_of(what.destination) == socket.AF_INET6 else "")
     with Path("/proc/thread-self/net", name).open() as table:
         stage[0] = f"becoming uid {what.uid} gid {what.gid}"
-        os.setgroups([])
+        _leave_groups()
         _become(what.uid, what.gid)
         kind = socket.SOCK_STREAM if what.protocol == "tcp" else socket.SOCK_DGRAM
         with socket.socket(family_of(what.destination), kind) as client:
@@ -149,6 +153,12 @@ def _become(uid: int, gid: int) -> None:
     os.setresuid(0, 0, 0)
     os.setresgid(gid, gid, 0)
     os.setresuid(uid, uid, 0)
+
+
+def _leave_groups() -> None:
+    """Drop the further groups. Without CAP_SETGID they stay: the programs look at a process's first group only."""
+    with suppress(PermissionError):
+        os.setgroups([])
 
 
 def _prepare(client: socket.socket, what: Dial) -> None:

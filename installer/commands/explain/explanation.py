@@ -187,7 +187,7 @@ def explanation_text(document: dict[str, Any]) -> str:
     lines.append(f"  {document['verdict']}, rule {document['rule']}: {document['why']}")
     cause = document["annotation"]
     if cause:
-        lines.append(f"  annotation  {_shown(cause)}")
+        lines.append(f"  annotation  {shown_annotation(cause)}")
     if (state := Steering(document["steering"])) != Steering.STEERED:
         lines.append(f"  inbound     {state.words}")
     lines += _processes(document["processes"])
@@ -196,9 +196,12 @@ def explanation_text(document: dict[str, Any]) -> str:
         port = f", port {goes['port']}" if document["verdict"] == "captured" else ""
         listening = {True: " (somebody listens)", False: " (NOBODY listens)", None: ""}[goes["is_listening"]]
         lines.append(f"  goes to     {goes['what']}{port}{listening}")
+        if document["verdict"] == "captured" and goes["is_listening"] and _is_anothers(document):
+            lines.append(f"  but         {document['proxy']['words']}")
     else:
         error = document["error"]
         lines.append(f"  goes to     nobody: {f'the call fails with {error}' if error else 'the client gets a RST'}")
+    lines += [f"  annotation  {each}" for each in document.get("annotations", ())]
     for other in document.get("other_ports", ()):
         lines.append(f"  but port {other['port']}: {other['verdict']}, rule {other['rule']}: {other['why']}")
     tried = document.get("try")
@@ -206,6 +209,12 @@ def explanation_text(document: dict[str, Any]) -> str:
         lines.append(f"  tried       {tried['happened']}")
         lines.append(f"              {'as explained' if tried['agrees'] else 'NOT as explained: ' + tried['differs']}")
     return "\n".join(lines) + "\n"
+
+
+def _is_anothers(document: dict[str, Any]) -> bool:
+    """Whether somebody else than the proxy listens where inbound connections should go."""
+    state = document.get("proxy", {"state": "listens"})["state"]
+    return bool(document["direction"] == "inbound" and state != "listens")
 
 
 def _processes(processes: dict[str, Any]) -> Iterator[str]:
@@ -228,7 +237,8 @@ def _headline(document: dict[str, Any]) -> str:
     return f"{asked['source']} → {document['pod']}{to}, {port} ({protocol})"
 
 
-def _shown(cause: dict[str, Any]) -> str:
+def shown_annotation(cause: dict[str, Any]) -> str:
+    """The annotation behind a verdict, as text: long lists are cut."""
     value, part = cause["value"], cause["part"]
     if len(value) > 60:
         value = f"{value[:50]}… ({value.count(',') + 1} elements)"

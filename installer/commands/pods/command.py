@@ -10,25 +10,35 @@ from installer.settings import Attachment, Logging, Node, take
 @take(Attachment)
 @take(Node)
 @click.argument("name", required=False)
+@click.option("--refused", "is_refused", is_flag=True, help="List the pods that the agent has refused, and why.")
 @output_option
-def pods(attachment: Attachment, node: Node, output: str, name: str | None) -> None:
-    """List the enrolled pods, or show everything about one.
+def pods(attachment: Attachment, node: Node, output: str, name: str | None, is_refused: bool) -> None:
+    """List this node's mesh pods, or show everything about one.
 
     NAME is the pod's NAME or NAMESPACE/NAME. Its policy is shown in Istio's words: the annotations that would give this
     policy. "Pod now" compares it with what the Pod asks for now. Changed annotations apply to new pods only, except
     those that deny ports: they apply to running pods within a second.
 
-    Below the table are the pods that are not captured, with the reason: those that have a sidecar, and those that the
-    plugin or the agent let pass when they were made. Only a running agent knows the latter.
+    STATE is "captured" if all is well. Other states say what is wrong: "not steered", "stray processes", "proxy
+    absent" and so on. Pods with a sidecar that are not enrolled have a line too: "Istio's rules" capture them, or they
+    are "left alone" or "not captured". Below the table are the reasons, and the pods that the plugin or the agent let
+    pass when they were made. Only a running agent knows these, and those that it has refused (--refused).
     """
     from installer.agent.logs import configure_logging
     from installer.commands.pods.pod_document import others_of, pod_document, pods_documents
     from installer.commands.pods.pods_table import pod_text, pods_table
 
     configure_logging(Logging(log_level="warning"))  # manifests that can't be read are reported on standard error
-    if name is None:
+    if is_refused:
+        if name is not None:
+            raise click.UsageError("give either NAME or --refused")
+        from installer.commands.pods.refused import refused_pods, refused_text
+
+        refused = refused_pods(node.cni_agent_run_dir)
+        show(refused.document(), output, lambda: refused_text(refused))
+    elif name is None:
         documents = pods_documents(attachment, node)
-        show(documents, output, lambda: pods_table(documents, *others_of(attachment, node)))
+        show(documents, output, lambda: pods_table(documents, others_of(attachment, node), output == "wide"))
     else:
         document = pod_document(attachment, node, name)
         show(document, output, lambda: pod_text(document))

@@ -1,18 +1,17 @@
 """Compares enrolled pods with what their Pods ask for now. Reads the Pods from where the agent reads them."""
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from bpf.errors import SidestepError
 from bpf.layout import PodFlags
-from cni.enrolment.bystanders import RUNNING_WITH_RULES, bystanders, crowds_with_rules, key_of
 from cni.enrolment.entries import Identity
 from cni.errors import InvalidAnnotation
 from cni.policy.annotations import DENY_INBOUND_PORTS, DENY_OUTBOUND_PORTS, DUAL_STACK, CapturePolicy, policy_of
 from cni.policy.membership import skip_pod
 from cni.policy.pod import Pod
+from cni.policy.spelling import misspelt
 from installer.commands.pods.enrolled_pods import EnrolledPod
 from installer.commands.pods.namespace import NamespaceView
 from installer.commands.pods.policy_words import annotations_of, as_kept, proxy_of
@@ -22,7 +21,6 @@ from installer.settings import Node
 
 ONLY_NEW = "a change since the pod was made applies to new pods only, except for denied ports"
 NOT_YET = "a change of denied ports applies within a second; if not, the agent is down, or its log says why"
-_NOT_YET_ENROLLED = "it should be enrolled; the agent's log and the Pod's Events say why it is not"
 _LIVE = (DENY_OUTBOUND_PORTS, DENY_INBOUND_PORTS)
 _MIRROR = "kubernetes.io/config.mirror"
 
@@ -82,6 +80,12 @@ def differences(pod: EnrolledPod, now: Described, inside: NamespaceView | None, 
     return {"known": True, "reason": "; ".join(reasons), "changes": changes}
 
 
+def misspelt_in(now: Described, identity: Identity) -> list[str]:
+    """What there is to say of misspelt annotations of an enrolled pod; nothing if its Pod is not known."""
+    found = now.pod(identity)
+    return list(map(str, misspelt(found.annotations))) if found else []
+
+
 def words_of(pod: EnrolledPod) -> dict[str, str]:
     """The pod's policy in Istio's words: annotations, then the fields of its proxy's container."""
     return _words(pod, pod.policy)
@@ -118,19 +122,3 @@ def uncompared(rows: Iterable[dict[str, Any]]) -> str:
     """Why no pod was compared, if one reason holds for all; else ""."""
     reasons = {row["differs"]["reason"] for row in rows if not row["differs"]["known"]}
     return reasons.pop() if len(reasons) == 1 else ""
-
-
-def left_out(identities: Iterable[Identity], now: Described, node: Node) -> list[dict[str, str]]:
-    """The running pods of this node that have a sidecar and are not enrolled, and why."""
-    enrolled = {key_of(each.uid, each.namespace, each.name) for each in identities}
-    found = list(bystanders(now.pods or (), enrolled, node.pod_namespace, node.exclude_namespaces))
-    ruled = []
-    if not all(each.reason for each in found):
-        with suppress(OSError):
-            ruled = crowds_with_rules(node.proc)
-
-    def why(pod: Pod) -> str:
-        by_rules = any(crowd.is_of(pod.uid, pod.container_ids) for crowd in ruled)
-        return RUNNING_WITH_RULES if by_rules else _NOT_YET_ENROLLED
-
-    return [{"pod": f"{each.pod.namespace}/{each.pod.name}", "reason": each.reason or why(each.pod)} for each in found]

@@ -37,7 +37,7 @@ class LetPast:
 
 def let_past(enrolled: Iterable[Identity], node: Node) -> LetPast:
     """Ask the agent. Pods that are enrolled by now are left out."""
-    asked = ask_agent(node, WhoPassed().model_dump())
+    asked = ask_agent(node.cni_agent_run_dir, WhoPassed().model_dump())
     if asked.fault:
         return LetPast({}, f"{node.cni_agent_run_dir / SOCKET_NAME}: {asked.fault}")
     names = {str(each) for each in enrolled}

@@ -4,6 +4,7 @@ from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cni.errors import SandboxInvalid
 from cni.netns.listeners import listening
@@ -15,17 +16,29 @@ from cni.policy.decision import IPAddress
 from installer.commands.pods.enrolled_pods import EnrolledPod
 
 
+class Listening(NamedTuple):
+    """A listening TCP socket. `uid` is its user's, as the node sees it."""
+
+    ip: IPAddress
+    port: int
+    uid: int
+
+
 @dataclass(frozen=True)
 class NamespaceView:
     """What was seen in one namespace."""
 
     netns_fd: int  # open while the view is valid
     interfaces: Mapping[int, str]
-    listening: tuple[tuple[IPAddress, int], ...]  # TCP
+    listening: tuple[Listening, ...]
 
     def listeners(self, port: int) -> list[str]:
         """The addresses of the sockets that listen on a port, one for each socket."""
-        return [str(ip) for ip, each in self.listening if each == port]
+        return [str(each.ip) for each in self.listening if each.port == port]
+
+    def users(self, port: int) -> list[int]:
+        """The users of the sockets that listen on a port, each once."""
+        return sorted({each.uid for each in self.listening if each.port == port})
 
     def outside_ids(self, uid: int, gid: int) -> tuple[int, int]:
         """A user and group of the pod as the maps have them. Raises SandboxInvalid if the pod does not have them."""
@@ -44,12 +57,18 @@ def looks_into(
     with find_netns(left.keys(), inodes if 0 not in inodes else None, proc) as found:
         for cookie, netns_fd in found:
             try:
-                interfaces, listening = visit(netns_fd, _look)
+                view = look_into(netns_fd)
             except SandboxInvalid:
                 continue
-            yield left.pop(cookie), NamespaceView(netns_fd, interfaces, listening)
+            yield left.pop(cookie), view
     for pod in left.values():
         yield pod, None
+
+
+def look_into(netns_fd: int) -> NamespaceView:
+    """A view of the namespace of a descriptor, valid while that is open. Raises SandboxInvalid."""
+    interfaces, found = visit(netns_fd, _look)
+    return NamespaceView(netns_fd, interfaces, found)
 
 
 @contextmanager
@@ -59,7 +78,7 @@ def looked_into(pod: EnrolledPod, proc: Path) -> Iterator[NamespaceView | None]:
         yield next(inside for _, inside in looks)
 
 
-def _look(rtnl: Rtnl) -> tuple[dict[int, str], tuple[tuple[IPAddress, int], ...]]:
+def _look(rtnl: Rtnl) -> tuple[dict[int, str], tuple[Listening, ...]]:
     interfaces = {index: name for name, index in rtnl.links()}
-    ends = [(each.local_ip, each.local_port) for each in listening()]
-    return interfaces, tuple(sorted(ends, key=lambda each: (each[1], each[0].version, int(each[0]))))
+    found = [Listening(each.local_ip, each.local_port, each.uid) for each in listening()]
+    return interfaces, tuple(sorted(found, key=lambda each: (each.port, each.ip.version, int(each.ip))))

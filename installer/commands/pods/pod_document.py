@@ -7,19 +7,26 @@ from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, TOTALS, Cookie, Level, PodFl
 from bpf.tables import Tables
 from cni.enrolment.entries import Identity
 from cni.enrolment.steered import Steering, steering_of
-from cni.enrolment.strays import processes_of
+from cni.enrolment.strays import PodProcesses, processes_of
 from installer.commands.names import NoSuchPod
 from installer.commands.pods import enrolled_pods
-from installer.commands.pods.differences import Described, described, differences, left_out, words_of
+from installer.commands.pods.differences import Described, described, differences, misspelt_in, words_of
 from installer.commands.pods.enrolled_pods import EnrolledPod
 from installer.commands.pods.let_past import LetPast, let_past
 from installer.commands.pods.namespace import NamespaceView, looked_into, looks_into
+from installer.commands.pods.not_enrolled import left_out
+from installer.commands.pods.pod_state import state_of
 from installer.commands.pods.policy_words import LISTENERS, annotations_of, is_default
+from installer.commands.pods.proxy_state import proxy_state
+from installer.commands.pods.refused import Refused, refused_pods
 from installer.settings import Attachment, Node
 
 
 def pods_documents(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
-    """A document for each enrolled pod. Raises NotAttached."""
+    """A document for each mesh pod: those that are enrolled, then those with a sidecar that are not.
+
+    The latter have only name, addresses, state and reason. Raises NotAttached.
+    """
     now = described(node)
     with Tables(attachment.pins.look_only()) as tables:
         level = level_of(tables)
@@ -27,11 +34,13 @@ def pods_documents(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
         steering = steering_of(attachment.pins, tables, [pod.cookie for pod in every], node.proc)
         processes = processes_of(attachment.pins, [pod.cookie for pod in every], node.proc)
         found = [
-            _document(pod, tables, level, inside, steering[pod.cookie])
-            | {"processes": processes[pod.cookie].document(), "differs": differences(pod, now, inside, node)}
+            _document(pod, tables, level, inside, steering[pod.cookie], processes[pod.cookie])
+            | {"differs": differences(pod, now, inside, node), "misspelt": misspelt_in(now, pod.identity)}
             for pod, inside in looks_into(every, node.proc)
         ]
-    return sorted(found, key=lambda each: str(each["pod"]))
+    others = left_out([pod.identity for pod in every], now, node)
+    found.sort(key=lambda each: str(each["pod"]))
+    return found + [_of_left_out(each) for each in others]
 
 
 def pod_document(attachment: Attachment, node: Node, name: str) -> dict[str, Any]:
@@ -41,44 +50,65 @@ def pod_document(attachment: Attachment, node: Node, name: str) -> dict[str, Any
         try:
             pod = enrolled_pods.find_pod(attachment.pins, tables, name)
         except NoSuchPod as error:
-            raise NoSuchPod(_why_left_out(tables, now, node, name) or str(error)) from error
+            raise NoSuchPod(why_not_enrolled(tables, now, node, name) or str(error)) from error
         steering = steering_of(attachment.pins, tables, [pod.cookie], node.proc)[pod.cookie]
-        processes = processes_of(attachment.pins, [pod.cookie], node.proc)[pod.cookie].document()
+        processes = processes_of(attachment.pins, [pod.cookie], node.proc)[pod.cookie]
         with looked_into(pod, node.proc) as inside:
-            document = _document(pod, tables, level_of(tables), inside, steering)
-            return document | {"processes": processes, "differs": differences(pod, now, inside, node)}
+            document = _document(pod, tables, level_of(tables), inside, steering, processes)
+            about_pod = {"differs": differences(pod, now, inside, node), "misspelt": misspelt_in(now, pod.identity)}
+            return document | about_pod
 
 
-def others_of(attachment: Attachment, node: Node) -> tuple[list[dict[str, str]], LetPast]:
-    """The pods that are not enrolled: those that run with a sidecar, and those that were let pass. Raises NotAttached.
-
-    Each comes with the reason.
-    """
+def others_of(attachment: Attachment, node: Node) -> tuple[LetPast, Refused]:
+    """The pods that the agent knows to be not enrolled: let pass, or refused. Raises NotAttached."""
     with Tables(attachment.pins.look_only()) as tables:
         identities = [Identity.of(pod) for _, pod in tables.pods.every()]
-    return left_out(identities, described(node), node), let_past(identities, node)
+    return let_past(identities, node), refused_pods(node.cni_agent_run_dir, map(str, identities))
 
 
-def _why_left_out(tables: Tables, now: Described, node: Node, name: str) -> str:
+def _of_left_out(left: dict[str, Any]) -> dict[str, Any]:
+    namespace, _, name = str(left["pod"]).partition("/")
+    address = [left["address"]] if left["address"] else []
+    return {
+        "pod": left["pod"],
+        "namespace": namespace,
+        "name": name,
+        "state": left["state"],
+        "reason": left["reason"],
+        "addresses": address,
+    }
+
+
+def why_not_enrolled(tables: Tables, now: Described, node: Node, name: str) -> str:
     """Why a pod is not enrolled; "" if no pod of this name is known to be left out."""
     identities = [Identity.of(pod) for _, pod in tables.pods.every()]
     every = left_out(identities, now, node)
     found = (
-        f"{each['pod']} is not captured: {each['reason']}" for each in every if name in (each["pod"], _short(each))
+        f"{each['pod']} is not captured by sidestep ({each['state']}): {each['reason']}"
+        for each in every
+        if name in (each["pod"], _short(each))
     )
-    return next(found, "") or let_past(identities, node).why(name)
+    return next(found, "") or refused_pods(node.cni_agent_run_dir).why(name) or let_past(identities, node).why(name)
 
 
-def _short(left: dict[str, str]) -> str:
-    return left["pod"].partition("/")[2]
+def _short(left: dict[str, Any]) -> str:
+    return str(left["pod"]).partition("/")[2]
 
 
 def _document(
-    pod: EnrolledPod, tables: Tables, node: NodeLevel, inside: NamespaceView | None, steering: Steering
+    pod: EnrolledPod,
+    tables: Tables,
+    node: NodeLevel,
+    inside: NamespaceView | None,
+    steering: Steering,
+    processes: PodProcesses,
 ) -> dict[str, Any]:
-    identity = pod.identity
+    identity, proxy = pod.identity, proxy_state(pod, inside)
     return {
         "pod": str(identity),
+        "namespace": identity.namespace,
+        "name": identity.name,
+        "state": state_of(steering, processes, proxy),
         "uid": identity.uid,
         "netns_cookie": pod.cookie,
         "container_id": identity.container_id,
@@ -87,6 +117,8 @@ def _document(
         "is_adopted": identity.is_adopted,
         "is_alive": steering in (Steering.STEERED, Steering.NOT_STEERED),
         "steering": str(steering),
+        "proxy": proxy.document(),
+        "processes": processes.document(),
         "addresses": [str(ip) for ip in sorted(pod.addresses, key=lambda ip: (ip.version, int(ip)))],
         "captures_ipv6": pod.is_ipv6_captured,
         "policy": _policy(pod),

@@ -6,35 +6,51 @@ from cni.enrolment.steered import Steering
 from cni.enrolment.strays import NOT_KNOWN, STRAYS, Stray
 from installer.commands.pods.differences import is_different, uncompared
 from installer.commands.pods.let_past import LetPast
+from installer.commands.pods.refused import Refused
 
-_TITLES = ("pod", "address", "captured", "direct", "refused", "strays", "proxy", "inbound", "Pod now")
-_VERDICTS = _TITLES[2:5]
-_NUMBERS = _TITLES[2:6]
+_BRIEF = ("namespace", "name", "state", "captured", "direct", "refused")
+_WIDE = (*_BRIEF, "address", "strays", "proxy", "inbound", "Pod now")
+_VERDICTS = _BRIEF[3:6]
+_NUMBERS = (*_VERDICTS, "strays")
 
 
-def pods_table(documents: list[dict[str, Any]], left: list[dict[str, str]], passed: LetPast) -> str:
-    """One line a pod, with its first address, then the pods with a sidecar that are left out, then the others."""
+def pods_table(documents: list[dict[str, Any]], others: tuple[LetPast, Refused], is_wide: bool = False) -> str:
+    """One line a pod. Below: why pods with a sidecar are not enrolled, then the pods that only the agent knows."""
     from installer.commands.printing import rendered, table
 
-    others = [*_left_out(left), *passed.lines(each["pod"] for each in left)]
+    enrolled = [each for each in documents if "steering" in each]
+    left = [each for each in documents if "steering" not in each]
+    passed, refused = others
+    below = [*_left_out(left), *_refused(refused), *passed.lines(each["pod"] for each in left)]
     if not documents:
-        return "".join(f"{line}\n" for line in ["no pods are enrolled", *others])
-    rows = []
-    for each in documents:
-        listens = "listens" if each["listeners"]["steered_to"] else "ABSENT"
-        sums = (_sum(each, verdict) for verdict in _VERDICTS)
-        told = _strays(each["processes"]), listens, each["steering"], _state(each)
-        rows.append((each["pod"], next(iter(each["addresses"]), "none"), *sums, *told))
-    lines = [rendered(table(_TITLES, rows, set(_TITLES) - set(_NUMBERS))).rstrip("\n")]
-    if reason := uncompared(documents):
+        return "".join(f"{line}\n" for line in ["no pods are enrolled", *below])
+    titles = _WIDE if is_wide else _BRIEF
+    rows = [_row(each)[: len(titles)] for each in documents]
+    lines = [rendered(table(titles, rows, set(titles) - set(_NUMBERS))).rstrip("\n")]
+    if reason := uncompared(enrolled):
         lines.append(reason)
-    elif any(is_different(each["differs"]) for each in documents):
-        lines.append("`sidestep pods NAME` shows the differences")
-    return "\n".join([*lines, *others]) + "\n"
+    elif changed := [each["pod"] for each in enrolled if is_different(each["differs"])]:
+        lines.append(f"Pods that ask for something else by now (`sidestep pods NAME` shows it): {', '.join(changed)}")
+    return "\n".join([*lines, *below]) + "\n"
 
 
-def _left_out(left: list[dict[str, str]]) -> list[str]:
+def _row(each: dict[str, Any]) -> tuple[Any, ...]:
+    """A pod's cells. If it is not enrolled, nothing is counted."""
+    name = each["namespace"], each["name"], each["state"]
+    address = next(iter(each["addresses"]), "none")
+    if "steering" not in each:
+        return *name, *(None for _ in _VERDICTS), address, *(None for _ in range(4))
+    sums = (_sum(each, verdict) for verdict in _VERDICTS)
+    return *name, *sums, address, _strays(each["processes"]), each["proxy"]["state"], each["steering"], _state(each)
+
+
+def _left_out(left: list[dict[str, Any]]) -> list[str]:
     return [f"{each['pod']} has a sidecar and is not captured: {each['reason']}" for each in left]
+
+
+def _refused(refused: Refused) -> list[str]:
+    count = len(refused.pods)
+    return [f"refused by the agent, so they don't start: {count}; `sidestep pods --refused` shows why"] if count else []
 
 
 def _sum(document: dict[str, Any], verdict: str) -> int:
@@ -59,17 +75,19 @@ def pod_text(document: dict[str, Any]) -> str:
     lines = [f"{document['pod']} (uid {document['uid'] or 'not known'})"]
     how = "while it ran" if document["is_adopted"] else f"through {document['network']}, {document['interface']}"
     lines += _section("enrolled", [f"{how}; netns cookie {document['netns_cookie']}"])
+    lines += _section("state", [document["state"]])
     lines += _section("inbound", [Steering(document["steering"]).words])
     ipv6 = "IPv6 is captured" if document["captures_ipv6"] else "IPv6 is not captured"
     lines += _section("addresses", [f"{', '.join(document['addresses'])}; {ipv6}"])
     lines += _section("policy", list(_policy(document["policy"])))
     lines += _section("processes", _processes(document["processes"]))
+    lines += _section("proxy", [document["proxy"]["words"]])
     lines += _section("listeners", _listeners(document["listeners"]))
     lines += _section("connections", _connections(document["connections"]))
     if lost := document["lost_handovers"]:
         lines += _section("", [f"{lost} captured connections reached the proxy WITHOUT their original destination"])
     lines += _section("acceleration", _acceleration(document["acceleration"]))
-    lines += _section("Pod now", _differs(document["differs"]))
+    lines += _section("Pod now", [*document["misspelt"], *_differs(document["differs"])])
     return "\n".join(lines) + "\n"
 
 
@@ -95,9 +113,7 @@ def _processes(processes: dict[str, Any]) -> list[str]:
 
 def _listeners(listeners: dict[str, Any]) -> list[str]:
     count = listeners["steered_to"]
-    lines = [
-        f"{count} of the proxy's sockets get inbound connections" if count else "NO proxy takes inbound connections"
-    ]
+    lines = [f"{count} of the proxy's sockets get inbound connections"]
     if listeners["listening"] is None:
         lines.append("its network namespace is not found, so its listeners are not known")
     for port, addresses in (listeners["listening"] or {}).items():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 @click.command()
 @take(Attachment)
 @take_one(Node, "kubernetes_node_name")
+@take_one(Node, "cni_agent_run_dir")
 @take_one(Node, "proc")
 @click.option(
     "--seconds",
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     help="Seconds over which rates are measured.",
 )
 @click.option(
-    "-o",
+    "-f",
     "--output-file",
     "path",
     metavar="FILE",
@@ -35,7 +36,13 @@ if TYPE_CHECKING:
 )
 @output_or("html")
 def report(
-    attachment: Attachment, kubernetes_node_name: str, proc: Path, seconds: float, path: Path, output: str
+    attachment: Attachment,
+    kubernetes_node_name: str,
+    cni_agent_run_dir: Path,
+    proc: Path,
+    seconds: float,
+    path: Path,
+    output: str,
 ) -> None:
     """Write a page about this node: traffic, failures, maps.
 
@@ -46,8 +53,8 @@ def report(
     from installer.commands.report.view import gather
 
     if output == "html" and str(path) == "-" and sys.stdout.isatty():
-        raise click.UsageError("a page of HTML is not for a terminal: give -o FILE, or redirect the output")
-    text = _text(gather(attachment.pins, kubernetes_node_name, seconds, proc), output)
+        raise click.UsageError("a page of HTML is not for a terminal: give -f FILE, or redirect the output")
+    text = _text(gather(attachment.pins, kubernetes_node_name, seconds, proc, cni_agent_run_dir), output)
     if str(path) == "-":
         click.echo(text, nl=False)
     else:

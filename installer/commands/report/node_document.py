@@ -35,6 +35,7 @@ def report_document(view: NodeView) -> Plain:
         ],
         "unseen": {_names(view).get(cookie, str(cookie)): why for cookie, why in view.unseen.items()},
         "blind": view.blind,
+        "refused_pods": view.refused.document(),
     }
 
 

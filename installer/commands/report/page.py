@@ -117,6 +117,8 @@ def findings_of(view: NodeView) -> Iterator[Trouble]:
     deaf = [str(pod.identity) for pod in sample.pods.values() if not pod.listening]
     if deaf:
         yield Trouble(True, f"No proxy listens in {_several(deaf)}", "Inbound connections there are refused.")
+    if refused := [each["pod"] for each in view.refused.pods]:
+        yield Trouble(True, f"{_several(refused)}: refused", "They don't start; the table of refused pods says why.")
     for fill in view.fills:
         if fill.share > _NEARLY_FULL:
             text = f"Map {fill.name} is {figures.share(fill.share)} full"

@@ -11,6 +11,7 @@ from pathlib import Path
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.netns.namespaces import NoProcfs
+from installer.commands.pods.refused import Refused, refused_pods
 from installer.commands.sampling.flows import Flow, FlowWatcher, InsideCounts, Observation, flows_between
 from installer.commands.sampling.sample import Fill, Rates, Sample, fills_of, rates_between, take_sample
 
@@ -29,10 +30,11 @@ class NodeView:
     inside: Mapping[int, InsideCounts] = field(default_factory=dict)
     unseen: Mapping[int, str] = field(default_factory=dict)  # pods whose sockets could not be read, and why
     blind: str = ""  # why no sockets could be read at all
+    refused: Refused = field(default_factory=lambda: Refused(()))
 
 
-def gather(pins: Pins, name: str, seconds: float, proc: Path) -> NodeView:
-    """Observe the node for so many seconds. `proc` is a procfs of the node. Raises NotAttached."""
+def gather(pins: Pins, name: str, seconds: float, proc: Path, run_dir: Path) -> NodeView:
+    """Observe the node for so many seconds. `proc` is its procfs, `run_dir` its agent's. Raises NotAttached."""
     with Tables(pins.look_only()) as tables:
         watcher = FlowWatcher(proc)
         before = take_sample(pins, tables, proc)
@@ -52,6 +54,7 @@ def gather(pins: Pins, name: str, seconds: float, proc: Path) -> NodeView:
         second.inside,
         second.unseen,
         blind,
+        refused_pods(run_dir, (str(pod.identity) for pod in after.pods.values())),
     )
 
 

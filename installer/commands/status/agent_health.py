@@ -23,7 +23,7 @@ _STATUS = {
 
 def agent_of(node: Node, ports: Ports) -> dict[str, Any]:
     """The state of the socket and of the health port. `fault` says what is wrong with each ("": nothing)."""
-    pid, _, fault = ask_agent(node, _STATUS)
+    pid, _, fault = ask_agent(node.cni_agent_run_dir, _STATUS)
     health = _at_port(ports.health_port)
     return {
         "socket": str(node.cni_agent_run_dir / protocol.SOCKET_NAME),

@@ -11,8 +11,11 @@ from installer.settings import Chain, Node
 
 
 def chain_of(chain: Chain, node: Node) -> dict[str, Any]:
-    """The plugin file and its entry: the place of each by these settings, and what is wrong with it ("": nothing)."""
-    return {"plugin": _plugin(chain), "entry": _entry(chain, node)}
+    """The plugin file and its entry: the place of each by these settings, and what is wrong with it ("": nothing).
+
+    `is_ours` is whether the agent of these settings installs them. `rival` says that istio-cni is in the way.
+    """
+    return {"is_ours": chain.install, "plugin": _plugin(chain), "entry": _entry(chain, node)}
 
 
 def _plugin(chain: Chain) -> dict[str, Any]:
@@ -30,21 +33,24 @@ def _entry(chain: Chain, node: Node) -> dict[str, Any]:
         files = [str(directory.path / file) for file in directory.holding()]
         replaced = directory.replaced()
     except SidestepError as error:
-        return {"file": None, "fault": f"cannot be checked: {error}", "found_in": [], "remarks": []}
+        return {"file": None, "fault": f"cannot be checked: {error}", "found_in": [], "rival": "", "remarks": []}
+    rival, remark = _about_istio_cni(replaced, node)
     return {
         "file": str(directory.path / place.file),
         "fault": place.fault,
         "found_in": files,
-        "remarks": [*place.remarks, *_about_istio_cni(replaced, node)],
+        "rival": rival,
+        "remarks": [*place.remarks, *([remark] if remark else [])],
     }
 
 
-def _about_istio_cni(entries: list[tuple[str, Document]], node: Node) -> list[str]:
-    """Whose plugin captures new pods, if istio-cni's is in the chain."""
+def _about_istio_cni(entries: list[tuple[str, Document]], node: Node) -> tuple[str, str]:
+    """Whose plugin captures new pods, if istio-cni's is in the chain: that its agent is in the way, or a remark."""
     if not entries:
-        return []
+        return "", ""
     if serving_rival((entry for _, entry in entries), node.proc):
-        return [in_the_way(entries[0][0])]
-    return [
+        return in_the_way(entries[0][0]), ""
+    remark = (
         f"istio-cni's plugin is in {entries[0][0]}, but its agent does not run: an agent of sidestep takes its place"
-    ]
+    )
+    return "", remark

@@ -23,32 +23,43 @@ from cni.enrolment.strays import processes_of
 from cni.netns.namespaces import NoProcfs
 from installer import VERSION
 from installer.commands.maps.listing import maps_of
-from installer.commands.pods.differences import described, left_out
+from installer.commands.pods import enrolled_pods
+from installer.commands.pods.differences import described, misspelt_in
+from installer.commands.pods.namespace import looks_into
+from installer.commands.pods.not_enrolled import left_out
+from installer.commands.pods.pod_state import state_of
+from installer.commands.pods.proxy_state import proxy_state
+from installer.commands.pods.refused import refused_pods
 from installer.commands.status.agent_health import agent_of
 from installer.commands.status.chain_entry import chain_of
 from installer.commands.status.program_runs import HOW_TO_COUNT, counts_runs, programs_of
 from installer.settings import Attachment, Chain, Node, Ports
+from installer.verdict.node import verdict_on
 
 # what is done without each extra of the kernel
 _WITHOUT = {each.name: each.without for each in EXTRAS}
 
 
 def status_document(attachment: Attachment, chain: Chain, node: Node, ports: Ports) -> dict[str, Any]:
-    """The whole status. If the kernel's side cannot be read, `problem` says why; otherwise it is ""."""
+    """The whole status, with the verdict. If the kernel's side can't be read, `problem` says why; else it is ""."""
     try:
         kernel = status_of(attachment.pins, node.proc)
     except OtherVersion as error:
         kernel = _unknown(attachment, None, str(error))
     except SidestepError as error:
         kernel = _unknown(attachment, False, str(error))
-    return {
+    looked = {
         "version": VERSION,
         "kernel": platform.release(),
         **kernel,
         "sidecars": _sidecars(kernel, attachment.pins, node),
         "chain": chain_of(chain, node),
-        "agent": agent_of(node, ports),
+        "agent": (agent := agent_of(node, ports)),
+        "refused": refused_pods(node.cni_agent_run_dir).document()
+        if not agent["fault"]
+        else {"unknown": agent["fault"], "refused": []},
     }
+    return {"verdict": verdict_on(looked).document(), **looked}
 
 
 def status_of(pins: Pins, proc: Path = Path("/proc")) -> dict[str, Any]:
@@ -59,11 +70,15 @@ def status_of(pins: Pins, proc: Path = Path("/proc")) -> dict[str, Any]:
         node = level_of(tables)
         entered = {key.cookie: pod for key, pod in tables.pods.every()}
         steering, processes = steering_of(pins, tables, entered, proc), processes_of(pins, entered, proc)
+        looks = looks_into(enrolled_pods.every(pins, tables), proc)
+        proxies = {pod.cookie: proxy_state(pod, inside) for pod, inside in looks}
         pods = [
             _pod(pod, tables.traffic.get(Cookie(cookie)) or TrafficEntry(), node, steering[cookie])
-            | {"processes": processes[cookie].document()}
+            | {"state": state_of(steering[cookie], processes[cookie], proxies[cookie])}
+            | {"proxy": proxies[cookie].document(), "processes": processes[cookie].document()}
             | {"lost_handovers": (tables.lost_handovers.get(Cookie(cookie)) or Quad()).quad}
             for cookie, pod in entered.items()
+            if cookie in proxies
         ]
     build = next((value for _, value in entries(pins, "build") if isinstance(value, BuildEntry)), BuildEntry())
     return {
@@ -101,7 +116,13 @@ def _sidecars(kernel: dict[str, Any], pins: Pins, node: Node) -> dict[str, Any]:
         enrolled = list(entered.values())
         with suppress(OSError, NoProcfs):
             twice = sorted(str(entered[cookie]) for cookie in captured_twice(entered, node.proc))
-    return {"unknown": now.problem, "left_out": left_out(enrolled, now, node), "captured_twice": twice}
+    misspelt = {str(each): misspelt_in(now, each) for each in enrolled}
+    return {
+        "unknown": now.problem,
+        "left_out": left_out(enrolled, now, node),
+        "captured_twice": twice,
+        "misspelt": {pod: words for pod, words in misspelt.items() if words},
+    }
 
 
 def _unknown(attachment: Attachment, attached: bool | None, problem: str) -> dict[str, Any]:

@@ -1,36 +1,48 @@
-"""The status of a node for people: a line for each part, then programs, maps and pods as tables."""
+"""The status of a node for people: the verdict, then a line for each part; programs, maps and pods as tables."""
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from rich.text import Text
 
-from cni.enrolment.steered import Steering
-from cni.enrolment.strays import NOT_KNOWN, Stray, told_of
 from installer.commands.maps.maps_table import maps_table
-from installer.commands.printing import rendered, table
+from installer.commands.printing import line, rendered, table
+from installer.verdict.node import verdict_on
+from installer.verdict.verdict import Finding, State
 
 Document = dict[str, Any]
 
 _PROGRAMS = ("program", "id", "attached", "loaded at", "bytes", "runs", "seconds")
-_PODS = ("pod", "inbound", "level", "redirected", "bytes", "undrained", "over budget", "no peer")
-_TEXTS = ("program", "pod", "inbound", "level", "loaded at")  # all other columns are numbers, aligned right
+_PODS = ("pod", "state", "level", "redirected", "bytes", "undrained", "over budget", "no peer")
+_TEXTS = ("program", "pod", "state", "level", "loaded at")  # all other columns are numbers, aligned right
+_MARKS = {State.WRONG: "✗", State.UNKNOWN: "?", State.NOTE: "·"}
 
 
-def status_table(document: Document) -> str:
-    """The whole status."""
-    lines = (Text(line) for line in _lines(document))
-    if document["problem"]:
-        return rendered(*lines)
+def status_table(document: Document, is_verbose: bool) -> str:
+    """The whole status. The tables of programs, maps and pods are only there if it `is_verbose`."""
+    told = [*_verdict(document), Text(""), *map(line, _lines(document, is_verbose))]
+    if document["problem"] or not is_verbose:
+        return rendered(*told)
     programs = (_program(each) for each in document["programs"])
-    pods = ([each["pod"], each["steering"], *each["acceleration"].values()] for each in document["pods"])
-    return rendered(
-        *lines, table(_PROGRAMS, programs, _TEXTS), maps_table(document["maps"]), table(_PODS, pods, _TEXTS)
-    )
+    pods = ([each["pod"], each["state"], *each["acceleration"].values()] for each in document["pods"])
+    return rendered(*told, table(_PROGRAMS, programs, _TEXTS), maps_table(document["maps"]), table(_PODS, pods, _TEXTS))
 
 
-def _lines(document: Document) -> Iterator[str]:
+def _verdict(document: Document) -> Iterator[Text]:
+    """The verdict, then what was found. Findings with the same remedy stand together above it."""
+    verdict = verdict_on(document)
+    yield Text(verdict.headline)
+    for group, advice in verdict.advised():
+        yield from (line(_told(each), f"{_MARKS[each.state]} ", "  ") for each in group)
+        if advice:
+            yield line(advice, "  → ", "    ")
+
+
+def _told(finding: Finding) -> str:
+    return f"{finding.part}: {finding.what}"
+
+
+def _lines(document: Document, is_verbose: bool) -> Iterator[str]:
     yield f"sidestep {document['version']}, kernel {document['kernel']}"
     yield f"programs: {_attached(document)}"
     for layout, pods in document["kept_by_others"].items():
@@ -38,64 +50,33 @@ def _lines(document: Document) -> Iterator[str]:
         yield f"programs: another version's ({layout}) are attached too; pods that are not taken over: {names}"
     if document["problem"]:
         yield f"attach point: {_places(document) or 'none, because cgroup2 is not mounted'}"
-    yield from _steering(document["pods"])
-    yield from _strays(document["pods"])
-    yield from _lost(document["pods"])
-    yield from _sidecars(document["sidecars"])
+    else:
+        yield f"pods: {len(document['pods'])} enrolled; `sidestep pods` lists them"
     for name, instead in document["lacking"].items():
         yield f"kernel: without {name}{instead and ': '}{instead}"
     if told := document["acceleration"]:
         yield f"acceleration: {_level(told)}"
-    chain, agent = document["chain"], document["agent"]
-    plugin = chain["plugin"]
-    yield f"plugin: {plugin['file']}: {plugin['fault'] or 'as in this version'}"
-    yield f"chain: {_entry(chain['entry'])}"
-    for remark in chain["entry"]["remarks"]:
-        yield f"chain: {remark}"
-    if document["pods"] and not chain["entry"]["found_in"]:
-        count = len(document["pods"])
-        yield f"chain: new pods are not captured by sidestep; {count} running pods stay captured until they end"
-    yield f"agent: {_agent(agent)}"
-    yield f"readiness: {_readiness(agent['health'])}"
-    if not (document["problem"] or document["run_counts"]["on"]):
+    yield from _chain(document)
+    yield f"agent: {_agent(document['agent'])}"
+    yield f"readiness: {_readiness(document['agent']['health'])}"
+    if is_verbose and not (document["problem"] or document["run_counts"]["on"]):
         yield f"runs of programs: not counted; {document['run_counts']['how']} makes the kernel count, at some cost"
 
 
-def _steering(pods: list[Document]) -> Iterator[str]:
-    """A line for each state in which inbound connections pass by a proxy, with the pods that are in it."""
-    for state in filter(lambda each: each.is_open, Steering):
-        if names := [each["pod"] for each in pods if each["steering"] == state]:
-            yield f"inbound: {state.words} ({len(names)} of {len(pods)} pods: {', '.join(names)})"
-
-
-def _strays(pods: list[Document]) -> Iterator[str]:
-    """A line for each pod with stray processes, and one for each reason why it is not known whether there are any."""
-    for pod in pods:
-        if told := told_of([Stray(**each) for each in pod["processes"]["strays"]]):
-            yield f"processes: {pod['pod']}: {told}"
-    reasons = Counter(pod["processes"]["unknown"] for pod in pods if pod["processes"]["unknown"])
-    yield from (f"processes: {NOT_KNOWN}: {reason} ({count} of {len(pods)} pods)" for reason, count in reasons.items())
-
-
-def _sidecars(told: Document) -> Iterator[str]:
-    """Lines about pods with a sidecar that are not sidestep's, or not sidestep's alone."""
-    if told["captured_twice"]:
-        names = ", ".join(told["captured_twice"])
-        yield f"istio-cni: its rules are in pods that sidestep captures, whose connections are LOST: {names}"
-    elif told["captured_twice"] is None:
-        yield "istio-cni: whether its rules are in enrolled pods can't be seen"
-    if told["unknown"]:
-        yield f"other pods with a sidecar: not known: {told['unknown']}"
-    elif left := told["left_out"]:
-        yield f"other pods with a sidecar: {len(left)} of this node, NOT captured by sidestep"
-        yield from (f"  {each['pod']}: {each['reason']}" for each in left)
-
-
-def _lost(pods: list[Document]) -> Iterator[str]:
-    """A line about captured connections whose original destination got lost, if there were any."""
-    if losers := [each for each in pods if each["lost_handovers"]]:
-        names = ", ".join(f"{each['pod']} {each['lost_handovers']}" for each in losers)
-        yield f"hand-overs: captured connections reached their proxy WITHOUT original destination: {names}"
+def _chain(document: Document) -> Iterator[str]:
+    """Lines about the plugin and its entry. If this agent does not install them, only what is there all the same."""
+    chain = document["chain"]
+    plugin, entry = chain["plugin"], chain["entry"]
+    if not (chain["is_ours"] or entry["found_in"]):
+        yield "plugin and chain: not installed by this agent"
+        return
+    yield f"plugin: {plugin['file']}: {plugin['fault'] or 'as in this version'}"
+    yield f"chain: {_entry(entry)}"
+    for remark in (*filter(None, (entry["rival"],)), *entry["remarks"]):
+        yield f"chain: {remark}"
+    if document["pods"] and not entry["found_in"]:
+        count = len(document["pods"])
+        yield f"chain: new pods are not captured by sidestep; {count} running pods stay captured until they end"
 
 
 def _level(told: Document) -> str:
@@ -104,13 +85,12 @@ def _level(told: Document) -> str:
 
 
 def _attached(document: Document) -> str:
-    """Where the programs are attached, or that some are not. The table says which."""
+    """Where the programs are attached, or that some are not."""
     if document["problem"]:
         return f"{'' if document['attached'] is None else 'NOT attached: '}{document['problem']}"
     if not document["attached"]:
-        return f"NOT attached at {_places(document) or 'any cgroup'}; run `sidestep attach` (or start the agent)"
-    other = "" if document["current"] else ", of another version; `sidestep attach` (or the agent's start) swaps them"
-    return f"attached at {_places(document)}{other}"
+        return f"NOT attached at {_places(document) or 'any cgroup'}"
+    return f"attached at {_places(document)}{'' if document['current'] else ', of another version'}"
 
 
 def _places(document: Document) -> str:

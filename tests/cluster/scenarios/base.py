@@ -35,7 +35,7 @@ def _of_nodes(cluster: Cluster, sidestep: Sidestep) -> list[Check]:
         found += [
             Check(f"the agent on {node.name} is Ready", equals(partial(sidestep.is_ready_on, node.name), True)),
             Check(f"the plugin is the last of {node.name}'s chain", equals(node.plugins, chain)),
-            Check(f"status on {node.name} finds nothing wrong", equals(partial(sidestep.is_attached, node.name), True)),
+            Check(f"status on {node.name} finds nothing wrong", equals(partial(sidestep.verdict, node.name), "OK")),
         ]
     return found
 

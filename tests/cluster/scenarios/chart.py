@@ -60,7 +60,7 @@ def _of_nodes(bed: Bed, lacking: list[str], level: str) -> Iterator[Check]:
 
 
 def _status(bed: Bed, node: str) -> dict[str, object]:
-    told = bed.sidestep.ask_json(node, "status")
+    told = bed.sidestep.status(node)
     return {
         **{key: told[key] for key in ("attached", "current")},
         "lacking": list(told["lacking"]),

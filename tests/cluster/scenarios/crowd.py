@@ -69,7 +69,7 @@ def _crowd(bed: Bed) -> list[PodName]:
 
 def _wrong(bed: Bed, wanted: list[str], adopted: bool) -> str:
     """The pods that are not enrolled as they should be."""
-    found = [each for node in bed.cluster.nodes for each in bed.sidestep.ask_json(node.name, "pods")]
+    found = [each for node in bed.cluster.nodes for each in bed.sidestep.enrolled(node.name)]
     right = [each["pod"] for each in found if each["steering"] == "steered" and each["is_adopted"] == adopted]
     return ", ".join(pod for pod in wanted if pod not in right)
 

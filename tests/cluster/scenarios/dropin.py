@@ -69,5 +69,5 @@ def _agents(bed: Bed) -> Iterator[Check]:
 
 
 def _status(bed: Bed, node: str) -> dict[str, object]:
-    told = bed.sidestep.ask_json(node, "status")
+    told = bed.sidestep.status(node)
     return {key: told[key] for key in _FINE}

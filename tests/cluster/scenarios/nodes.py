@@ -67,7 +67,7 @@ def _taints(bed: Bed, node: KubernetesNode) -> list[str]:
 
 def _enrolment(bed: Bed, node: KubernetesNode, pod: str) -> list[str]:
     """How a pod came to be enrolled, as often as it is."""
-    found = [each for each in bed.sidestep.ask_json(node.name, "pods") if each["pod"] == pod]
+    found = [each for each in bed.sidestep.enrolled(node.name) if each["pod"] == pod]
     return ["adopted" if each["is_adopted"] else "by the plugin" for each in found]
 
 
@@ -87,7 +87,7 @@ def _of_wanderer(bed: Bed) -> Iterator[Check]:
     here, there = (node.name for node in bed.cluster.nodes)
     (pod,) = (f"{NAMESPACE}/{each['metadata']['name']}" for each in _wanderers(bed))
     yield Check(f"sidestep captures {pod} on {here}", equals(partial(bed.sidestep.captures, here, pod), True))
-    left = [each["pod"] for each in bed.sidestep.ask_json(there, "pods") if _WANDERER in each["pod"]]
+    left = [each["pod"] for each in bed.sidestep.enrolled(there) if _WANDERER in each["pod"]]
     yield Check(f"nothing of it is left on {there}", lambda: ", ".join(left))
     bed.control.kubectl("delete", "deployment", _WANDERER, "-n", NAMESPACE)
 

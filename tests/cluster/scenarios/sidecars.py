@@ -30,7 +30,7 @@ def checks(bed: Bed) -> Iterator[Check]:
     try:
         _make(bed, node)
         bed.pods.wait_until_ready(*made)
-        enrolled = [each["pod"] for each in bed.sidestep.ask_json(node, "pods")]
+        enrolled = [each["pod"] for each in bed.sidestep.enrolled(node)]
         for pod in made:
             yield Check(f"sidestep captures {pod}", equals(partial(enrolled.count, str(pod)), 1))
         yield from at_once(_of_each(bed))
@@ -124,7 +124,7 @@ def _sandboxes(bed: Bed, node: str, pod: PodName) -> list[str]:
     found: list[str] = []
 
     def listed() -> bool:
-        found[:] = [each["container_id"] for each in bed.sidestep.ask_json(node, "pods") if each["pod"] == str(pod)]
+        found[:] = [each["container_id"] for each in bed.sidestep.enrolled(node) if each["pod"] == str(pod)]
         return bool(found)
 
     wait_until(listed, f"{pod} in sidestep pods", _SECONDS)

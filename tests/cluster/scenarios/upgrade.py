@@ -53,7 +53,7 @@ def _of_nodes(bed: Bed, lacking: list[str]) -> list[Check]:
 
 
 def _status(bed: Bed, node: str) -> dict[str, object]:
-    told = bed.sidestep.ask_json(node, "status")
+    told = bed.sidestep.status(node)
     return {
         **{key: told[key] for key in ("attached", "current", "kept_by_others", "open_pods")},
         "lacking": list(told["lacking"]),
@@ -61,7 +61,7 @@ def _status(bed: Bed, node: str) -> dict[str, object]:
 
 
 def _pins(bed: Bed, node: str) -> str:
-    return str(bed.sidestep.ask_json(node, "status")["pins"])
+    return str(bed.sidestep.status(node)["pins"])
 
 
 def _all_pins(bed: Bed) -> list[str]:
