@@ -31,6 +31,7 @@ COMMANDS = {
     "detach": "programs",
     "explain": "explain.command",
     "install-cni": "install_cni",
+    "kubectl-plugin": "kubectl_plugin",
     "maps": "maps.command",
     "migrate": "migrate.command",
     "pods": "pods.command",
@@ -41,7 +42,7 @@ COMMANDS = {
     "trace": "trace.command",
     "uninstall": "node",
 }
-_WITHOUT_ROOT = ("completion", "probe")  # probe reports a missing root in its table
+_WITHOUT_ROOT = ("completion", "kubectl-plugin", "probe")  # probe reports a missing root in its table
 
 
 @cache
