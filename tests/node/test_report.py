@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bpf import acceleration
-from bpf.layout import Cookie, Level, Word
+from bpf.layout import Cookie, Word
 from bpf.pins import Pins
 from bpf.tables import Tables
 from tests.lab.command import sidestep, sidestep_json
+from tests.lab.levels import set_level
 from tests.lab.node import Node
 from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
@@ -46,11 +46,6 @@ BROWSER = [
 ]
 
 
-def level_of(node: Node) -> Level:
-    with Tables(Pins(node.bpffs)) as tables:
-        return acceleration.level_of(tables).level
-
-
 @pytest.fixture(scope="module")
 def troubled(mesh: Mesh) -> Iterator[Mesh]:
     """Something is denied and something refused, and a map is a tenth full."""
@@ -75,9 +70,8 @@ def troubled(mesh: Mesh) -> Iterator[Mesh]:
 @pytest.fixture(scope="module")
 def page(troubled: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "node.html"
-    # the self-test comes after the agent's start; connections of before it are not accelerated
     mesh = troubled
-    wait_until(lambda: level_of(mesh.node) is Level.PROXY, "the level", 20)
+    set_level(mesh.node, "proxy")
     load = threading.Thread(target=mesh.alpha.python, args=(LOAD, mesh.beta.ip4))
     load.start()
     made = sidestep(mesh.node, "report", "--seconds", "1", "-o", path)
