@@ -63,7 +63,7 @@ class Ends:
 
 
 class Transfers:
-    """From one pod of a node to another, through both proxies, with mTLS between these."""
+    """From one pod of a node to another, through both proxies, as Istio carries plain TCP to a pod's address."""
 
     def __init__(self, node: Node, source: Pod, target: Pod, seed: int) -> None:
         self._node, self._source, self._target = node, source, target

@@ -30,7 +30,12 @@ def pods_table(documents: list[dict[str, Any]], left: list[dict[str, str]], pass
         lines.append(reason)
     elif any(is_different(each["differs"]) for each in documents):
         lines.append("`sidestep pods NAME` shows the differences")
+    lines += [f"{each['pod']}: {each['acceleration']['warning']}" for each in documents if _is_warned(each)]
     return "\n".join([*lines, *others]) + "\n"
+
+
+def _is_warned(document: dict[str, Any]) -> bool:
+    return bool(document["acceleration"]["warning"])
 
 
 def _left_out(left: list[dict[str, str]]) -> list[str]:
@@ -127,7 +132,8 @@ def _acceleration(found: dict[str, Any]) -> list[str]:
     lines = [f"{found['level']}: the pod allows {found['allowed']}, the node {found['node']}"]
     sums = f"{found['redirected']} messages ({found['redirected_bytes']} bytes) redirected"
     passed = f"{found['undrained']} undrained, {found['over_budget']} over budget, {found['no_peer']} without peer"
-    return [*lines, f"{sums}; passed to TCP: {passed}"]
+    lines.append(f"{sums}; passed to TCP: {passed}")
+    return [*lines, f"WARNING: {found['warning']}"] if found["warning"] else lines
 
 
 def _differs(found: dict[str, Any]) -> list[str]:
