@@ -12,7 +12,6 @@ from installer.scratch import scratch_cgroup
 from tests.lab.machine import acceleration_needed
 from tests.lab.node import REPOSITORY
 
-
 PAGE = REPOSITORY / "docs" / "acceleration.md"
 HEADING = "## What an application notices at `full`\n"
 # The table's rows, and the tests that hold them: a case of this file, or else a file and a test in it.
