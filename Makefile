@@ -42,6 +42,7 @@ help:
 	@echo 'make conformance PLUGIN=nft|legacy|nftables  the same; the rules are written by Istio'"'"'s own CNI plugin, built first'
 	@echo 'make conformance-oracles  the rules that the suite writes beside those of Istio'"'"'s own plugin'
 	@echo 'make chaos          links, pins, listeners, cgroups and agents taken away for ten minutes; CHAOS="--seconds 60 --seed 3"'
+	@echo 'make ends           how connections end after 1,000 kills of each kind, at each level; hours: ENDS="--kills 100"'
 	@echo 'make kernels        the probe and the self-test of acceleration on Debian'"'"'s other kernels, under emulation'
 	@echo 'make soak           10 GB through both proxies while the level changes; SOAK="--bytes 1e9 --seconds 60 --seed 2"'
 	@echo 'make nightly        the property tests with 10,000 cases each, a thousand cycles, an outage of a minute'
@@ -193,6 +194,10 @@ kernels: kernels-packages .venv/.demo shim
 soak: demo-setup
 	@$(PYTHON) -m tests.lab.traffic.soak $(SOAK)
 
+# Connections whose ends are told by level, after kills of everybody who carries them. Flags: make ends ENDS=--help
+ends: demo-setup
+	@$(PYTHON) -m tests.ends $(ENDS)
+
 chaos: demo-setup
 	@$(PYTHON) -m tests.chaos $(CHAOS)
 
@@ -264,7 +269,7 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak nightly conformance conformance-oracles istio-plugin \
+.PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak ends nightly conformance conformance-oracles istio-plugin \
         cluster cluster-down istio renew-sent chart kernels lint docs bench bench-cni bench-plugins bench-mesh bench-connect bench-agent bench-node bench-trace image clean \
         check-packages chart-packages demo-packages test-packages kernels-packages bench-packages \
         check-setup demo-setup test-setup bench-setup

@@ -220,7 +220,7 @@ class Acceleration:
     """How far connections within the node skip TCP's path."""
 
     acceleration: str = _setting(
-        str(Level.PROXY),
+        str(Level.OFF),
         "Highest level on this node: off, proxy (between proxies) or full (also to applications that ask for it).",
         click.Choice(list(LEVELS)),
         ours=True,

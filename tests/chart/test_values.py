@@ -184,7 +184,7 @@ def test_apparmor_is_a_field_where_kubernetes_has_it_and_else_an_annotation() ->
         ({"repair": {"initContainerName": "x"}}, "REPAIR_INIT_CONTAINER_NAME", "x"),
         ({"repair": {"brokenPodLabelKey": "a/b"}}, "REPAIR_BROKEN_POD_LABEL_KEY", "a/b"),
         ({"repair": {"brokenPodLabelValue": "c"}}, "REPAIR_BROKEN_POD_LABEL_VALUE", "c"),
-        ({"acceleration": "off"}, "SIDESTEP_ACCELERATION", "off"),
+        ({"acceleration": "proxy"}, "SIDESTEP_ACCELERATION", "proxy"),
         ({"agentTimeoutSeconds": 2.5}, "SIDESTEP_AGENT_TIMEOUT_SECONDS", "2.5"),
         ({"reconcileSeconds": 1000000}, "SIDESTEP_RECONCILE_SECONDS", "1e+06"),
         ({"env": {"LOG_LEVEL": "error"}}, "LOG_LEVEL", "error"),

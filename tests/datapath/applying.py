@@ -3,6 +3,7 @@
 Prints what each case has seen over plain TCP and at level full. Both ends are this process, `proxy` the accepting one.
 """
 
+import ctypes
 import errno
 import json
 import os
@@ -24,6 +25,9 @@ from installer.scratch import scratch_node
 
 MESSAGE = bytes(range(250)) * 4
 SO_ZEROCOPY, MSG_ZEROCOPY, MSG_ERRQUEUE = 60, 0x4000000, 0x2000
+SO_TIMESTAMP, SO_PEEK_OFF, ETH_P_ALL = 29, 42, 3  # uapi/asm-generic/socket.h, linux/if_ether.h
+TCP_INQ = TCP_CM_INQ = 36  # uapi/linux/tcp.h
+_LIBC = ctypes.CDLL(None, use_errno=True)
 BYTES_RECEIVED = 128  # offset of tcpi_bytes_received in struct tcp_info (uapi/linux/tcp.h)
 WHOLE = bytes(range(256)) * 256
 
@@ -111,7 +115,70 @@ def reset(application: socket.socket, proxy: socket.socket) -> object:
     return said
 
 
-CASES = (reset, low_water, zero_copy, tcp_info, unsent, close_unread, spliced, urgent)
+def truncated(application: socket.socket, proxy: socket.socket) -> object:
+    """What recv(MSG_TRUNC) leaves of a buffer: TCP only throws the bytes away."""
+    proxy.sendall(MESSAGE)
+    _poll(application)
+    buffer = bytearray(b"-" * 10)
+    assert application.recv_into(buffer, 10, socket.MSG_TRUNC) == 10
+    return bytes(buffer) == MESSAGE[:10]
+
+
+def thrown_away(application: socket.socket, proxy: socket.socket) -> object:
+    """What recv(NULL, 10, MSG_TRUNC) says, by which a program skips bytes."""
+    proxy.sendall(MESSAGE)
+    _poll(application)
+    size = _LIBC.recv(application.fileno(), None, 10, socket.MSG_TRUNC)
+    return size if size >= 0 else errno.errorcode[ctypes.get_errno()]
+
+
+def peek_offset(application: socket.socket, proxy: socket.socket) -> object:
+    """Where a peek begins after SO_PEEK_OFF; the kernel has it for TCP since 6.9."""
+    proxy.sendall(MESSAGE)
+    _poll(application)
+    try:
+        application.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 100)
+    except OSError:
+        return "the kernel lacks it"
+    return MESSAGE.index(application.recv(100, socket.MSG_PEEK))
+
+
+def bytes_left(application: socket.socket, proxy: socket.socket) -> object:
+    """Whether recvmsg() says how many bytes are left, as asked for by TCP_INQ."""
+    application.setsockopt(socket.IPPROTO_TCP, TCP_INQ, 1)
+    proxy.sendall(MESSAGE)
+    _poll(application)
+    _, told, _, _ = application.recvmsg(100, 100)
+    return any(kind == TCP_CM_INQ for _, kind, _ in told)
+
+
+def timestamp(application: socket.socket, proxy: socket.socket) -> object:
+    """Whether recvmsg() says when the bytes came, as asked for by SO_TIMESTAMP."""
+    application.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
+    proxy.sendall(MESSAGE)
+    _poll(application)
+    _, told, _, _ = application.recvmsg(100, 100)
+    return bool(told)
+
+
+def on_the_wire(application: socket.socket, proxy: socket.socket) -> object:
+    """Whether tcpdump would see the bytes, on the interface that carries them."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as tap:
+        tap.bind(("lo", 0))
+        tap.settimeout(0.2)
+        proxy.sendall(MESSAGE)
+        receive_exactly(application, len(MESSAGE))
+        with suppress(TimeoutError):
+            while MESSAGE not in tap.recv(65536):
+                pass
+            return True
+    return False
+
+
+CASES = (
+    *(reset, low_water, zero_copy, tcp_info, unsent, close_unread, spliced, urgent),
+    *(truncated, thrown_away, peek_offset, bytes_left, timestamp, on_the_wire),
+)
 
 
 def _received(sock: socket.socket) -> int:
@@ -165,6 +232,52 @@ def asleep_in_tcp(bench: PairBench, events: str) -> dict[str, object]:
             pair.client.shutdown(socket.SHUT_RDWR)
         reader.join()
         return {"stuck": is_stuck, "whole": b"".join(got) == WHOLE, "redirected": redirected}
+
+
+def peeked(bench: PairBench) -> list[int]:
+    """How many bytes of two messages a peek sees: both by TCP, then the second behind a redirected one."""
+    seen_bytes = []
+    for level in (Level.OFF, Level.FULL):
+        bench.set_level(level)
+        with bench.pair() as pair:
+            pair.server.sendall(MESSAGE)
+            _poll(pair.client)
+            bench.set_level(Level.OFF)
+            pair.server.sendall(MESSAGE)
+            threading.Event().wait(0.1)  # TCP delivers at once, but not in the sender's own call
+            seen_bytes.append(len(pair.client.recv(4 * len(MESSAGE), socket.MSG_PEEK)))
+            receive_exactly(pair.client, 2 * len(MESSAGE))
+    return seen_bytes
+
+
+def short_read(bench: PairBench) -> dict[str, object]:
+    """A reader that stops at a short read and waits for an edge, with bytes by TCP behind redirected ones."""
+    bench.set_level(Level.FULL)
+    with bench.pair() as pair, select.epoll() as epoll:
+        pair.client.setblocking(False)
+        epoll.register(pair.client, select.EPOLLIN | select.EPOLLET)
+        pair.server.sendall(MESSAGE)
+        bench.set_level(Level.OFF)
+        pair.server.sendall(MESSAGE)
+        threading.Event().wait(0.1)
+        edges, sizes = [], []
+        for _ in range(2):
+            edges.append(bool(epoll.poll(0.2)))
+            sizes.append(len(pair.client.recv(4 * len(MESSAGE))))
+    return {"edges": edges, "sizes": sizes}
+
+
+def available(bench: PairBench) -> list[int]:
+    """What FIONREAD says of a redirected message, and of one by TCP."""
+    found = []
+    for level in (Level.FULL, Level.OFF):
+        with bench.pair() as pair:
+            bench.set_level(level)
+            pair.server.sendall(MESSAGE)
+            _poll(pair.client)
+            found.append(struct.unpack("i", ioctl(pair.client, termios.FIONREAD, bytes(4)))[0])
+        bench.set_level(Level.FULL)
+    return found
 
 
 def returning(bench: PairBench) -> dict[str, object]:
@@ -233,6 +346,9 @@ def _main(cgroup: Path) -> dict[str, object]:
         }
         found |= {events: asleep_in_tcp(bench, events) for events in ("wait for all", "low water")}
         found["returning"] = returning(bench)
+        found["peeked"] = peeked(bench)
+        found["short read"] = short_read(bench)
+        found["available"] = available(bench)
         found["queued"] = queued(bench)
         found["crowded"] = crowded(bench)
     return found

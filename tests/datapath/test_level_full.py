@@ -12,6 +12,27 @@ from installer.scratch import scratch_cgroup
 from tests.lab.machine import acceleration_needed
 from tests.lab.node import REPOSITORY
 
+PAGE = REPOSITORY / "docs" / "acceleration.md"
+HEADING = "## What an application notices at `full`\n"
+# The table's rows, and the tests that hold them: a case of this file, or else a file and a test in it.
+HELD_BY = {
+    "`splice(2)` from the socket": ("spliced", "node/test_applications.py::test_haproxy_that_splices_is_not_for_full"),
+    "`ioctl(FIONREAD)`": ("available", "node/test_applications.py::test_java_asks_what_is_available"),
+    "a read that returns less than it could": ("short read", "node/test_applications.py::test_nginx"),
+    "`MSG_PEEK` after the first bytes have been read": ("peeked",),
+    "`recv()` with `MSG_TRUNC`": ("truncated", "thrown_away"),
+    "`SO_PEEK_OFF` (TCP has it since 6.9)": ("peek_offset",),
+    "`TCP_INQ`": ("bytes_left",),
+    "`SO_TIMESTAMP` and its kin": ("timestamp",),
+    "`SO_RCVLOWAT`": ("low_water",),
+    "`MSG_ZEROCOPY`": ("zero_copy",),
+    "`MSG_OOB`": ("urgent",),
+    "a blocking recv()": ("reset",),
+    "close() with unread redirected data": ("close_unread", "node/test_ends.py::test_unread_bytes_end_in_a_reset"),
+    "`TCP_INFO`, `SIOCOUTQ`, ss(8)": ("tcp_info", "unsent"),
+    "tcpdump(8)": ("on_the_wire",),
+}
+
 
 @pytest.fixture(scope="module")
 def seen() -> dict[str, Any]:
@@ -21,6 +42,15 @@ def seen() -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def test_every_row_of_the_table_is_held_by_a_test(seen: dict[str, Any]) -> None:
+    table = PAGE.read_text().partition(HEADING)[2].partition("\n|")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" | ")[0] for line in table.splitlines()[2:]]
+    assert rows == list(HELD_BY)
+    for test in (each for tests in HELD_BY.values() for each in tests):
+        file, _, name = test.partition("::")
+        assert f"def {name}" in (REPOSITORY / "tests" / file).read_text() if name else test in seen, test
 
 
 @pytest.mark.parametrize(
@@ -34,12 +64,33 @@ def seen() -> dict[str, Any]:
         ("close_unread", "reset", "end"),
         ("spliced", 1000, "EAGAIN"),
         ("urgent", "az", "a!z"),
+        ("truncated", False, True),
+        ("thrown_away", 10, "EFAULT"),
+        ("bytes_left", True, False),
+        ("timestamp", True, False),
+        ("on_the_wire", True, False),
     ],
 )
 def test_an_application_notices_what_the_table_says(
     seen: dict[str, Any], case: str, over_tcp: object, at_full: object
 ) -> None:
     assert seen[case] == [over_tcp, at_full]
+
+
+def test_a_peek_offset_is_ignored_for_redirected_data(seen: dict[str, Any]) -> None:
+    assert seen["peek_offset"] in ([100, 0], ["the kernel lacks it"] * 2)
+
+
+def test_a_peek_sees_redirected_bytes_or_those_of_tcp(seen: dict[str, Any]) -> None:
+    assert seen["peeked"] == [2000, 1000]
+
+
+def test_bytes_by_tcp_behind_redirected_ones_have_no_edge_of_their_own(seen: dict[str, Any]) -> None:
+    assert seen["short read"] == {"edges": [True, False], "sizes": [1000, 1000]}
+
+
+def test_fionread_counts_one_kind_of_bytes_or_both(seen: dict[str, Any]) -> None:
+    assert seen["available"] in ([0, 1000], [1000, 0], [1000, 1000])  # which, depends on the kernel
 
 
 @pytest.mark.parametrize("how", ["wait for all", "low water"])

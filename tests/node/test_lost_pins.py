@@ -11,6 +11,7 @@ import pytest
 
 from bpf.pins import Pins
 from tests.lab.command import sidestep, sidestep_json, tracing
+from tests.lab.levels import start_agent
 from tests.lab.node import Node
 from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
@@ -78,7 +79,8 @@ def test_an_agent_that_ends_puts_back_what_was_removed_a_moment_ago(node: Node) 
 
 
 def test_the_message_program_comes_back_and_is_never_taken_for_somebody_elses(node: Node) -> None:
-    wait_until(lambda: status(node)["acceleration"]["level"] == "proxy", "the level", 60)
+    node.agent.terminate()
+    start_agent(node, "proxy")
     message = Pins(node.bpffs).programs / "message"
     message.unlink()
     said = sidestep(node, "accelerate", "proxy", "--cni-agent-run-dir", node.run_dir)

@@ -11,6 +11,7 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from tests.lab.apiserver import ApiServer
 from tests.lab.chain import CniFailed
+from tests.lab.levels import set_level
 from tests.lab.node import NODE_NAME, Node
 from tests.lab.pod import Pod
 from tests.lab.waiting import wait_until
@@ -47,6 +48,26 @@ def rewrite(pod: Pod, annotations: dict[str, str]) -> None:
     manifest = pod.manifest()
     manifest["metadata"]["annotations"] |= annotations
     (pod.node.pods_dir / f"{pod.name}.yaml").write_text(yaml.safe_dump(manifest))
+
+
+def test_a_pod_at_level_full_is_warned_of(node: Node) -> None:
+    delta = node.pod("delta", annotations={"sidestep.io/acceleration": "full"}, app=False, envoy=False)
+    try:
+        assert [warning_of(node), "default/delta: " in sidestep(node, "pods").stdout] == ["", False]
+        set_level(node, "full")
+        warning = warning_of(node)
+        assert warning.startswith("programs that stop at a short read may hang")
+        assert warning.endswith("docs/acceleration.md#what-an-application-notices-at-full")
+        assert f"default/delta: {warning}" in sidestep(node, "pods").stdout.splitlines()
+        assert "default/alpha: " not in sidestep(node, "pods").stdout  # the pod allows no more than proxy
+        assert f"WARNING: {warning}" in sidestep(node, "pods", "delta").stdout
+    finally:
+        set_level(node, "off")
+        delta.stop()
+
+
+def warning_of(node: Node) -> str:
+    return str(document(node, "pods", "delta")["acceleration"]["warning"])
 
 
 def test_all_enrolled_pods_are_listed(node: Node) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bpf import acceleration
-from bpf.layout import Cookie, Level, Word
+from bpf.layout import Cookie, Word
 from bpf.pins import Pins
 from bpf.tables import Tables
 from tests.lab.chain import CniFailed
 from tests.lab.command import sidestep, sidestep_json
+from tests.lab.levels import set_level
 from tests.lab.node import Node
 from tests.lab.pod import Pod
 from tests.lab.waiting import wait_until
@@ -47,11 +47,6 @@ BROWSER = [
     "--enable-logging=stderr",
     "--virtual-time-budget=2000",
 ]
-
-
-def level_of(node: Node) -> Level:
-    with Tables(Pins(node.bpffs)) as tables:
-        return acceleration.level_of(tables).level
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +82,8 @@ def refuse_one(node: Node) -> None:
 @pytest.fixture(scope="module")
 def page(troubled: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "node.html"
-    # the self-test comes after the agent's start; connections of before it are not accelerated
     mesh = troubled
-    wait_until(lambda: level_of(mesh.node) is Level.PROXY, "the level", 20)
+    set_level(mesh.node, "proxy")
     load = threading.Thread(target=mesh.alpha.python, args=(LOAD, mesh.beta.ip4))
     load.start()
     refuse_one(mesh.node)

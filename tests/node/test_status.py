@@ -60,7 +60,7 @@ def test_a_node_that_works_is_ok_and_described(mesh: Mesh) -> None:
     assert (agent["pid"], agent["version"], agent["fault"]) == (mesh.node.agent.pid, VERSION, "")
     assert (agent["health"]["ready"], agent["health"]["missing"]) == (True, {})
     assert [each["pod"] for each in found["pods"]] == ["default/alpha", "default/beta"]
-    wait_until(lambda: status(mesh.node)["acceleration"]["wanted"] == "proxy", "the agent to settle the level")
+    assert found["acceleration"] == {"level": "off", "wanted": "off", "reason": ""}
 
 
 def test_programs_are_told_with_where_they_run(mesh: Mesh) -> None:

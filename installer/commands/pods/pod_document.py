@@ -21,6 +21,12 @@ from installer.commands.pods.proxy_state import proxy_state
 from installer.commands.pods.refused import Refused, refused_pods
 from installer.settings import Attachment, Node
 
+# of a pod at level full: which programs they are can't be seen from outside
+SHORT_READS = (
+    "programs that stop at a short read may hang (nginx, tokio, netty's native epoll, HAProxy): "
+    "docs/acceleration.md#what-an-application-notices-at-full"
+)
+
 
 def pods_documents(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
     """A document for each mesh pod: those that are enrolled, then those with a sidecar that are not.
@@ -163,5 +169,7 @@ def _connections(tally: TallyEntry) -> dict[str, dict[str, int]]:
 
 def _acceleration(pod: EnrolledPod, node: NodeLevel, traffic: TrafficEntry) -> dict[str, Any]:
     own = Level(pod.entry.acceleration)
+    level = min(own, node.level)
     sums = {name: getattr(traffic, name) for name, *_ in TrafficEntry._fields_}
-    return {"level": str(min(own, node.level)), "allowed": str(own), "node": str(node.level), **sums}
+    warning = SHORT_READS if level is Level.FULL else ""
+    return {"level": str(level), "allowed": str(own), "node": str(node.level), **sums, "warning": warning}

@@ -31,6 +31,7 @@ def pods_table(documents: list[dict[str, Any]], others: tuple[LetPast, Refused],
         lines.append(reason)
     elif changed := [each["pod"] for each in enrolled if is_different(each["differs"])]:
         lines.append(f"Pods that ask for something else by now (`sidestep pods NAME` shows it): {', '.join(changed)}")
+    lines += [f"{each['pod']}: {each['acceleration']['warning']}" for each in enrolled if _is_warned(each)]
     return "\n".join([*lines, *below]) + "\n"
 
 
@@ -42,6 +43,10 @@ def _row(each: dict[str, Any]) -> tuple[Any, ...]:
         return *name, *(None for _ in _VERDICTS), address, *(None for _ in range(4))
     sums = (_sum(each, verdict) for verdict in _VERDICTS)
     return *name, *sums, address, _strays(each["processes"]), each["proxy"]["state"], each["steering"], _state(each)
+
+
+def _is_warned(document: dict[str, Any]) -> bool:
+    return bool(document["acceleration"]["warning"])
 
 
 def _left_out(left: list[dict[str, Any]]) -> list[str]:
@@ -143,7 +148,8 @@ def _acceleration(found: dict[str, Any]) -> list[str]:
     lines = [f"{found['level']}: the pod allows {found['allowed']}, the node {found['node']}"]
     sums = f"{found['redirected']} messages ({found['redirected_bytes']} bytes) redirected"
     passed = f"{found['undrained']} undrained, {found['over_budget']} over budget, {found['no_peer']} without peer"
-    return [*lines, f"{sums}; passed to TCP: {passed}"]
+    lines.append(f"{sums}; passed to TCP: {passed}")
+    return [*lines, f"WARNING: {found['warning']}"] if found["warning"] else lines
 
 
 def _differs(found: dict[str, Any]) -> list[str]:
