@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.inside import popen
-from tests.lab.istiod.identities import mesh_authority
-from tests.lab.istiod.sent import resources
+from tests.lab.istiod.identities import KeyKind, mesh_authority
+from tests.lab.istiod.sent import resources, with_tcp_service
 from tests.lab.waiting import wait_until
 
 PROXY_ID = 1337
@@ -47,6 +47,8 @@ class Envoy:
         self._directory, self._netns, self._cgroup, self._workers = directory, netns, cgroup, workers
         self._tproxy = tproxy
         self.buffer: int | None = None
+        self.key_kind = KeyKind.ECDSA  # a test makes many of them, and RSA's take ten times as long to make
+        self.knows_tcp_service = False  # whether the TCP port is a Service's, which it calls by mTLS
         self.log = directory / "connections.log"
         self.admin = directory / "admin.sock"
         self._read = 0
@@ -54,7 +56,10 @@ class Envoy:
 
     def configuration(self) -> dict[str, Any]:
         """What it is started with; its admin socket must be at `self.admin`."""
-        return bootstrap(self.log, self.admin, self._tproxy, self._directory, self.buffer)
+        made = bootstrap(self.log, self.admin, self._tproxy, self._directory, self.buffer)
+        if self.knows_tcp_service:
+            with_tcp_service(made["static_resources"])
+        return made
 
     def start(self) -> None:
         """Run it and wait until it is live."""
@@ -64,7 +69,7 @@ class Envoy:
         # transparent sockets need CAP_NET_ADMIN, so Istio runs those proxies as root with the usual group
         uid = 0 if self._tproxy else PROXY_ID
         os.chown(self._directory, uid, PROXY_ID)
-        mesh_authority().issue(self._directory, "default", self._directory.name, uid)
+        mesh_authority().issue(self._directory, "default", self._directory.name, uid, self.key_kind)
         self.admin.unlink(missing_ok=True)
         config = self._directory / "envoy.json"
         config.write_text(json.dumps(self.configuration()))
