@@ -102,6 +102,11 @@ class Envoy:
             self.process.wait()
             self.process = None
 
+    def handshakes(self, port: int) -> int:
+        """How many TLS handshakes it has made, since it started, as the client of a Service's port."""
+        lines = self._ask("/stats?usedonly&filter=ssl.handshake$").splitlines()
+        return sum(int(line.rpartition(": ")[2]) for line in lines if line.startswith(f"cluster.outbound|{port}|"))
+
     def connections(self) -> list[Connection]:
         """Connections that have ended since the last call."""
         if not self.log.exists():
@@ -137,10 +142,15 @@ class Envoy:
         assert self.process is not None
         if self.process.poll() is not None:
             raise RuntimeError((self._directory / "envoy.log").read_text()[-2000:])
-        with socket.socket(socket.AF_UNIX) as admin, suppress(OSError):
+        with suppress(OSError):
+            return "\nLIVE\n" in self._ask("/ready")
+        return False
+
+    def _ask(self, path: str) -> str:
+        """What its admin endpoint answers, headers included. Raises OSError."""
+        with socket.socket(socket.AF_UNIX) as admin:
             admin.settimeout(5)
             admin.connect(str(self.admin))
-            admin.sendall(b"GET /ready HTTP/1.1\r\nHost: envoy\r\nConnection: close\r\n\r\n")
+            admin.sendall(f"GET {path} HTTP/1.1\r\nHost: envoy\r\nConnection: close\r\n\r\n".encode())
             with admin.makefile("rb") as answer:
-                return b"\nLIVE\n" in answer.read()
-        return False
+                return answer.read().decode()

@@ -39,6 +39,7 @@ class Result:
     outcome: Outcome
     moved: int  # bytes that the client has compared
     redirected: int  # bytes that went past TCP, of both pods
+    handshakes: int  # between the proxies
     said: str = ""  # the last line that it said, unless all is right
     log: str = ""  # all that it said
 
@@ -102,17 +103,20 @@ class Bed:
             text=True,
             env={**os.environ, "PYTHONPATH": str(self.programs)},
         )
+        outcome, said, moved = Outcome.RIGHT, "", 0
         try:
             out, error = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             error = process.communicate()[1]
-            return Result(Outcome.HUNG, 0, self._redirected() - before, f"after {seconds} s; {_end(error)}", error)
-        redirected = self._redirected() - before
-        if process.returncode:
-            outcome = Outcome.WRONG if "AssertionError" in error else Outcome.BROKEN
-            return Result(outcome, 0, redirected, _end(error), error)
-        return Result(Outcome.RIGHT, json.loads(out)["bytes"], redirected)
+            outcome, said = Outcome.HUNG, f"after {seconds} s; {_end(error)}"
+        else:
+            if process.returncode:
+                outcome, said = Outcome.WRONG if "AssertionError" in error else Outcome.BROKEN, _end(error)
+            else:
+                moved = json.loads(out)["bytes"]
+        redirected, handshakes = self._redirected() - before, self.client.envoy.handshakes(way.value)
+        return Result(outcome, moved, redirected, handshakes, said, error)
 
     def _redirected(self) -> int:
         return redirected_bytes(self.client) + redirected_bytes(self.server)

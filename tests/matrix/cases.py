@@ -48,6 +48,8 @@ class Case:
             return result.said or "docs/acceleration.md says that it can't be"
         if (result.redirected > 0) != (self.level != "off"):
             return f"{result.redirected} bytes were redirected"
+        if (result.handshakes > 0) != self.way.is_mutual:
+            return f"the proxies made {result.handshakes} handshakes"
         return ""
 
     def line(self, result: Result) -> str:

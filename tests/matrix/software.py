@@ -23,6 +23,11 @@ class Way(Enum):
     HTTP = HTTP  # HTTP connection managers on both sides, mTLS, pooled connections
 
     @property
+    def is_mutual(self) -> bool:
+        """Whether the proxies speak mTLS."""
+        return self in (Way.MTLS, Way.HTTP)
+
+    @property
     def label(self) -> str:
         """As it is shown and chosen."""
         return self.name.lower()

@@ -14,12 +14,13 @@ def case(name: str) -> Case:
     return found
 
 
-def result(outcome: Outcome = Outcome.RIGHT, redirected: int = 1) -> Result:
-    return Result(outcome, 1000, redirected, "" if outcome is Outcome.RIGHT else f"it was {outcome}")
+def result(outcome: Outcome = Outcome.RIGHT, redirected: int = 1, handshakes: int = 0) -> Result:
+    return Result(outcome, 1000, redirected, handshakes, "" if outcome is Outcome.RIGHT else f"it was {outcome}")
 
 
 def allowed(name: str) -> set[Outcome]:
-    return {each for each in Outcome if not case(name).verdict(result(each))}
+    handshakes = int(case(name).way.is_mutual)
+    return {each for each in Outcome if not case(name).verdict(result(each, handshakes=handshakes))}
 
 
 def test_bytes_are_right_wherever_no_row_says_otherwise() -> None:
@@ -39,6 +40,12 @@ def test_who_splices_cannot_do_so_at_full() -> None:
 def test_a_level_at_which_nothing_or_something_was_redirected_is_not_that_level(level: str, redirected: int) -> None:
     assert case(f"redis/plain/{level}").verdict(result(redirected=redirected))
     assert not case(f"redis/plain/{level}").verdict(result(redirected=1 - redirected))
+
+
+@pytest.mark.parametrize(("way", "handshakes"), [("mtls", 0), ("plain", 1)])
+def test_bytes_that_go_past_mtls_or_unexpectedly_by_it_are_not_that_way(way: str, handshakes: int) -> None:
+    assert case(f"redis/{way}/full").verdict(result(handshakes=handshakes))
+    assert not case(f"redis/{way}/full").verdict(result(handshakes=1 - handshakes))
 
 
 def test_what_is_unexpected_is_said_with_its_reason() -> None:

@@ -48,6 +48,7 @@ async def client(number: int) -> int:
     dice = random.Random(f"{SEED} {number}")
     moved = 0
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
+        session.headers["Host"] = "server"  # the Service's name, by which the client's proxy routes
         for _ in range(SMALL):
             moved += await echo(session, dice.randbytes(int(2 ** dice.uniform(0, 14))))
         moved += await echo(session, dice.randbytes(SIZE // 8), dice)
