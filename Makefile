@@ -13,14 +13,19 @@ CHART_PACKAGES = $(CHECK_PACKAGES) $(KUBECTL)
 DEMO_PACKAGES := $(CHECK_PACKAGES) python3-bpfcc containernetworking-plugins iproute2 util-linux curl iptables
 # Not Debian's kubectl if there is another: that has a kustomize of 2019.
 KUBECTL := $(shell command -v kubectl > /dev/null || echo kubernetes-client)
+# Compilers of the matrix: Debian's, unless there are others. Debian's usual cargo is too old for tokio.
+GO := $(shell command -v go > /dev/null || [ -x /usr/local/go/bin/go ] || echo golang-go)
+CARGO := $(shell command -v cargo > /dev/null || echo cargo-web)
 LOAD := wrk nghttp2-client iperf3 nginx-light
 TEST_PACKAGES := $(DEMO_PACKAGES) $(KUBECTL) containerd runc busybox-static buildah debootstrap \
           zsh fish chromium fonts-dejavu-core \
-          haproxy mptcpize openjdk-17-jdk-headless $(LOAD)
+          haproxy mptcpize openjdk-17-jdk-headless nodejs redis-server python3-redis python3-aiohttp $(LOAD)
 KERNELS_PACKAGES := $(DEMO_PACKAGES) qemu-system-x86 kmod xz-utils
 PLUGIN_PACKAGES := iptables nftables
 # runc is built with the containerd that is asked for; Cilium's agent compiles its programs when it starts.
 CLUSTER_PACKAGES := $(if $(CONTAINERD),libseccomp-dev) $(if $(filter cilium,$(NETWORK)),clang-19)
+MATRIX_PACKAGES := $(GO) $(CARGO) postgresql python3-asyncpg mariadb-server python3-aiomysql nats-server \
+          rabbitmq-server python3-aio-pika
 BENCH_PACKAGES := $(DEMO_PACKAGES) $(LOAD)
 # Where all that runs here keeps compiled programs, so that they are compiled once.
 export SIDESTEP_BYTECODE ?= $(CURDIR)/build/bytecode
@@ -45,6 +50,7 @@ help:
 	@echo 'make ends           how connections end after 1,000 kills of each kind, at each level; hours: ENDS="--kills 100"'
 	@echo 'make kernels        the probe and the self-test of acceleration on Debian'"'"'s other kernels, under emulation'
 	@echo 'make soak           10 GB through both proxies while the level changes; SOAK="--bytes 1e9 --seconds 60 --seed 2"'
+	@echo 'make matrix         databases, brokers and runtimes through Envoys at each level, every byte compared; MATRIX="--only redis/*/full --seed 3"'
 	@echo 'make nightly        the property tests with 10,000 cases each, a thousand cycles, an outage of a minute'
 	@echo 'make lint           ruff, clang-format, mypy --strict, import-linter'
 	@echo 'make bench          requests/s, latency and CPU of two mesh pods, against Istio'"'"'s rules; takes 40 minutes'
@@ -95,15 +101,17 @@ demo-setup: demo-packages .venv/.demo shim
 check-setup: check-packages .venv/.test shim
 test-setup: test-packages .venv/.test shim
 
-# Every group for this folder (dev), what the image needs (run), what the demo needs: versions, and the hashes of their files.
+# Every group for this folder but the matrix's own (dev), what the image needs (run), what the demo needs, what the matrix
+# has for its pods: versions, and the hashes of their files.
 # Pins that still fit stay.
 LOCK := .venv/bin/uv pip compile --quiet --system-certs --python-platform x86_64-manylinux_2_36 --python-version 3.11 \
         --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
-LOCKED := $(shell sed -n '/^\[dependency-groups\]/,/^\[tool/s/^\([a-z]*\) = \[$$/--group \1/p' pyproject.toml)
+LOCKED := $(shell sed -n '/^\[dependency-groups\]/,/^\[tool/s/^\([a-z]*\) = \[$$/--group \1/p' pyproject.toml | grep -v matrix)
 lock: .venv/.test
 	@$(LOCK) $(if $(UPGRADE),--upgrade) $(LOCKED) -o locks/dev.txt > /dev/null
 	@$(LOCK) --group run --constraint locks/dev.txt -o locks/run.txt > /dev/null
 	@$(LOCK) --group run --group lab --constraint locks/dev.txt -o locks/demo.txt > /dev/null
+	@$(LOCK) --group matrix -o locks/matrix.txt > /dev/null
 
 shim:
 	@$(MAKE) --no-print-directory -C cni/shim
@@ -201,6 +209,19 @@ ends: demo-setup
 chaos: demo-setup
 	@$(PYTHON) -m tests.chaos $(CHAOS)
 
+# Real servers and clients; what is compiled for them is kept in build/matrix. Flags: make matrix MATRIX=--help
+MATRIX_PYTHON := build/matrix/venv
+matrix: test-setup $(MATRIX_PYTHON)/.made
+	@.ci/packages matrix $(MATRIX_PACKAGES)
+	@$(PYTHON) -m tests.matrix $(MATRIX)
+
+$(MATRIX_PYTHON)/.made: locks/matrix.txt | check-packages
+	@echo 'matrix: making $(MATRIX_PYTHON) with $<'
+	@{ /usr/bin/python3 -m venv --clear $(MATRIX_PYTHON) && \
+	   $(MATRIX_PYTHON)/bin/python -m pip install -q --require-hashes --only-binary :all: -r $<; } \
+	    > build/setup.log 2>&1 || { tail -20 build/setup.log; exit 1; }
+	@touch $@
+
 # Of C what is ours: bpf/uapi has the kernel's.
 C_FILES := $(shell find bpf cni tests -name '*.[ch]' -not -path 'bpf/uapi/*')
 lint: .venv/.test
@@ -269,7 +290,7 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak ends nightly conformance conformance-oracles istio-plugin \
+.PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak ends matrix nightly conformance conformance-oracles istio-plugin \
         cluster cluster-down istio renew-sent chart kernels lint docs bench bench-cni bench-plugins bench-mesh bench-connect bench-agent bench-node bench-trace image clean \
         check-packages chart-packages demo-packages test-packages kernels-packages bench-packages \
         check-setup demo-setup test-setup bench-setup

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.inside import popen
-from tests.lab.istiod.identities import mesh_authority
-from tests.lab.istiod.sent import resources
+from tests.lab.istiod.identities import KeyKind, mesh_authority
+from tests.lab.istiod.sent import resources, with_tcp_service
 from tests.lab.waiting import wait_until
 
 PROXY_ID = 1337
@@ -47,6 +47,8 @@ class Envoy:
         self._directory, self._netns, self._cgroup, self._workers = directory, netns, cgroup, workers
         self._tproxy = tproxy
         self.buffer: int | None = None
+        self.key_kind = KeyKind.ECDSA  # a test makes many of them, and RSA's take ten times as long to make
+        self.knows_tcp_service = False  # whether the TCP port is a Service's, which it calls by mTLS
         self.log = directory / "connections.log"
         self.admin = directory / "admin.sock"
         self._read = 0
@@ -54,7 +56,10 @@ class Envoy:
 
     def configuration(self) -> dict[str, Any]:
         """What it is started with; its admin socket must be at `self.admin`."""
-        return bootstrap(self.log, self.admin, self._tproxy, self._directory, self.buffer)
+        made = bootstrap(self.log, self.admin, self._tproxy, self._directory, self.buffer)
+        if self.knows_tcp_service:
+            with_tcp_service(made["static_resources"])
+        return made
 
     def start(self) -> None:
         """Run it and wait until it is live."""
@@ -64,7 +69,7 @@ class Envoy:
         # transparent sockets need CAP_NET_ADMIN, so Istio runs those proxies as root with the usual group
         uid = 0 if self._tproxy else PROXY_ID
         os.chown(self._directory, uid, PROXY_ID)
-        mesh_authority().issue(self._directory, "default", self._directory.name, uid)
+        mesh_authority().issue(self._directory, "default", self._directory.name, uid, self.key_kind)
         self.admin.unlink(missing_ok=True)
         config = self._directory / "envoy.json"
         config.write_text(json.dumps(self.configuration()))
@@ -96,6 +101,11 @@ class Envoy:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+    def handshakes(self, port: int) -> int:
+        """How many TLS handshakes it has made, since it started, as the client of a Service's port."""
+        lines = self._ask("/stats?usedonly&filter=ssl.handshake$").splitlines()
+        return sum(int(line.rpartition(": ")[2]) for line in lines if line.startswith(f"cluster.outbound|{port}|"))
 
     def connections(self) -> list[Connection]:
         """Connections that have ended since the last call."""
@@ -132,10 +142,15 @@ class Envoy:
         assert self.process is not None
         if self.process.poll() is not None:
             raise RuntimeError((self._directory / "envoy.log").read_text()[-2000:])
-        with socket.socket(socket.AF_UNIX) as admin, suppress(OSError):
+        with suppress(OSError):
+            return "\nLIVE\n" in self._ask("/ready")
+        return False
+
+    def _ask(self, path: str) -> str:
+        """What its admin endpoint answers, headers included. Raises OSError."""
+        with socket.socket(socket.AF_UNIX) as admin:
             admin.settimeout(5)
             admin.connect(str(self.admin))
-            admin.sendall(b"GET /ready HTTP/1.1\r\nHost: envoy\r\nConnection: close\r\n\r\n")
+            admin.sendall(f"GET {path} HTTP/1.1\r\nHost: envoy\r\nConnection: close\r\n\r\n".encode())
             with admin.makefile("rb") as answer:
-                return b"\nLIVE\n" in answer.read()
-        return False
+                return answer.read().decode()

@@ -2,16 +2,24 @@
 
 import datetime
 import os
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 _TRUST_DOMAIN = "cluster.local"
 _VALID = datetime.timedelta(days=1)
+
+
+class KeyKind(StrEnum):
+    """Of a proxy's certificate. Istio's agent makes RSA keys unless ECC_SIGNATURE_ALGORITHM is set."""
+
+    RSA = "rsa"  # of 2048 bits, as Istio's agent has them
+    ECDSA = "ecdsa"
 
 
 class MeshAuthority:
@@ -35,9 +43,9 @@ class MeshAuthority:
         built = built.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         self._certificate = built.add_extension(usage, critical=True).sign(self._key, hashes.SHA256())
 
-    def issue(self, directory: Path, namespace: str, account: str, uid: int) -> None:
+    def issue(self, directory: Path, namespace: str, account: str, uid: int, kind: KeyKind = KeyKind.ECDSA) -> None:
         """Write cert.pem, key.pem and ca.pem of a service account into `directory`, for the user `uid`."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = _new_key(kind)
         identity = x509.UniformResourceIdentifier(f"spiffe://{_TRUST_DOMAIN}/ns/{namespace}/sa/{account}")
         built = _begun(x509.Name([]), key.public_key()).issuer_name(self._certificate.subject)
         signed = built.add_extension(x509.SubjectAlternativeName([identity]), critical=True).sign(
@@ -62,7 +70,13 @@ def mesh_authority() -> MeshAuthority:
     return MeshAuthority()
 
 
-def _begun(subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _new_key(kind: KeyKind) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
+    if kind is KeyKind.RSA:
+        return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def _begun(subject: x509.Name, key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()

@@ -52,6 +52,23 @@ def resources(mode: str, log: Path, identity: Path) -> Json:
     return {"listeners": sent["listeners"], "clusters": sent["clusters"], "secrets": _secrets(identity)}
 
 
+def with_tcp_service(static: Json) -> None:
+    """Have calls of the TCP port leave by mTLS: tcp_proxy to a cluster of the Service, as istiod sends both."""
+    http = next(each for each in static["clusters"] if each["name"].startswith(f"outbound|{HTTP}|"))
+    cluster = json.loads(json.dumps(http).replace(f"|{HTTP}|", f"|{TCP}|").replace(f"_.{HTTP}._", f"_.{TCP}._"))
+    static["clusters"].append(cluster)
+    listener = copy.deepcopy(next(each for each in static["listeners"] if each["name"] == f"0.0.0.0_{HTTP}"))
+    for address in (listener["address"], *(each["address"] for each in listener["additional_addresses"])):
+        address["socket_address"]["port_value"] = TCP
+    chain = listener.pop("default_filter_chain")
+    settings = chain["filters"][0]["typed_config"]
+    settings["cluster"] = settings["stat_prefix"] = cluster["name"]
+    for inspecting in ("listener_filters", "listener_filters_timeout", "continue_on_listener_filters_timeout"):
+        del listener[inspecting]
+    listener |= {"name": f"0.0.0.0_{TCP}", "filter_chains": [{"filters": chain["filters"]}]}
+    static["listeners"].append(listener)
+
+
 @cache
 def _sent(mode: str) -> Json:
     return json.loads(SENT[mode].read_text())  # type: ignore[no-any-return]

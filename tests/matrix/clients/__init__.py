@@ -1,0 +1,1 @@
+"""What calls the servers, each a program of its own that runs in the client's pod."""

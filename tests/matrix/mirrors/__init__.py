@@ -1,0 +1,1 @@
+"""Servers in several languages; README.md says what they do."""

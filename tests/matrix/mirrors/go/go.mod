@@ -1,0 +1,3 @@
+module sidestep.test/mirror
+
+go 1.19
