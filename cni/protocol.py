@@ -117,7 +117,16 @@ class WhoWasRefused(BaseModel):
     command: Literal["WHO_WAS_REFUSED"] = "WHO_WAS_REFUSED"
 
 
-Message = Request | Passed | WhoPassed | WhoWasRefused
+class WhatWasLogged(BaseModel):
+    """A command asks for the agent's last log lines. The answer's output is {"lines": ["timestamp=…", …]}."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+    command: Literal["WHAT_WAS_LOGGED"] = "WHAT_WAS_LOGGED"
+
+
+Message = Request | Passed | WhoPassed | WhoWasRefused | WhatWasLogged
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="command")])
 
 

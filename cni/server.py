@@ -44,6 +44,11 @@ _MAX_PATH = 107  # sun_path less the NUL, unix(7)
 _UCRED = struct.Struct("3i")
 
 
+def _unlogged() -> list[str]:
+    """The default: nobody keeps log lines."""
+    return []
+
+
 def _unobserved(command: str, code: int, seconds: float) -> None:
     """The default Observer: does nothing."""
 
@@ -56,10 +61,19 @@ class Server:
     that a killed agent left behind is replaced.
     """
 
-    def __init__(self, run_dir: Path, verbs: Verbs, observe: Observer = _unobserved) -> None:
-        """Listen. Raises SidestepError if another agent serves the directory, or the socket cannot be made there."""
+    def __init__(
+        self,
+        run_dir: Path,
+        verbs: Verbs,
+        observe: Observer = _unobserved,
+        logged: Callable[[], list[str]] = _unlogged,
+    ) -> None:
+        """Listen. `logged` gives the agent's last log lines.
+
+        Raises SidestepError if another agent serves the directory, or the socket cannot be made there.
+        """
         self._verbs = verbs
-        self._observe = observe
+        self._observe, self._logged = observe, logged
         with ExitStack() as undo:
             self._directory = open_private(run_dir)
             undo.callback(os.close, self._directory)
@@ -185,6 +199,8 @@ class Server:
             self._pools[_STATUS].submit(self._answer, connection, descriptors, self._who_passed)
         elif isinstance(message, protocol.WhoWasRefused):
             self._pools[_STATUS].submit(self._answer, connection, descriptors, self._who_was_refused)
+        elif isinstance(message, protocol.WhatWasLogged):
+            self._pools[_STATUS].submit(self._answer, connection, descriptors, self._what_was_logged)
         else:
             reply = partial(self._reply, message, descriptors, started)
             self._pools[message.command].submit(self._answer, connection, descriptors, reply)
@@ -202,6 +218,9 @@ class Server:
 
     def _who_was_refused(self) -> dict[str, Any]:
         return protocol.success({"refused": self._verbs.refusals.documents()})
+
+    def _what_was_logged(self) -> dict[str, Any]:
+        return protocol.success({"lines": self._logged()})
 
     def _reply(self, request: protocol.Request, descriptors: list[int], started: float) -> dict[str, Any]:
         try:

@@ -33,6 +33,7 @@ from cni.server import Server
 from cni.verbs import Verbs
 from installer.acceleration import level
 from installer.agent.health import Readiness
+from installer.agent.kept_log import KeptLog
 from installer.agent.logs import configure_logging
 from installer.agent.metrics import Metrics
 from installer.agent.places import Places
@@ -78,7 +79,7 @@ class Settings:
 
 def run_agent(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises SidestepError if the node can't be set up."""
-    configure_logging(settings.logging)
+    configure_logging(settings.logging, kept := KeptLog())
     _tell_of_kills(settings.node)
     _allow_descriptors()
     require_source(settings.node)
@@ -92,7 +93,7 @@ def run_agent(settings: Settings) -> None:
             outcome = attach_or_explain(settings.attachment, settings.chain, settings.node)
             agent = _Agent(settings, holder, up)
             agent.enrol_what_runs()
-            server = agent.server()
+            server = agent.server(kept)
             signals.call(server.stop, server.wakes)
             agent.install()
             agent.accelerate()
@@ -225,8 +226,8 @@ class _Agent:
         self._reconciler.once()
         self._up.enter_context(self._reconciler.running(self._settings.repair.reconcile_seconds))
 
-    def server(self) -> Server:
-        """The CNI server, whose socket listens already."""
+    def server(self, kept: KeptLog) -> Server:
+        """The CNI server, whose socket listens already; it also tells what was logged."""
         verbs = Verbs(
             self.source.pods,
             self.enrolments,
@@ -239,7 +240,8 @@ class _Agent:
             left_out=self._left_out,
             refusals=self._refusals,
         )
-        server = Server(self._settings.node.cni_agent_run_dir, verbs, self.metrics.observe_request)
+        run_dir = self._settings.node.cni_agent_run_dir
+        server = Server(run_dir, verbs, self.metrics.observe_request, kept.lines)
         self.readiness.follow("serving", server.why_deaf)
         return server
 

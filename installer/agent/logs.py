@@ -1,14 +1,16 @@
 """The agent's log: one event a line on stderr, as key=value or as JSON."""
 
 import sys
+from typing import TextIO, cast
 
 import structlog
 
+from installer.agent.kept_log import KeptLog
 from installer.settings import Logging
 
 
-def configure_logging(logging: Logging) -> None:
-    """Set up structlog as the settings say. Times are UTC."""
+def configure_logging(logging: Logging, kept: KeptLog | None = None) -> None:
+    """Set up structlog as the settings say; `kept` keeps the last lines, if given. Times are UTC."""
     keys = ["timestamp", "level", "event"]
     structlog.configure(
         processors=[
@@ -20,6 +22,6 @@ def configure_logging(logging: Logging) -> None:
             else structlog.processors.LogfmtRenderer(key_order=keys),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.log_level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, kept) if kept else sys.stderr),
         cache_logger_on_first_use=True,
     )

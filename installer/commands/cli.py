@@ -26,6 +26,7 @@ COMMANDS = {
     "accelerate": "programs",
     "agent": "node",
     "attach": "programs",
+    "bugreport": "bugreport.command",
     "completion": "completion",
     "deny": "deny.command",
     "detach": "programs",

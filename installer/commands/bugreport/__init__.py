@@ -1,0 +1,1 @@
+"""`sidestep bugreport`: all that is known of this node, in one archive that may be passed on."""

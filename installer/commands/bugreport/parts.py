@@ -1,0 +1,125 @@
+"""The parts of a bug report. Each is made by itself: one that fails says why in its place, and the others are there."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from bpf.compiler import sources_digest
+from cni.protocol import SOCKET_NAME, WhatWasLogged
+from installer import VERSION
+from installer.commands.agent_socket import ask_agent
+from installer.commands.bugreport.redaction import without_secrets
+from installer.settings import Chain, Node, Ports
+
+_SECONDS = 60  # for each command
+_AT_ONCE = 4
+_LOCALHOST = "localhost"
+# name → what it is, and the command that prints it
+_COMMANDS = {
+    "status.txt": ("the verdict, programs, maps and agent", ("status", "--verbose")),
+    "status.json": ("the same as a document", ("status", "--output", "json")),
+    "pods.txt": ("the mesh pods and their state", ("pods", "--output", "wide")),
+    "pods.json": ("each mesh pod: policy, listeners, counts", ("pods", "--output", "json")),
+    "refused.txt": ("the pods that the agent has refused, and why", ("pods", "--refused")),
+    "maps.txt": ("how full each map is", ("maps",)),
+    "probe.txt": ("what this kernel and node can do", ("probe",)),
+    "migrate.txt": ("what istio-cni has on this node", ("migrate", "--check")),
+    "report.html": ("traffic, failures and maps, for a browser", ("report",)),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of the archive."""
+
+    name: str
+    what: str
+    content: bytes
+
+
+def parts(settings: Mapping[str, str], node: Node, chain: Chain, ports: Ports) -> Iterator[Part]:
+    """All of them. `settings` are the environment variables that commands get, besides this process's own."""
+    yield Part("version.txt", "sidestep, kernel, machine", _version().encode())
+    yield Part("settings.json", "the settings, by their environment variables", _json(settings))
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        printed = pool.map(lambda argv: _printed(argv, settings), (argv for _, argv in _COMMANDS.values()))
+        for (name, (what, _)), content in zip(_COMMANDS.items(), printed, strict=True):
+            yield Part(name, what, content)
+    yield Part("log.txt", "the agent's last log lines", _or_why(lambda: _log(node)))
+    yield Part("metrics.txt", "what Prometheus is told", _or_why(lambda: _fetched(ports.monitoring_port, "metrics")))
+    yield Part("readyz.json", "what kubelet is told", _or_why(lambda: _fetched(ports.health_port, "readyz")))
+    yield from _configurations(chain.mounted_cni_net_dir)
+    for crash in sorted(node.cni_agent_run_dir.glob("crash-*.txt")):
+        yield Part(crash.name, "an unforeseen error", _or_why(crash.read_bytes))
+
+
+def _version() -> str:
+    system = platform.uname()
+    lines = (
+        f"sidestep {VERSION}, programs {sources_digest().hex()}",
+        f"kernel   {system.system} {system.release} {system.version} {system.machine}",
+        f"python   {platform.python_version()}",
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _printed(argv: tuple[str, ...], settings: Mapping[str, str]) -> bytes:
+    """All that a command of sidestep's prints, in a process of its own: whatever happens to it, the others go on."""
+    command = [sys.executable, "-P", "-m", "installer", *argv]
+    environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    try:
+        done = subprocess.run(command, env=environment, timeout=_SECONDS, **how)  # type: ignore[call-overload]
+    except subprocess.TimeoutExpired:
+        return f"not known: `sidestep {' '.join(argv)}` has not ended within {_SECONDS} s\n".encode()
+    printed: bytes = done.stdout or b""
+    said: bytes = done.stderr or b""
+    return printed if printed and not done.returncode else printed + said
+
+
+def _log(node: Node) -> bytes:
+    asked = ask_agent(node.cni_agent_run_dir, WhatWasLogged().model_dump())
+    if asked.fault:
+        raise OSError(f"{node.cni_agent_run_dir / SOCKET_NAME}: {asked.fault}")
+    return "".join(f"{line}\n" for line in asked.output["lines"]).encode()
+
+
+def _fetched(port: int, path: str) -> bytes:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://{_LOCALHOST}:{port}/{path}", timeout=10) as reply:
+            told: bytes = reply.read()
+    except urllib.error.HTTPError as error:  # /readyz says what is missing with 503
+        told = error.read()
+    return told
+
+
+def _configurations(directory: Path) -> Iterator[Part]:
+    """The CNI configuration, without what may be a secret."""
+    try:
+        files = sorted(each for each in directory.iterdir() if each.is_file())
+    except OSError as error:
+        yield Part("cni/unknown.txt", "the CNI configuration", f"not known: {error}\n".encode())
+        return
+    for file in files:
+        content = _or_why(lambda file=file: without_secrets(file.read_bytes()))  # type: ignore[misc]
+        yield Part(f"cni/{file.name}", "CNI configuration of the node, without secrets", content)
+
+
+def _or_why(made: Callable[[], bytes]) -> bytes:
+    try:
+        return made()
+    except OSError as error:
+        return f"not known: {error}\n".encode()
+
+
+def _json(document: object) -> bytes:
+    return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
