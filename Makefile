@@ -38,6 +38,7 @@ help:
 	@echo 'make test           every test, with lint and types'
 	@echo 'make one T=FILE     one test or one file of tests: T=tests/unit/test_chain.py::test_any_string_survives'
 	@echo 'make verifier-log P=connect4 [STEPS=1]  what the verifier of this kernel says of one program'
+	@echo 'make faults         sixteen faults put into a running node, and whether the commands name each in words'
 	@echo 'make e2e            a node'"'"'s life with a real containerd, hybrid and pure cgroup2'
 	@echo 'make cluster [KEEP=1] [ONLY=PATTERN] [KUBERNETES=1.37] [CONTAINERD=2.4] [CGROUPS=pure] [DRIVER=systemd] [NETWORK=flannel|cilium]  a real Kubernetes of two nodes with Istio and sidestep; its programs are built first'
 	@echo 'make cluster-down   take down clusters that were kept, or whose owner is dead'
@@ -165,6 +166,9 @@ $(IMAGE_LIST): always
 $(IMAGE): Dockerfile .dockerignore image/build.sh locks/run.txt $(IMAGE_LIST) $(IMAGE_SOURCES) | test-packages .venv/.test
 	@image/build.sh
 
+faults: test-setup
+	@$(PYTHON) -m tests.node.faults
+
 e2e: test-setup image
 	@$(PYTHON) -m pytest -v tests/e2e
 
@@ -290,7 +294,7 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak ends matrix nightly conformance conformance-oracles istio-plugin \
+.PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak ends matrix faults nightly conformance conformance-oracles istio-plugin \
         cluster cluster-down istio renew-sent chart kernels lint docs bench bench-cni bench-plugins bench-mesh bench-connect bench-agent bench-node bench-trace image clean \
         check-packages chart-packages demo-packages test-packages kernels-packages bench-packages \
         check-setup demo-setup test-setup bench-setup

@@ -49,7 +49,7 @@ def verdict_on(looked: Looked) -> Verdict:
         *_programs(looked, agent),
         *agent.findings(),
         *_steering(looked["pods"], agent),
-        *_processes(looked["pods"]),
+        *_processes(looked["pods"], bool(looked["attached"])),
         *_proxies(looked["pods"]),
         *_sidecars(looked, agent),
         *_refused(looked["refused"]["refused"]),
@@ -132,12 +132,14 @@ def _steering(pods: list[Looked], agent: _Agent) -> Iterator[Finding]:
             yield Finding(found, "inbound", f"{state}: {means} ({_of(names, pods)})", advice)
 
 
-def _processes(pods: list[Looked]) -> Iterator[Finding]:
+def _processes(pods: list[Looked], is_attached: bool) -> Iterator[Finding]:
     for pod in pods:
         if strays := pod["processes"]["strays"]:
             each = _listed([f"{one['pid']} {one['name']} (cgroup {one['cgroup']})" for one in strays])
             what = f"{pod['pod']}: stray processes, whose outbound connections are not captured: {each}"
             yield Finding(State.WRONG, "processes", what, _LEAVE_PODS_ALONE)
+    if not is_attached:  # where nothing is attached, nobody can say which processes the programs see
+        return
     reasons: dict[str, list[str]] = {}
     for pod in pods:
         if unknown := pod["processes"]["unknown"]:

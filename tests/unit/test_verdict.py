@@ -139,7 +139,7 @@ def test_without_an_agent_the_agent_is_the_one_remedy_for_all_that_it_would_put_
             agent=AWAY,
             attached=False,
             programs=[{"hook": "connect4", "attached": 0}],
-            pods=[pod(steering="not steered")],
+            pods=[pod(steering="not steered", processes={"unknown": "nothing is attached"})],
             chain={"entry": {"fault": "entry missing"}},
         )
     )
