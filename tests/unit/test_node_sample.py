@@ -9,12 +9,16 @@ from rich.console import Console
 from bpf.acceleration import NodeLevel
 from bpf.layout import TOTALS, Level, PodFlags, TrafficEntry
 from cni.enrolment.entries import Identity
+from installer.commands.report.drawing import draw
 from installer.commands.report.page import render
-from installer.commands.report.view import NodeView
+from installer.commands.report.view import NodeView, too_short
 from installer.commands.sampling import figures
+from installer.commands.sampling.flows import PROXY, Flow, FlowEnd
 from installer.commands.sampling.sample import Counts, Fill, PodSample, Rates, Sample, rates_between
 from installer.commands.top.screen import ORDERS, screen
+from installer.verdict.verdict import Finding, State, Verdict
 
+WELL = Verdict((), 0)
 MESSAGES = [field[0] for field in TrafficEntry._fields_]
 
 
@@ -73,11 +77,11 @@ def test_shares_never_round_to_what_they_are_not(value: float | None, text: str)
     assert figures.share(value) == text
 
 
-def view(*pods: PodSample) -> NodeView:
+def view(*pods: PodSample, verdict: Verdict = WELL, flows: tuple[Flow, ...] = ()) -> NodeView:
     taken = sample(1, *pods)
     rates = Rates(1.0, {each.cookie: each.counts for each in pods}, counts(1))
     fills = (Fill("pods", len(pods), 4096),)
-    return NodeView("node-1", "6.18", datetime(2026, 1, 2, tzinfo=UTC), taken, rates, fills)
+    return NodeView("node-1", "6.18", datetime(2026, 1, 2, tzinfo=UTC), taken, rates, verdict, fills, flows)
 
 
 @pytest.mark.parametrize("number", [0, 1, 250])
@@ -91,6 +95,34 @@ def test_names_cannot_smuggle_markup_into_the_page() -> None:
     page = render(view(pod(1, 1, name="<script>alert(1)</script>")))
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
+
+
+def test_the_page_begins_with_the_verdict_and_what_to_do() -> None:
+    finding = Finding(State.WRONG, "programs", "connect4 not attached", "start the agent")
+    page = render(view(pod(1, 1), verdict=Verdict((finding,), 1)))
+    assert page.index("WRONG") < page.index("programs: connect4 not attached") < page.index("start the agent")
+    assert "Nothing on this node needs attention" not in page
+
+
+def test_connections_that_no_socket_shows_are_on_the_page() -> None:
+    """The counters know how many came in; nobody knows from where."""
+    seen = Flow(FlowEnd(None, ip_address("10.9.9.9")), FlowEnd(1), opened=4.0)
+    rates = Rates(2.0, {1: Counts({("inbound", "captured"): 10.0}, {})}, counts(1))
+    (found,) = too_short([seen], rates)
+    assert (found.target, found.opened) == (FlowEnd(1), 6.0)
+    assert list(too_short([found, seen], rates)) == []
+    assert "not known: connections between two looks" in render(view(pod(1, 1), flows=(found,)))
+
+
+def test_labels_of_lines_do_not_touch() -> None:
+    pods = [pod(number, number) for number in range(1, 6)]
+    flows = [Flow(FlowEnd(a), FlowEnd(b), opened=1.0, alive=1) for a in (1, 2, 3) for b in (4, 5)]
+    for flow in flows:
+        flow.ways[PROXY, PROXY] += 1
+    places = [(each.label_x, each.label_y) for each in draw(view(*pods, flows=tuple(flows))).curves if each.label]
+    assert len(places) == len(flows)
+    for number, (x, y) in enumerate(places):
+        assert all(abs(x - a) > 84 or abs(y - b) > 16 for a, b in places[:number]), places
 
 
 def drawn(number: int, order: str, width: int = 120, height: int = 24) -> list[str]:

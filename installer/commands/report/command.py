@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from installer.commands.output import encoded, output_or
-from installer.settings import Attachment, Node, take, take_one
+from installer.settings import Attachment, Chain, Node, Ports, take
 
 if TYPE_CHECKING:
     from installer.commands.report.view import NodeView
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @take(Attachment)
-@take_one(Node, "kubernetes_node_name")
-@take_one(Node, "cni_agent_run_dir")
-@take_one(Node, "proc")
+@take(Chain)
+@take(Node)
+@take(Ports)
 @click.option(
     "--seconds",
     type=click.FloatRange(0.1, 300),
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 @output_or("html")
 def report(
     attachment: Attachment,
-    kubernetes_node_name: str,
-    cni_agent_run_dir: Path,
-    proc: Path,
+    chain: Chain,
+    node: Node,
+    ports: Ports,
     seconds: float,
     path: Path,
     output: str,
 ) -> None:
-    """Write a page about this node: traffic, failures, maps.
+    """Write a page about this node: the verdict, traffic, failures, maps.
 
     The page shows who talks with whom, which connections failed, and how full the maps are. It is one HTML file
     that needs no network, for a browser, a mail or paper. JSON and YAML have the same content.
@@ -54,7 +54,7 @@ def report(
 
     if output == "html" and str(path) == "-" and sys.stdout.isatty():
         raise click.UsageError("a page of HTML is not for a terminal: give -f FILE, or redirect the output")
-    text = _text(gather(attachment.pins, kubernetes_node_name, seconds, proc, cni_agent_run_dir), output)
+    text = _text(gather(attachment, chain, node, ports, seconds), output)
     if str(path) == "-":
         click.echo(text, nl=False)
     else:

@@ -18,6 +18,9 @@ _CARD_WIDTH, _CARD_HEIGHT, _GAP, _TOP = 330, 62, 16, 40
 _MOST = 12  # pods on each side
 _MOST_LABELS = 10
 _NAME_LENGTH = 34  # characters that fit a card
+# a label's room, and where along its line it may be, the best place first
+_LABEL_WIDTH, _LABEL_HEIGHT = 84, 16
+_PLACES = (0.5, 0.35, 0.65, 0.25, 0.75, 0.42, 0.58, 0.18, 0.82)
 # where lines touch a card, measured from its top
 _PROXY_Y, _MIDDLE_Y, _APP_Y = 20, 31, 45
 
@@ -175,13 +178,16 @@ def _curves(
     bundles: dict[tuple[_Key, _Key, tuple[str, str]], _Bundle], left: dict[_Key, Card], right: dict[_Key, Card]
 ) -> Iterator[Curve]:
     labelled = len(bundles) <= _MOST_LABELS
-    for number, ((source, target, way), bundle) in enumerate(bundles.items()):
+    taken: list[tuple[float, float]] = []
+    for (source, target, way), bundle in bundles.items():
         start, end = left[source], right[target]
         y1, y2 = start.y + _anchor(start, way[0]), end.y + _anchor(end, way[1])
         x1, x2 = start.edge, end.edge
         bend = (x2 - x1) * 0.5
-        # the label's place along the curve; it varies, so that the labels of crossing lines do not cross
-        t = (0.3, 0.5, 0.7)[number % 3]
+        label = _label(bundle) if labelled else ""
+        x, y = _free_place(taken, [_along(t, (x1, y1), (x2, y2)) for t in _PLACES])
+        if label:
+            taken.append((x, y))
         told = _told(bundle)
         yield Curve(
             f"M{x1},{y1}C{x1 + bend:.0f},{y1} {x2 - bend:.0f},{y2} {x2},{y2}",
@@ -189,10 +195,26 @@ def _curves(
             _kind(way),
             bundle.accelerated > 0,
             f"{start.title} ({_who(way[0])}) to {end.title} ({_who(way[1])}): {told}",
-            _label(bundle) if labelled else "",
-            _bezier(t, x1, x1 + bend, x2 - bend, x2),
-            _bezier(t, y1, y1, y2, y2),
+            label,
+            x,
+            y,
         )
+
+
+def _along(t: float, start: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
+    """The place on a curve, from 0 at its start to 1 at its end."""
+    (x1, y1), (x2, y2) = start, end
+    bend = (x2 - x1) * 0.5
+    return _bezier(t, x1, x1 + bend, x2 - bend, x2), _bezier(t, y1, y1, y2, y2)
+
+
+def _free_place(taken: list[tuple[float, float]], places: list[tuple[float, float]]) -> tuple[float, float]:
+    """The first of the places where a label does not touch another one; else the first."""
+
+    def is_free(place: tuple[float, float]) -> bool:
+        return all(abs(place[0] - x) > _LABEL_WIDTH or abs(place[1] - y) > _LABEL_HEIGHT for x, y in taken)
+
+    return next(filter(is_free, places), places[0])
 
 
 def _told(bundle: _Bundle) -> str:

@@ -15,6 +15,8 @@ def report_document(view: NodeView) -> Plain:
     sample = view.sample
     return {
         "node": view.name,
+        "verdict": view.verdict.document(),
+        "about": list(view.about),
         "kernel": view.kernel,
         "taken": view.taken.isoformat(timespec="seconds"),
         "seconds": round(view.rates.seconds, 3),
@@ -88,7 +90,7 @@ def _flow(flow: Flow, names: Mapping[int, str]) -> Plain:
 
 
 def _place(place: FlowEnd, names: Mapping[int, str]) -> Plain:
-    """A pod of this node or an address. The other one is None."""
+    """A pod of this node or an address. The other one is None; both are if nobody knows who it was."""
     if place.cookie is None:
-        return {"pod": None, "address": str(place.ip)}
+        return {"pod": None, "address": str(place.ip) if place.ip else None}
     return {"pod": names.get(place.cookie), "address": None}

@@ -11,18 +11,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cni.enrolment.steered import Steering
-from cni.enrolment.strays import NOT_KNOWN, told_of
 from installer.commands.report.drawing import draw
 from installer.commands.report.view import NodeView
 from installer.commands.sampling import figures, reasons
 from installer.commands.sampling.flows import APP, PROXY, Flow, FlowEnd, InsideCounts
 from installer.commands.sampling.sample import PASSED, REDIRECTED, Counts, PodSample, is_failure
+from installer.verdict.verdict import State
 
 _HERE = Path(__file__).parent
 _MOST_FLOWS = 300
-_NEARLY_FULL = 0.8
-_STRAY = "They run outside of the pod's cgroups: end them, or move them back."
+_TOO_SHORT = "not known: connections between two looks"
 
 
 @dataclass(frozen=True)
@@ -98,34 +96,13 @@ def render(view: NodeView) -> str:
 
 
 def findings_of(view: NodeView) -> Iterator[Trouble]:
-    """What an operator should know at once, gravest first."""
-    sample = view.sample
-    if not sample.attached:
-        yield Trouble(True, "Programs are not attached", "New connections are not captured. See `sidestep status`.")
-    for state in (each for each in Steering if each.is_open):
-        if names := [str(pod.identity) for pod in sample.pods.values() if pod.steering == state]:
-            yield Trouble(True, f"{_several(names)}: {state.words}", "`sidestep status` lists all such pods.")
-    for pod in sample.pods.values():
-        if pod.processes.strays:
-            yield Trouble(True, f"{pod.identity}: {told_of(pod.processes.strays)}", _STRAY)
-    for reason in dict.fromkeys(pod.processes.unknown for pod in sample.pods.values() if pod.processes.unknown):
-        names = [str(pod.identity) for pod in sample.pods.values() if pod.processes.unknown == reason]
-        yield Trouble(True, f"{_several(names)}: {NOT_KNOWN}", reason)
+    """What an operator should know at once, gravest first: the verdict's findings, and what fails now."""
+    for found in view.verdict.findings:
+        yield Trouble(found.state is not State.NOTE, f"{found.part}: {found.what}", found.advice)
     for failure in _failures(view):
         if failure.rate:
             yield Trouble(True, f"{figures.rate(failure.rate)}/s {failure.what}", failure.advice)
-    deaf = [str(pod.identity) for pod in sample.pods.values() if not pod.listening]
-    if deaf:
-        yield Trouble(True, f"No proxy listens in {_several(deaf)}", "Inbound connections there are refused.")
-    if refused := [each["pod"] for each in view.refused.pods]:
-        yield Trouble(True, f"{_several(refused)}: refused", "They don't start; the table of refused pods says why.")
-    for fill in view.fills:
-        if fill.share > _NEARLY_FULL:
-            text = f"Map {fill.name} is {figures.share(fill.share)} full"
-            yield Trouble(True, text, "When it is full, pods are refused. Spread them over more nodes.")
-    if sample.level.level < sample.level.wanted:
-        text = f"Acceleration is {sample.level.level} instead of {sample.level.wanted}"
-        yield Trouble(False, text, sample.level.reason)
+    sample = view.sample
     if view.blind:
         yield Trouble(False, "Connections could not be read", view.blind)
     elif view.unseen:
@@ -168,7 +145,7 @@ def _causes(view: NodeView) -> Iterator[Cause]:
 def _place(place: FlowEnd, names: dict[int, str]) -> dict[str, Any]:
     """How the page shows an end of a flow: a pod with a link to its row, or an address."""
     if place.cookie is None:
-        return {"name": str(place.ip), "cookie": None}
+        return {"name": str(place.ip or _TOO_SHORT), "cookie": None}
     return {"name": names.get(place.cookie, "a pod that has gone"), "cookie": place.cookie}
 
 
