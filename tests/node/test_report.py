@@ -145,7 +145,7 @@ def test_what_was_denied_and_refused_is_told_by_reason(seen: tuple[str, str]) ->
         row = re.search(rf"{re.escape(reason)} {pod} ([0-9.,<]+) ([0-9,]+)", seen[0])
         assert row is not None, reason
         assert int(row[2].replace(",", "")) >= least
-    assert "No proxy listens in default/bare" in seen[0]
+    assert "default/bare: no proxy listens on 15006" in seen[0]
 
 
 def test_pods_that_were_refused_are_listed_with_the_reason(mesh: Mesh, seen: tuple[str, str]) -> None:

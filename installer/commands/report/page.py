@@ -114,9 +114,12 @@ def findings_of(view: NodeView) -> Iterator[Trouble]:
     for failure in _failures(view):
         if failure.rate:
             yield Trouble(True, f"{figures.rate(failure.rate)}/s {failure.what}", failure.advice)
-    deaf = [str(pod.identity) for pod in sample.pods.values() if not pod.listening]
-    if deaf:
-        yield Trouble(True, f"No proxy listens in {_several(deaf)}", "Inbound connections there are refused.")
+    deaf: dict[str, list[str]] = {}
+    for pod in sample.pods.values():
+        if not pod.listening:
+            deaf.setdefault(pod.proxy.words, []).append(str(pod.identity))
+    for words, names in deaf.items():
+        yield Trouble(True, f"{_several(names)}: {words}", "Inbound connections there are refused.")
     if refused := [each["pod"] for each in view.refused.pods]:
         yield Trouble(True, f"{_several(refused)}: refused", "They don't start; the table of refused pods says why.")
     for fill in view.fills:
