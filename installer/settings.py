@@ -270,6 +270,17 @@ def environment_variable(each: Any) -> str:
     return f"SIDESTEP_{name}" if each.metadata["ours"] else name
 
 
+def default_of(group: type[Any], name: str) -> Any:
+    """The default of a setting where this process runs."""
+    each = next(each for each in fields(group) if each.name == name)
+    seen = each.metadata["seen"]
+    return seen(each.default) if seen else each.default
+
+
+class Setting(click.Option):
+    """An option that is one of the agent's settings, to tell it from those of the command itself."""
+
+
 def _option(each: Any) -> Callable[[Command], Command]:
     flag = f"--{each.name.replace('_', '-')}"
     kind, seen = each.metadata["kind"], each.metadata["seen"]
@@ -277,6 +288,7 @@ def _option(each: Any) -> Callable[[Command], Command]:
     return click.option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
         each.name,
+        cls=Setting,
         type=kind,
         default=seen(each.default) if seen else each.default,
         envvar=[environment_variable(each), *each.metadata["also"]],

@@ -31,6 +31,7 @@ COMMANDS = {
     "deny": "deny.command",
     "detach": "programs",
     "explain": "explain.command",
+    "help": "about",
     "install-cni": "install_cni",
     "kubectl-plugin": "kubectl_plugin",
     "maps": "maps.command",
@@ -42,8 +43,30 @@ COMMANDS = {
     "top": "top.command",
     "trace": "trace.command",
     "uninstall": "node",
+    "version": "about",
 }
-_WITHOUT_ROOT = ("completion", "kubectl-plugin", "probe")  # probe reports a missing root in its table
+# how --help lists them
+_GROUPS = {
+    "See what is going on": ("status", "pods", "explain", "trace", "top", "report", "maps", "deny"),
+    "Prepare and change a node": (
+        "probe",
+        "migrate",
+        "agent",
+        "install-cni",
+        "attach",
+        "accelerate",
+        "detach",
+        "uninstall",
+    ),
+    "The command line": ("kubectl-plugin", "completion", "version", "help"),
+}
+_WITHOUT_ROOT = (
+    "completion",
+    "kubectl-plugin",
+    "probe",
+    "help",
+    "version",
+)  # probe reports a missing root in its table
 
 
 @cache
@@ -71,6 +94,13 @@ class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands in groups."""
+        width = formatter.width - 6 - max(map(len, COMMANDS))
+        for title, names in _GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, _command(name).get_short_help_str(width)) for name in names])
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return _command(cmd_name) if cmd_name in COMMANDS else None
 
@@ -84,7 +114,10 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, "--version", prog_name=NAME, message="%(prog)s %(version)s")
 def cli() -> None:
-    """Istio sidecar traffic capture at the socket layer: no iptables, no conntrack."""
+    """Istio sidecar traffic capture at the socket layer: no iptables, no conntrack.
+
+    If something is wrong, begin with `sidestep status`, then `sidestep explain POD POD:PORT`.
+    """
 
 
 def _run() -> int:

@@ -3,10 +3,12 @@
 import click
 from click.shell_completion import ShellComplete, get_completion_class
 
+from installer.commands.command import Command
+
 SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("shell", metavar="SHELL", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:

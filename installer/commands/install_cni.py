@@ -10,6 +10,7 @@ import click
 
 from bpf.errors import SidestepError
 from bpf.kernel import HOST_PROC, ROOT, has_mount, node_root
+from installer.commands.command import Command
 from installer.settings import Acceleration, Attachment, Chain, Logging, Node, Ports, Repair, take
 
 # Istio's levels (pkg/log), and ours
@@ -34,7 +35,7 @@ class _ScopedLevel(click.ParamType[str]):
         return next((given[scope] for scope in _SCOPES if scope in given), "info")
 
 
-@click.command("install-cni")
+@click.command("install-cni", cls=Command)
 # Istio's DaemonSet keeps its `command` if the manifests of this repository are applied over it
 @click.argument("agent", required=False, type=click.Choice(["agent"]), metavar="")
 @click.option("--log_output_level", "output_level", type=_ScopedLevel(), help="Istio's log levels, by scope.")

@@ -10,6 +10,8 @@ from tempfile import TemporaryDirectory
 
 import click
 
+from installer.commands.command import Command
+
 _LIBRARIES = ("click", "rich")
 _PACKAGE = "installer.kubectl"
 _MAIN = """import sys
@@ -20,7 +22,7 @@ main()
 """
 
 
-@click.command("kubectl-plugin")
+@click.command("kubectl-plugin", cls=Command)
 def kubectl_plugin() -> None:
     """Print the plugin that makes `kubectl sidestep` a command, a file to put on the PATH.
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from bpf.errors import SidestepError
 from bpf.layout import Cookie
+from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.enrolment.entries import Identity
 
@@ -28,6 +29,12 @@ def cookie_of(tables: Tables, name: str) -> int:
 def _listed(identities: Iterable[Identity]) -> str:
     names = sorted(map(str, identities))
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def enrolled_names(pins: Pins) -> list[str]:
+    """NAMESPACE/NAME of every enrolled pod, sorted. Raises NotAttached, KernelRefused."""
+    with Tables(pins.look_only()) as tables:
+        return sorted(str(Identity.of(pod)) for _, pod in tables.pods.every())
 
 
 class PodNames:

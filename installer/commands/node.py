@@ -5,11 +5,12 @@ from typing import Any
 
 import click
 
+from installer.commands.command import Command
 from installer.commands.output import output_option, show
 from installer.settings import Acceleration, Attachment, Chain, Logging, Node, Ports, Repair, take
 
 
-@click.command()
+@click.command(cls=Command)
 @take(Attachment)
 @take(Node)
 @take(Chain)
@@ -27,7 +28,7 @@ def agent(**groups: Any) -> None:
     run_agent(Settings(**groups))
 
 
-@click.command()
+@click.command(cls=Command)
 @take(Attachment)
 @take(Node)
 @take(Chain)
@@ -54,7 +55,7 @@ def uninstall(attachment: Attachment, node: Node, chain: Chain, end_capture: boo
     show({"done": done}, output, lambda: "\n".join(done or ["nothing was installed"]) + "\n")
 
 
-@click.command()
+@click.command(cls=Command)
 @take(Attachment)
 @take(Chain)
 @take(Node)

@@ -15,9 +15,11 @@ from installer.probe.findings import plain_width
 _WIDEST = 10_000  # terminal columns: more than any table needs
 
 
-def table(titles: Iterable[str], rows: Iterable[Iterable[Any]], texts: Collection[str]) -> RenderableType:
+def table(
+    titles: Iterable[str], rows: Iterable[Iterable[Any]], texts: Collection[str], has_titles: bool = True
+) -> RenderableType:
     """Rows under titles. The columns in `texts` are aligned left, all others (numbers) right. None becomes a dash."""
-    made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made = Table(box=SIMPLE_HEAD if has_titles else None, padding=(0, 1, 0, 0), show_header=has_titles)
     for title in titles:
         made.add_column(title.upper(), justify="left" if title in texts else "right", overflow="fold")
     for row in rows:

@@ -5,11 +5,12 @@ from pathlib import Path
 import click
 
 from bpf.layout import LEVELS
+from installer.commands.command import Command
 from installer.commands.output import output_option, show
 from installer.settings import Attachment, Node, take, take_one
 
 
-@click.command()
+@click.command(cls=Command)
 @take(Attachment)
 @take_one(Node, "proc")
 @output_option
@@ -53,7 +54,7 @@ def attach(attachment: Attachment, proc: Path, output: str) -> None:
     show(document, output, lambda: f"{outcome}: programs at {at}, pins in {pins.root}\n{told}")
 
 
-@click.command()
+@click.command(cls=Command)
 @take(Attachment)
 @take_one(Node, "proc")
 @click.option(
@@ -82,7 +83,7 @@ def detach(attachment: Attachment, proc: Path, end_capture: bool, output: str) -
     show(document, output, lambda: "\n".join(lines) + "\n")
 
 
-@click.command()
+@click.command(cls=Command)
 @take(Attachment)
 @take_one(Node, "cni_agent_run_dir")
 @click.argument("level", metavar="LEVEL", type=click.Choice(list(LEVELS)))

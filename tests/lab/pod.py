@@ -38,8 +38,9 @@ class Pod:
         envoy: bool = True,
         workers: int = 2,
         cgroup: Path | None = None,
+        namespace: str = "default",
     ) -> None:
-        self.node, self.name, self.mesh = node, name, mesh
+        self.node, self.name, self.mesh, self.namespace = node, name, mesh, namespace
         self.annotations, self.proxy_env = dict(annotations or {}), dict(proxy_env or {"ISTIO_DUAL_STACK": "true"})
         self.uid, self.container_id = str(uuid.uuid4()), uuid.uuid4().hex
         self.netns = node.netns.with_name(f"sidestep-{node.id}-{name}")
@@ -61,7 +62,7 @@ class Pod:
     @property
     def attachment(self) -> Attachment:
         """What the runtime passes to plugins."""
-        pod = {"K8S_POD_NAME": self.name, "K8S_POD_NAMESPACE": "default", "K8S_POD_UID": self.uid}
+        pod = {"K8S_POD_NAME": self.name, "K8S_POD_NAMESPACE": self.namespace, "K8S_POD_UID": self.uid}
         return Attachment(self.container_id, self.netns, pod, cgroup_path=self.cgroup_path)
 
     def manifest(self) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class Pod:
         return {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": self.name, "namespace": "default", "uid": self.uid, "annotations": annotations},
+            "metadata": {"name": self.name, "namespace": self.namespace, "uid": self.uid, "annotations": annotations},
             "spec": {"containers": containers},
         }
 
@@ -144,7 +145,7 @@ class Pod:
         subprocess.run(["ip", "netns", "del", self.netns.name], check=True)
         self._manifest_path.unlink()
         if self.node.api:
-            self.node.api.delete("default", self.name)
+            self.node.api.delete(self.namespace, self.name)
         self.node.pods.pop(self.name, None)
 
     @property

@@ -168,7 +168,7 @@ def test_piped_a_row_is_one_line(node: Node, pods: tuple[Pod, Pod]) -> None:
     annotate(pods[0], outbound=ports)
     wait_until(lambda: bool(sidestep_json(node, "deny")), "the ports to be denied", 30)
     text = sidestep(node, "deny").stdout
-    assert any("default/alpha" in line and ports in line for line in text.splitlines()), text
+    assert any(" alpha " in line and ports in line for line in text.splitlines()), text
 
 
 def test_an_unknown_pod_is_one_line(node: Node, pods: tuple[Pod, Pod]) -> None:

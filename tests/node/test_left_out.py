@@ -71,7 +71,7 @@ def test_a_pod_under_istios_own_rules_is_a_row_with_that_word_and_no_fault(node:
     (found,) = [each for each in document(node, "pods") if each["name"] == "own"]
     assert (found["state"], found["reason"]) == ("Istio's rules", BY_ITSELF)
     (row,) = [line.split() for line in sidestep(node, "pods").stdout.splitlines() if line.startswith(" default")]
-    assert row == ["default", "own", "Istio's", "rules", "-", "-", "-"]
+    assert row == ["default", "own", "Istio's", "rules", "-", "-"]
     (told,) = status(node)["verdict"]["findings"]
     assert (told["state"], told["what"]) == ("note", f"Istio's rules: {BY_ITSELF}: default/own")
 

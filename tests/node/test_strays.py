@@ -97,7 +97,7 @@ def test_every_command_names_a_stray_process(node: Node, outside: Path) -> None:
         traced = sidestep(node, "trace", "--seconds", "0.1").stderr.splitlines()
         assert f"sidestep: default/alpha: {words}; they are not traced" in traced
         terminal = Terminal(Mesh(node, alpha, beta, gamma))
-        terminal.shows("1 with stray processes", "default/alpha: stray processes: 1")
+        terminal.shows("1 with stray processes", "default/alpha", " stray processes: 1 ")
         terminal.press(b"q")
         assert terminal.ends() == 0
     assert sidestep(node, "status", *options(node)[2:]).returncode == 0

@@ -68,10 +68,10 @@ def test_both_legs_are_walked_to_the_application(node: Node) -> None:
     beta = node.pods["beta"]
     found = walked(node, "alpha", "beta:8080", status=0)
     assert [each["who"] for each in found["steps"]] == [
-        "default/alpha",
+        "client",
         "its proxy",
         "the way",
-        "default/beta",
+        "server",
         "its proxy",
         "application",
     ]
@@ -80,7 +80,7 @@ def test_both_legs_are_walked_to_the_application(node: Node) -> None:
     assert lines[:3] == [
         f"default/alpha → default/beta, {beta.ip4}:8080 (TCP)",
         f"OK: {beta.ip4}:8080 should be reached",
-        "✓ default/alpha  captured, rule O10: its address is in an included range",
+        "✓ client       captured, rule O10: its address is in an included range",
     ]
 
 
@@ -127,7 +127,7 @@ def test_processes_outside_of_the_attach_point(node: Node) -> None:
 def test_a_server_that_is_not_steered_and_one_that_denies(node: Node) -> None:
     delta = node.pod("delta", annotations={"sidestep.io/deny-inbound-ports": "23"})
     assert wrong(walked(node, "alpha", "delta:23", status=1))[0] == (
-        "default/delta",
+        "server",
         "denied, rule deny: the pod denies this port, no matter who connects",
     )
     node.agent.kill()
@@ -144,7 +144,7 @@ def test_a_pod_outside_of_the_mesh_is_walked_to_as_well(node: Node) -> None:
     (node.pods_dir / "gamma.yaml").write_text(yaml.safe_dump(manifest))
     found = walked(node, "alpha", "gamma:8080", status=0)
     assert [(each["who"], each["state"]) for each in found["steps"]][-2:] == [
-        ("default/gamma", "note"),
+        ("server", "note"),
         ("application", "ok"),
     ]
     assert wrong(walked(node, "alpha", "gamma:9999", status=1)) == [("application", "nobody listens on 9999")]
@@ -175,7 +175,7 @@ def test_misspelt_annotations_are_named_with_what_was_meant(node: Node) -> None:
     words = f"unknown annotation {name}, did you mean includeOutboundIPRanges"
     epsilon = node.pod("epsilon", annotations={name: "10.0.0.0/8"})
     found = walked(node, "epsilon", "beta:8080", status=0)
-    assert ("default/epsilon", "note", words) in [(each["who"], each["state"], each["what"]) for each in found["steps"]]
+    assert ("client", "note", words) in [(each["who"], each["state"], each["what"]) for each in found["steps"]]
     single = sidestep(node, "explain", "epsilon", "192.0.2.1:80").stdout
     assert f"  annotation  {words}\n" in single
     assert words in sidestep(node, "pods", "epsilon").stdout

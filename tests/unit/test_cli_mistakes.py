@@ -107,7 +107,7 @@ def test_no_command_is_help_and_2(said: Said) -> None:
     assert told.startswith("Usage: sidestep ")
 
 
-@pytest.mark.parametrize("command", sorted(set(cli.COMMANDS) - {"completion", "kubectl-plugin", "probe"}))
+@pytest.mark.parametrize("command", sorted(set(cli.COMMANDS) - set(cli._WITHOUT_ROOT)))
 def test_who_is_not_root(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     callback = cli._command(command).callback

@@ -130,7 +130,8 @@ def drawn(number: int, order: str, width: int = 120, height: int = 24) -> list[s
     rates = Rates(1.0, {each.cookie: each.counts for each in pods}, counts(number))
     console = Console(width=width, height=height)
     with console.capture() as captured:
-        console.print(screen(sample(1, *pods), rates, next(each for each in ORDERS if each.name == order), height))
+        chosen = next(each for each in ORDERS if each.name == order)
+        console.print(screen(sample(1, *pods), rates, chosen, height, width))
     return captured.get().splitlines()
 
 
@@ -140,6 +141,17 @@ def test_a_screen_is_never_larger_than_the_terminal(number: int, width: int) -> 
     lines = drawn(number, "captured", width)
     assert len(lines) <= 24
     assert all(len(line) <= width for line in lines)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_pods_name_gets_the_room(width: int) -> None:
+    name = "deployment-6b746f74dc-9rlmh"
+    console = Console(width=width, height=24)
+    one = pod(1, 1, name=name)
+    rates = Rates(1.0, {1: one.counts}, counts(1))
+    with console.capture() as captured:
+        console.print(screen(sample(1, one), rates, ORDERS[0], 24, width))
+    assert f"default/{name} " in captured.get()
 
 
 def test_the_busiest_pods_come_first() -> None:

@@ -25,6 +25,8 @@ def denial_document(pod: EnrolledPod, tables: Tables) -> dict[str, Any]:
     sums = (tables.tallies.get(Cookie(pod.cookie)) or TallyEntry()).connections
     return {
         "pod": str(pod.identity),
+        "namespace": pod.identity.namespace,
+        "name": pod.identity.name,
         "outbound": sorted(pod.policy.deny_outbound_ports),
         "inbound": sorted(pod.policy.deny_inbound_ports),
         "refused": {direction: sums[index] for index, (direction, verdict) in enumerate(TOTALS) if verdict == "denied"},
@@ -47,16 +49,20 @@ def kill(pods: list[EnrolledPod], proc: Path) -> Iterator[tuple[EnrolledPod, Clo
         yield pod, Closed(problem=why_absent(proc))
 
 
-def denials_table(documents: list[dict[str, Any]], name: str | None) -> str:
+def denials_table(documents: list[dict[str, Any]], name: str | None, has_titles: bool = True) -> str:
     """The table for people. `name` is the pod that the user asked for."""
+    if not (documents or has_titles):
+        return ""
     if not documents:
         return f"{name} denies no ports\n" if name else "no pod denies ports\n"
     from installer.commands.printing import rendered, table
 
-    titles = ("pod", "denied outbound", "refused", "denied inbound", "refused")
-    return rendered(table(titles, map(_row, documents), ("pod", "denied outbound", "denied inbound")))
+    titles = ("namespace", "name", "outbound", "refused", "inbound", "refused")
+    texts = ("namespace", "name", "outbound", "inbound")
+    return rendered(table(titles, map(_row, documents), texts, has_titles))
 
 
 def _row(document: dict[str, Any]) -> tuple[object, ...]:
     outbound, inbound = (",".join(map(str, document[direction])) for direction in ("outbound", "inbound"))
-    return document["pod"], outbound, document["refused"]["outbound"], inbound, document["refused"]["inbound"]
+    name = document["namespace"], document["name"]
+    return *name, outbound, document["refused"]["outbound"], inbound, document["refused"]["inbound"]

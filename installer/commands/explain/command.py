@@ -5,17 +5,19 @@ from typing import Any
 
 import click
 
+from installer.commands.command import Command, complete_pod, namespace_option
 from installer.commands.output import output_option, show
 from installer.settings import PORT, Attachment, Logging, Node, take
 
 _NO_ID = 0xFFFFFFFF  # (uid_t)-1, which the kernel takes for no id
 
 
-@click.command()
+@click.command(cls=Command)
 @take(Attachment)
 @take(Node)
-@click.argument("pod")
-@click.argument("dest", required=False)
+@click.argument("pod", shell_complete=complete_pod)
+@click.argument("dest", required=False, shell_complete=complete_pod)
+@namespace_option("POD, and DEST if that is a pod, are")
 @click.option("--inbound", metavar="FROM", help="Explain a connection from this address to POD.")
 @click.option("--port", type=PORT, help="Port of POD that the connection arrives at  [default: all]")
 @click.option("--to", metavar="ADDRESS", help="Address of POD that the connection arrives at.")
@@ -38,7 +40,7 @@ _NO_ID = 0xFFFFFFFF  # (uid_t)-1, which the kernel takes for no id
     "--try", "is_tried", is_flag=True, help="Also make the connection. The exit status is 1 if it went another way."
 )
 @output_option
-def explain(attachment: Attachment, node: Node, output: str, **options: Any) -> None:
+def explain(attachment: Attachment, node: Node, output: str, namespace: str, **options: Any) -> None:
     """Explain whether a connection would be captured, and why.
 
     POD opens the connection to DEST. With --inbound, POD receives it. POD is NAME or NAMESPACE/NAME.
@@ -52,7 +54,13 @@ def explain(attachment: Attachment, node: Node, output: str, **options: Any) -> 
 
     The pod's entries in the kernel's maps decide. The Pod's annotations may have changed since. Misspelt
     annotations are named.
-    """
+
+    \b
+        sidestep explain web-0 db-0:5432               the whole way from one pod to another
+        sidestep explain web-0 10.0.0.7:443 --try      one decision, and one connection
+        sidestep explain web-0 10.96.0.10:53/udp       a DNS query
+        sidestep explain db-0 --inbound 10.0.0.9       all ports of db-0, from this address
+    """  # noqa: D301 (after \b, click keeps a paragraph's line breaks)
     from installer.agent.logs import configure_logging
     from installer.commands.explain.explanation import explanation_text
     from installer.commands.explain.question import BadAddress, Question, answer
@@ -69,7 +77,7 @@ def explain(attachment: Attachment, node: Node, output: str, **options: Any) -> 
         raise click.UsageError("give either --as-proxy or --uid and --gid")
     if is_inbound and options["port"] is None and (options["is_tried"] or options["udp"]):
         raise click.UsageError("give --port with --try or --udp")
-    question = Question(**options)
+    question = Question(**options, namespace=namespace)
     try:
         question.require_endpoints()
     except BadAddress as error:

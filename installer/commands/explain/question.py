@@ -10,6 +10,7 @@ from bpf.errors import SidestepError
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.policy.decision import IPAddress
+from installer.commands.command import qualified
 from installer.commands.explain.ends import application_port, end_called, enrolled_end
 from installer.commands.explain.explainer import Asker, Explainer, Explanation, Protocol
 from installer.commands.explain.explanation import explanation_document, why
@@ -55,6 +56,12 @@ class Question:
     interface: str | None = None
     mark: int | None = None
     is_tried: bool = False
+    namespace: str = ""  # of pods whose names have none
+
+    @property
+    def pod_name(self) -> str:
+        """The name of POD, with its namespace if that is known."""
+        return qualified(self.pod, self.namespace)
 
     @property
     def protocol(self) -> Protocol:
@@ -90,9 +97,9 @@ def answer(pins: Pins, node: Node, question: Question) -> dict[str, Any]:
     with ExitStack() as stack:
         tables = stack.enter_context(Tables(pins.look_only()))
         try:
-            pod = find_pod(pins, tables, question.pod)
+            pod = find_pod(pins, tables, question.pod_name)
         except NoSuchPod as error:
-            raise NoSuchPod(why_not_enrolled(tables, now, node, question.pod) or str(error)) from error
+            raise NoSuchPod(why_not_enrolled(tables, now, node, question.pod_name) or str(error)) from error
         end = stack.enter_context(enrolled_end(pins, tables, pod, now, node.proc))
         assert end.explainer is not None
         if question.to_pod is not None:
@@ -117,6 +124,7 @@ def _walked(
 ) -> tuple[dict[str, Any], Explanation]:
     """The document about both legs, and the explanation of the first."""
     name, port, _ = question.to_pod or ("", None, None)
+    name = qualified(name, question.namespace)
     server = stack.enter_context(end_called(pins, tables, name, now, node))
     assert client.explainer is not None
     by = _asker(client.explainer, question, client.inside)

@@ -90,13 +90,13 @@ def walk(client: End, server: End, port: int, by: Asker, protocol: Protocol) -> 
     first = client.explainer.outbound(to, port, by, protocol)
     steps = [
         *_strays(client),
-        _decision(client.name, first),
+        _decision("client", first),
         *_outbound_proxy(client, first),
         _way(client, server, to, port, first, protocol),
         *_server(server, source, port, to, protocol),
         _application(server, source, port, to, protocol),
-        *_misspelt(client),
-        *(_misspelt(server) if server.name != client.name else ()),
+        *_misspelt("client", client),
+        *(_misspelt("server", server) if server.name != client.name else ()),
     ]
     return Walk(tuple(steps), first, to, port)
 
@@ -109,20 +109,20 @@ def _addresses(client: End, server: End) -> tuple[IPAddress, IPAddress]:
     raise SidestepError(f"{client.name} and {server.name} have no addresses of the same family; give ADDRESS:PORT")
 
 
-def _decision(name: str, found: Explanation) -> Step:
+def _decision(who: str, found: Explanation) -> Step:
     """What the rules of a pod decide."""
     is_bad = found.word in ("refused", "denied", "unreachable") or found.verdict.rule == str(Steering.NOT_STEERED)
     what = f"{found.word}, rule {found.verdict.rule}: {why(found)}"
     if found.verdict.rule == str(Steering.NOT_STEERED):
         what = Steering.NOT_STEERED.words
-    return Step(name, State.WRONG if is_bad else State.OK, what, annotation(found))
+    return Step(who, State.WRONG if is_bad else State.OK, what, annotation(found))
 
 
 def _strays(end: End) -> Iterator[Step]:
     if end.processes.strays:
-        yield Step(end.name, State.WRONG, f"{OUTSIDE}: {', '.join(map(str, end.processes.strays))}")
+        yield Step("client", State.WRONG, f"{OUTSIDE}: {', '.join(map(str, end.processes.strays))}")
     if end.processes.unknown:
-        yield Step(end.name, State.UNKNOWN, end.processes.words)
+        yield Step("client", State.UNKNOWN, end.processes.words)
 
 
 def _outbound_proxy(client: End, first: Explanation) -> Iterator[Step]:
@@ -158,12 +158,12 @@ def _way(client: End, server: End, to: IPAddress, port: int, first: Explanation,
 def _server(server: End, source: IPAddress, port: int, to: IPAddress, protocol: Protocol) -> Iterator[Step]:
     """What the server's rules decide, and its proxy if that gets the connection."""
     if server.explainer is None or server.pod is None:
-        yield Step(server.name, State.NOTE, f"not captured by sidestep: {server.reason}")
+        yield Step("server", State.NOTE, f"not captured by sidestep: {server.reason}")
         return
     if server.steering is Steering.UNKNOWN:
-        yield Step(server.name, State.UNKNOWN, server.steering.words)
+        yield Step("server", State.UNKNOWN, server.steering.words)
     found = server.explainer.inbound(source, port, to, protocol)
-    yield _decision(server.name, found)
+    yield _decision("server", found)
     if found.verdict.action == "proxy-inbound":
         proxy = proxy_state(server.pod, server.inside)
         is_well = proxy.state is Proxy.LISTENS
@@ -194,5 +194,5 @@ def _application(server: End, source: IPAddress, port: int, to: IPAddress, proto
     return Step(who, State.OK, f"listens on {port}")
 
 
-def _misspelt(end: End) -> Iterator[Step]:
-    yield from (Step(end.name, State.NOTE, each) for each in end.misspelt)
+def _misspelt(who: str, end: End) -> Iterator[Step]:
+    yield from (Step(who, State.NOTE, each) for each in end.misspelt)

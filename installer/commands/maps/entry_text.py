@@ -15,9 +15,17 @@ _TOGETHER = 1000  # entries in one table, which is laid out as a whole; further 
 Row = dict[str, str]
 
 
-def pieces(listing: Listing, output: str) -> Iterator[str]:
+def pieces(listing: Listing, output: str, has_titles: bool = True) -> Iterator[str]:
     """The text in the format `output`, piece by piece. The pieces have all line ends that are needed."""
-    yield from {"json": _json, "yaml": _yaml, "table": _table}[output](listing)
+    if output in ("table", "wide"):
+        yield from _table(listing, has_titles)
+    else:
+        yield from {"json": _json, "jsonl": _jsonl, "yaml": _yaml}[output](listing)
+
+
+def _jsonl(listing: Listing) -> Iterator[str]:
+    """{"map": …, "entries": […], "left_out": n} is for those who read all of it; here each entry is a line."""
+    yield from (json.dumps(entry) + "\n" for entry in listing)
 
 
 def _json(listing: Listing) -> Iterator[str]:
@@ -41,17 +49,17 @@ def _yaml(listing: Listing) -> Iterator[str]:
     yield "entries: []\n" * empty + yaml_of({"left_out": listing.left_out})
 
 
-def _table(listing: Listing) -> Iterator[str]:
+def _table(listing: Listing, has_titles: bool) -> Iterator[str]:
     """Columns if they fit the width, else a paragraph for each entry."""
     rows = map(_row, listing)
     empty = True
     while some := list(islice(rows, _TOGETHER)):
-        columns = table(some[0], (each.values() for each in some), some[0])
+        columns = table(some[0], (each.values() for each in some), some[0], has_titles)
         yield rendered(columns) if fits(columns) else "".join(map(_paragraph, some))
         empty = False
-    if empty:
+    if empty and has_titles:
         yield f"{listing.name}: no entries\n"
-    if listing.left_out:
+    if listing.left_out and has_titles:
         yield f"{listing.left_out} more entries left out; --limit {listing.left_out + (listing.limit or 0)} shows all\n"
 
 

@@ -11,6 +11,7 @@ _TITLES = ("map", "kind", "entries", "limit", "bytes")
 _TEXTS = ("map", "kind")  # all other columns are numbers, aligned right
 
 
-def maps_table(maps: Iterable[dict[str, Any]]) -> RenderableType:
+def maps_table(maps: Iterable[dict[str, Any]], has_titles: bool = True) -> RenderableType:
     """One line a map."""
-    return table(_TITLES, ([each["name"], *(each[title] for title in _TITLES[1:])] for each in maps), _TEXTS)
+    rows = ([each["name"], *(each[title] for title in _TITLES[1:])] for each in maps)
+    return table(_TITLES, rows, _TEXTS, has_titles)

@@ -4,11 +4,12 @@ import sys
 
 import click
 
+from installer.commands.command import Command
 from installer.commands.output import output_option, show
 from installer.settings import Chain, Node, take
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--check", is_flag=True, required=True, help="Only look; nothing is changed.")
 @take(Chain)
 @take(Node)

@@ -8,31 +8,46 @@ from installer.commands.pods.differences import is_different, uncompared
 from installer.commands.pods.let_past import LetPast
 from installer.commands.pods.refused import Refused
 
-_BRIEF = ("namespace", "name", "state", "captured", "direct", "refused")
-_WIDE = (*_BRIEF, "address", "strays", "proxy", "inbound", "Pod now")
-_VERDICTS = _BRIEF[3:6]
+_BRIEF = ("namespace", "name", "state", "captured", "refused")
+_VERDICTS = (*_BRIEF[3:], "direct")
+_WIDE = (*_BRIEF, "direct", "address", "strays", "proxy", "inbound", "Pod now")
 _NUMBERS = (*_VERDICTS, "strays")
 
 
-def pods_table(documents: list[dict[str, Any]], others: tuple[LetPast, Refused], is_wide: bool = False) -> str:
-    """One line a pod. Below: why pods with a sidecar are not enrolled, then the pods that only the agent knows."""
-    from installer.commands.printing import rendered, table
+def pods_table(
+    documents: list[dict[str, Any]],
+    others: tuple[LetPast, Refused] | None,
+    is_wide: bool = False,
+    has_titles: bool = True,
+) -> str:
+    """One line a pod. Below: why pods with a sidecar are not enrolled, then the pods that only the agent knows.
+
+    `others` are the latter; None if nobody wants to know. Without titles there is nothing below the rows.
+    """
+    from installer.commands.printing import line, rendered, table
 
     enrolled = [each for each in documents if "steering" in each]
     left = [each for each in documents if "steering" not in each]
-    passed, refused = others
-    below = [*_left_out(left), *_refused(refused), *passed.lines(each["pod"] for each in left)]
+    below = _left_out(left)
+    if others:
+        passed, refused = others
+        below += [*_refused(refused), *passed.lines(each["pod"] for each in left)]
+    if not documents and not has_titles:
+        return ""
     if not documents:
-        return "".join(f"{line}\n" for line in ["no pods are enrolled", *below])
+        return rendered(*map(line, ["no pods are enrolled", *below]))
     titles = _WIDE if is_wide else _BRIEF
     rows = [_row(each)[: len(titles)] for each in documents]
-    lines = [rendered(table(titles, rows, set(titles) - set(_NUMBERS))).rstrip("\n")]
+    shown = rendered(table(titles, rows, set(titles) - set(_NUMBERS), has_titles)).rstrip("\n") + "\n"
+    if not has_titles:
+        return shown
+    lines = []
     if reason := uncompared(enrolled):
         lines.append(reason)
     elif changed := [each["pod"] for each in enrolled if is_different(each["differs"])]:
         lines.append(f"Pods that ask for something else by now (`sidestep pods NAME` shows it): {', '.join(changed)}")
     lines += [f"{each['pod']}: {each['acceleration']['warning']}" for each in enrolled if _is_warned(each)]
-    return "\n".join([*lines, *below]) + "\n"
+    return shown + (rendered(*map(line, [*lines, *below])) if lines or below else "")
 
 
 def _row(each: dict[str, Any]) -> tuple[Any, ...]:

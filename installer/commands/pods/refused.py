@@ -16,6 +16,11 @@ class Refused:
     pods: tuple[dict[str, Any], ...]
     unknown: str = ""
 
+    def of(self, namespace: str) -> "Refused":
+        """Those of one namespace; of all if it is ""."""
+        fitting = (each for each in self.pods if namespace in ("", each["pod"].partition("/")[0]))
+        return Refused(tuple(fitting), self.unknown)
+
     def why(self, name: str) -> str:
         """Why the pod called NAME or NAMESPACE/NAME was refused, as a sentence; "" if none of this name was."""
         fitting = (each for each in self.pods if name in (each["pod"], each["pod"].partition("/")[2]))

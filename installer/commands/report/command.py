@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from installer.commands.command import Command
 from installer.commands.output import encoded, output_or
 from installer.settings import Attachment, Chain, Node, Ports, take
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from installer.commands.report.view import NodeView
 
 
-@click.command()
+@click.command(cls=Command)
 @take(Attachment)
 @take(Chain)
 @take(Node)

@@ -54,6 +54,7 @@ def _pod(view: NodeView, cookie: int) -> Plain:
     pod, inside = view.sample.pods[cookie], view.inside.get(cookie)
     return {
         "pod": str(pod.identity),
+        "state": pod.state,
         "addresses": [str(ip) for ip in pod.addresses],
         "level": str(pod.level),
         "is_proxy_listening": pod.listening,

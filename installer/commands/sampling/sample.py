@@ -29,6 +29,10 @@ from cni.enrolment.entries import Identity
 from cni.enrolment.steered import Steering, steering_of
 from cni.enrolment.strays import PodProcesses, processes_of
 from cni.netns.rtnl import IpAddress
+from installer.commands.pods.enrolled_pods import EnrolledPod, every
+from installer.commands.pods.namespace import looks_into
+from installer.commands.pods.pod_state import state_of
+from installer.commands.pods.proxy_state import Proxy, ProxyState, proxy_state
 
 Name = TypeVar("Name")
 
@@ -93,6 +97,12 @@ class PodSample:
     counts: Counts
     steering: Steering = Steering.STEERED
     processes: PodProcesses = field(default_factory=PodProcesses)
+    proxy: ProxyState = field(default_factory=lambda: ProxyState(Proxy.LISTENS, ""))
+
+    @property
+    def state(self) -> str:
+        """The state in a word or two, as every command has it."""
+        return state_of(self.steering, self.processes, self.proxy)
 
 
 @dataclass(frozen=True)
@@ -151,8 +161,17 @@ def take_sample(pins: Pins, tables: Tables, proc: Path) -> Sample:
         )
         for cookie, pod in entered.items()
     }
+    for pod, inside in looks_into(_deaf(pins, tables, pods), proc):
+        pods[pod.cookie] = replace(pods[pod.cookie], proxy=proxy_state(pod, inside))
     total = Counts(tables.connection_totals(), _summed(pod.counts.messages for pod in pods.values()))
     return Sample(time.monotonic(), is_attached(pins), level, pods, total)
+
+
+def _deaf(pins: Pins, tables: Tables, pods: Mapping[int, PodSample]) -> list[EnrolledPod]:
+    """The pods whose proxy does not listen, as far as the programs know."""
+    if all(pod.listening for pod in pods.values()):
+        return []
+    return [pod for pod in every(pins, tables) if pod.cookie in pods and not pod.inbound_listeners]
 
 
 def _pod(tables: Tables, key: Cookie, pod: PodEntry, node: Level, addresses: Iterable[IpAddress]) -> PodSample:

@@ -5,6 +5,7 @@ import time
 
 import click
 
+from installer.commands.command import Command
 from installer.commands.output import output_option, show
 from installer.settings import Attachment, Chain, Logging, Node, Ports, take
 
@@ -12,7 +13,7 @@ _WAIT_SECONDS = 60.0  # if --wait is given without a number
 _PAUSE = 1.0  # seconds between two looks
 
 
-@click.command()
+@click.command(cls=Command)
 @take(Attachment)
 @take(Chain)
 @take(Node)

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
+from installer.commands.command import Command
 from installer.settings import Attachment, Node, take, take_one
 
 
-@click.command()
+@click.command(cls=Command)
 @take(Attachment)
 @take_one(Node, "proc")
 @click.option(

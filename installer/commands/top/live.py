@@ -49,7 +49,10 @@ def show_top(pins: Pins, seconds: float, proc: Path) -> None:
                 if maps.follow():
                     before = take_sample(pins, maps.tables, proc)
                 after = take_sample(pins, maps.tables, proc)
-                live.update(screen(after, rates_between(before, after), order, console.size.height), refresh=True)
+                live.update(
+                    screen(after, rates_between(before, after), order, console.size.height, console.size.width),
+                    refresh=True,
+                )
                 # a key or a new window size draws early, but starts no new interval for the rates
                 if key is None:
                     before, pause = after, seconds

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bpf.layout import TOTALS
-from cni.enrolment.steered import Steering
+from installer.commands.pods.pod_state import CAPTURED
 from installer.commands.sampling import figures
 from installer.commands.sampling.sample import BYTES, Counts, PodSample, Rates, Sample
 
@@ -36,15 +36,15 @@ ORDERS = (
 )
 
 
-def screen(sample: Sample, rates: Rates, order: Order, height: int) -> RenderableType:
-    """The whole screen. `height` is the terminal's height in lines."""
+def screen(sample: Sample, rates: Rates, order: Order, height: int, width: int) -> RenderableType:
+    """The whole screen of a terminal with so many lines and columns."""
     pods = sorted(sample.pods.values(), key=lambda pod: str(pod.identity))
     pods.sort(key=lambda pod: -order.of(rates.pods.get(pod.cookie, _NOTHING)))
     shown = pods[: max(1, height - _OTHER_LINES)]
     left = f"{len(pods) - len(shown)} more pods below; " if len(shown) < len(pods) else ""
     keys = "  ".join(f"{each.key} {each.name}" for each in ORDERS)
     foot = Text(f"{left}sorted by {order.name}; keys: {keys}  q quit", style="dim", no_wrap=True, overflow="ellipsis")
-    return Group(_head(sample, rates), _table(shown, rates), foot)
+    return Group(_head(sample, rates), _table(shown, rates, width), foot)
 
 
 def _head(sample: Sample, rates: Rates) -> Text:
@@ -70,31 +70,42 @@ def _head(sample: Sample, rates: Rates) -> Text:
     )
 
 
-def _name(pod: PodSample) -> Text:
-    states = [str(pod.steering)] if pod.steering != Steering.STEERED else []
-    states += [pod.processes.brief] if pod.processes.is_open else []
-    if states:
-        is_open = pod.steering.is_open or pod.processes.is_open
-        return Text(f"{pod.identity}: {', '.join(states)}", style="bold red" if is_open else "dim")
-    return Text(str(pod.identity), style="" if pod.listening else "yellow")
+def _state(pod: PodSample) -> Text:
+    """The pod's state, as every command has it, with the number of stray processes."""
+    strays = len(pod.processes.strays)
+    is_open = pod.steering.is_open or pod.processes.is_open
+    told = f"{pod.state}: {strays}" if strays and pod.state == "stray processes" else pod.state
+    return Text(told, style="bold red" if is_open else "" if pod.state == CAPTURED else "yellow")
 
 
-def _table(pods: list[PodSample], rates: Rates) -> Table:
+# title → the figure of a pod. The first ones have room in 80 columns beside a pod's name, the others in more
+_FIGURES: dict[str, Callable[[PodSample, Counts], str]] = {
+    "out/s": lambda _, counts: figures.rate(counts.of("outbound", "captured") + counts.of("self", "captured")),
+    "in/s": lambda _, counts: figures.rate(counts.of("inbound", "captured")),
+    "failed/s": lambda _, counts: figures.rate(counts.refused),
+    "direct/s": lambda _, counts: figures.rate(counts.direct),
+    "dns/s": lambda _, counts: figures.rate(counts.of("dns", "captured")),
+    "level": lambda pod, _: str(pod.level),
+    "past TCP": lambda _, counts: figures.share(counts.share),
+    "bytes/s": lambda _, counts: figures.size(counts.messages.get(BYTES, 0)),
+}
+_NARROW = 3  # figures
+_ENOUGH = 120  # columns for all of them
+
+
+def _table(pods: list[PodSample], rates: Rates, width: int) -> Table:
+    """The pods' names get all the room that the figures leave."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), expand=True)
-    table.add_column("pod", ratio=1, no_wrap=True, overflow="ellipsis", min_width=12)
-    for title in ("out/s", "in/s", "dns/s", "direct/s", "failed/s", "level", "past TCP", "bytes/s"):
-        table.add_column(title, justify="left" if title == "level" else "right", no_wrap=True)
+    table.add_column("POD", ratio=1, no_wrap=True, overflow="ellipsis", min_width=12)
+    table.add_column("STATE", no_wrap=True)
+    shown = list(_FIGURES)[: None if width >= _ENOUGH else _NARROW]
+    for title in shown:
+        table.add_column(title.upper(), justify="left" if title == "level" else "right", no_wrap=True)
     for pod in pods:
         counts = rates.pods.get(pod.cookie, _NOTHING)
-        table.add_row(
-            _name(pod),
-            figures.rate(counts.of("outbound", "captured") + counts.of("self", "captured")),
-            figures.rate(counts.of("inbound", "captured")),
-            figures.rate(counts.of("dns", "captured")),
-            figures.rate(counts.direct),
-            Text(figures.rate(counts.refused), style="red" if counts.refused else ""),
-            str(pod.level),
-            figures.share(counts.share),
-            figures.size(counts.messages.get(BYTES, 0)),
+        cells = (
+            Text(_FIGURES[title](pod, counts), style="red" if title == "failed/s" and counts.refused else "")
+            for title in shown
         )
+        table.add_row(Text(str(pod.identity)), _state(pod), *cells)
     return table

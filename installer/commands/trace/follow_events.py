@@ -143,7 +143,7 @@ class _Follower:
         if missed := self.events.lost - self.lost:
             self.lost += missed
             click.echo(f"sidestep: {missed} events lost; no connection waited for them", err=True)
-            if self.output != "table":
+            if self.output not in ("table", "wide"):
                 told.append(write({"event": "lost", "count": missed}))
         if told:
             sys.stdout.write("".join(told))

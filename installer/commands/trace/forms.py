@@ -45,4 +45,10 @@ def _yaml_document(document: Document) -> str:
 
 
 # value of --output → how an event is written
-FORMS: dict[str, Callable[[Document], str]] = {"table": line_of, "json": _json_line, "yaml": _yaml_document}
+FORMS: dict[str, Callable[[Document], str]] = {
+    "table": line_of,
+    "wide": line_of,
+    "json": _json_line,
+    "jsonl": _json_line,
+    "yaml": _yaml_document,
+}
