@@ -9,8 +9,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from tests.lab.istiod.identities import KeyKind, mesh_authority
+from tests.lab.istiod.sent import with_port_like, with_tcp_service
 from tests.lab.levels import redirected_bytes, set_level
 from tests.lab.machine import acceleration_needed
 from tests.lab.node import Node
@@ -161,8 +163,13 @@ def bed(compiled: Iterable[str]) -> Iterator[Bed]:
 
 def _pod(node: Node, name: str) -> Pod:
     pod = node.pod(name, annotations={"sidestep.io/acceleration": "full"}, app=False, envoy=False)
-    pod.envoy.key_kind, pod.envoy.knows_tcp_service = KeyKind.RSA, True
+    pod.envoy.key_kind, pod.envoy.amend = KeyKind.RSA, _with_services_ports
     return pod
+
+
+def _with_services_ports(static: dict[str, Any]) -> None:
+    with_tcp_service(static)
+    with_port_like(static, Way.HTTP.value, Way.HTTP2.value, http2=True)
 
 
 def _end(text: str) -> str:

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.cluster.builder import find_go
+from tests.cluster.builder import BuildFailed, find_go
 from tests.lab.node import REPOSITORY
 
 BUILD = REPOSITORY / "build" / "matrix"
@@ -23,11 +23,14 @@ def built(name: str) -> Path:
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / ".lock").open("w") as lock:  # tests run side by side
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _BUILDERS[name]()
+        try:
+            return _BUILDERS[name]()
+        except BuildFailed as error:
+            raise NotBuilt(f"{name}: {error}") from None
 
 
 def _go() -> Path:
-    _run([find_go(), "build", "-o", BUILD / "go", "."], MIRRORS / "go")
+    _run([find_go(), "build", "-buildvcs=false", "-o", BUILD / "go", "."], MIRRORS / "go")
     return BUILD / "go"
 
 

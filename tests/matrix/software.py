@@ -21,11 +21,12 @@ class Way(Enum):
     PLAIN = 7000  # a port of no Service: the inbound listener looks for TLS, then for HTTP, in bytes as they came
     FIRST = SERVER_FIRST  # a port without inspectors and mTLS, as servers that speak first need it
     HTTP = HTTP  # HTTP connection managers on both sides, mTLS, pooled connections
+    HTTP2 = 8083  # the same for a port that is named grpc: HTTP/2 all the way
 
     @property
     def is_mutual(self) -> bool:
         """Whether the proxies speak mTLS."""
-        return self in (Way.MTLS, Way.HTTP)
+        return self in (Way.MTLS, Way.HTTP, Way.HTTP2)
 
     @property
     def label(self) -> str:
@@ -196,7 +197,7 @@ SOFTWARE = {
         Software("redis", _redis, "on_redis.py", _TCP),
         Software("nats", _nats, "on_nats.py", (Way.FIRST,), interpreter=building.PYTHON),
         Software("rabbitmq", _rabbitmq, "on_rabbitmq.py", _TCP),
-        Software("grpc", _grpc, "on_grpc.py", _TCP, interpreter=sys.executable),
+        Software("grpc", _grpc, "on_grpc.py", (Way.HTTP2, *_TCP), interpreter=sys.executable),
         Software("asyncio", _asyncio, "mirrored.py", _ALL_TCP),
         Software("go", _go("tcp"), "mirrored.py", _ALL_TCP, compiled=("go",)),
         Software("go-copy", _go("copy"), "mirrored.py", _TCP, compiled=("go",), at_full=_SPLICE),
