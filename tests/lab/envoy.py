@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from tests.lab.inside import popen
 from tests.lab.istiod.identities import KeyKind, mesh_authority
-from tests.lab.istiod.sent import resources, with_tcp_service
+from tests.lab.istiod.sent import resources
 from tests.lab.waiting import wait_until
 
 PROXY_ID = 1337
@@ -48,7 +49,8 @@ class Envoy:
         self._tproxy = tproxy
         self.buffer: int | None = None
         self.key_kind = KeyKind.ECDSA  # a test makes many of them, and RSA's take ten times as long to make
-        self.knows_tcp_service = False  # whether the TCP port is a Service's, which it calls by mTLS
+        # what a test adds to what istiod has sent, such as ports of a Service (istiod/sent.py)
+        self.amend: Callable[[dict[str, Any]], None] = lambda static: None
         self.log = directory / "connections.log"
         self.admin = directory / "admin.sock"
         self._read = 0
@@ -57,8 +59,7 @@ class Envoy:
     def configuration(self) -> dict[str, Any]:
         """What it is started with; its admin socket must be at `self.admin`."""
         made = bootstrap(self.log, self.admin, self._tproxy, self._directory, self.buffer)
-        if self.knows_tcp_service:
-            with_tcp_service(made["static_resources"])
+        self.amend(made["static_resources"])
         return made
 
     def start(self) -> None:

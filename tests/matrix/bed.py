@@ -9,12 +9,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from tests.lab.istiod.identities import KeyKind, mesh_authority
+from tests.lab.istiod.sent import with_port_like, with_tcp_service
 from tests.lab.levels import redirected_bytes, set_level
 from tests.lab.machine import acceleration_needed
 from tests.lab.node import Node
-from tests.lab.pod import APP_ID, Pod
+from tests.lab.pod import Pod
 from tests.lab.waiting import wait_until
 from tests.matrix.building import built
 from tests.matrix.software import Command, Place, Software, Way
@@ -88,15 +90,13 @@ class Bed:
 
     def call(self, software: Software, way: Way, seed: int, size: int, seconds: float) -> Result:
         """Run the client. It has `seconds`; afterwards it is killed."""
-        greeted = ("greeted",) if way is Way.FIRST and software.client == "mirrored.py" else ()
-        argv = [software.interpreter, "-s", self.programs / "tests" / "matrix" / "clients" / software.client]
+        client = software.client
+        greeted = ("greeted",) if way is Way.FIRST and client.knows_greetings else ()
         words = [self.server.ip4, way.value, seed, size, *software.options, *greeted]
-        # an interpreter of the checkout may be where others cannot go
-        uid = APP_ID if str(software.interpreter).startswith("/usr/") else 0
         before = self._redirected()
         process = self.client.popen(
-            [*argv, *map(str, words)],
-            uid,
+            [*client.argv(self.programs), *map(str, words)],
+            client.user,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -161,8 +161,13 @@ def bed(compiled: Iterable[str]) -> Iterator[Bed]:
 
 def _pod(node: Node, name: str) -> Pod:
     pod = node.pod(name, annotations={"sidestep.io/acceleration": "full"}, app=False, envoy=False)
-    pod.envoy.key_kind, pod.envoy.knows_tcp_service = KeyKind.RSA, True
+    pod.envoy.key_kind, pod.envoy.amend = KeyKind.RSA, _with_services_ports
     return pod
+
+
+def _with_services_ports(static: dict[str, Any]) -> None:
+    with_tcp_service(static)
+    with_port_like(static, Way.HTTP.value, Way.HTTP2.value, http2=True)
 
 
 def _end(text: str) -> str:

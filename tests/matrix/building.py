@@ -2,14 +2,14 @@
 
 import fcntl
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tests.cluster.builder import find_go
+from tests.cluster.builder import BuildFailed, find_go
 from tests.lab.node import REPOSITORY
 
 BUILD = REPOSITORY / "build" / "matrix"
-MIRRORS = Path(__file__).with_name("mirrors")
+MIRRORS, CLIENTS = (Path(__file__).with_name(name) for name in ("mirrors", "clients"))
 # Of the packages in locks/matrix.txt; the Makefile makes it.
 PYTHON = BUILD / "venv" / "bin" / "python"
 
@@ -23,11 +23,14 @@ def built(name: str) -> Path:
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / ".lock").open("w") as lock:  # tests run side by side
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _BUILDERS[name]()
+        try:
+            return _BUILDERS[name]()
+        except BuildFailed as error:
+            raise NotBuilt(f"{name}: {error}") from None
 
 
 def _go() -> Path:
-    _run([find_go(), "build", "-o", BUILD / "go", "."], MIRRORS / "go")
+    _run([find_go(), "build", "-buildvcs=false", "-o", BUILD / "go", "."], MIRRORS / "go")
     return BUILD / "go"
 
 
@@ -38,11 +41,19 @@ def _tokio() -> Path:
 
 
 def _java() -> Path:
-    source, made = MIRRORS / "Mirror.java", BUILD / "java"
-    compiled = made / "Mirror.class"
-    if not compiled.exists() or compiled.stat().st_mtime < source.stat().st_mtime:
-        _run(["javac", "-d", made, source], MIRRORS)
+    sources, made = (MIRRORS / "Mirror.java", CLIENTS / "Calls.java"), BUILD / "java"
+    compiled = [made / f"{each.stem}.class" for each in sources]
+    if any(not each.exists() for each in compiled) or _newest(sources) > min(map(_changed, compiled)):
+        _run(["javac", "-d", made, *sources], MIRRORS)
     return made
+
+
+def _newest(paths: Iterable[Path]) -> float:
+    return max(map(_changed, paths))
+
+
+def _changed(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 _BUILDERS: dict[str, Callable[[], Path]] = {"go": _go, "tokio": _tokio, "java": _java}

@@ -3,7 +3,7 @@
 import pwd
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
@@ -21,11 +21,12 @@ class Way(Enum):
     PLAIN = 7000  # a port of no Service: the inbound listener looks for TLS, then for HTTP, in bytes as they came
     FIRST = SERVER_FIRST  # a port without inspectors and mTLS, as servers that speak first need it
     HTTP = HTTP  # HTTP connection managers on both sides, mTLS, pooled connections
+    HTTP2 = 8083  # the same for a port that is named grpc: HTTP/2 all the way
 
     @property
     def is_mutual(self) -> bool:
         """Whether the proxies speak mTLS."""
-        return self in (Way.MTLS, Way.HTTP)
+        return self in (Way.MTLS, Way.HTTP, Way.HTTP2)
 
     @property
     def label(self) -> str:
@@ -78,15 +79,26 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class Client:
+    """A program that calls a server: HOST PORT SEED SIZE, and options, are added to its command line.
+
+    It prints {"bytes": N}, how many it has compared, and ends with an AssertionError if some are wrong.
+    """
+
+    argv: Callable[[Path], list[str | Path]]  # by the directory of everybody's programs
+    user: int = APP_ID
+    knows_greetings: bool = False  # whether a mirror that speaks first is to be told of by the option `greeted`
+
+
+@dataclass(frozen=True)
 class Software:
     """A server and its client."""
 
     name: str
     server: Callable[[Place], Command]
-    client: str  # a file of clients/
+    client: Client
     ways: tuple[Way, ...]
     options: tuple[str, ...] = ()  # of the client
-    interpreter: str | Path = DEBIANS
     compiled: tuple[str, ...] = ()  # see building.py
     at_full: Notice | None = None
 
@@ -168,6 +180,25 @@ def _node(kind: str) -> Callable[[Place], Command]:
     return lambda place: Command(["node", place.mirrors / "mirror.js", kind, str(place.port), *place.greeting])
 
 
+def _script(name: str, interpreter: str | Path = DEBIANS) -> Client:
+    """A file of clients/. An interpreter of the checkout runs as root, as others may not be able to go there."""
+    user = APP_ID if interpreter == DEBIANS else 0
+    return Client(lambda programs: [interpreter, "-s", programs / "tests" / "matrix" / "clients" / name], user)
+
+
+def _go_calls(programs: Path) -> list[str | Path]:
+    return [programs / "go", "call"]
+
+
+def _java_calls(programs: Path) -> list[str | Path]:
+    named = "-Djdk.httpclient.allowRestrictedHeaders=host"
+    return ["java", named, "-cp", programs / "java", "Calls"]
+
+
+def _node_calls(programs: Path) -> list[str | Path]:
+    return ["node", programs / "tests" / "matrix" / "clients" / "calls.js"]
+
+
 def _tokio(place: Place) -> Command:
     return Command([place.programs / "tokio", str(place.port), *place.greeting])
 
@@ -182,6 +213,8 @@ def _with_certificate(server: Callable[[Place], Command]) -> Callable[[Place], C
     return secured
 
 
+_MIRRORED = replace(_script("mirrored.py"), knows_greetings=True)
+_OVER_HTTP = _script("over_http.py")
 _TCP = (Way.MTLS, Way.PLAIN)
 _ALL_TCP = (*_TCP, Way.FIRST)
 _HTTP = (Way.HTTP, Way.PLAIN)
@@ -191,24 +224,28 @@ _SHORT_READ = Notice("a read that returns less than it could", always=False)
 SOFTWARE = {
     each.name: each
     for each in (
-        Software("postgres", _postgres, "on_postgres.py", _TCP),
-        Software("mariadb", _mariadb, "on_mariadb.py", (Way.FIRST,)),
-        Software("redis", _redis, "on_redis.py", _TCP),
-        Software("nats", _nats, "on_nats.py", (Way.FIRST,), interpreter=building.PYTHON),
-        Software("rabbitmq", _rabbitmq, "on_rabbitmq.py", _TCP),
-        Software("grpc", _grpc, "on_grpc.py", _TCP, interpreter=sys.executable),
-        Software("asyncio", _asyncio, "mirrored.py", _ALL_TCP),
-        Software("go", _go("tcp"), "mirrored.py", _ALL_TCP, compiled=("go",)),
-        Software("go-copy", _go("copy"), "mirrored.py", _TCP, compiled=("go",), at_full=_SPLICE),
-        Software("java", _java("tcp"), "mirrored.py", _ALL_TCP, compiled=("java",)),
-        Software("node", _node("tcp"), "mirrored.py", _ALL_TCP),
-        Software("tokio", _tokio, "mirrored.py", _ALL_TCP, compiled=("tokio",), at_full=_SHORT_READ),
-        Software("asyncio-tls", _with_certificate(_asyncio), "mirrored.py", _TCP, ("tls",)),
-        Software("go-tls", _with_certificate(_go("tcp")), "mirrored.py", _TCP, ("tls",), compiled=("go",)),
-        Software("node-tls", _with_certificate(_node("tcp")), "mirrored.py", _TCP, ("tls",)),
-        Software("go-http", _go("http"), "over_http.py", _HTTP, compiled=("go",)),
-        Software("java-http", _java("http"), "over_http.py", _HTTP, compiled=("java",)),
-        Software("node-http", _node("http"), "over_http.py", _HTTP),
-        Software("granian-http", _granian, "over_http.py", _HTTP, at_full=_SHORT_READ),
+        Software("postgres", _postgres, _script("on_postgres.py"), _TCP),
+        Software("psql", _postgres, _script("by_psql.py"), _TCP),
+        Software("mariadb", _mariadb, _script("on_mariadb.py"), (Way.FIRST,)),
+        Software("redis", _redis, _script("on_redis.py"), _TCP),
+        Software("nats", _nats, _script("on_nats.py", building.PYTHON), (Way.FIRST,)),
+        Software("rabbitmq", _rabbitmq, _script("on_rabbitmq.py"), _TCP),
+        Software("grpc", _grpc, _script("on_grpc.py", sys.executable), (Way.HTTP2, *_TCP)),
+        Software("asyncio", _asyncio, _MIRRORED, _ALL_TCP),
+        Software("go", _go("tcp"), _MIRRORED, _ALL_TCP, compiled=("go",)),
+        Software("go-copy", _go("copy"), _MIRRORED, _TCP, compiled=("go",), at_full=_SPLICE),
+        Software("java", _java("tcp"), _MIRRORED, _ALL_TCP, compiled=("java",)),
+        Software("node", _node("tcp"), _MIRRORED, _ALL_TCP),
+        Software("tokio", _tokio, _MIRRORED, _ALL_TCP, compiled=("tokio",), at_full=_SHORT_READ),
+        Software("asyncio-tls", _with_certificate(_asyncio), _MIRRORED, _TCP, ("tls",)),
+        Software("go-tls", _with_certificate(_go("tcp")), _MIRRORED, _TCP, ("tls",), compiled=("go",)),
+        Software("node-tls", _with_certificate(_node("tcp")), _MIRRORED, _TCP, ("tls",)),
+        Software("go-http", _go("http"), _OVER_HTTP, _HTTP, compiled=("go",)),
+        Software("java-http", _java("http"), _OVER_HTTP, _HTTP, compiled=("java",)),
+        Software("node-http", _node("http"), _OVER_HTTP, _HTTP),
+        Software("granian-http", _granian, _OVER_HTTP, _HTTP, at_full=_SHORT_READ),
+        Software("go-calls", _node("http"), Client(_go_calls), _HTTP, compiled=("go",)),
+        Software("java-calls", _node("http"), Client(_java_calls), _HTTP, compiled=("java",)),
+        Software("node-calls", _go("http"), Client(_node_calls), _HTTP, compiled=("go",)),
     )
 }

@@ -7,7 +7,16 @@ import pytest
 from tests.matrix.bed import Bed, bed
 from tests.matrix.cases import cases, run
 
-CUT = ("redis/mtls", "grpc/plain", "asyncio/plain", "java/mtls", "node/first", "node-tls/plain", "node-http/http")
+CUT = (
+    "redis/mtls",
+    "grpc/http2",
+    "asyncio/plain",
+    "java/mtls",
+    "node/first",
+    "node-tls/plain",
+    "node-http/http",
+    "java-calls/http",
+)
 SEED, BIG = 1, 1_000_000
 
 

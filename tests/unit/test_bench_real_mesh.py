@@ -28,7 +28,7 @@ def test_both_kinds_of_proxying_and_h2_are_loaded(part: str) -> None:
 
 def test_a_failed_request_is_on_the_page() -> None:
     failed = Sample(0, "keepalive-32-http", "proxy", Figures(10, 1.0, 10, 3, 1.0, 2.0), Spent(1.0, 1.0))
-    assert "- proxy, keep-alive, 32 conn., HTTP: 3" in page(_results(failed))
+    assert "- proxy, keep-alive, 32 conn., HTTP, mTLS: 3" in page(_results(failed))
 
 
 def test_the_page_can_be_made_again_of_the_figures(tmp_path: Path) -> None:

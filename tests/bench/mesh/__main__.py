@@ -72,12 +72,15 @@ def chosen(only: tuple[str, ...]) -> Choice:
 def bench(rounds: int, seconds: int, only: tuple[str, ...], output: Path, quick: bool, seed: int, render: bool) -> None:
     """Compare no mesh, iptables, sidestep at every level and chained Envoys."""
     if render:
-        publish(read(output / "mesh.json"), output)
+        known = read(output / "mesh.json")
+        if not known.is_mutual:
+            raise click.UsageError(f"{output / 'mesh.json'} is of Envoys without mTLS, which its page would not say")
+        publish(known, output)
         return
     choice = chosen(only)
     rounds, seconds = (1, 1) if quick else (rounds, seconds)
     busy = busy_cores(0.5 if quick else 3)
-    results = Results(rounds, seconds, seed, machine(), choice.scenarios, choice.workloads, busy)
+    results = Results(rounds, seconds, seed, machine(), choice.scenarios, choice.workloads, busy, is_mutual=True)
     if choice.workloads:
         with pairs([SCENARIOS[name] for name in choice.scenarios]) as living:
             take_turns(

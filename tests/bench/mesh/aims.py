@@ -1,44 +1,51 @@
-"""What was aimed at before anything was measured, as ratios to iptables in the same run; and whether it was met."""
+"""What was aimed at before anything was measured, as ratios of one interleaved run; and whether it was met."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.bench.mesh.blocks import judged
-from tests.bench.mesh.ratios import Metric, Samples, Spread
+from tests.bench.mesh.ratios import BASELINE, Metric, Samples, Spread
+from tests.bench.mesh.workloads import WORKLOADS, Generator, Workload
 
 LEVELS = ("proxy", "full")
 
 
 @dataclass(frozen=True)
 class Aim:
-    """One figure for each level."""
+    """One figure of a level, compared with another way in the same round."""
 
-    workloads: tuple[str, ...]
+    levels: tuple[str, ...]
     metric: Metric
+    against: str
     is_ceiling: bool  # else the ratio must not be lower
-    bounds: tuple[float, float]  # by LEVELS
+    bound: float
+    concerns: Callable[[Workload], bool]
 
-    def wording(self, level: str) -> str:
+    @property
+    def wording(self) -> str:
         """As it is shown beside the figure."""
-        return f"{'≤' if self.is_ceiling else '≥'} {self.bounds[LEVELS.index(level)]}"
+        return f"{'≤' if self.is_ceiling else '≥'} {self.bound}"
 
-    def verdict(self, level: str, found: Spread | None) -> str:
+    def verdict(self, found: Spread | None) -> str:
         """The rounds' median decides."""
-        if found is None:
-            return "not measured"
-        return judged(found, self.bounds[LEVELS.index(level)], self.is_ceiling)
+        return "not measured" if found is None else judged(found, self.bound, self.is_ceiling)
 
 
-def _both(name: str) -> tuple[str, ...]:
-    return f"{name}-tcp", f"{name}-http"
+def _keeps_connections(workload: Workload) -> bool:
+    return not workload.is_closing
+
+
+def _has_requests(workload: Workload) -> bool:
+    return workload.generator is not Generator.IPERF3
 
 
 AIMS = (
-    Aim(_both("keepalive-32"), Metric.RATE, False, (1.4, 1.8)),
-    Aim(_both("body-64k"), Metric.RATE, False, (1.8, 2.4)),
-    Aim(_both("keepalive-1"), Metric.P50, True, (0.9, 0.6)),
-    Aim(_both("new-connection"), Metric.RATE, False, (1.1, 1.1)),
-    Aim(("stream-64", "stream-1024"), Metric.RATE, False, (0.95, 0.9)),
-    Aim(_both("keepalive-32"), Metric.CPU, True, (0.75, 0.6)),
+    # the same Envoys over unix sockets: what no interception could do better than
+    Aim(("full",), Metric.RATE, "unix", False, 0.95, _keeps_connections),
+    Aim(("proxy",), Metric.RATE, "off", False, 1.0, lambda _: True),
+    Aim(("proxy",), Metric.CPU, BASELINE, True, 0.9, lambda each: each.name.startswith("keepalive-32-")),
+    Aim(LEVELS, Metric.P99, BASELINE, True, 1.0, _has_requests),
+    Aim(LEVELS, Metric.RATE, BASELINE, False, 1.1, lambda each: each.is_closing),
 )
 
 
@@ -49,18 +56,18 @@ class Verdict:
     workload: str
     metric: Metric
     level: str
+    against: str
     found: Spread | None
     aim: str
     verdict: str
 
 
 def verdicts(samples: Samples) -> list[Verdict]:
-    """Every aim at every level, for both kinds of Envoy, whatever was measured."""
+    """Every aim for every workload that it concerns, whatever was measured."""
     rows = []
     for aim in AIMS:
-        for workload in aim.workloads:
-            for level in LEVELS:
-                found = samples.ratio(workload, level, aim.metric)
-                said = aim.verdict(level, found)
-                rows.append(Verdict(workload, aim.metric, level, found, aim.wording(level), said))
+        for name, workload in WORKLOADS.items():
+            for level in aim.levels if aim.concerns(workload) else ():
+                found = samples.ratio(name, level, aim.metric, aim.against)
+                rows.append(Verdict(name, aim.metric, level, aim.against, found, aim.wording, aim.verdict(found)))
     return rows

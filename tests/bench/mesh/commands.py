@@ -15,18 +15,25 @@ def generator_files() -> dict[str, bytes]:
     return {_WRK_REPORT.name: _WRK_REPORT.read_bytes(), _PING: b"x" * PING}
 
 
-def command(workload: Workload, host: str, files: Path, seconds: int, way_in: Path | None = None) -> list[str | Path]:
-    """What is run. `files` is the folder with generator_files(), `way_in` a unix socket instead of host and port."""
+def command(
+    workload: Workload, host: str, files: Path, seconds: int, way_in: Path | None = None, name: str | None = None
+) -> list[str | Path]:
+    """What is run. `files` is the folder with generator_files(), `way_in` a unix socket instead of host and port.
+
+    `name` is the Service's, if the host is none that proxies know to be its.
+    """
     port = SERVICES[workload.service].port
     url = f"http://{host}:{port}/{workload.path}"
     if workload.generator is Generator.IPERF3:
         size = str(workload.write_size)
         return ["iperf3", "-c", host, "-p", str(port), "-t", str(seconds), "-l", size, "--json"]
     if workload.generator is Generator.WRK:
-        closing = ["-H", "Connection: close"] if workload.is_closing else []
+        headers = ["-H", "Connection: close"] if workload.is_closing else []
+        headers += ["-H", f"Host: {name}"] if name else []
         sizes = ["-t1", f"-c{workload.connections}", f"-d{seconds}"]
-        return ["wrk", *sizes, *closing, "-s", files / _WRK_REPORT.name, url]
+        return ["wrk", *sizes, *headers, "-s", files / _WRK_REPORT.name, url]
     base = ["-B", f"unix:{way_in}"] if way_in else []
+    base += ["-H", f":authority: {name}"] if name else []
     sizes = ["-t1", f"-c{workload.connections}", "-m1", f"-D{seconds}"]
     return ["h2load", *sizes, "-d", files / _PING, "--log-file", files / REQUESTS, *base, url]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from tests.bench.mesh.commands import REQUESTS, command, figures_of, generator_files
 from tests.bench.mesh.cpu import Spent, spent
 from tests.bench.mesh.measure import Figures, Unreadable
+from tests.bench.mesh.proxies import HOST
 from tests.bench.mesh.scenarios import Pair
 from tests.bench.mesh.workloads import Generator, Workload
 
@@ -33,7 +34,7 @@ def load(pair: Pair, workload: Workload, seconds: int, number: int) -> Sample:
     cgroups = pair.client.cgroup, pair.server.cgroup
     before, counted = spent(cgroups), pair.traffic()
     process = pair.client.popen(
-        command(workload, pair.host, pair.files, seconds, pair.way_in(workload.service)),
+        command(workload, pair.host, pair.files, seconds, pair.way_in(workload.service), HOST),
         env=pair.environment(workload.service) if workload.generator is Generator.WRK else None,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -47,6 +48,8 @@ def load(pair: Pair, workload: Workload, seconds: int, number: int) -> Sample:
         process.communicate()
         raise Unreadable(f"{workload.generator} in {pair.scenario.name} does not come to an end") from error
     after = spent(cgroups)
+    if not pair.has_shaken_hands(workload.service):
+        raise Unreadable(f"{pair.scenario.name}, {workload.name}: the Envoys did not speak mTLS")
     messages = {key: count - counted[key] for key, count in pair.traffic().items()}
     log = pair.files / REQUESTS
     try:

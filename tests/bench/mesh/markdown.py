@@ -14,10 +14,17 @@ _FATES = ("redirected", "undrained", "over_budget", "no_peer")  # fields of stru
 NOTES = """\
 - Each cell is the median of the rounds, with the lowest and the highest in brackets. Ratios are made within a round:
   the pairs take turns at each workload, in an order that is drawn anew each time.
-- `off`, `proxy`, `full` are sidestep's levels of acceleration, on a node each. `no-mesh` has no Envoys. `unix` is the
-  same two Envoys chained by configuration over unix sockets: what no interception could do better than.
+- "HTTP, mTLS" is what Istio does with most traffic: HTTP connection managers on both sides, connections to the
+  Service's pod that stay open, mTLS between the Envoys. "tcp_proxy, mTLS" is a Service's port for TCP: a TLS connection
+  for each of the client's. Both are configured as a real istiod does it, with inspectors of the first bytes, and have
+  RSA keys of 2048 bits, as Istio's are, unless the row says ECDSA. "tcp_proxy" alone, and the streams, are bytes as
+  they came, through the chains for what is no Service's, without inspectors.
+- `iptables` has Istio's rules as the conformance suite writes them, `nftables` those that Istio's own plugin writes in
+  its native nftables mode. `off`, `proxy`, `full` are sidestep's levels of acceleration, on a node each. `no-mesh` has
+  no Envoys. `unix` is the same two Envoys chained by configuration over unix sockets, with the same mTLS: what no
+  interception could do better than.
 - Client, both Envoys (one worker thread each), server and kernel share the machine's cores, so requests/s is the whole
-  path's. mTLS is out of scope: plain TCP between the pods. They hang on one bridge; no kube-proxy is in the way.
+  path's. The pods hang on one bridge; no kube-proxy is in the way.
 - CPU is the whole machine's time that was not idle, load generator and server included: the kernel may do its work on
   packets while nobody's process runs. It means something on a quiet machine only. CPU of the pods' cgroups is what the
   scheduler charged to the processes of both pods: without the rest of the machine, and without idle-time softirqs.
@@ -88,13 +95,14 @@ def _aims(samples: Samples) -> str:
             WORKLOADS[each.workload].title,
             TITLES[each.metric],
             each.level,
+            each.against,
             str(each.found) if each.found else "–",
             each.aim,
             each.verdict,
         ]
         for each in verdicts(samples)
     ]
-    head = ["workload", "figure", "level", "ratio to iptables", "aim", ""]
+    head = ["workload", "figure", "level", "against", "ratio", "aim", ""]
     return "## Aims\n\n" + table(head, rows)
 
 

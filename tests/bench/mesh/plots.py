@@ -6,7 +6,14 @@ from tests.bench.mesh.ratios import BASELINE, TITLES, Metric, Samples, Spread
 from tests.bench.mesh.results import Results
 from tests.bench.mesh.workloads import WORKLOADS
 
-COLOURS = {"no-mesh": "#9aa5b1", "off": "#7fb3d5", "proxy": "#1f77b4", "full": "#0b3c5d", "unix": "#d9a441"}
+COLOURS = {
+    "no-mesh": "#9aa5b1",
+    "nftables": "#8a6d3b",
+    "off": "#7fb3d5",
+    "proxy": "#1f77b4",
+    "full": "#0b3c5d",
+    "unix": "#d9a441",
+}
 _LEFT, _WIDTH, _RIGHT = 330, 620, 60  # names, bars, figures: pixels
 _BAR, _GAP, _TOP = 11, 12, 64
 _STEPS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 25, 50, 100)

@@ -1,18 +1,20 @@
-"""The Envoys that are measured: one listener a direction, TCP proxying or HTTP by the port that is asked for.
+"""The Envoys that are measured, in sidecars: configured as istiod does it, with a Service's ports and bare ones beside.
 
-Plain TCP between the pods: mTLS costs the same whoever captures, and hides what is compared. No access log.
+One worker thread, and no access log, as Istio has none by default.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.lab.envoy import Envoy
+from tests.lab.envoy import PROXY_ID, Envoy
+from tests.lab.istiod.identities import KeyKind, mesh_authority
+from tests.lab.istiod.sent import HTTP, TCP, resources, with_port_like, with_tcp_service
 from tests.lab.pod import Pod
 
 OUTBOUND, INBOUND = 15001, 15006
-_NETWORK = "type.googleapis.com/envoy.extensions.filters.network"
-_UNLIMITED = 1_000_000_000  # as Istio has it for clusters to original destinations
+HOST = "server"  # the Service's name in the routes that istiod has sent
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -23,129 +25,100 @@ class Service:
     port: int
     is_http: bool  # HTTP connection manager, else tcp_proxy
     speaks: str  # http1, http2 or bytes
+    is_mutual: bool = False  # a Service's port, called by mTLS; else bytes as they came, and no inspectors
+    key_kind: KeyKind = KeyKind.RSA
 
 
 SERVICES = {
     each.name: each
     for each in (
-        Service("tcp", 8080, False, "http1"),
-        Service("http", 8081, True, "http1"),
-        Service("tcp-h2", 8082, False, "http2"),
-        Service("http-h2", 8083, True, "http2"),
+        Service("http", HTTP, True, "http1", is_mutual=True),
+        Service("http-h2", 8083, True, "http2", is_mutual=True),
+        Service("mtls", TCP, False, "http1", is_mutual=True),
+        Service("mtls-ecdsa", 9002, False, "http1", is_mutual=True, key_kind=KeyKind.ECDSA),
+        Service("tcp", 8082, False, "http1"),
+        Service("tcp-h2", 8084, False, "http2"),
         Service("stream", 5201, False, "bytes"),
     )
 }
 
 
-class InterceptingEnvoy(Envoy):
-    """The sidecar: 15001 and 15006, original destinations. One worker thread."""
+class MeshEnvoy(Envoy):
+    """What both kinds of Envoys have: certificates with keys of either kind."""
 
     def __init__(self, pod: Pod) -> None:
         super().__init__(pod.directory, pod.netns, pod.cgroup, workers=1)
+        self.key_kind = KeyKind.RSA
+        self._second = pod.directory / KeyKind.ECDSA
 
-    def configuration(self) -> dict[str, Any]:
-        """Both directions."""
-        clusters = [_original("passthrough"), _original("inbound")]
-        clusters[1]["upstream_bind_config"] = {"source_address": {"address": "127.0.0.6", "port_value": 0}}
-        clusters.append({"name": "blackhole", "type": "STATIC", "connect_timeout": "1s"})
-        listeners = [_intercepting(OUTBOUND, "passthrough"), _intercepting(INBOUND, "inbound")]
-        return _bootstrap(self.admin, listeners, clusters)
+    def start(self) -> None:
+        """Run it and wait until it is live."""
+        self._second.mkdir(exist_ok=True)
+        mesh_authority().issue(self._second, "default", self._directory.name, PROXY_ID, KeyKind.ECDSA)
+        super().start()
 
+    def sent(self) -> Json:
+        """What istiod sends for all ports that are a Service's."""
+        static = resources("REDIRECT", self.log, self._directory)
+        with_tcp_service(static)
+        with_port_like(static, HTTP, SERVICES["http-h2"].port, http2=True)
+        with_port_like(static, TCP, SERVICES["mtls-ecdsa"].port, secret=KeyKind.ECDSA)
+        _forget_logs(static)
+        static["secrets"].append({"name": KeyKind.ECDSA, "tls_certificate": certificate(self._second)})
+        return static
 
-class ChainedEnvoy(Envoy):
-    """The same Envoy without interception: every service from one address to the next."""
-
-    def __init__(self, pod: Pod, ways: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> None:
-        """`ways` has Envoy's addresses of where to listen and where to go, by service."""
-        super().__init__(pod.directory, pod.netns, pod.cgroup, workers=1)
-        self._ways = ways
-
-    def configuration(self) -> dict[str, Any]:
-        """A listener and a cluster a service."""
-        listeners, clusters = [], []
-        for name, (here, there) in self._ways.items():
-            chain = _chain(name, SERVICES[name].is_http)
-            listeners.append({"name": name, "address": here, "filter_chains": [chain]})
-            clusters.append(_static(name, there))
-        return _bootstrap(self.admin, listeners, clusters)
+    def with_admin(self, static: Json) -> Json:
+        """A whole configuration."""
+        return {"admin": {"address": {"pipe": {"path": str(self.admin)}}}, "static_resources": static}
 
 
-def pipe(path: Path) -> dict[str, Any]:
-    """A unix socket as Envoy writes it, open to all users."""
-    return {"pipe": {"path": str(path), "mode": 0o777}}
+class InterceptingEnvoy(MeshEnvoy):
+    """The sidecar: 15001 and 15006, original destinations, inspectors."""
+
+    def __init__(self, pod: Pod, server: Pod) -> None:
+        """`server` is the pod that is the Service's one endpoint."""
+        super().__init__(pod)
+        self._server = server
+
+    def configuration(self) -> Json:
+        """As istiod sends it; a bare port goes through the chains for what is no Service's, without inspectors."""
+        static = self.sent()
+        inbound = next(each for each in static["listeners"] if each["name"] == "virtualInbound")
+        for inspector in inbound["listener_filters"]:
+            if "filter_disabled" in inspector:
+                inspector["filter_disabled"]["or_match"]["rules"] += [
+                    {"destination_port_range": {"start": each.port, "end": each.port + 1}}
+                    for each in SERVICES.values()
+                    if not each.is_mutual
+                ]
+        for each in SERVICES.values():
+            if each.is_mutual:
+                address = {"socket_address": {"address": str(self._server.ip4), "port_value": each.port}}
+                give_endpoint(outbound_cluster(static, each.port), address)
+        return self.with_admin(static)
 
 
-def loopback(port: int) -> dict[str, Any]:
-    """A port of 127.0.0.1 as Envoy writes it."""
-    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+def outbound_cluster(static: Json, port: int) -> Json:
+    """Of a Service's port."""
+    found: Json = next(each for each in static["clusters"] if each["name"].startswith(f"outbound|{port}|"))
+    return found
 
 
-def _bootstrap(admin: Path, listeners: list[dict[str, Any]], clusters: list[dict[str, Any]]) -> dict[str, Any]:
-    resources = {"listeners": listeners, "clusters": clusters}
-    return {"admin": {"address": {"pipe": {"path": str(admin)}}}, "static_resources": resources}
+def give_endpoint(cluster: Json, address: Json) -> None:
+    """One, as a Service's pod is: the connections to it are pooled. `address` is as Envoy writes it."""
+    endpoints = [{"lb_endpoints": [{"endpoint": {"address": address}}]}]
+    cluster |= {"type": "STATIC", "lb_policy": "LEAST_REQUEST"}
+    cluster["load_assignment"] = {"cluster_name": cluster["name"], "endpoints": endpoints}
 
 
-def _intercepting(port: int, cluster: str) -> dict[str, Any]:
-    filters = "type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst"
-    http = [
-        {"filter_chain_match": {"destination_port": each.port}, **_chain(cluster, True)}
-        for each in SERVICES.values()
-        if each.is_http
-    ]
-    return {
-        "name": cluster,
-        "address": {"socket_address": {"address": "0.0.0.0", "port_value": port}},
-        "listener_filters": [{"name": "original_dst", "typed_config": {"@type": filters}}],
-        "filter_chains": [
-            {"filter_chain_match": {"destination_port": port}, **_chain("blackhole", False)},
-            *http,
-            _chain(cluster, False),
-        ],
-    }
+def certificate(directory: Path) -> Json:
+    """Where its files are, as Envoy writes it."""
+    files = {"certificate_chain": "cert.pem", "private_key": "key.pem"}
+    return {key: {"filename": str(directory / name)} for key, name in files.items()}
 
 
-def _chain(cluster: str, is_http: bool) -> dict[str, Any]:
-    return {"filters": [_http(cluster) if is_http else _tcp(cluster)]}
-
-
-def _tcp(cluster: str) -> dict[str, Any]:
-    kind = f"{_NETWORK}.tcp_proxy.v3.TcpProxy"
-    return {"name": "tcp", "typed_config": {"@type": kind, "stat_prefix": cluster, "cluster": cluster}}
-
-
-def _http(cluster: str) -> dict[str, Any]:
-    router = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
-    route = {"match": {"prefix": "/"}, "route": {"cluster": cluster, "timeout": "0s"}}
-    config = {
-        "@type": f"{_NETWORK}.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": cluster,
-        "codec_type": "AUTO",
-        "http_filters": [{"name": "router", "typed_config": {"@type": router}}],
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
-    }
-    return {"name": "http", "typed_config": config}
-
-
-def _original(name: str) -> dict[str, Any]:
-    return {"name": name, "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", **_upstream()}
-
-
-def _static(name: str, address: dict[str, Any]) -> dict[str, Any]:
-    plain = {"pipe": {"path": address["pipe"]["path"]}} if "pipe" in address else address
-    endpoints = [{"lb_endpoints": [{"endpoint": {"address": plain}}]}]
-    return {"name": name, "type": "STATIC", "load_assignment": {"cluster_name": name, "endpoints": endpoints}} | (
-        _upstream()
-    )
-
-
-def _upstream() -> dict[str, Any]:
-    """No limit of connections, and HTTP/2 to whom the client speaks it."""
-    limits = {each: _UNLIMITED for each in ("max_connections", "max_pending_requests", "max_requests")}
-    options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    as_downstream: dict[str, Any] = {"http_protocol_options": {}, "http2_protocol_options": {}}
-    protocol = {"@type": f"type.googleapis.com/{options}", "use_downstream_protocol_config": as_downstream}
-    return {
-        "connect_timeout": "5s",
-        "circuit_breakers": {"thresholds": [limits]},
-        "typed_extension_protocol_options": {options: protocol},
-    }
+def _forget_logs(thing: Any) -> None:
+    if isinstance(thing, dict):
+        thing.pop("access_log", None)
+    for each in thing.values() if isinstance(thing, dict) else thing if isinstance(thing, list) else ():
+        _forget_logs(each)

@@ -90,12 +90,12 @@ class Samples:
         """This machine's figures."""
         return spread(each for number in self.rounds if (each := self._at(workload, scenario, number, metric)))
 
-    def ratio(self, workload: str, scenario: str, metric: Metric) -> Spread | None:
-        """Against iptables in the same round."""
+    def ratio(self, workload: str, scenario: str, metric: Metric, against: str = BASELINE) -> Spread | None:
+        """To another way in the same round."""
         found = []
         for number in self.rounds:
             ours = self._at(workload, scenario, number, metric)
-            theirs = self._at(workload, BASELINE, number, metric)
+            theirs = self._at(workload, against, number, metric)
             if ours is not None and theirs:
                 found.append(ours / theirs)
         return spread(found)

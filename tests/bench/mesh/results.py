@@ -37,6 +37,7 @@ class Results:
     failures: list[str] = field(default_factory=list)
     traffic: dict[str, dict[str, int]] = field(default_factory=dict)  # by scenario: how often messages were redirected
     beside: list[dict[str, Any]] = field(default_factory=list)  # what was measured without load, as blocks
+    is_mutual: bool = False  # whether Envoys spoke mTLS for HTTP; runs that do not say so are of before they did
 
     def write(self, path: Path) -> None:
         """As JSON."""

@@ -18,10 +18,12 @@ from bpf.layout import Level
 from bpf.pins import Pins
 from cni.policy.annotations import ACCELERATION
 from installer.commands.status.status_document import status_of
-from tests.bench.mesh.proxies import SERVICES, ChainedEnvoy, InterceptingEnvoy, loopback, pipe
+from tests.bench.mesh.chained import ChainedEnvoy, loopback, pipe
+from tests.bench.mesh.proxies import SERVICES, InterceptingEnvoy
 from tests.bench.mesh.servers import Servers
 from tests.conformance.capture import by_rules
 from tests.conformance.configs import Config
+from tests.conformance.istio_plugin import Tools, by_istio
 from tests.lab.envoy import Envoy
 from tests.lab.levels import wait_for_level
 from tests.lab.machine import acceleration_needed
@@ -37,6 +39,7 @@ class Way(StrEnum):
 
     NOBODY = "nobody"  # there are no Envoys
     IPTABLES = "iptables"
+    NFTABLES = "nftables"  # by Istio's own plugin, which writes native nftables rules
     SIDESTEP = "sidestep"
     UNIX = "unix"  # Envoys chained by their configuration
 
@@ -56,6 +59,7 @@ SCENARIOS = {
     for each in (
         Scenario("no-mesh", Way.NOBODY),
         BASELINE,
+        Scenario("nftables", Way.NFTABLES),
         Scenario("off", Way.SIDESTEP, Level.OFF),
         Scenario("proxy", Way.SIDESTEP, Level.PROXY),
         Scenario("full", Way.SIDESTEP, Level.FULL),
@@ -71,7 +75,7 @@ class Pair:
     scenario: Scenario
     client: Pod
     server: Pod
-    envoys: tuple[Envoy, ...]
+    envoys: tuple[Envoy, ...]  # the server's, then the client's
     files: Path  # of the unix sockets, and whatever the load generators write
     preload: Path
 
@@ -84,6 +88,12 @@ class Pair:
         """The unix socket that is the client's end of a service; None where it is reached over IPv4."""
         has_none = self.scenario.way is not Way.UNIX or SERVICES[service].speaks == "bytes"
         return None if has_none else self.files / f"client-{service}.sock"
+
+    def has_shaken_hands(self, service: str) -> bool:
+        """Whether the client's Envoy speaks mTLS to the server's, where it should."""
+        if not self.envoys or not SERVICES[service].is_mutual:
+            return True
+        return self.envoys[-1].handshakes(SERVICES[service].port) > 0
 
     def traffic(self) -> dict[str, int]:
         """What became of the messages of both pods, as `sidestep status` has it; nothing without sidestep."""
@@ -148,6 +158,8 @@ def _pod(stack: ExitStack, node: Node, scenario: Scenario, name: str) -> Pod:
     pod = node.pod(name, mesh=scenario.way is Way.SIDESTEP, annotations=annotations, app=False, envoy=False)
     if scenario.way is Way.IPTABLES:
         by_rules(stack, Config("default"), pod.netns)
+    if scenario.way is Way.NFTABLES:
+        stack.enter_context(by_istio(Tools.NFTABLES))(stack, Config("default"), pod.netns)
     return pod
 
 
@@ -155,7 +167,7 @@ def _envoys(scenario: Scenario, client: Pod, server: Pod, servers: Servers) -> t
     if scenario.way is Way.NOBODY:
         return ()
     if scenario.way is not Way.UNIX:
-        return InterceptingEnvoy(server), InterceptingEnvoy(client)
+        return InterceptingEnvoy(server, server), InterceptingEnvoy(client, server)
     files = servers.files
     at_client, at_server = {}, {}
     for name, service in SERVICES.items():
@@ -164,4 +176,4 @@ def _envoys(scenario: Scenario, client: Pod, server: Pod, servers: Servers) -> t
         entry = loopback(service.port) if is_stream else pipe(files / f"client-{name}.sock")
         at_client[name] = entry, middle
         at_server[name] = middle, loopback(service.port) if is_stream else pipe(servers.socket(name))
-    return ChainedEnvoy(server, at_server), ChainedEnvoy(client, at_client)
+    return ChainedEnvoy(server, at_server, is_server=True), ChainedEnvoy(client, at_client, is_server=False)

@@ -28,32 +28,52 @@ class Workload:
     write_size: int = 0  # bytes of each write() of a stream
 
 
-def _http(variant: str) -> list[Workload]:
-    proxy = {"tcp": "tcp_proxy", "http": "HTTP"}[variant]
-    loads = [
-        Workload(f"keepalive-{n}-{variant}", f"keep-alive, {n} conn., {proxy}", Generator.WRK, variant, n)
-        for n in (1, 32, 256)
-    ]
-    loads += [
-        Workload(f"body-{path}-{variant}", f"{size} bodies, 32 conn., {proxy}", Generator.WRK, variant, 32, path)
-        for path, size in (("64k", "64 KiB"), ("1m", "1 MiB"))
-    ]
-    name, title = f"new-connection-{variant}", f"new connection per request, 32 clients, {proxy}"
-    loads.append(Workload(name, title, Generator.WRK, variant, 32, is_closing=True))
-    name, title = f"ping-pong-{variant}", f"gRPC-like ping-pong, {proxy}"
-    loads.append(Workload(name, title, Generator.H2LOAD, f"{variant}-h2"))
-    return loads
+# By service, what its Envoys do, as titles have it.
+_ENVOYS = {
+    "http": "HTTP, mTLS",
+    "mtls": "tcp_proxy, mTLS",
+    "mtls-ecdsa": "tcp_proxy, mTLS with ECDSA",
+    "tcp": "tcp_proxy",
+}
+
+
+def _keepalive(service: str, connections: int) -> Workload:
+    title = f"keep-alive, {connections} conn., {_ENVOYS[service]}"
+    return Workload(f"keepalive-{connections}-{service}", title, Generator.WRK, service, connections)
+
+
+def _body(service: str, path: str, size: str) -> Workload:
+    title = f"{size} bodies, 32 conn., {_ENVOYS[service]}"
+    return Workload(f"body-{path}-{service}", title, Generator.WRK, service, 32, path)
+
+
+def _new(service: str) -> Workload:
+    title = f"new connection per request, 32 clients, {_ENVOYS[service]}"
+    return Workload(f"new-connection-{service}", title, Generator.WRK, service, 32, is_closing=True)
+
+
+def _requests(service: str) -> list[Workload]:
+    """Of all kinds."""
+    loads = [_keepalive(service, connections) for connections in (1, 32, 256)]
+    loads += [_body(service, "64k", "64 KiB"), _body(service, "1m", "1 MiB"), _new(service)]
+    title = f"gRPC-like ping-pong, {_ENVOYS[service]}"
+    return [*loads, Workload(f"ping-pong-{service}", title, Generator.H2LOAD, f"{service}-h2")]
 
 
 def _stream(size: int, title: str) -> Workload:
     return Workload(f"stream-{size}", f"stream, writes of {title}", Generator.IPERF3, "stream", write_size=size)
 
 
+# What Istio does with most traffic comes first.
 WORKLOADS = {
     each.name: each
     for each in (
-        *_http("tcp"),
-        *_http("http"),
+        *_requests("http"),
+        _keepalive("mtls", 32),
+        _body("mtls", "64k", "64 KiB"),
+        _new("mtls"),
+        _new("mtls-ecdsa"),
+        *_requests("tcp"),
         _stream(64, "64 B"),
         _stream(1 << 10, "1 KiB"),
         _stream(16 << 10, "16 KiB"),

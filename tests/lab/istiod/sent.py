@@ -3,10 +3,15 @@
 The files beside this one are what a real istiod sent (`make renew-sent` renews them). Four things are changed: each
 chain gets an access log that tests can read, certificates come from files, routes stand in their listeners, and what
 istiod would look up among the endpoints of a Service goes to the connection's original destination.
+
+Tests call pods by address, which is no Service's. So a TCP connection leaves the client's proxy as it came.
+`with_tcp_service()` adds what istiod sends for the TCP port of a Service, made of the parts for its HTTP port.
+`with_port_like()` adds another port of either kind.
 """
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -29,6 +34,13 @@ _PROXY, _HTTP = (
     f"{_EXTENSIONS}.filters.network.{name}"
     for name in ("tcp_proxy.v3.TcpProxy", "http_connection_manager.v3.HttpConnectionManager")
 )
+
+_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+# as istiod sends it for ports that are named grpc or http2
+_HTTP2 = {
+    "@type": f"type.googleapis.com/{_OPTIONS}",
+    "explicit_http_config": {"http2_protocol_options": {"max_concurrent_streams": 2147483647}},
+}
 
 
 def resources(mode: str, log: Path, identity: Path) -> Json:
@@ -67,6 +79,35 @@ def with_tcp_service(static: Json) -> None:
         del listener[inspecting]
     listener |= {"name": f"0.0.0.0_{TCP}", "filter_chains": [{"filters": chain["filters"]}]}
     static["listeners"].append(listener)
+
+
+def with_port_like(static: Json, model: int, port: int, http2: bool = False, secret: str = "default") -> None:
+    """Add a port of the Service that is as the port `model`, which the configuration has in both directions.
+
+    With `http2` the port is named so, or grpc, and both proxies speak HTTP/2 on. `secret` has the certificate that they
+    show.
+    """
+
+    def is_models(each: Json) -> bool:
+        return each.get("name") == f"0.0.0.0_{model}" or f"bound|{model}|" in each.get("name", "")
+
+    def copied(each: Json) -> Json:
+        text = re.sub(rf"(?<![0-9a-f]){model}(?![0-9a-f])", str(port), json.dumps(each))
+        made: Json = json.loads(text)
+        for part in _dicts(made):
+            for named in part.get("tls_certificate_sds_secret_configs", ()):
+                named["name"] = secret
+        if http2 and "bound|" in made["name"]:
+            made["typed_extension_protocol_options"] = {_OPTIONS: _HTTP2}
+        return made
+
+    inbound = next(each for each in static["listeners"] if each["name"] == "virtualInbound")
+    for inspector in inbound["listener_filters"]:
+        rules = inspector.get("filter_disabled", {}).get("or_match", {}).get("rules", [])
+        if any(each["destination_port_range"]["start"] == model for each in rules):
+            rules.append({"destination_port_range": {"start": port, "end": port + 1}})
+    for parts in (static["listeners"], static["clusters"], inbound["filter_chains"]):
+        parts += [copied(each) for each in parts if is_models(each)]
 
 
 @cache

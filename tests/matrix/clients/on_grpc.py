@@ -10,7 +10,12 @@ import grpc.aio
 
 HOST, PORT, SEED, SIZE = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 UNARY, PARTS = 30, 40
-OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+# The Service's name, by which the client's proxy routes
+OPTIONS = [
+    ("grpc.default_authority", "server"),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+]
 
 
 async def client(number: int) -> int:

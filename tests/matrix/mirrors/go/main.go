@@ -1,5 +1,5 @@
 // A mirror on Go's runtime; ../README.md says what it does. Usage: mirror tcp|http|copy PORT [greets] [CERTIFICATE KEY].
-// `copy` is tcp whose echo is io.Copy, which uses splice(2).
+// `copy` is tcp whose echo is io.Copy, which uses splice(2). `mirror call HOST PORT SEED SIZE` calls another (calls.go).
 package main
 
 import (
@@ -126,6 +126,10 @@ func serveHTTP(port string) error {
 
 func main() {
 	kind, port := os.Args[1], os.Args[2]
+	if kind == "call" {
+		callAll()
+		return
+	}
 	if kind == "http" {
 		log.Fatal(serveHTTP(port))
 	}
