@@ -47,7 +47,7 @@ COMMANDS = {
 }
 # how --help lists them
 _GROUPS = {
-    "See what is going on": ("status", "pods", "explain", "trace", "top", "report", "maps", "deny"),
+    "See what is going on": ("status", "pods", "explain", "trace", "top", "report", "maps", "deny", "bugreport"),
     "Prepare and change a node": (
         "probe",
         "migrate",

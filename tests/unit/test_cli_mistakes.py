@@ -4,6 +4,7 @@ The commands run in this process, up to where they would look at the machine.
 """
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -105,6 +106,11 @@ def test_no_command_is_help_and_2(said: Said) -> None:
     status, _, told = said()
     assert status == 2
     assert told.startswith("Usage: sidestep ")
+
+
+def test_help_lists_every_command(said: Said) -> None:
+    listed = set(re.findall(r"^  ([a-z-]+)  ", said("--help")[1], flags=re.M))
+    assert set(cli.COMMANDS) <= listed
 
 
 @pytest.mark.parametrize("command", sorted(set(cli.COMMANDS) - set(cli._WITHOUT_ROOT)))
