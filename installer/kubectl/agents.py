@@ -32,6 +32,10 @@ class Agent:
         """What `sidestep …` tells in JSON, whatever its exit status. Raises KubectlFailed."""
         return self.kubectl.told(*self._exec(), *argv, "--output", "json")
 
+    def printed(self, *argv: str) -> bytes:
+        """What `sidestep …` prints, byte by byte. Raises KubectlFailed."""
+        return self.kubectl.printed(*self._exec(), *argv)
+
     def follow(self, *argv: str, has_terminal: bool) -> int:
         """Run `sidestep …` with this terminal; its exit status."""
         return self.kubectl.follow(*self._exec(*(["--stdin", "--tty"] if has_terminal else [])), *argv)

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -183,6 +184,35 @@ def test(cluster: Cluster, labels: tuple[str, ...], wanted: tuple[str, ...], ima
         click.echo("· only one node has an agent, so nothing was tried across nodes")
     click.echo(f"test: {good} of {of} captured")
     sys.exit(0 if good == of else 1)
+
+
+@cli.command()
+@click.option(
+    "-d",
+    "--directory",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False, exists=True, writable=True),
+    default=".",
+    show_default=True,
+    help="Where the archives go.",
+)
+@click.pass_obj
+def bugreport(cluster: Cluster, directory: Path) -> None:
+    """Write one archive for each node, with all that is known of it, for whoever looks into a fault.
+
+    The exit status is 1 if one could not be had; the others are there then.
+    """
+    faults, nodes = 0, cluster.nodes()
+    for name in nodes.agents:
+        try:
+            made = nodes.agent_on(name).printed("bugreport")
+            file = directory / f"sidestep-bugreport-{name}.tar.gz"
+            file.write_bytes(made)
+            click.echo(file)
+        except (click.ClickException, OSError) as error:
+            faults += 1
+            click.echo(f"{name}: {error}", err=True)
+    sys.exit(1 if faults else 0)
 
 
 def _on_pods_node(cluster: Cluster, command: str, pod: str, namespace: str | None, arguments: tuple[str, ...]) -> int:

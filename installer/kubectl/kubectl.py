@@ -51,6 +51,14 @@ class Kubectl:
             said = _last_line(done.stdout if done.returncode == 0 else done.stderr)
             raise KubectlFailed(said or f"{PROGRAM} {argv[0]} has printed nothing") from None
 
+    def printed(self, *argv: str) -> bytes:
+        """What it prints, byte by byte. Raises KubectlFailed."""
+        done = self._start(self.command(*argv), stdin=subprocess.DEVNULL, capture_output=True)
+        if done.returncode:
+            raise KubectlFailed(_last_line(done.stderr.decode(errors="replace")) or f"{PROGRAM} {argv[0]} has failed")
+        printed: bytes = done.stdout
+        return printed
+
     def follow(self, *argv: str) -> int:
         """Run it with this terminal as its own; its exit status."""
         return self._start(self.command(*argv)).returncode

@@ -1,6 +1,8 @@
 """`kubectl sidestep`: one verdict on the cluster, the agent of any pod's node, and a test with pods of its own."""
 
+import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -24,6 +26,7 @@ def checks(bed: Bed) -> Iterator[Check]:
         yield Check(f"it has {pod}'s own agent explain", partial(_lacks, explained, "captured"))
     for node in names:
         yield Check(f"it runs any command on {node}", partial(_lacks, plugin.run("on", node, "maps"), "pods"))
+    yield Check("it has a bug report of each node", partial(_without_report, bed, plugin))
     nobody = plugin.run("explain", "mesh/nobody", "10.0.0.1:80")
     yield Check("a pod that is not there is one line", partial(_lacks, nobody, '"nobody" not found', status=1, lines=1))
     tested = plugin.run("test")
@@ -59,6 +62,22 @@ def _not_listed(plugin: KubectlPlugin) -> str:
     pods = {each["pod"]: each for each in plugin.told("pods", "--all-namespaces")}
     wrong = [str(each) for each in (CLIENT, NEAR, FAR) if pods.get(str(each), {}).get("state") != "captured"]
     return ", ".join(wrong + [str(each) for each in PLAIN if str(each) in pods])
+
+
+def _without_report(bed: Bed, plugin: KubectlPlugin) -> str:
+    """The nodes whose archives lack the verdict or the agent's log."""
+    folder = bed.cluster.directory / "bugreports"
+    folder.mkdir()
+    plugin.run("bugreport", "--directory", str(folder))
+    wrong = []
+    for node in bed.cluster.nodes:
+        name = f"sidestep-bugreport-{node.name}"
+        with suppress(OSError, tarfile.TarError, KeyError), tarfile.open(folder / f"{name}.tar.gz") as tar:
+            status, log = (tar.extractfile(f"{name}/{each}") for each in ("status.txt", "log.txt"))
+            if status and log and status.read().startswith(b"OK") and b"agent.serving" in log.read():
+                continue
+        wrong.append(node.name)
+    return ", ".join(wrong)
 
 
 def _lacks(told: tuple[int, str], words: str, status: int = 0, lines: int = 0) -> str:
