@@ -133,11 +133,26 @@ def _lock(pins: Pins) -> int:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        first = _reader_of(descriptor)
         os.close(descriptor)
         raise TraceBusy(
-            "another `sidestep trace` or `sidestep explain --try` runs on this node; end it first"
+            f"{first} reads this node's events, and there can be one reader at a time; end it first"
         ) from None
     return descriptor
+
+
+def _reader_of(descriptor: int) -> str:
+    """Who has locked this open file, as far as /proc/locks and the process's command line tell (proc(5))."""
+    inode = os.fstat(descriptor).st_ino
+    with suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            # 1: FLOCK  ADVISORY  WRITE 1234 00:2a:5678 0 EOF
+            columns = line.split()
+            if columns[1] == "FLOCK" and columns[5].rpartition(":")[2] == str(inode) and columns[4].isdecimal():
+                command = Path("/proc", columns[4], "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode()
+                told = command[command.find("installer") :].replace("installer", "sidestep", 1) if command else ""
+                return f"process {columns[4]} ({told})" if told.isprintable() and told else f"process {columns[4]}"
+    return "another `sidestep trace` or `sidestep explain --try`"
 
 
 @contextmanager

@@ -60,13 +60,8 @@ _GROUPS = {
     ),
     "The command line": ("kubectl-plugin", "completion", "version", "help"),
 }
-_WITHOUT_ROOT = (
-    "completion",
-    "kubectl-plugin",
-    "probe",
-    "help",
-    "version",
-)  # probe reports a missing root in its table
+# probe reports a missing root in its table
+_WITHOUT_ROOT = ("completion", "help", "kubectl-plugin", "probe", "version")
 
 
 @cache

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from bpf.pins import Pins
 from bpf.syscalls import Descriptor
 from tests.lab.command import sidestep, tracing
 from tests.lab.inside import PYTHON
-from tests.lab.node import Node
+from tests.lab.node import REPOSITORY, Node
 from tests.lab.pod import APP_PORT, APP_TCP_PORT, Pod
 from tests.lab.waiting import wait_until
 from tests.node.conftest import Mesh
@@ -254,7 +255,8 @@ def test_people_get_a_line_an_event(mesh: Mesh) -> None:
         mesh.alpha.curl(mesh.beta.ip6)
         assert trace.stdout is not None
         line = trace.stdout.readline()
-    assert f"→ [{mesh.beta.ip6}]:{APP_PORT} tcp: outbound captured, to 15001, O10\n" in line
+    to, why = f"default/beta ([{mesh.beta.ip6}]:{APP_PORT})", "O10: its address is in an included range"
+    assert f"→ {to} tcp: outbound captured, to 15001 ({why})\n" in line
     assert " default/alpha: curl (" in line
 
 
@@ -264,9 +266,67 @@ def test_yaml_is_a_document_an_event(mesh: Mesh) -> None:
             mesh.alpha.curl(mesh.beta.ip4)
         trace.send_signal(signal.SIGINT)
         output, said = trace.communicate(timeout=LIMIT)
-    assert (trace.returncode, said) == (0, "")
+    assert (trace.returncode, said) == (0, "traced: 2 events, 0 lost\n")
     events = list(yaml.safe_load_all(output))
     assert [(each["pod"], each["rule"], each["listener"]) for each in events] == [("default/alpha", "O10", 15001)] * 2
+
+
+def test_pods_and_proxies_are_called_by_their_names(mesh: Mesh) -> None:
+    with tracing(mesh.node, "--output", "jsonl") as trace:
+        mesh.alpha.curl(mesh.beta.ip4, APP_TCP_PORT)
+        events = events_of(trace, 4)
+    app, proxy, inbound, own = sorted(events, key=lambda each: each["time"])
+    assert {each["destination_pod"] for each in events} == {"default/beta"}
+    assert inbound["source_pod"] == "default/alpha"
+    assert [each["is_proxy"] for each in (app, proxy, own)] == [False, True, True]
+    assert (proxy["rule"], proxy["why"], proxy["outcome"]) == ("O3c", "the proxy's user opened it", None)
+
+
+def test_what_became_of_a_connection_is_told_where_it_is_known(mesh: Mesh) -> None:
+    with extra(mesh, "deaf") as pod, tracing(mesh.node, "deaf") as trace:
+        mesh.gamma.curl(pod.ip4)
+        assert trace.stdout is not None
+        line = trace.stdout.readline()
+    assert f"{mesh.gamma.ip4}:" in line  # which is no pod of the mesh
+    assert "tcp: inbound refused: nobody listens on 15006 (I4: all inbound ports except the excluded" in line
+
+
+@pytest.mark.parametrize(
+    ("filters", "told"),
+    [
+        (("--direction", "inbound"), {"I4"}),
+        (("--rule", "o3c"), {"O3c"}),
+        (("--rule", "O3c", "--not"), {"O10", "I4", "O2"}),
+        (("--verdict", "captured", "--not"), {"O3c", "O2"}),
+        (("--port", APP_TCP_PORT), {"O10", "O3c", "I4", "O2"}),
+        (("--port", APP_TCP_PORT, "--not"), set()),
+    ],
+    ids=str,
+)
+def test_filters_choose_by_direction_rule_verdict_and_port(
+    mesh: Mesh, filters: tuple[str, ...], told: set[str]
+) -> None:
+    with tracing(mesh.node, *filters, "--output", "json") as trace:
+        mesh.alpha.curl(mesh.beta.ip4, APP_TCP_PORT)
+        trace.send_signal(signal.SIGINT)
+        output, said = trace.communicate(timeout=LIMIT)
+    assert {json.loads(line)["rule"] for line in output.splitlines()} == told
+    assert said == f"traced: {len(output.splitlines())} event{'s'[: len(told) != 1]}, 0 lost\n"
+
+
+@pytest.mark.parametrize("gone", ["stdout", "stdin"])
+def test_it_ends_when_its_reader_has_gone_though_nothing_happens(mesh: Mesh, gone: str) -> None:
+    argv = [sys.executable, "-m", "installer", "trace", "--bpffs", str(mesh.node.bpffs), "--follow"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, cwd=REPOSITORY, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as trace:
+        try:
+            assert trace.stderr is not None
+            assert trace.stderr.readline() == "tracing\n"
+            getattr(trace, gone).close()
+            assert trace.wait(LIMIT) == 0
+            assert trace.stderr.read() == "traced: 0 events, 0 lost\n"
+        finally:
+            trace.kill()
 
 
 @pytest.mark.claim("While nobody reads, nothing is recorded")
@@ -275,7 +335,7 @@ def test_interrupted_it_ends_and_leaves_nothing(mesh: Mesh) -> None:
         trace.send_signal(signal.SIGINT)
         assert trace.wait(10) == 0
         assert trace.stderr is not None
-        assert trace.stderr.read() == ""
+        assert trace.stderr.read() == "traced: 0 events, 0 lost\n"
     found = TracingEntry()
     with Descriptor(Pins(mesh.node.bpffs).open_map("tracing")) as table:
         syscalls.map_lookup(table.fd, Word(0), found)
@@ -285,11 +345,13 @@ def test_interrupted_it_ends_and_leaves_nothing(mesh: Mesh) -> None:
 
 @pytest.mark.claim("one reader at a time")
 def test_one_trace_at_a_time(mesh: Mesh) -> None:
-    with tracing(mesh.node):
+    with tracing(mesh.node, "alpha") as first:
         second = sidestep(mesh.node, "trace", "--seconds", "1")
+        command = f"sidestep trace --bpffs {mesh.node.bpffs} alpha --follow"
     assert second.returncode == 1
     assert second.stderr == (
-        "sidestep: another `sidestep trace` or `sidestep explain --try` runs on this node; end it first\n"
+        f"sidestep: process {first.pid} ({command}) reads this node's events, and there can be one reader at a time; "
+        "end it first\n"
     )
 
 

@@ -60,7 +60,9 @@ def test_interrupted_under_load_it_ends_without_a_word(mesh: Mesh, tmp_path: Pat
                 trace.send_signal(number)
                 said = trace.communicate(timeout=LIMIT)[1]
             assert trace.returncode == 0
-            assert all("events lost" in line for line in said.splitlines()), said
+            *losses, last = said.splitlines()
+            assert all("events lost" in line for line in losses), said
+            assert last.startswith("traced: ")
             assert all(json.loads(line)["event"] in ("connect", "lost") for line in file.open())
 
 
@@ -105,7 +107,10 @@ def test_what_is_lost_is_counted_in_the_stream_and_beside_it(mesh: Mesh, tmp_pat
         trace.send_signal(signal.SIGINT)
         said = trace.communicate(timeout=LIMIT)[1]
     counts = [each["count"] for each in map(json.loads, file.open()) if each["event"] == "lost"]
-    assert said == "".join(f"sidestep: {count} events lost; no connection waited for them\n" for count in counts)
+    lines = [f"sidestep: {count} events lost; no connection waited for them" for count in counts]
+    *told, last = said.splitlines()
+    assert told == lines
+    assert last.startswith("traced: ") and last.endswith(f", {sum(counts)} lost")
     assert counts and all(each > 0 for each in counts)
 
 
@@ -123,7 +128,9 @@ def test_it_does_not_wait_for_a_reader_that_does_not_read(mesh: Mesh) -> None:
         wait_until(has_ended, "the trace to end", LIMIT)
         assert trace.stderr is not None
         said = trace.stderr.read()
-    assert all("events lost" in line for line in said.splitlines()), said
+    *losses, last = said.splitlines()
+    assert all("events lost" in line for line in losses), said
+    assert last.startswith("traced: ")
 
 
 # Prints how many ended as they should, and the seconds that it took.
@@ -169,7 +176,8 @@ def burst(pod: Pod, file: Path, verdict: str, *how: object) -> tuple[list[dict[s
     assert (right, trace.returncode) == (count, 0)
     events = [json.loads(line) for line in file.open()]
     lost = sum(each["count"] for each in events if each["event"] == "lost")
-    assert bool(said) == bool(lost), said
+    assert said.endswith(f"traced: {count - lost} events, {lost} lost\n"), said
+    assert ("no connection waited" in said) == bool(lost), said
     told = [each for each in events if each["event"] != "lost"]
     assert len(told) + lost == count
     return told, lost, count / seconds

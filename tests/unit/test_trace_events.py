@@ -10,7 +10,7 @@ import yaml
 from bpf.layout import RULES, TOTALS, Address, Event, EventKind
 from installer.commands.trace.follow_events import Interruption
 from installer.commands.trace.forms import FORMS, line_of
-from installer.commands.trace.told_events import Reader
+from installer.commands.trace.told_events import Known, Reader
 from installer.commands.trace.wanted import BadFilter, Wanted
 
 UNKNOWN_KIND = 9
@@ -31,7 +31,7 @@ def test_what_a_newer_version_tells_is_shown_by_its_number() -> None:
     later = event(rule=37, verdict=12)
     found = READER.read(later)
     assert (found["rule"], found["direction"], found["verdict"]) == ("rule 37", "unknown", "verdict 12")
-    assert line_of(found).endswith("tcp: unknown verdict 12, rule 37\n")
+    assert line_of(found).endswith("tcp: unknown verdict 12 (rule 37)\n")
     unknown = READER.read(event(UNKNOWN_KIND))
     assert (unknown["pod"], unknown["event"]) == ('default/pod-7"', "event 9")
     assert line_of(unknown).endswith('default/pod-7": event 9\n')
@@ -55,8 +55,11 @@ def test_each_form_says_the_same(kind: EventKind) -> None:
 
 def test_lines_are_for_people() -> None:
     assert line_of(READER.read(event())).endswith(
-        'default/pod-7": cu"rl (42) → [fd00::9]:443 tcp: outbound captured, to 15001, O10\n'
+        'default/pod-7": cu"rl (42) → [fd00::9]:443 tcp: outbound captured, to 15001 '
+        "(O10: its address is in an included range)\n"
     )
+    named = Reader(READER._name_of, Known({bytes(Address.of(ip_address("fd00::9"))): "shop/db"}, {7: 1000}))
+    assert "proxy (42) → shop/db ([fd00::9]:443) tcp" in line_of(named.read(event()))
     assert line_of(READER.read(event(EventKind.KILLED, signal=9, sender=8))).endswith(
         'cu"rl (42) was killed by process 8: SIGKILL\n'
     )
@@ -111,6 +114,17 @@ def test_verdicts_are_filtered_and_listeners_have_none() -> None:
     assert not Wanted.of(None, "captured").takes(event(EventKind.KILLED))
     assert not Wanted.of(None, "captured").takes(event(verdict=len(TOTALS)))
     assert not Wanted.of(None, "captured").takes(event(UNKNOWN_KIND))
+
+
+def test_filters_hold_together_and_can_be_turned_round() -> None:
+    assert Wanted.of(None, "captured", 443, "outbound", "O10").takes(event())
+    assert not Wanted.of(None, "captured", 443, "outbound", "O10", is_inverted=True).takes(event())
+    assert not Wanted.of(None, None, direction="inbound").takes(event())
+    assert not Wanted.of(None, None, rule="O1").takes(event())
+    assert Wanted.of(None, None, rule="O1", is_inverted=True).takes(event(EventKind.KILLED))
+    assert not Wanted.of(None, None, rule="O10").takes(event(EventKind.KILLED))
+    with pytest.raises(BadFilter, match='":80" has port 80, and --port says 443'):
+        Wanted.of(":80", None, port=443)
 
 
 @pytest.mark.parametrize("kind", [EventKind.LISTENING, EventKind.CLOSED])

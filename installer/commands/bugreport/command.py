@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
+from installer.commands.command import Command
 from installer.settings import Attachment, Chain, Node, Ports, environment_variable, take
 
 
-@click.command()
+@click.command(cls=Command)
 @take(Attachment)
 @take(Chain)
 @take(Node)

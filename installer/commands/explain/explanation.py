@@ -89,6 +89,12 @@ def why(found: Explanation) -> str:
     return words if isinstance(words, str) else words[action == "pass"]
 
 
+def rule_words(rule: str, verdict: str) -> str:
+    """A rule in words, for a connection with this verdict; "" for a rule of another version."""
+    words = _RULES.get(rule, "")
+    return words if isinstance(words, str) else words[verdict == "direct"]
+
+
 def annotation(found: Explanation) -> dict[str, Any] | None:
     """The annotation or variable behind the verdict: name, value, whether it is the default, the element that fits."""
     name = _name(found)

@@ -4,8 +4,8 @@ import math
 import signal
 import sys
 import time
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -21,13 +21,16 @@ from cni.enrolment.steered import steering_of
 from cni.enrolment.strays import processes_of
 from installer.commands.names import PodNames, cookie_of
 from installer.commands.trace.forms import FORMS
-from installer.commands.trace.told_events import Reader
+from installer.commands.trace.readers import Readers
+from installer.commands.trace.told_events import Known, Reader
 from installer.commands.trace.wanted import Wanted
 
 # the ring holds some 18,000 events: three times what 100,000 a second bring in this time
 _POLL_SECONDS = 0.05
 # seconds between two looks at whether other maps are pinned, and how long to wait if there are none
 _LOOK_SECONDS, _PATIENCE_SECONDS = 0.5, 30.0
+# seconds for which the addresses and proxies of pods are taken to be as they were
+_KNOWN_SECONDS = 1.0
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -37,12 +40,15 @@ def follow_events(pins: Pins, proc: Path, pod: str | None, wanted: Wanted, secon
     If the programs are detached and attached again, it goes on with the new maps. `proc` is a procfs of the node.
     """
     with Interruption() as interruption:
-        tracing = _Tracing(pins, proc, wanted, output, seconds, interruption)
+        tracing = _Tracing(pins, proc, wanted, output, seconds, interruption, Readers())
         if pod:
             with Tables(pins) as tables:
                 tracing.cookie = cookie_of(tables, pod)
-        while tracing.trace():
-            click.echo("sidestep: the programs were attached anew, and the trace goes on", err=True)
+        try:
+            while tracing.trace():
+                click.echo("sidestep: the programs were attached anew, and the trace goes on", err=True)
+        finally:
+            tracing.close()
 
 
 @dataclass
@@ -55,10 +61,12 @@ class _Tracing:
     output: str
     seconds: float | None
     interruption: "Interruption"
+    readers: Readers
     cookie: int = 0
     _until: float | None = None  # monotonic clock; set when the first trace begins
     _look_again: float = 0.0
     _nothing_since: float | None = None
+    _followers: "list[_Follower]" = field(default_factory=list)
 
     def trace(self) -> bool:
         """Trace until the end, or until other maps are pinned; returns whether they are."""
@@ -68,7 +76,8 @@ class _Tracing:
             _tell_untraced(self.pins, tables, self.proc, self.cookie)
             if not self.wanted.verdict:
                 _tell_deaths(running, self.pins, self.interruption)
-            follower = _Follower(events, Reader(PodNames(tables)), self.wanted, self.output)
+            follower = _Follower(events, Reader(PodNames(tables)), self.wanted, self.output, tables)
+            self._followers.append(follower)
             self._begin(events)
             is_replaced = False
             while not (self._is_over() or is_replaced):
@@ -76,6 +85,13 @@ class _Tracing:
                 is_replaced = self._is_replaced(events, follower)
             follower.look(0)
             return is_replaced
+
+    def close(self) -> None:
+        """Say how many events there were. Not if nothing was traced."""
+        if self._until is not None:
+            told, lost = (sum(getattr(each, name) for each in self._followers) for name in ("told", "lost"))
+            with suppress(OSError):  # nobody may be there any more
+                click.echo(f"traced: {told} event{'s'[: told != 1]}, {lost} lost", err=True)
 
     def _begin(self, events: Trace) -> None:
         if self._until is not None or self.interruption.is_asked:
@@ -85,7 +101,8 @@ class _Tracing:
         self._until = time.monotonic() + self.seconds if self.seconds else math.inf
 
     def _is_over(self) -> bool:
-        return self._until is None or self.interruption.is_asked or time.monotonic() >= self._until
+        is_asked = self._until is None or self.interruption.is_asked or time.monotonic() >= self._until
+        return is_asked or self.readers.have_gone()
 
     def _is_replaced(self, events: Trace, follower: "_Follower") -> bool:
         """Whether other maps are pinned now. Raises OtherVersion, and NotAttached if there have been none for long."""
@@ -134,12 +151,19 @@ class _Follower:
     reader: Reader
     wanted: Wanted
     output: str
+    tables: Tables
+    told: int = 0
     lost: int = 0
+    _known_at: float = -math.inf  # monotonic clock
 
     def look(self, seconds: float) -> None:
         """Wait so many seconds, then print the events that came, and how many were lost."""
-        write, events = FORMS[self.output], map(Event.from_buffer_copy, self.events.poll(seconds))
+        raw = self.events.poll(seconds)
+        if raw and time.monotonic() - self._known_at > _KNOWN_SECONDS:
+            self.reader.known, self._known_at = Known.of(self.tables), time.monotonic()
+        write, events = FORMS[self.output], map(Event.from_buffer_copy, raw)
         told = [write(self.reader.read(event)) for event in events if self.wanted.takes(event)]
+        self.told += len(told)
         if missed := self.events.lost - self.lost:
             self.lost += missed
             click.echo(f"sidestep: {missed} events lost; no connection waited for them", err=True)

@@ -22,9 +22,10 @@ def line_of(document: Document) -> str:
         case "closed":
             what = f"the proxy does not listen on {document['destination']} any more"
         case "connect":
-            what = f"{document['process']} ({document['pid']}) → {document['destination']} {_outcome(document)}"
+            who = "proxy" if document["is_proxy"] else document["process"]
+            what = f"{who} ({document['pid']}) → {_place(document, 'destination')} {_outcome(document)}"
         case "inbound":
-            what = f"{document['source']} → {document['destination']} {_outcome(document)}"
+            what = f"{_place(document, 'source')} → {document['destination']} {_outcome(document)}"
         case unknown:
             what = unknown
     return f"{clock} {pod}: {what}\n"
@@ -32,8 +33,16 @@ def line_of(document: Document) -> str:
 
 def _outcome(document: Document) -> str:
     to = f", to {document['listener']}" if document["listener"] else ""
-    rule = f", {document['rule']}" if document["rule"] else ""
-    return f"{document['protocol']}: {document['direction']} {document['verdict']}{to}{rule}"
+    became = f": {document['outcome']}" if document["outcome"] else ""
+    why = f": {document['why']}" if document["why"] and document["verdict"] not in ("denied", "unreachable") else ""
+    rule = f" ({document['rule']}{why})" if document["rule"] else ""
+    return f"{document['protocol']}: {document['direction']} {document['verdict']}{to}{became}{rule}"
+
+
+def _place(document: Document, end: str) -> str:
+    """An end of the connection: the pod that has the address, or the address alone."""
+    pod = document[f"{end}_pod"]
+    return f"{pod} ({document[end]})" if pod else str(document[end])
 
 
 def _json_line(document: Document) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 
 from bpf.errors import SidestepError
-from bpf.layout import Event, EventKind
+from bpf.layout import RULES, Event, EventKind
 from installer.commands.trace.told_events import counted_as
 
 Network = IPv4Network | IPv6Network
@@ -24,14 +24,33 @@ class Wanted:
     network: Network | None = None
     port: int | None = None
     verdict: str | None = None
+    direction: str | None = None
+    rule: int | None = None  # its place in layout.RULES
+    is_inverted: bool = False  # whether the others are wanted
 
     @classmethod
-    def of(cls, destination: str | None, verdict: str | None) -> "Wanted":
-        """From the command line: `10.0.0.0/8`, `10.1.2.3:80`, `[fd00::1]:80` or `:80`. Raises BadFilter."""
+    def of(
+        cls,
+        destination: str | None,
+        verdict: str | None,
+        port: int | None = None,
+        direction: str | None = None,
+        rule: str | None = None,
+        is_inverted: bool = False,
+    ) -> "Wanted":
+        """From the command line: `10.0.0.0/8`, `10.1.2.3:80`, `[fd00::1]:80` or `:80`. Raises BadFilter.
+
+        `rule` is one of layout.RULES.
+        """
+        number = None if rule is None else RULES.index(rule)
+        further = verdict, direction, number, is_inverted
         if destination is None:
-            return cls(verdict=verdict)
+            return cls(None, port, *further)
         try:
-            return cls(*_parsed(destination), verdict)
+            network, own_port = _parsed(destination)
+            if port is not None and own_port not in (None, port):
+                raise BadFilter(f'"{destination}" has port {own_port}, and --port says {port}; give one of them')
+            return cls(network, own_port if port is None else port, *further)
         except ValueError:
             raise BadFilter(
                 f'"{destination}" is not a destination; give 10.0.0.0/8, 10.1.2.3:80, [fd00::1]:80 or :80'
@@ -39,6 +58,15 @@ class Wanted:
 
     def takes(self, event: Event) -> bool:
         """Whether an event is selected. Killed processes have no verdict. "refused" selects listeners too."""
+        return self._fits(event) != self.is_inverted
+
+    def _fits(self, event: Event) -> bool:
+        if (self.direction or self.rule is not None) and event.kind > EventKind.INBOUND:
+            return False
+        if self.direction and counted_as(event.verdict)[0] != self.direction:
+            return False
+        if self.rule is not None and event.rule != self.rule:
+            return False
         if self.verdict and not self._takes_verdict(event):
             return False
         if self.port is not None and event.destination_port != self.port:
