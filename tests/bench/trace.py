@@ -93,8 +93,8 @@ def traced(node: Node, told: Told) -> Iterator[None]:
         yield
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=60)[1].splitlines()
-        told.complaints += [line for line in said if not line.startswith("traced: ")]
+        lines = process.communicate(timeout=60)[1].splitlines()
+        told.complaints += [line for line in lines if not line.startswith("traced: ")]
     finally:
         process.kill()
         process.wait()
