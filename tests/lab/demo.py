@@ -215,17 +215,30 @@ def exit_on_signals() -> None:
 
 
 def _explain(node: Node, alpha: Pod) -> None:
-    click.echo("\nThe mesh is still up. Look around, as root:\n")
+    """How to look around: an `export` with which every command works, then commands that show something."""
+    settings = {
+        "SIDESTEP_BPFFS": node.bpffs,
+        "SIDESTEP_CGROUP": node.kubepods,
+        "SIDESTEP_PODS": node.pods_dir,
+        "CNI_AGENT_RUN_DIR": node.run_dir,
+        "SIDESTEP_HEALTH_PORT": node.agent.port("health"),
+        "MONITORING_PORT": node.agent.port("metrics"),
+    }
+    click.echo("\nThe mesh is still up. As root, in this folder:\n")
+    click.echo(f"  export {' '.join(f'{name}={value}' for name, value in settings.items())}\n")
+    inside = f"nsenter --net={alpha.netns} setpriv --reuid 1000 --regid 1000 --clear-groups"
+    request = f"curl -s http://{node.pods['beta'].ip4}:{APP_PORT}/"
     for what, command in (
-        (
-            "a request from alpha",
-            f"nsenter --net={alpha.netns} setpriv --reuid 1000 --regid 1000 --clear-groups "
-            f"curl -v http://{node.pods['beta'].ip4}:{APP_PORT}/   # its shell must be in {alpha.cgroup}/cgroup.procs",
-        ),
-        ("join alpha's cgroup", f"echo $$ > {alpha.cgroup}/cgroup.procs"),
+        # its shell joins alpha's cgroup first: nsenter alone makes a stray process, which nothing captures
+        ("a request from alpha", f"sh -c 'echo $$ > {alpha.cgroup}/cgroup.procs && exec {inside} {request}'"),
+        ("is all well?", "./sidestep status"),
+        ("the pods", "./sidestep pods"),
+        ("the whole way", f"./sidestep explain alpha beta:{APP_PORT} --try"),
+        ("what happens", "./sidestep trace --follow"),
+        ("rates", "./sidestep top"),
+        ("a page about it", "./sidestep report --output-file node.html"),
         ("Envoy's connections", f"tail -f {alpha.envoy.log}"),
         ("the agent's log", f"tail -f {node.agent.log}"),
-        ("pinned programs", f"ls {node.bpffs}/sidestep/v*/*"),
         ("remove it", f"{sys.executable} -m tests.lab.clean {node.id}"),
     ):
         click.echo(f"  {what + ':':22}{command}")

@@ -5,6 +5,7 @@ process in it, the directory /run/sidestep-lab/<id> with its bpffs. So a node ca
 """
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -41,6 +42,7 @@ _SELFTEST = REPOSITORY / "build" / "selftest.json"
 _SUBNETS = 64 << 8
 _BRIDGED, _UNBRIDGED = 128, 192
 _SLOWEST_SECONDS = 60  # an agent's start or end on a machine on which much else is going on
+KEPT = f"kept {REPOSITORY}"  # the owner of a lab that is to stay, by the checkout that has made it
 NODE_NAME = "lab"  # as the API server knows it
 
 
@@ -61,6 +63,11 @@ class Agent:
         """The running agent's process id."""
         assert self.process is not None
         return self.process.pid
+
+    def port(self, purpose: str) -> int:
+        """Where the running agent serves `purpose`, health or metrics: on a free port, which its log names."""
+        found = re.findall(rf"event=agent.serving.* {purpose}=(\d+)", self.log.read_text())
+        return int(found[-1])
 
     def start(self, source: Path = REPOSITORY) -> None:
         """Run the agent of a source tree and wait until its socket answers."""
@@ -155,7 +162,7 @@ class Node:
     def __exit__(self, kind: object, *_: object) -> None:
         _bring(self.run_dir / _SELFTEST.name, _SELFTEST.parent)
         if self.keep and kind is None:
-            (self.directory / "owner").write_text("kept")
+            (self.directory / "owner").write_text(KEPT)
         else:
             remove(self.id)
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from bpf.kernel import cgroup2_root, mounts
-from tests.lab.node import LABS, NETNS, REPOSITORY, remove
+from tests.lab.clean import abandoned
+from tests.lab.node import KEPT, LABS, NETNS, REPOSITORY, remove
 from tests.lab.waiting import wait_until
 
 DEMO = [sys.executable, "-m", "tests.lab.demo"]
@@ -80,17 +82,57 @@ def test_a_kept_mesh_can_be_looked_at_and_removed() -> None:
     try:
         assert demo.returncode == 0, output
         assert output.splitlines()[-1] == "demo: 18 of 18 as expected"
-        hint = re.search(r"remove it: +(\S.*)$", output, re.M)
-        assert hint is not None
-        asked = re.search(r"a request from alpha: +(.*)$", output, re.M)
-        assert asked is not None
-        seen = subprocess.run(asked[1], shell=True, capture_output=True, text=True, timeout=20)
+        export = re.search(r"^  (export .*)$", output, re.M)
+        assert export is not None
+        hints = dict(re.findall(r"^  (\S[^:]*): +(\S.*)$", output[export.end() :], re.M))
+        assert next(iter(hints)) == "a request from alpha"
+        seen = typed(export[1], hints["a request from alpha"])
         assert '"pod": "beta"' in seen.stdout, seen
-        subprocess.run(hint[1], shell=True, check=True, cwd=REPOSITORY, timeout=60)
+        log = LABS / lab / "alpha" / "connections.log"
+        wait_until(lambda: log.read_text().count('"listener":"outbound"') > captured_by_the_demo(output), "its line")
+        well = typed(export[1], hints["is all well?"])
+        assert (well.returncode, well.stdout.partition(":")[0]) == (0, "OK"), well.stdout
+        assert " alpha " in typed(export[1], hints["the pods"]).stdout
+        assert "as explained" in typed(export[1], hints["the whole way"]).stdout
+        traced = typed(export[1], hints["what happens"].replace("--follow", "--seconds 0.5"))
+        assert (traced.returncode, traced.stderr.splitlines()[0]) == (0, "tracing")
+        (REPOSITORY / "build").mkdir(exist_ok=True)
+        page = typed(export[1], hints["a page about it"].replace("node.html", "build/demo.html"))
+        assert (page.returncode, page.stdout) == (0, "report: build/demo.html\n")
+        (REPOSITORY / "build" / "demo.html").unlink()
+        assert typed(export[1], "./sidestep top").stderr.startswith("sidestep: top needs a terminal")
+        assert lab in abandoned()  # this checkout's, so that its `make clean` removes it
+        typed(export[1], hints["remove it"])
         assert leftovers(lab) == []
     finally:
         if leftovers(lab):
             remove(lab)
+
+
+def typed(export: str, command: str) -> subprocess.CompletedProcess[str]:
+    """As in the checkout's folder after the `export` line."""
+    return subprocess.run(
+        f"{export}\n{command}", shell=True, capture_output=True, text=True, timeout=60, cwd=REPOSITORY
+    )
+
+
+def captured_by_the_demo(output: str) -> int:
+    """How many of the demo's own connections alpha's proxy has taken outbound."""
+    return sum("alpha/15001" in line for line in output.splitlines())
+
+
+def test_a_kept_lab_of_another_checkout_stays_when_this_one_is_cleaned() -> None:
+    lab = LABS / "ffff00"
+    lab.mkdir(parents=True)
+    try:
+        (lab / "owner").write_text("kept /another/checkout")
+        assert lab.name not in abandoned()
+        (lab / "owner").write_text(KEPT)
+        assert lab.name in abandoned()
+        (lab / "owner").write_text("1 never")  # a process id that is used again
+        assert lab.name in abandoned()
+    finally:
+        shutil.rmtree(lab)
 
 
 def test_a_demo_that_was_killed_is_cleaned_up_by_the_next_clean() -> None:

@@ -17,8 +17,7 @@ from tests.node.conftest import Mesh
 
 def port(node: Node, name: str) -> int:
     """Where the agent said that it serves."""
-    found = re.findall(rf"event=agent.serving.* {name}=(\d+)", node.agent.log.read_text())
-    return int(found[-1])
+    return node.agent.port(name)
 
 
 def scrape(node: Node) -> dict[tuple[str, ...], float]:
