@@ -3,7 +3,7 @@
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
@@ -72,12 +72,12 @@ def redirected_bytes(pod: Pod) -> int:
 
 
 @contextmanager
-def changing(node: Node, seconds: float = 0.2) -> Iterator[list[str]]:
+def changing(node: Node, seconds: float = 0.2, levels: Iterable[str] = LEVELS) -> Iterator[list[str]]:
     """From level to level meanwhile, `seconds` each; yields the list of those it has set. Afterwards it is off."""
     done, seen = threading.Event(), list[str]()
 
     def change() -> None:
-        for level in cycle(LEVELS):
+        for level in cycle(levels):
             set_level(node, level)
             seen.append(level)
             if done.wait(seconds):

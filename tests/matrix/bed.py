@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.lab.istiod.identities import KeyKind, mesh_authority
 from tests.lab.istiod.sent import with_port_like, with_tcp_service
-from tests.lab.levels import redirected_bytes, set_level
+from tests.lab.levels import changing, redirected_bytes, set_level
 from tests.lab.machine import acceleration_needed
 from tests.lab.node import Node
 from tests.lab.pod import Pod
@@ -21,6 +21,9 @@ from tests.lab.waiting import wait_until
 from tests.matrix.building import built
 from tests.matrix.software import Command, Place, Software, Way
 
+# Now and then each connection goes by TCP. A connection that begins then does so to its end, so this is never for long.
+CHANGING = "changing"
+_CHANGES, _CHANGE_SECONDS = ("full", "full", "full", "off"), 0.05
 _HERE = Path(__file__).parent
 _START_SECONDS = 60  # of a server, on a machine on which much else is going on
 
@@ -55,12 +58,16 @@ class Bed:
     server: Pod
     programs: Path  # everything that runs in pods, where every user can go
 
-    def at(self, level: str) -> None:
-        """Set the node's level. Envoys start anew: a connection that they keep would be of an earlier level."""
-        set_level(self.node, level)
-        for pod in (self.server, self.client):
-            pod.envoy.stop()
-            pod.envoy.start()
+    @contextmanager
+    def at(self, level: str) -> Iterator[None]:
+        """The node's level meanwhile. Envoys start anew: a connection that they keep would be of an earlier level."""
+        with changing(self.node, _CHANGE_SECONDS, _CHANGES) if level == CHANGING else nullcontext():
+            if level != CHANGING:
+                set_level(self.node, level)
+            for pod in (self.server, self.client):
+                pod.envoy.stop()
+                pod.envoy.start()
+            yield
 
     @contextmanager
     def serving(self, software: Software, way: Way) -> Iterator[None]:

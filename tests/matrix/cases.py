@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from bpf.layout import LEVELS
-from tests.matrix.bed import Bed, Outcome, Result
+from tests.matrix.bed import CHANGING, Bed, Outcome, Result
 from tests.matrix.software import SOFTWARE, Notice, Software, Way
 
 _SECONDS = 60  # a case takes some seconds
@@ -28,7 +28,7 @@ class Case:
     @property
     def notice(self) -> Notice | None:
         """What the program may notice, and the documentation says."""
-        return self.software.at_full if self.level == "full" else None
+        return self.software.at_full if self.level in ("full", CHANGING) else None
 
     @property
     def seconds(self) -> int:
@@ -40,13 +40,15 @@ class Case:
         """Where a program may hang it still never gets wrong bytes; but who splices misses some."""
         if self.notice is None:
             return {Outcome.RIGHT}
-        return set(Outcome) - {Outcome.RIGHT} if self.notice.always else {Outcome.RIGHT, Outcome.HUNG}
+        if self.notice.always:
+            return set(Outcome) - ({Outcome.RIGHT} if self.level == "full" else set())
+        return {Outcome.RIGHT, Outcome.HUNG}
 
     def verdict(self, result: Result) -> str:
         """What is wrong with a result; empty if it is as expected."""
         if result.outcome not in self.expected:
             return result.said or "docs/acceleration.md says that it can't be"
-        if (result.redirected > 0) != (self.level != "off"):
+        if self.level != CHANGING and (result.redirected > 0) != (self.level != "off"):
             return f"{result.redirected} bytes were redirected"
         if (result.handshakes > 0) != self.way.is_mutual:
             return f"the proxies made {result.handshakes} handshakes"
@@ -71,7 +73,7 @@ def cases(patterns: Iterable[str] = ()) -> list[Case]:
         Case(software, way, level)
         for software in SOFTWARE.values()
         for way in software.ways
-        for level in reversed(LEVELS)
+        for level in (*reversed(LEVELS), CHANGING)
     ]
     chosen = list(patterns)
     return [each for each in made if not chosen or any(fnmatchcase(each.name, pattern) for pattern in chosen)]
@@ -82,8 +84,9 @@ def run(bed: Bed, wanted: list[Case], seed: int, size: int) -> Iterator[tuple[Ca
     for group in _grouped(wanted, lambda case: (case.software.name, case.way)):
         with bed.serving(group[0].software, group[0].way):
             for case in group:
-                bed.at(case.level)
-                yield case, bed.call(case.software, case.way, seed, size, case.seconds)
+                with bed.at(case.level):
+                    result = bed.call(case.software, case.way, seed, size, case.seconds)
+                yield case, result
 
 
 def _grouped(wanted: list[Case], key: Callable[[Case], object]) -> list[list[Case]]:

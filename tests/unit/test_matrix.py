@@ -31,6 +31,12 @@ def test_who_takes_a_short_read_for_all_may_hang_at_full_but_gets_no_wrong_bytes
     assert allowed("tokio/plain/full") == {Outcome.RIGHT, Outcome.HUNG}
 
 
+def test_a_connection_may_have_begun_where_the_changing_level_was_off() -> None:
+    assert not case("redis/plain/changing").verdict(result(redirected=0))
+    assert allowed("redis/plain/changing") == {Outcome.RIGHT}
+    assert allowed("tokio/plain/changing") == {Outcome.RIGHT, Outcome.HUNG}
+
+
 def test_who_splices_cannot_do_so_at_full() -> None:
     assert Outcome.RIGHT not in allowed("go-copy/mtls/full")
     assert allowed("go-copy/mtls/proxy") == {Outcome.RIGHT}
