@@ -49,7 +49,7 @@ help:
 	@echo 'make conformance-oracles  the rules that the suite writes beside those of Istio'"'"'s own plugin'
 	@echo 'make chaos          links, pins, listeners, cgroups and agents taken away for ten minutes; CHAOS="--seconds 60 --seed 3"'
 	@echo 'make ends           how connections end after 1,000 kills of each kind, at each level; hours: ENDS="--kills 100"'
-	@echo 'make kernels        the probe and the self-test of acceleration on Debian'"'"'s other kernels, under emulation'
+	@echo 'make kernels        probe, self-test of acceleration and memory limits on Debian'"'"'s other kernels, under emulation'
 	@echo 'make soak           10 GB through both proxies while the level changes; SOAK="--bytes 1e9 --seconds 60 --seed 2"'
 	@echo 'make matrix         databases, brokers and runtimes through Envoys at each level, every byte compared; MATRIX="--only redis/*/full --seed 3"'
 	@echo 'make nightly        the property tests with 10,000 cases each, a thousand cycles, an outage of a minute'
@@ -198,7 +198,7 @@ chart: chart-packages .venv/.test
 	@build/cluster/bin/helm package manifests/charts/sidestep --destination build/chart > build/chart.log || { cat build/chart.log; exit 1; }
 	@echo build/chart/*.tgz
 
-# What Debian has of other kernels, each booted with this machine's files below it; some minutes.
+# What Debian has of other kernels, each booted with this machine's files below it; a quarter of an hour.
 kernels: kernels-packages .venv/.demo shim
 	@$(PYTHON) -m tests.kernels
 

@@ -10,10 +10,10 @@
 #define CGROUP_LEVELS 8
 /* sk_memcg has flags in its low bits (SK_BPF_MEMCG_FLAG_MASK, include/net/sock.h) */
 #define MEMCG_MASK (~7ULL)
-/* At least this much of a cgroup's memory is left to others: a quarter, but no more pages than this (64 MiB) */
-#define RESERVED_PAGES 16384
-/* Of the memory that is there beyond that, one receiver's redirected bytes may take an eighth */
-#define SHARE_SHIFT 3
+/* At least this much of a cgroup's memory is left to others: a quarter, but no more pages than this (1 GiB) */
+#define RESERVED_PAGES (1 << 18)
+/* Of the memory that is there beyond that, one receiver's redirected bytes may take this part: a 256th */
+#define SHARE_SHIFT 8
 /* Page counters count pages. Some machines have larger ones than 4 KiB, and then more room than we believe */
 #define COUNTER_PAGE_SHIFT 12
 

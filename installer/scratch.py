@@ -128,8 +128,9 @@ def _remove_cgroup(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Scratch:
-    """A node whose only pod is this process; `cookie` is that of its network namespace."""
+    """A node whose only pod is this process; `cookie` is that of its network namespace, `cgroup` is where it is."""
 
+    cgroup: Path
     pins: Pins
     tables: Tables
     cookie: int
@@ -153,7 +154,7 @@ def scratch_node(cgroup: Path, policy: CapturePolicy, local: Sequence[str] = ())
         pins = Pins(bpffs)
         attach_programs(pins, cgroup)
         tables = stack.enter_context(Tables(pins))
-        yield _enrol(pins, tables, policy, local)
+        yield _enrol(cgroup, pins, tables, policy, local)
 
 
 def _mount(source: bytes, target: Path, kind: bytes | None, flags: int) -> None:
@@ -161,7 +162,7 @@ def _mount(source: bytes, target: Path, kind: bytes | None, flags: int) -> None:
         raise OSError(ctypes.get_errno(), f"mount {target}: " + os.strerror(ctypes.get_errno()))
 
 
-def _enrol(pins: Pins, tables: Tables, policy: CapturePolicy, local: Sequence[str]) -> Scratch:
+def _enrol(cgroup: Path, pins: Pins, tables: Tables, policy: CapturePolicy, local: Sequence[str]) -> Scratch:
     """Enrol the network namespace of this process as a pod."""
     _bring_up_lo()
     versions = (4, 6) if policy.dual_stack and _has_ipv6() else (4,)
@@ -179,7 +180,7 @@ def _enrol(pins: Pins, tables: Tables, policy: CapturePolicy, local: Sequence[st
     identity = Identity("probe", "probe", "probe", "probe", "", "lo")
     with Descriptor(os.open("/proc/self/ns/net", os.O_RDONLY)) as netns:
         Enrolments(pins, tables).add(sandbox.cookie, entries_of(identity, policy, sandbox, (_PROXY, _PROXY)), netns.fd)
-    return Scratch(pins, tables, sandbox.cookie, ipv6)
+    return Scratch(cgroup, pins, tables, sandbox.cookie, ipv6)
 
 
 def _has_ipv6() -> bool:

@@ -29,6 +29,8 @@ _IDLE_LIMIT = 8 << 20  # bytes that a sender may get rid of at most while nobody
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER with time 0
 _PIECES = 12  # of the first bytes: each comes as a message of its own
 _WAKE_UPS = 20  # repetitions for a reader that waits already
+_ROOM = 4 << 20  # bytes of memory that a limited cgroup has left, of which a receiver may not have ...
+_MESSAGE = 32 << 10  # ... as many bytes (room.c)
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,37 @@ def _require_size(sock: socket.socket, size: int) -> None:
     require(found == size, f"FIONREAD says {found} with {size} bytes to read")
 
 
+def _short_reads(bench: PairBench) -> None:
+    """A reader that stops at a short read and waits for epoll's next edge gets one for what came by TCP meanwhile."""
+    with bench.redirecting(), bench.pair() as pair, select.epoll() as epoll:
+        epoll.register(pair.server, select.EPOLLIN | select.EPOLLET)
+        pair.client.sendall(b"past TCP")
+        try:
+            bench.set_level(Level.OFF)
+            pair.client.sendall(b"by TCP")
+            wait(0.002)
+            require(bool(epoll.poll(SECONDS)), "epoll did not report data")
+            got = pair.server.recv(100)
+            require(len(got) == 14 or bool(epoll.poll(0.05)), "no edge comes for bytes by TCP behind redirected ones")
+        finally:
+            bench.set_level(Level.FULL)
+
+
+def _limited_cgroup(bench: PairBench) -> None:
+    """Where the receiver's cgroup is short of memory, messages go by TCP; once it is not, they are redirected."""
+    message = bytes(_MESSAGE)
+    with bench.pair() as pair:
+        with bench.limited(_ROOM):
+            before = bench.traffic().redirected
+            pair.client.sendall(message)
+            receive_exactly(pair.server, _MESSAGE)
+            redirected = bench.traffic().redirected - before
+        require(not redirected, "a message was redirected into a cgroup that has no memory left for it")
+        with bench.redirecting():
+            pair.client.sendall(message)
+        receive_exactly(pair.server, _MESSAGE)
+
+
 def _resumes(bench: PairBench) -> None:
     """A connection that used TCP for a while is redirected again."""
     with bench.pair() as pair:
@@ -263,7 +296,9 @@ CHECKS = (
     Check("close after send", Level.PROXY, _close_after_send),
     Check("reset", Level.PROXY, _reset),
     Check("ping-pong", Level.PROXY, _ping_pong),
+    Check("memory limit of a cgroup", Level.PROXY, _limited_cgroup),
     Check("MPTCP listener", Level.FULL, _mptcp_listener),
+    Check("edge after a short read", Level.OFF, _short_reads),
     Check("FIONREAD of redirected data", Level.OFF, _redirected_size),
     Check("FIONREAD of other data", Level.OFF, _native_size),
 )

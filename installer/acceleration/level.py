@@ -46,8 +46,13 @@ def judge(wanted: Level, found: SelfTest, others: list[str], before: Level = Lev
         missed = _missed(found.problems, level)
         if missed and wanted >= level:
             return NodeLevel(wanted, Level(level - 1), f"level {level} is not safe on this kernel: {missed}")
+    unseen = "; ".join(f"{name}: {why}" for name, why in found.unseen.items())
     differs = _missed(found.problems, Level.OFF) if wanted is Level.FULL else ""
-    return NodeLevel(wanted, wanted, differs and f"on this kernel applications see a difference: {differs}")
+    notes = (
+        unseen and f"not looked at: {unseen}",
+        differs and f"on this kernel applications see a difference: {differs}",
+    )
+    return NodeLevel(wanted, wanted, "; ".join(filter(None, notes)))
 
 
 def _missed(problems: Mapping[str, str], level: Level) -> str:

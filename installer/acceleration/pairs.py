@@ -24,6 +24,10 @@ class PromiseBroken(Exception):
     """A check found that a promise of TCP is broken; the message says how."""
 
 
+class NotLookedAt(Exception):
+    """A check can't be made here; the message says why."""
+
+
 def require(condition: bool, found: str) -> None:
     """Raise PromiseBroken with the text `found` unless the condition holds."""
     if not condition:
@@ -58,6 +62,19 @@ class PairBench:
     def set_level(self, level: Level) -> None:
         """Set the scratch node's level. OFF sends later messages of open connections through TCP."""
         set_level(self._scratch.tables, NodeLevel(level, level, ""))
+
+    @contextmanager
+    def limited(self, room: int) -> Iterator[None]:
+        """Limit the memory of this process's cgroup to `room` bytes more than it has. Raises NotLookedAt."""
+        limit, used = (self._scratch.cgroup / f"memory.{name}" for name in ("max", "current"))
+        try:
+            limit.write_text(str(int(used.read_text()) + room))
+        except OSError as error:
+            raise NotLookedAt(f"{limit.name} of cgroup2 can't be set here: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            limit.write_text("max")
 
     @contextmanager
     def listening(self, protocol: int = 0) -> Iterator[socket.socket]:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -30,6 +30,7 @@ _SOCKETS, _MARKS = Path("/proc/net/sockstat"), Path("/proc/sys/net/ipv4/tcp_mem"
 class SelfTest:
     """Results of the checks: name → what is wrong, empty if nothing is.
 
+    `unseen` has the checks that can't be made here: name → why. They are in `problems` too, as if nothing were wrong.
     `failure` says why there are no results. `postponed` says what the machine lacks now to run the checks.
     """
 
@@ -37,6 +38,7 @@ class SelfTest:
     failure: str = ""
     postponed: str = ""
     seconds: float = 0.0  # duration, including the child's start and the compiler
+    unseen: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def unsafe(self) -> bool:
@@ -54,7 +56,7 @@ def kept_outcome(run_dir: Path) -> SelfTest | None:
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((run_dir / _FILE).read_text())
         if found["identity"] == _identity():
-            return SelfTest(found["problems"], seconds=found["seconds"])
+            return SelfTest(found["problems"], seconds=found["seconds"], unseen=found["unseen"])
     return None
 
 
@@ -64,8 +66,8 @@ def outcome(cgroup: Path, run_dir: Path) -> SelfTest:
         return kept
     tried = try_kernel(cgroup)
     if tried.is_good:  # a failed result is not kept, so the next start tries again
-        found = {"identity": _identity(), "problems": dict(tried.problems), "seconds": tried.seconds}
-        _keep(run_dir / _FILE, found)
+        told = {"problems": dict(tried.problems), "unseen": dict(tried.unseen), "seconds": tried.seconds}
+        _keep(run_dir / _FILE, {"identity": _identity(), **told})
     return tried
 
 
@@ -120,8 +122,9 @@ def _try(cgroup: Path) -> SelfTest:
         said = " ".join(child.stderr.strip().splitlines()[-1:])
         return SelfTest({}, said or f"the self-test ended with status {child.returncode}")
     try:
-        return SelfTest(json.loads(child.stdout))
-    except ValueError:
+        told = json.loads(child.stdout)
+        return SelfTest(told["problems"], unseen=told["unseen"])
+    except (ValueError, KeyError, TypeError):
         return SelfTest({}, f"the self-test said {child.stdout[:80]!r}")
 
 
@@ -135,26 +138,28 @@ def _keep(path: Path, document: Mapping[str, object]) -> None:
         fresh.rename(path)
 
 
-def _child(cgroup: Path) -> dict[str, str]:
+def _child(cgroup: Path) -> dict[str, dict[str, str]]:
     from bpf.acceleration import is_possible
     from bpf.offsets import definitions
     from cni.policy.annotations import CapturePolicy
-    from installer.acceleration.pairs import PairBench, PromiseBroken
+    from installer.acceleration.pairs import NotLookedAt, PairBench, PromiseBroken
     from installer.scratch import scratch_node
 
     definitions()  # raises NoOffsets, which names what is missing
-    problems = {}
+    problems, unseen = dict[str, str](), dict[str, str]()
     with scratch_node(cgroup, CapturePolicy(acceleration=Level.FULL)) as scratch:
         if not is_possible(scratch.pins):
             raise SidestepError("the kernel refuses the sk_msg program, or its map")
         bench = PairBench(scratch)
         for check in CHECKS:
+            problems[check.name] = ""
             try:
                 check.run(bench)
-                problems[check.name] = ""
+            except NotLookedAt as why:
+                unseen[check.name] = str(why)
             except (PromiseBroken, OSError) as error:
                 problems[check.name] = str(error)
-    return problems
+    return {"problems": problems, "unseen": unseen}
 
 
 if __name__ == "__main__":

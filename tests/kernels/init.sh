@@ -16,6 +16,7 @@ $b mount -t tmpfs tmp /new/tmp
 $b mount -t tmpfs run /new/run
 $b mount -t bpf bpf /new/sys/fs/bpf
 $b mount -t cgroup2 cgroup /new/sys/fs/cgroup
+echo +memory > /new/sys/fs/cgroup/cgroup.subtree_control
 $b ip link set lo up 2> /dev/null
 # the command is in the kernel's command line behind "--command=", with + for blanks; what it prints goes to the second port
 command=$($b sed 's/.*--command=\([^ ]*\).*/\1/; s/+/ /g' /proc/cmdline)

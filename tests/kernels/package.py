@@ -10,7 +10,7 @@ from tests.lab.node import REPOSITORY
 
 _CACHE = REPOSITORY / "build" / "kernels"
 # reaching the host's files, and what the programs are tried on; those that a kernel has built in are not looked for
-_MODULES = ("virtio_pci", "virtiofs", "overlay", "veth", "tls")
+_MODULES = ("virtio_pci", "virtiofs", "overlay", "veth", "bridge", "tls")
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ def fetch(metapackage: str) -> Kernel:
     """The kernel that a package of Debian's depends on now, such as linux-image-cloud-amd64."""
     package = _dependency(metapackage)
     directory = _CACHE / package
-    if not (directory / "initramfs").exists():
+    if not (directory / "lib").exists():
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         as_root = ("-o", "APT::Sandbox::User=root")  # apt's own user may not write here
         subprocess.run(["apt-get", "-qq", *as_root, "download", package], cwd=directory, check=True)
         (archive,) = directory.glob("*.deb")
         subprocess.run(["dpkg-deb", "-x", archive, directory], check=True)
-        _make_initramfs(directory, _version(directory))
+    _make_initramfs(directory, _version(directory))
     version = _version(directory)
     return Kernel(version, directory / "boot" / f"vmlinuz-{version}", directory / "initramfs")
 
@@ -50,6 +50,7 @@ def _version(directory: Path) -> str:
 
 def _make_initramfs(directory: Path, version: str) -> None:
     root = directory / "root"
+    shutil.rmtree(root, ignore_errors=True)
     for each in ("bin", "modules", "proc", "host", "upper", "new"):
         (root / each).mkdir(parents=True)
     shutil.copy("/bin/busybox", root / "bin" / "busybox")

@@ -32,7 +32,7 @@ def test_status_names_who_else_owns_sockets(node: Node) -> None:
     assert "acceleration: off instead of proxy (another program on this node owns sockets: " in table
     assert "✗ acceleration: off instead of proxy: another program on this node owns sockets: " in table
     with acceleration_needed():
-        assert accelerated(node) == "acceleration: proxy"
+        assert accelerated(node).split()[:2] == ["acceleration:", "proxy"]
 
 
 def accelerated(node: Node) -> str:

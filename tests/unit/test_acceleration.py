@@ -54,6 +54,22 @@ def test_a_difference_is_told_where_applications_meet_it() -> None:
     assert judge(Level.PROXY, found, []) == NodeLevel(Level.PROXY, Level.PROXY, "")
 
 
+def test_a_check_that_cannot_be_made_here_lowers_nothing_and_is_told() -> None:
+    found = SelfTest(GOOD, unseen={"memory limit of a cgroup": "no controller"})
+    reason = "not looked at: memory limit of a cgroup: no controller"
+    assert judge(Level.PROXY, found, []) == NodeLevel(Level.PROXY, Level.PROXY, reason)
+    both = SelfTest(GOOD | {"edge after a short read": "none"}, unseen=found.unseen)
+    differs = "on this kernel applications see a difference: edge after a short read: none"
+    assert judge(Level.FULL, both, []) == NodeLevel(Level.FULL, Level.FULL, f"{reason}; {differs}")
+
+
+def test_what_could_not_be_looked_at_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SelfTest(GOOD, unseen={"memory limit of a cgroup": "no controller"})
+    monkeypatch.setattr(selftest, "try_kernel", lambda _: found)
+    selftest.outcome(Path("/cgroup"), tmp_path)
+    assert selftest.kept_outcome(tmp_path) == found
+
+
 def test_a_check_that_was_not_made_counts_as_failed() -> None:
     made = {name: problem for name, problem in GOOD.items() if name != "reset"}
     assert judge(Level.PROXY, SelfTest(made), []).reason == "level proxy is not safe on this kernel: reset: not tried"
