@@ -362,6 +362,7 @@ def test_a_pod_that_nobody_knows_is_one_line(mesh: Mesh) -> None:
     assert done.stderr == "sidestep: no enrolled pod is called nobody; enrolled pods: default/alpha, default/beta\n"
 
 
+@pytest.mark.claim("not where they went")
 def test_what_was_refused_before_is_told_by_the_agent(mesh: Mesh) -> None:
     run_dir = ("--cni-agent-run-dir", mesh.node.run_dir)
 
@@ -379,6 +380,7 @@ def test_what_was_refused_before_is_told_by_the_agent(mesh: Mesh) -> None:
         kinds = {(each["pod"], each["direction"], each["verdict"]) for each in last("default/mute")}
         assert kinds == {("default/mute", "inbound", "refused"), ("default/mute", "outbound", "denied")}
         assert {each["verdict"] for each in last("mute", "--verdict", "denied")} == {"denied"}
+        assert all(each.keys() == {"at", "pod", "direction", "verdict", "count"} for each in last("mute"))
         assert last("alpha") == []
         text = sidestep(mesh.node, "trace", "mute", "--last", 5, "--direction", "inbound", *run_dir).stdout
         assert re.search(r"Z default/mute: inbound refused (2 times|once): nobody listens on 15006\n", text), text
