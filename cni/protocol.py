@@ -126,7 +126,16 @@ class WhatWasLogged(BaseModel):
     command: Literal["WHAT_WAS_LOGGED"] = "WHAT_WAS_LOGGED"
 
 
-Message = Request | Passed | WhoPassed | WhoWasRefused | WhatWasLogged
+class WhatFailed(BaseModel):
+    """A command asks which connections were refused or denied. The answer is {"failed": [Failure.document(), …]}."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+    command: Literal["WHAT_FAILED"] = "WHAT_FAILED"
+
+
+Message = Request | Passed | WhoPassed | WhoWasRefused | WhatWasLogged | WhatFailed
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="command")])
 
 

@@ -201,6 +201,8 @@ class Server:
             self._pools[_STATUS].submit(self._answer, connection, descriptors, self._who_was_refused)
         elif isinstance(message, protocol.WhatWasLogged):
             self._pools[_STATUS].submit(self._answer, connection, descriptors, self._what_was_logged)
+        elif isinstance(message, protocol.WhatFailed):
+            self._pools[_STATUS].submit(self._answer, connection, descriptors, self._what_failed)
         else:
             reply = partial(self._reply, message, descriptors, started)
             self._pools[message.command].submit(self._answer, connection, descriptors, reply)
@@ -218,6 +220,9 @@ class Server:
 
     def _who_was_refused(self) -> dict[str, Any]:
         return protocol.success({"refused": self._verbs.refusals.documents()})
+
+    def _what_failed(self) -> dict[str, Any]:
+        return protocol.success({"failed": self._verbs.what_failed()})
 
     def _what_was_logged(self) -> dict[str, Any]:
         return protocol.success({"lines": self._logged()})

@@ -66,6 +66,7 @@ class Verbs:
     call_for_help: Callable[[], None] = _nobody  # called if an ADD finds the programs detached
     left_out: LeftOut = field(default_factory=LeftOut)  # tells of pods that are not captured
     refusals: Refusals = field(default_factory=Refusals)  # remembers the pods that were refused
+    what_failed: Callable[[], list[dict[str, Any]]] = list  # connections that were refused or denied
     # The interpreter runs one thread at a time. If 16 ADDs take turns at each system call, each takes twice as long. So
     # they take turns as a whole, and those that write many rules have a turnstile of their own.
     turnstile: threading.Lock = field(default_factory=threading.Lock)

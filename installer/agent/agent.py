@@ -21,6 +21,7 @@ from cni.enrolment.admission import Admission
 from cni.enrolment.adoption import Adoption
 from cni.enrolment.denial import Denials
 from cni.enrolment.enroll import Enrolments
+from cni.enrolment.failures import Failures
 from cni.enrolment.follow import Follower
 from cni.enrolment.hearing import Hearing
 from cni.enrolment.left_out import LeftOut
@@ -170,6 +171,7 @@ class _Agent:
         up.callback(hearing.close)
         adoption = Adoption(self.admission, hearing, settings.node.proc)
         self._left_out, self._refusals = LeftOut(self.source.events), Refusals()
+        self._failures = Failures(tables)
         self._denials = Denials(self.enrolments, self.source.events)
         self._repairs = Repairs(
             settings=settings.repair,
@@ -206,6 +208,7 @@ class _Agent:
             take_over=TakeOver(pins, self.enrolments, adoption, self.source.pods, self.source.events).take,
             left_out=self._left_out,
             refusals=self._refusals,
+            failures=self._failures,
             was_broken=self._repairs.has_failed,
             strays=strays.look_for_strays,
             strays_soon=strays.look_for_strays_soon,
@@ -239,6 +242,7 @@ class _Agent:
             call_for_help=self._reconciler.wake,
             left_out=self._left_out,
             refusals=self._refusals,
+            what_failed=self._failures.documents,
         )
         run_dir = self._settings.node.cni_agent_run_dir
         server = Server(run_dir, verbs, self.metrics.observe_request, kept.lines)

@@ -30,6 +30,7 @@ from cni.enrolment.adoption import Adopted, Adoption
 from cni.enrolment.bystanders import BOTH, bystanders, captured_twice, key_of
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity
+from cni.enrolment.failures import Failures
 from cni.enrolment.follow import Follower
 from cni.enrolment.left_out import LeftOut
 from cni.enrolment.refusals import Refusals
@@ -96,6 +97,7 @@ class Reconciler:
     left_out: LeftOut = field(default_factory=LeftOut)  # tells of pods that are not captured
     refusals: Refusals = field(default_factory=Refusals)  # remembers the pods that were refused
     was_broken: Callable[[Pod], bool] = _never  # whether the pod's validation has failed for want of capture
+    failures: Failures | None = None  # remembers the connections that were refused
     strays: Callable[[], Done] = _nothing_done  # looks where the processes of pods run
     strays_soon: Callable[[], Done] = _nothing_done  # the same, but only if there is reason to
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -114,11 +116,13 @@ class Reconciler:
         A step that fails is logged and runs again in the next round.
         """
         begin, end = (self._restore, self._take), (self._listen, self._mend, self._compare, self._deny, self._see_rules)
-        return self._do(*begin, self._sweep, self._adopt, self._take, *end, self.strays)
+        return self._do(*begin, self._sweep, self._adopt, self._take, *end, self.strays, self._note_failures)
 
     def look(self) -> Counter[str]:
         """Run only the steps that cannot wait for the next round."""
-        return self._do(self._restore, self._take, self._sweep, self._listen_soon, self.strays_soon)
+        return self._do(
+            self._restore, self._take, self._sweep, self._listen_soon, self.strays_soon, self._note_failures
+        )
 
     def changed(self, before: Pod | None, after: Pod | None) -> None:
         """Handle a new or changed Pod: if it runs without being enrolled, wake the rounds."""
@@ -345,6 +349,12 @@ class Reconciler:
 
     def _compare(self) -> Done:
         self.follower.look_at_all()
+        return {}
+
+    def _note_failures(self) -> Done:
+        """Note which pods' connections were refused or denied since the last look."""
+        if self.failures:
+            self.failures.look(self.enrolments.identities())
         return {}
 
     def _deny(self) -> Done:

@@ -158,6 +158,8 @@ def test_commands_that_run_for_long_end_when_another_version_takes_over(mesh: Me
         assert trace.stderr is not None
         said = trace.stderr.read()
     layouts = rf"layout v\w+, not {LAYOUT}; another version of sidestep is attached: use that version's command"
-    assert re.fullmatch(rf"sidestep: {node.bpffs}/sidestep has the pins of {layouts}.*\n", said)
+    assert re.fullmatch(
+        rf"traced: 4 events, 0 lost\nsidestep: {node.bpffs}/sidestep has the pins of {layouts}.*\n", said
+    )
     node.agent.terminate()
     node.agent.start(REPOSITORY)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -359,3 +360,32 @@ def test_a_pod_that_nobody_knows_is_one_line(mesh: Mesh) -> None:
     done = sidestep(mesh.node, "trace", "nobody")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "sidestep: no enrolled pod is called nobody; enrolled pods: default/alpha, default/beta\n"
+
+
+@pytest.mark.claim("not where they went")
+def test_what_was_refused_before_is_told_by_the_agent(mesh: Mesh) -> None:
+    run_dir = ("--cni-agent-run-dir", mesh.node.run_dir)
+
+    def last(*argv: object) -> list[dict[str, Any]]:
+        done = sidestep(mesh.node, "trace", "--last", 5, *run_dir, *argv, "--output", "jsonl")
+        assert (done.returncode, done.stderr) == (0, "")
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    deny = {"sidestep.io/deny-outbound-ports": "9"}
+    with extra(mesh, "mute", deny) as pod:
+        for _ in range(2):
+            assert mesh.gamma.curl(pod.ip4).pod is None
+        assert pod.python(SEND, "AF_INET", "192.0.2.1", 9) == "EPERM"
+        wait_until(lambda: sum(each["count"] for each in last("mute")) == 3, "the agent to look", LIMIT)
+        kinds = {(each["pod"], each["direction"], each["verdict"]) for each in last("default/mute")}
+        assert kinds == {("default/mute", "inbound", "refused"), ("default/mute", "outbound", "denied")}
+        assert {each["verdict"] for each in last("mute", "--verdict", "denied")} == {"denied"}
+        assert all(each.keys() == {"at", "pod", "direction", "verdict", "count"} for each in last("mute"))
+        assert last("alpha") == []
+        text = sidestep(mesh.node, "trace", "mute", "--last", 5, "--direction", "inbound", *run_dir).stdout
+        assert re.search(r"Z default/mute: inbound refused (2 times|once): nobody listens on 15006\n", text), text
+    nothing = sidestep(mesh.node, "trace", "alpha", "--last", 1, *run_dir)
+    assert nothing.stdout == "nothing was refused or denied since the agent started, as far as it looked\n"
+    away = sidestep(mesh.node, "trace", "--last", 1, "--cni-agent-run-dir", "/never")
+    assert away.returncode == 1
+    assert "only a running agent knows what was refused before: /never/cni.sock: nobody is there" in away.stderr

@@ -31,6 +31,7 @@ def _rule(_: click.Context, __: click.Parameter, text: str | None) -> str | None
 @click.command(cls=Command)
 @take(Attachment)
 @take_one(Node, "proc")
+@take_one(Node, "cni_agent_run_dir")
 @click.argument("pod", required=False, shell_complete=complete_pod)
 @namespace_option("POD is")
 @click.option(
@@ -47,6 +48,13 @@ def _rule(_: click.Context, __: click.Parameter, text: str | None) -> str | None
 @click.option("--direction", type=click.Choice(_DIRECTIONS), help="Only connections in this direction.")
 @click.option("--rule", metavar="RULE", callback=_rule, help="Only what this rule decided, such as O10 or deny.")
 @click.option("--not", "is_inverted", is_flag=True, help="Only the events that the filters would leave out.")
+@click.option(
+    "--last",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Show the last N times that connections were refused or denied, as the agent has noticed them, and end. Only "
+    "POD, --verdict and --direction choose among them.",
+)
 @click.option("--follow", "-f", is_flag=True, help="Run until Ctrl-C.")
 @click.option(
     "--seconds", default=10.0, show_default=True, type=click.FloatRange(0.1), help="How long to run without --follow."
@@ -55,6 +63,7 @@ def _rule(_: click.Context, __: click.Parameter, text: str | None) -> str | None
 def trace(
     attachment: Attachment,
     proc: Path,
+    cni_agent_run_dir: Path,
     pod: str | None,
     namespace: str,
     dest: str | None,
@@ -63,6 +72,7 @@ def trace(
     direction: str | None,
     rule: str | None,
     is_inverted: bool,
+    last: int | None,
     follow: bool,
     seconds: float,
     output: str,
@@ -79,14 +89,25 @@ def trace(
 
     The trace ends when its reader has gone: the reader of its output, or whoever holds its standard input. So give
     `kubectl exec` the option -i (or -it), and the trace ends with it.
+
+    While nobody traces, single connections are not recorded. But the agent looks at the counters every few seconds, so
+    --last can tell when which pod's connections were refused or denied, how many, and why.
     If another version of sidestep takes the node's pods over, the trace ends with exit status 1.
     """
+    pod = pod and qualified(pod, namespace)
+    if last is not None:
+        if dest or port is not None or rule or is_inverted or follow:
+            raise click.UsageError("--last goes with POD, --verdict and --direction alone")
+        from installer.commands.trace.last import Chosen, show_last
+
+        show_last(cni_agent_run_dir, Chosen(last, pod, verdict, direction), output)
+        return
     from installer.commands.trace.follow_events import follow_events
 
     follow_events(
         attachment.pins,
         proc,
-        pod and qualified(pod, namespace),
+        pod,
         _wanted(dest, verdict, port, direction, rule, is_inverted),
         None if follow else seconds,
         output,

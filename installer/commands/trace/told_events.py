@@ -63,6 +63,11 @@ class Known:
         return cls(named, {cookie: pod.proxy_uid for cookie, pod in entered.items()})
 
 
+def outcome_of(direction: str, verdict: str) -> str:
+    """What became of a connection with this verdict, if that is known when it is decided; else ""."""
+    return _OUTCOMES.get((direction, verdict), "")
+
+
 class Reader:
     """Makes documents of events. `name_of` gives a pod's name for its cookie; `known` may be replaced at any time."""
 

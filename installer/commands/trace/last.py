@@ -1,0 +1,59 @@
+"""`sidestep trace --last N`: refused and denied connections from before, as far as the agent has noticed them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bpf.errors import SidestepError
+from cni.protocol import SOCKET_NAME, WhatFailed
+from installer.commands.agent_socket import ask_agent
+from installer.commands.trace.forms import FORMS
+from installer.commands.trace.told_events import outcome_of
+
+
+class NotKnown(SidestepError):
+    """No agent tells what has failed."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which of them are wanted: the last so many, of one pod, verdict or direction (None: of all)."""
+
+    number: int
+    pod: str | None
+    verdict: str | None
+    direction: str | None
+
+    def takes(self, each: dict[str, Any]) -> bool:
+        """Whether one is wanted, by its pod's NAMESPACE/NAME or NAME, and the rest."""
+        return (
+            (self.pod is None or self.pod in (each["pod"], each["pod"].partition("/")[2]))
+            and self.verdict in (None, each["verdict"])
+            and self.direction in (None, each["direction"])
+        )
+
+
+def show_last(run_dir: Path, chosen: Chosen, output: str) -> None:
+    """Print them, the latest last. Raises NotKnown if no agent tells."""
+    asked = ask_agent(run_dir, WhatFailed().model_dump())
+    if asked.fault:
+        raise NotKnown(
+            f"only a running agent knows what was refused before: {run_dir / SOCKET_NAME}: {asked.fault}; without "
+            "--last, the trace shows what happens from now on"
+        )
+    wanted = [each for each in asked.output.get("failed", ()) if chosen.takes(each)]
+    if not wanted and output in ("table", "wide"):
+        click.echo("nothing was refused or denied since the agent started, as far as it looked")
+    for each in wanted[-chosen.number :]:
+        if output in ("table", "wide"):
+            click.echo(_line(each))
+        else:
+            click.echo(FORMS[output](each), nl=False)
+
+
+def _line(each: dict[str, Any]) -> str:
+    count = "once" if each["count"] == 1 else f"{each['count']} times"
+    outcome = outcome_of(each["direction"], each["verdict"])
+    return f"{each['at'][:19]}Z {each['pod']}: {each['direction']} {each['verdict']} {count}: {outcome}"
