@@ -149,8 +149,9 @@ def test_a_trace_ends_if_nothing_is_attached_for_long(node: Node) -> None:
         assert sidestep(node, "detach").returncode == 0
         assert trace.wait(45) == 1
         assert trace.stderr is not None
-        first, last = trace.stderr.read().splitlines()
+        first, closing, last = trace.stderr.read().splitlines()
     assert first == "sidestep: nothing is attached; the trace waits 30 s for it"
+    assert closing == "traced: 0 events, 0 lost"
     assert last.startswith(
         f"sidestep: nothing is attached: {Pins(node.bpffs).root} is not there; run `sidestep attach`"
     )

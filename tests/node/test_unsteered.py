@@ -57,7 +57,7 @@ def test_every_command_says_that_a_pod_is_not_steered(node: Node, is_pinned: boo
     assert WORDS not in sidestep(node, "explain", "beta", "--inbound", gamma.ip4, "--port", "8080").stdout
 
     page = sidestep(node, "report", "--seconds", "0.1").stdout
-    assert f"default/alpha: {WORDS}" in page
+    assert f"{WORDS} (1 of 2 pods: default/alpha)" in page
     report = json.loads(sidestep(node, "report", "--seconds", "0.1", "--output", "json").stdout)
     assert {each["pod"]: each["steering"] for each in report["pods"]} == states
 
