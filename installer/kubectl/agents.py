@@ -36,9 +36,13 @@ class Agent:
         """What `sidestep …` prints, byte by byte. Raises KubectlFailed."""
         return self.kubectl.printed(*self._exec(), *argv)
 
-    def follow(self, *argv: str, has_terminal: bool) -> int:
-        """Run `sidestep …` with this terminal; its exit status."""
-        return self.kubectl.follow(*self._exec(*(["--stdin", "--tty"] if has_terminal else [])), *argv)
+    def follow(self, *argv: str, is_endless: bool, has_terminal: bool) -> int:
+        """Run `sidestep …` with this terminal; its exit status.
+
+        A command that goes on until its reader has gone sees that by its input, which ends then.
+        """
+        options = ["--stdin"] * is_endless + ["--tty"] * (is_endless and has_terminal)
+        return self.kubectl.follow(*self._exec(*options), *argv)
 
     def _exec(self, *options: str) -> list[str]:
         return ["exec", *options, "--namespace", self.namespace, self.pod, "--container", _CONTAINER, "--", _COMMAND]

@@ -21,7 +21,7 @@ _ABOUT_A_POD = {
     "explain": "Say what becomes of a pod's connection, and why.",
     "trace": "Follow a pod's connections live.",
 }
-_INTERACTIVE = ("trace", "top")  # they go on until Ctrl-C
+_ENDLESS = ("trace", "top")  # they go on until Ctrl-C
 _READY_SECONDS = 120
 
 
@@ -133,7 +133,7 @@ for _name, _words in _ABOUT_A_POD.items():
 def on(cluster: Cluster, node: str, command: tuple[str, ...]) -> None:
     """Run `sidestep COMMAND` in the agent of one node."""
     agent = cluster.nodes().agent_on(node)
-    sys.exit(agent.follow(*command, has_terminal=_has_terminal(command[0])))
+    sys.exit(agent.follow(*command, is_endless=command[0] in _ENDLESS, has_terminal=_has_terminal()))
 
 
 @cli.command()
@@ -223,11 +223,13 @@ def _on_pods_node(cluster: Cluster, command: str, pod: str, namespace: str | Non
     if not node:
         raise click.ClickException(f"{where}/{name} is on no node yet")
     agent = cluster.nodes().agent_on(node)
-    return agent.follow(command, f"{where}/{name}", *arguments, has_terminal=_has_terminal(command))
+    return agent.follow(
+        command, f"{where}/{name}", *arguments, is_endless=command in _ENDLESS, has_terminal=_has_terminal()
+    )
 
 
-def _has_terminal(command: str) -> bool:
-    return command in _INTERACTIVE and sys.stdin.isatty() and sys.stdout.isatty()
+def _has_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def main() -> None:
