@@ -8,7 +8,6 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from installer.commands.bugreport.redaction import without_secrets
 from installer.settings import Chain, Node, Ports
 
 _SECONDS = 60  # for each command
-_AT_ONCE = 4
 _LOCALHOST = "localhost"
 # name → what it is, and the command that prints it
 _COMMANDS = {
@@ -49,10 +47,9 @@ def parts(settings: Mapping[str, str], node: Node, chain: Chain, ports: Ports) -
     """All of them. `settings` are the environment variables that commands get, besides this process's own."""
     yield Part("version.txt", "sidestep, kernel, machine", _version().encode())
     yield Part("settings.json", "the settings, by their environment variables", _json(settings))
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        printed = pool.map(lambda argv: _printed(argv, settings), (argv for _, argv in _COMMANDS.values()))
-        for (name, (what, _)), content in zip(_COMMANDS.items(), printed, strict=True):
-            yield Part(name, what, content)
+    # one after the other: in the agent's container they share its memory limit with the agent
+    for name, (what, argv) in _COMMANDS.items():
+        yield Part(name, what, _printed(argv, settings))
     yield Part("log.txt", "the agent's last log lines", _or_why(lambda: _log(node)))
     yield Part("metrics.txt", "what Prometheus is told", _or_why(lambda: _fetched(ports.monitoring_port, "metrics")))
     yield Part("readyz.json", "what kubelet is told", _or_why(lambda: _fetched(ports.health_port, "readyz")))

@@ -36,5 +36,5 @@ SCENARIOS = (
     Scenario("dropin", dropin.checks),
     Scenario("istioctl", istioctl.checks),
     Scenario("migration", migration.checks),
-    Scenario("crowd", crowd.checks),
+    Scenario("crowd", crowd.checks, is_alone=True),
 )
