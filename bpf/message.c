@@ -32,8 +32,8 @@
  */
 #define BACKLOG_BUDGET (512 * 1024)
 /*
- * If more than STREAM_RUN messages in a row are smaller than SMALL_MESSAGE bytes, a message goes by TCP whenever
- * redirected bytes are unread: TCP joins small messages, which is cheaper. This holds only if the reader is a proxy.
+ * If more than STREAM_RUN messages in a row are smaller than SMALL_MESSAGE bytes, and the receiver was behind at each of
+ * them, a message goes by TCP whenever redirected bytes are unread: TCP joins small messages, which is cheaper. This holds only if the reader is a proxy.
  * One read never returns both redirected bytes and TCP's bytes, and an application (nginx) may take a short read for
  * all there is.
  */
@@ -107,7 +107,7 @@ static __always_inline __u32 longest_run(const struct pairing *pairing)
  * redirected bytes have no PSOCK_MSG_TOT_LEN. There, one unread message is too much. If the receiver has nothing unread,
  * a small message is never too much for its container: that many bytes any connection costs.
  */
-static __always_inline bool is_over_budget(const struct pairing *pairing, __u32 size)
+static __always_inline bool is_over_budget(struct pairing *pairing, __u32 size)
 {
     __u64 psock = read64(pairing->peer_socket, SOCK_USER_DATA) & USER_DATA_MASK;
     __u32 backlog = 0;
@@ -116,6 +116,8 @@ static __always_inline bool is_over_budget(const struct pairing *pairing, __u32 
         return true;
 #ifdef PSOCK_MSG_TOT_LEN
     backlog = read32(psock, PSOCK_MSG_TOT_LEN);
+    if (!backlog) /* who has read everything keeps up with small messages, as in a ping-pong of two each way */
+        pairing->small = size < SMALL_MESSAGE;
     if (backlog >= BACKLOG_BUDGET || (backlog && pairing->to_proxy && pairing->small > longest_run(pairing)))
         return true;
 #else

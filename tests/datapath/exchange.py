@@ -1,6 +1,7 @@
 """Sends lines over one connection and back: `exchange.py HOST PORT [SOURCE SOURCE_PORT]`, or `… serve PORT`.
 
-A client reads commands from stdin: "say TEXT" prints what comes back, "close" ends. Servers answer each line reversed.
+A client reads commands from stdin: "say TEXT" sends a line and prints what comes back, "halve TEXT" sends it in two
+messages, "close" ends. Servers answer each line reversed.
 """
 
 import socket
@@ -45,7 +46,10 @@ def dial(host: str, port: str, source: str = "", source_port: str = "0", protoco
         command, _, text = line.strip().partition(" ")
         if command == "close":
             break
-        client.sendall(text.encode() + b"\n")
+        said = text.encode() + b"\n"
+        half = len(said) // 2 if command == "halve" else len(said)
+        for part in filter(None, (said[:half], said[half:])):
+            client.sendall(part)
         print(replies.readline(), end="", flush=True)
 
 

@@ -84,10 +84,10 @@ class Dialled:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
-    def say(self, text: str) -> str:
-        """Send a line; the reply, which should be it reversed."""
+    def say(self, text: str, command: str = "say") -> str:
+        """Send a line, by "halve" in two messages; the reply, which should be it reversed."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(f"say {text}\n")
+        self._process.stdin.write(f"{command} {text}\n")
         self._process.stdin.flush()
         return self._process.stdout.readline().strip()
 
@@ -206,6 +206,17 @@ def test_equal_connections_of_two_namespaces_do_not_meet(pods: Pods) -> None:
             assert first.say(f"one {number}") == f"one {number}"[::-1]
             assert second.say(f"other {number}") == f"other {number}"[::-1]
     assert pods.traffic(pods.one).redirected == pods.traffic(pods.other).redirected == 40
+
+
+def test_two_small_messages_at_a_time_are_redirected_however_often(pods: Pods) -> None:
+    """As HTTP/2 sends headers and data: the second finds the first unread, and yet nobody is behind."""
+    both(pods)
+    line = "x" * 120
+    with pods.dialled(pods.one, pods.other.ip4, PROXY) as connection:
+        for _ in range(700):  # beyond a direction's first 64 KiB
+            assert connection.say(line, "halve") == line
+    sums = pods.traffic(pods.one)
+    assert (sums.redirected, sums.over_budget, sums.no_peer) == (1400, 0, 0)
 
 
 def test_a_level_that_changes_counts_for_connections_under_way(pods: Pods) -> None:
