@@ -2,7 +2,6 @@
 
 import math
 import signal
-import sys
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -170,8 +169,7 @@ class _Follower:
             if self.output not in ("table", "wide"):
                 told.append(write({"event": "lost", "count": missed}))
         if told:
-            sys.stdout.write("".join(told))
-            sys.stdout.flush()
+            click.echo("".join(told), nl=False)  # also where the locale's encoding has no arrows
 
 
 class Interruption:
