@@ -75,6 +75,7 @@ def said(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         ("explain alpha 10.0.0.1:80 --source here", '--source: "here" is not an IP address'),
         # options that need each other, or exclude each other
         ("trace --last 3 --port 80", "--last goes with POD, --verdict and --direction alone"),
+        ("trace --not", "--not needs a filter: without one it leaves out all events"),
         ("trace --rule O99", 'there is no rule "O99"; the rules are O0, O1,'),
         ("explain alpha", "give either DEST or --inbound FROM"),
         ("explain alpha 10.0.0.1:80 --inbound 10.0.0.2", "give either DEST or --inbound FROM"),
