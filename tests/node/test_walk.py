@@ -224,3 +224,8 @@ def test_trying_needs_to_change_its_user_only_for_another_user(node: Node, uid: 
     else:
         advice = "give the container SETUID and SETGID, or run this as root on the node itself"
         assert done.stderr.endswith(f"becoming uid {uid} gid {uid}: Operation not permitted; {advice}\n")
+
+
+def test_a_link_local_destination_with_its_zone_is_as_explained(node: Node) -> None:
+    found = document(node, "explain", "alpha", "[fe80::1%eth0]:80", "--try")
+    assert (found["verdict"], found["try"]["agrees"], found["try"]["differs"]) == ("captured", True, "")
