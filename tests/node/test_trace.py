@@ -397,3 +397,12 @@ def test_a_locale_without_arrows_ends_no_trace(monkeypatch: pytest.MonkeyPatch, 
         mesh.alpha.curl(mesh.beta.ip4)
         assert trace.stdout is not None
         assert f" → default/beta ({mesh.beta.ip4}:{APP_PORT}) " in trace.stdout.readline()
+
+
+def test_processes_that_cannot_be_looked_at_are_not_said_to_be_untraced() -> None:
+    with Node() as node:
+        node.pod("alpha", envoy=False, app=False)
+        node.agent.kill()  # it would attach the program again
+        (Pins(node.bpffs).links / "connect6").unlink()
+        told = sidestep(node, "trace", "alpha", "--seconds", "0.1").stderr
+    assert "there is no cgroup where the deciding programs are attached; if there are some, they are not traced" in told
