@@ -128,6 +128,12 @@ def attached_cgroups(pins: Pins, names: Collection[str] = _LINKED) -> frozenset[
     return frozenset(found - {0})
 
 
+def detached(pins: Pins, names: Collection[str] = DECIDING) -> frozenset[str]:
+    """Those of these programs that are attached to no cgroup at all, as the kernel says now."""
+    directories = link_directories(pins)
+    return frozenset(name for name in names if not any(cgroup_of_link(each / name) for each in directories))
+
+
 def cgroup_of_link(pinned: Path) -> int:
     """Id of the cgroup that a pinned link is attached to; 0 if there is no link or it is attached to nothing."""
     try:

@@ -37,6 +37,7 @@ _KEPT = 10  # crash reports: an agent that crashes at every start must not fill 
 
 def run_command(command: Callable[[], int]) -> int:
     """Run a command and return its exit status. If it raises or is interrupted, print its last message."""
+    _fill_closed_streams()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.excepthook = sys.unraisablehook = _hook()
@@ -45,6 +46,22 @@ def run_command(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:  # while the output waited for its reader
         _drop_output()
         return INTERRUPTED
+
+
+def _fill_closed_streams() -> None:
+    """Give /dev/null to each standard stream that is closed (`>&-`, some cron jobs and daemons): output goes nowhere.
+
+    Python leaves such a stream None. Without this, the first file that a command opens takes the descriptor's number,
+    and what libraries print goes to that file.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is not None:
+            continue
+        null = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which usually is the stream's own
+        if null != number:
+            os.dup2(null, number)
+            os.close(null)
+        setattr(sys, name, os.fdopen(number, mode))
 
 
 def _status(command: Callable[[], int]) -> int:

@@ -13,7 +13,7 @@ from installer import VERSION
 from installer.kubectl.agents import Nodes
 from installer.kubectl.cluster_status import UNKNOWN, every_pod, every_status, show_pods, show_status, verdict_on
 from installer.kubectl.connectivity import trials
-from installer.kubectl.kubectl import Kubectl
+from installer.kubectl.kubectl import Kubectl, KubectlFailed
 from installer.kubectl.trial_pods import trial_pods
 
 # commands of the agent's own `sidestep` that are about one pod, their first argument
@@ -36,8 +36,13 @@ class Cluster:
         return Nodes.of(self.kubectl, self._agents_namespace)
 
     def own_namespace(self) -> str:
-        """The kubeconfig's."""
-        told = self.kubectl.run("config", "view", "--minify", "--output", "jsonpath={..namespace}")
+        """The kubeconfig's. Without a current context it is kubectl's own default."""
+        try:
+            told = self.kubectl.run("config", "view", "--minify", "--output", "jsonpath={..namespace}")
+        except KubectlFailed as error:
+            if not str(error).startswith("current-context must exist"):
+                raise
+            return "default"
         return told.strip() or "default"
 
 

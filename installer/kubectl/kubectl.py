@@ -74,7 +74,10 @@ class Kubectl:
 
 
 def _last_line(text: str) -> str:
-    """What was wrong: kubectl's last words, without the status of a command that it ran in a container."""
+    """What was wrong: kubectl's last words, without the status of a command that it ran in a container.
+
+    Without kubectl's own "error:" too, as click puts one before the message.
+    """
     lines = [each.strip() for each in text.splitlines() if each.strip()]
     told = [each for each in lines if not each.startswith("command terminated with exit code")]
-    return (told or lines or [""])[-1]
+    return (told or lines or [""])[-1].removeprefix("error: ")

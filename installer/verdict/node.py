@@ -19,10 +19,9 @@ _SINGLE = 1  # a map with room for one entry holds it from the start
 _SHOWN = 5  # pods in a sentence
 
 _FIND_AGENT = "kubectl get pods -n istio-system -l k8s-app=istio-cni-node -o wide"
-START_AGENT = (
-    f"start this node's agent (`{_FIND_AGENT}` shows whether it runs); until then running pods stay as they are, and "
-    "new mesh pods wait"
-)
+_START = f"start this node's agent (`{_FIND_AGENT}` shows whether it runs); until then"
+START_AGENT = f"{_START} running pods stay as they are, and new mesh pods wait"
+START_AGENT_TO_ATTACH = f"{_START} what is not attached captures nothing, and new mesh pods wait"
 READ_LOG = "the agent should put this right within seconds; if it stays, read the agent's log"
 _RESTART_AGENT = "read the agent's log; if it goes on, delete the agent's pod"
 _LOOK_AS_AGENT = "look from the agent's pod, or as root with all capabilities and --proc of the node"
@@ -44,7 +43,7 @@ _CONDITIONS = {
 
 def verdict_on(looked: Looked) -> Verdict:
     """The verdict on a node, from the document of `sidestep status`."""
-    agent = _Agent(looked["agent"])
+    agent = _Agent(looked["agent"], START_AGENT_TO_ATTACH if looked["attached"] is False else START_AGENT)
     found = [
         *_programs(looked, agent),
         *agent.findings(),
@@ -68,14 +67,15 @@ def verdict_on(looked: Looked) -> Verdict:
 class _Agent:
     """What is known of the agent, which is the remedy for much of the rest."""
 
-    def __init__(self, told: Looked) -> None:
-        self._told = told
+    def __init__(self, told: Looked, start: str) -> None:
+        """`start` is what to do if it is away."""
+        self._told, self.start = told, start
         self.is_away = told["pid"] is None and bool(told["fault"])
 
     @property
     def remedy(self) -> str:
         """What to do about a thing that a running agent puts right by itself."""
-        return START_AGENT if self.is_away or self._told["fault"] else READ_LOG
+        return self.start if self.is_away or self._told["fault"] else READ_LOG
 
     def misses(self, condition: str) -> bool:
         """Whether the agent itself says that this condition of its readiness does not hold."""
@@ -88,7 +88,7 @@ class _Agent:
             what = f"an agent answers at port {health['port']}, but at {told['socket']}: {told['fault']}"
             yield Finding(State.UNKNOWN, "agent", what, "give the --cni-agent-run-dir of that agent")
         elif self.is_away:
-            yield Finding(State.WRONG, "agent", f"{told['socket']}: {told['fault']}", START_AGENT)
+            yield Finding(State.WRONG, "agent", f"{told['socket']}: {told['fault']}", self.start)
         elif told["fault"]:
             what = f"process {told['pid']} listens at {told['socket']}: {told['fault']}"
             yield Finding(State.WRONG, "agent", what, _RESTART_AGENT)
@@ -102,7 +102,7 @@ def _programs(looked: Looked, agent: _Agent) -> Iterator[Finding]:
         what, _, advice = problem.partition("; ")
         state = State.UNKNOWN if looked["attached"] is None else State.WRONG
         is_agents = agent.is_away and what.startswith("nothing is attached")
-        yield Finding(state, "programs", what, START_AGENT if is_agents else advice)
+        yield Finding(state, "programs", what, agent.start if is_agents else advice)
         return
     if not looked["attached"]:
         idle = [each["hook"] for each in looked["programs"] if not each["attached"] and _should_run(each, looked)]

@@ -2,10 +2,13 @@
 
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from bpf import syscalls
 from bpf.pins import Pins
+from bpf.syscalls import Descriptor
 from tests.lab import invocation
 from tests.lab.command import tracing
 from tests.lab.envoy import PROXY_ID
@@ -243,15 +246,28 @@ def test_what_is_not_there_is_one_clear_line(node: Node, argv: tuple[str, ...], 
     assert message in done.stderr.splitlines()[-1]
 
 
+def let_all_pass(pinned: Path) -> None:
+    """Put a program into the link that lets every connection pass: the link is still there, and captures nothing."""
+    code = bytes((0xB7, 0, 0, 0, 1, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0))  # r0 = 1; exit (linux/bpf.h)
+    kind, connect4 = 18, 10  # BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_CGROUP_INET4_CONNECT
+    with (
+        Descriptor(syscalls.open_pin(pinned)) as link,
+        Descriptor(syscalls.load_program("passes", kind, connect4, code, ())) as program,
+    ):
+        syscalls.update_link(link.fd, program.fd, pinned)
+
+
 def test_what_differs_is_told_by_the_exit_status() -> None:
     with Node() as node:
         alpha, beta = node.pod("alpha"), node.pod("beta")
         node.agent.terminate()
         question = ("explain", "alpha", f"{beta.ip4}:8080", "--try")
         assert document(node, *question)["try"]["agrees"]
-        (Pins(node.bpffs).links / "connect4").unlink()
+        let_all_pass(Pins(node.bpffs).links / "connect4")
         found = document(node, *question, status=1)
         assert found["verdict"] == "captured"
         assert found["try"]["differs"] == "it went directly"
         assert alpha.curl(beta.ip4).pod == "beta"
         assert "NOT as explained: it went directly" in sidestep(node, *question).stdout
+        walk = document(node, "explain", "alpha", "beta:8080", "--try", status=1)
+        assert (walk["state"], walk["headline"]) == ("wrong", "WRONG: NOT as explained: it went directly")

@@ -389,3 +389,20 @@ def test_what_was_refused_before_is_told_by_the_agent(mesh: Mesh) -> None:
     away = sidestep(mesh.node, "trace", "--last", 1, "--cni-agent-run-dir", "/never")
     assert away.returncode == 1
     assert "only a running agent knows what was refused before: /never/cni.sock: nobody is there" in away.stderr
+
+
+def test_a_locale_without_arrows_ends_no_trace(monkeypatch: pytest.MonkeyPatch, mesh: Mesh) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    with tracing(mesh.node, "--direction", "outbound", "--verdict", "captured") as trace:
+        mesh.alpha.curl(mesh.beta.ip4)
+        assert trace.stdout is not None
+        assert f" → default/beta ({mesh.beta.ip4}:{APP_PORT}) " in trace.stdout.readline()
+
+
+def test_processes_that_cannot_be_looked_at_are_not_said_to_be_untraced() -> None:
+    with Node() as node:
+        node.pod("alpha", envoy=False, app=False)
+        node.agent.kill()  # it would attach the program again
+        (Pins(node.bpffs).links / "connect6").unlink()
+        told = sidestep(node, "trace", "alpha", "--seconds", "0.1").stderr
+    assert "there is no cgroup where the deciding programs are attached; if there are some, they are not traced" in told

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from bpf.pins import Pins
 from tests.lab import invocation
 from tests.lab.command import tracing
 from tests.lab.envoy import PROXY_ID
@@ -224,3 +225,30 @@ def test_trying_needs_to_change_its_user_only_for_another_user(node: Node, uid: 
     else:
         advice = "give the container SETUID and SETGID, or run this as root on the node itself"
         assert done.stderr.endswith(f"becoming uid {uid} gid {uid}: Operation not permitted; {advice}\n")
+
+
+def test_a_program_that_is_attached_nowhere_captures_nothing() -> None:
+    with Node() as node:
+        alpha, beta = node.pod("alpha"), node.pod("beta")
+        node.agent.kill()  # it would attach the program again
+        (Pins(node.bpffs).links / "connect4").unlink()
+        alpha.envoy.connections()
+        assert alpha.curl(beta.ip4).pod == "beta"
+        assert alpha.envoy.connections() == []  # which is why it has to be said
+
+        words = "the program that decides is attached nowhere on this node; see `sidestep status`"
+        found = walked(node, "alpha", "beta:8080", "--try", status=1)
+        assert found["headline"] == f"WRONG: not captured: {words}"
+        assert (wrong(found), found["try"]["agrees"]) == ([("client", f"not captured: {words}")], True)
+        assert "stray" not in sidestep(node, "explain", "alpha", "beta:8080").stdout  # one fault, told once
+
+        alone = document(node, "explain", "alpha", f"{beta.ip4}:8080", "--try")
+        assert (alone["verdict"], alone["rule"], alone["why"]) == ("direct", "not attached", words)
+        assert alone["try"]["agrees"]
+        six = document(node, "explain", "alpha", f"[{beta.ip6}]:8080", "--try")
+        assert (six["verdict"], six["rule"], six["try"]["agrees"]) == ("captured", "O10", True)
+
+
+def test_a_link_local_destination_with_its_zone_is_as_explained(node: Node) -> None:
+    found = document(node, "explain", "alpha", "[fe80::1%eth0]:80", "--try")
+    assert (found["verdict"], found["try"]["agrees"], found["try"]["differs"]) == ("captured", True, "")

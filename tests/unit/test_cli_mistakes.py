@@ -5,7 +5,9 @@ The commands run in this process, up to where they would look at the machine.
 
 import os
 import re
+import shlex
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import pytest
 
 from bpf.errors import KernelRefused
 from installer.commands import cli, ending
+from tests.lab.invocation import REPOSITORY
 
 Said = Callable[..., tuple[int, str, str]]
 
@@ -72,6 +75,7 @@ def said(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         ("explain alpha 10.0.0.1:80 --source here", '--source: "here" is not an IP address'),
         # options that need each other, or exclude each other
         ("trace --last 3 --port 80", "--last goes with POD, --verdict and --direction alone"),
+        ("trace --not", "--not needs a filter: without one it leaves out all events"),
         ("trace --rule O99", 'there is no rule "O99"; the rules are O0, O1,'),
         ("explain alpha", "give either DEST or --inbound FROM"),
         ("explain alpha 10.0.0.1:80 --inbound 10.0.0.2", "give either DEST or --inbound FROM"),
@@ -102,6 +106,15 @@ def test_a_wrong_setting_in_the_environment_is_named(said: Said, monkeypatch: py
     status, _, told = said("agent")
     assert (status, told.count("\n")) == (2, 1)
     assert "SIDESTEP_RECONCILE_SECONDS" in told
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("argv", ["version", "--help", "kubectl-plugin", "maps --nope"])
+def test_a_closed_stream_is_no_fault(closed: str, argv: str) -> None:
+    command = f"exec {shlex.quote(sys.executable)} -m installer {argv} {closed}"
+    done = subprocess.run(["sh", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == (2 if "--nope" in argv else 0), done
+    assert "Traceback" not in done.stderr and "internal error" not in done.stderr
 
 
 def test_no_command_is_help_and_2(said: Said) -> None:

@@ -3,7 +3,6 @@
 `make cluster` runs it against a cluster (tests/cluster/scenarios/plugin.py).
 """
 
-import os
 import subprocess
 import zipfile
 from io import BytesIO
@@ -44,7 +43,7 @@ def run(tmp_path: Path, *argv: str, path: str = "") -> subprocess.CompletedProce
     file = tmp_path / "kubectl-sidestep"
     file.write_bytes(plugin())
     file.chmod(0o755)
-    environment = {"PATH": f"{path}:/usr/bin:/bin", "PYTHONPATH": "", "HOME": os.devnull}
+    environment = {"PATH": f"{path}:/usr/bin:/bin", "PYTHONPATH": "", "HOME": str(tmp_path)}
     return subprocess.run(
         ["/usr/bin/python3", "-I", "-S", file, *argv], env=environment, capture_output=True, text=True, cwd=tmp_path
     )
@@ -63,6 +62,13 @@ def test_what_kubectl_refuses_is_one_line(tmp_path: Path) -> None:
     done = run(tmp_path, "--kubeconfig", "/nowhere", "status")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("argv", [("status",), ("explain", "alpha", "beta:80"), ("pods",)])
+def test_without_a_cluster_every_command_says_what_kubectl_says(tmp_path: Path, argv: tuple[str, ...]) -> None:
+    done = run(tmp_path, *argv)  # there is no kubeconfig, so no current context
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: The connection to the server localhost:8080 ")
 
 
 def test_without_kubectl_it_says_so(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from installer.verdict.node import START_AGENT, verdict_on
+from installer.verdict.node import START_AGENT, START_AGENT_TO_ATTACH, verdict_on
 from installer.verdict.verdict import State, Verdict
 
 AWAY = {"pid": None, "fault": "nobody is there", "health": {"fault": "Connection refused"}}
@@ -144,7 +144,8 @@ def test_without_an_agent_the_agent_is_the_one_remedy_for_all_that_it_would_put_
         )
     )
     (group,) = verdict.advised()
-    assert group[1] == START_AGENT
+    assert group[1] == START_AGENT_TO_ATTACH
+    assert "running pods stay as they are" not in group[1]  # nothing captures their connections
     assert {each.part for each in group[0]} == {"programs", "agent", "inbound", "chain"}
 
 

@@ -237,8 +237,11 @@ def _is_near(asked: Outbound, ip: IPAddress) -> bool:
 
 def _wrong_peer(asked: Outbound, seen: Attempted) -> str:
     """The fault of getpeername(), "" for none. Even a captured connection must show its original destination."""
-    meant = str(routed(asked)), asked.port
-    if seen.peer is None or seen.peer == meant:
+    if seen.peer is None:
+        return ""
+    # bpf_sock_addr has no zone to write, so the zone of a captured link-local destination is not shown
+    address, port = seen.peer
+    if (address.partition("%")[0], port) == (str(routed(asked)).partition("%")[0], asked.port):
         return ""
     return f"getpeername() says {endpoint(*seen.peer)}"
 

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 
+from bpf.attachment import detached
 from bpf.errors import SidestepError
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor
@@ -32,7 +33,7 @@ def enrolled_end(pins: Pins, tables: Tables, pod: EnrolledPod, now: Described, p
     with looked_into(pod, proc) as inside:
         steering = steering_of(pins, tables, [pod.cookie], proc)[pod.cookie]
         processes = processes_of(pins, [pod.cookie], proc)[pod.cookie]
-        explainer = Explainer(pod, tables, inside.interfaces if inside else {}, steering, processes)
+        explainer = Explainer(pod, tables, inside.interfaces if inside else {}, steering, processes, detached(pins))
         words = tuple(misspelt_in(now, pod.identity))
         yield End(str(pod.identity), pod.addresses, inside, pod, explainer, steering, processes, misspelt=words)
 

@@ -1,6 +1,6 @@
 """Applies the reference decision (docs/semantics.md) to a connection, with the pod's policy from the maps."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
@@ -19,6 +19,7 @@ from installer.commands.pods.enrolled_pods import EnrolledPod, interface_name
 
 Protocol = Literal["tcp", "udp"]
 STRAY = "stray"  # the rule that decides if nothing of the pod's is seen by the programs
+DETACHED = "not attached"  # the rule that decides if the program is gone that would have decided
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,11 @@ class Explainer:
         interfaces: Mapping[int, str],
         steering: Steering = Steering.STEERED,
         processes: PodProcesses = NO_STRAYS,
+        detached: Collection[str] = (),
     ) -> None:
+        """`detached` are the hooks of outbound programs that are attached nowhere on the node."""
         self.pod = pod
+        self._detached = frozenset(detached)
         self._steering, self._processes = steering, processes
         self._tables = tables
         self._interfaces = interfaces
@@ -100,6 +104,8 @@ class Explainer:
         verdict = decision.outbound(self._policy, asked)
         if verdict.action != "pass" and self._processes.are_all_strays:
             verdict = Verdict("pass", STRAY)
+        elif verdict.action not in ("pass", "unreachable") and self._detached & _hooks(asked):
+            verdict = Verdict("pass", DETACHED)
         return Explanation(self._policy, asked, verdict)
 
     def inbound(
@@ -161,6 +167,12 @@ class Explainer:
         if self.pod.proxy_cgroup is None:
             return "unknown"
         return "trusted" if by.is_proxy else "other"
+
+
+def _hooks(asked: Outbound) -> frozenset[str]:
+    """The programs that decide. The socket's family counts: ::ffff:192.0.2.1 is dialled by a socket of IPv6."""
+    calls = ("connect", "sendmsg") if asked.protocol == "udp" else ("connect",)
+    return frozenset(f"{call}{asked.destination.version}" for call in calls)
 
 
 def routed(asked: Outbound) -> IPAddress:

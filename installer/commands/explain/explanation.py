@@ -11,7 +11,7 @@ from cni.enrolment.strays import NO_STRAYS, NOT_KNOWN, STRAYS, PodProcesses, Str
 from cni.netns.proc_net import endpoint
 from cni.policy import annotations as istio
 from cni.policy.decision import Inbound, Outbound, refusal
-from installer.commands.explain.explainer import STRAY, Explanation, routed
+from installer.commands.explain.explainer import DETACHED, STRAY, Explanation, routed
 from installer.commands.pods.namespace import NamespaceView
 from installer.commands.pods.policy_words import LISTENERS, annotations_of, is_default, part_of, proxy_of
 
@@ -45,6 +45,7 @@ _RULES: dict[str, str | tuple[str, str]] = {
     "transit": "it is not for one of the pod's addresses",
     str(Steering.NOT_STEERED): "the pod has no inbound steering (sk_lookup) link that lives",
     STRAY: "all of the pod's processes are stray processes",
+    DETACHED: "the program that decides is attached nowhere on this node; see `sidestep status`",
     "UDP": "inbound UDP is never captured",
 }
 _REFUSED = "it has the proxy's user or group, and the strict pod's proxy container is not known yet"
@@ -196,7 +197,8 @@ def explanation_text(document: dict[str, Any]) -> str:
         lines.append(f"  annotation  {shown_annotation(cause)}")
     if (state := Steering(document["steering"])) != Steering.STEERED:
         lines.append(f"  inbound     {state.words}")
-    lines += _processes(document["processes"])
+    if document["rule"] != DETACHED:  # otherwise the programs see no process at all
+        lines += _processes(document["processes"])
     goes = document["goes_to"]
     if goes:
         port = f", port {goes['port']}" if document["verdict"] == "captured" else ""

@@ -115,7 +115,10 @@ def answer(pins: Pins, node: Node, question: Question) -> dict[str, Any]:
         if question.is_tried:
             from installer.commands.explain.attempt import tried
 
-            document["try"] = tried(pins, node.proc, tables, pod, found, end.inside, question.interface)
+            attempt = tried(pins, node.proc, tables, pod, found, end.inside, question.interface)
+            document["try"] = attempt
+            if "steps" in document and document["state"] != "wrong" and not attempt["agrees"]:
+                document |= {"state": "wrong", "headline": f"WRONG: NOT as explained: {attempt['differs']}"}
     return document
 
 

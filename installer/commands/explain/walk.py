@@ -15,7 +15,7 @@ from cni.enrolment.steered import Steering
 from cni.enrolment.strays import PodProcesses
 from cni.netns.proc_net import endpoint
 from cni.policy.decision import IPAddress
-from installer.commands.explain.explainer import Asker, Explainer, Explanation, Protocol
+from installer.commands.explain.explainer import DETACHED, Asker, Explainer, Explanation, Protocol
 from installer.commands.explain.explanation import annotation, why
 from installer.commands.pods.enrolled_pods import EnrolledPod
 from installer.commands.pods.namespace import NamespaceView
@@ -89,7 +89,7 @@ def walk(client: End, server: End, port: int, by: Asker, protocol: Protocol) -> 
     to, source = _addresses(client, server)
     first = client.explainer.outbound(to, port, by, protocol)
     steps = [
-        *_strays(client),
+        *(_strays(client) if first.verdict.rule != DETACHED else ()),  # the programs see no process at all
         _decision("client", first),
         *_outbound_proxy(client, first),
         _way(client, server, to, port, first, protocol),
@@ -111,10 +111,13 @@ def _addresses(client: End, server: End) -> tuple[IPAddress, IPAddress]:
 
 def _decision(who: str, found: Explanation) -> Step:
     """What the rules of a pod decide."""
-    is_bad = found.word in ("refused", "denied", "unreachable") or found.verdict.rule == str(Steering.NOT_STEERED)
+    is_open = found.verdict.rule in (str(Steering.NOT_STEERED), DETACHED)
+    is_bad = found.word in ("refused", "denied", "unreachable") or is_open
     what = f"{found.word}, rule {found.verdict.rule}: {why(found)}"
     if found.verdict.rule == str(Steering.NOT_STEERED):
         what = Steering.NOT_STEERED.words
+    elif found.verdict.rule == DETACHED:
+        what = f"not captured: {why(found)}"
     return Step(who, State.WRONG if is_bad else State.OK, what, annotation(found))
 
 

@@ -102,6 +102,8 @@ def trace(
 
         show_last(cni_agent_run_dir, Chosen(last, pod, verdict, direction), output)
         return
+    if is_inverted and (dest, verdict, port, direction, rule) == (None,) * 5:
+        raise click.UsageError("--not needs a filter: without one it leaves out all events")
     from installer.commands.trace.follow_events import follow_events
 
     follow_events(

@@ -2,7 +2,6 @@
 
 import math
 import signal
-import sys
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -134,7 +133,8 @@ def _tell_untraced(pins: Pins, tables: Tables, proc: Path, cookie: int) -> None:
             click.echo(f"sidestep: {name_of(each)}: {state.words}, and is not traced", err=True)
     for each, processes in processes_of(pins, cookies, proc).items():
         if processes.is_open:
-            click.echo(f"sidestep: {name_of(each)}: {processes.words}; they are not traced", err=True)
+            told = "they are not traced" if processes.strays else "if there are some, they are not traced"
+            click.echo(f"sidestep: {name_of(each)}: {processes.words}; {told}", err=True)
 
 
 def _tell_deaths(running: ExitStack, pins: Pins, interruption: "Interruption") -> None:
@@ -170,8 +170,7 @@ class _Follower:
             if self.output not in ("table", "wide"):
                 told.append(write({"event": "lost", "count": missed}))
         if told:
-            sys.stdout.write("".join(told))
-            sys.stdout.flush()
+            click.echo("".join(told), nl=False)  # also where the locale's encoding has no arrows
 
 
 class Interruption:
