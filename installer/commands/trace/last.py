@@ -43,14 +43,23 @@ def show_last(run_dir: Path, chosen: Chosen, output: str) -> None:
             f"only a running agent knows what was refused before: {run_dir / SOCKET_NAME}: {asked.fault}; without "
             "--last, the trace shows what happens from now on"
         )
-    wanted = [each for each in asked.output.get("failed", ()) if chosen.takes(each)]
+    failed = asked.output.get("failed", ())
+    wanted = [each for each in failed if chosen.takes(each)]
     if not wanted and output in ("table", "wide"):
-        click.echo("nothing was refused or denied since the agent started, as far as it looked")
+        click.echo(_nothing(sorted({each["pod"] for each in failed})))
     for each in wanted[-chosen.number :]:
         if output in ("table", "wide"):
             click.echo(_line(each))
         else:
             click.echo(FORMS[output](each), nl=False)
+
+
+def _nothing(others: list[str]) -> str:
+    """That there is none to print. `others` are pods with some that were not asked for, perhaps by mistake."""
+    if not others:
+        return "nothing was refused or denied since the agent started, as far as it looked"
+    names = ", ".join(others)
+    return f"nothing of that kind was refused or denied, as far as the agent looked; others were, in {names}"
 
 
 def _line(each: dict[str, Any]) -> str:
