@@ -73,5 +73,5 @@ def test_what_only_the_agent_knows_says_so_without_it(mesh: Mesh, tmp_path: Path
     nobody.mkdir()
     found = bugreport(mesh.node, configurations(tmp_path), "--cni-agent-run-dir", nobody, "--monitoring-port", 9)
     assert found["log.txt"] == f"not known: {nobody}/cni.sock: nobody is there\n"
-    assert found["metrics.txt"].startswith("not known: ")
+    assert found["metrics.txt"].startswith("not known: port 9: ")
     assert "alpha" in found["pods.txt"]

@@ -96,6 +96,8 @@ def _fetched(port: int, path: str) -> bytes:
             told: bytes = reply.read()
     except urllib.error.HTTPError as error:  # /readyz says what is missing with 503
         told = error.read()
+    except OSError as error:
+        raise OSError(f"port {port}: {getattr(error, 'reason', error)}") from error
     return told
 
 
@@ -104,7 +106,9 @@ def _configurations(directory: Path) -> Iterator[Part]:
     try:
         files = sorted(each for each in directory.iterdir() if each.is_file())
     except OSError as error:
-        yield Part("cni/unknown.txt", "the CNI configuration", f"not known: {error}\n".encode())
+        yield Part(
+            "cni/unknown.txt", "the CNI configuration", f"not known: {error.filename}: {error.strerror}\n".encode()
+        )
         return
     for file in files:
         content = _or_why(lambda file=file: without_secrets(file.read_bytes()))  # type: ignore[misc]
