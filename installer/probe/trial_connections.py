@@ -123,21 +123,26 @@ def connect_as_pod(scratch: Scratch) -> list[tuple[str, str, str, bool]]:
     families = (_IPV4, _IPV6) if scratch.captures_ipv6 else (_IPV4,)
     with ExitStack() as stack:
         ready, done = os.pipe()
+        needed, need = os.pipe()
         parent, proxy = os.getpid(), os.fork()
         if proxy == 0:
-            _be_proxy(families, parent, done)
+            os.close(need)
+            _be_proxy(families, parent, done, needed)
         stack.callback(os.waitpid, proxy, 0)
-        stack.callback(os.kill, proxy, signal.SIGKILL)
+        # no signal: without CAP_KILL, which an agent's container lacks, another user's process can't be ended by one
+        stack.callback(os.close, need)
         os.close(done)
+        os.close(needed)
         stack.callback(os.close, ready)
         os.read(ready, 1)
         return [_try(*trial) for trial in _trials(families, scratch.pins)]
 
 
-def _be_proxy(families: tuple[_Family, ...], parent: int, ready: int) -> None:
+def _be_proxy(families: tuple[_Family, ...], parent: int, ready: int, needed: int) -> None:
     """Be the proxy: answer each connection with its listener's port, original destination and source. Never returns.
 
-    Writes a byte to the descriptor `ready` when it listens. Dies with the process `parent`.
+    Writes a byte to the descriptor `ready` when it listens. Ends when nobody holds the other end of the pipe `needed`
+    any more, and with the process `parent`.
     """
     import selectors
 
@@ -156,9 +161,12 @@ def _be_proxy(families: tuple[_Family, ...], parent: int, ready: int) -> None:
                 resolver = socket.socket(family.number, socket.SOCK_DGRAM)
                 resolver.bind((family.first_loopback, _RESOLVER_PORT))
                 sockets.register(resolver, selectors.EVENT_READ)
+            sockets.register(needed, selectors.EVENT_READ)
             os.write(ready, b"x")
             while True:
                 for key, _ in sockets.select():
+                    if key.fd == needed:
+                        os._exit(0)
                     _answer(key.fileobj)  # type: ignore[arg-type]
     finally:
         os._exit(1)

@@ -187,6 +187,14 @@ def test_operators_can_look_from_within(deployment: Deployment) -> None:
             assert done.stderr.decode().startswith("tracing\ntraced: ")
 
 
+def test_a_probe_within_tries_connections_and_ends(deployment: Deployment) -> None:
+    """The agent's container may act as the proxy, but may send it no signal."""
+    done = deployment.sidestep("probe", "--output", "json")
+    rows = {each["what"]: each["verdict"] for each in json.loads(done.stdout)["rows"]}
+    tried = [what for what in rows if what.startswith(("an outbound connection", "an inbound connection"))]
+    assert [rows[what] for what in tried] == ["yes"] * 4, rows
+
+
 def test_its_root_is_read_only(deployment: Deployment) -> None:
     request = cri.ExecSyncRequest(
         container_id=deployment.container, cmd=["/bin/sh", "-c", "echo x > /opt/x"], timeout=5
