@@ -15,6 +15,7 @@ from installer.kubectl.cluster_status import UNKNOWN, every_pod, every_status, s
 from installer.kubectl.connectivity import trials
 from installer.kubectl.kubectl import Kubectl, KubectlFailed
 from installer.kubectl.trial_pods import trial_pods
+from installer.kubectl.whereabouts import find_pod, in_url, named_pod
 
 # commands of the agent's own `sidestep` that are about one pod, their first argument
 _ABOUT_A_POD = {
@@ -121,6 +122,8 @@ def _about_a_pod(command: str, words: str) -> click.Command:
     @click.option("-n", "--namespace", metavar="NAME", help="[default: the kubeconfig's]")
     @click.pass_obj
     def run(cluster: Cluster, pod: str, arguments: tuple[str, ...], namespace: str | None) -> None:
+        if command == "explain" and arguments and (called := named_pod(arguments[0])):
+            sys.exit(_explained(cluster, (pod, *called), namespace or cluster.own_namespace(), arguments[1:]))
         sys.exit(_on_pods_node(cluster, command, pod, namespace, arguments))
 
     run.context_settings = {"ignore_unknown_options": True}
@@ -222,15 +225,30 @@ def bugreport(cluster: Cluster, directory: Path) -> None:
 
 def _on_pods_node(cluster: Cluster, command: str, pod: str, namespace: str | None, arguments: tuple[str, ...]) -> int:
     """Run a command about a pod in the agent of its node; its exit status."""
-    where, slash, name = pod.rpartition("/")
-    where = where if slash else namespace or cluster.own_namespace()
-    node = cluster.kubectl.one("pod", name, "--namespace", where)["spec"].get("nodeName")
-    if not node:
-        raise click.ClickException(f"{where}/{name} is on no node yet")
-    agent = cluster.nodes().agent_on(node)
-    return agent.follow(
-        command, f"{where}/{name}", *arguments, is_endless=command in _ENDLESS, has_terminal=_has_terminal()
-    )
+    found = find_pod(cluster.kubectl, pod, namespace or cluster.own_namespace())
+    agent = cluster.nodes().agent_on(found.node)
+    return agent.follow(command, found.pod, *arguments, is_endless=command in _ENDLESS, has_terminal=_has_terminal())
+
+
+def _explained(cluster: Cluster, asked: tuple[str, str, str], namespace: str, options: tuple[str, ...]) -> int:
+    """Explain a connection from one pod to another: client, server, port. On two nodes each agent knows one half.
+
+    `options` are the first half's. Returns the exit status, the worse of two.
+    """
+    client, server = (find_pod(cluster.kubectl, pod, namespace) for pod in asked[:2])
+    port, nodes = asked[2], cluster.nodes()
+    how = {"is_endless": False, "has_terminal": _has_terminal()}
+    if client.node == server.node:
+        to = f"{server.pod}:{port}" if port else server.pod
+        return nodes.agent_on(client.node).follow("explain", client.pod, to, *options, **how)
+    if not port:
+        raise click.ClickException(f"{client.pod} and {server.pod} are on two nodes; give a port: {asked[1]}:PORT")
+    click.echo(f"{client.pod}, as {client.node} has it:")
+    here = ("explain", client.pod, f"{in_url(server.address)}:{port}", *options)
+    first = nodes.agent_on(client.node).follow(*here, **how)
+    click.echo(f"\n{server.pod}, as {server.node} has it:")
+    there = ("explain", server.pod, "--inbound", client.address, "--port", port)
+    return max(first, nodes.agent_on(server.node).follow(*there, **how))
 
 
 def _has_terminal() -> bool:

@@ -13,6 +13,7 @@ import click
 from installer.kubectl.agents import Agent
 from installer.kubectl.kubectl import Kubectl
 from installer.kubectl.trial_pods import TrialPod, asked
+from installer.kubectl.whereabouts import in_url
 
 PROXY = (
     "127.0.0.6"  # where Istio's sidecars call their application from (InboundPassthroughCluster and inbound clusters)
@@ -63,11 +64,6 @@ def wrong_with(answer: dict[str, str], server: str, outbound: int | None, inboun
         (answer["caller"] != PROXY, f"the application was called by {answer['caller']}, not by its proxy"),
     )
     return "; ".join(words for is_so, words in faults if is_so)
-
-
-def in_url(address: str) -> str:
-    """An address as a URL has it."""
-    return f"[{address}]" if ":" in address else address
 
 
 def _counted(agents: list[Agent]) -> Counts:

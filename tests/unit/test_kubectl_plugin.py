@@ -17,6 +17,7 @@ from installer.kubectl.agents import has_sidecar
 from installer.kubectl.cluster_status import NodeStatus, judged, show_status, verdict_on, without_agent
 from installer.kubectl.connectivity import wrong_with
 from installer.kubectl.kubectl import KubectlFailed
+from installer.kubectl.whereabouts import named_pod
 
 FAULT = {"state": "wrong", "part": "programs", "what": "connect4 not attached", "advice": "start the agent"}
 
@@ -122,6 +123,21 @@ def test_a_connection_counts_only_if_both_ends_captured_it() -> None:
     assert wrong_with(answer, "pod-1", 1, None) == "no agent knows the server's pod"
     assert wrong_with(answer, "pod-2", 1, 1) == "pod-1 has answered"
     assert "not by its proxy" in wrong_with({**answer, "caller": "10.0.0.1"}, "pod-1", 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("db-0:5432", ("db-0", "5432")),
+        ("shop/db-0", ("shop/db-0", "")),
+        ("10.0.0.7:443", None),
+        ("[fd00::7]:443", None),
+        ("--inbound", None),
+        ("10.96.0.10:53/udp", None),
+    ],
+)
+def test_explain_is_told_pods_from_addresses(argument: str, named: tuple[str, str] | None) -> None:
+    assert named_pod(argument) == named
 
 
 def test_a_pod_with_the_nodes_network_has_no_sidecar_to_capture_for() -> None:

@@ -24,6 +24,9 @@ def checks(bed: Bed) -> Iterator[Check]:
     for pod in (CLIENT, FAR):
         explained = plugin.run("explain", str(pod), f"{bed.pods.ip(NEAR)}:8080")
         yield Check(f"it has {pod}'s own agent explain", partial(_lacks, explained, "captured"))
+    across = plugin.run("explain", str(CLIENT), f"{FAR}:8080")
+    for half in (f"{CLIENT}, as {names[0]} has it", f"{FAR}, as {names[1]} has it", "rule I4"):
+        yield Check(f"it explains a connection across nodes: {half}", partial(_lacks, across, half))
     for node in names:
         yield Check(f"it runs any command on {node}", partial(_lacks, plugin.run("on", node, "maps"), "pods"))
     yield Check("it has a bug report of each node", partial(_without_report, bed, plugin))
