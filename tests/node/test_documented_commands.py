@@ -20,7 +20,7 @@ from tests.node.test_observation import port
 COMMANDS = documented()
 # commands that go on until Ctrl-C
 ENDLESS = ("trace", "top")
-_UNTIL_CTRL_C = ("timeout", "--preserve-status", "--signal=INT", "3")
+_UNTIL_CTRL_C = ("timeout", "--foreground", "--preserve-status", "--signal=INT", "3")
 # commands whose output is no text
 BINARY = ("bugreport", "kubectl-plugin")
 _TO_A_FILE = ("sh", "-c", 'exec "$@" > /dev/null', "sh")
