@@ -99,43 +99,30 @@ class Passed(BaseModel):
     reason: str = Field(max_length=1024)
 
 
-class WhoPassed(BaseModel):
-    """A command asks which pods were let pass. The answer's output is {"passed": [{"pod": …, "reason": …}]}."""
+Asked = Literal["WHO_PASSED", "WHO_WAS_REFUSED", "WHAT_FAILED", "WHAT_WAS_LOGGED"]
+# question → the one key of the answer's output, which has a list
+ANSWERS: dict[Asked, str] = {
+    "WHO_PASSED": "passed",
+    "WHO_WAS_REFUSED": "refused",
+    "WHAT_FAILED": "failed",
+    "WHAT_WAS_LOGGED": "lines",
+}
+
+
+class Question(BaseModel):
+    """A command asks the agent for what only it knows; ANSWERS has the answer's key.
+
+    WHO_PASSED: pods that were let pass, {"pod": …, "reason": …}. WHO_WAS_REFUSED: pods, Refusal.document().
+    WHAT_FAILED: connections that were refused or denied, Failure.document(). WHAT_WAS_LOGGED: the last log lines.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     version: Literal[1] = 1
-    command: Literal["WHO_PASSED"] = "WHO_PASSED"
+    command: Asked
 
 
-class WhoWasRefused(BaseModel):
-    """A command asks which pods were refused. The answer's output is {"refused": [Refusal.document(), …]}."""
-
-    model_config = ConfigDict(frozen=True)
-
-    version: Literal[1] = 1
-    command: Literal["WHO_WAS_REFUSED"] = "WHO_WAS_REFUSED"
-
-
-class WhatWasLogged(BaseModel):
-    """A command asks for the agent's last log lines. The answer's output is {"lines": ["timestamp=…", …]}."""
-
-    model_config = ConfigDict(frozen=True)
-
-    version: Literal[1] = 1
-    command: Literal["WHAT_WAS_LOGGED"] = "WHAT_WAS_LOGGED"
-
-
-class WhatFailed(BaseModel):
-    """A command asks which connections were refused or denied. The answer is {"failed": [Failure.document(), …]}."""
-
-    model_config = ConfigDict(frozen=True)
-
-    version: Literal[1] = 1
-    command: Literal["WHAT_FAILED"] = "WHAT_FAILED"
-
-
-Message = Request | Passed | WhoPassed | WhoWasRefused | WhatWasLogged | WhatFailed
+Message = Request | Passed | Question
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="command")])
 
 

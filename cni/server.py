@@ -195,14 +195,9 @@ class Server:
         if isinstance(message, protocol.Passed):
             self._verbs.passed(message)
             _close(connection, descriptors)
-        elif isinstance(message, protocol.WhoPassed):
-            self._pools[_STATUS].submit(self._answer, connection, descriptors, self._who_passed)
-        elif isinstance(message, protocol.WhoWasRefused):
-            self._pools[_STATUS].submit(self._answer, connection, descriptors, self._who_was_refused)
-        elif isinstance(message, protocol.WhatWasLogged):
-            self._pools[_STATUS].submit(self._answer, connection, descriptors, self._what_was_logged)
-        elif isinstance(message, protocol.WhatFailed):
-            self._pools[_STATUS].submit(self._answer, connection, descriptors, self._what_failed)
+        elif isinstance(message, protocol.Question):
+            told = partial(self._told_about, message)
+            self._pools[_STATUS].submit(self._answer, connection, descriptors, told)
         else:
             reply = partial(self._reply, message, descriptors, started)
             self._pools[message.command].submit(self._answer, connection, descriptors, reply)
@@ -215,17 +210,14 @@ class Server:
         finally:
             _close(connection, descriptors)
 
-    def _who_passed(self) -> dict[str, Any]:
-        return protocol.success({"passed": self._verbs.who_passed()})
-
-    def _who_was_refused(self) -> dict[str, Any]:
-        return protocol.success({"refused": self._verbs.refusals.documents()})
-
-    def _what_failed(self) -> dict[str, Any]:
-        return protocol.success({"failed": self._verbs.what_failed()})
-
-    def _what_was_logged(self) -> dict[str, Any]:
-        return protocol.success({"lines": self._logged()})
+    def _told_about(self, question: protocol.Question) -> dict[str, Any]:
+        asks: dict[str, Callable[[], object]] = {
+            "WHO_PASSED": self._verbs.who_passed,
+            "WHO_WAS_REFUSED": self._verbs.refusals.documents,
+            "WHAT_FAILED": self._verbs.what_failed,
+            "WHAT_WAS_LOGGED": self._logged,
+        }
+        return protocol.success({protocol.ANSWERS[question.command]: asks[question.command]()})
 
     def _reply(self, request: protocol.Request, descriptors: list[int], started: float) -> dict[str, Any]:
         try:

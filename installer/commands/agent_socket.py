@@ -21,6 +21,20 @@ class Asked(NamedTuple):
     fault: str
 
 
+class Told(NamedTuple):
+    """What only the agent knows; empty if it does not tell, and then `unknown` says where it was asked, and why."""
+
+    rows: list[Any]
+    unknown: str
+
+
+def ask_about(run_dir: Path, what: protocol.Asked) -> Told:
+    """Ask the agent that serves this directory for a list that it keeps."""
+    asked = ask_agent(run_dir, protocol.Question(command=what).model_dump())
+    unknown = f"{run_dir / protocol.SOCKET_NAME}: {asked.fault}" if asked.fault else ""
+    return Told([] if unknown else asked.output.get(protocol.ANSWERS[what], []), unknown)
+
+
 def ask_agent(run_dir: Path, question: dict[str, Any]) -> Asked:
     """Send one message to the agent that serves this directory, and wait for its answer."""
     pid = None

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bpf.compiler import sources_digest
-from cni.protocol import SOCKET_NAME, WhatWasLogged
 from installer import VERSION
-from installer.commands.agent_socket import ask_agent
+from installer.commands.agent_socket import ask_about
 from installer.commands.bugreport.redaction import without_secrets
 from installer.settings import Chain, Node, Ports
 
@@ -83,10 +82,10 @@ def _printed(argv: tuple[str, ...], settings: Mapping[str, str]) -> bytes:
 
 
 def _log(node: Node) -> bytes:
-    asked = ask_agent(node.cni_agent_run_dir, WhatWasLogged().model_dump())
-    if asked.fault:
-        raise OSError(f"{node.cni_agent_run_dir / SOCKET_NAME}: {asked.fault}")
-    return "".join(f"{line}\n" for line in asked.output["lines"]).encode()
+    lines, unknown = ask_about(node.cni_agent_run_dir, "WHAT_WAS_LOGGED")
+    if unknown:
+        raise OSError(unknown)
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _fetched(port: int, path: str) -> bytes:

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cni.enrolment.entries import Identity
-from cni.protocol import SOCKET_NAME, WhoPassed
-from installer.commands.agent_socket import ask_agent
+from installer.commands.agent_socket import ask_about
 from installer.settings import Node
 
 _TITLE = "let pass when they were made, so not captured"
@@ -37,9 +36,6 @@ class LetPast:
 
 def let_past(enrolled: Iterable[Identity], node: Node) -> LetPast:
     """Ask the agent. Pods that are enrolled by now are left out."""
-    asked = ask_agent(node.cni_agent_run_dir, WhoPassed().model_dump())
-    if asked.fault:
-        return LetPast({}, f"{node.cni_agent_run_dir / SOCKET_NAME}: {asked.fault}")
+    told = ask_about(node.cni_agent_run_dir, "WHO_PASSED")
     names = {str(each) for each in enrolled}
-    passed = asked.output.get("passed", [])
-    return LetPast({each["pod"]: each["reason"] for each in passed if each["pod"] not in names})
+    return LetPast({each["pod"]: each["reason"] for each in told.rows if each["pod"] not in names}, told.unknown)

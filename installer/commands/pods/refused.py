@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cni.protocol import SOCKET_NAME, WhoWasRefused
-from installer.commands.agent_socket import ask_agent
+from installer.commands.agent_socket import ask_about
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,9 @@ class Refused:
 
 def refused_pods(run_dir: Path, enrolled: Iterable[str] = ()) -> Refused:
     """Ask the agent that serves this directory. Pods that are `enrolled` by now (NAMESPACE/NAME) are left out."""
-    asked = ask_agent(run_dir, WhoWasRefused().model_dump())
-    if asked.fault:
-        return Refused((), f"{run_dir / SOCKET_NAME}: {asked.fault}")
+    told = ask_about(run_dir, "WHO_WAS_REFUSED")
     names = set(enrolled)
-    return Refused(tuple(each for each in asked.output.get("refused", ()) if each["pod"] not in names))
+    return Refused(tuple(each for each in told.rows if each["pod"] not in names), told.unknown)
 
 
 def refused_text(refused: Refused) -> str:

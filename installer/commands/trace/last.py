@@ -7,8 +7,7 @@ from typing import Any
 import click
 
 from bpf.errors import SidestepError
-from cni.protocol import SOCKET_NAME, WhatFailed
-from installer.commands.agent_socket import ask_agent
+from installer.commands.agent_socket import ask_about
 from installer.commands.trace.forms import FORMS
 from installer.commands.trace.told_events import outcome_of
 
@@ -37,13 +36,12 @@ class Chosen:
 
 def show_last(run_dir: Path, chosen: Chosen, output: str) -> None:
     """Print them, the latest last. Raises NotKnown if no agent tells."""
-    asked = ask_agent(run_dir, WhatFailed().model_dump())
-    if asked.fault:
+    failed, unknown = ask_about(run_dir, "WHAT_FAILED")
+    if unknown:
         raise NotKnown(
-            f"only a running agent knows what was refused before: {run_dir / SOCKET_NAME}: {asked.fault}; without "
+            f"only a running agent knows what was refused before: {unknown}; without "
             "--last, the trace shows what happens from now on"
         )
-    failed = asked.output.get("failed", ())
     wanted = [each for each in failed if chosen.takes(each)]
     if not wanted and output in ("table", "wide"):
         click.echo(_nothing(sorted({each["pod"] for each in failed})))
