@@ -1,7 +1,7 @@
 """One end of some connections over which much goes one way, to a reader that begins late.
 
 Runs as `python3 -I -S -c … write|read HOST PORT COUNT SIZE`; without a HOST ("") it listens. Prints "open" when all
-connections are there and GREETING has gone each way. A line of input has the reader begin. The writer prints "full"
+connections are there and GREETING has gone each way. A line of input has it begin. The writer prints "full"
 when it has written all or nothing more is taken. In the end either prints how many connections have had SIZE bytes.
 """
 
@@ -68,11 +68,11 @@ if __name__ == "__main__":
     port, count, size = map(int, numbers)
     left = dict.fromkeys(connections(host, port, count), size)
     print("open", flush=True)
+    sys.stdin.readline()
     if what == "write":
         go_on(left, selectors.EVENT_WRITE, FULL_SECONDS)
         print("full", flush=True)
         go_on(left, selectors.EVENT_WRITE, LAST_SECONDS)
     else:
-        sys.stdin.readline()
         go_on(left, selectors.EVENT_READ, LAST_SECONDS)
     print(sum(not each for each in left.values()), flush=True)

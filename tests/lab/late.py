@@ -25,14 +25,22 @@ def wait_for_listener(end: Any) -> None:
 def complete_transfers(writer: Any, reader: Any) -> int:
     """Let the reader begin once the writer can't go on; returns how many transfers have come whole.
 
-    It is 0 if the reader, or whoever carries the connections, was killed.
+    The writer begins when the reader has read the greetings: what waits behind an unread one goes by TCP. The number is
+    0 if the reader, or whoever carries the connections, was killed.
     """
-    if [_line(each) for each in (writer, reader)] != ["open", "open"] or _line(writer) != "full":
+    if [_line(each) for each in (writer, reader)] != ["open", "open"]:
         return 0
-    with suppress(BrokenPipeError):
-        reader.stdin.write("\n")
-        reader.stdin.flush()
+    _begin(writer)
+    if _line(writer) != "full":
+        return 0
+    _begin(reader)
     return int(_line(reader) or 0)
+
+
+def _begin(end: Any) -> None:
+    with suppress(BrokenPipeError):
+        end.stdin.write("\n")
+        end.stdin.flush()
 
 
 def _line(end: Any) -> str:
