@@ -15,6 +15,7 @@ from tests.cluster.builder import BUILD
 from tests.cluster.certificates import Authority
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.host import Host
+from tests.cluster.inotify import lower_limit, raise_limit
 from tests.cluster.kubernetes_node import KubernetesNode
 from tests.cluster.wiring import connect, plug_in, route_to_pods, unplug
 from tests.lab.node import identity_of
@@ -38,6 +39,7 @@ class Cluster:
         self.directory.mkdir(parents=True)
         (self.directory / "owner").write_text(identity_of(os.getpid()))
         try:
+            raise_limit(self.id)
             for host in self._hosts:
                 host.boot()
             connect(self._hosts[0], self._hosts[1:])
@@ -130,4 +132,5 @@ def remove(cluster: str) -> None:
     """Take down everything of a cluster, in whatever state it is."""
     for host in hosts_of(cluster):
         host.power_off()
+    lower_limit(cluster)
     shutil.rmtree(CLUSTERS / cluster)

@@ -20,7 +20,6 @@ class Scenario:
 
     name: str
     checks: Callable[[Bed], Iterable[Check]]
-    is_alone: bool = False  # nothing else may run on the machine meanwhile
 
 
 def select(scenarios: Sequence[Scenario], pattern: str) -> list[Scenario]:

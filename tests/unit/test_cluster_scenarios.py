@@ -1,6 +1,6 @@
 """Which scenarios `make cluster` runs, and what is said and counted of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 from typing import cast
@@ -84,25 +84,6 @@ def test_whichever_cluster_has_ended_a_scenario_takes_the_next() -> None:
     assert run_on(places, [of(name) for name in "abc"], lambda bed: bed) == (3, 3)
     assert len(ran["slow"]) == 1
     assert sorted(ran["slow"] + ran["fast"]) == ["a", "b", "c"]
-
-
-def test_a_scenario_that_must_be_alone_comes_last_when_no_other_runs() -> None:
-    running: list[str] = []
-    seen: list[tuple[str, ...]] = []
-
-    def of(name: str) -> Callable[[Bed], Iterator[Check]]:
-        def checks(_: Bed) -> Iterator[Check]:
-            running.append(name)
-            seen.append(tuple(running))
-            yield Check(name, str)
-            running.remove(name)
-
-        return checks
-
-    alone = Scenario("alone", of("alone"), is_alone=True)
-    others = [Scenario(name, of(name)) for name in "abcd"]
-    assert run_on([BED, BED], [alone, *others], lambda bed: bed) == (5, 5)
-    assert seen[-1] == ("alone",)
 
 
 def test_a_cluster_that_does_not_come_up_ends_the_run() -> None:

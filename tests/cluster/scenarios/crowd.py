@@ -9,10 +9,7 @@ from tests.cluster.checks import Check, answered_by, equals, soon
 from tests.cluster.pods import PodName
 from tests.lab import images
 
-# Envoy has an instance of inotify and pilot-agent two. All sidecars have the same user, to whom Linux gives 128 in the
-# whole machine (fs.inotify.max_user_instances, the machine's to set). These take 102; three more are the bed's, and
-# three those of the cluster beside this one.
-_PODS = 34
+_PODS = 40
 _NAME = _NAMESPACE = "crowd"
 _LATE = PodName(NAMESPACE, "made-without")
 _SECONDS = 180
