@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bpf.attachment import places_of
-from bpf.coverage import covering
+from bpf.covering import covering
 from bpf.errors import KernelRefused, NotAttached
 from bpf.kernel import cgroup2_root
 from bpf.pins import Pins

@@ -7,7 +7,7 @@ from pathlib import Path
 import structlog
 
 from bpf.attachment import Outcome, places_of
-from bpf.coverage import attach_where_pods_are, cover, is_covered
+from bpf.covering import attach_where_pods_are, cover, is_covered
 from bpf.errors import KernelRefused
 from bpf.kernel import cgroup2_root
 from bpf.retained import Retained

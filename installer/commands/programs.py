@@ -25,7 +25,7 @@ def attach(attachment: Attachment, proc: Path, output: str) -> None:
     maps stay until an agent of this version has taken over their pods.
     """
     from bpf.attachment import places_of
-    from bpf.coverage import attach_where_pods_are
+    from bpf.covering import attach_where_pods_are
     from bpf.errors import SidestepError
     from bpf.holder import holder_of, is_held
     from bpf.retained import missing_pins

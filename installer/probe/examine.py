@@ -6,7 +6,7 @@ loads the programs. If attaching fails, the agent does all that the command does
 
 from bpf.acceleration import other_owners
 from bpf.attachment import Outcome
-from bpf.coverage import attach_where_pods_are
+from bpf.covering import attach_where_pods_are
 from bpf.errors import CompileFailed, KernelRefused
 from bpf.extras import ACCELERATION
 from bpf.layout import Level

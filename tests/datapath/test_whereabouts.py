@@ -8,7 +8,7 @@ import pytest
 
 from bpf import trees
 from bpf.attachment import attach_also, attach_programs
-from bpf.coverage import cover
+from bpf.covering import cover
 from bpf.kernel import Mount, cgroup2_root, mounts
 from cni.enrolment.whereabouts import Whereabouts
 from cni.errors import NotCaptured
