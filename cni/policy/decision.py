@@ -154,9 +154,11 @@ def _redirected(policy: CapturePolicy, conn: Outbound) -> Verdict:
         return Verdict("pass", "O7")
     if _within(destination, policy.exclude_outbound):
         return Verdict("pass", "O8")
-    if tcp and conn.port in policy.include_outbound_ports:
+    if not tcp:
+        return Verdict("pass", "UDP")
+    if conn.port in policy.include_outbound_ports:
         return Verdict("proxy-outbound", "O9")
-    if tcp and (policy.outbound_all or _within(destination, policy.include_outbound)):
+    if policy.outbound_all or _within(destination, policy.include_outbound):
         return Verdict("proxy-outbound", "O10")
     return Verdict("pass", "O11")
 

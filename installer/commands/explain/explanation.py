@@ -46,7 +46,8 @@ _RULES: dict[str, str | tuple[str, str]] = {
     str(Steering.NOT_STEERED): "the pod has no inbound steering (sk_lookup) link that lives",
     STRAY: "all of the pod's processes are stray processes",
     DETACHED: "the program that decides is attached nowhere on this node; see `sidestep status`",
-    "UDP": "inbound UDP is never captured",
+    "UDP": "UDP is not captured",
+    "protocol": "it is neither TCP nor UDP",
 }
 _REFUSED = "it has the proxy's user or group, and the strict pod's proxy container is not known yet"
 _ALWAYS_EXCLUDED = "its port is one of 15020, 15021 and 15090, which are always excluded"
@@ -82,7 +83,7 @@ def why(found: Explanation) -> str:
         return _REFUSED
     if isinstance(found.asked, Outbound) and rule == "no-route":
         return _UNREACHABLE.get(refusal(found.asked), _REFUSED_BY_KERNEL)
-    if rule == "O11" and found.asked.protocol == "udp":
+    if rule == "UDP" and isinstance(found.asked, Outbound):
         return _UDP_DIRECT
     if _is_always_excluded(found):
         return _ALWAYS_EXCLUDED
@@ -116,7 +117,7 @@ def _name(found: Explanation) -> str | None:
         return istio.STRICT_PROXY
     if rule == "I4" and not _is_always_excluded(found):
         return istio.EXCLUDE_INBOUND_PORTS if action == "pass" else istio.INCLUDE_INBOUND_PORTS
-    if (rule == "O11" and found.asked.protocol == "udp") or _is_always_excluded(found):
+    if _is_always_excluded(found):
         return None
     return _ANNOTATIONS.get(rule)
 
