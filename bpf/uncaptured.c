@@ -82,12 +82,13 @@ static __always_inline void count_uncaptured(const struct uncaptured_key *key, s
 static __always_inline void note_uncaptured(struct uncaptured_key *key, __u32 rule, const struct caller_of_note *by)
 {
     __u64 now = bpf_ktime_get_ns(), cookie = key->cookie;
-    struct uncaptured *entry = uncaptured.lookup(key);
     struct coverage *sums = coverage.lookup(&cookie);
     struct uncaptured fresh = {.count = 1, .first = now, .last = now, .rule = rule};
+    struct uncaptured *entry;
 
     if (!sums)
         return;
+    entry = uncaptured.lookup(key);
     if (key->outcome != OUTCOME_PROXYS)
         count_uncaptured(key, sums);
     if (entry) {
