@@ -7,6 +7,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+from tests.agent.test_cli_endings import ended
 from tests.lab.node import REPOSITORY, Node
 from tests.node.conftest import Mesh
 from tests.node.test_observation import port
@@ -71,7 +72,10 @@ def test_all_is_there_and_nothing_secret(mesh: Mesh, tmp_path: Path) -> None:
 def test_what_only_the_agent_knows_says_so_without_it(mesh: Mesh, tmp_path: Path) -> None:
     nobody = tmp_path / "nobody"
     nobody.mkdir()
+    ended("lambda: 1 / 0", CNI_AGENT_RUN_DIR=str(nobody))
+    (crash,) = nobody.iterdir()
     found = bugreport(mesh.node, configurations(tmp_path), "--cni-agent-run-dir", nobody, "--monitoring-port", 9)
     assert found["log.txt"] == f"not known: {nobody}/cni.sock: nobody is there\n"
     assert found["metrics.txt"].startswith("not known: port 9: ")
     assert "alpha" in found["pods.txt"]
+    assert found[crash.name].endswith("ZeroDivisionError: division by zero\n")

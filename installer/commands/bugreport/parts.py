@@ -15,6 +15,7 @@ from bpf.compiler import sources_digest
 from installer import VERSION
 from installer.commands.agent_socket import ask_about
 from installer.commands.bugreport.redaction import without_secrets
+from installer.commands.crash_files import crash_files
 from installer.settings import Chain, Node, Ports
 
 _SECONDS = 60  # for each command
@@ -53,7 +54,7 @@ def parts(settings: Mapping[str, str], node: Node, chain: Chain, ports: Ports) -
     yield Part("metrics.txt", "what Prometheus is told", _or_why(lambda: _fetched(ports.monitoring_port, "metrics")))
     yield Part("readyz.json", "what kubelet is told", _or_why(lambda: _fetched(ports.health_port, "readyz")))
     yield from _configurations(chain.mounted_cni_net_dir)
-    for crash in sorted(node.cni_agent_run_dir.glob("crash-*.txt")):
+    for crash in crash_files(node.cni_agent_run_dir):
         yield Part(crash.name, "an unforeseen error", _or_why(crash.read_bytes))
 
 
