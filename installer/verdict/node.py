@@ -101,7 +101,8 @@ def _programs(looked: Looked, agent: _Agent) -> Iterator[Finding]:
     if problem := looked["problem"]:
         what, _, advice = problem.partition("; ")
         state = State.UNKNOWN if looked["attached"] is None else State.WRONG
-        is_agents = agent.is_away and what.startswith("nothing is attached")
+        # unless the pins are elsewhere, which an agent that is started does not change
+        is_agents = agent.is_away and what.startswith("nothing is attached") and not advice.startswith("give ")
         yield Finding(state, "programs", what, agent.start if is_agents else advice)
         return
     if not looked["attached"]:
