@@ -20,10 +20,11 @@ from typing import NamedTuple
 
 from bpf import syscalls, takeover
 from bpf.acceleration import attach_messages, detach_messages, repin_messages
+from bpf.bpffs import require_bpffs, require_pins_on
 from bpf.compiler import sources_digest
 from bpf.errors import KernelRefused, NotAttached
 from bpf.hooks import CGROUP_HOOKS, DECIDING, HOOKS, LOOKUP_HOOK, MESSAGE_HOOK
-from bpf.kernel import from_here, on_node, require_bpffs, require_capabilities
+from bpf.kernel import from_here, on_node, require_capabilities
 from bpf.layout import STORAGES, TABLES, BuildEntry, Word
 from bpf.layouts import layouts
 from bpf.loading import load_and_pin
@@ -156,7 +157,7 @@ def detach_programs(pins: Pins) -> bool:
 
     Raises KernelRefused if there is no bpffs.
     """
-    require_bpffs(pins.bpffs)
+    require_pins_on(pins.bpffs)
     with _exclusively(pins.bpffs):
         if not pins.top.exists():
             return False

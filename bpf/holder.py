@@ -15,8 +15,8 @@ from pathlib import Path
 
 import structlog
 
+from bpf.bpffs import require_bpffs
 from bpf.errors import SidestepError
-from bpf.kernel import require_bpffs
 from bpf.pins import Pins
 
 log = structlog.get_logger("pins")

@@ -174,12 +174,3 @@ def mount_bpffs(path: Path) -> None:
     if libc.mount(b"bpf", os.fsencode(path), b"bpf", _NOSUID_NODEV_NOEXEC, b"mode=0700") != 0:
         number = ctypes.get_errno()
         raise KernelRefused(f"mount({path}, bpf): {os.strerror(number)}; mount one: mount -t bpf bpf {path}", number)
-
-
-def require_bpffs(path: Path) -> None:
-    """Raise KernelRefused unless `path` is a mounted bpffs: pins can be nowhere else."""
-    if not path.exists():
-        how = f"mkdir -p {path} && mount -t bpf bpf {path}"
-        raise KernelRefused(f"{path} does not exist; make a bpffs: {how}")
-    if not has_mount(path, "bpf"):
-        raise KernelRefused(f"{path} is not a bpffs; mount one: mount -t bpf bpf {path}")

@@ -18,8 +18,8 @@ from functools import cached_property
 from pathlib import Path
 
 from bpf import syscalls
+from bpf.bpffs import FOLDER, require_pins_on, where_else
 from bpf.errors import KernelRefused, NotAttached
-from bpf.kernel import require_bpffs
 from bpf.layout import TABLES
 from bpf.shapes import layout_of_maps
 from bpf.syscalls import Descriptor
@@ -47,7 +47,7 @@ class Pins:
     @cached_property
     def top(self) -> Path:
         """The directory with all layouts."""
-        return self.bpffs / "sidestep"
+        return self.bpffs / FOLDER
 
     @cached_property
     def root(self) -> Path:
@@ -90,16 +90,13 @@ class Pins:
 
     def require_attached(self) -> None:
         """Raise KernelRefused if there is no bpffs, OtherVersion or NotAttached if the maps are not pinned."""
-        require_bpffs(self.bpffs)
+        require_pins_on(self.bpffs)
         if self.maps.is_dir():
             return
         # a layout with "-" in its name is what is left of a version that is not attached any more (takeover.py)
         if others := sorted(path.name for path in self.top.glob("v*") if path != self.root and "-" not in path.name):
             raise OtherVersion(f"{self.top} has the pins of layout {', '.join(others)}, not {LAYOUT}; {_ITS_OWN}")
-        raise NotAttached(
-            f"nothing is attached: {self.root} is not there; run `sidestep attach` (or start the agent), or give the "
-            "--bpffs that `sidestep attach` was given"
-        )
+        raise NotAttached(f"nothing is attached: --bpffs {self.bpffs} has no {self.root}; {where_else(self.bpffs)}")
 
     def has_values(self, name: str, size: int) -> bool:
         """Whether a map's values have `size` bytes. Raises KernelRefused."""

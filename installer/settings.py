@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from bpf import trees
+from bpf.bpffs import DEFAULT as DEFAULT_BPFFS
 from bpf.kernel import ROOT, from_here, node_root
 from bpf.layout import LEVELS, Level
 
@@ -90,7 +91,7 @@ class Attachment:
     """Where the programs are attached and pinned."""
 
     bpffs: Path = _setting(
-        Path("/sys/fs/bpf"), "Mounted bpffs; pins live in its sidestep/ directory.", ours=True, seen=from_here
+        DEFAULT_BPFFS, "Mounted bpffs; pins live in its sidestep/ directory.", ours=True, seen=from_here
     )
     cgroup: Path | None = _setting(
         None,

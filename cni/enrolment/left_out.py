@@ -5,19 +5,16 @@ lives in memory only: a later agent begins with nothing, and learns from the wat
 """
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import structlog
 
+from cni.enrolment.known_pods import KnownPods
 from cni.policy.pod import NoEvents, Pod, PodEvents
 
 log = structlog.get_logger("cni")
-
-# pods: four times what kubelet allows on a node (maxPods is 110; 250 on large nodes)
-LIMIT = 1024
 
 
 class LetPass(NamedTuple):
@@ -46,7 +43,6 @@ class _Known:
     reason: str
     container_id: str = ""  # "" if the watch alone knows the pod, or after its DEL
     has_left: bool = False  # whether its DEL has come
-    was_listed: bool = False  # whether a list of Pods had it
     was_owner_told: bool = False  # whether there is an Event
 
     def is_of(self, uid: str) -> bool:
@@ -57,11 +53,11 @@ class _Known:
 
 
 class LeftOut:
-    """The pods of one node that are not captured. Beyond LIMIT, the oldest are forgotten. Any thread may call."""
+    """The pods of one node that are not captured, within the limit of KnownPods. Any thread may call."""
 
     def __init__(self, events: PodEvents | None = None) -> None:
         self._events: PodEvents = events or NoEvents()
-        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._known: KnownPods[_Known] = KnownPods()
         self._lock = threading.Lock()
 
     def let_pass(self, pod: LetPass) -> None:
@@ -75,8 +71,9 @@ class LeftOut:
             known = self._known.get(key)
             is_new = known is None or known.has_left or not known.is_about(pod.uid, pod.reason)
             if known is None or is_new:
+                self._known.forget(key)
                 known = _Known(pod.uid, pod.reason)
-            self._keep(key, replace(known, uid=pod.uid, container_id=pod.container_id))
+            self._known.put(key, replace(known, uid=pod.uid, container_id=pod.container_id))
         if is_new:
             log.info("pod.skipped", pod=pod.title, container=pod.container_id, reason=pod.reason)
 
@@ -87,10 +84,11 @@ class LeftOut:
             known = self._known.get(key)
             is_known = known is not None and known.is_about(uid, reason)
             if known and is_known and (known.was_owner_told or known.has_left):
-                known.was_listed = True
+                self._known.note_listed(key)
                 return
             container = known.container_id if known and known.is_of(uid) else ""
-            self._keep(key, _Known(uid, reason, container, was_listed=True, was_owner_told=True))
+            self._known.put(key, _Known(uid, reason, container, was_owner_told=True))
+            self._known.note_listed(key)
         if not is_known:
             log.info("pod.not_captured", pod=f"{pod.namespace}/{pod.name}", reason=reason)
         self._events.normal(pod, "NotCaptured", f"sidestep does not capture this pod: {reason}")
@@ -98,31 +96,21 @@ class LeftOut:
     def leave(self, container_id: str) -> None:
         """Note the DEL of a container. What was said of its pod stays known: the watch may have it a while longer."""
         with self._lock:
-            for known in self._known.values():
+            for _, known in self._known.every():
                 if known.container_id == container_id:
                     known.container_id, known.has_left = "", True
 
     def keep_listed(self, pods: Iterable[Pod]) -> None:
         """Forget the pods that an earlier list had and this one has not. Those that no list had yet stay."""
-        listed = {(pod.namespace, pod.name) for pod in pods}
         with self._lock:
-            for key, known in list(self._known.items()):
-                if known.was_listed and key not in listed:
-                    del self._known[key]
-                known.was_listed = known.was_listed or key in listed
+            self._known.keep_listed(pods)
 
     def let_past(self) -> list[LetPass]:
         """The pods that were let pass and whose DEL has not come, in the order in which they came."""
         with self._lock:
-            known = list(self._known.items())
+            known = self._known.every()
         return [
             LetPass(namespace, name if namespace else "", each.uid, each.container_id, each.reason)
             for (namespace, name), each in known
             if each.container_id
         ]
-
-    def _keep(self, key: tuple[str, str], known: _Known) -> None:
-        self._known[key] = known
-        self._known.move_to_end(key)
-        while len(self._known) > LIMIT:
-            self._known.popitem(last=False)

@@ -4,17 +4,16 @@ What is known lives in memory only. kubelet tries a refused pod again and again,
 """
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from bpf.errors import KernelRefused, SidestepError
+from cni.enrolment.known_pods import KnownPods
 from cni.errors import InvalidAnnotation
 from cni.policy.pod import Pod
 
-LIMIT = 1024  # pods: as many as left_out.py remembers
 _KERNELS_WORDS = "the kernel refused a step of it; the agent tries again, and its log has the kernel's words"
 
 
@@ -36,7 +35,6 @@ class Refusal:
     words: str
     at: datetime
     times: int = 1
-    was_listed: bool = False  # whether a list of Pods had it
 
     def document(self, pod: str) -> dict[str, Any]:
         """The same as plain values; the time is UTC."""
@@ -50,10 +48,10 @@ class Refusal:
 
 
 class Refusals:
-    """The pods of one node that were refused. Beyond LIMIT, the oldest are forgotten. Any thread may call."""
+    """The pods of one node that were refused, within the limit of KnownPods. Any thread may call."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[str, str], Refusal] = OrderedDict()
+        self._known: KnownPods[Refusal] = KnownPods()
         self._lock = threading.Lock()
 
     def refuse(self, namespace: str, name: str, error: SidestepError) -> None:
@@ -63,30 +61,21 @@ class Refusals:
         key = (namespace, name)
         with self._lock:
             known = self._known.get(key)
-            if known:
-                times = known.times + 1 if known.words == fresh.words else 1
-                fresh = replace(fresh, times=times, was_listed=known.was_listed)
-            self._known[key] = fresh
-            self._known.move_to_end(key)
-            while len(self._known) > LIMIT:
-                self._known.popitem(last=False)
+            if known and known.words == fresh.words:
+                fresh = replace(fresh, times=known.times + 1)
+            self._known.put(key, fresh)
 
     def forget(self, namespace: str, name: str) -> None:
         """Note that a pod of this name was not refused this time."""
         with self._lock:
-            self._known.pop((namespace, name), None)
+            self._known.forget((namespace, name))
 
     def keep_listed(self, pods: Iterable[Pod]) -> None:
         """Forget the pods that an earlier list had and this one has not. Those that no list had yet stay."""
-        listed = {(pod.namespace, pod.name) for pod in pods}
         with self._lock:
-            for key, known in list(self._known.items()):
-                if known.was_listed and key not in listed:
-                    del self._known[key]
-                elif key in listed and not known.was_listed:
-                    self._known[key] = replace(known, was_listed=True)
+            self._known.keep_listed(pods)
 
     def documents(self) -> list[dict[str, Any]]:
         """Each refused pod as plain values, the latest refusal last."""
         with self._lock:
-            return [each.document(f"{namespace}/{name}") for (namespace, name), each in self._known.items()]
+            return [each.document(f"{namespace}/{name}") for (namespace, name), each in self._known.every()]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bpf.attachment import attached_cgroups, places_of
+from bpf.attachment import attached_cgroups, detached, places_of
 from bpf.errors import SidestepError
 from bpf.hooks import DECIDING
 from bpf.kernel import cgroup2_root
@@ -101,7 +101,7 @@ def processes_of(pins: Pins, cookies: Collection[int], proc: Path) -> dict[int, 
     seen = residents(proc, set(inodes.values()))
     unknown = seen.unknown
     if not attached:
-        unknown = "there is no cgroup where the deciding programs are attached"
+        unknown = _why_unattached(pins)
     elif not (unknown or seen.found) and inodes:
         unknown = _why_nobody(pins, proc)
     strays = _confirmed(seen, attached, proc) if attached else []
@@ -132,6 +132,14 @@ def _confirmed(seen: Residents, attached: frozenset[int], proc: Path) -> list[tu
 
 def _is_outside(process: Resident, attached: frozenset[int]) -> bool:
     return process.cgroup.lineage.isdisjoint(attached)
+
+
+def _why_unattached(pins: Pins) -> str:
+    """Why there is no cgroup whose processes the programs see."""
+    gone = detached(pins)
+    if not gone:
+        return "there is no cgroup where the deciding programs are attached together"
+    return f"{', '.join(name for name in DECIDING if name in gone)} not attached"
 
 
 def _why_nobody(pins: Pins, proc: Path) -> str:

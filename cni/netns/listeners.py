@@ -22,7 +22,7 @@ from cni.netns.pidfd import copy_of, sockets_of
 from cni.netns.proc_net import SocketRow, table_of_sockets
 from cni.netns.processes import GONE
 from cni.netns.sandbox import cookie_of_socket, visit
-from cni.netns.sock_diag import LISTEN, Diag, TcpSocket
+from cni.netns.sock_diag import CLOSE, LISTEN, Diag, TcpSocket
 
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _PORTS = (INBOUND_PORT, OUTBOUND_PORT)
@@ -70,6 +70,15 @@ def listening() -> list[TcpSocket | SocketRow]:
             return list(diag.sockets(LISTEN))
     except OSError:
         return [each for each in chain(table_of_sockets("tcp"), table_of_sockets("tcp6")) if each.state == LISTEN]
+
+
+def taking_datagrams() -> list[SocketRow]:
+    """The UDP sockets of the calling thread's namespace that take datagrams from anybody: bound and not connected."""
+    try:
+        with Diag() as diag:
+            return list(diag.datagram_sockets())
+    except OSError:
+        return [each for each in chain(table_of_sockets("udp"), table_of_sockets("udp6")) if each.state == CLOSE]
 
 
 def on_proxys_ports(netns: int) -> list[TcpSocket | SocketRow]:

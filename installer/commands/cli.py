@@ -6,7 +6,7 @@ A command's module is imported only when it is needed: the agent's imports are s
 import os
 import sys
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +17,7 @@ from click.shell_completion import shell_complete
 from bpf.kernel import require_root
 from installer import VERSION
 from installer.commands import ending
+from installer.commands.crash_files import CrashFiles
 
 NAME = "sidestep"
 COMPLETION = "_SIDESTEP_COMPLETE"  # environment variable; the shell's completion function puts its request there
@@ -81,7 +82,22 @@ def _command(name: str) -> click.Command:
     command: click.Command = getattr(import_module(f"installer.commands.{COMMANDS[name]}"), name.replace("-", "_"))
     if name not in _WITHOUT_ROOT and command.callback:
         command.callback = _as_root(command.callback)
+    if command.callback:
+        command.callback = _with_its_run_dir(command.callback)
     return command
+
+
+def _with_its_run_dir(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """Have the traceback of an internal error written to the run directory that the command's options say."""
+
+    @wraps(callback)
+    def noted(*args: Any, **options: Any) -> Any:
+        context = click.get_current_context(silent=True)
+        if context and (crashes := context.find_object(CrashFiles)):
+            crashes.run_dir = options.get("cni_agent_run_dir")
+        return callback(*args, **options)
+
+    return noted
 
 
 def _as_root(callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,15 +143,16 @@ def cli() -> None:
     """
 
 
-def _run() -> int:
+def _run(crashes: CrashFiles | None = None) -> int:
     """Do the same as click's main(), but let ending.py handle exits and errors."""
     if instruction := os.environ.get(COMPLETION):
         return shell_complete(cli, {}, NAME, COMPLETION, instruction)
-    with cli.make_context(NAME, sys.argv[1:]) as context:
+    with cli.make_context(NAME, sys.argv[1:], obj=crashes) as context:
         cli.invoke(context)
     return ending.GOOD
 
 
 def main() -> None:
     """The entry point."""
-    sys.exit(ending.run_command(_run))
+    crashes = CrashFiles()
+    sys.exit(ending.run_command(partial(_run, crashes), crashes))

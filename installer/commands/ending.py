@@ -10,13 +10,10 @@ import select
 import shlex
 import signal
 import sys
-import tempfile
 import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import click
@@ -24,6 +21,7 @@ from click.exceptions import Abort, Exit, NoArgsIsHelpError
 
 from bpf.errors import SidestepError
 from installer import VERSION
+from installer.commands.crash_files import CrashFiles
 
 # docs/cli.md explains them
 GOOD, FAILED, USAGE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
@@ -31,18 +29,17 @@ GOOD, FAILED, USAGE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _OURS = ("bpf", "cni", "installer")
 _DEBUG = "SIDESTEP_DEBUG"
-_RUN = Path("/run/sidestep")
-_KEPT = 10  # crash reports: an agent that crashes at every start must not fill the directory
 
 
-def run_command(command: Callable[[], int]) -> int:
+def run_command(command: Callable[[], int], crashes: CrashFiles | None = None) -> int:
     """Run a command and return its exit status. If it raises or is interrupted, print its last message."""
+    crashes = crashes or CrashFiles()
     _fill_closed_streams()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.excepthook = sys.unraisablehook = _hook()
+    threading.excepthook = sys.unraisablehook = _hook(crashes)
     try:
-        return _flushed(_status(command))
+        return _flushed(_status(command, crashes))
     except KeyboardInterrupt:  # while the output waited for its reader
         _drop_output()
         return INTERRUPTED
@@ -64,7 +61,7 @@ def _fill_closed_streams() -> None:
         setattr(sys, name, os.fdopen(number, mode))
 
 
-def _status(command: Callable[[], int]) -> int:
+def _status(command: Callable[[], int], crashes: CrashFiles) -> int:
     try:
         return _flushed(command())
     except Exit as ended:
@@ -83,10 +80,10 @@ def _status(command: Callable[[], int]) -> int:
     except (KeyboardInterrupt, Abort):
         return INTERRUPTED
     except Exception as error:
-        return _unforeseen(error)
+        return _unforeseen(error, crashes)
 
 
-def _unforeseen(error: Exception) -> int:
+def _unforeseen(error: Exception, crashes: CrashFiles) -> int:
     """Report an error that has no message of its own: a fault of the machine, else a bug of sidestep."""
     if isinstance(error, BrokenPipeError) and _reader_is_gone():
         return READER_GONE
@@ -94,7 +91,7 @@ def _unforeseen(error: Exception) -> int:
         return _said(f"the Python package {error.name} is missing; `make setup` installs all that is needed", FAILED)
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return _said(f"{error.filename or 'the output'}: {error.strerror}; make room, or write elsewhere", FAILED)
-    return _said(last_words(error), FAILED)
+    return _said(last_words(error, crashes), FAILED)
 
 
 def _usage(error: click.UsageError) -> str:
@@ -132,7 +129,7 @@ def _reader_is_gone() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _hook() -> Callable[[Any], None]:
+def _hook(crashes: CrashFiles) -> Callable[[Any], None]:
     """A hook for errors in threads, and for errors that nothing can catch, as in a C library's callback.
 
     It reports each type of error once, because every further call may raise the same error.
@@ -143,12 +140,12 @@ def _hook() -> Callable[[Any], None]:
         if isinstance(args.exc_value, Exception) and args.exc_type not in told:
             told.add(args.exc_type)
             with suppress(Exception):  # the interpreter may be shutting down
-                _said(last_words(args.exc_value), FAILED)
+                _said(last_words(args.exc_value, crashes), FAILED)
 
     return hook
 
 
-def last_words(error: Exception) -> str:
+def last_words(error: Exception, crashes: CrashFiles) -> str:
     """The message about an unforeseen error.
 
     The traceback goes to a file for the bug report. If SIDESTEP_DEBUG is set, it goes to standard error instead.
@@ -157,7 +154,7 @@ def last_words(error: Exception) -> str:
     if os.environ.get(_DEBUG, "0") not in ("", "0"):
         sys.stderr.write(_report(error))
         return f"{what}; please report it with the traceback above"
-    if path := _record(_report(error)):
+    if path := crashes.write(_report(error)):
         return f"{what}; please report it with the file {path}"
     return f"{what}; please report it with the traceback that {_DEBUG}=1 shows"
 
@@ -171,17 +168,3 @@ def _report(error: Exception) -> str:
         f"command  {shlex.join(sys.argv)}\n"
         f"user     {os.geteuid()}\n\n" + "".join(traceback.format_exception(error))
     )
-
-
-def _record(report: str) -> str:
-    """Write a file that only we can read, in the run directory or else in TMPDIR. Returns its path, "" if it failed."""
-    with suppress(OSError):
-        for old in sorted(_RUN.glob("crash-*.txt"))[: 1 - _KEPT]:
-            old.unlink()
-    for directory in (_RUN, None):
-        with suppress(OSError):
-            fd, path = tempfile.mkstemp(".txt", f"crash-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-", directory)
-            with os.fdopen(fd, "w", errors="backslashreplace") as file:
-                file.write(report)
-            return path
-    return ""

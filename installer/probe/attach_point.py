@@ -6,9 +6,10 @@ from pathlib import Path
 
 from bpf import syscalls, trees
 from bpf.attachment import is_attached, places_of
+from bpf.bpffs import require_bpffs
 from bpf.compiler import sources_digest
 from bpf.errors import KernelRefused, NotAttached
-from bpf.kernel import cgroup2_root, require_bpffs
+from bpf.kernel import cgroup2_root
 from bpf.layout import TABLES, BuildEntry, Word
 from bpf.layouts import layouts
 from bpf.pins import LAYOUT, OtherVersion, Pins
@@ -92,9 +93,9 @@ def bpffs(attachment: Attachment) -> Finding:
         require_bpffs(attachment.bpffs)
         with scratch_pins(attachment.bpffs):
             pass
-    except KernelRefused:
-        advice = f"mount one and mount it into the container: mount -t bpf bpf {attachment.bpffs}"
-        return Finding(what, needed_by, f"{attachment.bpffs} is not a bpffs", Presence.NO, advice)
+    except KernelRefused as refused:
+        found, _, advice = str(refused).partition("; ")
+        return Finding(what, needed_by, found, Presence.NO, f"{advice}; in a container, mount the node's into it")
     except OSError as error:
         return Finding(what, needed_by, f"{attachment.bpffs}: {error.strerror}", Presence.NO, "mount it writable")
     return Finding(what, needed_by, f"at {attachment.bpffs}", Presence.YES)

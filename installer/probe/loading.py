@@ -6,11 +6,11 @@ Extras that the kernel lacks are warnings: capture works without them.
 import re
 from collections.abc import Mapping
 
+from bpf.bpffs import require_bpffs
 from bpf.compiler import HERE
 from bpf.errors import CompileFailed, KernelRefused, LibraryMissing
 from bpf.extras import EXTRAS, Extra
 from bpf.hooks import HOOKS
-from bpf.kernel import require_bpffs
 from bpf.loader import NOT_PERMITTED, Refused
 from bpf.loading import try_each
 from installer.probe.findings import Finding, Presence, finding_of

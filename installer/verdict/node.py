@@ -101,13 +101,14 @@ def _programs(looked: Looked, agent: _Agent) -> Iterator[Finding]:
     if problem := looked["problem"]:
         what, _, advice = problem.partition("; ")
         state = State.UNKNOWN if looked["attached"] is None else State.WRONG
-        is_agents = agent.is_away and what.startswith("nothing is attached")
+        # unless the pins are elsewhere, which an agent that is started does not change
+        is_agents = agent.is_away and what.startswith("nothing is attached") and not advice.startswith("give ")
         yield Finding(state, "programs", what, agent.start if is_agents else advice)
         return
     if not looked["attached"]:
         idle = [each["hook"] for each in looked["programs"] if not each["attached"] and _should_run(each, looked)]
-        names = f"{_listed(idle)} not attached" if idle else "a link, program or map is missing"
-        yield Finding(State.WRONG, "programs", names, agent.remedy)
+        what = not_attached(idle) if idle else "a link, program or map is missing"
+        yield Finding(State.WRONG, "programs", what, agent.remedy)
     elif not looked["current"]:
         what = "attached are those of another version than this command's"
         yield Finding(State.NOTE, "programs", what, "use the command in the agent's image, or restart the agent")
@@ -116,6 +117,11 @@ def _programs(looked: Looked, agent: _Agent) -> Iterator[Finding]:
         how = "read `layout.kept` in the agent's log; if a pod has no process that the agent can see, restart the pod"
         state = State.WRONG if pods else State.NOTE
         yield Finding(state, "programs", what + (_listed(pods) or "none is left"), how if pods else "")
+
+
+def not_attached(hooks: list[str]) -> str:
+    """What every command says of programs that run nowhere."""
+    return f"{_listed(hooks)} not attached"
 
 
 def _should_run(program: Looked, looked: Looked) -> bool:

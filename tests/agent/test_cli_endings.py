@@ -17,11 +17,32 @@ import pytest
 
 from installer import VERSION
 from installer.commands import ending
+from installer.commands.crash_files import CrashFiles
 from tests.lab.invocation import sidestep_by_user
 from tests.lab.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 LIMIT = 60
+# `sidestep probe` with a bug in it: the code that is given, in the place of what it should do
+BROKEN_PROBE = """
+import sys, threading
+from installer.commands import cli
+from installer.probe import examine
+
+def fail():
+    1 / 0
+
+def in_thread(work):
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    sys.exit(1)
+
+broken, *options = sys.argv[1:]
+examine.examine_programs = lambda *_: eval(broken)
+sys.argv = ["sidestep", "probe", *options]
+cli.main()
+"""
 
 
 def sidestep(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -100,6 +121,25 @@ def test_an_unforeseen_error_is_one_line_and_a_file(tmp_path: Path) -> None:
     assert "of somebody's" not in report
 
 
+def test_the_file_is_in_the_run_directory_of_the_environment(tmp_path: Path) -> None:
+    done = ended("lambda: 1 / 0", CNI_AGENT_RUN_DIR=str(tmp_path))
+    (file,) = tmp_path.iterdir()
+    assert one_line(done.stderr).endswith(f"please report it with the file {file}\n")
+
+
+@pytest.mark.parametrize("broken", ["fail()", "in_thread(fail)"])
+def test_the_file_is_in_the_run_directory_of_the_option(tmp_path: Path, broken: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN_PROBE, broken, "--cni-agent-run-dir", tmp_path],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    (file,) = tmp_path.iterdir()
+    assert one_line(done.stderr).endswith(f"please report it with the file {file}\n")
+
+
 def test_an_error_in_a_thread_is_one_line_too(tmp_path: Path) -> None:
     command = "lambda: __import__('threading').Thread(target=lambda: 1 / 0).start() or 0"
     done = ended(command, TMPDIR=str(tmp_path))
@@ -132,13 +172,13 @@ def test_without_room_for_a_file_the_user_is_told_how_to_see_the_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
-    monkeypatch.setattr(ending, "_RUN", tmp_path / "none")
-    assert "please report it with the traceback that SIDESTEP_DEBUG=1 shows" in ending.last_words(ValueError("no"))
+    nowhere = CrashFiles(tmp_path / "none")
+    words = ending.last_words(ValueError("no"), nowhere)
+    assert "please report it with the traceback that SIDESTEP_DEBUG=1 shows" in words
 
 
-def test_the_run_directory_keeps_the_last_ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ending, "_RUN", tmp_path)
-    told = [ending.last_words(ValueError(str(number))) for number in range(13)]
+def test_the_run_directory_keeps_the_last_ten(tmp_path: Path) -> None:
+    told = [ending.last_words(ValueError(str(number)), CrashFiles(tmp_path)) for number in range(13)]
     left = sorted(tmp_path.iterdir())
     assert [str(each) for each in left] == sorted(said.rpartition(" ")[2] for said in told[3:])
 

@@ -172,7 +172,7 @@ def test_the_agent_takes_the_settings_as_they_are(place: str) -> None:
     done = CliRunner(env=environment).invoke(cli, ["agent", "--kubernetes-node-name", "n", "--help"])
     assert done.exit_code == 0
     done = CliRunner(env=environment).invoke(cli, ["detach"])
-    assert "/never does not exist; make a bpffs" in str(done.exception)
+    assert "--bpffs /never does not exist; " in str(done.exception)
 
 
 def test_the_paths_of_the_configuration_are_mounted() -> None:

@@ -108,7 +108,7 @@ def test_a_directory_that_is_no_bpffs_is_named(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_no_cgroup2_is_named_and_nothing_is_left(wire: Wire, tmp_path: Path) -> None:
     other = Pins(wire.kernel.pins.bpffs / "other")
-    with pytest.raises(KernelRefused, match="does not exist; make a bpffs"):
+    with pytest.raises(KernelRefused, match="does not exist; mount one: mkdir -p"):
         attach_programs(other, tmp_path)
     with pytest.raises(KernelRefused, match="give a cgroup2 directory"):
         attach_programs(wire.kernel.pins, tmp_path)

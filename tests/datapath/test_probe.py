@@ -197,8 +197,8 @@ def test_a_containers_own_cgroup_catches_nobody_else(site: Site, inner: Path) ->
 def test_a_bpffs_that_is_none(site: Site, tmp_path: Path) -> None:
     status, rows = site.probe("--bpffs", tmp_path)
     assert status == 1
-    assert (rows["bpffs"]["verdict"], rows["bpffs"]["found"]) == ("no", f"{tmp_path} is not a bpffs")
-    assert rows["bpffs"]["advice"].endswith(f"mount -t bpf bpf {tmp_path}")
+    assert (rows["bpffs"]["verdict"], rows["bpffs"]["found"]) == ("no", f"--bpffs {tmp_path} is not a bpffs")
+    assert f"mount -t bpf bpf {tmp_path}" in rows["bpffs"]["advice"]
     assert rows[PROGRAMS]["verdict"] == "unknown"
 
 

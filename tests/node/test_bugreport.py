@@ -2,11 +2,16 @@
 
 import io
 import json
+import os
+import socket
 import subprocess
 import sys
 import tarfile
+import threading
+from contextlib import suppress
 from pathlib import Path
 
+from tests.agent.test_cli_endings import ended
 from tests.lab.node import REPOSITORY, Node
 from tests.node.conftest import Mesh
 from tests.node.test_observation import port
@@ -71,7 +76,59 @@ def test_all_is_there_and_nothing_secret(mesh: Mesh, tmp_path: Path) -> None:
 def test_what_only_the_agent_knows_says_so_without_it(mesh: Mesh, tmp_path: Path) -> None:
     nobody = tmp_path / "nobody"
     nobody.mkdir()
+    ended("lambda: 1 / 0", CNI_AGENT_RUN_DIR=str(nobody))
+    (crash,) = nobody.iterdir()
     found = bugreport(mesh.node, configurations(tmp_path), "--cni-agent-run-dir", nobody, "--monitoring-port", 9)
     assert found["log.txt"] == f"not known: {nobody}/cni.sock: nobody is there\n"
     assert found["metrics.txt"].startswith("not known: port 9: ")
     assert "alpha" in found["pods.txt"]
+    assert found[crash.name].endswith("ZeroDivisionError: division by zero\n")
+
+
+class Hanging:
+    """Accepts connections on a socket, counts them and answers nothing, like an agent that hangs."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._accepted: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def port(self) -> int:
+        return int(self._listener.getsockname()[1])
+
+    @property
+    def asked(self) -> int:
+        """How many connections there were."""
+        return len(self._accepted)
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # the test is over
+            while True:
+                self._accepted.append(self._listener.accept()[0])
+
+
+def test_an_agent_that_hangs_is_asked_once(mesh: Mesh, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    path = run_dir / "cni.sock"
+    with (
+        socket.socket(socket.AF_UNIX) as listener,
+        socket.create_server(("127.0.0.1", 0)) as health_listener,
+        socket.create_server(("127.0.0.1", 0)) as metrics_listener,
+    ):
+        listener.bind(str(path))
+        listener.listen()
+        agent, health, metrics = map(Hanging, (listener, health_listener, metrics_listener))
+        where = ("--cni-agent-run-dir", run_dir, "--health-port", health.port, "--monitoring-port", metrics.port)
+        ports = {"metrics.txt": metrics.port, "readyz.json": health.port}
+        found = bugreport(mesh.node, configurations(tmp_path), *where)
+        assert (agent.asked, health.asked, metrics.asked) == (1, 0, 0)
+    silent = f"{path}: no answer within 3 s"
+    assert found["log.txt"] == f"not known: {silent}\n"
+    for name, asked in ports.items():
+        assert found[name] == f"not known: port {asked}: not asked, as the agent is silent: {silent}\n"
+    assert found["refused.txt"] == f"refused pods: not known: {silent}\n"
+    assert f"let pass when they were made, so not captured: not known: {silent}\n" in found["pods.txt"]
+    assert f"process {os.getpid()} listens at {silent}" in found["status.txt"]
+    assert json.loads(found["status.json"])["agent"]["health"]["fault"] == "not asked"

@@ -157,13 +157,18 @@ def full_map(bed: Bed) -> Iterator[None]:
 
 
 @contextmanager
-def rules_of_istio(bed: Bed) -> Iterator[None]:
-    pod = bed.node.pod("twice")
-    with_istios_rules(pod)
+def stopped_at_the_end(pod: Pod) -> Iterator[Pod]:
     try:
-        yield
+        yield pod
     finally:
         pod.stop()
+
+
+@contextmanager
+def rules_of_istio(bed: Bed) -> Iterator[None]:
+    with stopped_at_the_end(bed.node.pod("twice")) as pod:
+        with_istios_rules(pod)
+        yield
 
 
 @contextmanager
@@ -191,23 +196,18 @@ def stray_process(bed: Bed) -> Iterator[None]:
 
 @contextmanager
 def misspelt(bed: Bed) -> Iterator[None]:
-    pod = bed.node.pod("odd", annotations={"traffic.sidecar.istio.io/includeOutboundIPRange": "10.0.0.0/8"})
-    try:
+    wrong = {"traffic.sidecar.istio.io/includeOutboundIPRange": "10.0.0.0/8"}
+    with stopped_at_the_end(bed.node.pod("odd", annotations=wrong)):
         yield
-    finally:
-        pod.stop()
 
 
 @contextmanager
 def refused(bed: Bed) -> Iterator[None]:
     wrong = {"traffic.sidecar.istio.io/excludeOutboundPorts": "80-90"}
-    pod = Pod(bed.node, "wrong", annotations=wrong, app=False, envoy=False)
-    with pytest.raises(CniFailed):
-        pod.create()
-    try:
+    with stopped_at_the_end(Pod(bed.node, "wrong", annotations=wrong, app=False, envoy=False)) as pod:
+        with pytest.raises(CniFailed):
+            pod.create()
         yield
-    finally:
-        pod.stop()
 
 
 @contextmanager

@@ -152,6 +152,4 @@ def test_a_trace_ends_if_nothing_is_attached_for_long(node: Node) -> None:
         first, closing, last = trace.stderr.read().splitlines()
     assert first == "sidestep: nothing is attached; the trace waits 30 s for it"
     assert closing == "traced: 0 events, 0 lost"
-    assert last.startswith(
-        f"sidestep: nothing is attached: {Pins(node.bpffs).root} is not there; run `sidestep attach`"
-    )
+    assert last.startswith(f"sidestep: nothing is attached: --bpffs {node.bpffs} has no {Pins(node.bpffs).root}; ")

@@ -21,6 +21,9 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "report": ("--seconds", "0.1"),
     "trace": ("--seconds", "0.1"),
 }
+OF_ATTACH = "the --bpffs that `sidestep attach` was given"
+ATTACH = f"run `sidestep attach` (or start the agent), or give {OF_ATTACH}"
+AT_DEFAULT = "give /sys/fs/bpf, the default: sidestep's pins are there"
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +40,26 @@ def line(done: "subprocess.CompletedProcess[str]", status: int = 1) -> str:
     return done.stderr.removeprefix("sidestep: ").rstrip()
 
 
+def with_default(*mount: object) -> tuple[str, ...]:
+    """What runs a command in a view of the machine of its own, with something else mounted at the default place."""
+    return "unshare", "--mount", "sh", "-c", 'mount $0 /sys/fs/bpf && exec "$@"', " ".join(map(str, mount))
+
+
 @pytest.mark.parametrize("command", ["attach", "detach", "accelerate", "maps", "trace"])
 @pytest.mark.parametrize("there", [True, False], ids=["no-bpffs", "not-there"])
-def test_no_bpffs(command: str, there: bool, tmp_path: Path) -> None:
+def test_no_bpffs(command: str, there: bool, tmp_path: Path, node: Node) -> None:
     place = tmp_path if there else tmp_path / "never"
-    said = line(sidestep(command, "--bpffs", place, *ARGUMENTS.get(command, ())))
-    how = f"mount -t bpf bpf {place}"
-    wanted = (
-        f"is not a bpffs; mount one: {how}" if there else f"does not exist; make a bpffs: mkdir -p {place} && {how}"
-    )
-    assert said == f"{place} {wanted}"
+    asked = (command, "--bpffs", place, *ARGUMENTS.get(command, ()))
+    wrong = f"--bpffs {place} {'is not a bpffs' if there else 'does not exist'}"
+    said = line(sidestep(*asked, through=with_default("-t", "bpf", "bpf")))
+    if command == "attach":
+        make = "" if there else f"mkdir -p {place} && "
+        how = f"mount one: {make}mount -t bpf bpf {place}, or give /sys/fs/bpf, the default"
+    else:
+        how = f"give {OF_ATTACH} (default: /sys/fs/bpf, which has no pins either)"
+    assert said == f"{wrong}; {how}"
+    said = line(sidestep(*asked, through=with_default("--bind", node.bpffs)))
+    assert said == f"{wrong}; {AT_DEFAULT}"
 
 
 def test_an_agent_without_pods_is_told_how_to_get_them() -> None:
@@ -54,14 +67,31 @@ def test_an_agent_without_pods_is_told_how_to_get_them() -> None:
 
 
 @pytest.mark.parametrize("command", ["accelerate", "maps", "trace"])
-def test_nothing_attached(command: str, tmp_path: Path) -> None:
+def test_nothing_attached(command: str, tmp_path: Path, node: Node) -> None:
     subprocess.run(["mount", "-t", "bpf", "bpf", tmp_path], check=True)
+    asked = (command, "--bpffs", tmp_path, *ARGUMENTS.get(command, ()))
     try:
-        said = line(sidestep(command, "--bpffs", tmp_path, *ARGUMENTS.get(command, ())))
+        without = line(sidestep(*asked, through=with_default("-t", "bpf", "bpf")))
+        elsewhere = line(sidestep(*asked, through=with_default("--bind", node.bpffs)))
     finally:
         subprocess.run(["umount", tmp_path], check=True)
-    how = "run `sidestep attach` (or start the agent), or give the --bpffs that `sidestep attach` was given"
-    assert said == f"nothing is attached: {tmp_path}/sidestep/{LAYOUT} is not there; {how}"
+    wrong = f"nothing is attached: --bpffs {tmp_path} has no {tmp_path}/sidestep/{LAYOUT}"
+    assert without == f"{wrong}; {ATTACH} (default: /sys/fs/bpf, which has no pins either)"
+    assert elsewhere == f"{wrong}; {AT_DEFAULT}"
+
+
+def test_nothing_attached_at_the_default_place() -> None:
+    said = line(sidestep("maps", through=with_default("-t", "bpf", "bpf")))
+    assert said == f"nothing is attached: --bpffs /sys/fs/bpf has no /sys/fs/bpf/sidestep/{LAYOUT}; {ATTACH}"
+    said = line(sidestep("maps", through=with_default("-t", "tmpfs", "tmpfs")))
+    assert said == "--bpffs /sys/fs/bpf is not a bpffs; mount one: mount -t bpf bpf /sys/fs/bpf"
+
+
+def test_status_says_where_the_pins_are_even_if_no_agent_answers(tmp_path: Path, node: Node) -> None:
+    asked = ("status", "--bpffs", tmp_path, "--cni-agent-run-dir", tmp_path)
+    done = sidestep(*asked, through=with_default("--bind", node.bpffs))
+    assert done.returncode == 1
+    assert f"✗ programs: --bpffs {tmp_path} is not a bpffs\n  → {AT_DEFAULT}\n" in done.stdout
 
 
 @pytest.mark.parametrize(

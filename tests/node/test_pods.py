@@ -213,7 +213,7 @@ def test_without_a_source_of_pods_it_says_so_in_a_line_and_goes_on(node: Node) -
         (("other/alpha",), "no enrolled pod is called other/alpha"),
         (
             ("alpha", "--bpffs", "/never"),
-            "/never does not exist; make a bpffs: mkdir -p /never && mount -t bpf bpf /never",
+            "--bpffs /never does not exist; ",
         ),
     ],
 )
@@ -238,3 +238,19 @@ def test_the_api_server_is_asked_and_may_be_away_and_so_may_the_agent() -> None:
         differs = document(node, "pods", "alpha", *how, source=False)["differs"]
         assert differs["known"] is False and "cannot be reached" in differs["reason"]
         api.start()
+
+
+@pytest.mark.parametrize(("program", "state"), [("connect4", "unknown"), ("getsockopt", "captured")])
+def test_a_program_that_is_attached_nowhere_is_named_as_in_status(program: str, state: str) -> None:
+    with Node() as own:
+        own.pod("alpha", app=False)
+        own.agent.kill()  # it would attach the program again
+        (Pins(own.bpffs).links / program).unlink()
+        (words,) = (each["what"] for each in status(own, code=1)["verdict"]["findings"] if each["part"] == "programs")
+        listed = sidestep(own, "pods").stdout
+        one = sidestep(own, "pods", "alpha").stdout
+        (told,) = document(own, "pods")
+    assert words == f"{program} not attached"
+    assert f"\n{words}: default/alpha; `sidestep status` says what to do\n" in listed
+    assert f"\n  state         {state}: {words}\n" in one
+    assert (told["state"], told["reason"]) == (state, words)

@@ -239,7 +239,7 @@ def test_where_nothing_is_attached_the_rest_is_told_all_the_same(node: Node) -> 
     asked = ("status", *options(node, 9), "--cgroup", node.kubepods, "--output")
     done = {output: sidestep(*asked, output) for output in ("table", "json", "yaml")}
     assert {(each.returncode, each.stderr) for each in done.values()} == {(1, "")}
-    missing = f"nothing is attached: {Pins(node.bpffs).root} is not there; run `sidestep attach`"
+    missing = f"nothing is attached: --bpffs {node.bpffs} has no {Pins(node.bpffs).root}; "
     lines = done["table"].stdout.splitlines()
     at = lines.index(f"sidestep {VERSION}, kernel {platform.release()}")
     assert [line[0] for line in lines[: at - 1]] == ["W", "✗", "✗", " "]  # two things, and one remedy
@@ -262,7 +262,7 @@ def test_without_bpffs_the_rest_is_told_too() -> None:
     done = sidestep("status", "--bpffs", "/never", "--output", "json")
     found = json.loads(done.stdout)
     assert (done.returncode, found["attached"]) == (1, False)
-    assert found["problem"].startswith("/never does not exist; make a bpffs: mkdir -p /never")
+    assert found["problem"].startswith("--bpffs /never does not exist; ")
 
 
 def test_pins_of_another_layout_are_named_and_not_to_be_detached(node: Node) -> None:

@@ -28,6 +28,14 @@ listener = socket.create_server((sys.argv[1], int(sys.argv[2])))
 print("ready", flush=True)
 signal.pause()
 """
+# takes datagrams, likewise
+TAKE_DATAGRAMS = """
+import signal, socket, sys
+taking = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
+taking.bind((sys.argv[1], int(sys.argv[2])))
+print("ready", flush=True)
+signal.pause()
+"""
 FLOOD = """
 import socket, sys
 print("ready", flush=True)
@@ -89,6 +97,51 @@ def test_nobody_listens_behind_the_proxy(node: Node) -> None:
     found = walked(node, "alpha", "beta:9999", status=1)
     assert found["headline"] == "WRONG: nobody listens on 9999 behind the proxy"
     assert wrong(found) == [("application", "nobody listens on 9999 behind the proxy")]
+
+
+def test_the_far_end_of_a_datagram_is_looked_at(node: Node) -> None:
+    beta = node.pods["beta"]
+    for asked in (("beta:7000/udp",), ("beta:7000", "--udp")):
+        found = walked(node, "alpha", *asked, status=1)
+        assert found["headline"] == "WRONG: nobody listens on UDP port 7000"
+    with running(beta, LISTEN, "0.0.0.0", 7000):  # by TCP, which is no help
+        assert walked(node, "alpha", "beta:7000/udp", status=1)["state"] == "wrong"
+    with running(beta, TAKE_DATAGRAMS, "127.0.0.1", 7000):
+        found = walked(node, "alpha", "beta:7000/udp", status=1)
+        assert found["headline"] == "WRONG: nobody listens on UDP port 7000 at the pod's address, only at 127.0.0.1"
+    for address in ("0.0.0.0", "::"):
+        with running(beta, TAKE_DATAGRAMS, address, 7000):
+            found = walked(node, "alpha", "beta:7000/udp", "--try", status=0)
+            own = sidestep(node, "explain", "beta", "--inbound", node.pods["alpha"].ip4, "--port", 7000, "--udp")
+            afar = sidestep(node, "explain", "alpha", f"{beta.ip4}:7000", "--udp")
+        assert afar.stdout.endswith("(whether somebody takes datagrams there is not known)\n")
+        assert found["headline"] == f"OK: {beta.ip4}:7000 should be reached"
+        assert (found["steps"][-1]["who"], found["steps"][-1]["what"]) == ("application", "listens on UDP port 7000")
+        assert "  goes to     its own port (somebody listens)\n" in own.stdout
+
+
+def test_the_port_of_an_application_that_takes_datagrams_is_found(node: Node) -> None:
+    with (
+        running(node.pods["bare"], TAKE_DATAGRAMS, "0.0.0.0", 7000),
+        running(node.pods["bare"], LISTEN, "0.0.0.0", 7001),
+    ):
+        assert walked(node, "alpha", "bare", "--udp", status=0)["port"] == 7000
+    none = sidestep(node, "explain", "alpha", "bare", "--udp")
+    assert none.stderr == "sidestep: give default/bare:PORT: its application listens on no UDP port\n"
+
+
+def test_a_captured_query_goes_to_the_pods_own_resolver_if_that_is_there(node: Node) -> None:
+    asks = node.pod("asks", proxy_env={"ISTIO_META_DNS_CAPTURE": "true"}, envoy=False, app=False)
+    try:
+        for asked, port in (("beta:53/udp", "UDP port 15053"), ("beta:53", "15053")):
+            found = walked(node, "asks", asked, status=1)
+            assert found["headline"] == f"WRONG: nobody listens on {port}, so the query is refused"
+        with running(asks, TAKE_DATAGRAMS, "127.0.0.1", 15053):
+            found = walked(node, "asks", "beta:53/udp", status=0)
+        assert found["headline"] == f"OK: pilot-agent's resolver gets it, and not {node.pods['beta'].ip4}:53"
+        assert [each["who"] for each in found["steps"]] == ["client", "its resolver"]
+    finally:
+        asks.stop()
 
 
 def test_an_application_on_loopback_alone_may_not_be_reached(node: Node) -> None:

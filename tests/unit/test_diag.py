@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from cni.netns.proc_net import table_of_sockets
 from cni.netns.sock_diag import CLOSE_WAIT, CONNECTED, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LISTEN, Diag, TcpSocket
 from tests.lab.waiting import wait_until
 
@@ -76,3 +77,16 @@ def test_whoever_only_listens_has_done_neither() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, Diag() as diag:
         (found,) = (each for each in diag.sockets(LISTEN) if each.local_port == listener.getsockname()[1])
     assert found.has_dialled is None
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_who_takes_datagrams_from_anybody_is_bound_and_not_connected(family: int, host: str) -> None:
+    with socket.socket(family, socket.SOCK_DGRAM) as taking, socket.socket(family, socket.SOCK_DGRAM) as asking:
+        taking.bind((host, 0))
+        asking.connect(taking.getsockname()[:2])
+        with Diag() as diag:
+            found = {each.local_port: each for each in diag.datagram_sockets()}
+        port = taking.getsockname()[1]
+        name = "udp" if family == socket.AF_INET else "udp6"
+        assert [found[port]] == [each for each in table_of_sockets(name) if each.local_port == port]
+        assert asking.getsockname()[1] not in found

@@ -2,7 +2,7 @@
 
 from structlog.testing import capture_logs
 
-from cni.enrolment import left_out
+from cni.enrolment.known_pods import LIMIT
 from cni.enrolment.left_out import LeftOut, LetPass
 from cni.policy.pod import Metadata, Pod
 
@@ -86,6 +86,15 @@ def test_what_the_list_had_and_has_no_more_is_forgotten_and_what_it_has_not_yet_
     assert [each.name for each in known.let_past()] == ["new"]
 
 
+def test_a_later_pod_of_the_name_is_one_that_no_list_had_yet() -> None:
+    known = LeftOut()
+    known.let_pass(let_pass())
+    known.keep_listed([running()])
+    known.let_pass(let_pass("c2", "u2"))
+    known.keep_listed([])
+    assert known.let_past() == [let_pass("c2", "u2")]
+
+
 def test_a_sandbox_that_is_no_pod_is_known_by_its_container_and_has_no_event() -> None:
     events = Events()
     known = LeftOut(events)
@@ -99,7 +108,7 @@ def test_a_sandbox_that_is_no_pod_is_known_by_its_container_and_has_no_event() -
 def test_the_oldest_are_forgotten_beyond_the_limit() -> None:
     known = LeftOut()
     with capture_logs():
-        for number in range(left_out.LIMIT + 3):
+        for number in range(LIMIT + 3):
             known.let_pass(let_pass(f"c{number}", f"u{number}", f"pod-{number}"))
-    assert len(known.let_past()) == left_out.LIMIT
+    assert len(known.let_past()) == LIMIT
     assert known.let_past()[0].name == "pod-3"

@@ -6,7 +6,7 @@ import pytest
 
 from bpf.errors import KernelRefused, SidestepError, TableFull
 from bpf.syscalls import refused
-from cni.enrolment import refusals
+from cni.enrolment import known_pods
 from cni.enrolment.refusals import Refusals, for_owners
 from cni.errors import InvalidAnnotation, NotCaptured, RegistrationFailed, SandboxInvalid
 from cni.policy.annotations import EXCLUDE_OUTBOUND_PORTS, policy_of
@@ -46,7 +46,7 @@ def test_it_is_known_until_the_pod_is_enrolled_or_no_longer_listed() -> None:
 
 
 def test_the_oldest_are_forgotten_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refusals, "LIMIT", 2)
+    monkeypatch.setattr(known_pods, "LIMIT", 2)
     known = Refusals()
     for name in ("a", "b", "c"):
         known.refuse("default", name, wrong())

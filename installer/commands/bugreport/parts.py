@@ -8,13 +8,16 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from bpf.compiler import sources_digest
+from cni.protocol import Question
 from installer import VERSION
-from installer.commands.agent_socket import ask_about
+from installer.commands.agent_socket import Told, ask_agent, silence, told_about
 from installer.commands.bugreport.redaction import without_secrets
+from installer.commands.crash_files import crash_files
 from installer.settings import Chain, Node, Ports
 
 _SECONDS = 60  # for each command
@@ -32,6 +35,8 @@ _COMMANDS = {
     "migrate.txt": ("what istio-cni has on this node", ("migrate", "--check")),
     "report.html": ("traffic, failures and maps, for a browser", ("report",)),
 }
+# those that ask no agent, so they are made while it is asked
+_WITHOUT_AGENT = ("maps.txt", "probe.txt", "migrate.txt")
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,27 @@ def parts(settings: Mapping[str, str], node: Node, chain: Chain, ports: Ports) -
     """All of them. `settings` are the environment variables that commands get, besides this process's own."""
     yield Part("version.txt", "sidestep, kernel, machine", _version().encode())
     yield Part("settings.json", "the settings, by their environment variables", _json(settings))
+    run_dir = node.cni_agent_run_dir
+    # an agent that hangs is asked once: otherwise each part would wait for it anew
+    with ThreadPoolExecutor(1) as beside:
+        asking = beside.submit(ask_agent, run_dir, Question(command="WHAT_WAS_LOGGED").model_dump())
+        printed = {name: _printed(_COMMANDS[name][1], settings) for name in _WITHOUT_AGENT}
+        asked = asking.result()
+    log = told_about(run_dir, "WHAT_WAS_LOGGED", asked)
+    not_asked = f"not asked, as the agent is silent: {log.unknown}" if asked.is_silent else ""
     # one after the other: in the agent's container they share its memory limit with the agent
     for name, (what, argv) in _COMMANDS.items():
-        yield Part(name, what, _printed(argv, settings))
-    yield Part("log.txt", "the agent's last log lines", _or_why(lambda: _log(node)))
-    yield Part("metrics.txt", "what Prometheus is told", _or_why(lambda: _fetched(ports.monitoring_port, "metrics")))
-    yield Part("readyz.json", "what kubelet is told", _or_why(lambda: _fetched(ports.health_port, "readyz")))
+        if name not in printed:
+            printed[name] = _printed(argv, {**settings, **silence(run_dir, asked)})
+        yield Part(name, what, printed[name])
+    yield Part("log.txt", "the agent's last log lines", _or_why(lambda: _lines(log)))
+    for name, what, port, path in (
+        ("metrics.txt", "what Prometheus is told", ports.monitoring_port, "metrics"),
+        ("readyz.json", "what kubelet is told", ports.health_port, "readyz"),
+    ):
+        yield Part(name, what, _or_why(lambda port=port, path=path: _fetched(port, path, not_asked)))  # type: ignore[misc]
     yield from _configurations(chain.mounted_cni_net_dir)
-    for crash in sorted(node.cni_agent_run_dir.glob("crash-*.txt")):
+    for crash in crash_files(node.cni_agent_run_dir):
         yield Part(crash.name, "an unforeseen error", _or_why(crash.read_bytes))
 
 
@@ -82,14 +100,15 @@ def _printed(argv: tuple[str, ...], settings: Mapping[str, str]) -> bytes:
     return printed if printed and not done.returncode else printed + said
 
 
-def _log(node: Node) -> bytes:
-    lines, unknown = ask_about(node.cni_agent_run_dir, "WHAT_WAS_LOGGED")
-    if unknown:
-        raise OSError(unknown)
-    return "".join(f"{line}\n" for line in lines).encode()
+def _lines(log: Told) -> bytes:
+    if log.unknown:
+        raise OSError(log.unknown)
+    return "".join(f"{line}\n" for line in log.rows).encode()
 
 
-def _fetched(port: int, path: str) -> bytes:
+def _fetched(port: int, path: str, not_asked: str) -> bytes:
+    if not_asked:
+        raise OSError(f"port {port}: {not_asked}")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"http://{_LOCALHOST}:{port}/{path}", timeout=10) as reply:

@@ -18,7 +18,7 @@ from cni.netns.processes import crowds, netns_of_crowd
 from cni.netns.sandbox import addresses_in, visit
 from cni.policy.membership import skip_pod
 from cni.policy.pod import Pod
-from installer.commands.explain.explainer import Explainer
+from installer.commands.explain.explainer import Explainer, Protocol
 from installer.commands.explain.walk import End
 from installer.commands.names import NoSuchPod
 from installer.commands.pods.differences import Described, misspelt_in
@@ -83,13 +83,15 @@ def _inside(stack: ExitStack, pod: Pod, proc: Path) -> NamespaceView | None:
     return None
 
 
-def application_port(server: End) -> int:
+def application_port(server: End, protocol: Protocol) -> int:
     """The one port that the server's application listens on. Raises SidestepError if it is not one."""
-    if server.inside is None:
+    sockets = server.inside.of(protocol) if server.inside else None
+    if sockets is None:
         raise SidestepError(f"give POD:PORT: who listens in {server.name} can't be looked at")
     proxy = server.pod.entry.proxy_uid if server.pod else None
-    ports = sorted({each.port for each in server.inside.listening if each.uid != proxy or proxy is None})
+    ports = sorted({each.port for each in sockets if each.uid != proxy or proxy is None})
     if len(ports) == 1:
         return ports[0]
-    told = f"its application listens on {', '.join(map(str, ports))}" if ports else "its application listens on no port"
-    raise SidestepError(f"give {server.name}:PORT: {told}")
+    kind = "UDP " if protocol == "udp" else ""
+    listed = f"{kind}{', '.join(map(str, ports))}" if ports else f"no {kind}port"
+    raise SidestepError(f"give {server.name}:PORT: its application listens on {listed}")

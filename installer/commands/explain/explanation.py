@@ -11,7 +11,7 @@ from cni.enrolment.strays import NO_STRAYS, NOT_KNOWN, STRAYS, PodProcesses, Str
 from cni.netns.proc_net import endpoint
 from cni.policy import annotations as istio
 from cni.policy.decision import Inbound, Outbound, refusal
-from installer.commands.explain.explainer import DETACHED, STRAY, Explanation, routed
+from installer.commands.explain.explainer import DETACHED, STRAY, Explanation, Protocol, routed
 from installer.commands.pods.namespace import NamespaceView
 from installer.commands.pods.policy_words import LISTENERS, annotations_of, is_default, part_of, proxy_of
 
@@ -57,6 +57,8 @@ _UNREACHABLE = {
     errno.EACCES: "a route of the pod prohibits it",
     errno.EINVAL: "a route of the pod is a blackhole, or the socket is bound to an address of loopback",
 }
+# a datagram that nobody takes is lost without a word, so --try does not tell either
+_NOT_LOOKED = " (whether somebody takes datagrams there is not known)"
 _UDP_DIRECT = "no UDP is captured, except DNS if DNS capture is on"
 
 _ANNOTATIONS = {
@@ -168,25 +170,25 @@ def _connection(asked: Outbound | Inbound) -> dict[str, Any]:
 
 
 def _goes_to(found: Explanation, inside: NamespaceView | None) -> dict[str, Any] | None:
-    """Who receives the connection. `is_listening` is None if it is unknown: outside the pod, UDP, a lost namespace."""
+    """Who receives the connection. `is_listening` is None if it is unknown: outside the pod, a lost namespace."""
     asked, action = found.asked, found.verdict.action
     if action in ("refuse", "unreachable"):
         return None
-    is_seen = inside is not None and asked.protocol == "tcp"
     if action in LISTENERS:
         what, port = LISTENERS[action]
-        return {"what": what, "port": port, "is_listening": _listens(inside, port) if is_seen else None}
+        return {"what": what, "port": port, "is_listening": _listens(inside, port, asked.protocol)}
     if isinstance(asked, Inbound):
-        told = _listens(inside, asked.port) if is_seen and found.verdict.rule != "transit" else None
+        told = _listens(inside, asked.port, asked.protocol) if found.verdict.rule != "transit" else None
         return {"what": "its own port", "port": asked.port, "is_listening": told}
     to = routed(asked)
     is_own = to in asked.own_addresses or to.is_loopback
-    told = _listens(inside, asked.port) if is_seen and is_own else None
+    told = _listens(inside, asked.port, asked.protocol) if is_own else None
     return {"what": endpoint(to, asked.port), "port": asked.port, "is_listening": told}
 
 
-def _listens(inside: NamespaceView | None, port: int) -> bool:
-    return inside is not None and bool(inside.listeners(port))
+def _listens(inside: NamespaceView | None, port: int, protocol: Protocol) -> bool | None:
+    sockets = inside.of(protocol) if inside else None
+    return None if sockets is None else any(each.port == port for each in sockets)
 
 
 def explanation_text(document: dict[str, Any]) -> str:
@@ -204,7 +206,8 @@ def explanation_text(document: dict[str, Any]) -> str:
     if goes:
         port = f", port {goes['port']}" if document["verdict"] == "captured" else ""
         listening = {True: " (somebody listens)", False: " (NOBODY listens)", None: ""}[goes["is_listening"]]
-        lines.append(f"  goes to     {goes['what']}{port}{listening}")
+        unseen = document["connection"]["protocol"] == "udp" and goes["is_listening"] is None
+        lines.append(f"  goes to     {goes['what']}{port}{_NOT_LOOKED if unseen else listening}")
         if document["verdict"] == "captured" and goes["is_listening"] and _is_anothers(document):
             lines.append(f"  but         {document['proxy']['words']}")
     else:

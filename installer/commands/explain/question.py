@@ -131,7 +131,7 @@ def _walked(
     server = stack.enter_context(end_called(pins, tables, name, now, node))
     assert client.explainer is not None
     by = _asker(client.explainer, question, client.inside)
-    port = application_port(server) if port is None else port
+    port = application_port(server, question.protocol) if port is None else port
     found = walk(client, server, port, by, question.protocol)
     return walk_document(client.name, server.name, found), found.first
 

@@ -19,6 +19,7 @@ from installer.commands.explain.explainer import DETACHED, Asker, Explainer, Exp
 from installer.commands.explain.explanation import annotation, why
 from installer.commands.pods.enrolled_pods import EnrolledPod
 from installer.commands.pods.namespace import NamespaceView
+from installer.commands.pods.policy_words import LISTENERS
 from installer.commands.pods.proxy_state import Proxy, proxy_state
 from installer.verdict.verdict import State
 
@@ -79,6 +80,8 @@ class Walk:
         """The verdict in one line: the first step that is not well."""
         first = next((each for each in self.steps if each.state is self.state), None)
         if self.state is State.OK or first is None:
+            if self.first.verdict.action == "dns":
+                return f"OK: {LISTENERS['dns'][0]} gets it, and not {endpoint(self.to, self.port)}"
             return f"OK: {endpoint(self.to, self.port)} should be reached"
         return f"{self.state.upper()}: {first.what}"
 
@@ -92,13 +95,23 @@ def walk(client: End, server: End, port: int, by: Asker, protocol: Protocol) -> 
         *(_strays(client) if first.verdict.rule != DETACHED else ()),  # the programs see no process at all
         _decision("client", first),
         *_outbound_proxy(client, first),
-        _way(client, server, to, port, first, protocol),
-        *_server(server, source, port, to, protocol),
-        _application(server, source, port, to, protocol),
+        *_beyond(client, server, source, port, to, first, protocol),
         *_misspelt("client", client),
         *(_misspelt("server", server) if server.name != client.name else ()),
     ]
     return Walk(tuple(steps), first, to, port)
+
+
+def _beyond(
+    client: End, server: End, source: IPAddress, port: int, to: IPAddress, first: Explanation, protocol: Protocol
+) -> Iterator[Step]:
+    """The steps outside of the client: none if the client's own resolver gets the query."""
+    if first.verdict.action == "dns":
+        yield _resolver(client, protocol)
+        return
+    yield _way(client, server, to, port, first, protocol)
+    yield from _server(server, source, port, to, protocol)
+    yield _application(server, source, port, to, protocol)
 
 
 def _addresses(client: End, server: End) -> tuple[IPAddress, IPAddress]:
@@ -146,6 +159,21 @@ def _outbound_proxy(client: End, first: Explanation) -> Iterator[Step]:
         yield Step("its proxy", State.OK, f"listens on {OUTBOUND_PORT}")
 
 
+def _resolver(client: End, protocol: Protocol) -> Step:
+    """The client's own resolver, which asks nameservers of its own."""
+    who, (what, port) = "its resolver", LISTENERS["dns"]
+    sockets = client.inside.of(protocol) if client.inside else None
+    if sockets is None:
+        return Step(who, State.UNKNOWN, f"whether {what} listens on {port} can't be looked at")
+    if not any(each.port == port for each in sockets):
+        return Step(who, State.WRONG, f"nobody listens on {_named(port, protocol)}, so the query is refused")
+    return Step(who, State.OK, f"{what} listens on {_named(port, protocol)}")
+
+
+def _named(port: int, protocol: Protocol) -> str:
+    return f"UDP port {port}" if protocol == "udp" else str(port)
+
+
 def _way(client: End, server: End, to: IPAddress, port: int, first: Explanation, protocol: Protocol) -> Step:
     """From the client's proxy, or the client itself, to the server's pod."""
     where = f"to {to}, {'the pod itself' if server.name == client.name else 'a pod of this node'}"
@@ -176,25 +204,26 @@ def _server(server: End, source: IPAddress, port: int, to: IPAddress, protocol: 
 
 def _application(server: End, source: IPAddress, port: int, to: IPAddress, protocol: Protocol) -> Step:
     """Whether somebody listens on the port itself, at an address that the connection reaches."""
-    who = "application"
-    if protocol == "udp":
-        return Step(who, State.NOTE, "who takes datagrams is not looked at")
+    who, named = "application", _named(port, protocol)
     if server.inside is None:
-        return Step(who, State.UNKNOWN, f"who listens on {port} can't be looked at: the namespace is not found")
+        return Step(who, State.UNKNOWN, f"who listens on {named} can't be looked at: the namespace is not found")
+    sockets = server.inside.of(protocol)
+    if sockets is None:
+        return Step(who, State.UNKNOWN, f"who listens on {named} can't be looked at: the kernel does not tell")
     behind = ""
     if server.explainer and server.explainer.inbound(source, port, to, protocol).verdict.action == "proxy-inbound":
         behind = " behind the proxy"
-    found = [each.ip for each in server.inside.listening if each.port == port]
+    found = [each.ip for each in sockets if each.port == port]
     if not found:
-        return Step(who, State.WRONG, f"nobody listens on {port}{behind}")
+        return Step(who, State.WRONG, f"nobody listens on {named}{behind}")
     # since Istio 1.10 a proxy dials the pod's own address, and a Sidecar's defaultEndpoint can name 127.0.0.1
     if all(ip.is_loopback for ip in found):
         told = ", ".join(sorted(map(str, set(found))))
         usual = "a proxy dials the pod's address, unless a Sidecar says otherwise"
         if not behind:
-            return Step(who, State.WRONG, f"nobody listens on {port} at the pod's address, only at {told}")
-        return Step(who, State.UNKNOWN, f"somebody listens on {port} at {told} only; {usual}")
-    return Step(who, State.OK, f"listens on {port}")
+            return Step(who, State.WRONG, f"nobody listens on {named} at the pod's address, only at {told}")
+        return Step(who, State.UNKNOWN, f"somebody listens on {named} at {told} only; {usual}")
+    return Step(who, State.OK, f"listens on {named}")
 
 
 def _misspelt(who: str, end: End) -> Iterator[Step]:

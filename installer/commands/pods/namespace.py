@@ -1,23 +1,25 @@
 """Reads an enrolled pod's network namespace: its interfaces and its listening sockets. Changes nothing there."""
 
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from cni.errors import SandboxInvalid
-from cni.netns.listeners import listening
+from cni.netns.listeners import listening, taking_datagrams
 from cni.netns.namespaces import find_netns
+from cni.netns.proc_net import SocketRow
 from cni.netns.rtnl import Rtnl
 from cni.netns.sandbox import visit
+from cni.netns.sock_diag import TcpSocket
 from cni.netns.userns import outside_ids
 from cni.policy.decision import IPAddress
 from installer.commands.pods.enrolled_pods import EnrolledPod
 
 
 class Listening(NamedTuple):
-    """A listening TCP socket. `uid` is its user's, as the node sees it."""
+    """A TCP socket that listens, or a UDP socket that takes datagrams. `uid` is its user's, as the node sees it."""
 
     ip: IPAddress
     port: int
@@ -39,6 +41,15 @@ class NamespaceView:
     def users(self, port: int) -> list[int]:
         """The users of the sockets that listen on a port, each once."""
         return sorted({each.uid for each in self.listening if each.port == port})
+
+    def of(self, protocol: Literal["tcp", "udp"]) -> tuple[Listening, ...] | None:
+        """The sockets that take connections or datagrams; None if they can't be looked at. UDP is looked at now."""
+        if protocol == "tcp":
+            return self.listening
+        try:
+            return _sorted(visit(self.netns_fd, lambda _: taking_datagrams()))
+        except (OSError, SandboxInvalid):
+            return None
 
     def outside_ids(self, uid: int, gid: int) -> tuple[int, int]:
         """A user and group of the pod as the maps have them. Raises SandboxInvalid if the pod does not have them."""
@@ -80,5 +91,9 @@ def looked_into(pod: EnrolledPod, proc: Path) -> Iterator[NamespaceView | None]:
 
 def _look(rtnl: Rtnl) -> tuple[dict[int, str], tuple[Listening, ...]]:
     interfaces = {index: name for name, index in rtnl.links()}
-    found = [Listening(each.local_ip, each.local_port, each.uid) for each in listening()]
-    return interfaces, tuple(sorted(found, key=lambda each: (each.port, each.ip.version, int(each.ip))))
+    return interfaces, _sorted(listening())
+
+
+def _sorted(sockets: Iterable[TcpSocket | SocketRow]) -> tuple[Listening, ...]:
+    found = (Listening(each.local_ip, each.local_port, each.uid) for each in sockets)
+    return tuple(sorted(found, key=lambda each: (each.port, each.ip.version, int(each.ip))))

@@ -15,7 +15,7 @@ from installer.commands.pods.enrolled_pods import EnrolledPod
 from installer.commands.pods.let_past import LetPast, let_past
 from installer.commands.pods.namespace import NamespaceView, looked_into, looks_into
 from installer.commands.pods.not_enrolled import left_out
-from installer.commands.pods.pod_state import state_of
+from installer.commands.pods.pod_state import idle_programs, reason_of, state_of
 from installer.commands.pods.policy_words import LISTENERS, annotations_of, is_default
 from installer.commands.pods.proxy_state import proxy_state
 from installer.commands.pods.refused import Refused, refused_pods
@@ -35,12 +35,12 @@ def pods_documents(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
     """
     now = described(node)
     with Tables(attachment.pins.look_only()) as tables:
-        level = level_of(tables)
+        level, idle = level_of(tables), idle_programs(attachment.pins)
         every = enrolled_pods.every(attachment.pins, tables)
         steering = steering_of(attachment.pins, tables, [pod.cookie for pod in every], node.proc)
         processes = processes_of(attachment.pins, [pod.cookie for pod in every], node.proc)
         found = [
-            _document(pod, tables, level, inside, steering[pod.cookie], processes[pod.cookie])
+            _document(pod, tables, level, inside, steering[pod.cookie], processes[pod.cookie], idle)
             | {"differs": differences(pod, now, inside, node), "misspelt": misspelt_in(now, pod.identity)}
             for pod, inside in looks_into(every, node.proc)
         ]
@@ -60,7 +60,8 @@ def pod_document(attachment: Attachment, node: Node, name: str) -> dict[str, Any
         steering = steering_of(attachment.pins, tables, [pod.cookie], node.proc)[pod.cookie]
         processes = processes_of(attachment.pins, [pod.cookie], node.proc)[pod.cookie]
         with looked_into(pod, node.proc) as inside:
-            document = _document(pod, tables, level_of(tables), inside, steering, processes)
+            idle = idle_programs(attachment.pins)
+            document = _document(pod, tables, level_of(tables), inside, steering, processes, idle)
             about_pod = {"differs": differences(pod, now, inside, node), "misspelt": misspelt_in(now, pod.identity)}
             return document | about_pod
 
@@ -108,13 +109,16 @@ def _document(
     inside: NamespaceView | None,
     steering: Steering,
     processes: PodProcesses,
+    idle: str,
 ) -> dict[str, Any]:
     identity, proxy = pod.identity, proxy_state(pod, inside)
+    state = state_of(steering, processes, proxy)
     return {
         "pod": str(identity),
         "namespace": identity.namespace,
         "name": identity.name,
-        "state": state_of(steering, processes, proxy),
+        "state": state,
+        "reason": reason_of(state, steering, processes, idle),
         "uid": identity.uid,
         "netns_cookie": pod.cookie,
         "container_id": identity.container_id,

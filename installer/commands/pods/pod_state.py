@@ -1,8 +1,12 @@
 """The state of an enrolled pod in a word or two: the same in every command."""
 
+from bpf.attachment import detached
+from bpf.hooks import CGROUP_HOOKS
+from bpf.pins import Pins
 from cni.enrolment.steered import Steering
 from cni.enrolment.strays import PodProcesses
 from installer.commands.pods.proxy_state import Proxy, ProxyState
+from installer.verdict.node import not_attached
 
 CAPTURED = "captured"
 UNKNOWN = "unknown"
@@ -17,3 +21,16 @@ def state_of(steering: Steering, processes: PodProcesses, proxy: ProxyState) -> 
     if steering is Steering.UNKNOWN or processes.unknown:
         return UNKNOWN
     return CAPTURED if proxy.state is Proxy.LISTENS else f"proxy {proxy.state}"
+
+
+def idle_programs(pins: Pins) -> str:
+    """Which programs are attached nowhere, in the words of `sidestep status`; "" if all are attached somewhere."""
+    gone = detached(pins, [hook.name for hook in CGROUP_HOOKS])
+    return not_attached([hook.name for hook in CGROUP_HOOKS if hook.name in gone]) if gone else ""
+
+
+def reason_of(state: str, steering: Steering, processes: PodProcesses, idle: str) -> str:
+    """Why a state is UNKNOWN, or what it leaves out: `idle` programs. "" if the state says everything itself."""
+    if idle or state != UNKNOWN:
+        return idle
+    return steering.words if steering is Steering.UNKNOWN else processes.words

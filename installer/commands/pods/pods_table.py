@@ -1,5 +1,6 @@
 """The documents of `sidestep pods` as text for people."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from cni.enrolment.steered import Steering
@@ -41,7 +42,7 @@ def pods_table(
     shown = rendered(table(titles, rows, set(titles) - set(_NUMBERS), has_titles)).rstrip("\n") + "\n"
     if not has_titles:
         return shown
-    lines = []
+    lines = list(_reasons(enrolled))
     if reason := uncompared(enrolled):
         lines.append(reason)
     elif changed := [each["pod"] for each in enrolled if is_different(each["differs"])]:
@@ -62,6 +63,16 @@ def _row(each: dict[str, Any]) -> tuple[Any, ...]:
 
 def _is_warned(document: dict[str, Any]) -> bool:
     return bool(document["acceleration"]["warning"])
+
+
+def _reasons(enrolled: list[dict[str, Any]]) -> Iterator[str]:
+    """Why states are unknown: a line for each reason, with its pods."""
+    by_reason: dict[str, list[str]] = {}
+    for each in enrolled:
+        if each["reason"]:
+            by_reason.setdefault(each["reason"], []).append(each["pod"])
+    for reason, pods in by_reason.items():
+        yield f"{reason}: {', '.join(pods)}; `sidestep status` says what to do"
 
 
 def _left_out(left: list[dict[str, Any]]) -> list[str]:
@@ -95,7 +106,8 @@ def pod_text(document: dict[str, Any]) -> str:
     lines = [f"{document['pod']} (uid {document['uid'] or 'not known'})"]
     how = "while it ran" if document["is_adopted"] else f"through {document['network']}, {document['interface']}"
     lines += _section("enrolled", [f"{how}; netns cookie {document['netns_cookie']}"])
-    lines += _section("state", [document["state"]])
+    state, reason = document["state"], document["reason"]
+    lines += _section("state", [f"{state}: {reason.removeprefix(f'{state}: ')}" if reason else state])
     lines += _section("inbound", [Steering(document["steering"]).words])
     ipv6 = "IPv6 is captured" if document["captures_ipv6"] else "IPv6 is not captured"
     lines += _section("addresses", [f"{', '.join(document['addresses'])}; {ipv6}"])

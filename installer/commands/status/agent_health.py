@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from cni import protocol
-from installer.commands.agent_socket import ANSWER_SECONDS, ask_agent
+from installer.commands.agent_socket import ANSWER_SECONDS, ask_agent, found_silent
 from installer.settings import Node, Ports
 
 _LOCALHOST = "127.0.0.1"
@@ -24,7 +24,7 @@ _STATUS = {
 def agent_of(node: Node, ports: Ports) -> dict[str, Any]:
     """The state of the socket and of the health port. `fault` says what is wrong with each ("": nothing)."""
     pid, _, fault = ask_agent(node.cni_agent_run_dir, _STATUS)
-    health = _at_port(ports.health_port)
+    health = _at_port(ports.health_port, "not asked" if found_silent(node.cni_agent_run_dir) else "")
     return {
         "socket": str(node.cni_agent_run_dir / protocol.SOCKET_NAME),
         "pid": pid,
@@ -34,9 +34,11 @@ def agent_of(node: Node, ports: Ports) -> dict[str, Any]:
     }
 
 
-def _at_port(port: int) -> dict[str, Any]:
-    """The state of the health port: the answer of /readyz."""
-    found: dict[str, Any] = {"port": port, "ready": False, "missing": {}, "fault": "", "version": None}
+def _at_port(port: int, not_asked: str) -> dict[str, Any]:
+    """The state of the health port: the answer of /readyz. `not_asked` says why it is not asked, "" if it is."""
+    found: dict[str, Any] = {"port": port, "ready": False, "missing": {}, "fault": not_asked, "version": None}
+    if not_asked:
+        return found
     connection = http.client.HTTPConnection(_LOCALHOST, port, timeout=ANSWER_SECONDS)
     try:
         connection.request("GET", "/readyz")

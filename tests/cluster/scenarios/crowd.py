@@ -25,7 +25,7 @@ def checks(bed: Bed) -> Iterator[Check]:
         yield Check(f"each of {_PODS} pods that start at once is captured", partial(_wrong, bed, crowd, adopted=False))
         yield from _adopted(bed, [*crowd, *map(str, (CLIENT, NEAR, FAR))])
     finally:
-        bed.control.kubectl("delete", "namespace", _NAMESPACE, "--ignore-not-found", "--wait=false")
+        bed.control.kubectl("delete", "namespace", _NAMESPACE, "--ignore-not-found")
 
 
 def _adopted(bed: Bed, running: list[str]) -> Iterator[Check]:
