@@ -49,7 +49,7 @@ def verdict_on(looked: Looked) -> Verdict:
         *agent.findings(),
         *_steering(looked["pods"], agent),
         *_processes(looked["pods"], bool(looked["attached"])),
-        *_proxies(looked["pods"]),
+        *_proxies(looked["pods"], looked["sidecars"]["ending"]),
         *_sidecars(looked, agent),
         *_refused(looked["refused"]["refused"]),
         *_misspelt(looked["sidecars"]["misspelt"]),
@@ -155,11 +155,12 @@ def _processes(pods: list[Looked], is_attached: bool) -> Iterator[Finding]:
         yield Finding(State.UNKNOWN, "processes", what, _LOOK_AS_AGENT)
 
 
-def _proxies(pods: list[Looked]) -> Iterator[Finding]:
+def _proxies(pods: list[Looked], ending: list[str]) -> Iterator[Finding]:
+    """A proxy that ends with its Pod is as it should be."""
     words: dict[tuple[str, str], list[str]] = {}
     for pod in pods:
         proxy = pod["proxy"]
-        if proxy["state"] != "listens" and pod["steering"] != "namespace gone":
+        if proxy["state"] != "listens" and pod["steering"] != "namespace gone" and pod["pod"] not in ending:
             words.setdefault((proxy["state"], proxy["words"]), []).append(pod["pod"])
     for (state, told), names in words.items():
         advice = _PROXIES.get(state, _PROXYS_LOG)

@@ -294,3 +294,18 @@ def counting() -> Iterator[None]:
         yield
     finally:
         STATISTICS.write_text(before)
+
+
+def test_a_proxy_that_has_ended_with_its_deleted_pod_is_no_fault(node: Node) -> None:
+    pod = node.pod("alpha", app=False)
+    pod.envoy.stop()
+    wait_until(lambda: status_is(node, "wrong"), "the proxy to be gone")
+    manifest = pod.manifest()
+    manifest["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    (node.pods_dir / "alpha.yaml").write_text(yaml.safe_dump(manifest))
+    assert status(node)["sidecars"]["ending"] == ["default/alpha"]
+
+
+def status_is(node: Node, state: str) -> bool:
+    done = sidestep("status", *options(node), "--output", "json")
+    return bool(json.loads(done.stdout)["verdict"]["state"] == state)

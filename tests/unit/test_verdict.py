@@ -23,7 +23,7 @@ def node(**changes: Any) -> dict[str, Any]:
         "pods": [pod()],
         "acceleration": {"level": "proxy", "wanted": "proxy", "reason": ""},
         "refused": {"unknown": "", "refused": []},
-        "sidecars": {"unknown": "", "left_out": [], "captured_twice": [], "misspelt": {}},
+        "sidecars": {"unknown": "", "left_out": [], "ending": [], "captured_twice": [], "misspelt": {}},
         "chain": {
             "is_ours": True,
             "plugin": {"file": "/bin/sidestep-cni", "fault": ""},
@@ -106,6 +106,12 @@ def test_each_fault_is_one_finding_that_says_what_to_do(changes: dict[str, Any],
     assert words in what
     assert verdict.findings[0].advice
     assert verdict.headline == "WRONG: one thing"
+
+
+def test_a_proxy_that_ends_with_its_pod_is_no_fault() -> None:
+    ended = pod(proxy={"state": "absent", "words": "no proxy listens"})
+    assert verdict_on(node(pods=[ended], sidecars={"ending": [ended["pod"]]})).state is State.OK
+    assert verdict_on(node(pods=[ended], sidecars={"ending": ["default/other"]})).state is State.WRONG
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,12 @@ def misspelt_in(now: Described, identity: Identity) -> list[str]:
     return list(map(str, misspelt(found.annotations))) if found else []
 
 
+def is_ending(now: Described, identity: Identity) -> bool:
+    """Whether somebody has deleted an enrolled pod, so that its containers end; False if its Pod is not known."""
+    found = now.pod(identity)
+    return found is not None and found.metadata.deletion_timestamp is not None
+
+
 def words_of(pod: EnrolledPod) -> dict[str, str]:
     """The pod's policy in Istio's words: annotations, then the fields of its proxy's container."""
     return _words(pod, pod.policy)

@@ -24,7 +24,7 @@ from cni.netns.namespaces import NoProcfs
 from installer import VERSION
 from installer.commands.maps.listing import maps_of
 from installer.commands.pods import enrolled_pods
-from installer.commands.pods.differences import described, misspelt_in
+from installer.commands.pods.differences import described, is_ending, misspelt_in
 from installer.commands.pods.namespace import looks_into
 from installer.commands.pods.not_enrolled import left_out
 from installer.commands.pods.pod_state import state_of
@@ -120,6 +120,7 @@ def _sidecars(kernel: dict[str, Any], pins: Pins, node: Node) -> dict[str, Any]:
     return {
         "unknown": now.problem,
         "left_out": left_out(enrolled, now, node),
+        "ending": sorted(str(each) for each in enrolled if is_ending(now, each)),
         "captured_twice": twice,
         "misspelt": {pod: words for pod, words in misspelt.items() if words},
     }
