@@ -13,14 +13,13 @@ from bpf.tables import Tables
 from cni.enrolment.entries import Identity, on_uncaptured
 from cni.enrolment.uncaptured import Uncaptured, forget_oldest, listed, sums_of
 from cni.netns.proc_net import endpoint
+from cni.policy.decision import UNASKED
 from cni.policy.pod import Pod, PodEvents
 
 log = structlog.get_logger("coverage")
 
 # Between two looks a pod may reach a quarter of UNCAPTURED_PER_POD new remote ends before one is dropped.
 _SECONDS = 1.0
-# by annotations: Istio's own rules have the pod's owner to thank
-_ASKED_FOR = frozenset(("O0", "O1", "O8", "O11", "early-outbound", "deny"))
 
 Kind = tuple[Way, str, str, bool]  # way, protocol, rule, whether it was refused
 
@@ -88,7 +87,7 @@ class Coverage:
 
     def _is_told(self, cookie: int, each: Uncaptured) -> bool:
         """All of it if events are wanted; else what leaves and no annotation asks for."""
-        return self.has_events or (each.way is not Way.IN and each.rule not in _ASKED_FOR)
+        return self.has_events or (each.way is not Way.IN and each.rule in UNASKED)
 
     def _sum(self, cookie: int) -> int:
         sums = sums_of(self.tables, cookie)

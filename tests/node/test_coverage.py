@@ -11,6 +11,7 @@ from tests.lab.command import sidestep, sidestep_json
 from tests.lab.node import Node
 from tests.lab.pod import APP_PORT
 from tests.lab.waiting import wait_until
+from tests.node.sidestep import sidestep as commands_sidestep
 
 UNCAPTURED = "sidestep.io/uncaptured"
 SEND = """
@@ -65,6 +66,12 @@ def test_a_pod_that_denies_it_is_refused_and_the_log_says_so(node: Node) -> None
     wait_until(lambda: "event=traffic.uncaptured" in node.agent.log.read_text(), "the agent to tell of it")
     table = sidestep(node, "coverage").stdout
     assert "default    beta" in table and "deny" in table
+
+
+def test_explain_says_that_it_is_refused_and_why(node: Node) -> None:
+    done = commands_sidestep(node, "explain", "beta", f"{node.pods['gamma'].ip4}:443", "--udp")
+    assert "the pod refuses what no annotation asks for" in done.stdout
+    assert 'sidestep.io/uncaptured: "deny"' in done.stdout
 
 
 def test_the_list_is_there_without_the_agent(node: Node) -> None:

@@ -10,7 +10,7 @@ from cni.enrolment.steered import Steering
 from cni.enrolment.strays import NO_STRAYS, NOT_KNOWN, STRAYS, PodProcesses, Stray
 from cni.netns.proc_net import endpoint
 from cni.policy import annotations as istio
-from cni.policy.decision import Inbound, Outbound, refusal
+from cni.policy.decision import UNASKED, Inbound, Outbound, refusal
 from installer.commands.explain.explainer import DETACHED, STRAY, Explanation, Protocol, routed
 from installer.commands.pods.namespace import NamespaceView
 from installer.commands.pods.policy_words import LISTENERS, annotations_of, is_default, part_of, proxy_of
@@ -81,6 +81,8 @@ _ANNOTATIONS = {
 def why(found: Explanation) -> str:
     """The rule in words."""
     rule, action = found.verdict.rule, found.verdict.action
+    if action == "refuse" and rule in UNASKED:
+        return f"{_UDP_DIRECT if rule == 'UDP' else _RULES[rule]}; the pod refuses what no annotation asks for"
     if action == "refuse" and rule != "deny":
         return _REFUSED
     if isinstance(found.asked, Outbound) and rule == "no-route":
@@ -116,7 +118,7 @@ def _name(found: Explanation) -> str | None:
     if rule == "deny":
         return istio.DENY_OUTBOUND_PORTS if isinstance(found.asked, Outbound) else istio.DENY_INBOUND_PORTS
     if action == "refuse":
-        return istio.STRICT_PROXY
+        return istio.UNCAPTURED if rule in UNASKED else istio.STRICT_PROXY
     if rule == "I4" and not _is_always_excluded(found):
         return istio.EXCLUDE_INBOUND_PORTS if action == "pass" else istio.INCLUDE_INBOUND_PORTS
     if _is_always_excluded(found):
