@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* For connect.c and datagram.c: the event of a call, the ports that the pod denies, and the error of a refused call. */
+/* For connect.c and datagram.c: the event of a call, what the pod denies, and the error of a refused call. */
 
 /* Emits the event of one connect() or sendmsg(). `counted` is the enum total that counted it. */
 static __always_inline void emit_call(__u64 cookie, struct bpf_sock *sk, const struct destination *to,
@@ -34,7 +34,25 @@ static __always_inline bool is_refused_by_pod(const struct pod *pod, __u64 cooki
     if (!is_denied_outbound(pod, cookie, to))
         return false;
     count(cookie, TOTAL_OUTBOUND_DENIED);
+    note_refused(cookie, sk, to, RULE_DENY);
     emit_call(cookie, sk, to, source, DECIDED(RULE_DENY, VERDICT_REFUSE), TOTAL_OUTBOUND_DENIED);
+    return true;
+}
+
+/*
+ * Whether the pod denies what is not captured by this rule (RULE_NONE: no rule was asked). If so, this counts the call and
+ * emits its event; the caller refuses it.
+ */
+static __always_inline bool is_refused_uncaptured(struct pod *pod, __u64 cookie, struct bpf_sock *sk,
+                                                  const struct destination *to, const struct address *source,
+                                                  enum rule passing)
+{
+    enum rule rule = refused_past(pod, cookie, sk, to, passing);
+
+    if (rule == RULE_NONE)
+        return false;
+    count(cookie, TOTAL_OUTBOUND_DENIED);
+    emit_call(cookie, sk, to, source, DECIDED(rule, VERDICT_REFUSE), TOTAL_OUTBOUND_DENIED);
     return true;
 }
 

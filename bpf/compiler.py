@@ -31,6 +31,8 @@ SOURCES = (
     "owner.c",
     "facts.c",
     "events.c",
+    "uncaptured.c",
+    "create.c",
     "calls.c",
     "connect.c",
     "datagram.c",

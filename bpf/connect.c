@@ -128,16 +128,20 @@ static __always_inline int capture_connection(struct bpf_sock_addr *ctx, __u32 f
     if (is_refused_by_pod(pod, cookie, sk, &to, &source))
         return REFUSE;
     if (!is_of_interest(pod, protocol, to.port_be) || (to.family == AF_INET6 && !(pod->flags & POD_IPV6)))
-        return pass(sk, &to);
+        return is_refused_uncaptured(pod, cookie, sk, &to, &source, RULE_NONE) ? REFUSE : pass(sk, &to);
 
     resolve_unspecified(&to, &source);
     decision = decide(pod, cookie, sk, &to, &source, protocol == IPPROTO_UDP);
+    if (decision.verdict == VERDICT_PASS && is_refused_uncaptured(pod, cookie, sk, &to, &source, decision.rule))
+        return REFUSE;
     count(cookie, decision.verdict);
     emit_call(cookie, sk, &to, &source, decision, decision.verdict);
     if (decision.verdict == VERDICT_PASS)
         return pass(sk, &to);
-    if (decision.verdict == VERDICT_REFUSE)
+    if (decision.verdict == VERDICT_REFUSE) {
+        note_refused(cookie, sk, &to, decision.rule);
         return REFUSE;
+    }
     if (decision.verdict == VERDICT_UNREACHABLE)
         return refuse_with(-(int)decision.error);
 

@@ -137,14 +137,14 @@ static __always_inline int capture_datagram(struct bpf_sock_addr *ctx, __u32 fam
     struct bpf_sock *sk = ctx->sk;
     struct decision decision;
 
-    if (!pod || !sk || !(pod->flags & (POD_DNS | POD_DENIES)))
+    if (!pod || !sk)
         return ALLOW;
     read_destination(ctx, family, &to);
     bound = ADDRESS_OF(sk, src, family);
     if (is_refused_by_pod(pod, cookie, sk, &to, &bound))
         return REFUSE;
     if (!(pod->flags & POD_DNS) || (family == AF_INET6 && !(pod->flags & POD_IPV6)))
-        return ALLOW;
+        return is_refused_uncaptured(pod, cookie, sk, &to, &bound, RULE_NONE) ? REFUSE : ALLOW;
     asked = to;
     decision = redirect(pod, cookie, sk, &to, &bound, &source);
     if (decision.verdict == VERDICT_UNREACHABLE) {
@@ -152,8 +152,12 @@ static __always_inline int capture_datagram(struct bpf_sock_addr *ctx, __u32 fam
         emit_call(cookie, sk, &asked, &bound, decision, TOTAL_OUTBOUND_UNREACHABLE);
         return refuse_with(-(int)decision.error);
     }
-    if (decision.verdict != VERDICT_DNS)
-        return decision.verdict == VERDICT_REFUSE ? REFUSE : ALLOW;
+    if (decision.verdict == VERDICT_PASS)
+        return is_refused_uncaptured(pod, cookie, sk, &to, &bound, decision.rule) ? REFUSE : ALLOW;
+    if (decision.verdict != VERDICT_DNS) {
+        note_refused(cookie, sk, &asked, decision.rule);
+        return REFUSE;
+    }
     count(cookie, TOTAL_DNS_CAPTURED);
     emit_call(cookie, sk, &asked, &bound, decision, TOTAL_DNS_CAPTURED);
     write_destination(ctx, family, &to);

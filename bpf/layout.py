@@ -42,6 +42,8 @@ class PodFlags(IntFlag):
     ROUTES = 1 << 11
     DENIES = 1 << 12
     LOOPBACK_STAYS = 1 << 13
+    UNCAPTURED_DENIED = 1 << 14
+    UNCAPTURED_AUDITED = 1 << 15
 
 
 class PortRule(IntFlag):
@@ -246,6 +248,48 @@ class TallyEntry(ctypes.Structure):
     _fields_ = [("connections", U64 * 11)]
 
 
+class Way(IntEnum):
+    """Field way of an UncapturedKey: WAY_* of maps.h."""
+
+    OUT = 0
+    IN = 1
+    SOCKET = 2
+
+
+class UncapturedKey(ctypes.Structure):
+    """Key of uncaptured: a pod and a remote end; `port` in host order, the pod's own if `way` is Way.IN."""
+
+    _fields_ = [
+        ("cookie", U64),
+        ("remote", Address),
+        ("port", U16),
+        ("protocol", U8),
+        ("way", U8),
+        ("outcome", U32),
+    ]
+
+
+class UncapturedEntry(ctypes.Structure):
+    """Value of uncaptured. Times are CLOCK_MONOTONIC in ns."""
+
+    _fields_ = [
+        ("count", U64),
+        ("first", U64),
+        ("last", U64),
+        ("rule", U32),
+        ("pid", U32),
+        ("uid", U32),
+        ("zero32", U32),
+        ("command", ctypes.c_char * 16),
+    ]
+
+
+class CoverageEntry(ctypes.Structure):
+    """Value of coverage: a pod's sums in the order of PASSAGES, and how its entries of uncaptured came and did not."""
+
+    _fields_ = [("passages", U64 * 7), ("added", U64), ("dropped", U64)]
+
+
 class NodeEntry(ctypes.Structure):
     """Value of node: the node's settings that programs read."""
 
@@ -384,6 +428,10 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "inbound": (Word, Word),
     "lost_handovers": (Cookie, Quad),
     "choices": (Word, ChoiceEntry),
+    "uncaptured": (UncapturedKey, UncapturedEntry),
+    "coverage": (Cookie, CoverageEntry),
+    "forgotten": (Cookie, Quad),
+    "passages": (Word, Quad),
 }
 
 # enum total, in its order: the direction and verdict of connections of enrolled pods
@@ -401,6 +449,20 @@ TOTALS = (
     ("inbound", "denied"),
 )
 
+# enum passage, in its order: way, and protocol or outcome
+PASSAGES = (
+    ("outbound", "tcp"),
+    ("outbound", "udp"),
+    ("outbound", "other"),
+    ("inbound", "tcp"),
+    ("inbound", "udp"),
+    ("outbound", "refused"),
+    ("inbound", "refused"),
+)
+
+# UNCAPTURED_PER_POD of maps.h
+UNCAPTURED_PER_POD = 512
+
 # enum rule of policy.h, in its order: the names in docs/semantics.md
 RULES = (
     "",
@@ -409,6 +471,9 @@ RULES = (
     "early-outbound",
     "deny",
     "no-route",
+    "UDP",
+    "no IPv6",
+    "protocol",
 )
 
 # maps that user space cannot look up by key, with the size of a value in bytes: socket storages, and the ring (0)

@@ -79,6 +79,18 @@ static __always_inline void note_packet(struct bpf_sk_lookup *ctx, __u64 cookie,
 }
 
 /*
+ * Notes a packet that does not go to the proxy. The pod's own datagrams come here too where is_from_itself() does not
+ * believe their source.
+ */
+static __always_inline void note_past(struct bpf_sk_lookup *ctx, const struct pod *pod, __u64 cookie,
+                                      const struct address *remote, enum rule rule, __u32 outcome)
+{
+    if (ctx->protocol == IPPROTO_UDP && is_in_pod(pod, cookie, remote))
+        return;
+    note_arrived(cookie, remote, swap16(ctx->remote_port), ctx->local_port, ctx->protocol, rule, outcome);
+}
+
+/*
  * Gives the packet to any live listener of the pod's proxy. The slots of the packet's family come first. An IPv6 listener
  * may serve IPv4 too. If it does not, the kernel refuses it, and the next slot is tried.
  */
@@ -176,21 +188,27 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
         return SK_PASS;
     if (is_denied_inbound(pod, cookie, ctx->local_port)) {
         note_packet(ctx, cookie, &local, &remote, RULE_DENY, TOTAL_INBOUND_DENIED);
+        note_past(ctx, pod, cookie, &remote, RULE_DENY, OUTCOME_REFUSED);
         return SK_DROP;
     }
-    if (ctx->protocol != IPPROTO_TCP || (ctx->family == AF_INET6 && !(pod->flags & POD_IPV6)))
+    if (ctx->protocol != IPPROTO_TCP || (ctx->family == AF_INET6 && !(pod->flags & POD_IPV6))) {
+        note_past(ctx, pod, cookie, &remote, ctx->protocol == IPPROTO_UDP ? RULE_UDP : RULE_NO_IPV6, OUTCOME_PASSED);
         return SK_PASS;
+    }
     if (is_proxy_dial(ctx, pod, cookie, &local, &remote))
         return SK_PASS;
     decision = decide_inbound(pod->flags, ctx->local_port, rules_of_port(pod, cookie, ctx->local_port),
                               is_excluded_interface(pod, cookie, arrival_of(ctx, cookie, &local)));
     if (decision.verdict == VERDICT_PASS) {
         note_packet(ctx, cookie, &local, &remote, decision.rule, TOTAL_INBOUND_DIRECT);
+        note_past(ctx, pod, cookie, &remote, decision.rule, OUTCOME_PASSED);
         return SK_PASS;
     }
     outcome = steer_to_proxy(ctx, cookie);
     if (outcome == SK_PASS)
         note_arrival(ctx, pod, cookie, &local, &remote);
+    else
+        note_past(ctx, pod, cookie, &remote, decision.rule, OUTCOME_REFUSED);
     note_packet(ctx, cookie, &local, &remote, decision.rule,
                 outcome == SK_PASS ? TOTAL_INBOUND_CAPTURED : TOTAL_INBOUND_REFUSED);
     return outcome;

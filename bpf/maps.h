@@ -46,6 +46,10 @@
 #define MAX_DIALS 65536       /* connections of TPROXY proxies to their applications, node-wide */
 #define MAX_ACCELERATED 65536 /* ends of accelerated connections, node-wide; if it is full, connections stay on TCP */
 #define MAX_MEETINGS 65536    /* accelerated connections whose connecting end has not sent yet */
+#define MAX_UNCAPTURED 65536  /* entries of all pods; 0.1 KiB each, if they are there */
+
+/* Entries of `uncaptured` that one pod may have. The agent removes old ones before so many are there. */
+#define UNCAPTURED_PER_POD 512
 
 /*
  * Listening sockets stored per pod and port: the slots of IPv4, then those of IPv6. Envoy has a socket for each worker
@@ -81,6 +85,8 @@ struct address {
 #define POD_DENIES (1u << 12)           /* the pod denies ports */
 #define POD_ROUTES (1u << 11)           /* the pod has entries in routes */
 #define POD_LOOPBACK_STAYS (1u << 13)   /* the kernel refuses to send from 127/8 to the outside (no route_localnet) */
+#define POD_UNCAPTURED_DENIED (1u << 14) /* nothing leaves past the proxy that no annotation asks for */
+#define POD_UNCAPTURED_AUDITED (1u << 15) /* the same is reported; no program reads this flag */
 
 /* One mesh pod: first what the decision needs, then the pod's identity, which a restarted agent reads. */
 struct pod {
@@ -321,6 +327,54 @@ struct traffic {
     __u64 no_peer;     /* went by TCP: the other end is not in the map */
 };
 
+/* struct uncaptured_key, way and outcome */
+#define WAY_OUT 0
+#define WAY_IN 1
+#define WAY_SOCKET 2 /* a socket was opened whose packets no hook sees; remote and port are 0 */
+#define OUTCOME_PASSED 0
+#define OUTCOME_REFUSED 1
+#define OUTCOME_PROXYS 2 /* a datagram of the proxy's own: it is there so that the answer is known for one */
+
+/* What went past a pod's proxy or was refused: where to or from. */
+struct uncaptured_key {
+    __u64 cookie;
+    struct address remote;
+    __u16 port;    /* of the remote end; the pod's own for WAY_IN */
+    __u8 protocol; /* IPPROTO_* */
+    __u8 way;
+    __u32 outcome;
+};
+
+/* Times are CLOCK_MONOTONIC, ns. The process is the one that was first; all 0 for WAY_IN. */
+struct uncaptured {
+    __u64 count;
+    __u64 first;
+    __u64 last;
+    __u32 rule; /* enum rule, of the last one */
+    __u32 pid;
+    __u32 uid; /* as the initial user namespace sees it */
+    __u32 zero32;
+    char command[16];
+};
+
+/* What is counted of those: of the node in `passages`, of each pod in `coverage`. layout.py has the names in this order. */
+enum passage {
+    PASSAGE_OUT_TCP,
+    PASSAGE_OUT_UDP,
+    PASSAGE_OUT_OTHER, /* also a socket that was opened */
+    PASSAGE_IN_TCP,
+    PASSAGE_IN_UDP,
+    PASSAGE_OUT_REFUSED,
+    PASSAGE_IN_REFUSED,
+    PASSAGES,
+};
+
+struct coverage {
+    __u64 passages[PASSAGES];
+    __u64 added;   /* entries that were ever made */
+    __u64 dropped; /* that found no room: each time one comes that has no entry */
+};
+
 /* The node's settings that programs read. */
 struct node {
     __u32 acceleration; /* enum level: the node's level now */
@@ -501,6 +555,18 @@ TABLE("prog", __u32, __u32, inbound, 1, 0)
  * connections that reached the proxy without their original destination
  */
 TABLE("percpu_hash", __u64, __u64, lost_handovers, MAX_PODS, NO_PREALLOC)
+
+/* connect, datagram, owner, lookup → agent, which removes the oldest of a pod and all of one that has gone */
+TABLE("hash", struct uncaptured_key, struct uncaptured, uncaptured, MAX_UNCAPTURED, NO_PREALLOC)
+
+/* the same programs → agent, which makes an entry of zeroes at ADD; by netns cookie */
+TABLE("hash", __u64, struct coverage, coverage, MAX_PODS, NO_PREALLOC)
+
+/* agent → the same programs; by netns cookie: how many entries of `uncaptured` the agent has removed */
+TABLE("hash", __u64, __u64, forgotten, MAX_PODS, NO_PREALLOC)
+
+/* the same programs → agent; of the node, by enum passage; each CPU counts for itself */
+TABLE("percpu_array", __u32, __u64, passages, PASSAGES, 0)
 
 /* agent → iterator; key 0 is the only entry */
 TABLE("array", __u32, struct choice, choices, 1, 0)

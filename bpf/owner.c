@@ -1,10 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * cgroup/sock_create: stores with each socket of a pod who opened it.
- *
- * Istio's rules match the credentials that a socket was opened with. So a socket that was opened before setuid(), or
- * passed to another process, keeps its first owner. The program runs for every socket() below the cgroup and always
- * returns 1. If a socket is older than the programs, the process that calls connect() or bind() counts as its opener.
+ * Who has opened a socket, as create.c stores it with the socket. If a socket is older than the programs, the process
+ * that calls connect() or bind() counts as its opener.
  */
 
 #define ALLOW 1
@@ -38,19 +35,4 @@ static __always_inline enum container container_of(const struct pod *pod, __u64 
     if (!container)
         return CONTAINER_UNKNOWN;
     return *container == who->cgroup ? CONTAINER_TRUSTED : CONTAINER_OTHER;
-}
-
-int ss_sock_create(struct bpf_sock *sk)
-{
-    __u64 cookie = bpf_get_netns_cookie(sk);
-    struct socket_state *state;
-
-    if ((sk->family != AF_INET && sk->family != AF_INET6) || !pods.lookup(&cookie))
-        return ALLOW;
-    state = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-    if (state) {
-        state->opener = caller();
-        state->flags = SOCKET_OPENED;
-    }
-    return ALLOW;
 }

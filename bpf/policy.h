@@ -41,6 +41,9 @@ enum rule {
     RULE_EARLY,    /* the pod's outbound passes until its proxy listens */
     RULE_DENY,     /* the pod denies the port */
     RULE_NO_ROUTE, /* the pod has no route there, or the kernel does not send from this address */
+    RULE_UDP,      /* UDP is not captured, but for DNS */
+    RULE_NO_IPV6,  /* the pod's IPv6 is not captured */
+    RULE_PROTOCOL, /* neither TCP nor UDP */
 };
 
 struct decision {
@@ -91,7 +94,7 @@ static __always_inline struct decision decide_redirect(__u32 pod_flags, const st
 {
     bool dns = pod_flags & POD_DNS && c->port == DNS_PORT;
     bool self_call = !c->udp && c->loopback && !c->first_loopback && c->port != TUNNEL_PORT;
-    /* With DNS capture, queries to a nameserver in the pod itself are captured too. Other UDP passes, here or at O7. */
+    /* With DNS capture, queries to a nameserver in the pod itself are captured too. Other UDP passes, here or below. */
     bool local_to_app = c->loopback && !(pod_flags & POD_LOOPBACK_INCLUDED) && !dns;
 
     if (c->excluded_interface)
@@ -114,10 +117,12 @@ static __always_inline struct decision decide_redirect(__u32 pod_flags, const st
 
     if (dns)
         return DECIDED(RULE_O6, VERDICT_DNS);
-    if (c->udp || c->first_loopback)
+    if (c->first_loopback)
         return DECIDED(RULE_O7, VERDICT_PASS);
     if (c->network == NETWORK_EXCLUDED)
         return DECIDED(RULE_O8, VERDICT_PASS);
+    if (c->udp)
+        return DECIDED(RULE_UDP, VERDICT_PASS);
     if (c->ports & PORT_INCLUDE_OUTBOUND)
         return DECIDED(RULE_O9, VERDICT_OUTBOUND);
     if ((pod_flags & POD_OUTBOUND_ALL) || c->network == NETWORK_INCLUDED)

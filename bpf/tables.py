@@ -16,12 +16,14 @@ from bpf import syscalls
 from bpf.errors import KernelRefused, TableFull
 from bpf.kernel import possible_cpus
 from bpf.layout import (
+    PASSAGES,
     TABLES,
     TOTALS,
     AddressKey,
     Connection,
     ConnectionKey,
     Cookie,
+    CoverageEntry,
     DestinationEntry,
     EndKey,
     InterfaceKey,
@@ -38,6 +40,8 @@ from bpf.layout import (
     SteeringEntry,
     TallyEntry,
     TrafficEntry,
+    UncapturedEntry,
+    UncapturedKey,
     Word,
 )
 from bpf.pins import Pins
@@ -203,11 +207,15 @@ class Tables:
         self._steered: Table[Word, SteeredEntry] = Table(pins, "steered")
         self._inbound: Table[Word, Word] = Table(pins, "inbound")
         self.lost_handovers: Table[Cookie, Quad] = Table(pins, "lost_handovers")
+        self.uncaptured: Table[UncapturedKey, UncapturedEntry] = Table(pins, "uncaptured")
+        self.coverage: Table[Cookie, CoverageEntry] = Table(pins, "coverage")
+        self.forgotten: Table[Cookie, Quad] = Table(pins, "forgotten")
+        self._passages: Table[Word, Quad] = Table(pins, "passages")
 
     @property
     def counters(self) -> "tuple[Table[Cookie, Any], ...]":
         """The maps that count something for each pod."""
-        return self.traffic, self.tallies, self.lost_handovers
+        return self.traffic, self.tallies, self.lost_handovers, self.coverage, self.forgotten
 
     def named(self) -> dict[str, Table[Any, Any]]:
         """The maps with many entries, by name; node, totals and those of steering are left out."""
@@ -224,6 +232,10 @@ class Tables:
     def connection_totals(self) -> dict[tuple[str, str], int]:
         """The number of connections of enrolled pods by (direction, verdict), since the map was made."""
         return {name: (self._totals.get(Word(index)) or Quad()).quad for index, name in enumerate(TOTALS)}
+
+    def passages(self) -> dict[tuple[str, str], int]:
+        """What enrolled pods have sent and got past their proxies, and what was refused, by PASSAGES."""
+        return {name: (self._passages.get(Word(index)) or Quad()).quad for index, name in enumerate(PASSAGES)}
 
     def descriptors(self) -> dict[str, int]:
         """The open descriptor of each map by name. A map outlives its pin as long as a descriptor is open."""

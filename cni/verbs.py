@@ -10,9 +10,10 @@ from typing import Any
 import structlog
 
 from bpf.errors import SidestepError
+from bpf.layout import PodFlags
 from cni.enrolment.admission import Admission
 from cni.enrolment.enroll import Enrolments
-from cni.enrolment.entries import Identity
+from cni.enrolment.entries import Identity, on_uncaptured
 from cni.enrolment.follow import Follower
 from cni.enrolment.left_out import LeftOut, LetPass
 from cni.enrolment.refusals import Refusals, for_owners
@@ -29,7 +30,7 @@ from cni.errors import (
     SandboxInvalid,
 )
 from cni.netns.sandbox import own_cookie, require_netns, visit
-from cni.policy.annotations import INVALID_DROP, CapturePolicy, policy_of
+from cni.policy.annotations import INVALID_DROP, UNCAPTURED, CapturePolicy
 from cni.policy.membership import skip_pod, skip_unseen
 from cni.policy.pod import NoEvents, Pod, PodEvents, PodSource
 from cni.protocol import Passed, PodArgs, Request, pod_args
@@ -137,7 +138,7 @@ class Verbs:
         Raises InvalidAnnotation.
         """
         try:
-            return policy_of(pod)
+            return self.admission.policies.of(pod)
         except InvalidAnnotation as error:
             self.events.warning(pod, "CaptureRefused", for_owners(error))
             raise
@@ -184,7 +185,7 @@ class Verbs:
             return None
         known = self._enrolled(netns)
         identity = known if known and known.is_adopted else _identity(request, pod, known)
-        entries, cookie = self.admission.wanted(identity, policy_of(pod), netns)
+        entries, cookie = self.admission.wanted(identity, self._wanted(pod, netns), netns)
         if found := self.enrolments.differences(cookie, entries):
             raise CheckFailed(
                 f"{entries.identity} is not registered as its Pod asks: {found[0]}",
@@ -232,6 +233,14 @@ class Verbs:
         """The identity that is enrolled for a namespace so far; None if there is none."""
         entry = self.enrolments.entry(visit(netns, lambda _: own_cookie()))
         return Identity.of(entry) if entry else None
+
+    def _wanted(self, pod: Pod, netns: int) -> CapturePolicy:
+        """The policy that the Pod asks for now. Where it says nothing, the node's default counts as it was at ADD."""
+        policy = self.admission.policies.of(pod)
+        entry = self.enrolments.entry(visit(netns, lambda _: own_cookie()))
+        if entry is None or UNCAPTURED in pod.annotations:
+            return policy
+        return policy.model_copy(update={"uncaptured": on_uncaptured(PodFlags(entry.flags))})
 
     def _mesh_pod(self, args: PodArgs, request: Request) -> Pod | None:
         """The Pod of this sandbox, or None if it is not a mesh pod. Raises PodNotFound.

@@ -18,6 +18,7 @@ from bpf.layout import LEVELS, Level
 
 if TYPE_CHECKING:
     from bpf.pins import Pins
+    from cni.policy.annotations import OnUncaptured
 
 # whether it can be read is found when it is: some commands give whom they can tell something, without it
 _DIRECTORY = click.Path(path_type=Path, readable=False)
@@ -231,6 +232,24 @@ class Acceleration:
     def level(self) -> Level:
         """The level of the settings."""
         return LEVELS[self.acceleration]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What is done about what pods send past their proxies although no annotation asks for it."""
+
+    uncaptured: "OnUncaptured" = _setting(
+        "allow",
+        "Of pods without the annotation sidestep.io/uncaptured: allow, audit (an Event for each kind) or deny.",
+        click.Choice(["allow", "audit", "deny"]),
+        ours=True,
+    )
+    uncaptured_exempt_namespaces: tuple[str, ...] = _setting(
+        "", "Namespaces whose pods without the annotation are allowed all the same, separated by commas.", ours=True
+    )
+    uncaptured_events: bool = _setting(
+        False, "An Event for the first of each kind, of pods that are allowed it too.", ours=True
+    )
 
 
 @dataclass(frozen=True)

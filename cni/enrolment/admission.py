@@ -20,6 +20,7 @@ from cni.netns.rtnl import Rtnl
 from cni.netns.sandbox import Sandbox, look, own_cookie, require_address, visit
 from cni.netns.userns import outside_ids
 from cni.policy.annotations import CapturePolicy
+from cni.policy.policies import Policies
 
 
 class Admitted(NamedTuple):
@@ -38,6 +39,7 @@ class Admission:
     follower: Follower
     proc: Path = Path("/proc")
     host_cookie: int = field(default_factory=own_cookie)
+    policies: Policies = field(default_factory=Policies)
 
     def admit(self, identify: Callable[[Identity | None], Identity], policy: CapturePolicy, netns: int) -> Admitted:
         """Enrol a pod, or bring its enrolment up to date.

@@ -29,7 +29,6 @@ from cni.netns.pidfd import sees_nodes_pids
 from cni.netns.processes import Crowd, crowds, netns_of_crowd
 from cni.netns.sandbox import addresses_in, own_cookie, visit
 from cni.netns.userns import outside_ids
-from cni.policy.annotations import policy_of
 from cni.policy.pod import Pod
 
 log = structlog.get_logger("adoption")
@@ -178,7 +177,7 @@ class Adoption:
         return []
 
     def _adopt(self, pod: Pod, crowd: Crowd, netns: int) -> Adopted:
-        policy = policy_of(pod)
+        policy = self.admission.policies.of(pod)
         cookie, is_captured = visit(netns, lambda _: (own_cookie(), is_captured_by_istio()))
         if is_captured:
             return Adopted(pod, left_alone=RUNNING_WITH_RULES)

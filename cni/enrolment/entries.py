@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bpf.layout import Address, Level, NetworkVerdict, PodEntry, PodFlags, PortRule
 from cni.errors import RegistrationFailed
 from cni.netns.sandbox import Sandbox
-from cni.policy.annotations import CapturePolicy, Network
+from cni.policy.annotations import CapturePolicy, Network, OnUncaptured
 from cni.policy.prefixes import effective_prefixes
 
 # Joins interface names in an entry. Istio's syntax allows no comma in a name (the kernel's dev_valid_name does).
@@ -98,6 +98,8 @@ def entries_of(identity: Identity, policy: CapturePolicy, sandbox: Sandbox, ids:
         (PodFlags.STRICT, policy.strict_proxy),
         (PodFlags.ROUTES, sandbox.ways),
         (PodFlags.LOOPBACK_STAYS, sandbox.loopback_stays),
+        (PodFlags.UNCAPTURED_DENIED, policy.uncaptured == "deny"),
+        (PodFlags.UNCAPTURED_AUDITED, policy.uncaptured == "audit"),
         (PodFlags.DENIES, policy.deny_outbound_ports | policy.deny_inbound_ports),
     ):
         if wanted:
@@ -113,6 +115,13 @@ def entries_of(identity: Identity, policy: CapturePolicy, sandbox: Sandbox, ids:
         networks=networks,
         sandbox=sandbox,
     )
+
+
+def on_uncaptured(flags: PodFlags) -> OnUncaptured:
+    """What an enrolled pod asks for about what is not captured, by the flags of its map entry."""
+    if PodFlags.UNCAPTURED_DENIED in flags:
+        return "deny"
+    return "audit" if PodFlags.UNCAPTURED_AUDITED in flags else "allow"
 
 
 def excluded_interfaces_of(pod: PodEntry) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
 )
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -41,6 +41,7 @@ STRICT_PROXY = "sidestep.io/strict-proxy"
 ACCELERATION = "sidestep.io/acceleration"
 DENY_OUTBOUND_PORTS = "sidestep.io/deny-outbound-ports"
 DENY_INBOUND_PORTS = "sidestep.io/deny-inbound-ports"
+UNCAPTURED = "sidestep.io/uncaptured"
 
 DNS_CAPTURE = "ISTIO_META_DNS_CAPTURE"
 DUAL_STACK = "ISTIO_DUAL_STACK"
@@ -86,6 +87,8 @@ _LONGEST_QUOTE = 80
 
 Mode = Literal["REDIRECT", "TPROXY"]
 Network = IPv4Network | IPv6Network
+# what is done about what leaves past the proxy although no annotation asks for it
+OnUncaptured = Literal["allow", "audit", "deny"]
 
 
 class CapturePolicy(BaseModel):
@@ -114,6 +117,7 @@ class CapturePolicy(BaseModel):
     strict_proxy: bool = False
     deny_outbound_ports: frozenset[int] = frozenset()
     deny_inbound_ports: frozenset[int] = frozenset()
+    uncaptured: OnUncaptured = "allow"
     acceleration: Level = Level.PROXY  # the lowest of this level, the node's and the other pod's counts
 
     @property
@@ -123,9 +127,10 @@ class CapturePolicy(BaseModel):
         return sum(len(each) for each in lists if isinstance(each, tuple | frozenset))
 
 
-def policy_of(pod: Pod) -> CapturePolicy:
+def policy_of(pod: Pod, uncaptured: OnUncaptured = "allow") -> CapturePolicy:
     """The policy that a Pod's annotations and its proxy container ask for.
 
+    `uncaptured` is the node's default for the annotation of that name.
     Raises InvalidAnnotation if Istio would refuse a value, or if a value asks for what cannot be done with sockets.
     As in Istio, a value in the environment that is not a boolean counts as false.
     """
@@ -161,6 +166,7 @@ def policy_of(pod: Pod) -> CapturePolicy:
         strict_proxy=_strict_proxy(pod.annotations),
         deny_outbound_ports=_ports(values, DENY_OUTBOUND_PORTS),
         deny_inbound_ports=_ports(values, DENY_INBOUND_PORTS),
+        uncaptured=_uncaptured(pod.annotations, uncaptured),
         acceleration=_acceleration(pod.annotations),
     )
     refuse_unsupported(policy)
@@ -212,6 +218,13 @@ def _acceleration(annotations: Mapping[str, str]) -> Level:
         return LEVELS[value]
     except KeyError:
         raise _invalid(ACCELERATION, value, "a level of acceleration", f"give {', '.join(LEVELS)}") from None
+
+
+def _uncaptured(annotations: Mapping[str, str], default: OnUncaptured) -> OnUncaptured:
+    value = annotations.get(UNCAPTURED, default)
+    if value not in get_args(OnUncaptured):
+        raise _invalid(UNCAPTURED, value, "a choice", f"give {', '.join(get_args(OnUncaptured))}")
+    return cast(OnUncaptured, value)
 
 
 def _mode(values: Mapping[str, str]) -> Mode:

@@ -27,6 +27,9 @@ Action = Literal["pass", "proxy-outbound", "proxy-inbound", "dns", "refuse", "un
 # whether a socket with the proxy's ids was opened in the proxy's container; this counts for strict pods only
 Container = Literal["trusted", "other", "unknown"]
 
+# rules by which something passes that no annotation asks for
+UNASKED = ("UDP", "no IPv6", "protocol")
+
 _EVERYBODY = IPv4Address("255.255.255.255")
 _FIRST_LOOPBACK = frozenset((IPv4Address("127.0.0.1"), IPv6Address("::1")))
 # the addresses that Istio's inbound clusters and probes of the application dial from
@@ -79,7 +82,7 @@ def outbound(policy: CapturePolicy, conn: Outbound) -> Verdict:
     if conn.port in policy.deny_outbound_ports and not _is_through_lo(conn):
         return Verdict("refuse", "deny")
     if _plain(conn.destination).version == 6 and not conn.is_ipv6_captured:
-        return Verdict("pass", "no IPv6")
+        return _unless_denied(policy, conn, Verdict("pass", _excluding(policy, conn) or "no IPv6"))
     verdict = _redirected(policy, conn)
     if verdict.action == "pass" and _is_inbound_self_call(policy, conn):
         verdict = Verdict(_inbound_by_port(policy, conn.port).action, "T")
@@ -87,7 +90,24 @@ def outbound(policy: CapturePolicy, conn: Outbound) -> Verdict:
         return Verdict("pass", "early-outbound")
     if verdict.action in ("proxy-outbound", "dns") and refusal(conn):
         return Verdict("unreachable", "no-route")
-    return verdict
+    return _unless_denied(policy, conn, verdict)
+
+
+def _unless_denied(policy: CapturePolicy, conn: Outbound, verdict: Verdict) -> Verdict:
+    """The same, but refused if the pod wants nothing past its proxy and no annotation asks for this."""
+    is_proxys = conn.container == "trusted" and (conn.uid == policy.proxy_uid or conn.gid == policy.proxy_gid)
+    if policy.uncaptured != "deny" or verdict.rule not in UNASKED or is_proxys or _is_through_lo(conn):
+        return verdict
+    return Verdict("refuse", verdict.rule)
+
+
+def _excluding(policy: CapturePolicy, conn: Outbound) -> str:
+    """The rule by which an annotation excludes what is not captured anyway; "" if none does."""
+    if _interface(conn, _is_through_lo(conn)) in policy.exclude_interfaces:
+        return "O0"
+    if conn.port in policy.exclude_outbound_ports:
+        return "O1"
+    return "O8" if _within(_routed(conn), policy.exclude_outbound) else ""
 
 
 def refusal(conn: Outbound) -> int:
@@ -154,9 +174,11 @@ def _redirected(policy: CapturePolicy, conn: Outbound) -> Verdict:
         return Verdict("pass", "O7")
     if _within(destination, policy.exclude_outbound):
         return Verdict("pass", "O8")
-    if tcp and conn.port in policy.include_outbound_ports:
+    if not tcp:
+        return Verdict("pass", "UDP")
+    if conn.port in policy.include_outbound_ports:
         return Verdict("proxy-outbound", "O9")
-    if tcp and (policy.outbound_all or _within(destination, policy.include_outbound)):
+    if policy.outbound_all or _within(destination, policy.include_outbound):
         return Verdict("proxy-outbound", "O10")
     return Verdict("pass", "O11")
 

@@ -25,6 +25,7 @@ _CAPTURING = (
     istio.ACCELERATION,
     istio.DENY_OUTBOUND_PORTS,
     istio.DENY_INBOUND_PORTS,
+    istio.UNCAPTURED,
     INJECT,
     STATUS,
 )

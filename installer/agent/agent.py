@@ -30,9 +30,11 @@ from cni.enrolment.strict_proxies import StrictProxies
 from cni.enrolment.whereabouts import Whereabouts
 from cni.policy.membership import skip_pod
 from cni.policy.pod import Pod
+from cni.policy.policies import Policies
 from cni.server import Server
 from cni.verbs import Verbs
 from installer.acceleration import level
+from installer.agent import coverage
 from installer.agent.health import Readiness
 from installer.agent.kept_log import KeptLog
 from installer.agent.logs import configure_logging
@@ -51,7 +53,7 @@ from installer.pods.deployment import Deployment, IstiosDeployment
 from installer.pods.source import Source, require_source, source_of
 from installer.probe.examine import attach_or_explain, require_capable
 from installer.probe.memory import ADVISED, earlier_kills
-from installer.settings import Acceleration, Attachment, Chain, Logging, Node, Ports, Repair
+from installer.settings import Acceleration, Attachment, Chain, Coverage, Logging, Node, Ports, Repair
 
 log = structlog.get_logger("agent")
 
@@ -73,6 +75,7 @@ class Settings:
     chain: Chain
     repair: Repair
     acceleration: Acceleration
+    coverage: Coverage
     ports: Ports
     logging: Logging
     is_in_istios_daemonset: bool = False  # rather than in that of this repository
@@ -166,7 +169,8 @@ class _Agent:
         proxies = StrictProxies(self.source.pods, tables, places.every, lambda cookie: self._reconciler.learned(cookie))
         follower = Follower(self.enrolments, proxies, settings.node.proc)
         self.follower = follower
-        self.admission = Admission(self.enrolments, follower, settings.node.proc)
+        policies = Policies(settings.coverage.uncaptured, settings.coverage.uncaptured_exempt_namespaces)
+        self.admission = Admission(self.enrolments, follower, settings.node.proc, policies=policies)
         hearing = Hearing(self.enrolments, pins, settings.node.proc)
         up.callback(hearing.close)
         adoption = Adoption(self.admission, hearing, settings.node.proc)
@@ -228,6 +232,14 @@ class _Agent:
             log.warning("agent.not_synced", seconds=_SYNC_SECONDS, consequence="pods are enrolled once they are known")
         self._reconciler.once()
         self._up.enter_context(self._reconciler.running(self._settings.repair.reconcile_seconds))
+        keeper = coverage.Coverage(
+            self._tables,
+            self.enrolments.identities,
+            self._reconciler.pods_of,
+            self.source.events,
+            self._settings.coverage.uncaptured_events,
+        )
+        self._up.enter_context(keeper.running())
 
     def server(self, kept: KeptLog) -> Server:
         """The CNI server, whose socket listens already; it also tells what was logged."""

@@ -152,6 +152,7 @@ class _KernelCollector(Collector):
         yield build
         yield from self._maps()
         yield from self._connections()
+        yield from self._uncaptured()
         yield from self._lost_handovers()
         yield from self._acceleration()
 
@@ -188,6 +189,16 @@ class _KernelCollector(Collector):
         )
         for (direction, verdict), count in self._tables.connection_totals().items():
             family.add_metric([direction, verdict], count)
+        yield family
+
+    def _uncaptured(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            "sidestep_uncaptured",
+            "What enrolled pods have sent or got past their proxies, and what was refused",
+            labels=["direction", "what"],
+        )
+        for (direction, what), count in self._tables.passages().items():
+            family.add_metric([direction, what], count)
         yield family
 
     def _lost_handovers(self) -> Iterator[Metric]:

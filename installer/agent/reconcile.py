@@ -35,7 +35,6 @@ from cni.enrolment.follow import Follower
 from cni.enrolment.left_out import LeftOut
 from cni.enrolment.refusals import Refusals
 from cni.netns.namespaces import find_netns
-from cni.policy.annotations import policy_of
 from cni.policy.membership import skip_pod
 from cni.policy.pod import Pod, PodEvents, PodSource
 from installer.agent.places import Places
@@ -322,7 +321,8 @@ class Reconciler:
         with find_netns(damaged, proc=self.node.proc) as found:
             for cookie, netns in found:
                 if cookie in pods:
-                    self.adoption.admission.admit_as(damaged[cookie], policy_of(pods[cookie]), netns)
+                    admission = self.adoption.admission
+                    admission.admit_as(damaged[cookie], admission.policies.of(pods[cookie]), netns)
                     log.warning("entries.restored", pod=str(damaged[cookie]), reason="somebody has removed entries")
                     self._tell_repaired(pods[cookie], "map entries are restored: somebody had removed some")
                     count += 1

@@ -29,6 +29,7 @@ COMMANDS = {
     "attach": "programs",
     "bugreport": "bugreport.command",
     "completion": "completion",
+    "coverage": "coverage.command",
     "deny": "deny.command",
     "detach": "programs",
     "explain": "explain.command",
@@ -48,7 +49,18 @@ COMMANDS = {
 }
 # how --help lists them
 _GROUPS = {
-    "See what is going on": ("status", "pods", "explain", "trace", "top", "report", "maps", "deny", "bugreport"),
+    "See what is going on": (
+        "status",
+        "pods",
+        "explain",
+        "coverage",
+        "trace",
+        "top",
+        "report",
+        "maps",
+        "deny",
+        "bugreport",
+    ),
     "Prepare and change a node": (
         "probe",
         "migrate",

@@ -20,6 +20,7 @@ from installer.kubectl.whereabouts import find_pod, in_url, named_pod
 # commands of the agent's own `sidestep` that are about one pod, their first argument
 _ABOUT_A_POD = {
     "explain": "Say what becomes of a pod's connection, and why.",
+    "coverage": "Show what goes past a pod's proxy.",
     "trace": "Follow a pod's connections live.",
 }
 _ENDLESS = ("trace", "top")  # they go on until Ctrl-C

@@ -57,7 +57,7 @@ def completed(*words: str) -> list[str]:
         (("sidestep", ""), sorted(COMMANDS)),
         (("sidestep", "sta"), ["status"]),
         (("sidestep", "accelerate", ""), ["off", "proxy", "full"]),
-        (("sidestep", "maps", "p"), ["pods", "port_rules", "proxies"]),
+        (("sidestep", "maps", "p"), ["passages", "pods", "port_rules", "proxies"]),
         (("sidestep", "status", "--output", ""), ["table", "wide", "json", "yaml"]),
         (("sidestep", "status", "--out"), ["--output"]),
         (("sidestep", "completion", "z"), ["zsh"]),

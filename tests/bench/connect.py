@@ -4,7 +4,8 @@ One pod, one resident process in it that connects over and over, and what is aro
 10,000 ranges and as many ports; no other pod on the node or 499. For orientation also a process outside of the mesh,
 with the programs attached and detached. Captured connections end at a stand-in for the proxy, excluded ones at the
 other end of a cable. Both sides of a comparison take turns in every round. Prints ratios of the rounds' medians, no
-times: those are the machine's. Beside that, how long it takes to enrol a pod with 10,000 ranges.
+times: those are the machine's. Beside that, in nanoseconds, what it costs that calls which are not captured are noted
+(bpf/uncaptured.c), and how long it takes to enrol a pod with 10,000 ranges.
 """
 
 import ctypes
@@ -23,6 +24,7 @@ from pathlib import Path
 import click
 
 from bpf.attachment import attach_programs, detach_programs
+from bpf.layout import Cookie
 from bpf.tables import Tables
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity, entries_of
@@ -36,7 +38,7 @@ from tests.lab.node import NETNS, make_netns
 
 RULES, PODS = 10_000, 500
 APP, PROXY = 1000, 1337
-PORTS = {"captured": "15001", "direct": "80"}  # who answers
+PORTS = {"captured": "15001", "direct": "80", "datagram": "nobody"}  # who answers
 _CLONE_NEWNET = 0x40000000
 
 # A line "MODE TARGET COUNT" in; out come the median time of that connect() in ns and the port that answered the last.
@@ -47,12 +49,22 @@ import errno, socket, statistics, struct, sys, time
 targets = {
     "captured": [(f"10.{n >> 8}.{n & 255}.{n % 254 + 1}", 80) for n in range(1, 20000, 2)],
     "direct": [(f"10.0.0.{n}", 80) for n in range(1, 255)],
+    "datagram": [(f"10.0.0.{n}", 443) for n in range(1, 255)],
 }
 reset, clock = struct.pack("ii", 1, 0), time.perf_counter_ns
 print("ready", flush=True)
 for line in sys.stdin:
     mode, target, count = line.split()
     spent = []
+    if target == "datagram":
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            for n in range(int(count)):
+                to = targets[target][n * 7919 % len(targets[target])]
+                started = clock()
+                s.sendto(b"x", to)
+                spent.append(clock() - started)
+        print(statistics.median(spent), "nobody", flush=True)
+        continue
     for n in range(int(count)):
         to = targets[target][n * 7919 % len(targets[target])]
         s = socket.socket()
@@ -169,6 +181,30 @@ def compare(name: str, client: Client, sides: tuple[Callable[[], None], ...], ta
         click.echo(f"  {name:28}{target:10}{mode:13}{spread}")
 
 
+def noting(client: Client, tables: Tables, cookie: int, rounds: int) -> None:
+    """Print how much longer a call takes because what goes past the proxy is noted.
+
+    The programs note nothing of a pod that has no entry for its sums.
+    """
+    spent: dict[str, list[float]] = {target: [] for target in ("captured", "direct", "datagram")}
+    for number in range(rounds + 1):
+        for target, found in spent.items():
+            times = {}
+            for is_noted in (True, False) if number % 2 else (False, True):
+                if is_noted:
+                    tables.coverage.begin(Cookie(cookie))
+                else:
+                    tables.coverage.remove(Cookie(cookie))
+                client.median("nonblocking", target, 300)
+                times[is_noted] = client.median("nonblocking", target, 3000)
+            if number:  # the first round warms up
+                found.append(times[True] - times[False])
+    tables.coverage.begin(Cookie(cookie))
+    for target, found in spent.items():
+        spread = f"{statistics.median(found):+.0f} ns ({min(found):+.0f} to {max(found):+.0f})"
+        click.echo(f"  {'noted / not noted':28}{target:23}{spread}")
+
+
 def outside(cable: Cable, rounds: int) -> None:
     """A process below the programs' cgroup, in a namespace that is not enrolled."""
     with (
@@ -202,6 +238,7 @@ def inside(cable: Cable, rounds: int) -> None:
             _enrol(enrolments, sandbox, policy, netns.fileno())
 
         sides = (lambda: rules(MANY), lambda: rules(FEW))
+        noting(client, tables, sandbox.cookie, rounds)
         compare(f"rules: {2 * RULES:,} / 1", client, sides, "captured direct", rounds)
         rules(FEW)
         enrolling(rules, rounds)

@@ -24,7 +24,10 @@ def test_enrolling_twice_is_the_same_as_once(wire: Wire) -> None:
         "traffic": 1,
         "tallies": 1,
         "links": 1,
-    } | {"lost_handovers": 1}
+        "lost_handovers": 1,
+        "coverage": 1,
+        "forgotten": 1,
+    }
     wire.enrol()
     assert wire.kernel.entries() == once
 

@@ -5,6 +5,7 @@ import pytest
 from cni.policy.annotations import CapturePolicy
 from tests.datapath.wires import PROXY, Wire
 from tests.lab.inside import PYTHON
+from tests.lab.waiting import wait_until
 
 FAMILIES = ["ip4", "ip6"]
 
@@ -80,7 +81,7 @@ def test_listeners_and_handshakes_leave_nothing_behind(wire: Wire) -> None:
     for _ in range(20):
         wire.pod.dial(wire.peer.ip4, 8080)
         wire.peer.dial(wire.pod.ip4, 8080)
-    assert wire.kernel.entries()["handshakes"] == 0
+    wait_until(lambda: not wire.kernel.entries()["handshakes"], "the last handshake to be taken", 5)
     assert wire.kernel.entries()["listeners"] == 4
     wire.pod.stop()
     assert wire.kernel.entries()["listeners"] == 0

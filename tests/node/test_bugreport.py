@@ -28,6 +28,7 @@ EVERY = {
     "pods.txt",
     "probe.txt",
     "readyz.json",
+    "coverage.json",
     "refused.txt",
     "report.html",
     "settings.json",

@@ -155,6 +155,11 @@ def test_what_was_denied_and_refused_is_told_by_reason(seen: tuple[str, str]) ->
     assert "default/bare" in seen[0].partition("Who talks with whom")[0]  # its proxy does not listen: the verdict
 
 
+def test_what_went_past_the_proxies_is_listed_with_the_reason(seen: tuple[str, str]) -> None:
+    text = " ".join(seen[0].split())
+    assert "Past the proxies" in text and "refused: the pod denies this port" in text
+
+
 def test_pods_that_were_refused_are_listed_with_the_reason(mesh: Mesh, seen: tuple[str, str]) -> None:
     assert "refused, so they don't start: default/wrong" in seen[0]
     assert re.search(rf'Refused pods .* default/wrong {REFUSED} {REFUSED}: "80-90" is not a port; .* 20\d\d-', seen[0])

@@ -313,6 +313,23 @@ def test_ipv6_that_is_not_captured() -> None:
     assert inbound(DEFAULT, replace(arriving(80, "2001:db8::99"), is_ipv6_captured=False)) == Verdict(PASS, "no IPv6")
 
 
+def test_a_pod_that_denies_it_has_nothing_past_its_proxy_that_no_annotation_asks_for() -> None:
+    denying = CapturePolicy(uncaptured="deny", exclude_outbound_ports=frozenset((53,)))
+    udp, ipv6 = (
+        replace(connection(REMOTE, 443), protocol="udp"),
+        replace(connection("2001:db8::77"), is_ipv6_captured=False),
+    )
+    assert outbound(denying, udp) == Verdict("refuse", "UDP")
+    assert outbound(denying, ipv6) == Verdict("refuse", "no IPv6")
+    assert outbound(DEFAULT, udp) == Verdict(PASS, "UDP")
+    assert outbound(denying, replace(udp, port=53)) == Verdict(PASS, "O1")
+    assert outbound(denying, replace(ipv6, port=53)) == Verdict(PASS, "O1")
+    assert outbound(denying, connection(REMOTE)).action == E1
+    for theirs in (replace(udp, uid=1337), replace(udp, gid=1337), replace(ipv6, uid=1337)):
+        assert outbound(denying, theirs).action == PASS
+    assert outbound(denying, replace(udp, destination=ip_address("127.0.0.1"))).action == PASS
+
+
 def test_what_is_no_inbound_connection_of_the_pod() -> None:
     assert inbound(DEFAULT, replace(arriving(80), protocol="udp")) == Verdict(PASS, "UDP")
     assert inbound(DEFAULT, replace(arriving(80), destination=ip_address("198.51.100.1"))) == Verdict(PASS, "transit")

@@ -10,7 +10,7 @@ from cni.enrolment.steered import Steering
 from cni.enrolment.strays import NO_STRAYS, NOT_KNOWN, STRAYS, PodProcesses, Stray
 from cni.netns.proc_net import endpoint
 from cni.policy import annotations as istio
-from cni.policy.decision import Inbound, Outbound, refusal
+from cni.policy.decision import UNASKED, Inbound, Outbound, refusal
 from installer.commands.explain.explainer import DETACHED, STRAY, Explanation, Protocol, routed
 from installer.commands.pods.namespace import NamespaceView
 from installer.commands.pods.policy_words import LISTENERS, annotations_of, is_default, part_of, proxy_of
@@ -46,7 +46,8 @@ _RULES: dict[str, str | tuple[str, str]] = {
     str(Steering.NOT_STEERED): "the pod has no inbound steering (sk_lookup) link that lives",
     STRAY: "all of the pod's processes are stray processes",
     DETACHED: "the program that decides is attached nowhere on this node; see `sidestep status`",
-    "UDP": "inbound UDP is never captured",
+    "UDP": "UDP is not captured",
+    "protocol": "it is neither TCP nor UDP",
 }
 _REFUSED = "it has the proxy's user or group, and the strict pod's proxy container is not known yet"
 _ALWAYS_EXCLUDED = "its port is one of 15020, 15021 and 15090, which are always excluded"
@@ -80,11 +81,13 @@ _ANNOTATIONS = {
 def why(found: Explanation) -> str:
     """The rule in words."""
     rule, action = found.verdict.rule, found.verdict.action
+    if action == "refuse" and rule in UNASKED:
+        return f"{_UDP_DIRECT if rule == 'UDP' else _RULES[rule]}; the pod refuses what no annotation asks for"
     if action == "refuse" and rule != "deny":
         return _REFUSED
     if isinstance(found.asked, Outbound) and rule == "no-route":
         return _UNREACHABLE.get(refusal(found.asked), _REFUSED_BY_KERNEL)
-    if rule == "O11" and found.asked.protocol == "udp":
+    if rule == "UDP" and isinstance(found.asked, Outbound):
         return _UDP_DIRECT
     if _is_always_excluded(found):
         return _ALWAYS_EXCLUDED
@@ -115,10 +118,10 @@ def _name(found: Explanation) -> str | None:
     if rule == "deny":
         return istio.DENY_OUTBOUND_PORTS if isinstance(found.asked, Outbound) else istio.DENY_INBOUND_PORTS
     if action == "refuse":
-        return istio.STRICT_PROXY
+        return istio.UNCAPTURED if rule in UNASKED else istio.STRICT_PROXY
     if rule == "I4" and not _is_always_excluded(found):
         return istio.EXCLUDE_INBOUND_PORTS if action == "pass" else istio.INCLUDE_INBOUND_PORTS
-    if (rule == "O11" and found.asked.protocol == "udp") or _is_always_excluded(found):
+    if _is_always_excluded(found):
         return None
     return _ANNOTATIONS.get(rule)
 

@@ -15,9 +15,12 @@ from ipaddress import ip_network
 from typing import Any
 
 from bpf.layout import (
+    PASSAGES,
+    RULES,
     TOTALS,
     Address,
     BuildEntry,
+    CoverageEntry,
     DestinationEntry,
     EndKey,
     Level,
@@ -31,6 +34,9 @@ from bpf.layout import (
     Quad,
     SteeringEntry,
     TallyEntry,
+    UncapturedEntry,
+    UncapturedKey,
+    Way,
     Word,
 )
 
@@ -42,6 +48,7 @@ Structure = ctypes.Structure
 _SIDES = ("client", "server")
 _FAMILIES = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
 _OUTCOMES = tuple(f"{direction}_{verdict}" for direction, verdict in TOTALS)
+_PASSED = tuple(f"{direction}_{what}" for direction, what in PASSAGES)
 
 
 def _member(kind: type[IntEnum]) -> Callable[[int], str | int]:
@@ -82,10 +89,14 @@ _FIELDS: dict[tuple[type[Structure], str], Callable[[Any], Any]] = {
     (SteeringEntry, "name"): lambda names: [each.value.decode() for each in names if each.value],
     (SteeringEntry, "code"): lambda code: f"sha256 {hashlib.sha256(bytes(code)).hexdigest()}",
     (TallyEntry, "connections"): lambda counts: dict(zip(_OUTCOMES, counts, strict=True)),
+    (CoverageEntry, "passages"): lambda counts: dict(zip(_PASSED, counts, strict=True)),
+    (UncapturedKey, "way"): _member(Way),
+    (UncapturedEntry, "rule"): lambda rule: RULES[rule] if rule < len(RULES) else rule,
 }
 # table → name of its plain key or value, and what makes it readable; a key or value without a name is left out
 _KEYS: dict[str, tuple[str, Callable[[int], Any]]] = {
     "totals": ("connections", lambda index: _OUTCOMES[index] if index < len(_OUTCOMES) else index),
+    "passages": ("what", lambda index: _PASSED[index] if index < len(_PASSED) else index),
     "node": ("", int),
     "tracing": ("", int),
     "lost": ("", int),
@@ -103,6 +114,8 @@ _VALUES: dict[str, tuple[str, Callable[[int], Any]]] = {
     "listeners": ("socket_cookie", int),
     "accelerated": ("socket_cookie", int),
     "totals": ("count", int),
+    "passages": ("count", int),
+    "forgotten": ("entries", int),
     "lost": ("events", int),
     "inbound": ("program_id", int),
     "lost_handovers": ("connections", int),

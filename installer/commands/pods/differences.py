@@ -70,7 +70,7 @@ def differences(pod: EnrolledPod, now: Described, inside: NamespaceView | None, 
     if reason := skip_pod(described_pod, node.pod_namespace, node.exclude_namespaces):
         return {"known": True, "reason": f"a new pod would not be captured: {reason}", "changes": []}
     try:
-        wanted = policy_of(described_pod)
+        wanted = policy_of(described_pod, pod.policy.uncaptured)  # the node's default, which nobody knows here
     except InvalidAnnotation as error:
         return {"known": True, "reason": f"a new pod would be refused: {error}", "changes": []}
     kept, asked = words_of(pod), _words(pod, _as_enrolled(pod, wanted, inside))

@@ -11,7 +11,7 @@ from bpf import links
 from bpf.layout import INBOUND_PORT, Cookie, Level, NetworkKey, NetworkVerdict, PodEntry, PodFlags, PortRule, RouteEntry
 from bpf.pins import Pins
 from bpf.tables import Table, Tables
-from cni.enrolment.entries import Identity, excluded_interfaces_of
+from cni.enrolment.entries import Identity, excluded_interfaces_of, on_uncaptured
 from cni.policy.annotations import ALWAYS_EXCLUDED_INBOUND, CapturePolicy, Network
 from cni.policy.decision import IPAddress
 from installer.commands.names import NoSuchPod, cookie_of
@@ -174,6 +174,7 @@ def _policy(
         strict_proxy=PodFlags.STRICT in flags,
         deny_outbound_ports=with_rule(PortRule.DENY_OUTBOUND) if PodFlags.DENIES in flags else frozenset(),
         deny_inbound_ports=with_rule(PortRule.DENY_INBOUND) if PodFlags.DENIES in flags else frozenset(),
+        uncaptured=on_uncaptured(flags),
         acceleration=Level(entry.acceleration),
     )
 

@@ -37,6 +37,7 @@ def annotations_of(policy: CapturePolicy) -> dict[str, str]:
         istio.DENY_OUTBOUND_PORTS: _joined(sorted(policy.deny_outbound_ports)),
         istio.DENY_INBOUND_PORTS: _joined(sorted(policy.deny_inbound_ports)),
         istio.STRICT_PROXY: _boolean(policy.strict_proxy),
+        istio.UNCAPTURED: policy.uncaptured,
         istio.ACCELERATION: str(policy.acceleration),
     }
 

@@ -38,6 +38,7 @@ def report_document(view: NodeView) -> Plain:
         "unseen": {_names(view).get(cookie, str(cookie)): why for cookie, why in view.unseen.items()},
         "blind": view.blind,
         "refused_pods": view.refused.document(),
+        "coverage": list(view.coverage),
     }
 
 

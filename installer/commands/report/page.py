@@ -20,6 +20,7 @@ from installer.verdict.verdict import State
 
 _HERE = Path(__file__).parent
 _MOST_FLOWS = 300
+_MOST_PAST = 100
 _TOO_SHORT = "not known: connections between two looks"
 
 
@@ -84,6 +85,8 @@ def render(view: NodeView) -> str:
         rows=list(_rows(view)),
         flows=view.flows[:_MOST_FLOWS],
         more_flows=max(0, len(view.flows) - _MOST_FLOWS),
+        past=_past(view)[:_MOST_PAST],
+        more_past=max(0, len(_past(view)) - _MOST_PAST),
         failures=list(_failures(view)),
         causes=list(_causes(view)),
         fills=sorted(view.fills, key=lambda fill: -fill.share),
@@ -93,6 +96,16 @@ def render(view: NodeView) -> str:
         script=Markup((_HERE / "page.js").read_text()),
     )
     return "\n".join(line.rstrip() for line in page.splitlines() if line.strip()) + "\n"
+
+
+def _past(view: NodeView) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each pod's document with each of its remote ends past the proxy, and why that is so."""
+    found = []
+    for pod in view.coverage:
+        for title, name in (("", "past_the_proxy"), ("refused: ", "refusals")):
+            for each in pod[name]:
+                found.append((pod, each | {"told": f"{title}{each['why']} ({each['rule']})"}))
+    return found
 
 
 def findings_of(view: NodeView) -> Iterator[Trouble]:

@@ -11,6 +11,7 @@ from typing import Any
 from bpf.tables import Tables
 from cni.netns.namespaces import NoProcfs
 from installer import VERSION
+from installer.commands.coverage.coverage_document import coverage_documents
 from installer.commands.pods.refused import Refused, refused_pods
 from installer.commands.sampling.flows import (
     PROXY,
@@ -45,6 +46,7 @@ class NodeView:
     unseen: Mapping[int, str] = field(default_factory=dict)  # pods whose sockets could not be read, and why
     blind: str = ""  # why no sockets could be read at all
     refused: Refused = field(default_factory=lambda: Refused(()))
+    coverage: tuple[dict[str, Any], ...] = ()  # of pods with traffic past their proxies, as `sidestep coverage` has it
     about: tuple[str, ...] = ()  # what runs here: version, agent, chain
 
 
@@ -74,6 +76,7 @@ def gather(attachment: Attachment, chain: Chain, node: Node, ports: Ports, secon
         second.unseen,
         blind,
         refused_pods(node.cni_agent_run_dir, (str(pod.identity) for pod in after.pods.values())),
+        tuple(each for each in coverage_documents(pins, proc) if each["past_the_proxy"] or each["refusals"]),
         tuple(_about(status)),
     )
 

@@ -5,6 +5,7 @@ agent's default. KUBERNETES_NODE_NAME and POD_NAMESPACE come from the pod itself
 {{- define "sidestep.settings" -}}
 {{- $place := include "sidestep.placement" . | fromYaml }}
 {{- $repair := .Values.repair }}
+{{- $uncaptured := .Values.uncaptured | default dict }}
 {{- $settings := dict
   "SIDESTEP_BPFFS" "/sys/fs/bpf"
   "SIDESTEP_CGROUP" ""
@@ -39,6 +40,9 @@ agent's default. KUBERNETES_NODE_NAME and POD_NAMESPACE come from the pod itself
   "REPAIR_FIELD_SELECTORS" ""
   "SIDESTEP_RECONCILE_SECONDS" .Values.reconcileSeconds
   "SIDESTEP_ACCELERATION" .Values.acceleration
+  "SIDESTEP_UNCAPTURED" $uncaptured.default
+  "SIDESTEP_UNCAPTURED_EXEMPT_NAMESPACES" (join "," ($uncaptured.exemptNamespaces | default list))
+  "SIDESTEP_UNCAPTURED_EVENTS" $uncaptured.events
   "MONITORING_PORT" "15014"
   "SIDESTEP_HEALTH_PORT" "8000"
   "LOG_LEVEL" (coalesce .Values.logging.level .Values.global.logging.level)

@@ -1,0 +1,113 @@
+"""Keeps the record of what goes past the proxies small, and tells pods' owners of what they asked to hear about."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import structlog
+
+from bpf.errors import SidestepError
+from bpf.layout import Cookie, PodFlags, Way
+from bpf.tables import Tables
+from cni.enrolment.entries import Identity, on_uncaptured
+from cni.enrolment.uncaptured import Uncaptured, forget_oldest, listed, sums_of
+from cni.netns.proc_net import endpoint
+from cni.policy.decision import UNASKED
+from cni.policy.pod import Pod, PodEvents
+
+log = structlog.get_logger("coverage")
+
+# Between two looks a pod may reach a quarter of UNCAPTURED_PER_POD new remote ends before one is dropped.
+_SECONDS = 1.0
+
+Kind = tuple[Way, str, str, bool]  # way, protocol, rule, whether it was refused
+
+
+@dataclass
+class Coverage:
+    """Looks once a second. `has_events` says that all pods' owners are told, not only of those with audit or deny."""
+
+    tables: Tables
+    identities: Callable[[], Mapping[int, Identity]]
+    pods_of: Callable[[Iterable[int]], Mapping[int, Pod]]
+    events: PodEvents
+    has_events: bool
+    _sums: dict[int, int] = field(default_factory=dict)  # cookie → all that was counted at the last look
+    _told: dict[int, set[Kind]] = field(default_factory=dict)
+
+    def look(self) -> None:
+        """Forget the oldest entries where there are many, then tell of what is new."""
+        if gone := forget_oldest(self.tables):
+            log.info("coverage.forgotten", entries=gone)
+        wanted = {cookie: identity for cookie, identity in self.identities().items() if self._is_wanted(cookie)}
+        self._told = {cookie: self._told.get(cookie, set()) for cookie in wanted}
+        before, self._sums = self._sums, {cookie: self._sum(cookie) for cookie in wanted}
+        changed = [cookie for cookie, count in self._sums.items() if count != before.get(cookie, 0)]
+        if not changed:
+            return
+        pods, found = self.pods_of(changed), listed(self.tables)
+        for cookie in changed:
+            for each in reversed(found.get(cookie, [])):
+                kind = (each.way, each.protocol, each.rule, each.is_refused)
+                if kind in self._told[cookie] or not self._is_told(cookie, each):
+                    continue
+                self._told[cookie].add(kind)
+                self._tell(wanted[cookie], pods.get(cookie), each)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Look until the end."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._run, args=(stop,), name="coverage", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _run(self, stop: threading.Event) -> None:
+        problem = ""
+        while not stop.wait(_SECONDS):
+            try:
+                self.look()
+                problem = ""
+            except SidestepError as error:
+                if str(error) != problem:
+                    log.error("coverage.failed", error=str(error))
+                problem = str(error)
+
+    def _is_wanted(self, cookie: int) -> bool:
+        return self.has_events or self._mode(cookie) != "allow"
+
+    def _mode(self, cookie: int) -> str:
+        entry = self.tables.pods.get(Cookie(cookie))
+        return on_uncaptured(PodFlags(entry.flags)) if entry else "allow"
+
+    def _is_told(self, cookie: int, each: Uncaptured) -> bool:
+        """All of it if events are wanted; else what leaves and no annotation asks for."""
+        return self.has_events or (each.way is not Way.IN and each.rule in UNASKED)
+
+    def _sum(self, cookie: int) -> int:
+        sums = sums_of(self.tables, cookie)
+        return sums.past + sums.refused if sums else 0
+
+    def _tell(self, identity: Identity, pod: Pod | None, each: Uncaptured) -> None:
+        what = f"{'refused' if each.is_refused else 'went past the proxy'}: {_named(each)}, rule {each.rule}"
+        log.warning("traffic.uncaptured", pod=str(identity), what=what, command=each.command, uid=each.uid)
+        if pod is not None:
+            self.events.warning(
+                pod,
+                "UncapturedRefused" if each.is_refused else "Uncaptured",
+                f"{what}. This is the first of its kind; `sidestep coverage {identity}` lists them",
+            )
+
+
+def _named(each: Uncaptured) -> str:
+    by = f" by {each.command}" if each.command else ""
+    if each.address is None:
+        return f"a socket for {each.protocol} packets was opened{by}"
+    if each.way is Way.IN:
+        return f"{each.protocol} from {each.address} to port {each.port}"
+    return f"{each.protocol} to {endpoint(each.address, each.port)}{by}"

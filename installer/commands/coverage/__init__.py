@@ -1,0 +1,1 @@
+"""`sidestep coverage`: what goes past the proxies."""

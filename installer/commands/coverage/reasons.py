@@ -1,0 +1,60 @@
+"""Why something was not captured, in words, and the annotation behind it."""
+
+from bpf.layout import Way
+from cni.enrolment.uncaptured import Uncaptured
+from cni.policy import annotations as istio
+from installer.commands.explain.explanation import rule_words
+
+_NO_PROXY = "it is captured, but no proxy listened"
+_NOT_KNOWN_YET = "it has the proxy's user or group, and the strict pod's proxy container was not known yet"
+_SOCKET = "raw sockets and ICMP are not captured, and no hook sees where their packets go"
+_UDP_OUT = "UDP is not captured, but for DNS if DNS capture is on"
+
+_OUTBOUND = {
+    "O0": istio.EXCLUDE_INTERFACES,
+    "O1": istio.EXCLUDE_OUTBOUND_PORTS,
+    "O8": istio.EXCLUDE_OUTBOUND_RANGES,
+    "O11": istio.INCLUDE_OUTBOUND_RANGES,
+    "early-outbound": istio.EARLY_OUTBOUND,
+    "deny": istio.DENY_OUTBOUND_PORTS,
+    "no IPv6": istio.DUAL_STACK,
+}
+_INBOUND = {
+    "I1": istio.EXCLUDE_INTERFACES,
+    "I2": istio.INCLUDE_INBOUND_PORTS,
+    "I4": istio.EXCLUDE_INBOUND_PORTS,
+    "I5": istio.INCLUDE_INBOUND_PORTS,
+    "deny": istio.DENY_INBOUND_PORTS,
+    "no IPv6": istio.DUAL_STACK,
+}
+# rules of the proxy's ids: a strict pod's sockets are refused by them until its proxy's container is known
+_OF_PROXY = ("O3c", "O4c")
+
+
+def reason(each: Uncaptured) -> str:
+    """The rule in words."""
+    if each.is_refused and each.way is Way.IN and each.rule != "deny":
+        return _NO_PROXY
+    if each.is_refused and each.rule in _OF_PROXY:
+        return _NOT_KNOWN_YET
+    if each.rule == "protocol":
+        words = _SOCKET
+    elif each.rule == "UDP" and each.way is Way.OUT:
+        words = _UDP_OUT
+    else:
+        words = rule_words(each.rule, "direct")
+    return words
+
+
+def annotation_behind(each: Uncaptured) -> str | None:
+    """The annotation, or variable of the proxy, that has it so; None if there is none.
+
+    Of what is refused because the pod wants nothing past its proxy, it is the annotation that says so.
+    """
+    if each.way is Way.IN:
+        return None if each.is_refused and each.rule != "deny" else _INBOUND.get(each.rule)
+    if each.is_refused and each.rule in _OF_PROXY:
+        return istio.STRICT_PROXY
+    if each.is_refused and each.rule != "deny":
+        return istio.UNCAPTURED
+    return _OUTBOUND.get(each.rule)
