@@ -1,20 +1,28 @@
 """What pods' connections have carried, and with whom: byte by byte, once, open or closed."""
 
-from collections.abc import Callable
+import ctypes
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from bpf.layout import FLOWS_PER_POD, LIFETIMES, FlowWay
+from bpf.syscalls import Descriptor, open_pin
 from cni.enrolment.flows import Carried, Flow, PodFlows, flows_of
 from cni.enrolment.records import flow_record
 from cni.policy.annotations import CapturePolicy
+from installer.commands.maps.listing import kernel_says
 from tests.datapath.test_tproxy import DIAL, POLICY, PROXY_GROUP
 from tests.datapath.wires import APP, PROXY, Wire
 from tests.lab.inside import PYTHON
 from tests.lab.waiting import wait_until
 
 TRANSFERS = Path(__file__).with_name("transfers.py").read_text()
+EXCHANGE = Path(__file__).with_name("exchange.py").read_text()
+_BPF, _BPF_ENABLE_STATS = {"x86_64": 321, "aarch64": 280}[os.uname().machine], 32  # asm/unistd.h, linux/bpf.h
 SENT, GIVEN = 70_001, 130_003
 # how the client ends → how the server does
 ENDS = {"close": "last", "last": "first", "half": "last", "reset": "last"}
@@ -29,6 +37,16 @@ for port in range(first, last):
         s.recv(1)
 print(json.dumps(last - first))
 """
+
+
+@contextmanager
+def runs_counted() -> Iterator[None]:
+    """The kernel counts runs of programs as long as the descriptor is open (BPF_ENABLE_STATS, Linux 5.8)."""
+    attributes = ctypes.create_string_buffer(struct.pack("=I", 0), 4)  # BPF_STATS_RUN_TIME
+    opened = ctypes.CDLL(None, use_errno=True).syscall(_BPF, _BPF_ENABLE_STATS, attributes, 4)
+    assert opened >= 0, os.strerror(ctypes.get_errno())
+    with Descriptor(opened):
+        yield
 
 
 def flows(wire: Wire) -> PodFlows:
@@ -221,6 +239,24 @@ def test_a_pod_that_goes_leaves_nothing(wire: Wire) -> None:
     wire.pod.end(client)  # one that closes later adds nothing
     after = wire.kernel.entries()
     assert {name: after[name] for name in names} == {name: empty[name] for name in names}
+
+
+def test_no_program_runs_while_bytes_flow(wire: Wire) -> None:
+    wire.enrol()
+    wire.pod.start([*PYTHON, EXCHANGE, "serve", "15001"], PROXY)
+    client = wire.pod.start([*PYTHON, EXCHANGE, str(wire.peer.ip4), "9090"], APP)
+    assert client.stdin is not None and client.stdout is not None
+    with runs_counted(), Descriptor(open_pin(wire.kernel.pins.programs / "sockops")) as program:
+        before = kernel_says(program.fd)["run_cnt"]
+        for _ in range(200):
+            client.stdin.write("say something\n")
+            client.stdin.flush()
+            assert client.stdout.readline() == "gnihtemos\n"
+        assert kernel_says(program.fd)["run_cnt"] == before
+        wire.pod.end(client)
+        wait_closed(wire)
+        assert int(kernel_says(program.fd)["run_cnt"]) > int(before)  # it does count
+    assert counts(only(wire).carried)[2:] == (200 * len("something\n"),) * 2
 
 
 def test_the_node_has_sums_by_direction_and_lifetimes(wire: Wire) -> None:
