@@ -18,7 +18,7 @@ from bpf.syscalls import Descriptor
 from bpf.tables import Tables
 from cni.enrolment.records import flow_record
 from cni.errors import SandboxInvalid
-from cni.netns.namespaces import find_netns, why_absent
+from cni.netns.namespaces import NoProcfs, find_netns, why_absent
 from cni.netns.sandbox import visit
 from cni.netns.sock_diag import CONNECTED, Diag, TcpSocket
 
@@ -102,7 +102,7 @@ class PodFlows:
 def flows_of(pins: Pins, tables: Tables, cookies: Collection[int], proc: Path) -> dict[int, PodFlows]:
     """The connections of these pods, those with the most bytes first. Pods that have gone are left out.
 
-    `proc` is a procfs of the node. Raises NotAttached, KernelRefused, OSError, NoProcfs.
+    `proc` is a procfs of the node. Raises NotAttached, KernelRefused.
     """
     booted = datetime.now(UTC) - timedelta(microseconds=time.monotonic_ns() / 1000)
     sums = {cookie: whole for cookie in cookies if (whole := tables.flow_sums.get(Cookie(cookie)))}
@@ -147,16 +147,20 @@ def _add_open(pod: PodFlows, flows: dict[Place, Flow], cookie: int, sockets: lis
 
 def _open_sockets(pins: Pins, cookies: Collection[int], proc: Path) -> Iterator[tuple[int, list[TcpSocket] | str]]:
     """The sockets of each pod that the programs have stored something with, or why they can't be read."""
-    left = set(cookies)
-    with Descriptor(pins.open_map("counted")) as stored, find_netns(left, proc=proc) as namespaces:
-        for cookie, netns in namespaces:
-            left.discard(cookie)
-            try:
-                yield cookie, visit(netns, lambda _: list(_sockets(stored.fd)))
-            except SandboxInvalid as error:
-                yield cookie, getattr(error.__cause__, "strerror", None) or str(error)
+    left, why = set(cookies), ""
+    with Descriptor(pins.open_map("counted")) as stored:
+        try:
+            with find_netns(left, proc=proc) as namespaces:
+                for cookie, netns in namespaces:
+                    left.discard(cookie)
+                    try:
+                        yield cookie, visit(netns, lambda _: list(_sockets(stored.fd)))
+                    except SandboxInvalid as error:
+                        yield cookie, getattr(error.__cause__, "strerror", None) or str(error)
+        except (OSError, NoProcfs) as error:
+            why = str(error)
     for cookie in left:
-        yield cookie, why_absent(proc)
+        yield cookie, why or why_absent(proc)
 
 
 def _sockets(storage: int) -> Iterator[TcpSocket]:

@@ -1,6 +1,7 @@
 """`sidestep flows`: what pods' connections through real proxies carry, and with whom."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,3 +95,9 @@ def test_prometheus_is_told(node: Node) -> None:
     assert after["sidestep_connection_duration_seconds_count",] == connections
     assert after["sidestep_connection_duration_seconds_bucket", "+Inf"] == connections
     assert after["sidestep_connection_duration_seconds_sum",] > 0
+
+
+def test_without_the_nodes_procfs_open_connections_are_unknown(node: Node, tmp_path: Path) -> None:
+    found = sidestep_json(node, "flows", "alpha", "--proc", tmp_path)
+    assert found["outbound"]["open"] is None
+    assert f"{tmp_path} is no procfs" in found["not_told"][0]

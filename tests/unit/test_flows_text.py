@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 
-from installer.commands.flows.flows_table import flows_table, flows_text, span
+from installer.commands.flows.flows_table import flows_table, flows_text
+from installer.commands.sampling.figures import span
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        (None, None),
+        (None, "–"),
         (0, "0 s"),
         (1e-9, "<1 µs"),
         (38e-6, "38 µs"),
@@ -24,7 +25,7 @@ from installer.commands.flows.flows_table import flows_table, flows_text, span
         (86400 * 12, "12 d"),
     ],
 )
-def test_times_have_the_unit_that_fits(seconds: float | None, words: str | None) -> None:
+def test_times_have_the_unit_that_fits(seconds: float | None, words: str) -> None:
     assert span(seconds) == words
 
 

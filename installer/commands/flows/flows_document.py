@@ -16,7 +16,7 @@ from installer.commands.sampling.figures import size
 
 
 def flows_documents(pins: Pins, proc: Path, namespace: str = "") -> list[dict[str, Any]]:
-    """A document for each enrolled pod, of this namespace if one is given. Raises NotAttached, NoProcfs."""
+    """A document for each enrolled pod, of this namespace if one is given. Raises NotAttached."""
     looking = pins.look_only()
     with Tables(looking) as tables:
         pods = [each for each in enrolled_pods.every(pins, tables) if namespace in ("", each.identity.namespace)]
@@ -24,7 +24,7 @@ def flows_documents(pins: Pins, proc: Path, namespace: str = "") -> list[dict[st
 
 
 def flows_document(pins: Pins, proc: Path, name: str) -> dict[str, Any]:
-    """The document of the pod called NAME or NAMESPACE/NAME. Raises NoSuchPod, NotAttached, NoProcfs."""
+    """The document of the pod called NAME or NAMESPACE/NAME. Raises NoSuchPod, NotAttached."""
     looking = pins.look_only()
     with Tables(looking) as tables:
         pod = enrolled_pods.find_pod(pins, tables, name)

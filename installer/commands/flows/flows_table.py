@@ -7,12 +7,11 @@ from typing import Any
 from rich.console import RenderableType
 
 from installer.commands.printing import line, rendered, table
-from installer.commands.sampling.figures import count, size
+from installer.commands.sampling.figures import count, size, span
 
 _CARRIED = ("OPEN", "CLOSED", "SENT", "RECEIVED", "RESENT", "RTT", "LASTED")
 _APART = ("OUT-SENT", "OUT-RECEIVED", "IN-SENT", "IN-RECEIVED")
 _TEXTS = ("NAMESPACE", "NAME", "DESTINATION", "PORT", "VERDICT")
-_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs"))
 _DIRECTIONS = ("outbound", "inbound")
 _TO_PROXY = "RESENT and RTT of captured connections are those of the way to the pod's own proxy"
 
@@ -32,18 +31,6 @@ def flows_table(documents: list[dict[str, Any]], is_wide: bool, has_titles: bool
 def flows_text(document: dict[str, Any], is_wide: bool, has_titles: bool) -> str:
     """Everything about one pod."""
     return rendered(*_parts(document, is_wide, has_titles))
-
-
-def span(seconds: float | None) -> str | None:
-    """A time with its unit: "38 µs", "1.2 ms", "3.4 min"."""
-    if seconds is None:
-        return None
-    for length, unit in _UNITS:
-        # what would be rounded to 1,000 of a unit or more is left to the larger one
-        if seconds >= length * 0.9995:
-            value = seconds / length
-            return f"{value:.1f} {unit}" if value < 9.95 and unit != "µs" else f"{value:.0f} {unit}"
-    return "0 s" if seconds == 0 else "<1 µs"
 
 
 def _sums(document: dict[str, Any], is_wide: bool) -> list[Any]:
@@ -95,7 +82,8 @@ def _cells(of: dict[str, Any]) -> list[Any]:
     """In the order of _CARRIED."""
     numbers = [None if of[name] is None else count(of[name]) for name in ("open", "closed")]
     bytes_ = [size(of[name]) for name in ("sent_bytes", "received_bytes")]
-    times = [span(of.get(name)) for name in ("rtt_seconds", "duration_seconds")]
+    seconds = [of.get(name) for name in ("rtt_seconds", "duration_seconds")]
+    times = [None if each is None else span(each) for each in seconds]
     return [*numbers, *bytes_, count(of["retransmits"]), *times]
 
 
