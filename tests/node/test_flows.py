@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tests.lab.command import sidestep, sidestep_json
+from tests.lab.levels import set_level
 from tests.lab.node import Node
-from tests.lab.pod import APP_PORT
+from tests.lab.pod import APP_PORT, APP_TCP_PORT
 from tests.lab.waiting import wait_until
 from tests.node.test_observation import scrape
 
@@ -23,6 +24,15 @@ while piece := s.recv(65536):
     got += piece
 s.close()
 print(json.dumps([len(said), len(got)]))
+"""
+# many requests on one connection
+KEEP_ASKING = """
+import http.client, json, sys
+connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]))
+for _ in range(200):
+    connection.request("GET", "/")
+    connection.getresponse().read()
+print(json.dumps("done"))
 """
 
 
@@ -101,3 +111,14 @@ def test_without_the_nodes_procfs_open_connections_are_unknown(node: Node, tmp_p
     found = sidestep_json(node, "flows", "alpha", "--proc", tmp_path)
     assert found["outbound"]["open"] is None
     assert f"{tmp_path} is no procfs" in found["not_told"][0]
+
+
+def test_bytes_that_were_redirected_past_tcp_are_said_not_to_be_counted(node: Node) -> None:
+    set_level(node, "proxy")
+    try:
+        node.pods["alpha"].python(KEEP_ASKING, node.pods["beta"].ip4, APP_TCP_PORT)
+        found = flows(node, "beta")
+        assert found["accelerated_bytes"] > 0
+        assert any("past TCP (acceleration)" in each for each in found["not_told"])
+    finally:
+        set_level(node, "off")
