@@ -61,6 +61,7 @@ help:
 	@echo 'make bench-connect  whether connect() costs more with more rules or more pods'
 	@echo 'make bench-agent    how long a cold start, a warm start and a swap of the programs take'
 	@echo 'make bench-trace    what a trace costs those whom it watches'
+	@echo 'make bench-flows    what it costs a connection that it is counted'
 	@echo 'make bench-node     memory, start and idle load of an agent with 250 pods and an API server'
 	@echo 'make image          build/image/sidestep.tar and its SBOM, with buildah and debootstrap'
 	@echo 'make chart          build/chart/sidestep-VERSION.tgz, tested with a Helm that is built first; brings manifests/base up to date'
@@ -284,6 +285,9 @@ bench-agent: bench-setup
 bench-trace: bench-setup
 	@$(PYTHON) -m tests.bench.trace
 
+bench-flows: bench-setup
+	@$(PYTHON) -m tests.bench.flows
+
 bench-node: bench-setup
 	@$(PYTHON) -m tests.bench.node
 
@@ -296,6 +300,6 @@ clean:
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak ends matrix faults nightly conformance conformance-oracles istio-plugin \
-        cluster cluster-down istio renew-sent chart kernels lint docs bench bench-cni bench-plugins bench-mesh bench-connect bench-agent bench-node bench-trace image clean \
+        cluster cluster-down istio renew-sent chart kernels lint docs bench bench-cni bench-plugins bench-mesh bench-connect bench-agent bench-node bench-trace bench-flows image clean \
         check-packages chart-packages demo-packages test-packages kernels-packages bench-packages \
         check-setup demo-setup test-setup bench-setup

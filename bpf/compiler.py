@@ -41,6 +41,7 @@ SOURCES = (
     "pairing.c",
     "room.c",
     "message.c",
+    "flows.c",
     "sockops.c",
     "sockopt.c",
     "lookup.c",

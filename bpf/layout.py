@@ -290,6 +290,47 @@ class CoverageEntry(ctypes.Structure):
     _fields_ = [("passages", U64 * 7), ("added", U64), ("dropped", U64)]
 
 
+class FlowWay(IntEnum):
+    """Field way of a FlowKey: FLOW_* of maps.h."""
+
+    CAPTURED = 0
+    DIRECT = 1
+    INBOUND = 2
+
+
+class FlowKey(ctypes.Structure):
+    """Key of flows: a pod, and the destination; for FlowWay.INBOUND the pod's own port. `port` in host order."""
+
+    _fields_ = [("cookie", U64), ("remote", Address), ("port", U16), ("way", U16), ("zero32", U32)]
+
+
+class FlowEntry(ctypes.Structure):
+    """Value of flows and flow_totals: sums of closed connections; bytes, `rtt` in µs, `duration` and `last` in ns."""
+
+    _fields_ = [
+        ("connections", U64),
+        ("sent", U64),
+        ("received", U64),
+        ("retransmits", U64),
+        ("rtt", U64),
+        ("timed", U64),
+        ("duration", U64),
+        ("last", U64),
+    ]
+
+
+class Counted(ctypes.Structure):
+    """What is stored with the socket of a counted connection; `since` is CLOCK_MONOTONIC in ns, 0 once it is added."""
+
+    _fields_ = [("key", FlowKey), ("since", U64), ("received", U64)]
+
+
+class FlowSumsEntry(ctypes.Structure):
+    """Value of flow_sums: all closed connections of a pod, and how its entries of flows came and did not."""
+
+    _fields_ = [("outbound", FlowEntry), ("inbound", FlowEntry), ("added", U64), ("dropped", U64)]
+
+
 class NodeEntry(ctypes.Structure):
     """Value of node: the node's settings that programs read."""
 
@@ -432,6 +473,11 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "coverage": (Cookie, CoverageEntry),
     "forgotten": (Cookie, Quad),
     "passages": (Word, Quad),
+    "flows": (FlowKey, FlowEntry),
+    "flow_sums": (Cookie, FlowSumsEntry),
+    "flows_forgotten": (Cookie, Quad),
+    "flow_totals": (Word, FlowEntry),
+    "lifetimes": (Word, Quad),
 }
 
 # enum total, in its order: the direction and verdict of connections of enrolled pods
@@ -460,8 +506,12 @@ PASSAGES = (
     ("inbound", "refused"),
 )
 
-# UNCAPTURED_PER_POD of maps.h
+# of maps.h
 UNCAPTURED_PER_POD = 512
+FLOWS_PER_POD = 512
+
+# bounds of `lifetimes` in seconds, as lifetime_of() in flows.c has them; what was longer is counted after the last
+LIFETIMES = (0.01, 0.1, 1, 10, 60, 600, 3600, 86400)
 
 # enum rule of policy.h, in its order: the names in docs/semantics.md
 RULES = (
@@ -477,4 +527,4 @@ RULES = (
 )
 
 # maps that user space cannot look up by key, with the size of a value in bytes: socket storages, and the ring (0)
-STORAGES = {"sockets": 48, "resolvers": 104, "pairings": 104, "events": 0}
+STORAGES = {"sockets": 48, "resolvers": 104, "pairings": 104, "counted": 48, "events": 0}

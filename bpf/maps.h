@@ -47,9 +47,11 @@
 #define MAX_ACCELERATED 65536 /* ends of accelerated connections, node-wide; if it is full, connections stay on TCP */
 #define MAX_MEETINGS 65536    /* accelerated connections whose connecting end has not sent yet */
 #define MAX_UNCAPTURED 65536  /* entries of all pods; 0.1 KiB each, if they are there */
+#define MAX_FLOWS 65536       /* as above; 0.2 KiB each */
 
-/* Entries of `uncaptured` that one pod may have. The agent removes old ones before so many are there. */
+/* Entries of `uncaptured` and `flows` that one pod may have. The agent removes old ones before so many are there. */
 #define UNCAPTURED_PER_POD 512
+#define FLOWS_PER_POD 512
 
 /*
  * Listening sockets stored per pod and port: the slots of IPv4, then those of IPv6. Envoy has a socket for each worker
@@ -375,6 +377,50 @@ struct coverage {
     __u64 dropped; /* that found no room: each time one comes that has no entry */
 };
 
+/* struct flow_key, way */
+#define FLOW_CAPTURED 0 /* an application's connection that its proxy has got; remote is the original destination */
+#define FLOW_DIRECT 1   /* an application's connection that was not captured */
+#define FLOW_INBOUND 2  /* a connection from outside of the pod; port is the pod's own, remote is all zero */
+
+/* Connections of one pod that are counted together. */
+struct flow_key {
+    __u64 cookie;
+    struct address remote;
+    __u16 port;
+    __u16 way;
+    __u32 zero32;
+};
+
+/* Sums of connections that have closed. Bytes are those of applications: neither SYN nor FIN is among them. */
+struct flow {
+    __u64 connections;
+    __u64 sent;        /* bytes that the other end has acknowledged */
+    __u64 received;    /* bytes */
+    __u64 retransmits; /* segments that were sent again */
+    __u64 rtt;         /* smoothed round trip times, µs: of each connection as it was at its end, */
+    __u64 timed;       /* of so many connections */
+    __u64 duration;    /* from established to closed, ns */
+    __u64 last;        /* when one has closed last, CLOCK_MONOTONIC in ns */
+};
+
+/* What is stored with the socket of a connection that is counted: where it is added when it closes. */
+struct counted {
+    struct flow_key key;
+    __u64 since;    /* when it was established, CLOCK_MONOTONIC in ns; 0 once it has been added */
+    __u64 received; /* the bytes received when the other end had acknowledged our FIN */
+};
+
+/* All of a pod's, and how its entries of `flows` came and did not. */
+struct flow_sums {
+    struct flow outbound;
+    struct flow inbound;
+    __u64 added;   /* entries that were ever made */
+    __u64 dropped; /* connections that found no room for an entry */
+};
+
+/* Lifetimes of connections are counted by these bounds (flows.c); the last count has no bound. */
+#define LIFETIMES 9
+
 /* The node's settings that programs read. */
 struct node {
     __u32 acceleration; /* enum level: the node's level now */
@@ -567,6 +613,24 @@ TABLE("hash", __u64, __u64, forgotten, MAX_PODS, NO_PREALLOC)
 
 /* the same programs → agent; of the node, by enum passage; each CPU counts for itself */
 TABLE("percpu_array", __u32, __u64, passages, PASSAGES, 0)
+
+/* sockops (establishment) → sockops (close), `sidestep flows`; freed with the socket */
+SOCKET_STORAGE(struct counted, counted)
+
+/* sockops (close) → agent, which removes the oldest of a pod and all of one that has gone; connections by pod and whom */
+TABLE("hash", struct flow_key, struct flow, flows, MAX_FLOWS, NO_PREALLOC)
+
+/* sockops (close) → agent, which makes an entry of zeroes at ADD; by netns cookie */
+TABLE("hash", __u64, struct flow_sums, flow_sums, MAX_PODS, NO_PREALLOC)
+
+/* agent → sockops (close); by netns cookie: how many entries of `flows` the agent has removed */
+TABLE("hash", __u64, __u64, flows_forgotten, MAX_PODS, NO_PREALLOC)
+
+/* sockops (close) → agent; of the node: 0 outbound, 1 inbound; each CPU counts for itself; `last` is not kept */
+TABLE("percpu_array", __u32, struct flow, flow_totals, 2, 0)
+
+/* sockops (close) → agent; of the node: connections by how long they were open; each CPU counts for itself */
+TABLE("percpu_array", __u32, __u64, lifetimes, LIFETIMES, 0)
 
 /* agent → iterator; key 0 is the only entry */
 TABLE("array", __u32, struct choice, choices, 1, 0)

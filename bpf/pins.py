@@ -20,11 +20,12 @@ from pathlib import Path
 from bpf import syscalls
 from bpf.bpffs import FOLDER, require_pins_on, where_else
 from bpf.errors import KernelRefused, NotAttached
-from bpf.layout import TABLES
+from bpf.layout import STORAGES, TABLES
 from bpf.shapes import layout_of_maps
 from bpf.syscalls import Descriptor
 
 LAYOUT = layout_of_maps()
+_SOCKET_BYTES = 4  # key of a socket storage: a socket's descriptor
 
 # Read-only commands must not advise `sidestep detach`, because it ends the capture of every pod.
 _ITS_OWN = (
@@ -118,9 +119,8 @@ class Pins:
             raise NotAttached(
                 f"{self.maps / name} is not there; run `sidestep attach` (or start the agent)"
             ) from refused
-        key, value = TABLES[name]
         info = syscalls.map_info(fd)
-        wanted = (ctypes.sizeof(key), ctypes.sizeof(value))
+        wanted = _sizes_of(name)
         if (info.key_size, info.value_size) != wanted:
             os.close(fd)
             raise OtherVersion(
@@ -128,3 +128,11 @@ class Pins:
                 f"{wanted}; {_ITS_OWN}"
             )
         return fd
+
+
+def _sizes_of(name: str) -> tuple[int, int]:
+    """The bytes of a map's key and value, as layout.py has them."""
+    if name in STORAGES:
+        return _SOCKET_BYTES, STORAGES[name]
+    key, value = TABLES[name]
+    return ctypes.sizeof(key), ctypes.sizeof(value)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * sock_ops: hands the original destination from the connecting socket to the socket that the proxy accepts, registers
- * the proxy's listeners, and records the connections that a TPROXY proxy makes to its application.
+ * the proxy's listeners, records the connections that a TPROXY proxy makes to its application, and has connections
+ * counted when they close (flows.c).
  *
  * Both ends of a captured connection are in the pod's netns. The connecting end always comes first: its SYN or its ACK
  * creates the accepted socket. So a small map between the two events is enough. The program always returns 1: if one
@@ -104,12 +105,6 @@ static __always_inline void take_original(struct bpf_sock_ops *ctx, struct bpf_s
     handshakes.delete(&key);
 }
 
-/* Adds to the flags, which all programs share: those of another program, such as a tracer, stay set. */
-static __always_inline void want_state_changes(struct bpf_sock_ops *ctx)
-{
-    bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
-}
-
 /*
  * In TPROXY mode the proxy connects to its application with the client's address as source. Its SYN comes through lo
  * and looks like the client's own. lookup.c recognises it by the entry in `dials`, which stays until the socket closes,
@@ -145,16 +140,23 @@ static __always_inline void emit_listener(struct bpf_sock_ops *ctx, __u64 cookie
     emit(&event);
 }
 
-/* Cleans up after a socket that closes and has asked to be told so (BPF_SOCK_OPS_STATE_CB_FLAG). */
-static __always_inline void forget(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 cookie)
+/* Follows and cleans up after a socket that has asked to be told of its states (BPF_SOCK_OPS_STATE_CB_FLAG). */
+static __always_inline void follow_state(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 cookie)
 {
-    struct connection_key key = connecting_key(ctx, cookie);
+    __u32 was = ctx->args[0], is = ctx->args[1];
+    bool is_counted = follow_flow(ctx, sk, was, is);
+    struct connection_key key;
 
-    if (ctx->args[0] == BPF_TCP_LISTEN) {
+    if (is != BPF_TCP_CLOSE)
+        return;
+    if (was == BPF_TCP_LISTEN) {
         emit_listener(ctx, cookie, EVENT_CLOSED);
         return;
     }
-    dials.delete(&key);
+    if (!is_counted) { /* the proxy's own are never counted */
+        key = connecting_key(ctx, cookie);
+        dials.delete(&key);
+    }
     forget_meeting(sk);
 }
 
@@ -190,7 +192,7 @@ static __always_inline void register_listener(struct bpf_sock_ops *ctx, struct b
     if (!state || !(state->flags & SOCKET_LISTENER) || container_of(pod, cookie, &state->opener) != CONTAINER_TRUSTED)
         return;
     emit_listener(ctx, cookie, EVENT_LISTENING);
-    want_state_changes(ctx); /* accepted sockets inherit it; ss_sockops clears it */
+    want_state_changes(ctx); /* accepted sockets inherit it; ss_sockops clears it if they are not counted */
     if (ctx->local_port == INBOUND_PORT)
         add_listener(ctx, cookie);
     /*
@@ -216,8 +218,7 @@ int ss_sockops(struct bpf_sock_ops *ctx)
         return 1;
     cookie = bpf_get_netns_cookie(ctx);
     if (op == BPF_SOCK_OPS_STATE_CB) { /* before the pod is looked up: the pod may be gone by now */
-        if (ctx->args[1] == BPF_TCP_CLOSE)
-            forget(ctx, sk, cookie);
+        follow_state(ctx, sk, cookie);
         return 1;
     }
     if (op == BPF_SOCK_OPS_TCP_CONNECT_CB || op == BPF_SOCK_OPS_TCP_LISTEN_CB)
@@ -234,8 +235,9 @@ int ss_sockops(struct bpf_sock_ops *ctx)
     else if (op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
         keep_offer(ctx, sk, cookie);
         offer_meeting(ctx, sk, pod, cookie);
+        begin_outbound(ctx, sk, pod, cookie);
     } else {
-        if (ctx->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG)
+        if (!begin_inbound(ctx, sk, pod, cookie) && ctx->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG)
             bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_STATE_CB_FLAG);
         take_original(ctx, sk, cookie);
         take_meeting(ctx, sk, pod, cookie);

@@ -16,6 +16,7 @@ from bpf import syscalls
 from bpf.errors import KernelRefused, TableFull
 from bpf.kernel import possible_cpus
 from bpf.layout import (
+    LIFETIMES,
     PASSAGES,
     TABLES,
     TOTALS,
@@ -26,6 +27,9 @@ from bpf.layout import (
     CoverageEntry,
     DestinationEntry,
     EndKey,
+    FlowEntry,
+    FlowKey,
+    FlowSumsEntry,
     InterfaceKey,
     ListenerKey,
     MeetingEntry,
@@ -211,11 +215,17 @@ class Tables:
         self.coverage: Table[Cookie, CoverageEntry] = Table(pins, "coverage")
         self.forgotten: Table[Cookie, Quad] = Table(pins, "forgotten")
         self._passages: Table[Word, Quad] = Table(pins, "passages")
+        self.flows: Table[FlowKey, FlowEntry] = Table(pins, "flows")
+        self.flow_sums: Table[Cookie, FlowSumsEntry] = Table(pins, "flow_sums")
+        self.flows_forgotten: Table[Cookie, Quad] = Table(pins, "flows_forgotten")
+        self._flow_totals: Table[Word, FlowEntry] = Table(pins, "flow_totals")
+        self._lifetimes: Table[Word, Quad] = Table(pins, "lifetimes")
 
     @property
     def counters(self) -> "tuple[Table[Cookie, Any], ...]":
         """The maps that count something for each pod."""
-        return self.traffic, self.tallies, self.lost_handovers, self.coverage, self.forgotten
+        bounded = (self.coverage, self.forgotten, self.flow_sums, self.flows_forgotten)
+        return self.traffic, self.tallies, self.lost_handovers, *bounded
 
     def named(self) -> dict[str, Table[Any, Any]]:
         """The maps with many entries, by name; node, totals and those of steering are left out."""
@@ -236,6 +246,15 @@ class Tables:
     def passages(self) -> dict[tuple[str, str], int]:
         """What enrolled pods have sent and got past their proxies, and what was refused, by PASSAGES."""
         return {name: (self._passages.get(Word(index)) or Quad()).quad for index, name in enumerate(PASSAGES)}
+
+    def flow_totals(self) -> dict[str, FlowEntry]:
+        """The node's closed connections by direction, since the map was made."""
+        directions = ("outbound", "inbound")
+        return {name: self._flow_totals.get(Word(at)) or FlowEntry() for at, name in enumerate(directions)}
+
+    def lifetimes(self) -> list[int]:
+        """The node's closed connections by how long they were open: one number for each of LIFETIMES, and the rest."""
+        return [(self._lifetimes.get(Word(index)) or Quad()).quad for index in range(len(LIFETIMES) + 1)]
 
     def descriptors(self) -> dict[str, int]:
         """The open descriptor of each map by name. A map outlives its pin as long as a descriptor is open."""

@@ -48,6 +48,18 @@ static __always_inline enum passage passage_of(const struct uncaptured_key *key)
     return key->protocol == IPPROTO_UDP ? PASSAGE_OUT_UDP : PASSAGE_OUT_OTHER;
 }
 
+/* Whether an agent that has removed `gone` of the `added` entries of a pod leaves room for another one. */
+static __always_inline bool has_room(__u64 added, const __u64 *gone, __u64 most)
+{
+    return gone && added - *gone < most;
+}
+
+/* A port that the sidecar itself answers on, for kubelet and Prometheus. */
+static __always_inline bool is_sidecars_own(__u16 port)
+{
+    return port == MERGED_METRICS_PORT || port == HEALTH_PORT || port == ENVOY_METRICS_PORT;
+}
+
 /* A new entry, if the pod and the map have room. */
 static __always_inline void begin_uncaptured(const struct uncaptured_key *key, const struct uncaptured *entry,
                                              struct coverage *sums)
@@ -56,7 +68,7 @@ static __always_inline void begin_uncaptured(const struct uncaptured_key *key, c
     __u64 *gone = forgotten.lookup(&cookie);
     int refused;
 
-    if (gone && sums->added - *gone < UNCAPTURED_PER_POD) {
+    if (has_room(sums->added, gone, UNCAPTURED_PER_POD)) {
         refused = uncaptured.insert((struct uncaptured_key *)key, (struct uncaptured *)entry);
         if (!refused) {
             __sync_fetch_and_add(&sums->added, 1);
@@ -228,7 +240,7 @@ static __always_inline void note_arrived(__u64 cookie, const struct address *rem
     struct uncaptured_key key = {.cookie = cookie, .remote = *remote, .way = WAY_IN, .outcome = outcome};
     struct caller_of_note nobody = {};
 
-    if (port == TUNNEL_PORT || port == MERGED_METRICS_PORT || port == HEALTH_PORT || port == ENVOY_METRICS_PORT)
+    if (port == TUNNEL_PORT || is_sidecars_own(port))
         return;
     key.port = port;
     key.protocol = protocol;

@@ -33,8 +33,8 @@ from bpf.tables import Table, Tables
 from cni.enrolment import rows
 from cni.enrolment.enrolled import Enrolled, Keys, Known
 from cni.enrolment.entries import Entries, Identity, with_denied
+from cni.enrolment.records import records
 from cni.enrolment.rows import TableRow, live_rows, port_rows, rows_of
-from cni.enrolment.uncaptured import forget_pod
 from cni.errors import RegistrationFailed
 from cni.netns.sandbox import Sandbox
 
@@ -193,7 +193,8 @@ class Enrolments(Enrolled):
             self._tables.pods.remove(Cookie(cookie))
             self._links.unlink(cookie)
             self._drop(known.keys)
-            forget_pod(self._tables, cookie)
+            for record in records(self._tables):
+                record.forget_pod(cookie)
             for table in (self._tables.proxies, self._tables.started):
                 table.remove(Cookie(cookie))
             for counters in self._tables.counters:

@@ -1,20 +1,14 @@
-"""What pods have sent and got past their proxies, as the programs note it (uncaptured.c): read, bounded, forgotten.
-
-The maps are the only record. This module keeps them small: of a pod that nears its limit the oldest entries go.
-"""
+"""What pods have sent and got past their proxies, as the programs note it (uncaptured.c). records.py keeps it small."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address
-from itertools import groupby
 
-from bpf.layout import PASSAGES, RULES, UNCAPTURED_PER_POD, Cookie, CoverageEntry, Quad, UncapturedKey, Way
+from bpf.layout import PASSAGES, RULES, Cookie, Way
 from bpf.tables import Tables
+from cni.enrolment.records import uncaptured_record
 
-# of UNCAPTURED_PER_POD: where the oldest entries begin to go, and how many are left then
-_MANY, _KEPT = UNCAPTURED_PER_POD * 3 // 4, UNCAPTURED_PER_POD // 2
 # OUTCOME_* of maps.h; datagrams of the proxy's own have another
 _PASSED, _REFUSED = 0, 1
 # IPPROTO_*: what people call them
@@ -94,50 +88,5 @@ def sums_of(tables: Tables, cookie: int) -> Sums | None:
     entry = tables.coverage.get(Cookie(cookie))
     if entry is None:
         return None
-    gone = (tables.forgotten.get(Cookie(cookie)) or Quad()).quad
-    return Sums(dict(zip(PASSAGES, entry.passages, strict=True)), gone, entry.dropped)
-
-
-def forget_oldest(tables: Tables) -> int:
-    """Make room where a pod has many entries; returns how many have gone. Entries of pods that have gone go too.
-
-    Only one process of a node may call it.
-    """
-    crowded = {key.cookie for key, entry in tables.coverage.every() if _entries(tables, key, entry) > _MANY}
-    if not crowded:
-        return 0
-    enrolled = {key.cookie for key in tables.coverage.every_key()}
-    ages = [(key.cookie, value.last, bytes(key)) for key, value in tables.uncaptured.every()]
-    gone = 0
-    for cookie, some in groupby(sorted(ages, reverse=True), key=lambda each: each[0]):
-        if cookie in crowded:
-            gone += _remove(tables, cookie, [key for _, _, key in some][_KEPT:])
-        elif cookie not in enrolled:
-            gone += sum(tables.uncaptured.remove(UncapturedKey.from_buffer_copy(key)) for _, _, key in some)
-    return gone
-
-
-def forget_pod(tables: Tables, cookie: int) -> None:
-    """Remove all entries of a pod that is being taken out. The sums go with the pod's other counters."""
-    entry = tables.coverage.get(Cookie(cookie))
-    if entry is None or not _entries(tables, Cookie(cookie), entry):
-        return
-    for key in _keys_of(tables, cookie):
-        tables.uncaptured.remove(key)
-
-
-def _keys_of(tables: Tables, cookie: int) -> Iterator[UncapturedKey]:
-    return (key for key in list(tables.uncaptured.every_key()) if key.cookie == cookie)
-
-
-def _entries(tables: Tables, key: Cookie, entry: CoverageEntry) -> int:
-    """How many entries a pod has, by its own counts."""
-    return int(entry.added) - int((tables.forgotten.get(key) or Quad()).quad)
-
-
-def _remove(tables: Tables, cookie: int, keys: list[bytes]) -> int:
-    removed = sum(tables.uncaptured.remove(UncapturedKey.from_buffer_copy(key)) for key in keys)
-    before = (tables.forgotten.get(Cookie(cookie)) or Quad()).quad
-    if removed and tables.coverage.get(Cookie(cookie)):
-        tables.forgotten.put(Cookie(cookie), Quad(before + removed))
-    return removed
+    passages = dict(zip(PASSAGES, entry.passages, strict=True))
+    return Sums(passages, uncaptured_record(tables).forgotten_of(cookie), entry.dropped)

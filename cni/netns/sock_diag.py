@@ -14,12 +14,15 @@ from ipaddress import IPv4Address, IPv6Address
 
 from cni.netns.proc_net import SocketRow, plain
 
-# uapi/linux/netlink.h, sock_diag.h, inet_diag.h
+# uapi/linux/netlink.h, sock_diag.h, inet_diag.h; what is stored with a socket is told since Linux 5.7
 _NETLINK_SOCK_DIAG = 4
 _BY_FAMILY, _DESTROY = 20, 21
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
 _ERROR, _DONE = 2, 3
 _INFO = 2  # INET_DIAG_INFO; a request asks for it with bit _INFO - 1
+_STORAGES_ASKED, _STORAGES = 2, 20  # INET_DIAG_REQ_SK_BPF_STORAGES, INET_DIAG_SK_BPF_STORAGES
+_MAP_FD, _MAP_VALUE = 1, 3  # SK_DIAG_BPF_STORAGE_REQ_MAP_FD, SK_DIAG_BPF_STORAGE_MAP_VALUE
+_NESTED = 0x8000  # NLA_F_NESTED
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ASKED = struct.Struct("=BBBxI")  # family, protocol, extensions, states; a socket's id follows
 _ID_BYTES = 48
@@ -31,6 +34,9 @@ _ATTRIBUTE = struct.Struct("=HH")
 # sent (repeats included), and sent again
 _COUNTED = struct.Struct("=QQ 8x I 52x QQ")
 _COUNTED_OFFSET = 120
+# tcpi_rtt in µs, and tcpi_total_retrans
+_PACE = struct.Struct("=I 28x I")
+_PACE_OFFSET = 68
 _BUFFER = 1 << 16  # bytes; the kernel's datagrams have at most 32 KiB (NLMSG_GOODSIZE and growth)
 _MAPPED = bytes(10) + b"\xff\xff"
 
@@ -40,6 +46,8 @@ CLOSE, CLOSE_WAIT, LAST_ACK, LISTEN, CLOSING = range(7, 12)
 CONNECTED = (ESTABLISHED, SYN_SENT, SYN_RECV, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING)
 # states of a socket that has sent its FIN, or will send it after the bytes that are not sent yet
 _ENDING = (FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING)
+# states of one that has got the peer's FIN
+_ENDED = (CLOSE_WAIT, LAST_ACK, CLOSING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +61,19 @@ class TcpSocket:
     remote_port: int
     uid: int = 0  # in the initial user namespace; 0 in TIME_WAIT, when the socket belongs to nobody
     inode: int = 0
-    transferred: int = 0  # bytes sent and acknowledged, plus bytes received
+    sent: int = 0  # bytes of the application that the peer has acknowledged
+    received: int = 0  # bytes
+    retransmits: int = 0  # segments
+    rtt: int = 0  # smoothed round trip time, µs; 0: not known
     has_dialled: bool | None = None  # True: made by connect(), False: by accept(), None: the kernel does not tell
     family: int = socket.AF_INET
     raw: bytes = b""  # struct inet_diag_sockid: the kernel wants it back to end the socket
+    stored: bytes = b""  # what is stored with it in the map that was asked for
+
+    @property
+    def transferred(self) -> int:
+        """Bytes sent and acknowledged, plus bytes received."""
+        return self.sent + self.received
 
     @property
     def cookie(self) -> int:
@@ -87,11 +104,15 @@ class Diag:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def sockets(self, *states: int) -> Iterator[TcpSocket]:
-        """All TCP sockets in these states, of both families. Raises OSError; ENOENT if the kernel has no tcp_diag."""
+    def sockets(self, *states: int, storage: int | None = None) -> Iterator[TcpSocket]:
+        """All TCP sockets in these states, of both families. Raises OSError; ENOENT if the kernel has no tcp_diag.
+
+        `storage` is the descriptor of a map of type sk_storage: what it has is told too. That needs CAP_BPF.
+        """
         mask = sum(1 << state for state in states)
+        asked = b"" if storage is None else _asking_for(storage)
         for family in (socket.AF_INET, socket.AF_INET6):
-            yield from self._dump(family, socket.IPPROTO_TCP, 1 << (_INFO - 1), mask)
+            yield from self._dump(family, socket.IPPROTO_TCP, 1 << (_INFO - 1), mask, asked)
 
     def datagram_sockets(self) -> Iterator[SocketRow]:
         """All UDP sockets that are bound and not connected, of both families.
@@ -116,8 +137,8 @@ class Diag:
             return False
         return True
 
-    def _dump(self, family: int, protocol: int, more: int, states: int) -> Iterator[TcpSocket]:
-        self._send(_BY_FAMILY, _DUMP, family, more, states, bytes(_ID_BYTES), protocol)
+    def _dump(self, family: int, protocol: int, more: int, states: int, attributes: bytes = b"") -> Iterator[TcpSocket]:
+        self._send(_BY_FAMILY, _DUMP, family, more, states, bytes(_ID_BYTES) + attributes, protocol)
         try:
             yield from map(_parsed, self._answers())
         except FileNotFoundError:
@@ -155,15 +176,27 @@ class Diag:
                 yield body
 
 
+def _asking_for(storage: int) -> bytes:
+    wanted = _ATTRIBUTE.pack(_ATTRIBUTE.size + 4, _MAP_FD) + struct.pack("=i", storage)
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(wanted), _STORAGES_ASKED | _NESTED) + wanted
+
+
 def _parsed(body: memoryview) -> TcpSocket:
     family, state, local_port, remote_port, local, remote, _, unacknowledged, uid, inode = _TOLD.unpack_from(body)
     if family == socket.AF_INET:
         local, remote = _MAPPED + local[:4], _MAPPED + remote[:4]
-    transferred, has_dialled = 0, None
-    if counted := _counted(body):
-        acknowledged, received, unsent, sent, again = counted
-        transferred = acknowledged + received
-        has_dialled = _has_dialled(state, acknowledged + unacknowledged - unsent - (sent - again), unsent)
+    sent, received, rtt, retransmits, has_dialled, stored = 0, 0, 0, 0, None, b""
+    for kind, value in _attributes(body[_TOLD.size :]):
+        # there is no tcp_info in TIME_WAIT
+        if kind == _INFO and len(value) >= _COUNTED_OFFSET + _COUNTED.size:
+            acknowledged, received, unsent, ever, again = _COUNTED.unpack_from(value, _COUNTED_OFFSET)
+            has_dialled = _has_dialled(state, acknowledged + unacknowledged - unsent - (ever - again), unsent)
+            rtt, retransmits = _PACE.unpack_from(value, _PACE_OFFSET)
+            # the kernel counts SYN and FIN too, once they are acknowledged
+            sent = max(0, acknowledged - bool(has_dialled) - (state == FIN_WAIT2))
+            received = max(0, received - (state in _ENDED))
+        elif kind & ~_NESTED == _STORAGES:
+            stored = _stored(value)
     return TcpSocket(
         state=state,
         local=local,
@@ -172,24 +205,35 @@ def _parsed(body: memoryview) -> TcpSocket:
         remote_port=int.from_bytes(remote_port, "big"),
         uid=uid,
         inode=inode,
-        transferred=transferred,
+        sent=sent,
+        received=received,
+        retransmits=retransmits,
+        rtt=rtt,
         has_dialled=has_dialled,
         family=family,
         raw=bytes(body[4 : 4 + _ID_BYTES]),
+        stored=stored,
     )
 
 
-def _counted(body: memoryview) -> tuple[int, ...] | None:
-    """The counters of tcp_info (see _COUNTED). None if the message has no tcp_info, as in TIME_WAIT."""
-    start = _TOLD.size
+def _attributes(body: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Netlink attributes: the kind and value of each."""
+    start = 0
     while start + _ATTRIBUTE.size <= len(body):
         length, kind = _ATTRIBUTE.unpack_from(body, start)
         if length < _ATTRIBUTE.size:
-            break
-        if kind == _INFO and length >= _ATTRIBUTE.size + _COUNTED_OFFSET + _COUNTED.size:
-            return _COUNTED.unpack_from(body, start + _ATTRIBUTE.size + _COUNTED_OFFSET)
+            return
+        yield kind, body[start + _ATTRIBUTE.size : start + length]
         start += (length + 3) & ~3
-    return None
+
+
+def _stored(storages: memoryview) -> bytes:
+    """The value in the one map that was asked for; b"" if nothing is stored with the socket."""
+    for _, storage in _attributes(storages):
+        for kind, value in _attributes(storage):
+            if kind == _MAP_VALUE:
+                return bytes(value)
+    return b""
 
 
 def _has_dialled(state: int, numbers: int, unsent: int) -> bool | None:

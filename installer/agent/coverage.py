@@ -1,4 +1,4 @@
-"""Keeps the record of what goes past the proxies small, and tells pods' owners of what they asked to hear about."""
+"""Keeps the records of what pods do small, and tells pods' owners of what goes past their proxies, if they asked."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,14 +11,15 @@ from bpf.errors import SidestepError
 from bpf.layout import Cookie, PodFlags, Way
 from bpf.tables import Tables
 from cni.enrolment.entries import Identity, on_uncaptured
-from cni.enrolment.uncaptured import Uncaptured, forget_oldest, listed, sums_of
+from cni.enrolment.records import records
+from cni.enrolment.uncaptured import Uncaptured, listed, sums_of
 from cni.netns.proc_net import endpoint
 from cni.policy.decision import UNASKED
 from cni.policy.pod import Pod, PodEvents
 
 log = structlog.get_logger("coverage")
 
-# Between two looks a pod may reach a quarter of UNCAPTURED_PER_POD new remote ends before one is dropped.
+# Between two looks a pod may make a quarter of the entries that it may have, before one is dropped
 _SECONDS = 1.0
 
 Kind = tuple[Way, str, str, bool]  # way, protocol, rule, whether it was refused
@@ -38,8 +39,9 @@ class Coverage:
 
     def look(self) -> None:
         """Forget the oldest entries where there are many, then tell of what is new."""
-        if gone := forget_oldest(self.tables):
-            log.info("coverage.forgotten", entries=gone)
+        for record in records(self.tables):
+            if gone := record.forget_oldest():
+                log.info("record.forgotten", map=record.entries.name, entries=gone)
         wanted = {cookie: identity for cookie, identity in self.identities().items() if self._is_wanted(cookie)}
         self._told = {cookie: self._told.get(cookie, set()) for cookie in wanted}
         before, self._sums = self._sums, {cookie: self._sum(cookie) for cookie in wanted}

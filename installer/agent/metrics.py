@@ -7,15 +7,16 @@ everything else: they call the observe methods of Metrics.
 import time
 from collections.abc import Iterable, Iterator
 from http import HTTPStatus
+from itertools import accumulate
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from bpf.acceleration import level_of
 from bpf.compiler import sources_digest
-from bpf.layout import TrafficEntry
+from bpf.layout import LIFETIMES, TrafficEntry
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.enrolment.enroll import Enrolments
@@ -153,6 +154,7 @@ class _KernelCollector(Collector):
         yield from self._maps()
         yield from self._connections()
         yield from self._uncaptured()
+        yield from self._flows()
         yield from self._lost_handovers()
         yield from self._acceleration()
 
@@ -200,6 +202,37 @@ class _KernelCollector(Collector):
         for (direction, what), count in self._tables.passages().items():
             family.add_metric([direction, what], count)
         yield family
+
+    def _flows(self) -> Iterator[Metric]:
+        """Of closed connections: those that are open cost a look into each pod's namespace."""
+        connections = CounterMetricFamily(
+            "sidestep_closed_connections", "Connections of applications that have closed", labels=["direction"]
+        )
+        carried = CounterMetricFamily(
+            "sidestep_closed_connections_bytes",
+            "Bytes that applications have sent and received on connections that have closed",
+            labels=["direction", "what"],
+        )
+        again = CounterMetricFamily(
+            "sidestep_closed_connections_retransmits",
+            "Segments sent again on connections that have closed",
+            labels=["direction"],
+        )
+        totals = self._tables.flow_totals()
+        for direction, total in totals.items():
+            connections.add_metric([direction], total.connections)
+            carried.add_metric([direction, "sent"], total.sent)
+            carried.add_metric([direction, "received"], total.received)
+            again.add_metric([direction], total.retransmits)
+        yield from (connections, carried, again)
+        counts = accumulate(self._tables.lifetimes())
+        duration = HistogramMetricFamily(
+            "sidestep_connection_duration_seconds", "Seconds from established to closed", labels=[]
+        )
+        bounds = (*map(str, map(float, LIFETIMES)), "+Inf")
+        nanoseconds = sum(total.duration for total in totals.values())
+        duration.add_metric([], list(zip(bounds, counts, strict=True)), nanoseconds / 1e9)
+        yield duration
 
     def _lost_handovers(self) -> Iterator[Metric]:
         now = {key.cookie: count.quad for key, count in self._tables.lost_handovers.every()}

@@ -21,6 +21,7 @@ from installer.kubectl.whereabouts import find_pod, in_url, named_pod
 _ABOUT_A_POD = {
     "explain": "Say what becomes of a pod's connection, and why.",
     "coverage": "Show what goes past a pod's proxy.",
+    "flows": "Show what a pod's connections carry, and with whom.",
     "trace": "Follow a pod's connections live.",
 }
 _ENDLESS = ("trace", "top")  # they go on until Ctrl-C

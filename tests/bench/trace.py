@@ -21,10 +21,10 @@ from pathlib import Path
 
 import click
 
+from tests.bench.lacking import TRACING, Connections, paired
 from tests.bench.mesh.load import load
 from tests.bench.mesh.scenarios import SCENARIOS, pairs
 from tests.bench.mesh.workloads import WORKLOADS
-from tests.bench.untraced import Connections, Trees
 from tests.lab.node import REPOSITORY, Node
 
 _WORKLOAD = WORKLOADS["new-connection-tcp"]
@@ -138,18 +138,9 @@ def back_to_back(rounds: int, seconds: int) -> Compared:
 
 def off(node: Node, connections: Connections, rounds: int) -> None:
     """Print how much more processor time it takes with programs that ask whether they are traced."""
-    with Trees(node) as trees:
-        times: dict[tuple[str, bool], list[float]] = {}
-        for number in range(rounds + 1):
-            for asks in sorted((False, True), reverse=bool(number % 2)):
-                trees.attach(asks)
-                for call in ("captured", "dns"):
-                    nanoseconds = min(connections.make(call, 0.5).nanoseconds for _ in range(3))
-                    times.setdefault((call, asks), []).append(nanoseconds)
+    ratios = paired(node, connections, TRACING, ("captured", "dns"), rounds)
     for call, what in (("captured", "a captured connection"), ("dns", "connect() to a nameserver, UDP")):
-        pairs_of_rounds = list(zip(times[call, True], times[call, False], strict=True))[1:]  # the first warms up
-        ratios = [asking / not_asking for asking, not_asking in pairs_of_rounds]
-        click.echo(f"  nobody traces, {what}: CPU with the question / without: {spread(ratios)}")
+        click.echo(f"  nobody traces, {what}: CPU with the question / without: {spread(ratios[call])}")
 
 
 def through_envoys(rounds: int, seconds: int) -> Compared:

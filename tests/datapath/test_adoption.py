@@ -97,7 +97,7 @@ def test_listeners_are_found_with_and_without_tcp_diag(
     asked, read = [], []
 
     class Asked(Diag):
-        def sockets(self, *states: int) -> Iterator[Any]:
+        def sockets(self, *states: int, storage: int | None = None) -> Iterator[Any]:
             asked.append(states)
             if not kernel_has_diag:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))

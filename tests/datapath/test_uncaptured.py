@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from bpf.layout import UNCAPTURED_PER_POD, Way
-from cni.enrolment.uncaptured import Sums, Uncaptured, forget_oldest, listed, sums_of
+from cni.enrolment.records import uncaptured_record
+from cni.enrolment.uncaptured import Sums, Uncaptured, listed, sums_of
 from cni.policy.annotations import CapturePolicy
 from tests.datapath.test_denied_ports import BOUND, UDP
 from tests.datapath.wires import APP, PROXY, Wire
@@ -255,13 +256,13 @@ def test_one_pod_has_so_many_entries_and_the_rest_is_counted(wire: Wire) -> None
 def test_the_oldest_entries_make_room(wire: Wire) -> None:
     wire.mesh(CapturePolicy(dual_stack=True))
     wire.pod.python(MANY, 0, 500)
-    assert forget_oldest(wire.kernel.tables) == 500 - UNCAPTURED_PER_POD // 2
+    assert uncaptured_record(wire.kernel.tables).forget_oldest() == 500 - UNCAPTURED_PER_POD // 2
     left = {each.address for each in everything(wire)}
     assert IPv4Address("198.18.1.243") in left and IPv4Address("198.18.0.0") not in left
     wire.pod.python(MANY, 1000, 1000 + UNCAPTURED_PER_POD // 2)
     assert len(everything(wire)) == UNCAPTURED_PER_POD
     assert (sums(wire).dropped, sums(wire).forgotten) == (0, 500 - UNCAPTURED_PER_POD // 2)
-    assert forget_oldest(wire.kernel.tables) > 0
+    assert uncaptured_record(wire.kernel.tables).forget_oldest() > 0
     assert IPv6Address("::1") not in {each.address for each in everything(wire)}
 
 

@@ -20,6 +20,8 @@ from tests.node.test_status import options
 SECRET = "eyJhbGciOi"
 EVERY = {
     "README.txt",
+    "coverage.json",
+    "flows.json",
     "log.txt",
     "maps.txt",
     "metrics.txt",

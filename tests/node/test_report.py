@@ -160,6 +160,12 @@ def test_what_went_past_the_proxies_is_listed_with_the_reason(seen: tuple[str, s
     assert "Past the proxies" in text and "refused: the pod denies this port" in text
 
 
+def test_what_connections_carry_is_listed(mesh: Mesh, seen: tuple[str, str]) -> None:
+    row = re.search(rf"default/alpha {re.escape(str(mesh.beta.ip4))}:8080 (\d+) (\d+) [0-9.]+ ([KM]i)?B ", seen[0])
+    assert row is not None and int(row[1]) >= 1
+    assert re.search(r"default/beta inbound, port 8080 \d+ \d+ ", seen[0])
+
+
 def test_pods_that_were_refused_are_listed_with_the_reason(mesh: Mesh, seen: tuple[str, str]) -> None:
     assert "refused, so they don't start: default/wrong" in seen[0]
     assert re.search(rf'Refused pods .* default/wrong {REFUSED} {REFUSED}: "80-90" is not a port; .* 20\d\d-', seen[0])

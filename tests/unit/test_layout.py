@@ -16,7 +16,7 @@ MIRRORS = {
     for name, each in vars(layout).items()
     if isinstance(each, type) and issubclass(each, ctypes.Structure) and name not in ("Cookie", "Word", "Quad")
 }
-STORED = {"sockets": "socket_state", "resolvers": "nameservers", "pairings": "pairing"}
+STORED = {"sockets": "socket_state", "resolvers": "nameservers", "pairings": "pairing", "counted": "counted"}
 
 
 def fields_of(mirror: type[ctypes.Structure]) -> list[str]:

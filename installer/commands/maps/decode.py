@@ -15,6 +15,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from bpf.layout import (
+    LIFETIMES,
     PASSAGES,
     RULES,
     TOTALS,
@@ -23,6 +24,8 @@ from bpf.layout import (
     CoverageEntry,
     DestinationEntry,
     EndKey,
+    FlowKey,
+    FlowWay,
     Level,
     MeetingEntry,
     NetworkKey,
@@ -46,6 +49,7 @@ Structure = ctypes.Structure
 
 # enum side of maps.h
 _SIDES = ("client", "server")
+_DIRECTIONS = ("outbound", "inbound")
 _FAMILIES = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
 _OUTCOMES = tuple(f"{direction}_{verdict}" for direction, verdict in TOTALS)
 _PASSED = tuple(f"{direction}_{what}" for direction, what in PASSAGES)
@@ -91,12 +95,15 @@ _FIELDS: dict[tuple[type[Structure], str], Callable[[Any], Any]] = {
     (TallyEntry, "connections"): lambda counts: dict(zip(_OUTCOMES, counts, strict=True)),
     (CoverageEntry, "passages"): lambda counts: dict(zip(_PASSED, counts, strict=True)),
     (UncapturedKey, "way"): _member(Way),
+    (FlowKey, "way"): _member(FlowWay),
     (UncapturedEntry, "rule"): lambda rule: RULES[rule] if rule < len(RULES) else rule,
 }
 # table → name of its plain key or value, and what makes it readable; a key or value without a name is left out
 _KEYS: dict[str, tuple[str, Callable[[int], Any]]] = {
     "totals": ("connections", lambda index: _OUTCOMES[index] if index < len(_OUTCOMES) else index),
     "passages": ("what", lambda index: _PASSED[index] if index < len(_PASSED) else index),
+    "flow_totals": ("direction", lambda index: _DIRECTIONS[index] if index < len(_DIRECTIONS) else index),
+    "lifetimes": ("up_to_seconds", lambda index: LIFETIMES[index] if index < len(LIFETIMES) else None),
     "node": ("", int),
     "tracing": ("", int),
     "lost": ("", int),
@@ -116,6 +123,8 @@ _VALUES: dict[str, tuple[str, Callable[[int], Any]]] = {
     "totals": ("count", int),
     "passages": ("count", int),
     "forgotten": ("entries", int),
+    "flows_forgotten": ("entries", int),
+    "lifetimes": ("connections", int),
     "lost": ("events", int),
     "inbound": ("program_id", int),
     "lost_handovers": ("connections", int),

@@ -1,6 +1,7 @@
 """Writes entries of a map while they are read, so that 250,000 entries take no more memory than a few."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -78,9 +79,11 @@ def _row(entry: dict[str, Plain]) -> Row:
 
 
 def _flat(plain: Plain) -> Iterator[tuple[str, str]]:
+    """The innermost names. One that several structures of an entry have is written STRUCTURE.NAME."""
+    inner = Counter(name for value in plain.values() if isinstance(value, dict) for name in value)
     for name, value in plain.items():
         if isinstance(value, dict):
-            yield from _flat(value)
+            yield from ((f"{name}.{each}" if inner[each] > 1 else each, text) for each, text in _flat(value))
         else:
             yield name, _told(value)
 

@@ -39,6 +39,7 @@ def report_document(view: NodeView) -> Plain:
         "blind": view.blind,
         "refused_pods": view.refused.document(),
         "coverage": list(view.coverage),
+        "carried": list(view.carried),
     }
 
 

@@ -21,6 +21,7 @@ from installer.verdict.verdict import State
 _HERE = Path(__file__).parent
 _MOST_FLOWS = 300
 _MOST_PAST = 100
+_MOST_CARRIED = 100
 _TOO_SHORT = "not known: connections between two looks"
 
 
@@ -75,6 +76,7 @@ def render(view: NodeView) -> str:
         "rate": figures.rate,
         "count": figures.count,
         "size": figures.size,
+        "span": figures.span,
         "share": figures.share,
     }
     names = {cookie: str(pod.identity) for cookie, pod in view.sample.pods.items()}
@@ -87,6 +89,8 @@ def render(view: NodeView) -> str:
         more_flows=max(0, len(view.flows) - _MOST_FLOWS),
         past=_past(view)[:_MOST_PAST],
         more_past=max(0, len(_past(view)) - _MOST_PAST),
+        carried=_carried(view)[:_MOST_CARRIED],
+        more_carried=max(0, len(_carried(view)) - _MOST_CARRIED),
         failures=list(_failures(view)),
         causes=list(_causes(view)),
         fills=sorted(view.fills, key=lambda fill: -fill.share),
@@ -106,6 +110,12 @@ def _past(view: NodeView) -> list[tuple[dict[str, Any], dict[str, Any]]]:
             for each in pod[name]:
                 found.append((pod, each | {"told": f"{title}{each['why']} ({each['rule']})"}))
     return found
+
+
+def _carried(view: NodeView) -> list[tuple[str, dict[str, Any]]]:
+    """Each pod's name with each of its destinations and ports, those with the most bytes first."""
+    rows = [(pod["pod"], each) for pod in view.carried for each in pod["flows"]]
+    return sorted(rows, key=lambda row: -(row[1]["sent_bytes"] + row[1]["received_bytes"]))
 
 
 def findings_of(view: NodeView) -> Iterator[Trouble]:

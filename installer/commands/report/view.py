@@ -12,6 +12,7 @@ from bpf.tables import Tables
 from cni.netns.namespaces import NoProcfs
 from installer import VERSION
 from installer.commands.coverage.coverage_document import coverage_documents
+from installer.commands.flows.flows_document import flows_documents
 from installer.commands.pods.refused import Refused, refused_pods
 from installer.commands.sampling.flows import (
     PROXY,
@@ -47,6 +48,7 @@ class NodeView:
     blind: str = ""  # why no sockets could be read at all
     refused: Refused = field(default_factory=lambda: Refused(()))
     coverage: tuple[dict[str, Any], ...] = ()  # of pods with traffic past their proxies, as `sidestep coverage` has it
+    carried: tuple[dict[str, Any], ...] = ()  # of pods that have had connections, as `sidestep flows` has it
     about: tuple[str, ...] = ()  # what runs here: version, agent, chain
 
 
@@ -77,6 +79,7 @@ def gather(attachment: Attachment, chain: Chain, node: Node, ports: Ports, secon
         blind,
         refused_pods(node.cni_agent_run_dir, (str(pod.identity) for pod in after.pods.values())),
         tuple(each for each in coverage_documents(pins, proc) if each["past_the_proxy"] or each["refusals"]),
+        tuple(each for each in flows_documents(pins, proc) if each["flows"]),
         tuple(_about(status)),
     )
 

@@ -1,6 +1,7 @@
 """Writes numbers for people: short, with only the digits that matter."""
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_TIMES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
 def rate(value: float) -> str:
@@ -24,6 +25,18 @@ def size(value: float) -> str:
             break
         value /= 1024
     return f"{value:.0f} {unit}" if unit == "B" or value >= 99.95 else f"{value:.1f} {unit}"
+
+
+def span(seconds: float | None) -> str:
+    """A time with its unit: "38 µs", "1.2 ms", "3.4 min"; "–" if there is none."""
+    if seconds is None:
+        return "–"
+    for length, unit in _TIMES:
+        # what would be rounded to 1,000 of a unit or more is left to the larger one
+        if seconds >= length * 0.9995:
+            value = seconds / length
+            return f"{value:.1f} {unit}" if value < 9.95 and unit != "µs" else f"{value:.0f} {unit}"
+    return "0 s" if seconds == 0 else "<1 µs"
 
 
 def share(value: float | None) -> str:

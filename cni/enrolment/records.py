@@ -1,0 +1,85 @@
+"""Keeps the records small that the programs make of what each pod does: `uncaptured` and `flows`.
+
+Such a record has one map of entries for all pods. A second map counts for each pod how many entries were ever made, and
+a third how many have been removed since. From these two numbers the programs know whether the pod has room for another
+entry. The agent removes the oldest ones in time.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from bpf.layout import FLOWS_PER_POD, UNCAPTURED_PER_POD, Cookie, Quad
+from bpf.tables import Table, Tables
+
+
+@dataclass(frozen=True)
+class Record:
+    """Keys of `entries` have a cookie, values the time `last`; values of `sums` have the number `added`."""
+
+    entries: Table[Any, Any]
+    sums: Table[Cookie, Any]
+    forgotten: Table[Cookie, Quad]
+    most: int  # entries that a pod may have
+
+    def forgotten_of(self, cookie: int) -> int:
+        """How many of a pod's entries have been removed while it ran."""
+        return int((self.forgotten.get(Cookie(cookie)) or Quad()).quad)
+
+    def forget_oldest(self) -> int:
+        """Make room where a pod has many entries; returns how many have gone. Entries of pods that have gone go too.
+
+        Of a pod with three quarters of what it may have, half of that stays. Only one process of a node may call it.
+        """
+        crowded = {key.cookie for key, sums in self.sums.every() if self._number(key, sums) > self.most * 3 // 4}
+        if not crowded:
+            return 0
+        enrolled = {key.cookie for key in self.sums.every_key()}
+        ages = [(key.cookie, value.last, bytes(key)) for key, value in self.entries.every()]
+        gone = 0
+        for cookie, some in groupby(sorted(ages, reverse=True), key=lambda each: each[0]):
+            if cookie in crowded:
+                gone += self._remove(cookie, [key for _, _, key in some][self.most // 2 :])
+            elif cookie not in enrolled:
+                gone += sum(self.entries.remove(self._key(key)) for _, _, key in some)
+        return gone
+
+    def forget_pod(self, cookie: int) -> None:
+        """Remove all entries of a pod that is being taken out. The sums go with the pod's other counters."""
+        sums = self.sums.get(Cookie(cookie))
+        if sums is None or not self._number(Cookie(cookie), sums):
+            return
+        for key in list(self.entries.every_key()):
+            if key.cookie == cookie:
+                self.entries.remove(key)
+
+    def _number(self, key: Cookie, sums: Any) -> int:
+        """How many entries a pod has, by its own counts."""
+        return int(sums.added) - self.forgotten_of(key.cookie)
+
+    def _remove(self, cookie: int, keys: list[bytes]) -> int:
+        removed = sum(self.entries.remove(self._key(key)) for key in keys)
+        before = self.forgotten_of(cookie)
+        if removed and self.sums.get(Cookie(cookie)):
+            self.forgotten.put(Cookie(cookie), Quad(before + removed))
+        return removed
+
+    def _key(self, raw: bytes) -> ctypes.Structure:
+        key: ctypes.Structure = self.entries.key.from_buffer_copy(raw)
+        return key
+
+
+def uncaptured_record(tables: Tables) -> Record:
+    """What pods have sent and got past their proxies."""
+    return Record(tables.uncaptured, tables.coverage, tables.forgotten, UNCAPTURED_PER_POD)
+
+
+def flow_record(tables: Tables) -> Record:
+    """With whom pods' connections were."""
+    return Record(tables.flows, tables.flow_sums, tables.flows_forgotten, FLOWS_PER_POD)
+
+
+def records(tables: Tables) -> tuple[Record, ...]:
+    """All of them."""
+    return uncaptured_record(tables), flow_record(tables)
