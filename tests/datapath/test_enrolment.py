@@ -27,6 +27,8 @@ def test_enrolling_twice_is_the_same_as_once(wire: Wire) -> None:
         "lost_handovers": 1,
         "coverage": 1,
         "forgotten": 1,
+        "flow_sums": 1,
+        "flows_forgotten": 1,
     }
     wire.enrol()
     assert wire.kernel.entries() == once

@@ -30,7 +30,6 @@ EVERY = {
     "pods.txt",
     "probe.txt",
     "readyz.json",
-    "coverage.json",
     "refused.txt",
     "report.html",
     "settings.json",
