@@ -26,6 +26,7 @@ _CAPTURING = (
     istio.DENY_OUTBOUND_PORTS,
     istio.DENY_INBOUND_PORTS,
     istio.UNCAPTURED,
+    istio.LIVE_POLICY,
     INJECT,
     STATUS,
 )

@@ -2,9 +2,9 @@
 
 A round puts back detached links and missing pins, lets go of pods whose namespace is gone, enrols running mesh pods
 that are not enrolled, registers listeners that the programs missed, restores missing map entries, compares every pod
-with its namespace, updates denied ports, and looks where pods' processes run. Rounds run at the start and every few
-minutes. Programs that are detached capture nothing, so links, pins, lost namespaces and closed listeners are checked
-every few seconds. wake() has them checked at once, and running mesh pods enrolled.
+with its namespace, follows changed annotations, and looks where pods' processes run. Rounds run at the start and every
+few minutes. Programs that are detached capture nothing, so links, pins, lost namespaces and closed listeners are
+checked every few seconds. wake() has them checked at once, and running mesh pods enrolled.
 
 Istio's repair controller also handles pods that started without capture, but only after their validation has failed.
 """
@@ -89,7 +89,7 @@ class Reconciler:
     events: PodEvents
     observe: Callable[[str, int], None]  # gets the kind of each thing put right, and the count
     claims: Callable[[Pod], bool] = _never  # whether Repairs will delete or label the pod
-    deny: Callable[[], None] = _nothing  # updates the denied ports of running pods
+    follow: Callable[[], None] = _nothing  # has running pods follow what their annotations say now
     hold: Callable[[], None] = _nothing  # keeps other agents from the pins
     retained: Retained | None = None  # what is pinned, also open in this process
     take_over: Callable[[], Done] = _nothing_done  # takes pods over from another layout of the maps
@@ -114,7 +114,10 @@ class Reconciler:
 
         A step that fails is logged and runs again in the next round.
         """
-        begin, end = (self._restore, self._take), (self._listen, self._mend, self._compare, self._deny, self._see_rules)
+        begin, end = (
+            (self._restore, self._take),
+            (self._listen, self._mend, self._compare, self._follow, self._see_rules),
+        )
         return self._do(*begin, self._sweep, self._adopt, self._take, *end, self.strays, self._note_failures)
 
     def look(self) -> Counter[str]:
@@ -357,9 +360,9 @@ class Reconciler:
             self.failures.look(self.enrolments.identities())
         return {}
 
-    def _deny(self) -> Done:
-        """Apply changes of denied ports that the watch missed or that found no room in the map."""
-        self.deny()
+    def _follow(self) -> Done:
+        """Apply changes of annotations that the watch missed or that found no room in the maps."""
+        self.follow()
         return {}
 
     def pods_of(self, cookies: Iterable[int]) -> dict[int, Pod]:

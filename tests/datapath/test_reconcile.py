@@ -17,8 +17,8 @@ from bpf.libbpf import LIBBPF
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor
 from cni.enrolment import adoption
-from cni.enrolment.denial import Denials
 from cni.enrolment.entries import Identity
+from cni.enrolment.live import LivePolicies
 from cni.errors import Code, NotCaptured
 from cni.netns.namespaces import find_netns
 from cni.netns.processes import Crowd, crowds
@@ -328,8 +328,8 @@ def test_a_refusal_is_told_once(agent: Parts, pod: Running) -> None:
 
 def test_a_change_of_denied_ports_that_nobody_was_told_of_is_found(agent: Parts, pod: Running) -> None:
     """As when it comes between an ADD's look at its Pod and the enrolment."""
-    denials = Denials(agent.enrolments, agent.events)
-    agent.reconciler.deny = lambda: denials.look(agent.pods)
+    denials = LivePolicies(agent.enrolments, agent.events)
+    agent.reconciler.follow = lambda: denials.look(agent.pods)
     agent.events.events.clear()
     agent.pods.pods = [pod.pod(pod.proxy, **{"sidestep.io/deny-outbound-ports": "8080"})]
     denials.changed(None, pod.pod(pod.proxy, uid="not enrolled yet"))

@@ -168,5 +168,8 @@ def _acceleration(found: dict[str, Any]) -> list[str]:
 
 
 def _differs(found: dict[str, Any]) -> list[str]:
-    lines = [f'{each["name"]}: "{each["now"]}", enrolled as "{each["enrolled"]}"' for each in found["changes"]]
+    lines = [
+        f'{each["name"]}: "{each["now"]}", enrolled as "{each["enrolled"]}" ({each["applies"]})'
+        for each in found["changes"]
+    ]
     return [*lines, found["reason"]] if found["reason"] else ["asks for the same"]

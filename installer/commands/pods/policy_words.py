@@ -38,6 +38,7 @@ def annotations_of(policy: CapturePolicy) -> dict[str, str]:
         istio.DENY_INBOUND_PORTS: _joined(sorted(policy.deny_inbound_ports)),
         istio.STRICT_PROXY: _boolean(policy.strict_proxy),
         istio.UNCAPTURED: policy.uncaptured,
+        istio.LIVE_POLICY: _boolean(policy.live),
         istio.ACCELERATION: str(policy.acceleration),
     }
 
