@@ -133,7 +133,7 @@ static __always_inline int capture_connection(struct bpf_sock_addr *ctx, __u32 f
         return is_refused_uncaptured(pod, terms, cookie, sk, &to, &source, RULE_NONE) ? REFUSE : pass(sk, &to);
 
     resolve_unspecified(&to, &source);
-    decision = decide(pod, terms, cookie, sk, &to, &source, protocol == IPPROTO_UDP);
+    decision = decide(ctx, pod, terms, cookie, sk, &to, &source, protocol == IPPROTO_UDP);
     if (decision.verdict == VERDICT_PASS && is_refused_uncaptured(pod, terms, cookie, sk, &to, &source, decision.rule))
         return REFUSE;
     count(cookie, decision.verdict);

@@ -219,19 +219,64 @@ static __always_inline void gather(struct pod *pod, struct terms terms, __u64 co
     facts->container = blurred(container_of(pod, cookie, &who), facts->mark);
 }
 
+/* Whether somebody in the pod listens on the proxy's outbound port now. Only a lookup knows. */
+static __always_inline bool is_outbound_listening(struct bpf_sock_addr *ctx)
+{
+    struct bpf_sock_tuple four = {}, six = {};
+    struct bpf_sock *sk;
+
+    four.ipv4.saddr = four.ipv4.daddr = swap32(LOOPBACK4);
+    four.ipv4.dport = swap16(OUTBOUND_PORT);
+    six.ipv6.saddr[3] = six.ipv6.daddr[3] = swap32(1);
+    six.ipv6.dport = swap16(OUTBOUND_PORT);
+    /* Twice: if a packet interrupts the pod's own ss_steer, which runs in the lookup, the lookup finds nobody. */
+    for (int look = 0; look < 2; look++) {
+        sk = bpf_sk_lookup_tcp(ctx, &four, sizeof(four.ipv4), BPF_F_CURRENT_NETNS, 0);
+        if (!sk)
+            sk = bpf_sk_lookup_tcp(ctx, &six, sizeof(six.ipv6), BPF_F_CURRENT_NETNS, 0);
+        if (sk) {
+            bpf_sk_release(sk);
+            return true;
+        }
+    }
+    return false;
+}
+
+/*
+ * Whether a connection that is captured passes all the same, because the pod's proxy has not come yet or has gone. A proxy
+ * that has gone counts only when the Pod is being deleted. Before, it has crashed, and its pod is closed.
+ */
+static __always_inline enum rule rule_without_proxy(struct bpf_sock_addr *ctx, struct terms terms, __u64 cookie)
+{
+    __u32 ending = POD_LATE_OUTBOUND | POD_DELETED;
+    bool has_started;
+
+    if (!(terms.flags & (POD_EARLY_OUTBOUND | POD_LATE_OUTBOUND)))
+        return RULE_NONE;
+    has_started = started.lookup(&cookie) != 0;
+    if (terms.flags & POD_EARLY_OUTBOUND && !has_started)
+        return RULE_EARLY;
+    if (has_started && (terms.flags & ending) == ending && !is_outbound_listening(ctx))
+        return RULE_LATE;
+    return RULE_NONE;
+}
+
 /* Gathers the facts and decides. */
-static __always_inline struct decision decide(struct pod *pod, struct terms terms, __u64 cookie, struct bpf_sock *sk,
-                                              struct destination *to, const struct address *source, bool udp)
+static __always_inline struct decision decide(struct bpf_sock_addr *ctx, struct pod *pod, struct terms terms,
+                                              __u64 cookie, struct bpf_sock *sk, struct destination *to,
+                                              const struct address *source, bool udp)
 {
     struct outbound facts = {.udp = udp};
     struct decision decision;
+    enum rule without_proxy;
 
     gather(pod, terms, cookie, sk, to, source, &facts);
     decision = decide_outbound(terms.flags, &facts);
-    /* Early outbound: the user's init containers reach the network before the proxy has listened for the first time. */
-    if ((decision.verdict == VERDICT_OUTBOUND || decision.verdict == VERDICT_DNS) && terms.flags & POD_EARLY_OUTBOUND
-        && !started.lookup(&cookie))
-        decision = DECIDED(RULE_EARLY, VERDICT_PASS);
+    if (decision.verdict == VERDICT_OUTBOUND || decision.verdict == VERDICT_DNS) {
+        without_proxy = rule_without_proxy(ctx, terms, cookie);
+        if (without_proxy != RULE_NONE)
+            decision = DECIDED(without_proxy, VERDICT_PASS);
+    }
     decision = with_route(terms.flags, &facts, decision);
     decision.verdict = blurred(decision.verdict, facts.mark);
     return decision;

@@ -45,6 +45,8 @@ class PodFlags(IntFlag):
     UNCAPTURED_DENIED = 1 << 14
     UNCAPTURED_AUDITED = 1 << 15
     LIVE_POLICY = 1 << 16
+    LATE_OUTBOUND = 1 << 17
+    DELETED = 1 << 18
 
 
 class PortRule(IntFlag):
@@ -485,6 +487,7 @@ RULES = (
     "UDP",
     "no IPv6",
     "protocol",
+    "late-outbound",
 )
 
 # maps that user space cannot look up by key, with the size of a value in bytes: socket storages, and the ring (0)

@@ -88,6 +88,8 @@ struct address {
 #define POD_UNCAPTURED_DENIED (1u << 14)  /* nothing leaves past the proxy that no annotation asks for */
 #define POD_UNCAPTURED_AUDITED (1u << 15) /* the same is reported; no program reads this flag */
 #define POD_LIVE_POLICY (1u << 16)        /* the policy follows the running Pod's annotations; no program reads this */
+#define POD_LATE_OUTBOUND (1u << 17) /* outbound passes once the Pod is being deleted and its proxy listens no more */
+#define POD_DELETED (1u << 18)       /* the Pod is being deleted: its containers are ending */
 
 /*
  * One mesh pod: first what the decision needs, then the pod's identity, which a restarted agent reads. A policy is the
@@ -491,8 +493,8 @@ TABLE("hash", struct interface_key, __u32, interfaces, MAX_INTERFACES, NO_PREALL
 TABLE("hash", __u64, __u64, proxies, MAX_PODS, NO_PREALLOC)
 
 /*
- * sockops (listen) → connect, datagram; by netns cookie: pods with POD_EARLY_OUTBOUND whose proxy has listened. The
- * agent removes the entry with the pod.
+ * sockops (listen) → connect, datagram; by netns cookie: pods with POD_EARLY_OUTBOUND or POD_LATE_OUTBOUND whose proxy
+ * has listened. The agent removes the entry with the pod.
  */
 TABLE("hash", __u64, __u32, started, MAX_PODS, NO_PREALLOC)
 

@@ -130,7 +130,8 @@ static __always_inline enum rule rule_past(struct pod *pod, struct terms terms, 
 /* Whether an annotation asks for what this rule lets pass. */
 static __always_inline bool is_asked_for(enum rule rule)
 {
-    return rule == RULE_O0 || rule == RULE_O1 || rule == RULE_O8 || rule == RULE_O11 || rule == RULE_EARLY;
+    return rule == RULE_O0 || rule == RULE_O1 || rule == RULE_O8 || rule == RULE_O11 || rule == RULE_EARLY
+           || rule == RULE_LATE;
 }
 
 static __always_inline struct uncaptured_key key_to(__u64 cookie, struct bpf_sock *sk, const struct destination *to,

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from bpf import links
-from bpf.errors import KernelRefused, SidestepError
+from bpf.errors import KernelRefused, SidestepError, TableFull
 from bpf.layout import (
     INBOUND_PORT,
     LISTENER_SLOTS,
@@ -112,9 +112,17 @@ class Enrolments(Enrolled):
     def change(self, cookie: int, revise: Callable[[Terms], Terms]) -> Change | None:
         """Put the terms in force that `revise` makes of those in force now. None if nothing changes.
 
-        New connections meet the old terms or the new ones, never parts of both. Call settle() afterwards. Does nothing
-        if the pod is not enrolled any more. Raises TableFull and KernelRefused; the old terms are then in force.
+        New connections meet the old terms or the new ones, never parts of both. The rows of the old ones stay until
+        settle() is called. Does nothing if the pod is not enrolled any more. Raises TableFull and KernelRefused; then
+        the old terms are in force.
         """
+        try:
+            return self._change(cookie, revise)
+        except TableFull:  # perhaps rows of older terms are in the way
+            self.settle()
+            return self._change(cookie, revise)
+
+    def _change(self, cookie: int, revise: Callable[[Terms], Terms]) -> Change | None:
         with self.undisturbed(cookie), ExitStack() as undo:
             known, pod = self._index.get(cookie), self._tables.pods.get(Cookie(cookie))
             if known is None or pod is None:
@@ -123,15 +131,16 @@ class Enrolments(Enrolled):
             after = revise(before)
             if after == before:
                 return None
-            policy = _next(pod.policy)
-            fresh = list(term_rows(cookie, after, policy))
+            has_other_rows = (before.port_rules, before.networks) != (after.port_rules, after.networks)
+            policy = _next(pod.policy) if has_other_rows else pod.policy
+            fresh = list(term_rows(cookie, after, policy)) if has_other_rows else []
             for row in fresh:
                 _put(undo, self._table(row.table), row.key, row.value)
             pod.flags, pod.policy = PodFlags(pod.flags) & ~terms.FLAGS | after.flags, policy
             pod.port_rules, pod.networks = len(after.port_rules), len(after.networks)
             self._tables.pods.put(Cookie(cookie), pod)
             undo.pop_all()
-            old = lasting(known.keys)
+            old = lasting(known.keys) if has_other_rows else set()
             known.keys.difference_update(old)
             known.keys.update(_keys(fresh))
             self._superseded.add(old)
@@ -211,7 +220,10 @@ class Enrolments(Enrolled):
         return int((self._tables.proxies.get(Cookie(cookie)) or Quad()).quad)
 
     def has_started(self, cookie: int) -> None:
-        """Record that a pod's proxy has begun to take outbound connections. This ends the pod's early outbound."""
+        """Record that a pod's proxy has begun to take outbound connections.
+
+        This ends the pod's early outbound, and without it no late outbound begins.
+        """
         self._tables.started.put(Cookie(cookie), Word(1))
 
     def remove(self, cookie: int) -> bool:

@@ -102,6 +102,8 @@ class Enrolled:
         pod = self._tables.pods.get(Cookie(cookie))
         if pod is None:
             return [*found, f"no entry in pods for {entries.identity} (netns cookie {cookie})"]
+        is_deleted = PodFlags(pod.flags) & PodFlags.DELETED  # which entries do not say: a Pod is enrolled before
+        entries = replace(entries, flags=entries.flags | is_deleted)
         if bytes(pod) != bytes(_as_adopted(entries, Identity.of(pod)).pod(pod.policy)):
             found.append(
                 f"entry of {entries.identity} is {Identity.of(pod)} with flags {PodFlags(pod.flags)!s}, "

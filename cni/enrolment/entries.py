@@ -88,6 +88,7 @@ def entries_of(identity: Identity, policy: CapturePolicy, sandbox: Sandbox, ids:
         (PodFlags.DNS, policy.dns_capture),
         (PodFlags.TPROXY, policy.mode == "TPROXY"),
         (PodFlags.EARLY_OUTBOUND, policy.early_outbound),
+        (PodFlags.LATE_OUTBOUND, policy.late_outbound),
         (PodFlags.STRICT, policy.strict_proxy),
         (PodFlags.ROUTES, sandbox.ways),
         (PodFlags.LOOPBACK_STAYS, sandbox.loopback_stays),

@@ -1,5 +1,5 @@
-"""What running pods follow of their annotations: the ports that they deny and, if the pod or the node wants it so, what
-they capture. All other annotations count only when a pod is enrolled.
+"""What running pods follow of their Pods: the ports that they deny, that they are being deleted and, if the pod or the
+node wants it so, what they capture. All other annotations count only when a pod is enrolled.
 """
 
 import threading
@@ -13,7 +13,7 @@ from cni.enrolment.enroll import Change, Enrolments
 from cni.enrolment.refusals import for_owners
 from cni.enrolment.terms import Terms, denial, terms_of
 from cni.errors import InvalidAnnotation
-from cni.policy.annotations import FOLLOWED, denied_ports
+from cni.policy.annotations import FOLLOWED, LATE_OUTBOUND, denied_ports
 from cni.policy.pod import Pod, PodEvents, PodSource
 from cni.policy.policies import Policies
 
@@ -24,7 +24,7 @@ Revision = Callable[[Terms], Terms]
 _DENIAL_REFUSED, _POLICY_REFUSED = "DenialRefused", "LivePolicyRefused"
 _KEPT = {
     _DENIAL_REFUSED: "What was denied before stays denied",
-    _POLICY_REFUSED: "The policy of before stays in force",
+    _POLICY_REFUSED: "The old policy stays in force",
 }
 
 
@@ -42,7 +42,7 @@ class LivePolicies:
         with self._lock:
             if after is None:
                 self._refused.pop(_key(before) if before else "", None)
-            elif before is None or before.annotations != after.annotations:
+            elif before is None or _what_counts(before) != _what_counts(after):
                 self._refused.pop(_key(after), None)
                 self._apply([after])
 
@@ -65,11 +65,10 @@ class LivePolicies:
             cookie = by_owner.get((pod.uid, pod.namespace, pod.name))
             if cookie is not None:
                 self._follow(cookie, pod)
-        self._enrolments.settle()
 
     def _follow(self, cookie: int, pod: Pod) -> None:
         """Change the pod's terms once, by all of its annotations that make sense."""
-        revisions: list[Revision] = []
+        revisions: list[Revision] = [_ending(pod)]
         problems: dict[str, SidestepError] = {}
         is_live = False
         try:
@@ -84,7 +83,7 @@ class LivePolicies:
         try:
             change = self._enrolments.change(cookie, lambda terms: _revised(terms, revisions))
         except SidestepError as error:
-            self._tell_refused(pod, {_POLICY_REFUSED if is_live else _DENIAL_REFUSED: error})
+            self._tell_refused(pod, problems | {_POLICY_REFUSED if is_live else _DENIAL_REFUSED: error})
             return
         if change:
             self._tell_changed(cookie, pod, change)
@@ -93,10 +92,13 @@ class LivePolicies:
     def _capturing(self, pod: Pod) -> Revision:
         """Raises InvalidAnnotation."""
         wanted = terms_of(self._policies.followed(pod))
-        return lambda terms: wanted.denying(terms.denied)
+        return lambda terms: wanted.denying(terms.denied).flagged(PodFlags.DELETED, PodFlags.DELETED in terms.flags)
 
     def _tell_changed(self, cookie: int, pod: Pod, change: Change) -> None:
-        name, (before, after) = f"{pod.namespace}/{pod.name}", change
+        name = f"{pod.namespace}/{pod.name}"
+        if PodFlags.DELETED in change.after.flags & ~change.before.flags:
+            log.info("pod.ending", pod=name, netns_cookie=cookie, late_outbound="passes once its proxy listens no more")
+        before, after = (each.flagged(PodFlags.DELETED, False) for each in change)
         if before.denied != after.denied:
             outbound, inbound = (
                 _listed(after.denied, each) for each in (PortRule.DENY_OUTBOUND, PortRule.DENY_INBOUND)
@@ -135,6 +137,16 @@ def _denying(pod: Pod) -> Revision:
     """Raises InvalidAnnotation."""
     denied = denial(*denied_ports(pod))
     return lambda terms: terms.denying(denied)
+
+
+def _ending(pod: Pod) -> Revision:
+    """Only pods that ask for late outbound are told that they are being deleted: to others it means nothing."""
+    is_ending = pod.is_deleted and pod.annotations.get(LATE_OUTBOUND) == "allow"
+    return lambda terms: terms.flagged(PodFlags.DELETED, is_ending)
+
+
+def _what_counts(pod: Pod) -> tuple[dict[str, str], bool]:
+    return pod.annotations, pod.is_deleted
 
 
 def _at_rest(terms: Terms) -> Terms:

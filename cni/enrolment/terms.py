@@ -12,7 +12,7 @@ from cni.policy.annotations import CapturePolicy, Network
 from cni.policy.prefixes import effective_prefixes
 
 _DENY = PortRule.DENY_OUTBOUND | PortRule.DENY_INBOUND
-# the flags that terms decide about; a pod's other flags come from its namespace, its proxy, or are fixed at its ADD
+# the flags that follow the Pod; a pod's other flags come from its namespace or its proxy, or are fixed at its ADD
 FLAGS = (
     PodFlags.OUTBOUND_ALL
     | PodFlags.INBOUND_ALL
@@ -23,6 +23,7 @@ FLAGS = (
     | PodFlags.UNCAPTURED_DENIED
     | PodFlags.UNCAPTURED_AUDITED
     | PodFlags.LIVE_POLICY
+    | PodFlags.DELETED
 )
 
 

@@ -37,6 +37,7 @@ KUBEVIRT_INTERFACES = "traffic.sidecar.istio.io/kubevirtInterfaces"
 
 # sidestep's own annotations. Istio has nothing like the first two, so they are off unless a Pod asks for them.
 EARLY_OUTBOUND = "sidestep.io/early-outbound"
+LATE_OUTBOUND = "sidestep.io/late-outbound"
 STRICT_PROXY = "sidestep.io/strict-proxy"
 ACCELERATION = "sidestep.io/acceleration"
 DENY_OUTBOUND_PORTS = "sidestep.io/deny-outbound-ports"
@@ -128,6 +129,7 @@ class CapturePolicy(BaseModel):
     invalid_drop: bool = False
     loopback_included: bool = False
     early_outbound: bool = False
+    late_outbound: bool = False
     strict_proxy: bool = False
     deny_outbound_ports: frozenset[int] = frozenset()
     deny_inbound_ports: frozenset[int] = frozenset()
@@ -165,7 +167,8 @@ def policy_of(pod: Pod, uncaptured: OnUncaptured = "allow", live: bool = False) 
         dns_capture=parse_bool(proxy.env_value(DNS_CAPTURE)) or False,
         dual_stack=parse_bool(proxy.env_value(DUAL_STACK)) or False,
         invalid_drop=parse_bool(proxy.env_value(INVALID_DROP)) or False,
-        early_outbound=_early_outbound(pod.annotations),
+        early_outbound=_allows(pod.annotations, EARLY_OUTBOUND),
+        late_outbound=_allows(pod.annotations, LATE_OUTBOUND),
         strict_proxy=_boolean(pod.annotations, STRICT_PROXY),
         deny_outbound_ports=_ports(values, DENY_OUTBOUND_PORTS),
         deny_inbound_ports=_ports(values, DENY_INBOUND_PORTS),
@@ -233,10 +236,10 @@ def _followed(pod: Pod, uncaptured: OnUncaptured, live: bool) -> dict[str, Any]:
     }
 
 
-def _early_outbound(annotations: Mapping[str, str]) -> bool:
-    value = annotations.get(EARLY_OUTBOUND)
+def _allows(annotations: Mapping[str, str], key: str) -> bool:
+    value = annotations.get(key)
     if value not in (None, "allow"):
-        raise _invalid(EARLY_OUTBOUND, value, "a choice", "give allow, or remove it")
+        raise _invalid(key, value, "a choice", "give allow, or remove it")
     return value == "allow"
 
 

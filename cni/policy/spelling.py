@@ -21,6 +21,7 @@ _CAPTURING = (
     istio.REROUTE_INTERFACES,
     istio.KUBEVIRT_INTERFACES,
     istio.EARLY_OUTBOUND,
+    istio.LATE_OUTBOUND,
     istio.STRICT_PROXY,
     istio.ACCELERATION,
     istio.DENY_OUTBOUND_PORTS,

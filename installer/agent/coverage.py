@@ -20,7 +20,7 @@ log = structlog.get_logger("coverage")
 # Between two looks a pod may reach a quarter of UNCAPTURED_PER_POD new remote ends before one is dropped.
 _SECONDS = 1.0
 # by annotations: Istio's own rules have the pod's owner to thank
-_ASKED_FOR = frozenset(("O0", "O1", "O8", "O11", "early-outbound", "deny"))
+_ASKED_FOR = frozenset(("O0", "O1", "O8", "O11", "early-outbound", "late-outbound", "deny"))
 
 Kind = tuple[Way, str, str, bool]  # way, protocol, rule, whether it was refused
 

@@ -118,13 +118,13 @@ class Reconciler:
             (self._restore, self._take),
             (self._listen, self._mend, self._compare, self._follow, self._see_rules),
         )
-        return self._do(*begin, self._sweep, self._adopt, self._take, *end, self.strays, self._note_failures)
+        last = (self.strays, self._note_failures, self._settle)
+        return self._do(*begin, self._sweep, self._adopt, self._take, *end, *last)
 
     def look(self) -> Counter[str]:
         """Run only the steps that cannot wait for the next round."""
-        return self._do(
-            self._restore, self._take, self._sweep, self._listen_soon, self.strays_soon, self._note_failures
-        )
+        begin, last = (self._restore, self._take, self._sweep), (self._note_failures, self._settle)
+        return self._do(*begin, self._listen_soon, self.strays_soon, *last)
 
     def changed(self, before: Pod | None, after: Pod | None) -> None:
         """Handle a new or changed Pod: if it runs without being enrolled, wake the rounds."""
@@ -358,6 +358,11 @@ class Reconciler:
         """Note which pods' connections were refused or denied since the last look."""
         if self.failures:
             self.failures.look(self.enrolments.identities())
+        return {}
+
+    def _settle(self) -> Done:
+        """Remove the rows of policies that are not in force any more."""
+        self.enrolments.settle()
         return {}
 
     def _follow(self) -> Done:

@@ -126,9 +126,9 @@ def test_a_refused_value_keeps_the_old_policy_and_is_told(api: ApiServer) -> Non
         (event,) = (each for each in api.events if each["reason"] == "LivePolicyRefused")
         assert event["type"] == "Warning"
         assert '"80-90" is not a port' in event["message"]
-        assert event["message"].endswith("The policy of before stays in force")
+        assert event["message"].endswith("The old policy stays in force")
         reason = told(alpha)["differs"]["reason"]
-        assert '"80-90" is not a port' in reason and reason.endswith("this pod keeps the policy of before")
+        assert '"80-90" is not a port' in reason and reason.endswith("this pod keeps its old policy")
         annotate(alpha, excludeOutboundPorts=None)
         wait_until(lambda: in_force(alpha, "includeInboundPorts") == "", "a value that makes sense", SECONDS)
         assert way(alpha, beta) == "captured"

@@ -13,7 +13,7 @@ from cni.enrolment.entries import Identity
 from cni.enrolment.live import LivePolicies
 from cni.enrolment.terms import Terms, terms_of
 from cni.policy.annotations import CapturePolicy
-from cni.policy.pod import Pod
+from cni.policy.pod import Metadata, Pod
 from cni.policy.policies import Policies
 
 TRAFFIC = "traffic.sidecar.istio"
@@ -57,9 +57,6 @@ class Node:
             raise self.refusing[cookie]
         before, self.terms[cookie] = self.terms[cookie], revise(self.terms[cookie])
         return Change(before, self.terms[cookie]) if before != self.terms[cookie] else None
-
-    def settle(self) -> None:
-        """Nothing is left."""
 
     def find(self, namespace: str, name: str, uid: str | None) -> Pod:
         raise AssertionError("nobody is looked for")
@@ -187,3 +184,28 @@ def test_a_pod_that_follows_no_more_keeps_what_it_has() -> None:
     policies.changed(first, pod("a", "", live_policy="false", excludeOutboundPorts="81"))
     assert 80 in node.terms[1].port_rules and 81 not in node.terms[1].port_rules
     assert PodFlags.LIVE_POLICY not in node.terms[1].flags
+
+
+def test_only_pods_with_late_outbound_are_told_of_their_deletion() -> None:
+    node = Node()
+    late = pod("a", "").model_copy(update={"metadata": _deleted("a", {"sidestep.io/late-outbound": "allow"})})
+    other = pod("b", "").model_copy(update={"metadata": _deleted("b", {})})
+    for each in (late, other):
+        node.policies.changed(pod(each.name, ""), each)
+    assert [PodFlags.DELETED in node.terms[number].flags for number in (1, 2)] == [True, False]
+    assert node.told == []
+
+
+def test_a_policy_that_changes_while_the_pod_is_deleted_changes_nothing_about_that() -> None:
+    node = Node(live=True)
+    late = {"sidestep.io/late-outbound": "allow"}
+    deleted = pod("a", "").model_copy(update={"metadata": _deleted("a", late)})
+    more = {**late, f"{TRAFFIC}.io/excludeOutboundPorts": "80"}
+    node.policies.changed(None, deleted)
+    node.policies.changed(deleted, deleted.model_copy(update={"metadata": _deleted("a", more)}))
+    assert PodFlags.DELETED in node.terms[1].flags and 80 in node.terms[1].port_rules
+
+
+def _deleted(name: str, annotations: dict[str, str]) -> Metadata:
+    said = {"name": name, "uid": f"uid-{name}", "annotations": annotations}
+    return Metadata.model_validate(said | {"deletionTimestamp": "2026-01-01T00:00:00Z"})

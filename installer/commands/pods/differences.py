@@ -85,7 +85,7 @@ def differences(pod: EnrolledPod, now: Described, inside: NamespaceView | None, 
         # the node's defaults, which nobody knows here
         wanted = policy_of(described_pod, pod.policy.uncaptured, pod.policy.live)
     except InvalidAnnotation as error:
-        stays = "; until the value makes sense, this pod keeps the policy of before" if _is_followed(pod, error) else ""
+        stays = "; until the value makes sense, this pod keeps its old policy" if _is_followed(pod, error) else ""
         return {"known": True, "reason": f"a new pod would be refused: {error}{stays}", "changes": []}
     kept, asked = words_of(pod), _words(pod, _as_enrolled(pod, wanted, inside))
     followed = _followed_by(pod, described_pod)

@@ -29,7 +29,7 @@ class EnrolledPod:
     addresses: frozenset[IPAddress]
     excluded: frozenset[int]  # interface indices
     inbound_listeners: int
-    has_started: bool  # whether its proxy has listened on 15001; known only of pods with early outbound
+    has_started: bool  # whether its proxy has listened on 15001; known only of pods with early or late outbound
     proxy_cgroup: int | None  # cgroup id of a strict pod's proxy container; None until it is known
 
     @property
@@ -171,6 +171,7 @@ def _policy(
         dual_stack=PodFlags.IPV6 in flags,
         loopback_included=PodFlags.LOOPBACK_INCLUDED in flags,
         early_outbound=PodFlags.EARLY_OUTBOUND in flags,
+        late_outbound=PodFlags.LATE_OUTBOUND in flags,
         strict_proxy=PodFlags.STRICT in flags,
         deny_outbound_ports=with_rule(PortRule.DENY_OUTBOUND) if PodFlags.DENIES in flags else frozenset(),
         deny_inbound_ports=with_rule(PortRule.DENY_INBOUND) if PodFlags.DENIES in flags else frozenset(),

@@ -140,6 +140,8 @@ def _listeners(listeners: dict[str, Any]) -> list[str]:
         lines.append(f"port {port}: {_counted(addresses)}")
     if "proxy_has_started" in listeners:
         lines.append(f"early outbound {'is over' if listeners['proxy_has_started'] else 'goes on: everything passes'}")
+    if "late_outbound" in listeners:
+        lines.append(f"late outbound {listeners['late_outbound']}")
     if "proxy_cgroup" in listeners:
         cgroup = listeners["proxy_cgroup"]
         lines.append(f"the proxy's container {'is not known yet' if cgroup is None else f'is in cgroup {cgroup}'}")
