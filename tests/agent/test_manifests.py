@@ -15,7 +15,17 @@ from click.testing import CliRunner
 
 from bpf import kept
 from installer.commands.cli import cli
-from installer.settings import Acceleration, Attachment, Chain, Logging, Node, Ports, Repair, environment_variable
+from installer.settings import (
+    Acceleration,
+    Attachment,
+    Chain,
+    Following,
+    Logging,
+    Node,
+    Ports,
+    Repair,
+    environment_variable,
+)
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 BUILDS = ["base", *(f"overlays/{path.name}" for path in sorted((MANIFESTS / "overlays").iterdir()))]
@@ -130,7 +140,7 @@ def test_the_container_has_the_capabilities_and_mounts_that_the_security_model_l
 
 def test_every_setting_has_its_place_and_no_other_is_there() -> None:
     objects = build(MANIFESTS / "base")
-    groups = (Attachment, Node, Chain, Repair, Acceleration, Ports, Logging)
+    groups = (Attachment, Node, Chain, Repair, Acceleration, Following, Ports, Logging)
     names = {environment_variable(each) for group in groups for each in fields(group)}
     assert set(variables(objects)) == names - FROM_THE_POD
     (container,) = one(objects, "DaemonSet", "istio-cni-node")["spec"]["template"]["spec"]["containers"]

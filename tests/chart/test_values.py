@@ -185,6 +185,7 @@ def test_apparmor_is_a_field_where_kubernetes_has_it_and_else_an_annotation() ->
         ({"repair": {"brokenPodLabelKey": "a/b"}}, "REPAIR_BROKEN_POD_LABEL_KEY", "a/b"),
         ({"repair": {"brokenPodLabelValue": "c"}}, "REPAIR_BROKEN_POD_LABEL_VALUE", "c"),
         ({"acceleration": "proxy"}, "SIDESTEP_ACCELERATION", "proxy"),
+        ({"livePolicy": True}, "SIDESTEP_LIVE_POLICY", "true"),
         ({"agentTimeoutSeconds": 2.5}, "SIDESTEP_AGENT_TIMEOUT_SECONDS", "2.5"),
         ({"reconcileSeconds": 1000000}, "SIDESTEP_RECONCILE_SECONDS", "1e+06"),
         ({"env": {"LOG_LEVEL": "error"}}, "LOG_LEVEL", "error"),

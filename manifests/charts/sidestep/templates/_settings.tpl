@@ -39,6 +39,7 @@ agent's default. KUBERNETES_NODE_NAME and POD_NAMESPACE come from the pod itself
   "REPAIR_FIELD_SELECTORS" ""
   "SIDESTEP_RECONCILE_SECONDS" .Values.reconcileSeconds
   "SIDESTEP_ACCELERATION" .Values.acceleration
+  "SIDESTEP_LIVE_POLICY" .Values.livePolicy
   "MONITORING_PORT" "15014"
   "SIDESTEP_HEALTH_PORT" "8000"
   "LOG_LEVEL" (coalesce .Values.logging.level .Values.global.logging.level)
