@@ -323,13 +323,21 @@ class Reconciler:
         pods, count = self.pods_of(damaged), 0
         with find_netns(damaged, proc=self.node.proc) as found:
             for cookie, netns in found:
-                if cookie in pods:
-                    admission = self.adoption.admission
-                    admission.admit_as(damaged[cookie], admission.policies.of(pods[cookie]), netns)
-                    log.warning("entries.restored", pod=str(damaged[cookie]), reason="somebody has removed entries")
-                    self._tell_repaired(pods[cookie], "map entries are restored: somebody had removed some")
+                if cookie in pods and self._restore_entries(damaged[cookie], pods[cookie], netns):
                     count += 1
         return {MENDED: count} if count else {}
+
+    def _restore_entries(self, identity: Identity, pod: Pod, netns: int) -> bool:
+        """Enrol a pod again. If what it asks for by now is refused, it keeps what is left."""
+        admission = self.adoption.admission
+        try:
+            admission.admit_as(identity, admission.policies.of(pod), netns)
+        except SidestepError as error:
+            log.error("entries.not_restored", pod=str(identity), error=str(error))
+            return False
+        log.warning("entries.restored", pod=str(identity), reason="somebody has removed entries")
+        self._tell_repaired(pod, "map entries are restored: somebody had removed some")
+        return True
 
     def _mention(self, pods: Iterable[Pod]) -> None:
         """Tell of running pods that have a sidecar and are left out: each once for the same reason."""
