@@ -34,7 +34,7 @@ def enrolled_end(pins: Pins, tables: Tables, pod: EnrolledPod, now: Described, p
     with looked_into(pod, proc) as inside:
         steering = steering_of(pins, tables, [pod.cookie], proc)[pod.cookie]
         processes = processes_of(pins, [pod.cookie], proc)[pod.cookie]
-        names, listens = (inside.interfaces, bool(inside.listeners(OUTBOUND_PORT))) if inside else ({}, True)
+        names, listens = (inside.interfaces, inside.is_heard(OUTBOUND_PORT)) if inside else ({}, True)
         explainer = Explainer(pod, tables, names, steering, processes, detached(pins), listens)
         words = tuple(misspelt_in(now, pod.identity))
         yield End(str(pod.identity), pod.addresses, inside, pod, explainer, steering, processes, misspelt=words)

@@ -169,7 +169,7 @@ def _late(pod: EnrolledPod, inside: NamespaceView | None) -> str:
         return "does not begin: the Pod is being deleted, and its proxy has never listened"
     if inside is None:
         return "not known: who listens on 15001 can't be looked at"
-    if inside.listeners(OUTBOUND_PORT):
+    if inside.is_heard(OUTBOUND_PORT):
         return "begins when its proxy listens on 15001 no more: the Pod is being deleted"
     return "goes on: everything passes"
 
