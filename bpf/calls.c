@@ -28,10 +28,10 @@ static __always_inline void emit_call(__u64 cookie, struct bpf_sock *sk, const s
 }
 
 /* Whether the pod denies this destination. If so, this counts the call and emits its event; the caller refuses it. */
-static __always_inline bool is_refused_by_pod(const struct pod *pod, __u64 cookie, struct bpf_sock *sk,
-                                              struct destination *to, const struct address *source)
+static __always_inline bool is_refused_by_pod(const struct pod *pod, struct terms terms, __u64 cookie,
+                                              struct bpf_sock *sk, struct destination *to, const struct address *source)
 {
-    if (!is_denied_outbound(pod, cookie, to))
+    if (!is_denied_outbound(pod, terms, cookie, to))
         return false;
     count(cookie, TOTAL_OUTBOUND_DENIED);
     note_refused(cookie, sk, to, RULE_DENY);
@@ -43,11 +43,11 @@ static __always_inline bool is_refused_by_pod(const struct pod *pod, __u64 cooki
  * Whether the pod denies what is not captured by this rule (RULE_NONE: no rule was asked). If so, this counts the call and
  * emits its event; the caller refuses it.
  */
-static __always_inline bool is_refused_uncaptured(struct pod *pod, __u64 cookie, struct bpf_sock *sk,
-                                                  const struct destination *to, const struct address *source,
-                                                  enum rule passing)
+static __always_inline bool is_refused_uncaptured(struct pod *pod, struct terms terms, __u64 cookie,
+                                                  struct bpf_sock *sk, const struct destination *to,
+                                                  const struct address *source, enum rule passing)
 {
-    enum rule rule = refused_past(pod, cookie, sk, to, passing);
+    enum rule rule = refused_past(pod, terms, cookie, sk, to, passing);
 
     if (rule == RULE_NONE)
         return false;

@@ -104,11 +104,11 @@ static __always_inline bool bind_source(struct bpf_sock_addr *ctx, __u32 family,
 }
 
 /* TCP always; UDP only to port 53, if the pod's DNS is captured. */
-static __always_inline bool is_of_interest(const struct pod *pod, __u32 protocol, __be16 port_be)
+static __always_inline bool is_of_interest(struct terms terms, __u32 protocol, __be16 port_be)
 {
     if (protocol == IPPROTO_TCP)
         return true;
-    return protocol == IPPROTO_UDP && pod->flags & POD_DNS && port_be == swap16(DNS_PORT);
+    return protocol == IPPROTO_UDP && terms.flags & POD_DNS && port_be == swap16(DNS_PORT);
 }
 
 static __always_inline int capture_connection(struct bpf_sock_addr *ctx, __u32 family)
@@ -120,19 +120,21 @@ static __always_inline int capture_connection(struct bpf_sock_addr *ctx, __u32 f
     struct bpf_sock *sk = ctx->sk;
     struct address source;
     struct decision decision;
+    struct terms terms;
 
     if (!pod || !sk)
         return ALLOW;
+    terms = terms_of(pod);
     read_destination(ctx, family, &to);
     source = ADDRESS_OF(sk, src, family);
-    if (is_refused_by_pod(pod, cookie, sk, &to, &source))
+    if (is_refused_by_pod(pod, terms, cookie, sk, &to, &source))
         return REFUSE;
-    if (!is_of_interest(pod, protocol, to.port_be) || (to.family == AF_INET6 && !(pod->flags & POD_IPV6)))
-        return is_refused_uncaptured(pod, cookie, sk, &to, &source, RULE_NONE) ? REFUSE : pass(sk, &to);
+    if (!is_of_interest(terms, protocol, to.port_be) || (to.family == AF_INET6 && !(terms.flags & POD_IPV6)))
+        return is_refused_uncaptured(pod, terms, cookie, sk, &to, &source, RULE_NONE) ? REFUSE : pass(sk, &to);
 
     resolve_unspecified(&to, &source);
-    decision = decide(pod, cookie, sk, &to, &source, protocol == IPPROTO_UDP);
-    if (decision.verdict == VERDICT_PASS && is_refused_uncaptured(pod, cookie, sk, &to, &source, decision.rule))
+    decision = decide(ctx, pod, terms, cookie, sk, &to, &source, protocol == IPPROTO_UDP);
+    if (decision.verdict == VERDICT_PASS && is_refused_uncaptured(pod, terms, cookie, sk, &to, &source, decision.rule))
         return REFUSE;
     count(cookie, decision.verdict);
     emit_call(cookie, sk, &to, &source, decision, decision.verdict);

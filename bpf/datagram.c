@@ -87,9 +87,9 @@ static __always_inline struct address source_of_query(const struct pod *pod, __u
  * Decides a datagram. The verdict is DNS for a captured query and for the resolver's reply to an alias. Then `to`
  * becomes the new destination and `source` the new source. If `source` is all zero, the datagram keeps its source.
  */
-static __always_inline struct decision redirect(struct pod *pod, __u64 cookie, struct bpf_sock *sk,
-                                                struct destination *to, const struct address *bound,
-                                                struct address *source)
+static __always_inline struct decision redirect(struct bpf_sock_addr *ctx, struct pod *pod, struct terms terms,
+                                                __u64 cookie, struct bpf_sock *sk, struct destination *to,
+                                                const struct address *bound, struct address *source)
 {
     struct destination resolver = {};
     struct decision decision;
@@ -103,7 +103,7 @@ static __always_inline struct decision redirect(struct pod *pod, __u64 cookie, s
     if (to->port_be != swap16(DNS_PORT))
         return DECIDED(RULE_NONE, VERDICT_PASS);
     resolve_unspecified(to, bound);
-    decision = decide(pod, cookie, sk, to, bound, true);
+    decision = decide(ctx, pod, terms, cookie, sk, to, bound, true);
     if (decision.verdict != VERDICT_DNS)
         return decision;
     slot = slot_of(sk, to);
@@ -136,24 +136,26 @@ static __always_inline int capture_datagram(struct bpf_sock_addr *ctx, __u32 fam
     struct address bound, source = {};
     struct bpf_sock *sk = ctx->sk;
     struct decision decision;
+    struct terms terms;
 
     if (!pod || !sk)
         return ALLOW;
+    terms = terms_of(pod);
     read_destination(ctx, family, &to);
     bound = ADDRESS_OF(sk, src, family);
-    if (is_refused_by_pod(pod, cookie, sk, &to, &bound))
+    if (is_refused_by_pod(pod, terms, cookie, sk, &to, &bound))
         return REFUSE;
-    if (!(pod->flags & POD_DNS) || (family == AF_INET6 && !(pod->flags & POD_IPV6)))
-        return is_refused_uncaptured(pod, cookie, sk, &to, &bound, RULE_NONE) ? REFUSE : ALLOW;
+    if (!(terms.flags & POD_DNS) || (family == AF_INET6 && !(terms.flags & POD_IPV6)))
+        return is_refused_uncaptured(pod, terms, cookie, sk, &to, &bound, RULE_NONE) ? REFUSE : ALLOW;
     asked = to;
-    decision = redirect(pod, cookie, sk, &to, &bound, &source);
+    decision = redirect(ctx, pod, terms, cookie, sk, &to, &bound, &source);
     if (decision.verdict == VERDICT_UNREACHABLE) {
         count(cookie, TOTAL_OUTBOUND_UNREACHABLE);
         emit_call(cookie, sk, &asked, &bound, decision, TOTAL_OUTBOUND_UNREACHABLE);
         return refuse_with(-(int)decision.error);
     }
     if (decision.verdict == VERDICT_PASS)
-        return is_refused_uncaptured(pod, cookie, sk, &to, &bound, decision.rule) ? REFUSE : ALLOW;
+        return is_refused_uncaptured(pod, terms, cookie, sk, &to, &bound, decision.rule) ? REFUSE : ALLOW;
     if (decision.verdict != VERDICT_DNS) {
         note_refused(cookie, sk, &asked, decision.rule);
         return REFUSE;

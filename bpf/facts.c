@@ -15,12 +15,35 @@ static __always_inline void count(__u64 cookie, __u32 total)
         tally->connections[total] += 1;
 }
 
-static __always_inline __u32 rules_of_port(const struct pod *pod, __u64 cookie, __u16 port)
+/* The flags of a pod and the number of its policy: all of the policy that is not in the rows of that number. */
+struct terms {
+    __u32 flags;
+    __u16 policy;
+};
+
+/*
+ * Reads both in one step, because the agent may put another policy in force at any time. A program reads them once and
+ * then goes by these, so that a connection meets one policy and never parts of two.
+ */
+static __always_inline struct terms terms_of(const struct pod *pod)
 {
-    struct port_key key = {.cookie = cookie, .port = port};
+    union {
+        __u64 whole;
+        struct terms terms;
+    } read = {.whole = *(volatile __u64 *)pod};
+
+    return read.terms;
+}
+
+_Static_assert(__builtin_offsetof(struct pod, flags) == 0 && __builtin_offsetof(struct pod, policy) == 4,
+               "terms_of() reads them as they are in struct pod");
+
+static __always_inline __u32 rules_of_port(struct terms terms, __u64 cookie, __u16 port)
+{
+    struct port_key key = {.cookie = cookie, .port = port, .policy = terms.policy};
     __u32 *rules;
 
-    if (!(pod->flags & POD_PORT_RULES))
+    if (!(terms.flags & POD_PORT_RULES))
         return 0;
     rules = port_rules.lookup(&key);
     return rules ? *rules : 0;
@@ -33,20 +56,20 @@ static __always_inline __u32 first_slot(__u32 family)
     return (family >> 3 & 1) * FAMILY_SLOTS;
 }
 
-static __always_inline struct network_key host_key(__u64 cookie, const struct destination *to)
+static __always_inline struct network_key host_key(__u64 cookie, __u16 policy, const struct destination *to)
 {
     struct network_key key = {
-        .prefixlen = 64 + 32 + 128, .cookie = cookie, .family = to->family, .address = to->address};
+        .prefixlen = 64 + 32 + 128, .cookie = cookie, .family = to->family, .policy = policy, .address = to->address};
 
     return key;
 }
 
-static __always_inline __u32 network_of(const struct pod *pod, __u64 cookie, const struct destination *to)
+static __always_inline __u32 network_of(struct terms terms, __u64 cookie, const struct destination *to)
 {
-    struct network_key key = host_key(cookie, to);
+    struct network_key key = host_key(cookie, terms.policy, to);
     __u32 *verdict;
 
-    if (!(pod->flags & POD_NETWORKS))
+    if (!(terms.flags & POD_NETWORKS))
         return 0;
     verdict = networks.lookup(&key);
     return verdict ? *verdict : 0;
@@ -68,7 +91,7 @@ static __always_inline bool is_own_address(__u64 cookie, const struct address *a
 static __always_inline struct route *route_to(const struct pod *pod, __u64 cookie, const struct address *address)
 {
     struct destination to = {.address = *address, .family = is_mapped(address) ? AF_INET : AF_INET6};
-    struct network_key key = host_key(cookie, &to);
+    struct network_key key = host_key(cookie, 0, &to);
 
     return pod->flags & POD_ROUTES ? routes.lookup(&key) : 0;
 }
@@ -140,16 +163,17 @@ static __always_inline struct address source_for(const struct pod *pod, __u64 co
  * Whether the pod denies the destination. This comes before all rules of capture. Connections that do not leave the pod
  * are never denied.
  */
-static __always_inline bool is_denied_outbound(const struct pod *pod, __u64 cookie, struct destination *to)
+static __always_inline bool is_denied_outbound(const struct pod *pod, struct terms terms, __u64 cookie,
+                                               struct destination *to)
 {
-    if (!(pod->flags & POD_DENIES) || is_on_lo(&to->address) || is_in_pod(pod, cookie, &to->address))
+    if (!(terms.flags & POD_DENIES) || is_on_lo(&to->address) || is_in_pod(pod, cookie, &to->address))
         return false;
-    return rules_of_port(pod, cookie, swap16(to->port_be)) & PORT_DENY_OUTBOUND;
+    return rules_of_port(terms, cookie, swap16(to->port_be)) & PORT_DENY_OUTBOUND;
 }
 
-static __always_inline bool is_denied_inbound(const struct pod *pod, __u64 cookie, __u16 port)
+static __always_inline bool is_denied_inbound(struct terms terms, __u64 cookie, __u16 port)
 {
-    return pod->flags & POD_DENIES && rules_of_port(pod, cookie, port) & PORT_DENY_INBOUND;
+    return terms.flags & POD_DENIES && rules_of_port(terms, cookie, port) & PORT_DENY_INBOUND;
 }
 
 /*
@@ -170,16 +194,16 @@ static __always_inline __u32 blurred(__u32 value, __u32 any)
  * Gathers the facts of an outbound connection. For an IPv6 address that is local by a route alone, the kernel chooses as
  * source what lo has: ::6. `source` is the address that the socket is bound to.
  */
-static __always_inline void gather(struct pod *pod, __u64 cookie, struct bpf_sock *sk, struct destination *to,
-                                   const struct address *source, struct outbound *facts)
+static __always_inline void gather(struct pod *pod, struct terms terms, __u64 cookie, struct bpf_sock *sk,
+                                   struct destination *to, const struct address *source, struct outbound *facts)
 {
     struct opener who = opener_of(sk);
     struct route *route = route_to(pod, cookie, &to->address);
 
     facts->mark = sk->mark;
     facts->port = swap16(to->port_be);
-    facts->ports = rules_of_port(pod, cookie, facts->port);
-    facts->network = network_of(pod, cookie, to);
+    facts->ports = rules_of_port(terms, cookie, facts->port);
+    facts->network = network_of(terms, cookie, to);
     to->family = blurred(to->family, facts->mark);
     facts->first_loopback = IS(is_first_loopback(&to->address));
     facts->loopback = IS(is_on_lo(&to->address) || is_own_address(cookie, &to->address) || is_through_lo(route));
@@ -195,20 +219,65 @@ static __always_inline void gather(struct pod *pod, __u64 cookie, struct bpf_soc
     facts->container = blurred(container_of(pod, cookie, &who), facts->mark);
 }
 
+/* Whether somebody in the pod listens on the proxy's outbound port now. Only a lookup knows. */
+static __always_inline bool is_outbound_listening(struct bpf_sock_addr *ctx)
+{
+    struct bpf_sock_tuple four = {}, six = {};
+    struct bpf_sock *sk;
+
+    four.ipv4.saddr = four.ipv4.daddr = swap32(LOOPBACK4);
+    four.ipv4.dport = swap16(OUTBOUND_PORT);
+    six.ipv6.saddr[3] = six.ipv6.daddr[3] = swap32(1);
+    six.ipv6.dport = swap16(OUTBOUND_PORT);
+    /* Twice: if a packet interrupts the pod's own ss_steer, which runs in the lookup, the lookup finds nobody. */
+    for (int look = 0; look < 2; look++) {
+        sk = bpf_sk_lookup_tcp(ctx, &four, sizeof(four.ipv4), BPF_F_CURRENT_NETNS, 0);
+        if (!sk)
+            sk = bpf_sk_lookup_tcp(ctx, &six, sizeof(six.ipv6), BPF_F_CURRENT_NETNS, 0);
+        if (sk) {
+            bpf_sk_release(sk);
+            return true;
+        }
+    }
+    return false;
+}
+
+/*
+ * Whether a connection that is captured passes all the same, because the pod's proxy has not come yet or has gone. A proxy
+ * that has gone counts only when the Pod is being deleted. Before, it has crashed, and its pod is closed.
+ */
+static __always_inline enum rule rule_without_proxy(struct bpf_sock_addr *ctx, struct terms terms, __u64 cookie)
+{
+    __u32 ending = POD_LATE_OUTBOUND | POD_DELETED;
+    bool has_started;
+
+    if (!(terms.flags & (POD_EARLY_OUTBOUND | POD_LATE_OUTBOUND)))
+        return RULE_NONE;
+    has_started = started.lookup(&cookie) != 0;
+    if (terms.flags & POD_EARLY_OUTBOUND && !has_started)
+        return RULE_EARLY;
+    if (has_started && (terms.flags & ending) == ending && !is_outbound_listening(ctx))
+        return RULE_LATE;
+    return RULE_NONE;
+}
+
 /* Gathers the facts and decides. */
-static __always_inline struct decision decide(struct pod *pod, __u64 cookie, struct bpf_sock *sk,
-                                              struct destination *to, const struct address *source, bool udp)
+static __always_inline struct decision decide(struct bpf_sock_addr *ctx, struct pod *pod, struct terms terms,
+                                              __u64 cookie, struct bpf_sock *sk, struct destination *to,
+                                              const struct address *source, bool udp)
 {
     struct outbound facts = {.udp = udp};
     struct decision decision;
+    enum rule without_proxy;
 
-    gather(pod, cookie, sk, to, source, &facts);
-    decision = decide_outbound(pod->flags, &facts);
-    /* Early outbound: the user's init containers reach the network before the proxy has listened for the first time. */
-    if ((decision.verdict == VERDICT_OUTBOUND || decision.verdict == VERDICT_DNS) && pod->flags & POD_EARLY_OUTBOUND
-        && !started.lookup(&cookie))
-        decision = DECIDED(RULE_EARLY, VERDICT_PASS);
-    decision = with_route(pod->flags, &facts, decision);
+    gather(pod, terms, cookie, sk, to, source, &facts);
+    decision = decide_outbound(terms.flags, &facts);
+    if (decision.verdict == VERDICT_OUTBOUND || decision.verdict == VERDICT_DNS) {
+        without_proxy = rule_without_proxy(ctx, terms, cookie);
+        if (without_proxy != RULE_NONE)
+            decision = DECIDED(without_proxy, VERDICT_PASS);
+    }
+    decision = with_route(terms.flags, &facts, decision);
     decision.verdict = blurred(decision.verdict, facts.mark);
     return decision;
 }

@@ -44,6 +44,9 @@ class PodFlags(IntFlag):
     LOOPBACK_STAYS = 1 << 13
     UNCAPTURED_DENIED = 1 << 14
     UNCAPTURED_AUDITED = 1 << 15
+    LIVE_POLICY = 1 << 16
+    LATE_OUTBOUND = 1 << 17
+    DELETED = 1 << 18
 
 
 class PortRule(IntFlag):
@@ -87,6 +90,8 @@ class PodEntry(ctypes.Structure):
 
     _fields_ = [
         ("flags", U32),
+        ("policy", U16),
+        ("zero16", U16),
         ("proxy_uid", U32),
         ("proxy_gid", U32),
         ("port_rules", U32),
@@ -111,23 +116,31 @@ class Cookie(ctypes.Structure):
 
 
 class PortKey(ctypes.Structure):
-    """Key of port_rules."""
+    """Key of port_rules. `policy` is the number of the pod's policy that the row is of."""
 
-    _fields_ = [("cookie", U64), ("port", U16), ("zero16", U16), ("zero32", U32)]
+    _fields_ = [("cookie", U64), ("port", U16), ("policy", U16), ("zero32", U32)]
 
 
 class NetworkKey(ctypes.Structure):
-    """Key of networks and routes: 64 bits of cookie, 32 bits of family, then the prefix."""
+    """Key of networks and routes: 64 bits of cookie, 32 bits of family and policy, then the prefix."""
 
     _pack_ = 1
-    _fields_ = [("prefixlen", U32), ("cookie", U64), ("family", U32), ("address", Address)]
+    _fields_ = [("prefixlen", U32), ("cookie", U64), ("family", U16), ("policy", U16), ("address", Address)]
 
     @classmethod
-    def of(cls, cookie: int, network: IPv4Network | IPv6Network) -> "NetworkKey":
-        """The key of one pod's prefix; `cookie` is the pod's."""
+    def of(cls, cookie: int, network: IPv4Network | IPv6Network, policy: int = 0) -> "NetworkKey":
+        """The key of one pod's prefix; `cookie` is the pod's. `policy` is its policy's number; 0 in routes."""
         family, mapped_bits = (socket.AF_INET, 96) if network.version == 4 else (socket.AF_INET6, 0)
         bits = 64 + 32 + mapped_bits + network.prefixlen
-        return cls(bits, cookie, family, Address.of(network.network_address))
+        return cls(bits, cookie, family, policy, Address.of(network.network_address))
+
+    @property
+    def network(self) -> IPv4Network | IPv6Network:
+        """The prefix. The key's length also counts the bits of cookie, family and policy, and of ::ffff:0:0/96."""
+        bits, raw = self.prefixlen - 64 - 32, bytes(self.address.bytes)
+        if self.family == socket.AF_INET:
+            return IPv4Network((raw[12:], bits - 96), strict=False)
+        return IPv6Network((raw, bits), strict=False)
 
 
 class AddressKey(ctypes.Structure):
@@ -524,6 +537,7 @@ RULES = (
     "UDP",
     "no IPv6",
     "protocol",
+    "late-outbound",
 )
 
 # maps that user space cannot look up by key, with the size of a value in bytes: socket storages, and the ring (0)

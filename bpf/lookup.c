@@ -173,6 +173,7 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
 {
     struct address local, remote;
     struct decision decision;
+    struct terms terms;
     struct pod *pod;
     __u64 cookie;
     int outcome;
@@ -186,18 +187,19 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
     pod = pods.lookup(&cookie);
     if (!pod || is_from_itself(ctx, pod, cookie, &local, &remote))
         return SK_PASS;
-    if (is_denied_inbound(pod, cookie, ctx->local_port)) {
+    terms = terms_of(pod);
+    if (is_denied_inbound(terms, cookie, ctx->local_port)) {
         note_packet(ctx, cookie, &local, &remote, RULE_DENY, TOTAL_INBOUND_DENIED);
         note_past(ctx, pod, cookie, &remote, RULE_DENY, OUTCOME_REFUSED);
         return SK_DROP;
     }
-    if (ctx->protocol != IPPROTO_TCP || (ctx->family == AF_INET6 && !(pod->flags & POD_IPV6))) {
+    if (ctx->protocol != IPPROTO_TCP || (ctx->family == AF_INET6 && !(terms.flags & POD_IPV6))) {
         note_past(ctx, pod, cookie, &remote, ctx->protocol == IPPROTO_UDP ? RULE_UDP : RULE_NO_IPV6, OUTCOME_PASSED);
         return SK_PASS;
     }
     if (is_proxy_dial(ctx, pod, cookie, &local, &remote))
         return SK_PASS;
-    decision = decide_inbound(pod->flags, ctx->local_port, rules_of_port(pod, cookie, ctx->local_port),
+    decision = decide_inbound(terms.flags, ctx->local_port, rules_of_port(terms, cookie, ctx->local_port),
                               is_excluded_interface(pod, cookie, arrival_of(ctx, cookie, &local)));
     if (decision.verdict == VERDICT_PASS) {
         note_packet(ctx, cookie, &local, &remote, decision.rule, TOTAL_INBOUND_DIRECT);

@@ -73,26 +73,36 @@ struct address {
 };
 
 /* pods[cookie].flags */
-#define POD_IPV6 (1u << 0)              /* IPv6 is captured too (Istio: first address or ISTIO_DUAL_STACK) */
-#define POD_OUTBOUND_ALL (1u << 1)      /* includeOutboundIPRanges "*" */
-#define POD_INBOUND_ALL (1u << 2)       /* includeInboundPorts "*" */
-#define POD_PORT_RULES (1u << 3)        /* the pod has entries in port_rules */
-#define POD_NETWORKS (1u << 4)          /* the pod has entries in networks */
-#define POD_LOOPBACK_INCLUDED (1u << 5) /* an included range starts in 127/8 or is ::1, so rule O3b does not apply */
-#define POD_INTERFACES (1u << 6)        /* the pod excludes interfaces */
-#define POD_DNS (1u << 7)               /* DNS goes to the agent's resolver */
-#define POD_TPROXY (1u << 8)            /* interceptionMode TPROXY */
-#define POD_EARLY_OUTBOUND (1u << 9)    /* outbound passes until the proxy has listened for the first time */
-#define POD_STRICT (1u << 10)           /* only the container in proxies counts as the proxy */
-#define POD_DENIES (1u << 12)           /* the pod denies ports */
-#define POD_ROUTES (1u << 11)           /* the pod has entries in routes */
-#define POD_LOOPBACK_STAYS (1u << 13)   /* the kernel refuses to send from 127/8 to the outside (no route_localnet) */
-#define POD_UNCAPTURED_DENIED (1u << 14) /* nothing leaves past the proxy that no annotation asks for */
+#define POD_IPV6 (1u << 0)                /* IPv6 is captured too (Istio: first address or ISTIO_DUAL_STACK) */
+#define POD_OUTBOUND_ALL (1u << 1)        /* includeOutboundIPRanges "*" */
+#define POD_INBOUND_ALL (1u << 2)         /* includeInboundPorts "*" */
+#define POD_PORT_RULES (1u << 3)          /* the pod has entries in port_rules */
+#define POD_NETWORKS (1u << 4)            /* the pod has entries in networks */
+#define POD_LOOPBACK_INCLUDED (1u << 5)   /* an included range starts in 127/8 or is ::1, so rule O3b does not apply */
+#define POD_INTERFACES (1u << 6)          /* the pod excludes interfaces */
+#define POD_DNS (1u << 7)                 /* DNS goes to the agent's resolver */
+#define POD_TPROXY (1u << 8)              /* interceptionMode TPROXY */
+#define POD_EARLY_OUTBOUND (1u << 9)      /* outbound passes until the proxy has listened for the first time */
+#define POD_STRICT (1u << 10)             /* only the container in proxies counts as the proxy */
+#define POD_DENIES (1u << 12)             /* the pod denies ports */
+#define POD_ROUTES (1u << 11)             /* the pod has entries in routes */
+#define POD_LOOPBACK_STAYS (1u << 13)     /* the kernel refuses to send from 127/8 to the outside (no route_localnet) */
+#define POD_UNCAPTURED_DENIED (1u << 14)  /* nothing leaves past the proxy that no annotation asks for */
 #define POD_UNCAPTURED_AUDITED (1u << 15) /* the same is reported; no program reads this flag */
+#define POD_LIVE_POLICY (1u << 16)        /* the policy follows the running Pod's annotations; no program reads this */
+#define POD_LATE_OUTBOUND (1u << 17) /* outbound passes once the Pod is being deleted and its proxy listens no more */
+#define POD_DELETED (1u << 18)       /* the Pod is being deleted: its containers are ending */
 
-/* One mesh pod: first what the decision needs, then the pod's identity, which a restarted agent reads. */
+/*
+ * One mesh pod: first what the decision needs, then the pod's identity, which a restarted agent reads. A policy is the
+ * flags and the rows of port_rules and networks that carry its number. The programs read flags and number in one step
+ * (terms_of()). So when the agent has written the rows of another policy, one update of this entry puts it in force as a
+ * whole. The rows of the old one stay until no program can be at work with them.
+ */
 struct pod {
     __u32 flags;
+    __u16 policy;
+    __u16 zero16;
     __u32 proxy_uid; /* as the initial user namespace sees them */
     __u32 proxy_gid;
     __u32 port_rules; /* how many entries the pod has in port_rules, and below in networks: CHECK compares both */
@@ -114,13 +124,13 @@ struct pod {
 #define PORT_INCLUDE_OUTBOUND (1u << 1)
 #define PORT_EXCLUDE_INBOUND (1u << 2)
 #define PORT_INCLUDE_INBOUND (1u << 3)
-#define PORT_DENY_OUTBOUND (1u << 4) /* the two DENY flags may change while the pod runs */
+#define PORT_DENY_OUTBOUND (1u << 4)
 #define PORT_DENY_INBOUND (1u << 5)
 
 struct port_key {
     __u64 cookie;
     __u16 port;
-    __u16 zero16;
+    __u16 policy;
     __u32 zero32;
 };
 
@@ -129,9 +139,10 @@ struct port_key {
 #define NETWORK_INCLUDED 2
 
 struct network_key {
-    __u32 prefixlen; /* bits: 64 for the cookie, 32 for the family, then the prefix of the 16-byte address */
+    __u32 prefixlen; /* bits: 64 for the cookie, 32 for family and policy, then the prefix of the 16-byte address */
     __u64 cookie;
-    __u32 family; /* AF_INET or AF_INET6, so that ::/0 does not match IPv4 */
+    __u16 family; /* AF_INET or AF_INET6, so that ::/0 does not match IPv4 */
+    __u16 policy; /* 0 in routes */
     struct address address;
 } __attribute__((packed));
 
@@ -528,8 +539,8 @@ TABLE("hash", struct interface_key, __u32, interfaces, MAX_INTERFACES, NO_PREALL
 TABLE("hash", __u64, __u64, proxies, MAX_PODS, NO_PREALLOC)
 
 /*
- * sockops (listen) → connect, datagram; by netns cookie: pods with POD_EARLY_OUTBOUND whose proxy has listened. The
- * agent removes the entry with the pod.
+ * sockops (listen) → connect, datagram; by netns cookie: pods with POD_EARLY_OUTBOUND or POD_LATE_OUTBOUND whose proxy
+ * has listened. The agent removes the entry with the pod.
  */
 TABLE("hash", __u64, __u32, started, MAX_PODS, NO_PREALLOC)
 

@@ -49,12 +49,13 @@ static __always_inline bool is_accepted_by_proxy(const struct pod *pod, __u64 co
                                                  const struct connection *connection)
 {
     __u16 port = connection->server_port;
+    struct terms terms = terms_of(pod);
 
-    if (pod->flags & POD_INTERFACES) /* the interface by which the connection came is not known here */
+    if (terms.flags & POD_INTERFACES) /* the interface by which the connection came is not known here */
         return false;
-    if (!(pod->flags & POD_IPV6) && !is_mapped(&connection->server))
+    if (!(terms.flags & POD_IPV6) && !is_mapped(&connection->server))
         return false;
-    return decide_inbound(pod->flags, port, rules_of_port(pod, cookie, port), false).verdict != VERDICT_PASS;
+    return decide_inbound(terms.flags, port, rules_of_port(terms, cookie, port), false).verdict != VERDICT_PASS;
 }
 
 /*

@@ -44,6 +44,7 @@ enum rule {
     RULE_UDP,      /* UDP is not captured, but for DNS */
     RULE_NO_IPV6,  /* the pod's IPv6 is not captured */
     RULE_PROTOCOL, /* neither TCP nor UDP */
+    RULE_LATE,     /* the Pod is being deleted, and its proxy listens no more */
 };
 
 struct decision {

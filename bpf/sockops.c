@@ -199,7 +199,7 @@ static __always_inline void register_listener(struct bpf_sock_ops *ctx, struct b
      * istio-validation listens on 15001 too, before the user's init containers run. But it listens on 127.0.0.1, and
      * Envoy on the unspecified address.
      */
-    else if (pod->flags & POD_EARLY_OUTBOUND && is_unspecified(&local))
+    else if (pod->flags & (POD_EARLY_OUTBOUND | POD_LATE_OUTBOUND) && is_unspecified(&local))
         started.update(&cookie, &yes);
 }
 

@@ -123,16 +123,16 @@ static __always_inline bool is_proxys(const struct pod *pod, __u64 cookie, const
 }
 
 /* The rule by which something passes that no rule of Istio's looks at, or that is looked at no further. */
-static __always_inline enum rule rule_past(struct pod *pod, __u64 cookie, struct bpf_sock *sk,
+static __always_inline enum rule rule_past(struct pod *pod, struct terms terms, __u64 cookie, struct bpf_sock *sk,
                                            const struct destination *to)
 {
     struct route *route = route_to(pod, cookie, &to->address);
 
     if (leaves_excluded(pod, cookie, sk, route, false))
         return RULE_O0;
-    if (rules_of_port(pod, cookie, swap16(to->port_be)) & PORT_EXCLUDE_OUTBOUND)
+    if (rules_of_port(terms, cookie, swap16(to->port_be)) & PORT_EXCLUDE_OUTBOUND)
         return RULE_O1;
-    if (network_of(pod, cookie, to) == NETWORK_EXCLUDED)
+    if (network_of(terms, cookie, to) == NETWORK_EXCLUDED)
         return RULE_O8;
     if (sk->protocol == IPPROTO_UDP)
         return RULE_UDP;
@@ -142,7 +142,8 @@ static __always_inline enum rule rule_past(struct pod *pod, __u64 cookie, struct
 /* Whether an annotation asks for what this rule lets pass. */
 static __always_inline bool is_asked_for(enum rule rule)
 {
-    return rule == RULE_O0 || rule == RULE_O1 || rule == RULE_O8 || rule == RULE_O11 || rule == RULE_EARLY;
+    return rule == RULE_O0 || rule == RULE_O1 || rule == RULE_O8 || rule == RULE_O11 || rule == RULE_EARLY
+           || rule == RULE_LATE;
 }
 
 static __always_inline struct uncaptured_key key_to(__u64 cookie, struct bpf_sock *sk, const struct destination *to,
@@ -170,7 +171,7 @@ static __always_inline void note_refused(__u64 cookie, struct bpf_sock *sk, cons
  * RULE_NONE if none was asked. Returns the rule by which it is to be refused, because the pod wants nothing past its
  * proxy that no annotation asks for; RULE_NONE if it may go on.
  */
-static __always_inline enum rule refused_past(struct pod *pod, __u64 cookie, struct bpf_sock *sk,
+static __always_inline enum rule refused_past(struct pod *pod, struct terms terms, __u64 cookie, struct bpf_sock *sk,
                                               const struct destination *to, enum rule rule)
 {
     struct opener who = opener_of(sk);
@@ -187,8 +188,8 @@ static __always_inline enum rule refused_past(struct pod *pod, __u64 cookie, str
         key.outcome = OUTCOME_PROXYS;
     }
     if (rule == RULE_NONE)
-        rule = rule_past(pod, cookie, sk, to);
-    refused = key.outcome == OUTCOME_PASSED && pod->flags & POD_UNCAPTURED_DENIED && !is_asked_for(rule);
+        rule = rule_past(pod, terms, cookie, sk, to);
+    refused = key.outcome == OUTCOME_PASSED && terms.flags & POD_UNCAPTURED_DENIED && !is_asked_for(rule);
     if (refused)
         key.outcome = OUTCOME_REFUSED;
     by = noted_caller(who.uid);

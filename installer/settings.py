@@ -253,6 +253,17 @@ class Coverage:
 
 
 @dataclass(frozen=True)
+class Following:
+    """What running pods follow of their annotations, beside the ports that they deny."""
+
+    live_policy: bool = _setting(
+        False,
+        "Running pods without the annotation sidestep.io/live-policy follow their annotations on ports and ranges.",
+        ours=True,
+    )
+
+
+@dataclass(frozen=True)
 class Ports:
     """Where health and metrics are served."""
 

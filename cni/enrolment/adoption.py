@@ -38,6 +38,8 @@ _CANNOT_HEAR = (
     "its proxy's listening sockets can't be taken over: this kernel does not take the iterator over sockets, and the "
     "agent does not see the node's process ids. Set hostPID: true for the agent, or create the pod anew"
 )
+# of pods for which it counts whether their proxy has ever listened for outbound connections
+_NEEDS_START = PodFlags.EARLY_OUTBOUND | PodFlags.LATE_OUTBOUND
 _IFNAME = "eth0"  # the name that runtimes give a pod's first interface
 
 
@@ -144,7 +146,7 @@ class Adoption:
         if PodFlags.STRICT in flags:
             proxy = _strict_proxy(cookie, ids, enrolments.container(cookie), pod)
         with suppress(SandboxInvalid):  # the namespace has gone meanwhile
-            return self.hearing.hear(proxy, netns, pids, PodFlags.EARLY_OUTBOUND in flags) if proxy else 0
+            return self.hearing.hear(proxy, netns, pids, bool(flags & _NEEDS_START)) if proxy else 0
         return 0
 
     def _matched(self, pods: Iterable[Pod], around: list[Crowd]) -> Iterator[tuple[Pod, Crowd]]:
@@ -192,7 +194,7 @@ class Adoption:
         if not self.admission.adopt(self._identity(pod, crowd), policy, netns):
             return Adopted(pod, left_alone="it was enrolled meanwhile")
         # And again afterwards, for sockets that have begun to listen in between.
-        count += self._hear(proxy, netns, crowd, policy.early_outbound)
+        count += self._hear(proxy, netns, crowd, policy.early_outbound or policy.late_outbound)
         log.info("pod.adopted", pod=f"{pod.namespace}/{pod.name}", netns_cookie=cookie, listeners=count)
         return Adopted(pod, cookie=cookie, listeners=count)
 

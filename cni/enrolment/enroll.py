@@ -7,20 +7,21 @@ last and removed first, because the programs ignore a pod without it.
 import ctypes
 import errno
 import socket
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 from bpf import links
-from bpf.errors import KernelRefused, SidestepError
+from bpf.errors import KernelRefused, SidestepError, TableFull
 from bpf.layout import (
     INBOUND_PORT,
     LISTENER_SLOTS,
     Address,
     Cookie,
     ListenerKey,
+    NetworkVerdict,
+    PodEntry,
     PodFlags,
-    PortKey,
     PortRule,
     Quad,
     Word,
@@ -30,13 +31,23 @@ from bpf.pins import Pins
 from bpf.steering import load_instance
 from bpf.syscalls import Descriptor
 from bpf.tables import Table, Tables
-from cni.enrolment import rows
-from cni.enrolment.enrolled import Enrolled, Keys, Known
-from cni.enrolment.entries import Entries, Identity, with_denied
+from cni.enrolment import rows, terms
+from cni.enrolment.enrolled import Enrolled, Keys, Known, lasting
+from cni.enrolment.entries import Entries, Identity
 from cni.enrolment.records import records
-from cni.enrolment.rows import TableRow, live_rows, port_rows, rows_of
+from cni.enrolment.rows import TableRow, live_rows, rows_of, term_rows
+from cni.enrolment.terms import Terms
 from cni.errors import RegistrationFailed
 from cni.netns.sandbox import Sandbox
+
+_POLICIES = 1 << 16  # numbers of policies: struct pod has 16 bits for one
+
+
+class Change(NamedTuple):
+    """The terms of a pod before and after a change."""
+
+    before: Terms
+    after: Terms
 
 
 class Enrolments(Enrolled):
@@ -49,26 +60,31 @@ class Enrolments(Enrolled):
             self._links.retain(cookie)
         for cookie in self._index:  # a pod that an earlier version of sidestep enrolled may have no counters
             self._begin_counting(ExitStack(), cookie)
+        self.settle()  # an agent may have ended between a change and its settling
 
     def add(self, cookie: int, entries: Entries, netns_fd: int) -> None:
         """Enrol a pod, or bring its enrolment up to date. `netns_fd` is a descriptor of its network namespace.
 
         Raises RegistrationFailed that names the table or link in the way; the maps are then as before.
         """
-        wanted = list(rows_of(cookie, entries))
         try:
             with self._instance(cookie) as instance, self.undisturbed(cookie), ExitStack() as undo:
+                policy = self._policy_for(cookie, entries)
+                wanted = list(rows_of(cookie, entries, policy))
                 self._begin_counting(undo, cookie)
                 if links.link_pod(self._pins, cookie, netns_fd, instance.fd):
                     undo.callback(links.unlink_pod, self._pins, cookie)
                 for row in wanted:
                     _put(undo, self._table(row.table), row.key, row.value)
-                _put(undo, self._tables.pods, Cookie(cookie), entries.pod())
+                _put(undo, self._tables.pods, Cookie(cookie), entries.pod(policy))
                 undo.pop_all()
                 before, self._index[cookie] = self._index.get(cookie), Known(entries.identity, _keys(wanted))
                 self._links.retain(cookie)
                 if before:
-                    self._drop(before.keys - self._index[cookie].keys)
+                    gone = before.keys - self._index[cookie].keys
+                    self._superseded.add(lasting(gone))
+                    self._drop(gone - lasting(gone))
+            self.settle()
         except SidestepError as error:
             raise RegistrationFailed(f"{entries.identity} could not be enrolled: {error}") from error
 
@@ -93,43 +109,66 @@ class Enrolments(Enrolled):
                 pod.flags = pod.flags | flag if wanted else pod.flags & ~flag
             self._tables.pods.put(Cookie(cookie), pod)
 
-    def deny(self, cookie: int, denied: Mapping[int, PortRule]) -> bool:
-        """Replace the ports that a pod denies by `denied` (by port, host order). Returns whether anything changed.
+    def change(self, cookie: int, revise: Callable[[Terms], Terms]) -> Change | None:
+        """Put the terms in force that `revise` makes of those in force now. None if nothing changes.
 
-        Does nothing if the pod is not enrolled any more. Raises TableFull; the pod then denies the old ports.
+        New connections meet the old terms or the new ones, never parts of both. The rows of the old ones stay until
+        settle() is called. Does nothing if the pod is not enrolled any more. Raises TableFull and KernelRefused; then
+        the old terms are in force.
         """
+        try:
+            return self._change(cookie, revise)
+        except TableFull:  # perhaps rows of older terms are in the way
+            self.settle()
+            return self._change(cookie, revise)
+
+    def _change(self, cookie: int, revise: Callable[[Terms], Terms]) -> Change | None:
         with self.undisturbed(cookie), ExitStack() as undo:
             known, pod = self._index.get(cookie), self._tables.pods.get(Cookie(cookie))
             if known is None or pod is None:
-                return False
-            before, flags = self._port_rules(known.keys), PodFlags(pod.flags)
-            after = with_denied(before, denied)
-            for flag, wanted in ((PodFlags.PORT_RULES, after), (PodFlags.DENIES, denied)):
-                flags = flags | flag if wanted else flags & ~flag
-            if (after, flags) == (before, pod.flags):
-                return False
-            ports = list(port_rows(cookie, after))
-            for row in ports:
+                return None
+            before = self._terms(pod, known.keys)
+            after = revise(before)
+            if after == before:
+                return None
+            has_other_rows = (before.port_rules, before.networks) != (after.port_rules, after.networks)
+            policy = _next(pod.policy) if has_other_rows else pod.policy
+            fresh = list(term_rows(cookie, after, policy)) if has_other_rows else []
+            for row in fresh:
                 _put(undo, self._table(row.table), row.key, row.value)
-            pod.flags, pod.port_rules = flags, len(after)
+            pod.flags, pod.policy = PodFlags(pod.flags) & ~terms.FLAGS | after.flags, policy
+            pod.port_rules, pod.networks = len(after.port_rules), len(after.networks)
             self._tables.pods.put(Cookie(cookie), pod)
             undo.pop_all()
-            gone = {key for key in known.keys if key[0] == "port_rules"} - _keys(ports)
-            known.keys.update(_keys(ports))
-            self._drop(gone)
-            known.keys.difference_update(gone)
-            return True
+            old = lasting(known.keys) if has_other_rows else set()
+            known.keys.difference_update(old)
+            known.keys.update(_keys(fresh))
+            self._superseded.add(old)
+            return Change(before, after)
 
-    def _port_rules(self, keys: Keys) -> dict[int, PortRule]:
-        """The pod's rules in the table port_rules, by port."""
-        found = {}
-        for name, raw in keys:
-            if name == "port_rules":
-                key = PortKey.from_buffer_copy(raw)
-                rule = self._tables.port_rules.get(key)
-                if rule is not None:
-                    found[key.port] = PortRule(rule.word)
-        return found
+    def settle(self) -> None:
+        """Remove the rows of terms that are not in force any more. Waits, about 20 ms, for programs that run now."""
+        self._superseded.drop_with(self._drop)
+
+    def _terms(self, pod: PodEntry, keys: Keys) -> Terms:
+        """The terms that a pod's entry and its rows give."""
+        ports, networks = {}, {}
+        for name, raw in lasting(keys):
+            value = self._table(name).get(key := self._table(name).key.from_buffer_copy(raw))
+            if value is not None and name == "port_rules":
+                ports[key.port] = PortRule(value.word)
+            elif value is not None:
+                networks[key.network] = NetworkVerdict(value.word)
+        return Terms(PodFlags(pod.flags) & terms.FLAGS, ports, networks)
+
+    def _policy_for(self, cookie: int, entries: Entries) -> int:
+        """The number for the terms of an ADD: that of the terms in force if they are the same, otherwise the next."""
+        known, pod = self._index.get(cookie), self._tables.pods.get(Cookie(cookie))
+        if pod is None:
+            return 0
+        if known and _keys(term_rows(cookie, entries.terms, pod.policy)) == lasting(known.keys):
+            return int(pod.policy if self._terms(pod, known.keys) == entries.terms else _next(pod.policy))
+        return _next(pod.policy)
 
     def steer(self, cookie: int, netns_fd: int) -> bool:
         """Give a pod a new sk_lookup link. Returns False if the pod is not enrolled any more. Raises KernelRefused."""
@@ -181,7 +220,10 @@ class Enrolments(Enrolled):
         return int((self._tables.proxies.get(Cookie(cookie)) or Quad()).quad)
 
     def has_started(self, cookie: int) -> None:
-        """Record that a pod's proxy has begun to take outbound connections. This ends the pod's early outbound."""
+        """Record that a pod's proxy has begun to take outbound connections.
+
+        This ends the pod's early outbound, and without it no late outbound begins.
+        """
         self._tables.started.put(Cookie(cookie), Word(1))
 
     def remove(self, cookie: int) -> bool:
@@ -241,6 +283,11 @@ class Enrolments(Enrolled):
         for table in self._tables.counters:
             if table.begin(Cookie(cookie)):
                 undo.callback(table.remove, Cookie(cookie))
+
+
+def _next(policy: int) -> int:
+    """The number after this one. No rows have it: they are removed long before so many changes have come."""
+    return (policy + 1) % _POLICIES
 
 
 def _keys(of: Iterable[TableRow]) -> Keys:

@@ -17,10 +17,11 @@ from bpf.tables import Table, Tables
 from cni.enrolment import rows
 from cni.enrolment.entries import Entries, Identity
 from cni.enrolment.rows import rows_of
+from cni.enrolment.superseded import Key, Superseded
 from cni.enrolment.turns import Turns
 
 _NOBODY = Identity("", "", "", "", "", "")
-Keys = set[tuple[str, bytes]]  # name of a table, and a key in it as bytes
+Keys = set[Key]
 
 
 class Known(NamedTuple):
@@ -37,6 +38,7 @@ class Enrolled:
         self._pins = pins
         self._tables = tables
         self._turns = Turns()
+        self._superseded = Superseded()
         self._index = self._read_back()  # a pod's item changes in the pod's turn; list() and dict() copy in one step
 
     def undisturbed(self, cookie: int) -> AbstractContextManager[None]:
@@ -100,12 +102,14 @@ class Enrolled:
         pod = self._tables.pods.get(Cookie(cookie))
         if pod is None:
             return [*found, f"no entry in pods for {entries.identity} (netns cookie {cookie})"]
-        if bytes(pod) != bytes(_as_adopted(entries, Identity.of(pod)).pod()):
+        is_deleted = PodFlags(pod.flags) & PodFlags.DELETED  # which entries do not say: a Pod is enrolled before
+        entries = replace(entries, flags=entries.flags | is_deleted)
+        if bytes(pod) != bytes(_as_adopted(entries, Identity.of(pod)).pod(pod.policy)):
             found.append(
                 f"entry of {entries.identity} is {Identity.of(pod)} with flags {PodFlags(pod.flags)!s}, "
                 f"should have flags {entries.flags!s}, or differs in proxy ids, sources or counts"
             )
-        for row in rows_of(cookie, entries):
+        for row in rows_of(cookie, entries, pod.policy):
             stored = self._table(row.table).get(row.key)
             if stored is None or bytes(stored) != bytes(row.value):
                 found.append(row.meaning())
@@ -150,12 +154,24 @@ class Enrolled:
         return table
 
     def _read_back(self) -> dict[int, Known]:
-        """The index as the maps have it. Pods that a crash left half-written are in it without a name."""
-        index = {key.cookie: Known(Identity.of(pod), set()) for key, pod in self._tables.pods.every()}
+        """The index as the maps have it. Pods that a crash left half-written are in it without a name.
+
+        Rows of terms that are not in force are not in it: a crash left them in the middle of a change.
+        """
+        entries = {key.cookie: (Known(Identity.of(pod), set()), pod.policy) for key, pod in self._tables.pods.every()}
+        index = {cookie: known for cookie, (known, _) in entries.items()}
         for name in rows.TABLES:
             for key in self._table(name).every_key():
-                index.setdefault(key.cookie, Known(_NOBODY, set())).keys.add((name, bytes(key)))
+                if name in rows.LASTING and key.cookie in entries and key.policy != entries[key.cookie][1]:
+                    self._superseded.add([(name, bytes(key))])
+                else:
+                    index.setdefault(key.cookie, Known(_NOBODY, set())).keys.add((name, bytes(key)))
         return index
+
+
+def lasting(keys: Keys) -> Keys:
+    """Those of a pod's rows that are of its terms."""
+    return {key for key in keys if key[0] in rows.LASTING}
 
 
 def _as_adopted(entries: Entries, stored: Identity) -> Entries:

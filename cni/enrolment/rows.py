@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -19,9 +19,11 @@ from bpf.layout import (
     Word,
 )
 from cni.enrolment.entries import Entries
+from cni.enrolment.terms import Terms
 from cni.netns.sandbox import Sandbox
 
-# The tables, besides pods, whose rows belong to one pod each. Rows in LASTING do not change with the namespace.
+# The tables, besides pods, whose rows belong to one pod each. Rows in LASTING are those of its terms: they carry the
+# number of a policy, and do not change with the namespace.
 LASTING = ("port_rules", "networks")
 TABLES = (*LASTING, "routes", "interfaces", "addresses")
 
@@ -35,20 +37,20 @@ class TableRow(NamedTuple):
     meaning: Callable[[], str]
 
 
-def rows_of(cookie: int, entries: Entries) -> Iterator[TableRow]:
+def rows_of(cookie: int, entries: Entries, policy: int) -> Iterator[TableRow]:
     """All rows of a pod: first those from its annotations, then those that change with its namespace."""
-    yield from port_rows(cookie, entries.port_rules)
-    for network, verdict in entries.networks.items():
-        meaning = partial("range {} should be {}".format, network, NetworkVerdict(verdict).name)
-        yield TableRow("networks", NetworkKey.of(cookie, network), Word(verdict), meaning)
+    yield from term_rows(cookie, entries.terms, policy)
     yield from live_rows(cookie, entries.sandbox, entries.excluded_interfaces)
 
 
-def port_rows(cookie: int, port_rules: Mapping[int, PortRule]) -> Iterator[TableRow]:
-    """The rows for a pod's port rules. Ports are in host order."""
-    for port, rule in port_rules.items():
+def term_rows(cookie: int, terms: Terms, policy: int) -> Iterator[TableRow]:
+    """The rows for a pod's terms, under the number `policy`."""
+    for port, rule in terms.port_rules.items():
         meaning = partial("port {} should be {!s}".format, port, PortRule(rule))
-        yield TableRow("port_rules", PortKey(cookie, port), Word(rule), meaning)
+        yield TableRow("port_rules", PortKey(cookie, port, policy), Word(rule), meaning)
+    for network, verdict in terms.networks.items():
+        meaning = partial("range {} should be {}".format, network, NetworkVerdict(verdict).name)
+        yield TableRow("networks", NetworkKey.of(cookie, network, policy), Word(verdict), meaning)
 
 
 def live_rows(cookie: int, sandbox: Sandbox, excluded_interfaces: Collection[str]) -> Iterator[TableRow]:

@@ -16,7 +16,7 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
 )
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -37,11 +37,26 @@ KUBEVIRT_INTERFACES = "traffic.sidecar.istio.io/kubevirtInterfaces"
 
 # sidestep's own annotations. Istio has nothing like the first two, so they are off unless a Pod asks for them.
 EARLY_OUTBOUND = "sidestep.io/early-outbound"
+LATE_OUTBOUND = "sidestep.io/late-outbound"
 STRICT_PROXY = "sidestep.io/strict-proxy"
 ACCELERATION = "sidestep.io/acceleration"
 DENY_OUTBOUND_PORTS = "sidestep.io/deny-outbound-ports"
 DENY_INBOUND_PORTS = "sidestep.io/deny-inbound-ports"
 UNCAPTURED = "sidestep.io/uncaptured"
+LIVE_POLICY = "sidestep.io/live-policy"
+
+# What a running pod follows if it or its node has live policies: capture alone decides by these. What istiod's injector
+# puts into the proxy as well, such as the interception mode, would be one thing here and another in the proxy.
+FOLLOWED = (
+    INCLUDE_OUTBOUND_RANGES,
+    EXCLUDE_OUTBOUND_RANGES,
+    INCLUDE_OUTBOUND_PORTS,
+    EXCLUDE_OUTBOUND_PORTS,
+    INCLUDE_INBOUND_PORTS,
+    EXCLUDE_INBOUND_PORTS,
+    UNCAPTURED,
+    LIVE_POLICY,
+)
 
 DNS_CAPTURE = "ISTIO_META_DNS_CAPTURE"
 DUAL_STACK = "ISTIO_DUAL_STACK"
@@ -114,10 +129,12 @@ class CapturePolicy(BaseModel):
     invalid_drop: bool = False
     loopback_included: bool = False
     early_outbound: bool = False
+    late_outbound: bool = False
     strict_proxy: bool = False
     deny_outbound_ports: frozenset[int] = frozenset()
     deny_inbound_ports: frozenset[int] = frozenset()
     uncaptured: OnUncaptured = "allow"
+    live: bool = False  # whether the pod follows FOLLOWED while it runs
     acceleration: Level = Level.PROXY  # the lowest of this level, the node's and the other pod's counts
 
     @property
@@ -127,32 +144,21 @@ class CapturePolicy(BaseModel):
         return sum(len(each) for each in lists if isinstance(each, tuple | frozenset))
 
 
-def policy_of(pod: Pod, uncaptured: OnUncaptured = "allow") -> CapturePolicy:
+def policy_of(pod: Pod, uncaptured: OnUncaptured = "allow", live: bool = False) -> CapturePolicy:
     """The policy that a Pod's annotations and its proxy container ask for.
 
-    `uncaptured` is the node's default for the annotation of that name.
+    `uncaptured` and `live` are the node's defaults for UNCAPTURED and LIVE_POLICY.
     Raises InvalidAnnotation if Istio would refuse a value, or if a value asks for what cannot be done with sockets.
     As in Istio, a value in the environment that is not a boolean counts as false.
     """
     values = _DEFAULTS | pod.annotations
     proxy = pod.proxy or Container(name="")
-    outbound_all = values[INCLUDE_OUTBOUND_RANGES] == _ALL
-    inbound_all = values[INCLUDE_INBOUND_PORTS] == _ALL
-    included = [] if outbound_all else _ranges(values, INCLUDE_OUTBOUND_RANGES)
-    excluded = _ranges(values, EXCLUDE_OUTBOUND_RANGES)
     # if the annotation with the newer name is there, the older one does not count
     reroute = REROUTE_INTERFACES if REROUTE_INTERFACES in pod.annotations else KUBEVIRT_INTERFACES
 
     policy = CapturePolicy(
+        **_followed(pod, uncaptured, live),
         mode=_mode(values),
-        outbound_all=outbound_all,
-        include_outbound=tuple(each.network for each in included),
-        exclude_outbound=tuple(each.network for each in excluded),
-        include_outbound_ports=_ports(values, INCLUDE_OUTBOUND_PORTS),
-        exclude_outbound_ports=_ports(values, EXCLUDE_OUTBOUND_PORTS),
-        inbound_all=inbound_all,
-        include_inbound_ports=frozenset() if inbound_all else _ports(values, INCLUDE_INBOUND_PORTS),
-        exclude_inbound_ports=_excluded_inbound(values) | ALWAYS_EXCLUDED_INBOUND,
         exclude_interfaces=_interfaces(values, EXCLUDE_INTERFACES),
         reroute_interfaces=_interfaces(values, reroute),
         # 0 means "not set", as in Istio: a proxy that runs as root is recognised by its group
@@ -161,22 +167,34 @@ def policy_of(pod: Pod, uncaptured: OnUncaptured = "allow") -> CapturePolicy:
         dns_capture=parse_bool(proxy.env_value(DNS_CAPTURE)) or False,
         dual_stack=parse_bool(proxy.env_value(DUAL_STACK)) or False,
         invalid_drop=parse_bool(proxy.env_value(INVALID_DROP)) or False,
-        loopback_included=any(_is_loopback(each.ip) for each in included),
-        early_outbound=_early_outbound(pod.annotations),
-        strict_proxy=_strict_proxy(pod.annotations),
+        early_outbound=_allows(pod.annotations, EARLY_OUTBOUND),
+        late_outbound=_allows(pod.annotations, LATE_OUTBOUND),
+        strict_proxy=_boolean(pod.annotations, STRICT_PROXY),
         deny_outbound_ports=_ports(values, DENY_OUTBOUND_PORTS),
         deny_inbound_ports=_ports(values, DENY_INBOUND_PORTS),
-        uncaptured=_uncaptured(pod.annotations, uncaptured),
         acceleration=_acceleration(pod.annotations),
     )
     refuse_unsupported(policy)
     return policy
 
 
+def followed_of(pod: Pod, uncaptured: OnUncaptured = "allow", live: bool = False) -> CapturePolicy:
+    """The policy of the annotations in FOLLOWED alone: all else is as in a Pod without annotations.
+
+    Raises InvalidAnnotation if one of them is refused, whatever the others are.
+    """
+    return CapturePolicy(**_followed(pod, uncaptured, live))
+
+
+def is_live(pod: Pod, default: bool = False) -> bool:
+    """Whether a Pod wants its annotations followed while it runs. Raises InvalidAnnotation."""
+    return _boolean(pod.annotations, LIVE_POLICY, default)
+
+
 def denied_ports(pod: Pod) -> tuple[frozenset[int], frozenset[int]]:
     """The ports that a Pod denies now: outbound and inbound. Raises InvalidAnnotation.
 
-    Only the deny annotations change a running pod.
+    Every running pod follows these.
     """
     values = _DEFAULTS | pod.annotations
     return _ports(values, DENY_OUTBOUND_PORTS), _ports(values, DENY_INBOUND_PORTS)
@@ -197,19 +215,42 @@ def refuse_unsupported(policy: CapturePolicy) -> None:
         )
 
 
-def _early_outbound(annotations: Mapping[str, str]) -> bool:
-    value = annotations.get(EARLY_OUTBOUND)
+def _followed(pod: Pod, uncaptured: OnUncaptured, live: bool) -> dict[str, Any]:
+    """The fields that the annotations in FOLLOWED decide about."""
+    values = _DEFAULTS | pod.annotations
+    outbound_all = values[INCLUDE_OUTBOUND_RANGES] == _ALL
+    inbound_all = values[INCLUDE_INBOUND_PORTS] == _ALL
+    included = [] if outbound_all else _ranges(values, INCLUDE_OUTBOUND_RANGES)
+    return {
+        "outbound_all": outbound_all,
+        "include_outbound": tuple(each.network for each in included),
+        "exclude_outbound": tuple(each.network for each in _ranges(values, EXCLUDE_OUTBOUND_RANGES)),
+        "include_outbound_ports": _ports(values, INCLUDE_OUTBOUND_PORTS),
+        "exclude_outbound_ports": _ports(values, EXCLUDE_OUTBOUND_PORTS),
+        "inbound_all": inbound_all,
+        "include_inbound_ports": frozenset() if inbound_all else _ports(values, INCLUDE_INBOUND_PORTS),
+        "exclude_inbound_ports": _excluded_inbound(values) | ALWAYS_EXCLUDED_INBOUND,
+        "loopback_included": any(_is_loopback(each.ip) for each in included),
+        "uncaptured": _uncaptured(pod.annotations, uncaptured),
+        "live": is_live(pod, live),
+    }
+
+
+def _allows(annotations: Mapping[str, str], key: str) -> bool:
+    value = annotations.get(key)
     if value not in (None, "allow"):
-        raise _invalid(EARLY_OUTBOUND, value, "a choice", "give allow, or remove it")
+        raise _invalid(key, value, "a choice", "give allow, or remove it")
     return value == "allow"
 
 
-def _strict_proxy(annotations: Mapping[str, str]) -> bool:
-    value = annotations.get(STRICT_PROXY)
-    strict = parse_bool(value)
-    if value is not None and strict is None:
-        raise _invalid(STRICT_PROXY, value, "a boolean", "give true or false")
-    return bool(strict)
+def _boolean(annotations: Mapping[str, str], key: str, default: bool = False) -> bool:
+    value = annotations.get(key)
+    if value is None:
+        return default
+    parsed = parse_bool(value)
+    if parsed is None:
+        raise _invalid(key, value, "a boolean", "give true or false")
+    return parsed
 
 
 def _acceleration(annotations: Mapping[str, str]) -> Level:

@@ -4,9 +4,9 @@ This code is written to be compared with Istio's rules, not to be fast. Two of I
 never sets owner groups (O5), and virtual interfaces (I0) are refused at ADD.
 
 If no rule of Istio's decides, the verdict has a word instead of a rule. "no IPv6" and "UDP" mean that these are not
-captured. "self" is a packet from the pod itself; "transit" is a packet for an address that is not the pod's.
-"early-outbound" and "deny" are sidestep's own annotations. "no-route" is a connection that the kernel would refuse:
-with Istio's rules it looks the route up before it asks them.
+captured. "self" is a packet from the pod itself; "transit" is a packet for an address that is not the pod's. "early-
+outbound", "late-outbound" and "deny" are sidestep's own annotations. "no-route" is a connection that the kernel would
+refuse: with Istio's rules it looks the route up before it asks them.
 """
 
 import errno
@@ -59,9 +59,11 @@ class Outbound:
     mark: int = 0  # SO_MARK
     container: Container = "trusted"
     is_ipv6_captured: bool = True  # the pod's first address or ISTIO_DUAL_STACK says so
-    has_proxy_started: bool = True  # whether the proxy has ever listened; counts with early outbound only
+    has_proxy_started: bool = True  # whether the proxy has ever listened; counts with early and late outbound only
     route_error: int = 0  # the errno that the route causes; 0 if there is a route, or if that is unknown
     does_loopback_stay: bool = False  # whether the kernel is known to refuse to send from 127.0.0.0/8 to the outside
+    is_pod_deleted: bool = False  # whether the Pod is being deleted; counts with late outbound only, as the next
+    does_proxy_listen: bool = True  # whether anybody in the pod listens on 15001
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ def outbound(policy: CapturePolicy, conn: Outbound) -> Verdict:
         verdict = Verdict(_inbound_by_port(policy, conn.port).action, "T")
     if verdict.action in ("proxy-outbound", "dns") and policy.early_outbound and not conn.has_proxy_started:
         return Verdict("pass", "early-outbound")
+    if verdict.action in ("proxy-outbound", "dns") and policy.late_outbound and _has_proxy_gone(conn):
+        return Verdict("pass", "late-outbound")
     if verdict.action in ("proxy-outbound", "dns") and refusal(conn):
         return Verdict("unreachable", "no-route")
     return _unless_denied(policy, conn, verdict)
@@ -138,6 +142,11 @@ def inbound(policy: CapturePolicy, conn: Inbound) -> Verdict:
     if conn.interface in policy.exclude_interfaces:
         return Verdict("pass", "I1")
     return _inbound_by_port(policy, conn.port)
+
+
+def _has_proxy_gone(conn: Outbound) -> bool:
+    """Whether the proxy has ended with its Pod. One that ends before has crashed."""
+    return conn.is_pod_deleted and conn.has_proxy_started and not conn.does_proxy_listen
 
 
 def _redirected(policy: CapturePolicy, conn: Outbound) -> Verdict:

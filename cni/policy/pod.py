@@ -171,6 +171,11 @@ class Pod(_KubernetesObject):
         return bool(self.status.pod_ip) and self.status.phase not in ("Succeeded", "Failed")
 
     @property
+    def is_deleted(self) -> bool:
+        """Whether somebody has deleted the Pod: its containers are ending, or will within the grace period."""
+        return self.metadata.deletion_timestamp is not None
+
+    @property
     def proxy_container_id(self) -> str | None:
         """The id of the sidecar's present container; None before there is one."""
         statuses = self.status.init_container_statuses + self.status.container_statuses

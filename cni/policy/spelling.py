@@ -21,11 +21,13 @@ _CAPTURING = (
     istio.REROUTE_INTERFACES,
     istio.KUBEVIRT_INTERFACES,
     istio.EARLY_OUTBOUND,
+    istio.LATE_OUTBOUND,
     istio.STRICT_PROXY,
     istio.ACCELERATION,
     istio.DENY_OUTBOUND_PORTS,
     istio.DENY_INBOUND_PORTS,
     istio.UNCAPTURED,
+    istio.LIVE_POLICY,
     INJECT,
     STATUS,
 )

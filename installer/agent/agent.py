@@ -19,12 +19,12 @@ from bpf.retained import Retained
 from bpf.tables import Tables
 from cni.enrolment.admission import Admission
 from cni.enrolment.adoption import Adoption
-from cni.enrolment.denial import Denials
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.failures import Failures
 from cni.enrolment.follow import Follower
 from cni.enrolment.hearing import Hearing
 from cni.enrolment.left_out import LeftOut
+from cni.enrolment.live import LivePolicies
 from cni.enrolment.refusals import Refusals
 from cni.enrolment.strict_proxies import StrictProxies
 from cni.enrolment.whereabouts import Whereabouts
@@ -53,7 +53,7 @@ from installer.pods.deployment import Deployment, IstiosDeployment
 from installer.pods.source import Source, require_source, source_of
 from installer.probe.examine import attach_or_explain, require_capable
 from installer.probe.memory import ADVISED, earlier_kills
-from installer.settings import Acceleration, Attachment, Chain, Coverage, Logging, Node, Ports, Repair
+from installer.settings import Acceleration, Attachment, Chain, Coverage, Following, Logging, Node, Ports, Repair
 
 log = structlog.get_logger("agent")
 
@@ -76,6 +76,7 @@ class Settings:
     repair: Repair
     acceleration: Acceleration
     coverage: Coverage
+    following: Following
     ports: Ports
     logging: Logging
     is_in_istios_daemonset: bool = False  # rather than in that of this repository
@@ -169,14 +170,15 @@ class _Agent:
         proxies = StrictProxies(self.source.pods, tables, places.every, lambda cookie: self._reconciler.learned(cookie))
         follower = Follower(self.enrolments, proxies, settings.node.proc)
         self.follower = follower
-        policies = Policies(settings.coverage.uncaptured, settings.coverage.uncaptured_exempt_namespaces)
+        covered = settings.coverage
+        policies = Policies(covered.uncaptured, covered.uncaptured_exempt_namespaces, settings.following.live_policy)
         self.admission = Admission(self.enrolments, follower, settings.node.proc, policies=policies)
         hearing = Hearing(self.enrolments, pins, settings.node.proc)
         up.callback(hearing.close)
         adoption = Adoption(self.admission, hearing, settings.node.proc)
         self._left_out, self._refusals = LeftOut(self.source.events), Refusals()
         self._failures = Failures(tables)
-        self._denials = Denials(self.enrolments, self.source.events)
+        self._live = LivePolicies(self.enrolments, self.source.events, policies)
         self._repairs = Repairs(
             settings=settings.repair,
             actions=self.source.api,
@@ -206,7 +208,7 @@ class _Agent:
             events=self.source.events,
             observe=self.metrics.observe_reconcile,
             claims=self._repairs.claims,
-            deny=lambda: self._denials.look(self.source.pods),
+            follow=lambda: self._live.look(self.source.pods),
             hold=holder.keep,
             retained=retained,
             take_over=TakeOver(pins, self.enrolments, adoption, self.source.pods, self.source.events).take,
@@ -225,7 +227,7 @@ class _Agent:
         self._up.enter_context(self.follower.running())
         self.source.subscribe(self._reconciler.changed)
         self.source.subscribe(self._repairs.changed)
-        self.source.subscribe_always(self._denials.changed)
+        self.source.subscribe_always(self._live.changed)
         self.source.on_synced(self._synced)
         self._up.enter_context(self.source.running())
         if not self.source.wait_synced(_SYNC_SECONDS):

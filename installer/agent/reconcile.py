@@ -2,9 +2,9 @@
 
 A round puts back detached links and missing pins, lets go of pods whose namespace is gone, enrols running mesh pods
 that are not enrolled, registers listeners that the programs missed, restores missing map entries, compares every pod
-with its namespace, updates denied ports, and looks where pods' processes run. Rounds run at the start and every few
-minutes. Programs that are detached capture nothing, so links, pins, lost namespaces and closed listeners are checked
-every few seconds. wake() has them checked at once, and running mesh pods enrolled.
+with its namespace, follows changed annotations, and looks where pods' processes run. Rounds run at the start and every
+few minutes. Programs that are detached capture nothing, so links, pins, lost namespaces and closed listeners are
+checked every few seconds. wake() has them checked at once, and running mesh pods enrolled.
 
 Istio's repair controller also handles pods that started without capture, but only after their validation has failed.
 """
@@ -89,7 +89,7 @@ class Reconciler:
     events: PodEvents
     observe: Callable[[str, int], None]  # gets the kind of each thing put right, and the count
     claims: Callable[[Pod], bool] = _never  # whether Repairs will delete or label the pod
-    deny: Callable[[], None] = _nothing  # updates the denied ports of running pods
+    follow: Callable[[], None] = _nothing  # has running pods follow what their annotations say now
     hold: Callable[[], None] = _nothing  # keeps other agents from the pins
     retained: Retained | None = None  # what is pinned, also open in this process
     take_over: Callable[[], Done] = _nothing_done  # takes pods over from another layout of the maps
@@ -114,14 +114,17 @@ class Reconciler:
 
         A step that fails is logged and runs again in the next round.
         """
-        begin, end = (self._restore, self._take), (self._listen, self._mend, self._compare, self._deny, self._see_rules)
-        return self._do(*begin, self._sweep, self._adopt, self._take, *end, self.strays, self._note_failures)
+        begin, end = (
+            (self._restore, self._take),
+            (self._listen, self._mend, self._compare, self._follow, self._see_rules),
+        )
+        last = (self.strays, self._note_failures, self._settle)
+        return self._do(*begin, self._sweep, self._adopt, self._take, *end, *last)
 
     def look(self) -> Counter[str]:
         """Run only the steps that cannot wait for the next round."""
-        return self._do(
-            self._restore, self._take, self._sweep, self._listen_soon, self.strays_soon, self._note_failures
-        )
+        begin, last = (self._restore, self._take, self._sweep), (self._note_failures, self._settle)
+        return self._do(*begin, self._listen_soon, self.strays_soon, *last)
 
     def changed(self, before: Pod | None, after: Pod | None) -> None:
         """Handle a new or changed Pod: if it runs without being enrolled, wake the rounds."""
@@ -320,13 +323,21 @@ class Reconciler:
         pods, count = self.pods_of(damaged), 0
         with find_netns(damaged, proc=self.node.proc) as found:
             for cookie, netns in found:
-                if cookie in pods:
-                    admission = self.adoption.admission
-                    admission.admit_as(damaged[cookie], admission.policies.of(pods[cookie]), netns)
-                    log.warning("entries.restored", pod=str(damaged[cookie]), reason="somebody has removed entries")
-                    self._tell_repaired(pods[cookie], "map entries are restored: somebody had removed some")
+                if cookie in pods and self._restore_entries(damaged[cookie], pods[cookie], netns):
                     count += 1
         return {MENDED: count} if count else {}
+
+    def _restore_entries(self, identity: Identity, pod: Pod, netns: int) -> bool:
+        """Enrol a pod again. If what it asks for by now is refused, it keeps what is left."""
+        admission = self.adoption.admission
+        try:
+            admission.admit_as(identity, admission.policies.of(pod), netns)
+        except SidestepError as error:
+            log.error("entries.not_restored", pod=str(identity), error=str(error))
+            return False
+        log.warning("entries.restored", pod=str(identity), reason="somebody has removed entries")
+        self._tell_repaired(pod, "map entries are restored: somebody had removed some")
+        return True
 
     def _mention(self, pods: Iterable[Pod]) -> None:
         """Tell of running pods that have a sidecar and are left out: each once for the same reason."""
@@ -357,9 +368,14 @@ class Reconciler:
             self.failures.look(self.enrolments.identities())
         return {}
 
-    def _deny(self) -> Done:
-        """Apply changes of denied ports that the watch missed or that found no room in the map."""
-        self.deny()
+    def _settle(self) -> Done:
+        """Remove the rows of policies that are not in force any more."""
+        self.enrolments.settle()
+        return {}
+
+    def _follow(self) -> Done:
+        """Apply changes of annotations that the watch missed or that found no room in the maps."""
+        self.follow()
         return {}
 
     def pods_of(self, cookies: Iterable[int]) -> dict[int, Pod]:

@@ -7,7 +7,7 @@ import click
 
 from installer.commands.command import Command
 from installer.commands.output import output_option, show
-from installer.settings import Acceleration, Attachment, Chain, Coverage, Logging, Node, Ports, Repair, take
+from installer.settings import Acceleration, Attachment, Chain, Coverage, Following, Logging, Node, Ports, Repair, take
 
 
 @click.command(cls=Command)
@@ -17,6 +17,7 @@ from installer.settings import Acceleration, Attachment, Chain, Coverage, Loggin
 @take(Repair)
 @take(Acceleration)
 @take(Coverage)
+@take(Following)
 @take(Ports)
 @take(Logging)
 def agent(**groups: Any) -> None:

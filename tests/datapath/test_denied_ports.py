@@ -7,7 +7,7 @@ import pytest
 
 from bpf.errors import TableFull
 from bpf.layout import PodFlags, PortKey, PortRule, Word
-from cni.enrolment.entries import denial
+from cni.enrolment.terms import denial
 from cni.policy.annotations import CapturePolicy
 from tests.datapath.wires import APP, PROXY, Wire
 from tests.lab.inside import PYTHON
@@ -47,6 +47,14 @@ def denying(outbound: tuple[int, ...] = (), inbound: tuple[int, ...] = (), **mor
         deny_inbound_ports=frozenset(inbound),
         **more,  # type: ignore[arg-type]
     )
+
+
+def deny(wire: Wire, outbound: tuple[int, ...] = (), inbound: tuple[int, ...] = ()) -> bool:
+    """Change what the running pod denies; False if that is nothing new."""
+    enrolments = wire.kernel.enrolments
+    change = enrolments.change(wire.sandbox.cookie, lambda terms: terms.denying(denial(outbound, inbound)))
+    enrolments.settle()
+    return change is not None
 
 
 @pytest.mark.claim("connect() and sendmsg() fail with EPERM")
@@ -121,32 +129,33 @@ def test_inbound_datagrams_are_denied_too(wire: Wire, family: str) -> None:
 def test_what_is_denied_changes_while_the_pod_runs(wire: Wire) -> None:
     policy = CapturePolicy(dual_stack=True, exclude_outbound_ports=frozenset((8080, 15020)))
     wire.mesh(policy)
-    cookie, enrolments = wire.sandbox.cookie, wire.kernel.enrolments
     before = wire.kernel.entries()
     assert wire.pod.dial(wire.peer.ip4, 8080)["who"] == "remote"
-    assert enrolments.deny(cookie, denial((8080, 9090), (8080,)))
-    assert not enrolments.deny(cookie, denial((8080, 9090), (8080,)))
+    assert deny(wire, (8080, 9090), (8080,))
+    assert not deny(wire, (8080, 9090), (8080,))
     assert wire.pod.dial(wire.peer.ip4, 8080) == wire.pod.dial(wire.peer.ip4, 9090) == {"error": DENIED}
     assert wire.peer.dial(wire.pod.ip4, 8080) == {"error": REFUSED}
-    assert enrolments.deny(cookie, {})
+    assert deny(wire)
     assert wire.pod.dial(wire.peer.ip4, 8080)["who"] == "remote"
     assert wire.pod.dial(wire.peer.ip4, 9090)["who"] == "outbound"
     assert wire.kernel.entries() | {"uncaptured": 0} == before
-    rule = wire.kernel.tables.port_rules.get(PortKey(cookie, 8080))
+    entry = wire.kernel.tables.pods.get(wire.key)
+    assert entry is not None
+    rule = wire.kernel.tables.port_rules.get(PortKey(wire.sandbox.cookie, 8080, entry.policy))
     assert rule is not None and PortRule(rule.word) == PortRule.EXCLUDE_OUTBOUND
 
 
 @pytest.mark.claim("what was denied before stays denied")
 def test_ports_for_which_there_is_no_room_change_nothing(wire: Wire) -> None:
     wire.mesh(denying(outbound=(8080,)))
-    cookie, enrolments, rules = wire.sandbox.cookie, wire.kernel.enrolments, wire.kernel.tables.port_rules
+    enrolments, rules = wire.kernel.enrolments, wire.kernel.tables.port_rules
     before = wire.kernel.entries()
     filler = [PortKey(1 + number // 65536, number % 65536) for number in range(rules.limit - before["port_rules"] - 1)]
     try:
         for key in filler:
             rules.put(key, Word(PortRule.EXCLUDE_OUTBOUND))
         with pytest.raises(TableFull, match="BPF map port_rules is full"):
-            enrolments.deny(cookie, denial((9090, 9091, 9092), ()))
+            deny(wire, (9090, 9091, 9092), ())
     finally:
         for key in filler:
             rules.remove(key)
@@ -154,7 +163,7 @@ def test_ports_for_which_there_is_no_room_change_nothing(wire: Wire) -> None:
     assert enrolments.damaged() == {}
     assert wire.pod.dial(wire.peer.ip4, 8080) == {"error": DENIED}
     assert wire.pod.dial(wire.peer.ip4, 9090)["who"] == "outbound"
-    assert enrolments.deny(cookie, denial((9090, 9091, 9092), ()))
+    assert deny(wire, (9090, 9091, 9092), ())
     assert wire.pod.dial(wire.peer.ip4, 8080)["who"] == "outbound"
     assert wire.pod.dial(wire.peer.ip4, 9090) == {"error": DENIED}
 

@@ -105,4 +105,4 @@ def test_a_pod_that_asks_for_less_than_before_leaves_nothing_of_it(wide: Wire) -
     assert who(wide, "11.0.0.1") == "remote"
     assert who(wide, "11.0.2.1") == "outbound"
     held = wide.kernel.entries()
-    assert (held["networks"], held["port_rules"]) == (1, len(entries.port_rules))
+    assert (held["networks"], held["port_rules"]) == (1, len(entries.terms.port_rules))

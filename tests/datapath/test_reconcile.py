@@ -17,8 +17,8 @@ from bpf.libbpf import LIBBPF
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor
 from cni.enrolment import adoption
-from cni.enrolment.denial import Denials
 from cni.enrolment.entries import Identity
+from cni.enrolment.live import LivePolicies
 from cni.errors import Code, NotCaptured
 from cni.netns.namespaces import find_netns
 from cni.netns.processes import Crowd, crowds
@@ -241,6 +241,20 @@ def test_entries_that_somebody_removes_are_back_after_a_round(agent: Parts, pod:
     assert agent.enrolments.of_attachment(pod.sandbox, "eth0") == [pod.wire.sandbox.cookie]
 
 
+def test_a_pod_whose_annotations_are_refused_by_now_is_not_mended_and_keeps_nobody_else_from_it(
+    agent: Parts, pod: Running, make_wire: Callable[[], Wire]
+) -> None:
+    with running(make_wire()) as other:
+        agent.pods.pods = [pod.pod(pod.proxy), other.pod(other.proxy)]
+        assert agent.reconciler.once()["adopted"] == 1
+        bad = {"traffic.sidecar.istio.io/excludeOutboundPorts": "80-90"}
+        agent.pods.pods = [pod.pod(pod.proxy, **bad), other.pod(other.proxy)]
+        for key in list(agent.kernel.tables.port_rules.every_key()):
+            agent.kernel.tables.port_rules.remove(key)
+        assert agent.reconciler.once() == {"mended": 1}
+        assert list(agent.enrolments.damaged()) == [pod.wire.sandbox.cookie]
+
+
 def test_an_address_that_was_missed_is_found(agent: Parts, pod: Running) -> None:
     """Nobody follows in this test."""
     ip_command("-n", pod.wire.pod.path.name, "addr", "add", "192.0.2.5/32", "dev", "eth0")
@@ -328,8 +342,8 @@ def test_a_refusal_is_told_once(agent: Parts, pod: Running) -> None:
 
 def test_a_change_of_denied_ports_that_nobody_was_told_of_is_found(agent: Parts, pod: Running) -> None:
     """As when it comes between an ADD's look at its Pod and the enrolment."""
-    denials = Denials(agent.enrolments, agent.events)
-    agent.reconciler.deny = lambda: denials.look(agent.pods)
+    denials = LivePolicies(agent.enrolments, agent.events)
+    agent.reconciler.follow = lambda: denials.look(agent.pods)
     agent.events.events.clear()
     agent.pods.pods = [pod.pod(pod.proxy, **{"sidestep.io/deny-outbound-ports": "8080"})]
     denials.changed(None, pod.pod(pod.proxy, uid="not enrolled yet"))

@@ -99,6 +99,7 @@ def test_rules_are_told_with_their_pod(mesh: Mesh, choosy: Pod) -> None:
         "default/choosy",
         str(listed(mesh.node, "networks")[0]["key"]["cookie"]),
         "10.9.0.0/16",
+        "0",  # the number of its policy
         "excluded",
     ]
 

@@ -233,7 +233,12 @@ def test_the_api_server_is_asked_and_may_be_away_and_so_may_the_agent() -> None:
         alpha.annotations[f"{TRAFFIC}excludeInboundPorts"] = "9000"
         alpha.publish(phase="Running", podIP=str(alpha.ip4))
         (change,) = document(node, "pods", "alpha", *how, source=False)["differs"]["changes"]
-        assert change == {"name": f"{TRAFFIC}excludeInboundPorts", "enrolled": "15020", "now": "9000"}
+        assert change == {
+            "name": f"{TRAFFIC}excludeInboundPorts",
+            "enrolled": "15020",
+            "now": "9000",
+            "applies": "new pods only",
+        }
         api.stop()
         differs = document(node, "pods", "alpha", *how, source=False)["differs"]
         assert differs["known"] is False and "cannot be reached" in differs["reason"]

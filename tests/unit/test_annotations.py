@@ -233,6 +233,22 @@ def test_virtual_interfaces_are_refused_with_what_to_do(key: str) -> None:
     assert "Remove the annotation" in message
 
 
+def test_late_outbound_is_off_unless_allowed() -> None:
+    assert not policy_of(pod()).late_outbound
+    assert policy(annotations.LATE_OUTBOUND, "allow").late_outbound
+    for text in ("", "true", "Allow"):
+        assert "give allow, or remove it" in refusal(annotations.LATE_OUTBOUND, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "expected"), [(None, True, True), ("false", True, False), ("1", False, True)]
+)
+def test_the_pods_word_on_live_policies_beats_the_nodes(text: str | None, default: bool, expected: bool) -> None:
+    said = pod({} if text is None else {annotations.LIVE_POLICY: text})
+    assert policy_of(said, live=default).live is expected
+    assert "give true or false" in refusal(annotations.LIVE_POLICY, "perhaps")
+
+
 def test_early_outbound_is_off_unless_allowed() -> None:
     assert not policy_of(pod()).early_outbound
     assert policy(annotations.EARLY_OUTBOUND, "allow").early_outbound

@@ -10,7 +10,7 @@ import yaml
 from bpf.layout import LEVELS
 from docs import chart
 from installer import VERSION
-from installer.settings import Acceleration, Node, Repair
+from installer.settings import Acceleration, Following, Node, Repair
 from tests.chart.base import BASE, is_current
 
 MANIFESTS = chart.CHART.parents[1]
@@ -154,6 +154,7 @@ def test_a_default_of_istios_chart_is_the_default_here(name: str) -> None:
 def test_defaults_of_our_own_are_the_agents() -> None:
     assert described("acceleration")["default"] == Acceleration().acceleration
     assert described("acceleration")["enum"] == [str(each) for each in LEVELS]
+    assert described("livePolicy")["default"] == Following().live_policy
     assert described("agentTimeoutSeconds")["default"] == Node().agent_timeout_seconds
     assert described("reconcileSeconds")["default"] == Repair().reconcile_seconds
 

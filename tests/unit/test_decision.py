@@ -336,6 +336,16 @@ def test_what_is_no_inbound_connection_of_the_pod() -> None:
     assert inbound(DEFAULT, replace(arriving(80), destination=ip_address("10.0.0.5"))) == Verdict(E6, "I4")
 
 
+def test_late_outbound_begins_when_the_pod_is_deleted_and_its_proxy_has_gone() -> None:
+    late = CapturePolicy(late_outbound=True, dns_capture=True)
+    for conn in (connection(REMOTE, 80), replace(connection(REMOTE, 53), protocol="udp")):
+        gone = replace(conn, is_pod_deleted=True, does_proxy_listen=False)
+        assert outbound(late, gone) == Verdict(PASS, "late-outbound")
+        for other in ({"is_pod_deleted": False}, {"does_proxy_listen": True}, {"has_proxy_started": False}):
+            assert outbound(late, replace(gone, **other)) == outbound(late, conn)  # type: ignore[arg-type]
+        assert outbound(late.model_copy(update={"late_outbound": False}), gone) == outbound(late, conn)
+
+
 def test_early_outbound_ends_when_the_proxy_has_started() -> None:
     early = CapturePolicy(early_outbound=True, dns_capture=True)
     for conn, action, rule in ((connection(REMOTE), E1, "O10"), (connection(REMOTE, 53), RESOLVER, "O6")):

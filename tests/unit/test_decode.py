@@ -60,7 +60,10 @@ def test_every_cookie_is_found(table: str) -> None:
 def test_networks_lose_what_the_trie_needs(network: str) -> None:
     key = NetworkKey.of(7, ip_network(network))
     told = decoded("networks", key, Word(2), NAMES)
-    assert told == {"key": {"pod": "default/alpha", "cookie": 7, "network": network}, "value": {"verdict": "included"}}
+    assert told == {
+        "key": {"pod": "default/alpha", "cookie": 7, "network": network, "policy": 0},
+        "value": {"verdict": "included"},
+    }
 
 
 def test_ports_in_network_order_are_turned() -> None:

@@ -8,6 +8,12 @@ from installer.commands.flows.flows_table import flows_table, flows_text
 from installer.commands.sampling.figures import span
 
 
+@pytest.fixture(autouse=True)
+def width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As wide as where there is no terminal, whatever the environment of these tests says."""
+    monkeypatch.setenv("COLUMNS", "")
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [

@@ -192,7 +192,7 @@ def test_outbound(kernel: ctypes.CDLL, policy: CapturePolicy, conn: Outbound) ->
         to = bound  # the kernel dials what the socket is bound to
     is_lo = to.is_loopback or to.is_unspecified or to in OWN or to == IPv6Address("::6") or conn.interface == "lo"
     facts = Facts(
-        ports=pod.port_rules.get(conn.port, PortRule(0)),
+        ports=pod.terms.port_rules.get(conn.port, PortRule(0)),
         network=longest_match(policy, to),
         mark=conn.mark,
         port=conn.port,
@@ -231,7 +231,7 @@ def test_inbound(kernel: ctypes.CDLL, policy: CapturePolicy, source: IPAddress, 
         ctypes.byref(Address.of(source)),
         plain(source) in OWN,
         port,
-        pod.port_rules.get(port, PortRule(0)),
+        pod.terms.port_rules.get(port, PortRule(0)),
         interface in policy.exclude_interfaces,
     )
     expected = inbound(policy, Inbound(port, source, frozenset(OWN), interface))

@@ -34,6 +34,8 @@ values = st.fixed_dictionaries(
         istio.DENY_OUTBOUND_PORTS: ports,
         istio.DENY_INBOUND_PORTS: ports,
         istio.EARLY_OUTBOUND: st.just("allow"),
+        istio.LATE_OUTBOUND: st.just("allow"),
+        istio.LIVE_POLICY: st.sampled_from(["true", "false"]),
         istio.STRICT_PROXY: st.sampled_from(["true", "false"]),
         istio.ACCELERATION: st.sampled_from(["off", "proxy", "full"]),
     },
@@ -59,8 +61,9 @@ def test_the_words_give_the_policy_again(
 ) -> None:
     kept = as_kept(policy(annotations, env, ids))
     proxy, told = proxy_of(kept), annotations_of(kept)
-    if not told[istio.EARLY_OUTBOUND]:
-        del told[istio.EARLY_OUTBOUND]  # only "allow" is a value
+    for name in (istio.EARLY_OUTBOUND, istio.LATE_OUTBOUND):
+        if not told[name]:
+            del told[name]  # only "allow" is a value
     again = policy(told, proxy, (int(proxy[RUN_AS_USER]), int(proxy[RUN_AS_GROUP])))
     assert annotations_of(as_kept(again)) == annotations_of(kept)
     assert as_kept(again).model_copy(update={"include_outbound": ()}) == kept.model_copy(

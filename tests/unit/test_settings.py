@@ -9,9 +9,20 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from installer.settings import Acceleration, Attachment, Chain, Logging, Node, Ports, Repair, environment_variable, take
+from installer.settings import (
+    Acceleration,
+    Attachment,
+    Chain,
+    Following,
+    Logging,
+    Node,
+    Ports,
+    Repair,
+    environment_variable,
+    take,
+)
 
-GROUPS = [Attachment, Node, Chain, Repair, Acceleration, Ports, Logging]
+GROUPS = [Attachment, Node, Chain, Repair, Acceleration, Following, Ports, Logging]
 EVERY = [(group, each) for group in GROUPS for each in fields(group)]
 
 # what Istio's install-cni calls them (cni/pkg/cmd/root.go), of those that mean something here

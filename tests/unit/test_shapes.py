@@ -22,7 +22,7 @@ def test_every_map_has_a_shape() -> None:
         ("    struct address address;\n    __be16", "    __be16", set(), {"sockets", "resolvers", "handshakes"}),
         ("    TOTALS,\n", "    TOTAL_MORE,\n    TOTALS,\n", {"totals"}, {"tallies"}),
         ("#define SPREAD4 0x7f400000", "#define SPREAD4 0x7f800000", set(), set()),
-        ("/* One mesh pod:", "/* One pod of the mesh:", set(), set()),
+        (" * One mesh pod:", " * One pod of the mesh:", set(), set()),
     ],
 )
 def test_a_change_is_of_the_maps_it_is_about(before: str, after: str, resized: set[str], other: set[str]) -> None:

@@ -16,6 +16,7 @@ _OUTBOUND = {
     "O8": istio.EXCLUDE_OUTBOUND_RANGES,
     "O11": istio.INCLUDE_OUTBOUND_RANGES,
     "early-outbound": istio.EARLY_OUTBOUND,
+    "late-outbound": istio.LATE_OUTBOUND,
     "deny": istio.DENY_OUTBOUND_PORTS,
     "no IPv6": istio.DUAL_STACK,
 }

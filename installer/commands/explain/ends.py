@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bpf.attachment import detached
 from bpf.errors import SidestepError
+from bpf.layout import OUTBOUND_PORT
 from bpf.pins import Pins
 from bpf.syscalls import Descriptor
 from bpf.tables import Tables
@@ -33,7 +34,8 @@ def enrolled_end(pins: Pins, tables: Tables, pod: EnrolledPod, now: Described, p
     with looked_into(pod, proc) as inside:
         steering = steering_of(pins, tables, [pod.cookie], proc)[pod.cookie]
         processes = processes_of(pins, [pod.cookie], proc)[pod.cookie]
-        explainer = Explainer(pod, tables, inside.interfaces if inside else {}, steering, processes, detached(pins))
+        names, listens = (inside.interfaces, inside.is_heard(OUTBOUND_PORT)) if inside else ({}, True)
+        explainer = Explainer(pod, tables, names, steering, processes, detached(pins), listens)
         words = tuple(misspelt_in(now, pod.identity))
         yield End(str(pod.identity), pod.addresses, inside, pod, explainer, steering, processes, misspelt=words)
 

@@ -59,8 +59,13 @@ class Explainer:
         steering: Steering = Steering.STEERED,
         processes: PodProcesses = NO_STRAYS,
         detached: Collection[str] = (),
+        does_proxy_listen: bool = True,
     ) -> None:
-        """`detached` are the hooks of outbound programs that are attached nowhere on the node."""
+        """`detached` are the hooks of outbound programs that are attached nowhere on the node.
+
+        `does_proxy_listen` says whether anybody in the pod listens on 15001.
+        """
+        self._does_proxy_listen = does_proxy_listen
         self.pod = pod
         self._detached = frozenset(detached)
         self._steering, self._processes = steering, processes
@@ -100,6 +105,8 @@ class Explainer:
             self.pod.has_started,
             route.error if route and is_routed else 0,
             PodFlags.LOOPBACK_STAYS in self.pod.flags,
+            PodFlags.DELETED in self.pod.flags,
+            self._does_proxy_listen,
         )
         verdict = decision.outbound(self._policy, asked)
         if verdict.action != "pass" and self._processes.are_all_strays:

@@ -38,6 +38,7 @@ _RULES: dict[str, str | tuple[str, str]] = {
     "I4": ("all inbound ports except the excluded ones are captured", "its port is an excluded inbound port"),
     "I5": ("its port is an included inbound port", "its port is not among the included inbound ports"),
     "early-outbound": "the pod asks for early outbound, and its proxy has not listened yet",
+    "late-outbound": "the pod asks for late outbound, it is being deleted, and its proxy listens no more",
     "deny": "the pod denies this port, no matter who connects",
     "no-route": (_REFUSED_BY_KERNEL := "the kernel would refuse it"),
     "no IPv6": "the pod's IPv6 is not captured",
@@ -74,6 +75,7 @@ _ANNOTATIONS = {
     "I2": istio.INCLUDE_INBOUND_PORTS,
     "I5": istio.INCLUDE_INBOUND_PORTS,
     "early-outbound": istio.EARLY_OUTBOUND,
+    "late-outbound": istio.LATE_OUTBOUND,
     "no IPv6": istio.DUAL_STACK,
 }
 

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Mapping
 from enum import IntEnum, IntFlag
 from functools import cache
-from ipaddress import ip_network
 from typing import Any
 
 from bpf.layout import (
@@ -72,12 +71,6 @@ def _flags(kind: type[IntFlag]) -> Callable[[int], list[str]]:
     return named
 
 
-def _network(key: NetworkKey) -> str:
-    """The prefix. The key's length also counts the bits of cookie and family and, for IPv4, those of ::ffff:0:0/96."""
-    ip = key.address.ip()
-    return str(ip_network((ip, key.prefixlen - 96 - (96 if key.family == socket.AF_INET else 0)), strict=False))
-
-
 # (structure, field) → what makes its number readable
 _FIELDS: dict[tuple[type[Structure], str], Callable[[Any], Any]] = {
     (PodEntry, "flags"): _flags(PodFlags),
@@ -133,7 +126,10 @@ _VALUES: dict[str, tuple[str, Callable[[int], Any]]] = {
 
 def decoded(table: str, key: Structure, value: Structure, names: Names) -> dict[str, Plain]:
     """An entry as {"key": …, "value": …}."""
-    return {"key": _side(_KEYS.get(table), key, names), "value": _side(_VALUES.get(table), value, names)}
+    told = {"key": _side(_KEYS.get(table), key, names), "value": _side(_VALUES.get(table), value, names)}
+    if table == "routes":
+        del told["key"]["policy"]  # the key of networks, but routes are of no policy
+    return told
 
 
 def cookies(structure: Structure) -> set[int]:
@@ -176,7 +172,7 @@ def _side(meaning: tuple[str, Callable[[int], Any]] | None, structure: Structure
 
 def _fields(structure: Structure, names: Names) -> Plain:
     if isinstance(structure, NetworkKey):
-        return _cookie(structure.cookie, names) | {"network": _network(structure)}
+        return _cookie(structure.cookie, names) | {"network": str(structure.network), "policy": structure.policy}
     plain: Plain = {}
     for name, *_ in structure._fields_:
         value = getattr(structure, name)

@@ -37,8 +37,9 @@ def pods(
     """List this node's mesh pods, or show everything about one.
 
     NAME is the pod's NAME or NAMESPACE/NAME. Its policy is shown in Istio's words: the annotations that would give this
-    policy. "Pod now" compares it with what the Pod asks for now. Changed annotations apply to new pods only, except
-    those that deny ports: they apply to running pods within a second.
+    policy. "Pod now" compares it with what the Pod asks for now, and says of each changed annotation whether the
+    running pod follows it. Denied ports are followed within a second. So are ports and ranges that are captured, if the
+    pod has sidestep.io/live-policy, or its node --live-policy.
 
     STATE is "captured" if all is well. Other states say what is wrong: "not steered", "stray processes", "proxy
     absent" and so on. Pods with a sidecar that are not enrolled have a line too: "Istio's rules" capture them, or they

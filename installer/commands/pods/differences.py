@@ -8,7 +8,16 @@ from bpf.errors import SidestepError
 from bpf.layout import PodFlags
 from cni.enrolment.entries import Identity
 from cni.errors import InvalidAnnotation
-from cni.policy.annotations import DENY_INBOUND_PORTS, DENY_OUTBOUND_PORTS, DUAL_STACK, CapturePolicy, policy_of
+from cni.policy import annotations as istio
+from cni.policy.annotations import (
+    DENY_INBOUND_PORTS,
+    DENY_OUTBOUND_PORTS,
+    DUAL_STACK,
+    LIVE_POLICY,
+    CapturePolicy,
+    is_live,
+    policy_of,
+)
 from cni.policy.membership import skip_pod
 from cni.policy.pod import Pod
 from cni.policy.spelling import misspelt
@@ -19,9 +28,12 @@ from installer.pods.api import Api
 from installer.pods.directory import PodDirectory
 from installer.settings import Node
 
-ONLY_NEW = "a change since the pod was made applies to new pods only, except for denied ports"
-NOT_YET = "a change of denied ports applies within a second; if not, the agent is down, or its log says why"
-_LIVE = (DENY_OUTBOUND_PORTS, DENY_INBOUND_PORTS)
+# what is done about a change, by whether the running pod follows it
+FOLLOWED, ONLY_NEW = "followed within a second", "new pods only"
+_WHY_ONLY_NEW = "a change since the pod was made applies to new pods only, except for denied ports"
+_WHY_ONLY_NEW_LIVE = "what this pod's proxy has too, or is fixed at its start, applies to new pods only"
+_NOT_YET = "what is followed has not been yet; if it stays so, the agent is down, or its log says why"
+_DENIALS = (DENY_OUTBOUND_PORTS, DENY_INBOUND_PORTS)
 _MIRROR = "kubernetes.io/config.mirror"
 
 
@@ -70,14 +82,36 @@ def differences(pod: EnrolledPod, now: Described, inside: NamespaceView | None, 
     if reason := skip_pod(described_pod, node.pod_namespace, node.exclude_namespaces):
         return {"known": True, "reason": f"a new pod would not be captured: {reason}", "changes": []}
     try:
-        wanted = policy_of(described_pod, pod.policy.uncaptured)  # the node's default, which nobody knows here
+        # the node's defaults, which nobody knows here
+        wanted = policy_of(described_pod, pod.policy.uncaptured, pod.policy.live)
     except InvalidAnnotation as error:
-        return {"known": True, "reason": f"a new pod would be refused: {error}", "changes": []}
+        stays = "; until the value makes sense, this pod keeps its old policy" if _is_followed(pod, error) else ""
+        return {"known": True, "reason": f"a new pod would be refused: {error}{stays}", "changes": []}
     kept, asked = words_of(pod), _words(pod, _as_enrolled(pod, wanted, inside))
-    changes = [{"name": name, "enrolled": kept[name], "now": asked[name]} for name in kept if kept[name] != asked[name]]
-    is_live = [each["name"] in _LIVE for each in changes]
-    reasons = [ONLY_NEW] * (not all(is_live)) + [NOT_YET] * any(is_live)
+    followed = _followed_by(pod, described_pod)
+    changes = [
+        {
+            "name": name,
+            "enrolled": kept[name],
+            "now": asked[name],
+            "applies": FOLLOWED if name in followed else ONLY_NEW,
+        }
+        for name in kept
+        if kept[name] != asked[name]
+    ]
+    why = {FOLLOWED: _NOT_YET, ONLY_NEW: _WHY_ONLY_NEW_LIVE if LIVE_POLICY in followed else _WHY_ONLY_NEW}
+    reasons = [why[each] for each in dict.fromkeys(change["applies"] for change in changes)]
     return {"known": True, "reason": "; ".join(reasons), "changes": changes}
+
+
+def _followed_by(pod: EnrolledPod, now: Pod) -> tuple[str, ...]:
+    """The annotations whose changes the running pod follows. Raises InvalidAnnotation."""
+    return (*_DENIALS, *istio.FOLLOWED) if is_live(now, pod.policy.live) else _DENIALS
+
+
+def _is_followed(pod: EnrolledPod, refused: InvalidAnnotation) -> bool:
+    """Whether the pod would follow the annotation if its value were not refused."""
+    return refused.annotation in _DENIALS or (pod.policy.live and refused.annotation in istio.FOLLOWED)
 
 
 def misspelt_in(now: Described, identity: Identity) -> list[str]:

@@ -3,8 +3,7 @@
 import ctypes
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
-from socket import AF_INET
+from ipaddress import ip_network
 from typing import Any
 
 from bpf import links
@@ -16,8 +15,6 @@ from cni.policy.annotations import ALWAYS_EXCLUDED_INBOUND, CapturePolicy, Netwo
 from cni.policy.decision import IPAddress
 from installer.commands.names import NoSuchPod, cookie_of
 
-# bits of a network_key before its address, and of a mapped address before its IPv4 part (bpf/maps.h)
-_COOKIE_AND_FAMILY, _MAPPED = 64 + 32, 96
 _LO = 1
 
 
@@ -32,7 +29,7 @@ class EnrolledPod:
     addresses: frozenset[IPAddress]
     excluded: frozenset[int]  # interface indices
     inbound_listeners: int
-    has_started: bool  # whether its proxy has listened on 15001; known only of pods with early outbound
+    has_started: bool  # whether its proxy has listened on 15001; known only of pods with early or late outbound
     proxy_cgroup: int | None  # cgroup id of a strict pod's proxy container; None until it is known
 
     @property
@@ -91,8 +88,8 @@ def _read(pins: Pins, tables: Tables, entries: dict[int, PodEntry]) -> list[Enro
     def with_flag(flag: PodFlags) -> set[int]:
         return {cookie for cookie in some if entries[cookie].flags & flag}
 
-    rules = _grouped(tables.port_rules, with_flag(PodFlags.PORT_RULES))
-    networks = _grouped(tables.networks, with_flag(PodFlags.NETWORKS))
+    rules = _in_force(entries, _grouped(tables.port_rules, with_flag(PodFlags.PORT_RULES)))
+    networks = _in_force(entries, _grouped(tables.networks, with_flag(PodFlags.NETWORKS)))
     interfaces = _grouped(tables.interfaces, with_flag(PodFlags.INTERFACES))
     listeners = _grouped(tables.listeners, some)
     addresses: dict[int, set[IPAddress]] = {}
@@ -103,7 +100,7 @@ def _read(pins: Pins, tables: Tables, entries: dict[int, PodEntry]) -> list[Enro
     for cookie, entry in entries.items():
         proxy = tables.proxies.get(Cookie(cookie))
         ports = {key.port: PortRule(value.word) for key, value in rules.get(cookie, ())}
-        ranges = {_network(key): NetworkVerdict(value.word) for key, value in networks.get(cookie, ())}
+        ranges = {key.network: NetworkVerdict(value.word) for key, value in networks.get(cookie, ())}
         found.append(
             EnrolledPod(
                 cookie=cookie,
@@ -130,15 +127,18 @@ def _grouped(table: Table[Any, Any], cookies: Iterable[int]) -> dict[int, list[t
     return found
 
 
+def _in_force(
+    entries: Mapping[int, PodEntry], grouped: Mapping[int, list[tuple[Any, Any]]]
+) -> dict[int, list[tuple[Any, Any]]]:
+    """Those rows that carry the number of their pod's policy: others are being written or removed."""
+    return {
+        cookie: [(key, value) for key, value in some if key.policy == entries[cookie].policy]
+        for cookie, some in grouped.items()
+    }
+
+
 def _copy(key: ctypes.Structure) -> ctypes.Structure:
     return type(key).from_buffer_copy(key)
-
-
-def _network(key: NetworkKey) -> Network:
-    bits, ip = key.prefixlen - _COOKIE_AND_FAMILY, bytes(key.address.bytes)
-    if key.family == AF_INET:
-        return IPv4Network((ip[12:], bits - _MAPPED))
-    return IPv6Network((ip, bits))
 
 
 def _policy(
@@ -171,10 +171,12 @@ def _policy(
         dual_stack=PodFlags.IPV6 in flags,
         loopback_included=PodFlags.LOOPBACK_INCLUDED in flags,
         early_outbound=PodFlags.EARLY_OUTBOUND in flags,
+        late_outbound=PodFlags.LATE_OUTBOUND in flags,
         strict_proxy=PodFlags.STRICT in flags,
         deny_outbound_ports=with_rule(PortRule.DENY_OUTBOUND) if PodFlags.DENIES in flags else frozenset(),
         deny_inbound_ports=with_rule(PortRule.DENY_INBOUND) if PodFlags.DENIES in flags else frozenset(),
         uncaptured=on_uncaptured(flags),
+        live=PodFlags.LIVE_POLICY in flags,
         acceleration=Level(entry.acceleration),
     )
 

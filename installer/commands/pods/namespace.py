@@ -3,6 +3,7 @@
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,8 @@ from cni.netns.sock_diag import TcpSocket
 from cni.netns.userns import outside_ids
 from cni.policy.decision import IPAddress
 from installer.commands.pods.enrolled_pods import EnrolledPod
+
+_FIRST = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
 
 class Listening(NamedTuple):
@@ -37,6 +40,10 @@ class NamespaceView:
     def listeners(self, port: int) -> list[str]:
         """The addresses of the sockets that listen on a port, one for each socket."""
         return [str(each.ip) for each in self.listening if each.port == port]
+
+    def is_heard(self, port: int) -> bool:
+        """Whether somebody listens on a port of 127.0.0.1 or ::1, as the programs look for the outbound listener."""
+        return any(each.port == port and (each.ip.is_unspecified or each.ip in _FIRST) for each in self.listening)
 
     def users(self, port: int) -> list[int]:
         """The users of the sockets that listen on a port, each once."""

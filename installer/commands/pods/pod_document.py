@@ -158,9 +158,24 @@ def _listeners(pod: EnrolledPod, inside: NamespaceView | None) -> dict[str, Any]
     }
     if PodFlags.EARLY_OUTBOUND in pod.flags:
         told["proxy_has_started"] = pod.has_started
+    if PodFlags.LATE_OUTBOUND in pod.flags:
+        told["late_outbound"] = _late(pod, inside)
     if PodFlags.STRICT in pod.flags:
         told["proxy_cgroup"] = pod.proxy_cgroup
     return told
+
+
+def _late(pod: EnrolledPod, inside: NamespaceView | None) -> str:
+    """How it is with late outbound: whether it has begun, or what is missing."""
+    if PodFlags.DELETED not in pod.flags:
+        return "begins when the Pod is being deleted and its proxy listens on 15001 no more"
+    if not pod.has_started:
+        return "does not begin: the Pod is being deleted, and its proxy has never listened"
+    if inside is None:
+        return "not known: who listens on 15001 can't be looked at"
+    if inside.is_heard(OUTBOUND_PORT):
+        return "begins when its proxy listens on 15001 no more: the Pod is being deleted"
+    return "goes on: everything passes"
 
 
 def _connections(tally: TallyEntry) -> dict[str, dict[str, int]]:

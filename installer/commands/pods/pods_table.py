@@ -152,6 +152,8 @@ def _listeners(listeners: dict[str, Any]) -> list[str]:
         lines.append(f"port {port}: {_counted(addresses)}")
     if "proxy_has_started" in listeners:
         lines.append(f"early outbound {'is over' if listeners['proxy_has_started'] else 'goes on: everything passes'}")
+    if "late_outbound" in listeners:
+        lines.append(f"late outbound {listeners['late_outbound']}")
     if "proxy_cgroup" in listeners:
         cgroup = listeners["proxy_cgroup"]
         lines.append(f"the proxy's container {'is not known yet' if cgroup is None else f'is in cgroup {cgroup}'}")
@@ -180,5 +182,8 @@ def _acceleration(found: dict[str, Any]) -> list[str]:
 
 
 def _differs(found: dict[str, Any]) -> list[str]:
-    lines = [f'{each["name"]}: "{each["now"]}", enrolled as "{each["enrolled"]}"' for each in found["changes"]]
+    lines = [
+        f'{each["name"]}: "{each["now"]}", enrolled as "{each["enrolled"]}" ({each["applies"]})'
+        for each in found["changes"]
+    ]
     return [*lines, found["reason"]] if found["reason"] else ["asks for the same"]

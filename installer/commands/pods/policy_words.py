@@ -34,10 +34,12 @@ def annotations_of(policy: CapturePolicy) -> dict[str, str]:
         istio.EXCLUDE_INBOUND_PORTS: _joined(sorted(policy.exclude_inbound_ports - ALWAYS_EXCLUDED_INBOUND)) or "15020",
         istio.EXCLUDE_INTERFACES: _joined(policy.exclude_interfaces),
         istio.EARLY_OUTBOUND: "allow" if policy.early_outbound else "",
+        istio.LATE_OUTBOUND: "allow" if policy.late_outbound else "",
         istio.DENY_OUTBOUND_PORTS: _joined(sorted(policy.deny_outbound_ports)),
         istio.DENY_INBOUND_PORTS: _joined(sorted(policy.deny_inbound_ports)),
         istio.STRICT_PROXY: _boolean(policy.strict_proxy),
         istio.UNCAPTURED: policy.uncaptured,
+        istio.LIVE_POLICY: _boolean(policy.live),
         istio.ACCELERATION: str(policy.acceleration),
     }
 
