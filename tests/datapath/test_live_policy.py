@@ -150,11 +150,11 @@ def test_no_connection_meets_parts_of_two_policies(wire: Wire) -> None:
 def test_the_rows_of_the_old_policy_go(wire: Wire) -> None:
     one, other = (terms_of(each) for each in policies(wire))
     wire.mesh(policies(wire)[0])
-    before = wire.kernel.entries()
+    before = wire.kernel.policies()
     put(wire, other)
     assert wire.kernel.entries()["networks"] == before["networks"] + len(FILLER_RANGES) + 1
     put(wire, one)
-    assert wire.kernel.entries() | {"uncaptured": 0} == before
+    assert wire.kernel.policies() == before
     assert wire.kernel.enrolments.damaged() == {}
     wire.kernel.enrolments.remove(wire.sandbox.cookie)
     assert all(key.cookie != wire.sandbox.cookie for key in wire.kernel.tables.port_rules.every_key())
@@ -164,25 +164,25 @@ def test_an_agent_that_ended_in_the_middle_of_a_change_leaves_nothing(wire: Wire
     one, other = policies(wire)
     wire.mesh(one)
     enrolments, tables, cookie = wire.kernel.enrolments, wire.kernel.tables, wire.sandbox.cookie
-    before = wire.kernel.entries()
+    before = wire.kernel.policies()
     entry = enrolments.entry(cookie)
     assert entry is not None
     tables.port_rules.put(PortKey(cookie, 9999, entry.policy + 1), Word(PortRule.INCLUDE_OUTBOUND))  # before the switch
     Enrolments(wire.kernel.pins, tables).close()
-    assert wire.kernel.entries() == before
+    assert wire.kernel.policies() == before
     enrolments.change(cookie, lambda _: terms_of(other))  # after it, before the old rows went
     Enrolments(wire.kernel.pins, tables).close()
     assert wire.kernel.entries()["port_rules"] == len(terms_of(other).port_rules)
     assert answers(wire) == wanted(wire)
     put(wire, terms_of(one))
-    assert wire.kernel.entries() | {"uncaptured": 0} == before
+    assert wire.kernel.policies() == before
 
 
 @pytest.mark.claim("has no room for it: Event `LivePolicyRefused`")
 def test_a_policy_for_which_there_is_no_room_changes_nothing(wire: Wire) -> None:
     one, other = (terms_of(each) for each in policies(wire))
     wire.mesh(policies(wire)[0])
-    before, rules = wire.kernel.entries(), wire.kernel.tables.port_rules
+    before, rules = wire.kernel.policies(), wire.kernel.tables.port_rules
     filler = [PortKey(1 + number // 65536, number % 65536) for number in range(rules.limit - before["port_rules"] - 9)]
     try:
         for key in filler:
@@ -193,10 +193,10 @@ def test_a_policy_for_which_there_is_no_room_changes_nothing(wire: Wire) -> None
     finally:
         for key in filler:
             rules.remove(key)
-    assert wire.kernel.entries() | {"uncaptured": 0} == before
+    assert wire.kernel.policies() == before
     put(wire, other)
     put(wire, one)
-    assert wire.kernel.entries() | {"uncaptured": 0} == before
+    assert wire.kernel.policies() == before
 
 
 def test_what_is_denied_past_the_proxy_changes_too(wire: Wire) -> None:

@@ -46,6 +46,10 @@ class Kernel:
             "links": len(list(self.pins.netns.iterdir()))
         }
 
+    def policies(self) -> dict[str, int]:
+        """The same without the tables that traffic fills."""
+        return {name: count for name, count in self.entries().items() if name not in ("uncaptured", "flows")}
+
 
 @dataclass
 class Namespace:
