@@ -1,20 +1,25 @@
 """Remembers when pods' connections were refused or denied, from the pods' counters.
 
 The programs count every connection, and tell of single ones only while somebody traces. So what is known here is how
-many there were between two looks, and in which direction; not where they went.
+many there were between two looks, and in which direction. Where they went is in the list of what was refused
+(uncaptured.py), which has each remote end once.
 """
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
-from bpf.layout import TOTALS, Cookie
+from bpf.layout import TOTALS, Cookie, Way
 from bpf.tables import Tables
 from cni.enrolment.entries import Identity
+from cni.enrolment.uncaptured import Uncaptured, listed
+from cni.policy.decision import UNASKED
 
+MOST_PEERS = 3
 LIMIT = 1000  # looks at which a pod had new ones
 _FAILED = ("refused", "denied")
 
@@ -28,10 +33,11 @@ class Failure:
     direction: str
     verdict: str
     count: int
+    peers: tuple[str, ...]  # remote ends that were refused then, at most MOST_PEERS; none if the list had no room
 
     def document(self) -> dict[str, Any]:
         """The same as plain values; the time is UTC."""
-        return vars(self) | {"at": self.at.isoformat(timespec="seconds")}
+        return vars(self) | {"at": self.at.isoformat(timespec="seconds"), "peers": list(self.peers)}
 
 
 class Failures:
@@ -41,17 +47,24 @@ class Failures:
         self._tables = tables
         self._before: dict[int, tuple[int, ...]] | None = None  # cookie → counts at the last look
         self._known: deque[Failure] = deque(maxlen=LIMIT)
+        self._looked = datetime.now(UTC)
         self._lock = threading.Lock()
 
     def look(self, identities: Mapping[int, Identity]) -> None:
         """Note what has failed since the last look. The first look only notes what there has been."""
         with self._lock:
             now = {cookie: self._counts(cookie) for cookie in identities}
+            at = datetime.now(UTC)
             if self._before is not None:
-                at = datetime.now(UTC)
-                for cookie, counts in now.items():
-                    self._known.extend(_since(self._before.get(cookie, ()), counts, str(identities[cookie]), at))
-            self._before = now
+                new = {
+                    cookie: each
+                    for cookie, counts in now.items()
+                    if (each := list(_since(self._before.get(cookie, ()), counts, str(identities[cookie]), at)))
+                }
+                every = listed(self._tables) if new else {}
+                for cookie, some in new.items():
+                    self._known.extend(_with_peers(each, every.get(cookie, []), self._looked) for each in some)
+            self._before, self._looked = now, at
 
     def documents(self) -> list[dict[str, Any]]:
         """Each as plain values, the latest last."""
@@ -70,4 +83,20 @@ def _since(before: tuple[int, ...], now: tuple[int, ...], pod: str, at: datetime
         earlier = before[number] if before else 0
         more = count - earlier if count >= earlier else count
         if more and verdict in _FAILED:
-            yield Failure(at, pod, direction, verdict, more)
+            yield Failure(at, pod, direction, verdict, more, ())
+
+
+def _with_peers(failure: Failure, entries: Iterable[Uncaptured], since: datetime) -> Failure:
+    some = (each for each in entries if each.is_refused and each.last >= since and _kind(each) == _kind_of(failure))
+    return replace(failure, peers=tuple(each.peer for each in islice(some, MOST_PEERS)))
+
+
+def _kind(each: Uncaptured) -> tuple[str, str]:
+    """Direction and verdict, as TOTALS has them: what an annotation refuses is denied."""
+    if each.way is Way.IN:
+        return "inbound", "denied" if each.rule == "deny" else "refused"
+    return "outbound", "denied" if each.rule in ("deny", *UNASKED) else "refused"
+
+
+def _kind_of(failure: Failure) -> tuple[str, str]:
+    return failure.direction, failure.verdict

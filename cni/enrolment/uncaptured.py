@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv6Address
 from bpf.layout import PASSAGES, RULES, Cookie, Way
 from bpf.tables import Tables
 from cni.enrolment.records import uncaptured_record
+from cni.netns.proc_net import endpoint
 
 # OUTCOME_* of maps.h; datagrams of the proxy's own have another
 _PASSED, _REFUSED = 0, 1
@@ -35,6 +36,15 @@ class Uncaptured:
     pid: int
     uid: int  # as the initial user namespace sees it
     command: str
+
+    @property
+    def peer(self) -> str:
+        """The other end, as people are told it."""
+        if self.address is None:
+            return "socket opened"
+        if self.way is Way.IN:
+            return f"from {self.address} to port {self.port}"
+        return endpoint(self.address, self.port)
 
 
 @dataclass(frozen=True)

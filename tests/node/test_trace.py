@@ -360,7 +360,7 @@ def test_a_pod_that_nobody_knows_is_one_line(mesh: Mesh) -> None:
     assert done.stderr == "sidestep: no enrolled pod is called nobody; enrolled pods: default/alpha, default/beta\n"
 
 
-@pytest.mark.claim("not where they went")
+@pytest.mark.claim("and up to three remote ends")
 def test_what_was_refused_before_is_told_by_the_agent(mesh: Mesh) -> None:
     run_dir = ("--cni-agent-run-dir", mesh.node.run_dir)
 
@@ -378,10 +378,16 @@ def test_what_was_refused_before_is_told_by_the_agent(mesh: Mesh) -> None:
         kinds = {(each["pod"], each["direction"], each["verdict"]) for each in last("default/mute")}
         assert kinds == {("default/mute", "inbound", "refused"), ("default/mute", "outbound", "denied")}
         assert {each["verdict"] for each in last("mute", "--verdict", "denied")} == {"denied"}
-        assert all(each.keys() == {"at", "pod", "direction", "verdict", "count"} for each in last("mute"))
+        assert all(each.keys() == {"at", "pod", "direction", "verdict", "count", "peers"} for each in last("mute"))
+        assert {peer for each in last("mute") for peer in each["peers"]} == {
+            "192.0.2.1:9",
+            f"from {mesh.gamma.ip4} to port {APP_PORT}",
+        }
         assert last("alpha") == []
         text = sidestep(mesh.node, "trace", "mute", "--last", 5, "--direction", "inbound", *run_dir).stdout
-        assert re.search(r"Z default/mute: inbound refused (2 times|once): nobody listens on 15006\n", text), text
+        assert re.search(
+            r"Z default/mute: inbound refused (2 times|once) \(from .*\): nobody listens on 15006\n", text
+        ), text
     nothing = sidestep(mesh.node, "trace", "alpha", "--last", 1, *run_dir)
     words, _, others = nothing.stdout.partition("; others were, in ")
     assert words == "nothing of that kind was refused or denied, as far as the agent looked"

@@ -10,7 +10,6 @@ from bpf.tables import Tables
 from cni.enrolment.steered import Steering, steering_of
 from cni.enrolment.strays import PodProcesses, processes_of
 from cni.enrolment.uncaptured import Sums, Uncaptured, listed, sums_of
-from cni.netns.proc_net import endpoint
 from installer.commands.coverage.reasons import annotation_behind, reason
 from installer.commands.pods import enrolled_pods
 from installer.commands.pods.enrolled_pods import EnrolledPod
@@ -74,7 +73,7 @@ def _row(pod: EnrolledPod, each: Uncaptured) -> dict[str, Any]:
         "way": each.way.name.lower(),
         "address": str(each.address) if each.address else None,
         "port": each.port if each.address else None,
-        "peer": _peer(each),
+        "peer": each.peer,
         "protocol": each.protocol,
         "count": each.count,
         "rule": each.rule,
@@ -84,13 +83,6 @@ def _row(pod: EnrolledPod, each: Uncaptured) -> dict[str, Any]:
         "first": each.first.isoformat(timespec="seconds"),
         "last": each.last.isoformat(timespec="seconds"),
     }
-
-
-def _peer(each: Uncaptured) -> str:
-    """The other end, as a table has it."""
-    if each.address is None:
-        return "socket opened"
-    return f"from {each.address} to port {each.port}" if each.way is Way.IN else endpoint(each.address, each.port)
 
 
 def _not_told(pod: EnrolledPod, steering: Steering, processes: PodProcesses, sums: Sums) -> Iterator[str]:

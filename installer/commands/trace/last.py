@@ -63,4 +63,5 @@ def _nothing(others: list[str]) -> str:
 def _line(each: dict[str, Any]) -> str:
     count = "once" if each["count"] == 1 else f"{each['count']} times"
     outcome = outcome_of(each["direction"], each["verdict"])
-    return f"{each['at'][:19]}Z {each['pod']}: {each['direction']} {each['verdict']} {count}: {outcome}"
+    peers = f" ({', '.join(each['peers'])})" if each["peers"] else ""
+    return f"{each['at'][:19]}Z {each['pod']}: {each['direction']} {each['verdict']} {count}{peers}: {outcome}"
