@@ -246,6 +246,7 @@ def test_the_proxy_and_the_pod_itself_are_never_denied(wire: Wire) -> None:
     assert wire.pod.dial("127.0.0.1", 8080)["who"] == "app"
 
 
+@pytest.mark.claim("at most 512 of each kind for a pod, until the pod goes")
 def test_one_pod_has_so_many_entries_and_the_rest_is_counted(wire: Wire) -> None:
     wire.mesh(CapturePolicy(dual_stack=True))
     assert wire.pod.python(MANY, 0, UNCAPTURED_PER_POD + 100) == UNCAPTURED_PER_POD + 100

@@ -41,6 +41,7 @@ def coverage(node: Node, name: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.claim("name remote ends: addresses, ports, user ids and processes' names, never contents")
 def test_what_went_past_the_proxy_is_named_with_its_rule_and_annotation(node: Node) -> None:
     alpha, gamma = node.pods["alpha"], node.pods["gamma"]
     alpha.curl(node.pods["beta"].ip4, APP_PORT)

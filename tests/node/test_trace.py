@@ -328,7 +328,7 @@ def test_it_ends_when_its_reader_has_gone_though_nothing_happens(mesh: Mesh, gon
             trace.kill()
 
 
-@pytest.mark.claim("While nobody reads, nothing is recorded")
+@pytest.mark.claim("While nobody reads, nothing is recorded by it")
 def test_interrupted_it_ends_and_leaves_nothing(mesh: Mesh) -> None:
     with tracing(mesh.node) as trace:
         trace.send_signal(signal.SIGINT)
