@@ -49,6 +49,7 @@ help:
 	@echo 'make conformance-oracles  the rules that the suite writes beside those of Istio'"'"'s own plugin'
 	@echo 'make chaos          links, pins, listeners, cgroups and agents taken away for ten minutes; CHAOS="--seconds 60 --seed 3"'
 	@echo 'make ends           how connections end after 1,000 kills of each kind, at each level; hours: ENDS="--kills 100"'
+	@echo 'make halves         how many bulk transfers are never told their end, at each level; HALVES="--only proxy --calls 400"'
 	@echo 'make kernels        probe, self-test of acceleration and memory limits on Debian'"'"'s other kernels, under emulation'
 	@echo 'make soak           10 GB through both proxies while the level changes; SOAK="--bytes 1e9 --seconds 60 --seed 2"'
 	@echo 'make matrix         databases, brokers and runtimes through Envoys at each level, every byte compared; MATRIX="--only redis/*/full --seed 3"'
@@ -211,6 +212,10 @@ soak: demo-setup
 ends: demo-setup
 	@$(PYTHON) -m tests.ends $(ENDS)
 
+# Transfers that end with half a close. Flags: make halves HALVES=--help
+halves: demo-setup
+	@$(PYTHON) -m tests.ends.halves $(HALVES)
+
 chaos: demo-setup
 	@$(PYTHON) -m tests.chaos $(CHAOS)
 
@@ -299,7 +304,7 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak ends matrix faults nightly conformance conformance-oracles istio-plugin \
+.PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak ends halves matrix faults nightly conformance conformance-oracles istio-plugin \
         cluster cluster-down istio renew-sent chart kernels lint docs bench bench-cni bench-plugins bench-mesh bench-connect bench-agent bench-node bench-trace bench-flows image clean \
         check-packages chart-packages demo-packages test-packages kernels-packages bench-packages \
         check-setup demo-setup test-setup bench-setup

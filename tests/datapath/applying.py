@@ -13,6 +13,7 @@ import struct
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from fcntl import ioctl
@@ -155,10 +156,14 @@ def bytes_left(application: socket.socket, proxy: socket.socket) -> object:
 def timestamp(application: socket.socket, proxy: socket.socket) -> object:
     """Whether recvmsg() says when the bytes came, as asked for by SO_TIMESTAMP."""
     application.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
-    proxy.sendall(MESSAGE)
-    _poll(application)
-    _, told, _, _ = application.recvmsg(100, 100)
-    return bool(told)
+    for _ in range(10):  # the kernel begins to note the times of packets a moment later (net_enable_timestamp)
+        proxy.sendall(MESSAGE)
+        _poll(application)
+        _, told, _, _ = application.recvmsg(len(MESSAGE), 100)
+        if told:
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def on_the_wire(application: socket.socket, proxy: socket.socket) -> object:
