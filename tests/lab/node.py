@@ -223,10 +223,14 @@ class Node:
             counts = {name: table.count() for name, table in tables.named().items()}
         return counts | {"links": len(list(pins.netns.iterdir()))}
 
+    def policies(self) -> dict[str, int]:
+        """The same without the tables that traffic fills."""
+        return {name: count for name, count in self.entries().items() if name not in ("uncaptured", "flows")}
+
     def is_whole(self, entries: dict[str, int]) -> bool:
-        """Whether the tables are as full as `entries` and all pods' links live; not while their pins are put back."""
+        """Whether the tables are as full as in `entries`, of policies(), and all pods' links live; not while their pins are put back."""
         try:
-            return self.entries() == entries and all(alive for _, alive in linked_pods(Pins(self.bpffs)))
+            return self.policies() == entries and all(alive for _, alive in linked_pods(Pins(self.bpffs)))
         except (SidestepError, OSError):
             return False
 

@@ -197,7 +197,7 @@ def test_what_somebody_takes_from_the_bpffs_is_put_back(
 ) -> None:
     server = node.pod(tamper.__name__.replace("_", "-"))
     pins = Pins(node.bpffs)
-    before = node.entries()
+    before = node.policies()
     tamper(pins)
 
     wait_until(lambda: node.is_whole(before), "everything to be put back", 15)

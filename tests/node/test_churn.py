@@ -20,7 +20,7 @@ def entries(mesh: Mesh) -> dict[str, int]:
 
     One whose client is established at another level, or never, stays until the map needs its room.
     """
-    return {name: count for name, count in mesh.node.entries().items() if name != "arrivals"}
+    return {name: count for name, count in mesh.node.policies().items() if name != "arrivals"}
 
 
 def churn(mesh: Mesh, load: Load) -> None:

@@ -79,7 +79,7 @@ def under_load(mesh: Mesh, disturb: Callable[[], int]) -> None:
 
 @pytest.mark.claim("nothing: capture goes on")
 def test_killing_the_agent_fails_no_request_and_it_serves_again_at_once(mesh: Mesh) -> None:
-    before = mesh.node.entries()
+    before = mesh.node.policies()
 
     def disturb() -> int:
         mesh.node.agent.kill()
@@ -89,14 +89,14 @@ def test_killing_the_agent_fails_no_request_and_it_serves_again_at_once(mesh: Me
         return 1
 
     under_load(mesh, disturb)
-    assert mesh.node.entries() == before
+    assert mesh.node.policies() == before
 
 
 def test_terminating_the_agent_changes_nothing(mesh: Mesh) -> None:
-    before = mesh.node.entries()
+    before = mesh.node.policies()
     mesh.node.agent.terminate()
     try:
-        assert mesh.node.entries() == before
+        assert mesh.node.policies() == before
         mesh.alpha.envoy.connections()
         assert mesh.alpha.curl(mesh.beta.ip6).pod == "beta"
         assert mesh.alpha.envoy.next_connection().listener == "outbound"

@@ -26,7 +26,7 @@ def second_agent(node: Node, run_dir: Path) -> "subprocess.CompletedProcess[str]
 @pytest.mark.claim("A second agent waits 3 s and is then refused")
 def test_the_second_agent_is_refused_and_told_who_is_the_first(node: Node, tmp_path: Path) -> None:
     node.pod("alpha", envoy=False, app=False)
-    before = node.entries()
+    before = node.policies()
     for _ in range(2):
         refused = second_agent(node, tmp_path / "run")
         assert refused.returncode == 1
@@ -35,7 +35,7 @@ def test_the_second_agent_is_refused_and_told_who_is_the_first(node: Node, tmp_p
             f"sidestep: another agent serves with the pins in {node.bpffs / 'sidestep'}: {who}; stop it, or give this "
             "one its own --bpffs"
         )
-        assert node.entries() == before
+        assert node.policies() == before
         # again after somebody has removed everything, and the first has put it back
         shutil.rmtree(node.bpffs / "sidestep")
         wait_until((node.bpffs / "sidestep" / "holder").is_symlink, "the first to hold the pins again", 15)

@@ -39,11 +39,11 @@ def test_the_log_of_a_node_that_cannot_capture_is_the_table(
 
 def test_pods_stay_captured_by_the_programs_of_before(node: Node, tmp_path: Path) -> None:
     node.pod("alpha")
-    before = node.entries()
+    before = node.policies()
     node.agent.terminate()
     with pytest.raises(RuntimeError, match=f"this node can't capture: sk_lookup {HELPER}"):
         node.agent.start(changed_copy(tmp_path, *REFUSED_PROGRAM))
-    assert node.entries() == before
+    assert node.policies() == before
     assert is_attached(Pins(node.bpffs))
     node.agent.start()
     assert node.entries()["pods"] == before["pods"] == 1

@@ -42,13 +42,13 @@ def orphan() -> Iterator[Node]:
 def test_what_only_looks_needs_no_agent(orphan: Node, argv: tuple[str, ...], told: str) -> None:
     names = {"run": orphan.run_dir, "pods": orphan.pods_dir}
     names |= {name: pod.ip4 for name, pod in orphan.pods.items()}  # type: ignore[misc]
-    before = orphan.entries()
+    before = orphan.policies()
     command, *rest = (each.format(**names) for each in argv)
     done = sidestep(command, "--bpffs", orphan.bpffs, *rest)
     assert done.returncode == (command == "status"), done.stderr  # which says that the agent is away
     assert done.stderr in ("", "tracing\ntraced: 0 events, 0 lost\n")
     assert told.format(**names) in done.stdout
-    after = orphan.entries()
+    after = orphan.policies()
     for each in (before, after):  # what connections come and go in
         for passing in ("handshakes", "accelerated", "meetings", "dials"):
             del each[passing]
