@@ -228,7 +228,10 @@ class Node:
         return {name: count for name, count in self.entries().items() if name not in ("uncaptured", "flows")}
 
     def is_whole(self, entries: dict[str, int]) -> bool:
-        """Whether the tables are as full as in `entries`, of policies(), and all pods' links live; not while their pins are put back."""
+        """Whether the tables are as full as in `entries`, which are policies(), and all pods' links live.
+
+        Not while their pins are put back.
+        """
         try:
             return self.policies() == entries and all(alive for _, alive in linked_pods(Pins(self.bpffs)))
         except (SidestepError, OSError):
