@@ -16,7 +16,7 @@ def coverage_table(documents: list[dict[str, Any]], has_titles: bool) -> str:
     """A row for each pod."""
     if not documents and has_titles:
         return "no enrolled pods\n"
-    titles = ("NAMESPACE", "NAME", "COVERED", "CAPTURED", "PAST", "REFUSED", "MODE")
+    titles = ("NAMESPACE", "NAME", "SHARE", "CAPTURED", "PAST", "REFUSED", "MODE")
     rows = (
         (
             each["namespace"],
