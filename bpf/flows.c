@@ -150,12 +150,18 @@ static __always_inline void begin_flow(struct flow_key *key, struct flow *sum, s
 {
     __u64 cookie = key->cookie;
     __u64 *gone = flows_forgotten.lookup(&cookie);
+    struct flow *there;
     int refused;
 
     if (has_room(sums->added, gone, FLOWS_PER_POD)) {
         refused = flows.insert(key, sum);
         if (!refused) {
             __sync_fetch_and_add(&sums->added, 1);
+            return;
+        }
+        there = flows.lookup(key); /* another CPU may have been first */
+        if (there) {
+            add_flow(there, sum);
             return;
         }
     }

@@ -282,6 +282,12 @@ class UncapturedKey(ctypes.Structure):
     ]
 
 
+class QuestionKey(ctypes.Structure):
+    """Key of questions: who was asked, and on which port (host order); `way` is Way.OUT or Way.IN."""
+
+    _fields_ = [("cookie", U64), ("remote", Address), ("port", U16), ("way", U16), ("zero32", U32)]
+
+
 class UncapturedEntry(ctypes.Structure):
     """Value of uncaptured. Times are CLOCK_MONOTONIC in ns."""
 
@@ -483,6 +489,7 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "lost_handovers": (Cookie, Quad),
     "choices": (Word, ChoiceEntry),
     "uncaptured": (UncapturedKey, UncapturedEntry),
+    "questions": (QuestionKey, Word),
     "coverage": (Cookie, CoverageEntry),
     "forgotten": (Cookie, Quad),
     "passages": (Word, Quad),

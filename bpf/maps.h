@@ -46,6 +46,7 @@
 #define MAX_DIALS 65536       /* connections of TPROXY proxies to their applications, node-wide */
 #define MAX_ACCELERATED 65536 /* ends of accelerated connections, node-wide; if it is full, connections stay on TCP */
 #define MAX_MEETINGS 65536    /* accelerated connections whose connecting end has not sent yet */
+#define MAX_QUESTIONS 16384   /* peers of UDP sockets that are not connected; a full map drops the least recently used */
 #define MAX_UNCAPTURED 65536  /* entries of all pods; 0.1 KiB each, if they are there */
 #define MAX_FLOWS 65536       /* as above; 0.2 KiB each */
 
@@ -346,7 +347,6 @@ struct traffic {
 #define WAY_SOCKET 2 /* a socket was opened whose packets no hook sees; remote and port are 0 */
 #define OUTCOME_PASSED 0
 #define OUTCOME_REFUSED 1
-#define OUTCOME_PROXYS 2 /* a datagram of the proxy's own: it is there so that the answer is known for one */
 
 /* What went past a pod's proxy or was refused: where to or from. */
 struct uncaptured_key {
@@ -356,6 +356,18 @@ struct uncaptured_key {
     __u8 protocol; /* IPPROTO_* */
     __u8 way;
     __u32 outcome;
+};
+
+/*
+ * A datagram that was not answered yet, as far as anybody knows: `way` is WAY_OUT for one of the pod's or its proxy's,
+ * WAY_IN for one that has arrived. The port is that of whoever was asked: an answer comes from there.
+ */
+struct question_key {
+    __u64 cookie;
+    struct address remote;
+    __u16 port;
+    __u16 way;
+    __u32 zero32;
 };
 
 /* Times are CLOCK_MONOTONIC, ns. The process is the one that was first; all 0 for WAY_IN. */
@@ -615,6 +627,9 @@ TABLE("percpu_hash", __u64, __u64, lost_handovers, MAX_PODS, NO_PREALLOC)
 
 /* connect, datagram, owner, lookup → agent, which removes the oldest of a pod and all of one that has gone */
 TABLE("hash", struct uncaptured_key, struct uncaptured, uncaptured, MAX_UNCAPTURED, NO_PREALLOC)
+
+/* connect, datagram, lookup → the same; tells answers from what is new. The value has no meaning */
+TABLE("lru_hash", struct question_key, __u32, questions, MAX_QUESTIONS, 0)
 
 /* the same programs → agent, which makes an entry of zeroes at ADD; by netns cookie */
 TABLE("hash", __u64, struct coverage, coverage, MAX_PODS, NO_PREALLOC)

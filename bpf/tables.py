@@ -39,6 +39,7 @@ from bpf.layout import (
     PodEntry,
     PortKey,
     Quad,
+    QuestionKey,
     RouteEntry,
     SteeredEntry,
     SteeringEntry,
@@ -214,6 +215,7 @@ class Tables:
         self.uncaptured: Table[UncapturedKey, UncapturedEntry] = Table(pins, "uncaptured")
         self.coverage: Table[Cookie, CoverageEntry] = Table(pins, "coverage")
         self.forgotten: Table[Cookie, Quad] = Table(pins, "forgotten")
+        self._questions: Table[QuestionKey, Word] = Table(pins, "questions")
         self._passages: Table[Word, Quad] = Table(pins, "passages")
         self.flows: Table[FlowKey, FlowEntry] = Table(pins, "flows")
         self.flow_sums: Table[Cookie, FlowSumsEntry] = Table(pins, "flow_sums")

@@ -29,6 +29,7 @@ from bpf import syscalls
 from bpf.errors import KernelRefused
 from bpf.hooks import DECIDING
 from bpf.kernel import possible_cpus
+from bpf.layout import PodFlags
 from bpf.layouts import other_layouts, steered
 from bpf.pins import Pins
 from bpf.places import link_directories_of
@@ -49,8 +50,16 @@ _SHARED = (("sockets", "handshakes"), ("resolvers",), ("dials",), ("listeners",)
 _STORED = ("sockets", "resolvers")
 # maps of pods, all of which are copied or none: a pod's entry refers to what is in the others
 _OF_PODS = ("pods", "addresses", "port_rules", "networks", "routes", "interfaces")
-# other maps that can be copied, each by itself
-_COPIED = ("proxies", "started", "traffic", "tallies", "totals")
+# other maps that can be copied, each group as a whole: what is counted in one is set against what is in another
+_COPIED = (
+    ("proxies",),
+    ("started",),
+    ("traffic",),
+    ("totals",),
+    ("passages",),
+    ("tallies", "uncaptured", "coverage", "forgotten"),
+    ("flows", "flow_sums", "flows_forgotten"),
+)
 # of a Pod from the API server, or from a file that kubelet reads
 _UID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?<![0-9a-f]{8})[0-9a-f]{32}(?![0-9a-f])")
 _PER_CPU = (5, 6)  # map types PERCPU_HASH, PERCPU_ARRAY (uapi/linux/bpf.h)
@@ -86,7 +95,7 @@ def copy_maps(fresh: Path, other: Path) -> None:
     ours, theirs = shapes(), _shapes_of(other)
     same = [name for name, shape in theirs.items() if name in ours and shape.entry == ours[name].entry]
     of_pods = _OF_PODS if set(_OF_PODS) <= set(same) else ()
-    for names in (*([each] for each in _COPIED if each in same), reversed(of_pods)):
+    for names in (*(each for each in _COPIED if set(each) <= set(same)), reversed(of_pods)):
         with suppress(KernelRefused):  # there is less room, or a pin is gone: the agent enrols these pods
             for name in names:  # pods last, as at ADD
                 _copy(other / "maps" / name, fresh / "maps" / name)
@@ -138,6 +147,11 @@ def uid_in(entry: bytes) -> str:
     """The pod's UID in an entry of any version; empty if there is none."""
     uid = _UID.search(entry)
     return uid[0].decode() if uid else ""
+
+
+def flags_in(entry: bytes) -> PodFlags:
+    """The pod's flags in an entry of any version, which begin it. An older version knows fewer of them."""
+    return PodFlags(int.from_bytes(entry[:4], "little"))
 
 
 def has_texts(entry: bytes, *texts: str) -> bool:

@@ -66,12 +66,18 @@ static __always_inline void begin_uncaptured(const struct uncaptured_key *key, c
 {
     __u64 cookie = key->cookie;
     __u64 *gone = forgotten.lookup(&cookie);
+    struct uncaptured *there;
     int refused;
 
     if (has_room(sums->added, gone, UNCAPTURED_PER_POD)) {
         refused = uncaptured.insert((struct uncaptured_key *)key, (struct uncaptured *)entry);
         if (!refused) {
             __sync_fetch_and_add(&sums->added, 1);
+            return;
+        }
+        there = uncaptured.lookup((struct uncaptured_key *)key); /* another CPU may have been first */
+        if (there) {
+            __sync_fetch_and_add(&there->count, 1);
             return;
         }
     }
@@ -101,8 +107,7 @@ static __always_inline void note_uncaptured(struct uncaptured_key *key, __u32 ru
     if (!sums)
         return;
     entry = uncaptured.lookup(key);
-    if (key->outcome != OUTCOME_PROXYS)
-        count_uncaptured(key, sums);
+    count_uncaptured(key, sums);
     if (entry) {
         __sync_fetch_and_add(&entry->count, 1);
         entry->last = now;
@@ -166,14 +171,33 @@ static __always_inline void note_refused(__u64 cookie, struct bpf_sock *sk, cons
     note_uncaptured(&key, rule, &by);
 }
 
+/* Remembers a datagram, so that its answer is known for one. Most have been sent before, and a lookup is cheap. */
+static __always_inline void remember_question(struct question_key *key)
+{
+    __u32 yes = 1;
+
+    if (!questions.lookup(key))
+        questions.update(key, &yes);
+}
+
+/* Whether a datagram goes to where the socket's port has got one from: it is a server's answer, whose question is listed. */
+static __always_inline bool is_servers_answer(__u64 cookie, struct bpf_sock *sk, const struct destination *to)
+{
+    struct question_key key = {.cookie = cookie, .remote = to->address, .way = WAY_IN};
+
+    key.port = sk->src_port;
+    return questions.lookup(&key) != 0;
+}
+
 /*
- * Notes a call that is not captured, unless it is the proxy's or stays in the pod. `rule` is the rule that let it pass,
+ * Notes a call that is not captured, unless it is the proxy's, stays in the pod or answers a datagram. `rule` is the rule that let it pass,
  * RULE_NONE if none was asked. Returns the rule by which it is to be refused, because the pod wants nothing past its
  * proxy that no annotation asks for; RULE_NONE if it may go on.
  */
 static __always_inline enum rule refused_past(struct pod *pod, struct terms terms, __u64 cookie, struct bpf_sock *sk,
                                               const struct destination *to, enum rule rule)
 {
+    struct question_key question = {.cookie = cookie, .remote = to->address, .way = WAY_OUT};
     struct opener who = opener_of(sk);
     struct uncaptured_key key;
     struct caller_of_note by;
@@ -181,17 +205,18 @@ static __always_inline enum rule refused_past(struct pod *pod, struct terms term
 
     if (is_on_lo(&to->address) || is_in_pod(pod, cookie, &to->address))
         return RULE_NONE;
-    key = key_to(cookie, sk, to, OUTCOME_PASSED);
-    if (is_proxys(pod, cookie, &who)) {
-        if (key.protocol != IPPROTO_UDP)
+    if (sk->protocol == IPPROTO_UDP) {
+        if (is_servers_answer(cookie, sk, to))
             return RULE_NONE;
-        key.outcome = OUTCOME_PROXYS;
+        question.port = swap16(to->port_be);
+        remember_question(&question);
     }
+    if (is_proxys(pod, cookie, &who))
+        return RULE_NONE;
     if (rule == RULE_NONE)
         rule = rule_past(pod, terms, cookie, sk, to);
-    refused = key.outcome == OUTCOME_PASSED && terms.flags & POD_UNCAPTURED_DENIED && !is_asked_for(rule);
-    if (refused)
-        key.outcome = OUTCOME_REFUSED;
+    refused = terms.flags & POD_UNCAPTURED_DENIED && !is_asked_for(rule);
+    key = key_to(cookie, sk, to, refused ? OUTCOME_REFUSED : OUTCOME_PASSED);
     by = noted_caller(who.uid);
     note_uncaptured(&key, rule, &by);
     return refused ? rule : RULE_NONE;
@@ -212,26 +237,21 @@ static __always_inline bool may_open(struct bpf_sock *sk, struct pod *pod, __u64
     if (is_proxys(pod, cookie, who))
         return true;
     key.protocol = protocol;
-    if (pod->flags & POD_UNCAPTURED_DENIED)
+    if (pod->flags & POD_UNCAPTURED_DENIED) {
         key.outcome = OUTCOME_REFUSED;
+        count(cookie, TOTAL_OUTBOUND_DENIED);
+    }
     by = noted_caller(who->uid);
     note_uncaptured(&key, RULE_PROTOCOL, &by);
     return key.outcome == OUTCOME_PASSED;
 }
 
 /* Whether a UDP datagram comes from where the pod or its proxy has sent one: an answer is no news. */
-static __always_inline bool is_answer(const struct uncaptured_key *arrived, __u16 remote_port)
+static __always_inline bool is_answer(__u64 cookie, const struct address *remote, __u16 remote_port)
 {
-    struct uncaptured_key sent = *arrived;
+    struct question_key key = {.cookie = cookie, .remote = *remote, .port = remote_port, .way = WAY_OUT};
 
-    if (arrived->protocol != IPPROTO_UDP)
-        return false;
-    sent.way = WAY_OUT;
-    sent.port = remote_port;
-    if (uncaptured.lookup(&sent))
-        return true;
-    sent.outcome = OUTCOME_PROXYS;
-    return uncaptured.lookup(&sent) != 0;
+    return questions.lookup(&key) != 0;
 }
 
 /* Notes a packet that reaches the application past the proxy, or is refused. Istio's own ports are the proxy's. */
@@ -239,12 +259,18 @@ static __always_inline void note_arrived(__u64 cookie, const struct address *rem
                                          __u32 protocol, __u32 rule, __u32 outcome)
 {
     struct uncaptured_key key = {.cookie = cookie, .remote = *remote, .way = WAY_IN, .outcome = outcome};
+    struct question_key question = {.cookie = cookie, .remote = *remote, .port = port, .way = WAY_IN};
     struct caller_of_note nobody = {};
 
     if (port == TUNNEL_PORT || is_sidecars_own(port))
         return;
     key.port = port;
     key.protocol = protocol;
-    if (!is_answer(&key, remote_port))
-        note_uncaptured(&key, rule, &nobody);
+    if (protocol == IPPROTO_UDP) {
+        if (is_answer(cookie, remote, remote_port))
+            return;
+        if (outcome == OUTCOME_PASSED)
+            remember_question(&question);
+    }
+    note_uncaptured(&key, rule, &nobody);
 }

@@ -29,6 +29,7 @@ from cni.netns.pidfd import sees_nodes_pids
 from cni.netns.processes import Crowd, crowds, netns_of_crowd
 from cni.netns.sandbox import addresses_in, own_cookie, visit
 from cni.netns.userns import outside_ids
+from cni.policy.annotations import OnUncaptured
 from cni.policy.pod import Pod
 
 log = structlog.get_logger("adoption")
@@ -90,8 +91,11 @@ class Adoption:
                 except SidestepError as error:
                     yield Adopted.failed(pod, error)
 
-    def adopt_known(self, pods: Mapping[int, Pod]) -> Iterator[Adopted]:
-        """The same for pods whose namespaces are known: netns cookie → Pod. A pod needs no process of its own."""
+    def adopt_known(self, pods: Mapping[int, Pod], enrolled: Mapping[int, OnUncaptured]) -> Iterator[Adopted]:
+        """The same for pods whose namespaces are known: netns cookie → Pod. A pod needs no process of its own.
+
+        `enrolled` says what each has asked for about what is not captured, in the enrolment that it has elsewhere.
+        """
         if not pods:
             return
         around = crowds(self.proc)
@@ -99,7 +103,7 @@ class Adoption:
             for cookie, netns in found:
                 inode = os.fstat(netns).st_ino
                 try:
-                    yield self._adopt(pods[cookie], around.get(inode, Crowd(inode)), netns)
+                    yield self._adopt(pods[cookie], around.get(inode, Crowd(inode)), netns, enrolled.get(cookie))
                 except SidestepError as error:
                     yield Adopted.failed(pods[cookie], error)
 
@@ -178,8 +182,9 @@ class Adoption:
             return [str(each.ip) for each in visit(netns, lambda rtnl: list(addresses_in(rtnl)))]
         return []
 
-    def _adopt(self, pod: Pod, crowd: Crowd, netns: int) -> Adopted:
-        policy = self.admission.policies.of(pod)
+    def _adopt(self, pod: Pod, crowd: Crowd, netns: int, enrolled: OnUncaptured | None = None) -> Adopted:
+        policies = self.admission.policies
+        policy = policies.of(pod) if enrolled is None else policies.of_enrolled(pod, enrolled)
         cookie, is_captured = visit(netns, lambda _: (own_cookie(), is_captured_by_istio()))
         if is_captured:
             return Adopted(pod, left_alone=RUNNING_WITH_RULES)

@@ -33,12 +33,13 @@ from bpf.syscalls import Descriptor
 from bpf.tables import Table, Tables
 from cni.enrolment import rows, terms
 from cni.enrolment.enrolled import Enrolled, Keys, Known, lasting
-from cni.enrolment.entries import Entries, Identity
+from cni.enrolment.entries import Entries, Identity, on_uncaptured
 from cni.enrolment.records import records
 from cni.enrolment.rows import TableRow, live_rows, rows_of, term_rows
 from cni.enrolment.terms import Terms
 from cni.errors import RegistrationFailed
 from cni.netns.sandbox import Sandbox
+from cni.policy.annotations import OnUncaptured
 
 _POLICIES = 1 << 16  # numbers of policies: struct pod has 16 bits for one
 
@@ -97,7 +98,7 @@ class Enrolments(Enrolled):
             known, pod = self._index.get(cookie), self._tables.pods.get(Cookie(cookie))
             if known is None or pod is None:
                 return
-            live = list(live_rows(cookie, sandbox, excluded_interfaces))
+            before, live = bytes(pod), list(live_rows(cookie, sandbox, excluded_interfaces))
             gone = {key for key in known.keys if key[0] not in rows.LASTING} - _keys(live)
             known.keys.update(_keys(live))
             for row in live:
@@ -107,7 +108,8 @@ class Enrolments(Enrolled):
             pod.source4, pod.source6 = Address.of(sandbox.source(4)), Address.of(sandbox.source(6))
             for flag, wanted in ((PodFlags.ROUTES, sandbox.ways), (PodFlags.LOOPBACK_STAYS, sandbox.loopback_stays)):
                 pod.flags = pod.flags | flag if wanted else pod.flags & ~flag
-            self._tables.pods.put(Cookie(cookie), pod)
+            if bytes(pod) != before:
+                self._tables.pods.put(Cookie(cookie), pod)
 
     def change(self, cookie: int, revise: Callable[[Terms], Terms]) -> Change | None:
         """Put the terms in force that `revise` makes of those in force now. None if nothing changes.
@@ -215,6 +217,11 @@ class Enrolments(Enrolled):
         """Empty a slot of a pod."""
         self._tables.listeners.remove(ListenerKey(cookie, INBOUND_PORT, slot))
 
+    def on_uncaptured(self, cookie: int) -> OnUncaptured:
+        """What a pod asks for about what is not captured; "allow" if it is not enrolled."""
+        pod = self._tables.pods.get(Cookie(cookie))
+        return on_uncaptured(PodFlags(pod.flags)) if pod else "allow"
+
     def container(self, cookie: int) -> int:
         """The cgroup id of a strict pod's proxy container; 0 if it is not known."""
         return int((self._tables.proxies.get(Cookie(cookie)) or Quad()).quad)
@@ -235,12 +242,13 @@ class Enrolments(Enrolled):
             self._tables.pods.remove(Cookie(cookie))
             self._links.unlink(cookie)
             self._drop(known.keys)
-            for record in records(self._tables):
-                record.forget_pod(cookie)
+            crowded = [record for record in records(self._tables) if record.has_entries(cookie)]
             for table in (self._tables.proxies, self._tables.started):
                 table.remove(Cookie(cookie))
             for counters in self._tables.counters:
                 counters.remove(Cookie(cookie))
+            for record in crowded:  # last: without the counters the programs note nothing more
+                record.forget_pod(cookie)
             return True
 
     def reclaim(self, spared: Collection[int] = ()) -> list[Identity]:

@@ -61,7 +61,7 @@ class Failures:
                     for cookie, counts in now.items()
                     if (each := list(_since(self._before.get(cookie, ()), counts, str(identities[cookie]), at)))
                 }
-                every = listed(self._tables) if new else {}
+                every = listed(self._tables, new) if new else {}
                 for cookie, some in new.items():
                     self._known.extend(_with_peers(each, every.get(cookie, []), self._looked) for each in some)
             self._before, self._looked = now, at

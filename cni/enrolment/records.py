@@ -32,37 +32,44 @@ class Record:
 
         Of a pod with three quarters of what it may have, half of that stays. Only one process of a node may call it.
         """
-        crowded = {key.cookie for key, sums in self.sums.every() if self._number(key, sums) > self.most * 3 // 4}
+        added = {key.cookie: int(sums.added) for key, sums in self.sums.every()}
+        crowded = {cookie for cookie, each in added.items() if each - self.forgotten_of(cookie) > self.most * 3 // 4}
         if not crowded:
             return 0
-        enrolled = {key.cookie for key in self.sums.every_key()}
         ages = [(key.cookie, value.last, bytes(key)) for key, value in self.entries.every()]
+        enrolled = {key.cookie for key in self.sums.every_key()}  # after the walk: one may have come
         gone = 0
         for cookie, some in groupby(sorted(ages, reverse=True), key=lambda each: each[0]):
             if cookie in crowded:
-                gone += self._remove(cookie, [key for _, _, key in some][self.most // 2 :])
+                gone += self._leave(cookie, [key for _, _, key in some], added[cookie])
             elif cookie not in enrolled:
                 gone += sum(self.entries.remove(self._key(key)) for _, _, key in some)
         return gone
 
     def forget_pod(self, cookie: int) -> None:
-        """Remove all entries of a pod that is being taken out. The sums go with the pod's other counters."""
-        sums = self.sums.get(Cookie(cookie))
-        if sums is None or not self._number(Cookie(cookie), sums):
-            return
+        """Remove all entries of a pod that is being taken out, in one walk of the map."""
         for key in list(self.entries.every_key()):
             if key.cookie == cookie:
                 self.entries.remove(key)
+
+    def has_entries(self, cookie: int) -> bool:
+        """Whether a pod has any, by its own counts; False if it has no counts."""
+        sums = self.sums.get(Cookie(cookie))
+        return sums is not None and self._number(Cookie(cookie), sums) > 0
 
     def _number(self, key: Cookie, sums: Any) -> int:
         """How many entries a pod has, by its own counts."""
         return int(sums.added) - self.forgotten_of(key.cookie)
 
-    def _remove(self, cookie: int, keys: list[bytes]) -> int:
-        removed = sum(self.entries.remove(self._key(key)) for key in keys)
-        before = self.forgotten_of(cookie)
-        if removed and self.sums.get(Cookie(cookie)):
-            self.forgotten.put(Cookie(cookie), Quad(before + removed))
+    def _leave(self, cookie: int, keys: list[bytes], added: int) -> int:
+        """Remove all but the newest of a pod's entries, of which `added` had been made before they were read.
+
+        What is missing of those was removed before, perhaps by an agent that was killed before it could say so.
+        """
+        kept, old = keys[: self.most // 2], keys[self.most // 2 :]
+        removed = sum(self.entries.remove(self._key(key)) for key in old)
+        if self.sums.get(Cookie(cookie)):
+            self.forgotten.put(Cookie(cookie), Quad(max(self.forgotten_of(cookie), added - len(kept))))
         return removed
 
     def _key(self, raw: bytes) -> ctypes.Structure:

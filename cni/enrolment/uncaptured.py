@@ -1,6 +1,7 @@
 """What pods have sent and got past their proxies, as the programs note it (uncaptured.c). records.py keeps it small."""
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address
@@ -10,8 +11,7 @@ from bpf.tables import Tables
 from cni.enrolment.records import uncaptured_record
 from cni.netns.proc_net import endpoint
 
-# OUTCOME_* of maps.h; datagrams of the proxy's own have another
-_PASSED, _REFUSED = 0, 1
+_REFUSED = 1  # OUTCOME_REFUSED of maps.h
 # IPPROTO_*: what people call them
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp", 136: "udplite"}
 
@@ -66,13 +66,17 @@ class Sums:
         return sum(count for (_, what), count in self.passages.items() if what == "refused")
 
 
-def listed(tables: Tables) -> dict[int, list[Uncaptured]]:
-    """Every entry, by the pod's netns cookie; the latest comes first."""
+def listed(tables: Tables, only: Collection[int] | None = None, after: int = 0) -> dict[int, list[Uncaptured]]:
+    """The entries by the pod's netns cookie; the latest comes first.
+
+    Without `only`, a collection of cookies, of all pods. `after` leaves out those whose last time was before it, of
+    CLOCK_MONOTONIC in ns.
+    """
     found: dict[int, list[Uncaptured]] = {}
     # both clocks at one moment: the kernel's does not count the time that a machine sleeps
     since = datetime.now(UTC) - timedelta(microseconds=time.monotonic_ns() / 1000)
     for key, value in tables.uncaptured.every():
-        if key.outcome not in (_PASSED, _REFUSED):
+        if (only is not None and key.cookie not in only) or value.last < after:
             continue
         way = Way(key.way)
         each = Uncaptured(

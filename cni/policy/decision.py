@@ -84,7 +84,8 @@ def outbound(policy: CapturePolicy, conn: Outbound) -> Verdict:
     if conn.port in policy.deny_outbound_ports and not _is_through_lo(conn):
         return Verdict("refuse", "deny")
     if _plain(conn.destination).version == 6 and not conn.is_ipv6_captured:
-        return _unless_denied(policy, conn, Verdict("pass", _excluding(policy, conn) or "no IPv6"))
+        word = "UDP" if conn.protocol == "udp" else "no IPv6"
+        return _unless_denied(policy, conn, Verdict("pass", _excluding(policy, conn) or word))
     verdict = _redirected(policy, conn)
     if verdict.action == "pass" and _is_inbound_self_call(policy, conn):
         verdict = Verdict(_inbound_by_port(policy, conn.port).action, "T")

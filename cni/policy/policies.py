@@ -19,6 +19,10 @@ class Policies:
         """The policy of a Pod on this node. Raises InvalidAnnotation as policy_of() does."""
         return policy_of(pod, self._on_uncaptured(pod), self.live)
 
+    def of_enrolled(self, pod: Pod, uncaptured: OnUncaptured) -> CapturePolicy:
+        """The policy of a Pod that is enrolled with `uncaptured`. Where it says nothing of that, it keeps it."""
+        return policy_of(pod, uncaptured, self.live)
+
     def is_live(self, pod: Pod) -> bool:
         """Whether a Pod follows its annotations while it runs. Raises InvalidAnnotation."""
         return annotations.is_live(pod, self.live)

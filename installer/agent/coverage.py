@@ -1,13 +1,14 @@
 """Keeps the records of what pods do small, and tells pods' owners of what goes past their proxies, if they asked."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import structlog
 
-from bpf.errors import SidestepError
 from bpf.layout import Cookie, PodFlags, Way
 from bpf.tables import Tables
 from cni.enrolment.entries import Identity, on_uncaptured
@@ -21,13 +22,17 @@ log = structlog.get_logger("coverage")
 
 # Between two looks a pod may make a quarter of the entries that it may have, before one is dropped
 _SECONDS = 1.0
+_TELL_SECONDS = 5.0  # between two looks for what pods' owners are told
 
 Kind = tuple[Way, str, str, bool]  # way, protocol, rule, whether it was refused
 
 
 @dataclass
 class Coverage:
-    """Looks once a second. `has_events` says that all pods' owners are told, not only of those with audit or deny."""
+    """Forgets once a second, and tells every few.
+
+    `has_events` says that all pods' owners are told, not only of those with audit or deny.
+    """
 
     tables: Tables
     identities: Callable[[], Mapping[int, Identity]]
@@ -36,26 +41,32 @@ class Coverage:
     has_events: bool
     _sums: dict[int, int] = field(default_factory=dict)  # cookie → all that was counted at the last look
     _told: dict[int, set[Kind]] = field(default_factory=dict)
+    _since: datetime = field(default_factory=lambda: datetime.now(UTC))
+    _next: float = 0.0
 
     def look(self) -> None:
         """Forget the oldest entries where there are many, then tell of what is new."""
         for record in records(self.tables):
             if gone := record.forget_oldest():
-                log.info("record.forgotten", map=record.entries.name, entries=gone)
+                log.debug("record.forgotten", map=record.entries.name, entries=gone)
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _TELL_SECONDS
         wanted = {cookie: identity for cookie, identity in self.identities().items() if self._is_wanted(cookie)}
         self._told = {cookie: self._told.get(cookie, set()) for cookie in wanted}
         before, self._sums = self._sums, {cookie: self._sum(cookie) for cookie in wanted}
         changed = [cookie for cookie, count in self._sums.items() if count != before.get(cookie, 0)]
         if not changed:
             return
-        pods, found = self.pods_of(changed), listed(self.tables)
+        pods, found = self.pods_of(changed), listed(self.tables, changed)
         for cookie in changed:
             for each in reversed(found.get(cookie, [])):
                 kind = (each.way, each.protocol, each.rule, each.is_refused)
                 if kind in self._told[cookie] or not self._is_told(cookie, each):
                     continue
                 self._told[cookie].add(kind)
-                self._tell(wanted[cookie], pods.get(cookie), each)
+                if each.first >= self._since:  # an agent before this one has told of the others
+                    self._tell(wanted[cookie], pods.get(cookie), each)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -75,9 +86,9 @@ class Coverage:
             try:
                 self.look()
                 problem = ""
-            except SidestepError as error:
+            except Exception as error:  # whatever it is, the next look may succeed
                 if str(error) != problem:
-                    log.error("coverage.failed", error=str(error))
+                    log.exception("coverage.failed")
                 problem = str(error)
 
     def _is_wanted(self, cookie: int) -> bool:
@@ -101,7 +112,7 @@ class Coverage:
         if pod is not None:
             self.events.warning(
                 pod,
-                "UncapturedRefused" if each.is_refused else "Uncaptured",
+                "UncapturedRefused" if each.is_refused and each.rule in UNASKED else "Uncaptured",
                 f"{what}. This is the first of its kind; `sidestep coverage {identity}` lists them",
             )
 

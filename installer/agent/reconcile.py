@@ -323,15 +323,16 @@ class Reconciler:
         pods, count = self.pods_of(damaged), 0
         with find_netns(damaged, proc=self.node.proc) as found:
             for cookie, netns in found:
-                if cookie in pods and self._restore_entries(damaged[cookie], pods[cookie], netns):
+                if cookie in pods and self._restore_entries(cookie, damaged[cookie], pods[cookie], netns):
                     count += 1
         return {MENDED: count} if count else {}
 
-    def _restore_entries(self, identity: Identity, pod: Pod, netns: int) -> bool:
+    def _restore_entries(self, cookie: int, identity: Identity, pod: Pod, netns: int) -> bool:
         """Enrol a pod again. If what it asks for by now is refused, it keeps what is left."""
         admission = self.adoption.admission
         try:
-            admission.admit_as(identity, admission.policies.of(pod), netns)
+            policy = admission.policies.of_enrolled(pod, self.enrolments.on_uncaptured(cookie))
+            admission.admit_as(identity, policy, netns)
         except SidestepError as error:
             log.error("entries.not_restored", pod=str(identity), error=str(error))
             return False

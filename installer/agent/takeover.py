@@ -21,6 +21,7 @@ from bpf.layouts import steered
 from bpf.pins import Pins
 from cni.enrolment.adoption import Adoption
 from cni.enrolment.enroll import Enrolments
+from cni.enrolment.entries import on_uncaptured
 from cni.netns.namespaces import find_netns
 from cni.policy.pod import Pod, PodEvents, PodSource
 
@@ -49,7 +50,7 @@ class TakeOver:
         for other in others:
             entries = takeover.entries_of_pods(other)
             pods = self._matching(entries)
-            adopted += self._enrol(pods)
+            adopted += self._enrol(pods, entries)
             self._steer(other, pods)
             if left := self._left(other, entries):
                 for cookie in left:
@@ -70,10 +71,15 @@ class TakeOver:
                 found[cookie] = pod
         return found
 
-    def _enrol(self, pods: Mapping[int, Pod]) -> int:
-        """Enrol the pods that are in no map of this layout yet; returns how many were enrolled."""
+    def _enrol(self, pods: Mapping[int, Pod], entries: Mapping[int, bytes]) -> int:
+        """Enrol the pods that are in no map of this layout yet; returns how many were enrolled.
+
+        `entries` are those of the other layout: a default that has changed since is for new pods.
+        """
         own, count = set(self.enrolments.cookies()), 0
-        for outcome in self.adoption.adopt_known({cookie: pod for cookie, pod in pods.items() if cookie not in own}):
+        modes = {cookie: on_uncaptured(takeover.flags_in(entry)) for cookie, entry in entries.items()}
+        left = {cookie: pod for cookie, pod in pods.items() if cookie not in own}
+        for outcome in self.adoption.adopt_known(left, modes):
             if outcome.cookie:
                 count += 1
             elif outcome.problem and outcome.problem not in self._told:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bpf.layout import UNCAPTURED_PER_POD, Way
+from bpf.layout import UNCAPTURED_PER_POD, CoverageEntry, UncapturedEntry, UncapturedKey, Way
 from cni.enrolment.records import uncaptured_record
 from cni.enrolment.uncaptured import Sums, Uncaptured, listed, sums_of
 from cni.policy.annotations import CapturePolicy
@@ -35,6 +35,21 @@ try:
     print(json.dumps("sent"))
 except OSError as error:
     print(json.dumps(error.strerror))
+"""
+ECHO = """
+import socket, sys
+s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+s.bind(("::", int(sys.argv[1])))
+print("ready", flush=True)
+while True:
+    s.sendto(*s.recvfrom(9))
+"""
+ASK = """
+import json, socket, sys
+s = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(5)
+s.sendto(b"x", (sys.argv[1], int(sys.argv[2])))
+print(json.dumps(s.recv(9).decode()))
 """
 MANY = """
 import json, socket, sys
@@ -145,6 +160,29 @@ print(json.dumps(s.recv(9).decode()))
 """
     assert wire.pod.python(ask) == "x"
     assert seen(only(wire)) == (Way.OUT, wire.peer.ip4, 7, "udp", "UDP", False)
+
+
+@pytest.mark.parametrize("mode", ["allow", "deny"])
+@pytest.mark.parametrize("family", ["ip4", "ip6"])
+def test_the_answers_of_a_server_are_no_news_and_never_denied(wire: Wire, family: str, mode: Any) -> None:
+    wire.mesh(CapturePolicy(dual_stack=True, uncaptured=mode))
+    wire.pod.start([*PYTHON, ECHO, "7"], 0)
+    pod, peer = getattr(wire.pod, family), getattr(wire.peer, family)
+    for _ in range(2):
+        assert wire.peer.python(ASK, pod, 7) == "x"
+    found = only(wire)
+    assert seen(found) == (Way.IN, peer, 7, "udp", "UDP", False)
+    assert (found.count, sums(wire).refused) == (2, 0)
+
+
+def test_a_server_may_have_more_clients_than_the_list_has_room(wire: Wire) -> None:
+    wire.mesh(CapturePolicy(dual_stack=True, uncaptured="deny"))
+    wire.pod.start([*PYTHON, ECHO, "7"], 0)
+    for number in range(UNCAPTURED_PER_POD):
+        wire.kernel.tables.uncaptured.put(UncapturedKey(wire.sandbox.cookie, port=number), UncapturedEntry(count=1))
+    wire.kernel.tables.coverage.put(wire.key, CoverageEntry(added=UNCAPTURED_PER_POD))
+    assert wire.peer.python(ASK, wire.pod.ip4, 7) == "x"
+    assert sums(wire).dropped == 1
 
 
 def test_inbound_that_finds_no_proxy_is_listed_as_refused(wire: Wire) -> None:

@@ -11,6 +11,7 @@ from cni.enrolment.steered import Steering, steering_of
 from cni.enrolment.strays import PodProcesses, processes_of
 from cni.enrolment.uncaptured import Sums, Uncaptured, listed, sums_of
 from installer.commands.coverage.reasons import annotation_behind, reason
+from installer.commands.names import NoSuchPod
 from installer.commands.pods import enrolled_pods
 from installer.commands.pods.enrolled_pods import EnrolledPod
 from installer.commands.pods.policy_words import annotations_of, proxy_of
@@ -28,7 +29,9 @@ def coverage_documents(pins: Pins, proc: Path) -> list[dict[str, Any]]:
 def coverage_document(pins: Pins, proc: Path, name: str) -> dict[str, Any]:
     """The document of the pod called NAME or NAMESPACE/NAME. Raises NoSuchPod, NotAttached."""
     with Tables(pins.look_only()) as tables:
-        return next(_documents(pins, tables, [enrolled_pods.find_pod(pins, tables, name)], proc))
+        for document in _documents(pins, tables, [enrolled_pods.find_pod(pins, tables, name)], proc):
+            return document
+        raise NoSuchPod(f"{name} has gone just now")
 
 
 def _documents(pins: Pins, tables: Tables, pods: list[EnrolledPod], proc: Path) -> Iterator[dict[str, Any]]:

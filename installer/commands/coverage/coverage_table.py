@@ -8,7 +8,7 @@ from rich.console import RenderableType
 
 from installer.commands.printing import line, rendered, table
 
-_TEXTS = ("NAMESPACE", "NAME", "PEER", "PROTOCOL", "RULE", "PROCESS", "UNCAPTURED")
+_TEXTS = ("NAMESPACE", "NAME", "PEER", "PROTOCOL", "RULE", "PROCESS", "MODE")
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"))
 
 
@@ -16,7 +16,7 @@ def coverage_table(documents: list[dict[str, Any]], has_titles: bool) -> str:
     """A row for each pod."""
     if not documents and has_titles:
         return "no enrolled pods\n"
-    titles = ("NAMESPACE", "NAME", "COVERED", "CAPTURED", "PAST", "REFUSED", "UNCAPTURED")
+    titles = ("NAMESPACE", "NAME", "SHARE", "CAPTURED", "PAST", "REFUSED", "MODE")
     rows = (
         (
             each["namespace"],
@@ -29,7 +29,10 @@ def coverage_table(documents: list[dict[str, Any]], has_titles: bool) -> str:
         )
         for each in documents
     )
-    return rendered(table(titles, rows, _TEXTS, has_titles))
+    parts: list[RenderableType] = [table(titles, rows, _TEXTS, has_titles)]
+    for each in documents if has_titles else ():
+        parts += [line(f"{each['pod']}: not told: {words}") for words in each["not_told"]]
+    return rendered(*parts)
 
 
 def coverage_text(document: dict[str, Any], has_titles: bool) -> str:
