@@ -46,9 +46,9 @@
 #define MAX_DIALS 65536       /* connections of TPROXY proxies to their applications, node-wide */
 #define MAX_ACCELERATED 65536 /* ends of accelerated connections, node-wide; if it is full, connections stay on TCP */
 #define MAX_MEETINGS 65536    /* accelerated connections whose connecting end has not sent yet */
-#define MAX_QUESTIONS 16384   /* peers of UDP sockets that are not connected; a full map drops the least recently used */
-#define MAX_UNCAPTURED 65536  /* entries of all pods; 0.1 KiB each, if they are there */
-#define MAX_FLOWS 65536       /* as above; 0.2 KiB each */
+#define MAX_QUESTIONS 16384  /* peers of UDP sockets that are not connected; a full map drops the least recently used */
+#define MAX_UNCAPTURED 65536 /* entries of all pods; 0.1 KiB each, if they are there */
+#define MAX_FLOWS 65536      /* as above; 0.2 KiB each */
 
 /* Entries of `uncaptured` and `flows` that one pod may have. The agent removes old ones before so many are there. */
 #define UNCAPTURED_PER_POD 512
