@@ -60,6 +60,7 @@ help:
 	@echo 'make bench-plugins  a whole ADD of Istio'"'"'s own plugin and of sidestep'"'"'s in a real Kubernetes, interleaved'
 	@echo 'make bench-mesh     pods of a real mesh under Istio'"'"'s own plugin and under sidestep, interleaved; takes 25 minutes'
 	@echo 'make bench-connect  whether connect() costs more with more rules or more pods'
+	@echo 'make bench-faults   what public reports say of Istio'"'"'s NAT, counted with its rules and with sidestep; takes a minute and a half'
 	@echo 'make bench-agent    how long a cold start, a warm start and a swap of the programs take'
 	@echo 'make bench-trace    what a trace costs those whom it watches'
 	@echo 'make bench-flows    what it costs a connection that it is counted'
@@ -284,6 +285,9 @@ bench-mesh: test-setup image
 bench-connect: bench-setup
 	@$(PYTHON) -m tests.bench.connect
 
+bench-faults: bench-setup
+	@$(PYTHON) -m tests.bench.faults
+
 bench-agent: bench-setup
 	@$(PYTHON) -m tests.bench.agent
 
@@ -305,6 +309,6 @@ clean:
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak ends halves matrix faults nightly conformance conformance-oracles istio-plugin \
-        cluster cluster-down istio renew-sent chart kernels lint docs bench bench-cni bench-plugins bench-mesh bench-connect bench-agent bench-node bench-trace bench-flows image clean \
+        cluster cluster-down istio renew-sent chart kernels lint docs bench bench-cni bench-plugins bench-mesh bench-connect bench-faults bench-agent bench-node bench-trace bench-flows image clean \
         check-packages chart-packages demo-packages test-packages kernels-packages bench-packages \
         check-setup demo-setup test-setup bench-setup
