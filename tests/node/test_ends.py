@@ -38,5 +38,6 @@ def test_unread_bytes_end_in_a_reset_unless_they_were_redirected(cut: Transfers,
 @pytest.mark.parametrize("victim", REDIRECTED_FROM)
 def test_no_connection_hangs_or_has_wrong_bytes_after_a_kill(cut: Transfers, victim: Victim, level: str) -> None:
     found = cut.cut(victim, Moment.FLOWING, level, KILLS)
-    assert set(found.writer) <= {"reset", "end"}
+    # a writer that writes once more before it has seen the end or the reset gets EPIPE
+    assert set(found.writer) <= {"reset", "end", "broken pipe"}
     assert set(found.reader) <= {"end", "all"}
