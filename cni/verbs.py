@@ -30,7 +30,7 @@ from cni.errors import (
     SandboxInvalid,
 )
 from cni.netns.sandbox import own_cookie, require_netns, visit
-from cni.policy.annotations import INVALID_DROP, UNCAPTURED, CapturePolicy
+from cni.policy.annotations import INVALID_DROP, CapturePolicy
 from cni.policy.membership import skip_pod, skip_unseen
 from cni.policy.pod import NoEvents, Pod, PodEvents, PodSource
 from cni.protocol import Passed, PodArgs, Request, pod_args
@@ -236,11 +236,10 @@ class Verbs:
 
     def _wanted(self, pod: Pod, netns: int) -> CapturePolicy:
         """The policy that the Pod asks for now. Where it says nothing, the node's default counts as it was at ADD."""
-        policy = self.admission.policies.of(pod)
-        entry = self.enrolments.entry(visit(netns, lambda _: own_cookie()))
-        if entry is None or UNCAPTURED in pod.annotations:
-            return policy
-        return policy.model_copy(update={"uncaptured": on_uncaptured(PodFlags(entry.flags))})
+        policies, entry = self.admission.policies, self.enrolments.entry(visit(netns, lambda _: own_cookie()))
+        if entry is None:
+            return policies.of(pod)
+        return policies.of_enrolled(pod, on_uncaptured(PodFlags(entry.flags)))
 
     def _mesh_pod(self, args: PodArgs, request: Request) -> Pod | None:
         """The Pod of this sandbox, or None if it is not a mesh pod. Raises PodNotFound.

@@ -55,11 +55,7 @@ class Record:
     def has_entries(self, cookie: int) -> bool:
         """Whether a pod has any, by its own counts; False if it has no counts."""
         sums = self.sums.get(Cookie(cookie))
-        return sums is not None and self._number(Cookie(cookie), sums) > 0
-
-    def _number(self, key: Cookie, sums: Any) -> int:
-        """How many entries a pod has, by its own counts."""
-        return int(sums.added) - self.forgotten_of(key.cookie)
+        return sums is not None and int(sums.added) > self.forgotten_of(cookie)
 
     def _leave(self, cookie: int, keys: list[bytes], added: int) -> int:
         """Remove all but the newest of a pod's entries, of which `added` had been made before they were read.

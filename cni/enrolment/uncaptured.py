@@ -66,17 +66,16 @@ class Sums:
         return sum(count for (_, what), count in self.passages.items() if what == "refused")
 
 
-def listed(tables: Tables, only: Collection[int] | None = None, after: int = 0) -> dict[int, list[Uncaptured]]:
+def listed(tables: Tables, only: Collection[int] | None = None) -> dict[int, list[Uncaptured]]:
     """The entries by the pod's netns cookie; the latest comes first.
 
-    Without `only`, a collection of cookies, of all pods. `after` leaves out those whose last time was before it, of
-    CLOCK_MONOTONIC in ns.
+    Without `only`, a collection of cookies, of all pods.
     """
     found: dict[int, list[Uncaptured]] = {}
     # both clocks at one moment: the kernel's does not count the time that a machine sleeps
     since = datetime.now(UTC) - timedelta(microseconds=time.monotonic_ns() / 1000)
     for key, value in tables.uncaptured.every():
-        if (only is not None and key.cookie not in only) or value.last < after:
+        if only is not None and key.cookie not in only:
             continue
         way = Way(key.way)
         each = Uncaptured(

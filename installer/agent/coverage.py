@@ -14,7 +14,6 @@ from bpf.tables import Tables
 from cni.enrolment.entries import Identity, on_uncaptured
 from cni.enrolment.records import records
 from cni.enrolment.uncaptured import Uncaptured, listed, sums_of
-from cni.netns.proc_net import endpoint
 from cni.policy.decision import UNASKED
 from cni.policy.pod import Pod, PodEvents
 
@@ -121,6 +120,4 @@ def _named(each: Uncaptured) -> str:
     by = f" by {each.command}" if each.command else ""
     if each.address is None:
         return f"a socket for {each.protocol} packets was opened{by}"
-    if each.way is Way.IN:
-        return f"{each.protocol} from {each.address} to port {each.port}"
-    return f"{each.protocol} to {endpoint(each.address, each.port)}{by}"
+    return f"{each.protocol} {'' if each.way is Way.IN else 'to '}{each.peer}{by}"

@@ -52,7 +52,7 @@ def coverage(
 
     wanted = one_namespace(namespace, everywhere)
     if name is None:
-        documents = [each for each in coverage_documents(attachment.pins, proc) if wanted in ("", each["namespace"])]
+        documents = coverage_documents(attachment.pins, proc, wanted)
         show(documents, output, lambda: coverage_table(documents, not no_headers))
     else:
         document = coverage_document(attachment.pins, proc, qualified(name, namespace))

@@ -20,10 +20,11 @@ from installer.commands.pods.policy_words import annotations_of, proxy_of
 _INSIDE = "self"
 
 
-def coverage_documents(pins: Pins, proc: Path) -> list[dict[str, Any]]:
-    """A document for each enrolled pod. Raises NotAttached."""
+def coverage_documents(pins: Pins, proc: Path, namespace: str = "") -> list[dict[str, Any]]:
+    """A document for each enrolled pod, of this namespace if one is given. Raises NotAttached."""
     with Tables(pins.look_only()) as tables:
-        return list(_documents(pins, tables, enrolled_pods.every(pins, tables), proc))
+        pods = [each for each in enrolled_pods.every(pins, tables) if namespace in ("", each.identity.namespace)]
+        return list(_documents(pins, tables, pods, proc))
 
 
 def coverage_document(pins: Pins, proc: Path, name: str) -> dict[str, Any]:
@@ -35,7 +36,8 @@ def coverage_document(pins: Pins, proc: Path, name: str) -> dict[str, Any]:
 
 
 def _documents(pins: Pins, tables: Tables, pods: list[EnrolledPod], proc: Path) -> Iterator[dict[str, Any]]:
-    cookies, every = [pod.cookie for pod in pods], listed(tables)
+    cookies = [pod.cookie for pod in pods]
+    every = listed(tables, set(cookies))
     steering, processes = steering_of(pins, tables, cookies, proc), processes_of(pins, cookies, proc)
     for pod in pods:
         sums = sums_of(tables, pod.cookie)

@@ -3,31 +3,18 @@
 from bpf.layout import Way
 from cni.enrolment.uncaptured import Uncaptured
 from cni.policy import annotations as istio
-from installer.commands.explain.explanation import rule_words
+from installer.commands.explain.explanation import ANNOTATIONS, rule_words
 
 _NO_PROXY = "it is captured, but no proxy listened"
 _NOT_KNOWN_YET = "it has the proxy's user or group, and the strict pod's proxy container was not known yet"
 _SOCKET = "raw sockets and ICMP are not captured, and no hook sees where their packets go"
 _UDP_OUT = "UDP is not captured, but for DNS if DNS capture is on"
 
-_OUTBOUND = {
-    "O0": istio.EXCLUDE_INTERFACES,
-    "O1": istio.EXCLUDE_OUTBOUND_PORTS,
-    "O8": istio.EXCLUDE_OUTBOUND_RANGES,
-    "O11": istio.INCLUDE_OUTBOUND_RANGES,
-    "early-outbound": istio.EARLY_OUTBOUND,
-    "late-outbound": istio.LATE_OUTBOUND,
-    "deny": istio.DENY_OUTBOUND_PORTS,
-    "no IPv6": istio.DUAL_STACK,
-}
-_INBOUND = {
-    "I1": istio.EXCLUDE_INTERFACES,
-    "I2": istio.INCLUDE_INBOUND_PORTS,
-    "I4": istio.EXCLUDE_INBOUND_PORTS,
-    "I5": istio.INCLUDE_INBOUND_PORTS,
-    "deny": istio.DENY_INBOUND_PORTS,
-    "no IPv6": istio.DUAL_STACK,
-}
+# rules behind which each direction has an annotation of its own
+_OUTBOUND, _INBOUND = (
+    {"deny": istio.DENY_OUTBOUND_PORTS},
+    {"deny": istio.DENY_INBOUND_PORTS, "I4": istio.EXCLUDE_INBOUND_PORTS},
+)
 # rules of the proxy's ids: a strict pod's sockets are refused by them until its proxy's container is known
 _OF_PROXY = ("O3c", "O4c")
 
@@ -53,9 +40,9 @@ def annotation_behind(each: Uncaptured) -> str | None:
     Of what is refused because the pod wants nothing past its proxy, it is the annotation that says so.
     """
     if each.way is Way.IN:
-        return None if each.is_refused and each.rule != "deny" else _INBOUND.get(each.rule)
+        return None if each.is_refused and each.rule != "deny" else (_INBOUND | ANNOTATIONS).get(each.rule)
     if each.is_refused and each.rule in _OF_PROXY:
         return istio.STRICT_PROXY
     if each.is_refused and each.rule != "deny":
         return istio.UNCAPTURED
-    return _OUTBOUND.get(each.rule)
+    return (_OUTBOUND | ANNOTATIONS).get(each.rule)

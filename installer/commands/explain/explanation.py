@@ -62,7 +62,8 @@ _UNREACHABLE = {
 _NOT_LOOKED = " (whether somebody takes datagrams there is not known)"
 _UDP_DIRECT = "no UDP is captured, except DNS if DNS capture is on"
 
-_ANNOTATIONS = {
+# rule → the annotation or variable behind it, in whichever direction
+ANNOTATIONS = {
     "O0": istio.EXCLUDE_INTERFACES,
     "O1": istio.EXCLUDE_OUTBOUND_PORTS,
     "O6": istio.DNS_CAPTURE,
@@ -125,7 +126,7 @@ def _name(found: Explanation) -> str | None:
         return istio.EXCLUDE_INBOUND_PORTS if action == "pass" else istio.INCLUDE_INBOUND_PORTS
     if _is_always_excluded(found):
         return None
-    return _ANNOTATIONS.get(rule)
+    return ANNOTATIONS.get(rule)
 
 
 def _is_always_excluded(found: Explanation) -> bool:
