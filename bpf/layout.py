@@ -21,6 +21,8 @@ STEERING_MAPS = 4
 # SPREAD4 and SPREAD6 of maps.h: captured connections go to these addresses, and nothing else may use them
 SPREAD4 = IPv4Network("127.64.0.0/10")
 SPREAD6 = IPv6Network("fd73:6964:6573:7465::/64")
+# where Istio's inbound clusters and probes dial from in IPv6; 127.0.0.6 needs no address, ::6 does
+INBOUND_SOURCE6 = IPv6Address("::6")
 
 _MAPPED = bytes(10) + b"\xff\xff"
 

@@ -8,11 +8,11 @@ from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
 
-from bpf.layout import SPREAD4, SPREAD6
+from bpf.layout import INBOUND_SOURCE6, SPREAD4, SPREAD6
 from cni.errors import SandboxInvalid
 from cni.netns.routes import IpNetwork
 from cni.netns.rtnl import LOCAL_TABLE, IpAddress, Rtnl
-from cni.netns.sandbox import INBOUND_SOURCE6, Sandbox
+from cni.netns.sandbox import Sandbox
 
 _LOOPBACK = 1  # ifindex of lo in every namespace
 # Istio's own numbers for TPROXY: the mark of the proxy's connections to the application, and the routing table for it

@@ -13,13 +13,16 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
-from bpf.layout import SPREAD6
+from bpf.layout import INBOUND_SOURCE6, SPREAD6
 from cni.netns.dumps import attributes
 
 IpNetwork = IPv4Network | IPv6Network
 
 _VERSIONS: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 6}
 LO = 1  # ifindex of lo in every namespace
+# What the agent makes local. Of a new IPv6 address the kernel writes the route in main first, that in local when it has
+# looked for duplicates: for a moment it looks like a way out.
+_OURS = {SPREAD6, IPv6Network(INBOUND_SOURCE6)}
 
 # uapi/linux/rtnetlink.h: struct rtmsg is family, dst_len, src_len, tos, table, protocol, scope, type, flags
 RTMSG = struct.Struct("=8BI")
@@ -136,7 +139,7 @@ def _route(message: bytes) -> _Found | None:
         return None
     target = told.get(_DST, bytes(bits // 8))
     network = IPv4Network((target, length)) if bits == 32 else IPv6Network((target, length))
-    if network.network_address.is_loopback or network == SPREAD6:
+    if network.network_address.is_loopback or network in _OURS:
         return None
     metric = _NUMBER.unpack(told.get(_PRIORITY, bytes(4)))[0]
     is_own = table == _LOCAL and protocol == _KERNEL and kind == _LOCAL_ROUTE and length == bits

@@ -11,10 +11,11 @@ import socket
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from itertools import chain, islice
 from typing import TypeVar
 
+from bpf.layout import INBOUND_SOURCE6
 from bpf.syscalls import Descriptor
 from cni.errors import SandboxInvalid
 from cni.netns.routes import LO, IpNetwork, Route, known_families, leads_out, needed, routes_in
@@ -37,9 +38,6 @@ _MAX_RULES = 64
 # for documentation (RFC 5737, RFC 3849): addresses that should have no route of their own
 _BEYOND = {4: ip_address("192.0.2.1"), 6: ip_address("2001:db8::1")}
 _LOOPBACK4 = ip_address("127.0.0.1")
-
-# where Istio's inbound clusters and probes dial from in IPv6; 127.0.0.6 needs no address, ::6 does
-INBOUND_SOURCE6 = IPv6Address("::6")
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from pyroute2.netlink import rtnl
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from bpf.errors import KernelRefused
+from bpf.layout import INBOUND_SOURCE6
 from cni.netns.dumps import SEQUENCE
 from cni.netns.rtnl import Rtnl, listen
-from cni.netns.sandbox import INBOUND_SOURCE6
 
 GROUPS = (
     rtnl.RTNLGRP_LINK,

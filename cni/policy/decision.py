@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
-from bpf.layout import SPREAD6
+from bpf.layout import INBOUND_SOURCE6, SPREAD6
 from cni.policy.annotations import CapturePolicy, Network
 
 TUNNEL_PORT = 15008
@@ -33,7 +33,7 @@ UNASKED = ("UDP", "no IPv6", "protocol")
 _EVERYBODY = IPv4Address("255.255.255.255")
 _FIRST_LOOPBACK = frozenset((IPv4Address("127.0.0.1"), IPv6Address("::1")))
 # the addresses that Istio's inbound clusters and probes of the application dial from
-_INBOUND_SOURCES = frozenset((IPv4Address("127.0.0.6"), IPv6Address("::6")))
+_INBOUND_SOURCES = frozenset((IPv4Address("127.0.0.6"), INBOUND_SOURCE6))
 
 
 @dataclass(frozen=True)

@@ -314,3 +314,10 @@ def test_a_pod_with_thousands_of_addresses_is_not_asked_for_its_routes(
     monkeypatch.setattr(Rtnl, "_dump", counted)
     wire.look_again()
     assert set(asked) == {rtnl.RTM_GETADDR}
+
+
+def test_a_route_to_where_istios_inbound_dials_from_is_no_way_out(wire: Wire) -> None:
+    """For a moment the kernel has only this one: the address is not yet local."""
+    route(wire, "add", "::6/128", "dev", "lo", "proto", "kernel")
+    wire.look_again()
+    assert ip_network("::6/128") not in wire.sandbox.ways

@@ -14,12 +14,12 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from typing import NamedTuple
 
-from bpf.layout import OUTBOUND_PORT, SPREAD6, Address, PodFlags
+from bpf.layout import INBOUND_SOURCE6, OUTBOUND_PORT, SPREAD6, Address, PodFlags
 from bpf.tables import Tables
 from cni.errors import SandboxInvalid
 from cni.netns.namespaces import PROC, find_netns, why_absent
 from cni.netns.rtnl import IpAddress
-from cni.netns.sandbox import INBOUND_SOURCE6, visit
+from cni.netns.sandbox import visit
 from cni.netns.sock_diag import ESTABLISHED, LISTEN, TIME_WAIT, Diag, TcpSocket
 from installer.commands.sampling.sample import PodSample
 
