@@ -14,6 +14,7 @@ from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.enrolment.enrolled import Enrolled
 from tests.lab.apiserver import ApiServer
+from tests.lab.cgroups import remove_cgroup
 from tests.lab.containerd import Containerd, pure_cgroup2
 from tests.lab.cri import APP_PORT, CriPod, Refused
 from tests.lab.node import REPOSITORY, Node
@@ -161,5 +162,5 @@ class Cluster:
         subprocess.run(["mount", "-t", "bpf", "bpf", self.node.bpffs], check=True)
         for temporary in (self.node.run_dir, self.runtime.directory / "state", self.runtime.directory / "runc-state"):
             shutil.rmtree(temporary)
-        for cgroup in sorted(self.node.kubepods.glob("*/**/"), reverse=True):
-            cgroup.rmdir()
+        for pod in self.node.kubepods.glob("*/"):
+            remove_cgroup(pod)

@@ -4,7 +4,7 @@ import json
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import ip_address
@@ -15,6 +15,7 @@ import grpc
 from cri_api.v1 import api_pb2 as cri
 
 from tests.lab import images
+from tests.lab.cgroups import remove_cgroup
 from tests.lab.containerd import SECONDS, Containerd
 from tests.lab.envoy import PROXY_ID, Envoy, bootstrap
 from tests.lab.istiod.identities import mesh_authority
@@ -143,8 +144,7 @@ class CriPod:
         api = self.runtime.node.api
         if api and ("default", self.name) in api.pods:
             api.delete("default", self.name)
-        with suppress(FileNotFoundError):
-            (self.runtime.node.kubepods / self.uid).rmdir()
+        remove_cgroup(self.runtime.node.kubepods / self.uid)
 
     def _exec(self, command: Sequence[str], seconds: int) -> str:
         request = cri.ExecSyncRequest(container_id=self.containers["app"], cmd=command, timeout=seconds)

@@ -1,12 +1,12 @@
 """Cgroups of version 1 with a limit of the memory controller, and how a command gets into one."""
 
 import secrets
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from bpf.kernel import mounts
+from tests.lab.cgroups import remove_cgroup
 
 MEMORY, SOCKET_MEMORY = "memory.limit_in_bytes", "memory.kmem.tcp.limit_in_bytes"
 
@@ -22,13 +22,7 @@ def limited_cgroup(setting: str, limit: int) -> Iterator[Path]:
         (cgroup / setting).write_text(str(limit))
         yield cgroup
     finally:
-        for _ in range(50):
-            try:
-                cgroup.rmdir()
-                break
-            except OSError:  # the last process is not reaped yet
-                time.sleep(0.1)
-        assert not cgroup.exists()
+        remove_cgroup(cgroup)
 
 
 def moving_to(cgroup: Path) -> list[str]:

@@ -25,6 +25,7 @@ from bpf.links import linked_pods
 from bpf.pins import Pins
 from bpf.tables import Tables
 from tests.lab.apiserver import ApiServer
+from tests.lab.cgroups import remove_cgroup
 from tests.lab.chain import Chain
 from tests.lab.inside import popen
 from tests.lab.leftovers import outside
@@ -313,5 +314,4 @@ def remove(lab: str) -> None:
         LABS.rmdir()
     # a runtime makes its cgroups in the v1 hierarchies of a hybrid host too
     for top in (cgroup, *cgroup.parents[1].glob(f"*/{cgroup.name}")):
-        for each in sorted(top.glob("**/"), reverse=True) if top.exists() else ():
-            each.rmdir()
+        remove_cgroup(top)
