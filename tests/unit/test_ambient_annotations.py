@@ -4,7 +4,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from cni.errors import InvalidAnnotation
-from cni.policy.ambient_policy import BYPASS_INBOUND, DNS_CAPTURE, AmbientPolicy, ambient_policy_of
+from cni.policy.ambient_annotations import BYPASS_INBOUND, DNS_CAPTURE, ambient_policy_of
+from cni.policy.ambient_policy import AmbientPolicy
 from cni.policy.pod import Pod
 
 NODE = AmbientPolicy(dns_capture=True, ipv6=False)

@@ -1,10 +1,11 @@
 """What an ambient Pod's annotations ask of its capture."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import structlog
 
 from cni.errors import InvalidAnnotation
+from cni.policy.ambient_policy import AmbientPolicy
 from cni.policy.annotations import REROUTE_INTERFACES, quoted
 from cni.policy.pod import Pod, parse_bool
 
@@ -14,15 +15,6 @@ BYPASS_INBOUND = "ambient.istio.io/bypass-inbound-capture"
 DNS_CAPTURE = "ambient.istio.io/dns-capture"
 
 
-@dataclass(frozen=True)
-class AmbientPolicy:
-    """What is captured of an ambient pod besides outbound TCP."""
-
-    dns_capture: bool = True
-    bypass_inbound_capture: bool = False
-    ipv6: bool = True
-
-
 def ambient_policy_of(pod: Pod, defaults: AmbientPolicy) -> AmbientPolicy:
     """The policy that a Pod's annotations ask for; `defaults` are the node's, where they say nothing.
 
@@ -30,10 +22,10 @@ def ambient_policy_of(pod: Pod, defaults: AmbientPolicy) -> AmbientPolicy:
     for what cannot be done with sockets.
     """
     _refuse_unsupported(pod)
-    return AmbientPolicy(
+    return replace(
+        defaults,
         dns_capture=_boolean(pod, DNS_CAPTURE, defaults.dns_capture),
         bypass_inbound_capture=_boolean(pod, BYPASS_INBOUND, defaults.bypass_inbound_capture),
-        ipv6=defaults.ipv6,
     )
 
 
