@@ -49,6 +49,9 @@ class PodFlags(IntFlag):
     LIVE_POLICY = 1 << 16
     LATE_OUTBOUND = 1 << 17
     DELETED = 1 << 18
+    AMBIENT = 1 << 20
+    BYPASS_INBOUND = 1 << 21
+    TRUSTS_MARK = 1 << 22
 
 
 class PortRule(IntFlag):
@@ -547,6 +550,8 @@ RULES = (
     "no IPv6",
     "protocol",
     "late-outbound",
+    *("A2", "A3", "A4", "A5", "A6", "A7"),
+    *("B2", "B3"),
 )
 
 # maps that user space cannot look up by key, with the size of a value in bytes: socket storages, and the ring (0)

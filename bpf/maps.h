@@ -20,6 +20,13 @@
 #define DNS_PORT 53
 /* SO_MARK of the proxy's connections to the application in TPROXY mode (Envoy's original_src filter) */
 #define TPROXY_MARK 1337
+/*
+ * SO_MARK of every socket of ztunnel's in a pod in ambient mode, and of its connections to the application that have the
+ * client's address as source. Istio compares these bits only.
+ */
+#define ZTUNNEL_MARK 0x539
+#define ORIGINAL_SOURCE_MARK 0x111
+#define MARK_BITS 0xfff
 
 /*
  * Captured connections are spread over these addresses: 127.64.0.0/10, and a unique local IPv6 prefix (fd, then
@@ -91,8 +98,11 @@ struct address {
 #define POD_UNCAPTURED_DENIED (1u << 14)  /* nothing leaves past the proxy that no annotation asks for */
 #define POD_UNCAPTURED_AUDITED (1u << 15) /* the same is reported; no program reads this flag */
 #define POD_LIVE_POLICY (1u << 16)        /* the policy follows the running Pod's annotations; no program reads this */
-#define POD_LATE_OUTBOUND (1u << 17) /* outbound passes once the Pod is being deleted and its proxy listens no more */
-#define POD_DELETED (1u << 18)       /* the Pod is being deleted: its containers are ending */
+#define POD_LATE_OUTBOUND (1u << 17)  /* outbound passes once the Pod is being deleted and its proxy listens no more */
+#define POD_DELETED (1u << 18)        /* the Pod is being deleted: its containers are ending */
+#define POD_AMBIENT (1u << 20)        /* no proxy of its own: the node's ztunnel has sockets in the pod */
+#define POD_BYPASS_INBOUND (1u << 21) /* ambient: inbound plaintext goes to the application (Istio's ingress mode) */
+#define POD_TRUSTS_MARK (1u << 22)    /* ambient: ztunnel's mark is enough, whoever has opened the socket */
 
 /*
  * One mesh pod: first what the decision needs, then the pod's identity, which a restarted agent reads. A policy is the
