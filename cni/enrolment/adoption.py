@@ -6,7 +6,7 @@ new ones are captured.
 """
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +21,14 @@ from cni.enrolment.bystanders import RUNNING_WITH_RULES
 from cni.enrolment.entries import Identity
 from cni.enrolment.hearing import Hearing
 from cni.enrolment.refusals import for_owners
+from cni.enrolment.whose_netns import inhabited
 from cni.errors import SandboxInvalid
 from cni.netns.listeners import Proxy
 from cni.netns.namespaces import find_netns
 from cni.netns.netfilter import is_captured_by_istio
 from cni.netns.pidfd import sees_nodes_pids
 from cni.netns.processes import Crowd, crowds, netns_of_crowd
-from cni.netns.sandbox import addresses_in, own_cookie, visit
+from cni.netns.sandbox import own_cookie, visit
 from cni.netns.userns import outside_ids
 from cni.policy.annotations import OnUncaptured
 from cni.policy.pod import Pod
@@ -78,18 +79,11 @@ class Adoption:
 
         The namespace of a pod without a process cannot be found. One walk of /proc serves all pods.
         """
-        if not pods:
-            return
-        around = list(crowds(self.proc).values())
-        for pod, crowd in self._matched(pods, around):
-            netns = netns_of_crowd(self.proc, crowd)
-            if netns is None:
-                continue
-            with Descriptor(netns):
-                try:
-                    yield self._adopt(pod, crowd, netns)
-                except SidestepError as error:
-                    yield Adopted.failed(pod, error)
+        for pod, crowd, netns in inhabited(pods, self.proc):
+            try:
+                yield self._adopt(pod, crowd, netns)
+            except SidestepError as error:
+                yield Adopted.failed(pod, error)
 
     def adopt_known(self, pods: Mapping[int, Pod], enrolled: Mapping[int, OnUncaptured]) -> Iterator[Adopted]:
         """The same for pods whose namespaces are known: netns cookie → Pod. A pod needs no process of its own.
@@ -152,35 +146,6 @@ class Adoption:
         with suppress(SandboxInvalid):  # the namespace has gone meanwhile
             return self.hearing.hear(proxy, netns, pids, bool(flags & _NEEDS_START)) if proxy else 0
         return 0
-
-    def _matched(self, pods: Iterable[Pod], around: list[Crowd]) -> Iterator[tuple[Pod, Crowd]]:
-        """Each pod with the crowd of its processes.
-
-        A pod is matched by its UID or a container id in the processes' cgroup paths. Some runtimes show neither there;
-        such a pod is matched by its address. If several crowds match, the oldest is the pod's: a namespace that one of
-        the pod's containers has made is younger.
-        """
-        by_name = {each: crowd for crowd in reversed(around) for each in (*crowd.containers, *crowd.pod_uids)}
-        left = []
-        for pod in pods:
-            crowd = next((by_name[each] for each in (pod.uid, *pod.container_ids) if each in by_name), None)
-            if crowd:
-                yield pod, crowd
-            elif pod.status.pod_ip:
-                left.append(pod)
-        if left:
-            by_address = {address: crowd for crowd in reversed(around) for address in self._addresses(crowd)}
-            for pod in left:
-                if pod.status.pod_ip in by_address:
-                    yield pod, by_address[pod.status.pod_ip]
-
-    def _addresses(self, crowd: Crowd) -> list[str]:
-        netns = netns_of_crowd(self.proc, crowd)
-        if netns is None:
-            return []
-        with Descriptor(netns), suppress(SandboxInvalid):
-            return [str(each.ip) for each in visit(netns, lambda rtnl: list(addresses_in(rtnl)))]
-        return []
 
     def _adopt(self, pod: Pod, crowd: Crowd, netns: int, enrolled: OnUncaptured | None = None) -> Adopted:
         policies = self.admission.policies
