@@ -92,6 +92,11 @@ class Connection:
         with self._lock:
             return self._held.get(uid)
 
+    def held(self) -> dict[str, int]:
+        """The pods that this ztunnel has accepted, by UID, each with the cookie of its namespace."""
+        with self._lock:
+            return dict(self._held)
+
     def add(self, workload: Workload, netns: int, cookie: int) -> Future[None]:
         """Queue that a pod is handed over. `netns` is a descriptor of its namespace, which the caller may close.
 

@@ -77,6 +77,12 @@ class ZdsServer:
             greeted = list(reversed(self._greeted))
         return next((cookie for each in greeted if (cookie := each.holds(uid)) is not None), None)
 
+    def held(self) -> set[tuple[str, int]]:
+        """All that any ztunnel has accepted: UIDs of pods, with the cookies of their namespaces."""
+        with self._lock:
+            greeted = list(self._greeted)
+        return {item for each in greeted for item in each.held().items()}
+
     def add(self, workload: Workload, netns: int, cookie: int) -> None:
         """Hand a pod over to the newest ztunnel, and wait until it has accepted.
 

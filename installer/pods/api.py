@@ -159,14 +159,14 @@ class Api:
         path = f"{_pod_path(pod.namespace, pod.name)}/status"
         return self._found(_Call("patch", "PATCH", path, body={"metadata": metadata})) is not None
 
-    def annotate_pod(self, pod: Pod, key: str, value: str | None) -> bool:
-        """Give a pod an annotation, or take it away (None); False if the pod is gone. Raises Conflict.
+    def annotate_pod(self, pod: Pod, key: str, value: str | None, seconds: float = _ANSWER_SECONDS) -> bool:
+        """Give a pod an annotation, or take it away (None); False if the pod is gone. `seconds` is the timeout.
 
-        Like Istio, this patches the subresource status. A newer pod of the same name is a Conflict.
+        Like Istio, this patches the subresource status. Raises Conflict if a newer pod has the same name.
         """
         path = f"{_pod_path(pod.namespace, pod.name)}/status"
         body = {"metadata": {"uid": pod.uid, "annotations": {key: value}}}
-        return self._found(_Call("patch", "PATCH", path, body=body)) is not None
+        return self._found(_Call("patch", "PATCH", path, body=body, seconds=seconds)) is not None
 
     def create_event(self, namespace: str, event: Json) -> bool:
         """Create a core/v1 Event; False if the namespace is gone, or an Event of that name exists."""

@@ -1,4 +1,4 @@
-"""The cache of the cluster's namespaces, and the annotation that a Pod gets: what ambient mode asks of the API server."""
+"""What ambient mode asks of the API server: the labels of the cluster's namespaces, and an annotation of Pods."""
 
 from collections.abc import Iterator
 

@@ -16,8 +16,7 @@ from installer.ambient.connection import Held, ZtunnelAway, ZtunnelRefused
 from installer.ambient.protocol import ProtocolError, Workload, add, delete, hello_version, keep, refusal_in
 from installer.ambient.protocol import snapshot_sent as sent
 from installer.ambient.server import ZdsServer
-from tests.lab.inside import enter_netns
-from tests.lab.netns_fds import Namespace, namespaces
+from tests.lab.netns_fds import Namespace, namespaces, occupied
 from tests.lab.waiting import wait_until
 from tests.lab.zds_client import Ztunnel, wait_ready
 
@@ -196,7 +195,7 @@ def test_if_the_newest_goes_only_what_the_older_one_has_taken_counts(lab: Lab) -
 
 def test_a_refusal_is_told_with_ztunnels_words_and_another_attempt_may_succeed(lab: Lab) -> None:
     with ztunnel(lab) as told:
-        with _occupied(lab.netns[0].fd, 15008):
+        with occupied(lab.netns[0].fd, 15008):
             with pytest.raises(ZtunnelRefused, match="failure to start proxy: Address already in use"):
                 lab.add(0)
             assert lab.server.holds("uid-0") is None
@@ -208,7 +207,7 @@ def test_a_refusal_is_told_with_ztunnels_words_and_another_attempt_may_succeed(l
 
 def test_a_refusal_in_the_snapshot_does_not_keep_the_other_pods_from_ztunnel(lab: Lab) -> None:
     lab.snapshot = [lab.held(0), lab.held(1)]
-    with _occupied(lab.netns[0].fd, 15008), Ztunnel(lab.path).running() as told:
+    with occupied(lab.netns[0].fd, 15008), Ztunnel(lab.path).running() as told:
         wait_until(lambda: not lab.server.why_away(), "the snapshot")
         assert list(told.proxies) == ["uid-1"]
         assert lab.server.holds("uid-0") is None
@@ -414,24 +413,3 @@ def test_the_end_of_the_server_fails_what_still_waits(tmp_path: Path) -> None:
                 time.sleep(0.1)
             waiting.join(3)
             assert not waiting.is_alive() and len(problems) == 1
-
-
-@contextmanager
-def _occupied(netns: int, port: int) -> Iterator[None]:
-    """Somebody in the pod listens on a port of ztunnel's."""
-    made: list[socket.socket] = []
-
-    def listen() -> None:
-        enter_netns(netns)
-        listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-        listener.bind(("::", port))
-        listener.listen()
-        made.append(listener)
-
-    thread = threading.Thread(target=listen)
-    thread.start()
-    thread.join()
-    try:
-        yield
-    finally:
-        made[0].close()

@@ -2,12 +2,15 @@
 
 import ctypes
 import os
+import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cni.netns.sandbox import own_cookie
+from tests.lab.inside import enter_netns
 
 _CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -45,3 +48,24 @@ def _make() -> Namespace:
     if _LIBC.unshare(_CLONE_NEWNET) != 0:
         raise OSError(ctypes.get_errno(), "unshare")
     return Namespace(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC), own_cookie())
+
+
+@contextmanager
+def occupied(netns: int, port: int) -> Iterator[None]:
+    """Somebody in the pod listens on a port of ztunnel's."""
+    made: list[socket.socket] = []
+
+    def listen() -> None:
+        enter_netns(netns)
+        listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+        listener.bind(("::", port))
+        listener.listen()
+        made.append(listener)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    try:
+        yield
+    finally:
+        made[0].close()
