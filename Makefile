@@ -54,6 +54,7 @@ help:
 	@echo 'make soak           10 GB through both proxies while the level changes; SOAK="--bytes 1e9 --seconds 60 --seed 2"'
 	@echo 'make matrix         databases, brokers and runtimes through Envoys at each level, every byte compared; MATRIX="--only redis/*/full --seed 3"'
 	@echo 'make nightly        the property tests with 10,000 cases each, a thousand cycles, an outage of a minute'
+	@echo 'make ambient-flips  100,000 label flips of 1,000 ambient pods: no descriptors, no memory; PODS=100 FLIPS=10000'
 	@echo 'make lint           ruff, clang-format, mypy --strict, import-linter'
 	@echo 'make bench          requests/s, latency and CPU of two mesh pods, against Istio'"'"'s rules; takes an hour'
 	@echo 'make bench-cni      a whole ADD through the shim beside iptables-restore, interleaved'
@@ -242,6 +243,12 @@ lint: .venv/.test
 	@.venv/bin/lint-imports --no-cache > build/imports.log || { cat build/imports.log; exit 1; }
 	@$(PYTHON) -m mypy
 
+# Some minutes, most of them the API double's.
+ambient-flips: export PODS ?= 1000
+ambient-flips: export FLIPS ?= 100000
+ambient-flips: test-setup
+	@$(PYTHON) -m pytest -q tests/agent/test_ambient_flips.py
+
 # Ten thousand cases of each property, of which `make test` tries some hundred.
 nightly: test-setup
 	@OUTAGE_SECONDS=60 $(PYTHON) -m pytest -q tests/agent/test_cluster_faults.py tests/node/test_outage.py
@@ -308,7 +315,7 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak ends halves matrix faults nightly conformance conformance-oracles istio-plugin \
+.PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak ends halves matrix faults nightly ambient-flips conformance conformance-oracles istio-plugin \
         cluster cluster-down istio renew-sent chart kernels lint docs bench bench-cni bench-plugins bench-mesh bench-connect bench-faults bench-agent bench-node bench-trace bench-flows image clean \
         check-packages chart-packages demo-packages test-packages kernels-packages bench-packages \
         check-setup demo-setup test-setup bench-setup
