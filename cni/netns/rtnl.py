@@ -160,9 +160,16 @@ class Rtnl:
         message = _filled(rtmsg, told, **where, type=_RTN_LOCAL, scope=_RT_SCOPE_HOST, proto=_RTPROT_STATIC)
         self._do(message, rtnl.RTM_NEWROUTE, netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE)
 
-    def route_mark(self, version: int, mark: int, table: int) -> None:
-        """Have packets with a firewall mark routed by `table`. Raises OSError; FileExistsError if the rule exists."""
+    def route_mark(self, version: int, mark: int, table: int, mask: int = 0, priority: int = 0) -> None:
+        """Have packets with a firewall mark routed by `table`. Raises OSError; FileExistsError if the rule exists.
+
+        `mask` says which bits of the mark count, 0 for all. If `priority` is 0, the kernel chooses one.
+        """
         told = {"FRA_FWMARK": mark, "FRA_TABLE": table}
+        if mask:
+            told["FRA_FWMASK"] = mask
+        if priority:
+            told["FRA_PRIORITY"] = priority
         message = _filled(fibmsg, told, family=_FAMILIES[version], table=table, action=_FR_ACT_TO_TBL)
         self._do(message, rtnl.RTM_NEWRULE, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
 
