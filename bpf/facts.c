@@ -154,7 +154,7 @@ static __always_inline struct address source_for(const struct pod *pod, __u64 co
     route = route_to(pod, cookie, &to->address);
     if (route && !is_unspecified(&route->source))
         return route->source;
-    if (is_through_lo(route))
+    if (is_through_lo(route) && to->family == AF_INET)
         return to->address;
     return to->family == AF_INET ? pod->source4 : pod->source6;
 }

@@ -65,7 +65,10 @@ def prepare(
         if ipv6:
             # a pod in ambient mode may have no IPv6, or have it disabled
             with suppress(*(() if sandbox.routable(6) else (OSError,))):
-                _add_inbound_source(rtnl)
+                if marking is AMBIENT:
+                    _close_inbound_source(rtnl)
+                else:
+                    _add_inbound_source(rtnl)
                 _lead_to_lo(rtnl, 6, sandbox, marking)
         for setting in _KEEP_MARK if marking else ():
             with suppress(FileNotFoundError):  # no IPv6 in this kernel
@@ -96,6 +99,11 @@ def _add_inbound_source(rtnl: Rtnl) -> None:
     """Add ::6 to lo. Envoy's inbound clusters and Istio's probes dial from it, or from 127.0.0.6, which lo has."""
     with suppress(FileExistsError):
         rtnl.add_address(INBOUND_SOURCE6, _LOOPBACK)
+
+
+def _close_inbound_source(rtnl: Rtnl) -> None:
+    """Have nothing answer to ::6, which ztunnel does not use. The programs take it for an address of every pod."""
+    rtnl.make_unreachable(ip_network(INBOUND_SOURCE6), LOCAL_TABLE)
 
 
 def _spread(rtnl: Rtnl, network: IpNetwork, source: IpAddress | None) -> None:

@@ -56,6 +56,16 @@ def test_the_answers_to_ztunnel_are_led_back_as_istio_does(wire: Wire, agent: Pa
         assert "local default dev lo" in told(wire, family, "route", "show", "table", "100")
 
 
+def test_nobody_is_at_the_address_that_sidecars_use_and_ztunnel_does_not(wire: Wire, agent: Parts) -> None:
+    admit(agent, wire, AmbientPolicy())
+    assert wire.pod.dial("::6", 80) == {"error": "No route to host"}
+    ip_command("-n", wire.peer.path.name, "addr", "add", "::6/128", "dev", "lo")
+    ip_command("-n", wire.pod.path.name, "-6", "route", "add", "::6/128", "via", wire.peer.ip6)
+    wire.pod.serve("app", "8080")
+    assert wire.pod.dial("::6", 80) == {"error": "No route to host"}
+    assert wire.peer.dial(wire.pod.ip6, 8080, "::6", uid=0) == {"error": "timed out"}
+
+
 def test_the_entry_says_what_the_policy_asks_for(wire: Wire, agent: Parts) -> None:
     admit(agent, wire, WHOLE)
     entry = agent.enrolments.entry(wire.sandbox.cookie)

@@ -128,11 +128,11 @@ def annotation(found: Explanation) -> dict[str, Any] | None:
 
 def _name(found: Explanation) -> str | None:
     rule, action = found.verdict.rule, found.verdict.action
+    if found.is_ambient:
+        return None
     if rule == "deny":
         return istio.DENY_OUTBOUND_PORTS if isinstance(found.asked, Outbound) else istio.DENY_INBOUND_PORTS
     if action == "refuse":
-        if rule in _OF_ZTUNNEL:
-            return None
         return istio.UNCAPTURED if rule in UNASKED else istio.STRICT_PROXY
     if rule == "I4" and not _is_always_excluded(found):
         return istio.EXCLUDE_INBOUND_PORTS if action == "pass" else istio.INCLUDE_INBOUND_PORTS
