@@ -413,6 +413,12 @@ class ZtunnelsEntry(ctypes.Structure):
     _fields_ = [("cgroup", U64 * ZTUNNELS)]
 
 
+class KubeletEntry(ctypes.Structure):
+    """Value of kubelet: the id of its cgroup2 directory, and the cookie of its network namespace."""
+
+    _fields_ = [("cgroup", U64), ("netns", U64)]
+
+
 class FoundListener(ctypes.Structure):
     """A listener that the iterator has found."""
 
@@ -482,6 +488,7 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "interfaces": (InterfaceKey, Word),
     "proxies": (Cookie, Quad),
     "ztunnels": (Word, ZtunnelsEntry),
+    "kubelet": (Word, KubeletEntry),
     "started": (Cookie, Word),
     "listeners": (ListenerKey, Quad),
     "handshakes": (ConnectionKey, DestinationEntry),
@@ -559,7 +566,7 @@ RULES = (
     "protocol",
     "late-outbound",
     *("A2", "A3", "A4", "A5", "A6", "A7"),
-    *("B2", "B3"),
+    *("B1", "B2", "B3"),
 )
 
 # maps that user space cannot look up by key, with the size of a value in bytes: socket storages, and the ring (0)

@@ -145,6 +145,28 @@ static __always_inline bool is_proxy_dial(struct bpf_sk_lookup *ctx, const struc
 }
 
 /*
+ * Whether kubelet of this node connects, whose probes are for the application. It is known by address and port, which no
+ * other socket of the node has at the same time.
+ */
+static __always_inline bool is_kubelets(struct bpf_sk_lookup *ctx, const struct pod *pod, const struct address *local,
+                                        const struct address *remote)
+{
+    struct connection_key key = {.client = *remote, .server = *local};
+    struct kubelet *known;
+    __u32 zero = 0;
+
+    if (!(pod->flags & POD_AMBIENT))
+        return false;
+    known = kubelet.lookup(&zero);
+    if (!known || !known->cgroup)
+        return false;
+    key.cookie = known->netns;
+    key.client_port = swap16(ctx->remote_port);
+    key.server_port = ctx->local_port;
+    return dials.lookup(&key) != 0;
+}
+
+/*
  * Whether the pod has sent the packet to itself, by its source. ingress_ifindex does not say so: it names the NIC for both.
  * A source can be believed where the kernel drops a forged one (IPv4: fib_validate_source; ::1: ip6_rcv), and where one
  * leads to no connection (TCP). Anybody can send UDP over IPv6 from an address of the pod's. To an IPv4 address that is
@@ -203,6 +225,10 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
     }
     if (is_proxy_dial(ctx, pod, cookie, &local, &remote))
         return SK_PASS;
+    if (is_kubelets(ctx, pod, &local, &remote)) {
+        note_packet(ctx, cookie, &local, &remote, RULE_B1, TOTAL_INBOUND_DIRECT);
+        return SK_PASS;
+    }
     if (pod->flags & POD_AMBIENT)
         decision = decide_ambient_inbound(terms.flags, ctx->local_port);
     else

@@ -239,6 +239,7 @@ struct destination {
 #define SOCKET_ACCEPTED (1u << 1) /* the proxy accepted it; `original` is the destination its peer asked for */
 #define SOCKET_LISTENER (1u << 2) /* bound to a proxy port by `opener`, who has the proxy's user or group */
 #define SOCKET_OPENED (1u << 3)   /* `opener` is valid: the programs were attached when socket() made the socket */
+#define SOCKET_KUBELETS (1u << 4) /* kubelet connects with it */
 
 /* The process that opened a socket. The ids are those of the initial user namespace. */
 struct opener {
@@ -251,6 +252,12 @@ struct opener {
 #define ZTUNNELS 8
 struct ztunnels {
     __u64 cgroup[ZTUNNELS]; /* id of the cgroup2 directory of the container */
+};
+
+/* Where kubelet is: the id of its own cgroup2 directory, and the cookie of its network namespace. All zero if unknown. */
+struct kubelet {
+    __u64 cgroup;
+    __u64 netns;
 };
 
 /* A listener on a proxy port that the iterator has found (iterator.c); `socket` is the socket's cookie. */
@@ -569,6 +576,9 @@ TABLE("hash", __u64, __u64, proxies, MAX_PODS, NO_PREALLOC)
 /* agent → connect, datagram, bind, sockops, for pods with POD_AMBIENT; key 0 is the only entry */
 TABLE("array", __u32, struct ztunnels, ztunnels, 1, 0)
 
+/* agent → connect, sockops, lookup; key 0 is the only entry */
+TABLE("array", __u32, struct kubelet, kubelet, 1, 0)
+
 /*
  * sockops (listen) → connect, datagram; by netns cookie: pods with POD_EARLY_OUTBOUND or POD_LATE_OUTBOUND whose proxy
  * has listened. The agent removes the entry with the pod.
@@ -584,7 +594,7 @@ SOCKET_TABLE(struct listener_key, __u64, listeners, MAX_LISTENERS)
 /* sockops (connecting end) → sockops (accepting end), which deletes it. A full map drops the least recently used. */
 TABLE("lru_hash", struct connection_key, struct destination, handshakes, MAX_HANDSHAKES, 0)
 
-/* sockops (a TPROXY proxy or ztunnel connects to the application) → lookup; sockops deletes it when the connection ends */
+/* sockops (a TPROXY proxy, ztunnel or kubelet connects to the application) → lookup; sockops deletes it when the connection ends */
 TABLE("lru_hash", struct connection_key, __u32, dials, MAX_DIALS, 0)
 
 /* owner, connect, bind, sockops → connect, datagram, bind, sockopt, sockops; freed with the socket, never evicted */

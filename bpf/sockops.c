@@ -156,6 +156,20 @@ static __always_inline void record_dial(struct bpf_sock_ops *ctx, struct bpf_soc
         keep_answers_in_pod(ctx, sk);
 }
 
+/* Kubelet connects to somewhere: lookup.c lets it pass if that is a pod in ambient mode. */
+static __always_inline void record_kubelets(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 cookie)
+{
+    struct socket_state *state = sockets.sk_storage_get(sk, 0, 0);
+    struct connection_key key;
+    __u32 yes = 1;
+
+    if (!state || !(state->flags & SOCKET_KUBELETS))
+        return;
+    key = connecting_key(ctx, cookie);
+    dials.update(&key, &yes);
+    want_state_changes(ctx);
+}
+
 /* The proxy begins to listen, or stops listening. */
 static __always_inline void emit_listener(struct bpf_sock_ops *ctx, __u64 cookie, enum event_kind kind)
 {
@@ -266,8 +280,11 @@ int ss_sockops(struct bpf_sock_ops *ctx)
     if (op == BPF_SOCK_OPS_TCP_CONNECT_CB || op == BPF_SOCK_OPS_TCP_LISTEN_CB)
         end_pairing(sk, cookie); /* also if the pod is not enrolled any more */
     pod = pods.lookup(&cookie);
-    if (!pod)
+    if (!pod) {
+        if (op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+            record_kubelets(ctx, sk, cookie);
         return 1;
+    }
 
     if (op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
         offer_original(ctx, sk, cookie);

@@ -32,6 +32,7 @@ from bpf.layout import (
     FlowKey,
     FlowSumsEntry,
     InterfaceKey,
+    KubeletEntry,
     ListenerKey,
     MeetingEntry,
     NetworkKey,
@@ -199,6 +200,7 @@ class Tables:
         self.interfaces: Table[InterfaceKey, Word] = Table(pins, "interfaces")
         self.proxies: Table[Cookie, Quad] = Table(pins, "proxies")
         self._ztunnels: Table[Word, ZtunnelsEntry] = Table(pins, "ztunnels")
+        self._kubelet: Table[Word, KubeletEntry] = Table(pins, "kubelet")
         self.started: Table[Cookie, Word] = Table(pins, "started")
         self.listeners: Table[ListenerKey, Quad] = Table(pins, "listeners")
         self.handshakes: Table[ConnectionKey, DestinationEntry] = Table(pins, "handshakes")
@@ -259,6 +261,14 @@ class Tables:
         for slot, cgroup in enumerate(sorted(cgroups)):
             entry.cgroup[slot] = cgroup
         self._ztunnels.put(Word(0), entry)
+
+    def set_kubelet(self, kubelet: KubeletEntry) -> None:
+        """Have kubelet's connections reach the applications of pods in ambient mode; an entry of zeroes ends it."""
+        self._kubelet.put(Word(0), kubelet)
+
+    def kubelet(self) -> KubeletEntry:
+        """Where the programs take kubelet to be; all zero if nowhere."""
+        return self._kubelet.get(Word(0)) or KubeletEntry()
 
     def connection_totals(self) -> dict[tuple[str, str], int]:
         """The number of connections of enrolled pods by (direction, verdict), since the map was made."""

@@ -54,6 +54,7 @@ _OF_PODS = ("pods", "addresses", "port_rules", "networks", "routes", "interfaces
 _COPIED = (
     ("proxies",),
     ("ztunnels",),
+    ("kubelet",),
     ("started",),
     ("traffic",),
     ("totals",),

@@ -13,6 +13,7 @@ from tests.datapath.adopting import Parts
 from tests.datapath.ambient import Ztunnels, in_ambient
 from tests.datapath.wires import Kernel, Namespace, Wire
 from tests.lab.inside import PYTHON
+from tests.lab.waiting import wait_until
 from tests.lab.ztunnel import Told
 
 FAMILIES = ["ip4", "ip6"]
@@ -286,7 +287,7 @@ def test_a_user_with_the_id_of_sidecars_is_captured(mesh: Wire) -> None:
 def test_nothing_of_closed_and_refused_dials_is_left(mesh: Wire) -> None:
     mesh.peer.dial(mesh.pod.ip4, 8080, uid=0)
     mesh.peer.dial(mesh.pod.ip4, 9999, uid=0)
-    assert not list(mesh.kernel.tables.dials.every_key())
+    wait_until(lambda: not list(mesh.kernel.tables.dials.every_key()), "the records of closed connections to go")
 
 
 def test_a_released_pod_is_not_captured(mesh: Wire, agent: Parts) -> None:

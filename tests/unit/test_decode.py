@@ -53,6 +53,7 @@ def test_every_cookie_is_found(table: str) -> None:
     of_node = (
         "node",
         "ztunnels",
+        "kubelet",
         "totals",
         "passages",
         "flow_totals",

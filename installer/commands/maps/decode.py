@@ -101,6 +101,7 @@ _KEYS: dict[str, tuple[str, Callable[[int], Any]]] = {
     "lifetimes": ("up_to_seconds", lambda index: LIFETIMES[index] if index < len(LIFETIMES) else None),
     "node": ("", int),
     "ztunnels": ("", int),
+    "kubelet": ("", int),
     "tracing": ("", int),
     "lost": ("", int),
     "build": ("", int),
