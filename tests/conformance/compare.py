@@ -80,11 +80,16 @@ def _is_marked_by_others(config: AmbientConfig, probe: Probe, differing: Differi
     return probe.place == "pod" and probe.mark & 0xFFF in (0x539, 0x111)
 
 
+def _answers_without_route(config: AmbientConfig, probe: Probe, differing: Differing) -> bool:
+    return not config.has_default_route and probe.place == "ztunnel" and bool(probe.source)
+
+
 BY_CONTAINER = Intended("ztunnel's mark alone does not lead past ztunnel", _is_marked_by_others)
 AMBIENT_INTENDED = (
     Intended("Several nameservers on one socket are told apart by aliases", _asks_under_an_alias),
     Intended("Packets that a pod forwards are not captured", _is_forwarded),
     BY_CONTAINER,
+    Intended("ztunnel reaches an application that has no route to the client", _answers_without_route),
 )
 INTENDED = (
     Intended("Several nameservers on one socket are told apart by aliases", _asks_under_an_alias),

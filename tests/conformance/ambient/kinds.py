@@ -26,6 +26,8 @@ def probes_of(config: AmbientConfig) -> list[Probe]:
     ]
     probes = [probe for kind in kinds for probe in kind.probes()]
     own = [each for each in probes if each.version in config.families or each.kind.startswith("route.remote")]
+    if not config.has_default_route:  # where a marked socket is routed to is not known: docs/semantics.md
+        own = [each for each in own if not each.mark or each.place == "ztunnel"]
     return own + [probe for kind in neighbours() for probe in kind.probes()]
 
 
