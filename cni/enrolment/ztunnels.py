@@ -14,10 +14,14 @@ from pathlib import Path
 
 import structlog
 
+from bpf.kernel import cgroup2_root
 from bpf.tables import Tables
 from cni.netns.cgroups import Cgroup, from_node
 
 log = structlog.get_logger("ztunnels")
+
+# where the runtime puts containers into hierarchies of cgroup version 1
+_BY_MARK_ALONE = "all containers are in the root of cgroup2, so whoever sets ztunnel's mark passes for ztunnel"
 
 
 class Ztunnels:
@@ -47,6 +51,8 @@ class Ztunnels:
             if cgroup not in known:
                 self._tables.set_ztunnels(self._living(known) | {cgroup})
                 log.info("ztunnel.known", cgroup=found.path, pid=pid)
+                if found.directory == cgroup2_root():
+                    log.warning("ztunnel.not_told_apart", cgroup=found.path, consequence=_BY_MARK_ALONE)
         return cgroup
 
     def forget_gone(self) -> frozenset[int]:

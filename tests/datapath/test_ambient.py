@@ -183,6 +183,7 @@ def test_without_dns_capture_datagrams_pass_and_tcp_is_as_any_other(wire: Wire, 
     assert (seen["who"], seen["then"]["who"]) == ("ztunnel-outbound", "remote")
 
 
+@pytest.mark.claim("become ztunnel in ambient mode by setting its mark")
 @pytest.mark.parametrize("mark", [0x539, 0x111])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_container_that_marks_its_sockets_is_captured_all_the_same(mesh: Wire, family: str, mark: int) -> None:
@@ -205,12 +206,14 @@ def test_a_pod_that_trusts_the_mark_lets_it_pass_as_istios_rules_do(wire: Wire, 
     assert wire.pod.dial(peer, 9090)["who"] == "ztunnel-outbound"
 
 
+@pytest.mark.claim("or take its inbound connections by listening beside it")
 def test_a_container_that_pretends_to_be_ztunnel_gets_no_inbound_connection(mesh: Wire) -> None:
     mesh.pod.start(_python(PRETEND), 0)
     for _ in range(20):
         assert mesh.peer.dial(mesh.pod.ip4, 8080, uid=0)["then"]["who"] == "app"
 
 
+@pytest.mark.claim("connections are refused both ways")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_ztunnel_nothing_goes_either_way(wire: Wire, ztunnel: Told, family: str) -> None:
     in_ambient(wire)
@@ -223,6 +226,7 @@ def test_without_ztunnel_nothing_goes_either_way(wire: Wire, ztunnel: Told, fami
     assert wire.pod.dial(peer, 9090) == wire.peer.dial(pod, 8080, uid=0) == REFUSED
 
 
+@pytest.mark.claim("connections with its mark that leave the pod: EPERM; inbound ones: RST")
 def test_a_ztunnel_that_is_not_known_gets_nothing_and_sends_nothing(wire: Wire, ztunnels: Ztunnels) -> None:
     """Not even back to itself: that would never end."""
     in_ambient(wire)

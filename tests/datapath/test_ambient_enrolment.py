@@ -168,3 +168,16 @@ def _cgroup_of(process: Told) -> Path:
     lines = Path(f"/proc/{process.pid}/cgroup").read_text().splitlines()
     path = next(line.removeprefix("0::/") for line in lines if line.startswith("0::"))
     return cgroup2_root() / path
+
+
+def test_a_ztunnel_among_everybody_in_the_root_of_cgroup2_is_said_to_be(
+    kernel: Kernel, ztunnels: Ztunnels, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As all containers are whose runtime uses cgroup version 1."""
+    with subprocess.Popen(["sleep", "100"]) as process:
+        try:
+            (cgroup2_root() / "cgroup.procs").write_text(str(process.pid))
+            assert Known(kernel.tables, lambda: [kernel.cgroup]).learn(process.pid) == cgroup2_root().stat().st_ino
+        finally:
+            process.kill()
+    assert "ztunnel.not_told_apart" in capsys.readouterr().out
