@@ -46,6 +46,7 @@ help:
 	@echo 'make renew-sent     ask a real istiod for the configuration of the Envoys in the tests (tests/lab/istiod)'
 	@echo 'make conformance    every kind of connection, with Istio'"'"'s rules and with sidestep, compared'
 	@echo 'make conformance PLUGIN=nft|legacy|nftables  the same; the rules are written by Istio'"'"'s own CNI plugin, built first'
+	@echo 'make conformance-ambient  the same for pods in ambient mode, with Istio'"'"'s ambient rules'
 	@echo 'make conformance-oracles  the rules that the suite writes beside those of Istio'"'"'s own plugin'
 	@echo 'make chaos          links, pins, listeners, cgroups and agents taken away for ten minutes; CHAOS="--seconds 60 --seed 3"'
 	@echo 'make ends           how connections end after 1,000 kills of each kind, at each level; hours: ENDS="--kills 100"'
@@ -258,6 +259,9 @@ nightly: test-setup
 conformance: demo-setup $(if $(PLUGIN),istio-plugin)
 	@$(PYTHON) -m tests.conformance $(if $(PLUGIN),--plugin $(PLUGIN))
 
+conformance-ambient: demo-setup
+	@$(PYTHON) -m tests.conformance.ambient
+
 conformance-oracles: demo-setup istio-plugin
 	@$(PYTHON) -m tests.conformance.oracles
 
@@ -315,7 +319,7 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak ends halves matrix faults nightly ambient-flips conformance conformance-oracles istio-plugin \
+.PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak ends halves matrix faults nightly ambient-flips conformance conformance-ambient conformance-oracles istio-plugin \
         cluster cluster-down istio renew-sent chart kernels lint docs bench bench-cni bench-plugins bench-mesh bench-connect bench-faults bench-agent bench-node bench-trace bench-flows image clean \
         check-packages chart-packages demo-packages test-packages kernels-packages bench-packages \
         check-setup demo-setup test-setup bench-setup

@@ -15,6 +15,7 @@ OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
 FAMILY_SLOTS = 2
 LISTENER_SLOTS = 2 * FAMILY_SLOTS
+ZTUNNELS = 8
 COOKIE_MARK = 0x7369646573746570
 STEERING_INSTRUCTIONS = 256
 STEERING_MAPS = 4
@@ -406,6 +407,18 @@ class OpenerEntry(ctypes.Structure):
     _fields_ = [("uid", U32), ("gid", U32), ("cgroup", U64)]
 
 
+class ZtunnelsEntry(ctypes.Structure):
+    """Value of ztunnels: the ids of the cgroup2 directories of the node's ztunnels, then zeroes."""
+
+    _fields_ = [("cgroup", U64 * ZTUNNELS)]
+
+
+class KubeletEntry(ctypes.Structure):
+    """Value of kubelet: the id of its cgroup2 directory, and the cookie of its network namespace."""
+
+    _fields_ = [("cgroup", U64), ("netns", U64)]
+
+
 class FoundListener(ctypes.Structure):
     """A listener that the iterator has found."""
 
@@ -415,7 +428,7 @@ class FoundListener(ctypes.Structure):
         ("local", Address),
         ("family", U16),
         ("port", U16),
-        ("zero32", U32),
+        ("mark", U32),
     ]
 
 
@@ -474,6 +487,8 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "routes": (NetworkKey, RouteEntry),
     "interfaces": (InterfaceKey, Word),
     "proxies": (Cookie, Quad),
+    "ztunnels": (Word, ZtunnelsEntry),
+    "kubelet": (Word, KubeletEntry),
     "started": (Cookie, Word),
     "listeners": (ListenerKey, Quad),
     "handshakes": (ConnectionKey, DestinationEntry),
@@ -551,7 +566,7 @@ RULES = (
     "protocol",
     "late-outbound",
     *("A2", "A3", "A4", "A5", "A6", "A7"),
-    *("B2", "B3"),
+    *("B1", "B2", "B3"),
 )
 
 # maps that user space cannot look up by key, with the size of a value in bytes: socket storages, and the ring (0)

@@ -51,6 +51,7 @@ enum rule {
     RULE_A5,
     RULE_A6,
     RULE_A7,
+    RULE_B1,
     RULE_B2,
     RULE_B3,
 };

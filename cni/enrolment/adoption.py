@@ -23,7 +23,7 @@ from cni.enrolment.hearing import Hearing
 from cni.enrolment.refusals import for_owners
 from cni.enrolment.whose_netns import inhabited
 from cni.errors import SandboxInvalid
-from cni.netns.listeners import Proxy
+from cni.netns.listeners import Proxy, Ztunnel
 from cni.netns.namespaces import find_netns
 from cni.netns.netfilter import is_captured_by_istio
 from cni.netns.pidfd import sees_nodes_pids
@@ -140,8 +140,10 @@ class Adoption:
         if entry is None:
             return 0
         flags, ids = PodFlags(entry.flags), (entry.proxy_uid, entry.proxy_gid)
-        proxy: Proxy | None = Proxy(cookie, *ids)
-        if PodFlags.STRICT in flags:
+        proxy: Proxy | Ztunnel | None = Proxy(cookie, *ids)
+        if PodFlags.AMBIENT in flags:
+            proxy = Ztunnel(cookie, None if PodFlags.TRUSTS_MARK in flags else enrolments.ztunnels())
+        elif PodFlags.STRICT in flags:
             proxy = _strict_proxy(cookie, ids, enrolments.container(cookie), pod)
         with suppress(SandboxInvalid):  # the namespace has gone meanwhile
             return self.hearing.hear(proxy, netns, pids, bool(flags & _NEEDS_START)) if proxy else 0

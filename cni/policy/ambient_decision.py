@@ -1,8 +1,8 @@
 """The capture decision for pods in ambient mode, rule by rule as in docs/semantics.md.
 
 Tests compare the kernel with it. Istio's A1 and B1 let kubelet's probes pass by an address that the node's rules give
-them as source. sidestep rewrites no addresses, so it has no such rules. B0, virtual interfaces, can't be done with
-sockets.
+them as source. sidestep rewrites no addresses: lookup.c recognises kubelet's connections, which are not decided here.
+B0, virtual interfaces, can't be done with sockets.
 """
 
 from cni.policy import decision

@@ -43,6 +43,7 @@ _RULES: dict[str, str | tuple[str, str]] = {
     "A5": "it goes to the pod itself",
     "A6": "ztunnel did not open it, and it leaves the pod",
     "A7": "ztunnel opened it, it is not TCP, or it goes to 127.0.0.1 or ::1",
+    "B1": "kubelet of this node opened it, and its probes are for the application",
     "B2": "ztunnel gets all inbound plaintext",
     "B3": "port 15008 is ztunnel's own, or the pod's inbound plaintext bypasses ztunnel",
     "early-outbound": "the pod asks for early outbound, and its proxy has not listened yet",
@@ -128,11 +129,11 @@ def annotation(found: Explanation) -> dict[str, Any] | None:
 
 def _name(found: Explanation) -> str | None:
     rule, action = found.verdict.rule, found.verdict.action
+    if found.is_ambient:
+        return None
     if rule == "deny":
         return istio.DENY_OUTBOUND_PORTS if isinstance(found.asked, Outbound) else istio.DENY_INBOUND_PORTS
     if action == "refuse":
-        if rule in _OF_ZTUNNEL:
-            return None
         return istio.UNCAPTURED if rule in UNASKED else istio.STRICT_PROXY
     if rule == "I4" and not _is_always_excluded(found):
         return istio.EXCLUDE_INBOUND_PORTS if action == "pass" else istio.INCLUDE_INBOUND_PORTS
