@@ -62,9 +62,13 @@ class Kubelet:
         return _UNKNOWN, f"no process of this node is called {', '.join(sorted(_NAMES))}"
 
     def _processes(self) -> Iterator[Path]:
+        """Those called like kubelet, in the node's own network namespace if that can be seen: kubelet always is."""
+        own = None
+        with suppress(OSError):
+            own = (self._proc / "1/ns/net").stat().st_ino
         for each in sorted(self._proc.glob("[0-9]*")):
             with suppress(OSError):
-                if (each / "comm").read_text().strip() in _NAMES:
+                if (each / "comm").read_text().strip() in _NAMES and own in (None, (each / "ns/net").stat().st_ino):
                     yield each
 
     def _is_of_pods(self, cgroup: Path) -> bool:
