@@ -163,7 +163,7 @@ class Adoption:
             proxy = _strict_proxy(cookie, ids, self.admission.follower.cgroup_of(pod.proxy_container_id or ""), pod)
         # Before the programs see the pod: from then on they refuse captured connections that find no listener.
         count = self._hear(proxy, netns, crowd, False)
-        if not self.admission.adopt(self._identity(pod, crowd), policy, netns):
+        if not self.admission.adopt(self.identity_of(pod, crowd), policy, netns):
             return Adopted(pod, left_alone="it was enrolled meanwhile")
         # And again afterwards, for sockets that have begun to listen in between.
         count += self._hear(proxy, netns, crowd, policy.early_outbound or policy.late_outbound)
@@ -176,7 +176,7 @@ class Adoption:
         except OSError:
             return False
 
-    def _identity(self, pod: Pod, crowd: Crowd) -> Identity:
+    def identity_of(self, pod: Pod, crowd: Crowd) -> Identity:
         """The identity for an adopted pod.
 
         A DEL will name the id of the sandbox's own container. That is the oldest container of the crowd, unless the Pod

@@ -75,13 +75,13 @@ class Connection:
 
     def __init__(self, sock: socket.socket) -> None:
         """Take over a connected socket."""
-        self._socket = sock
-        self._socket.settimeout(ANSWER_SECONDS)
+        self.socket = sock
+        self.socket.settimeout(ANSWER_SECONDS)
         self._lock = threading.Lock()
         self._queue: deque[_Request] = deque()
         self._wakes = Descriptor(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self._poll = select.poll()
-        self._poll.register(self._socket, select.POLLIN)
+        self._poll.register(self.socket, select.POLLIN)
         self._poll.register(self._wakes.fd, select.POLLIN)
         self._held: dict[str, int] = {}  # UID → cookie of the namespace that this ztunnel has accepted
         self._is_over = False
@@ -136,7 +136,7 @@ class Connection:
     def close(self) -> None:
         """End the connection. run() then returns soon."""
         with suppress(OSError):  # the other end has gone already
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     def _send_snapshot(self, snapshot: Snapshot) -> None:
         """Send all pods. A pod that ztunnel refuses does not keep the others from it. Raises OSError, ProtocolError."""
@@ -181,8 +181,8 @@ class Connection:
                 if self._queue:
                     return self._queue.popleft()
             ready = [fd for fd, _ in self._poll.poll()]
-            if self._socket.fileno() in ready:
-                if self._socket.recv(LONGEST_RECORD):
+            if self.socket.fileno() in ready:
+                if self.socket.recv(LONGEST_RECORD):
                     raise ProtocolError("ztunnel has said something that nobody has asked")
                 return None
             with suppress(BlockingIOError):
@@ -219,16 +219,16 @@ class Connection:
                 request.answered.set_result(None)
 
     def _send(self, record: bytes, netns: int | None) -> None:
-        self._socket.settimeout(ANSWER_SECONDS)
+        self.socket.settimeout(ANSWER_SECONDS)
         if netns is None:
-            self._socket.send(record)
+            self.socket.send(record)
         else:
-            socket.send_fds(self._socket, [record], [netns])
+            socket.send_fds(self.socket, [record], [netns])
 
     def _receive(self, seconds: float | None = None) -> bytes:
         """The next record. Raises ConnectionError if the other end has gone, TimeoutError, ProtocolError."""
-        self._socket.settimeout(ANSWER_SECONDS if seconds is None else seconds)
-        record, _, flags, _ = self._socket.recvmsg(LONGEST_RECORD)
+        self.socket.settimeout(ANSWER_SECONDS if seconds is None else seconds)
+        record, _, flags, _ = self.socket.recvmsg(LONGEST_RECORD)
         if flags & socket.MSG_TRUNC:
             raise ProtocolError(f"ztunnel's record is longer than {LONGEST_RECORD} bytes")
         if not record:
@@ -245,7 +245,7 @@ class Connection:
             each.close()
             if each.answered.set_running_or_notify_cancel():
                 self._settle(each, ZtunnelAway(f"ztunnel has gone: {why}"))
-        self._socket.close()
+        self.socket.close()
         log.info("ztunnel.gone", why=why)
 
 

@@ -9,7 +9,7 @@ ztunnels change, and every few minutes. What fails is tried again, with growing 
 import random
 import threading
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +23,7 @@ from cni.enrolment.whose_netns import Inhabited
 from cni.errors import CniError, Code
 from cni.netns.sandbox import own_cookie, visit
 from cni.policy.ambient_annotations import ambient_policy_of
+from cni.policy.ambient_policy import AmbientPolicy
 from cni.policy.membership import STATUS
 from cni.policy.pod import Pod
 from installer.ambient.attempts import Attempts
@@ -42,6 +43,7 @@ _SHORTEST_PAUSE = 0.05  # seconds between two passes
 _AWAY_SECONDS, _ENABLED_AWAY_SECONDS = 2.0, 30.0
 # passes with all pods in which an enrolled pod is not listed until it counts as gone: the list may be older than an ADD
 _TIMES_MISSING = 2
+_ENDED = 1024  # namespaces that are remembered after their DEL: four times the pods of a large node
 
 
 class NotReady(CniError):
@@ -56,11 +58,13 @@ class Members:
     def __init__(self, node: Node, socket: Path) -> None:
         """`socket` is the path where ztunnel connects."""
         self._node = node
-        self.zds = ZdsServer(socket, self._snapshot, self.wake)
+        self.zds = ZdsServer(socket, self._snapshot, self.wake, node.recognise)
         self._redirection = Redirection(node.annotate, node.events)
         self._turns = Turns()  # by UID
         self._lock = threading.Lock()
         self._changed: set[str] = set()  # UIDs to look at
+        self._is_asked = False  # whether there is something to look at
+        self._ended: OrderedDict[int, None] = OrderedDict()  # cookies of namespaces whose DEL has come
         self._all = False  # whether to look at every pod
         self._failed: dict[str, tuple[Pod, SidestepError]] = {}  # ADDs that have failed, by UID, to be told
         self._attempts = Attempts()
@@ -86,6 +90,8 @@ class Members:
         with self._turns.of(uid):
             was_there = uid in self._node.capture.enrolled().values()
             cookie = self._node.capture.admit(pod, identify, policy, netns)
+            with self._lock:
+                self._ended.pop(cookie, None)
             try:
                 self.zds.add(_workload(pod), netns, cookie)
                 self._redirection.enabled(pod)
@@ -97,6 +103,10 @@ class Members:
                 self.wake()
                 raise NotReady(f"{pod.namespace}/{pod.name} is not in the mesh yet: {error}") from error
         return cookie
+
+    def policy_of(self, pod: Pod) -> AmbientPolicy | None:
+        """What is captured of a Pod in ambient mode; None if it is not in it. Raises NotReady, InvalidAnnotation."""
+        return None if self.why_not(pod) else ambient_policy_of(pod, self._node.policy)
 
     def changed(self, before: Pod | None, after: Pod | None) -> None:
         """Handle a Pod that is new, has changed, or is gone (`after` is None)."""
@@ -110,9 +120,13 @@ class Members:
         if self._node.enablement.flips(before, after):
             self._look_at(pod.uid or "" for pod in self._node.pods.every() or () if pod.namespace == name)
 
-    def removed(self, uid: str) -> None:
-        """Handle the DEL of a pod: its namespace is not captured any more."""
-        self._look_at([uid])
+    def removed(self, cookie: int) -> None:
+        """Handle a DEL: this namespace is not captured any more, and is not captured again, whoever is still in it."""
+        with self._lock:
+            self._ended[cookie] = None
+            while len(self._ended) > _ENDED:
+                self._ended.popitem(last=False)
+        self._look_at([])
 
     def wake(self) -> None:
         """Look at all pods now."""
@@ -121,11 +135,11 @@ class Members:
         self._wake.set()
 
     def states(self) -> Counter[str]:
-        """How many pods that are captured ztunnel has accepted ("enabled"), and how many it has not ("pending")."""
-        found: Counter[str] = Counter(enabled=0, pending=0)
-        for cookie, uid in self._node.capture.enrolled().items():
-            found["enabled" if self.zds.holds(uid) == cookie else "pending"] += 1
-        return found
+        """How many pods are captured and accepted ("enabled"), and how many should be and are not ("pending")."""
+        enrolled = self._node.capture.enrolled()
+        enabled = {uid for cookie, uid in enrolled.items() if self.zds.holds(uid) == cookie}
+        pending = (set(enrolled.values()) | self._attempts.known()) - enabled
+        return Counter(enabled=len(enabled), pending=len(pending))
 
     @contextmanager
     def running(self, seconds: float) -> Iterator[None]:
@@ -171,12 +185,13 @@ class Members:
             with self._lock:
                 changed, self._changed = self._changed, set()
                 everything, self._all = self._all or time.monotonic() >= due, False
+                is_asked, self._is_asked = self._is_asked, False
             now = time.monotonic()
             if everything:
                 due = now + seconds * random.uniform(1 - _JITTER, 1 + _JITTER)
             changed |= self._attempts.due()
             try:
-                if everything or changed:
+                if everything or changed or is_asked:
                     self.once(None if everything else changed)
             except Exception:  # a bug must not end the thread
                 log.exception("ambient.failed")
@@ -186,6 +201,7 @@ class Members:
     def _look_at(self, uids: Iterable[str]) -> None:
         with self._lock:
             self._changed.update(uids)
+            self._is_asked = True
         self._wake.set()
 
     def _tell_of_adds(self) -> None:
@@ -229,8 +245,12 @@ class Members:
                         self._let_go(uid)
 
     def _take_back_missing(self, listed: Collection[str]) -> None:
-        """Take pods back from ztunnel that are gone. ztunnel keeps their namespaces alive, so nobody else notices."""
-        missing = {uid for uid, _ in self.zds.held()} - set(listed)
+        """Take pods back from ztunnel that are gone. ztunnel keeps their namespaces alive, so nobody else notices.
+
+        ztunnel may have more than it has accepted from this agent: what an earlier one has handed over, and it was told
+        to keep.
+        """
+        missing = ({uid for uid, _ in self.zds.held()} | set(self._node.capture.enrolled().values())) - set(listed)
         self._missing = Counter({uid: self._missing[uid] + 1 for uid in missing})
         for uid, times in self._missing.items():
             if times >= _TIMES_MISSING:
@@ -283,7 +303,7 @@ class Members:
         uid, cookie = pod.uid or "", visit(netns, lambda _: own_cookie())
         with self._turns.of(uid):
             if self._node.capture.whose(cookie) != uid:
-                if pod.is_deleted:  # its DEL has come already
+                if pod.is_deleted or cookie in self._ended:  # its DEL has come already, or comes soon
                     return
                 policy = ambient_policy_of(pod, self._node.policy)
                 self._node.capture.admit(pod, lambda known: known or self._node.identity(each), policy, netns)
@@ -292,6 +312,7 @@ class Members:
                 if away:
                     raise ZtunnelAway(away)
                 self.zds.add(_workload(pod), netns, cookie)
+                self._node.capture.accepted(cookie)
             self._redirection.enabled(pod)
 
     def _note_failure(self, pod: Pod, error: SidestepError, is_patient: bool = True) -> None:

@@ -1,5 +1,6 @@
 """What an agent knows of its node for ambient mode, and what it does there."""
 
+import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ class Capture(Protocol):
 
     def leave(self, cookie: int) -> None:
         """End capture of a namespace."""
+        ...
+
+    def accepted(self, cookie: int) -> None:
+        """Handle that a ztunnel has accepted a namespace."""
         ...
 
     def whose(self, cookie: int) -> str | None:
@@ -60,6 +65,7 @@ class Node:
     # the namespaces of cookies: cookie and descriptor of each that is found
     find_netns: Callable[[Collection[int]], AbstractContextManager[Iterator[tuple[int, int]]]]
     identity: Callable[[Inhabited], Identity]  # of a pod that no ADD has enrolled
+    recognise: Callable[[socket.socket], None]  # a ztunnel that has connected, for the kernel; raises SidestepError
     annotate: Annotate
     events: PodEvents
     policy: AmbientPolicy  # where a Pod's annotations say nothing

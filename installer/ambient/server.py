@@ -39,15 +39,27 @@ def _nothing() -> None:
     pass
 
 
+def _anybody(_: socket.socket) -> None:
+    pass
+
+
 class ZdsServer:
     """Serves ztunnel on a socket while running(). add(), delete() and holds() may be called from any thread."""
 
-    def __init__(self, path: Path, snapshot: Snapshot, changed: Callable[[], None] = _nothing) -> None:
+    def __init__(
+        self,
+        path: Path,
+        snapshot: Snapshot,
+        changed: Callable[[], None] = _nothing,
+        recognise: Callable[[socket.socket], None] = _anybody,
+    ) -> None:
         """`snapshot` gives the pods for a ztunnel that connects; it runs in that connection's thread.
 
-        `changed` is called when a ztunnel has got its snapshot, or has gone.
+        `changed` is called when a ztunnel has got its snapshot, or has gone. `recognise` is called before the snapshot;
+        if it raises SidestepError, the ztunnel gets no pods.
         """
-        self._path, self._snapshot, self._changed = path, snapshot, changed
+        self._path, self._snapshot, self._changed, self._recognise = path, snapshot, changed, recognise
+        self._problem = ""  # why the last ztunnel got no pods
         self._lock = threading.Lock()
         self._open: set[Connection] = set()
         self._greeted: list[Connection] = []  # the newest last
@@ -188,6 +200,13 @@ class ZdsServer:
 
     def _serve(self, connection: Connection) -> None:
         def is_greeted() -> Snapshot:
+            try:
+                self._recognise(connection.socket)
+            except SidestepError as error:
+                self._problem = str(error)
+                log.error("ztunnel.not_recognised", error=str(error))
+                raise
+            self._problem = ""
             with self._lock:  # from here on it is told of pods that are taken back
                 self._greeted.append(connection)
             return self._snapshot
@@ -205,7 +224,7 @@ class ZdsServer:
         self._changed()
 
     def _nobody(self) -> str:
-        return f"no ztunnel is connected to {self._path}"
+        return self._problem or f"no ztunnel is connected to {self._path}"
 
 
 def _listen(path: Path) -> socket.socket:

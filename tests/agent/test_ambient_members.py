@@ -115,10 +115,12 @@ def test_a_deleted_pod_is_taken_back_from_ztunnel_which_would_keep_its_namespace
     agent = up.enter_context(node.agent())
     told = ztunnel(up, node)
     node.wait_redirection("app", "enabled")
-    node.sandboxes.clear()
     node.table.leave(netns[0].cookie)  # as the DEL does
-    agent.removed(app.uid or "")
+    agent.removed(netns[0].cookie)
     wait_until(lambda: told.received("del") == [app.uid], "ztunnel to be told")
+    agent.once()
+    assert not node.table.rows, "somebody is still in it, but it is ending"
+    node.sandboxes.clear()
     node.world.server.delete("default", "app")
     wait_until(lambda: not agent.zds.held(), "it to be forgotten")
 
@@ -136,6 +138,23 @@ def test_a_pod_that_is_gone_without_a_del_is_taken_back_as_well(
     assert app.uid in told.proxies, "the list may be older than an ADD"
     agent.once()
     assert app.uid not in told.proxies
+
+
+def test_a_pod_that_ended_while_no_agent_ran_is_taken_back_though_ztunnel_was_told_to_keep_it(
+    node: AmbientNode, netns: list[Namespace], up: ExitStack
+) -> None:
+    app = running(node, "app", netns[0], AMBIENT)
+    told = up.enter_context(Ztunnel(node.socket, ()).running())
+    with node.agent():
+        node.wait_redirection("app", "enabled")
+    node.sandboxes.clear()
+    node.world.server.delete("default", "app")
+    wait_until(lambda: not node.world.names(), "the watch to know")
+    with node.agent() as agent:
+        wait_until(lambda: told.received("keep") == [app.uid], "the snapshot")
+        agent.once()
+        agent.once()
+        assert app.uid not in told.proxies
 
 
 def test_an_annotation_from_before_a_reboot_is_no_reason_to_do_nothing(
@@ -350,7 +369,7 @@ def test_what_does_not_concern_ambient_mode_costs_no_look_for_namespaces(
     ztunnel(up, node)
     node.wait_redirection("app", "enabled")
     wait_until(lambda: node.world.pods.find("default", "app", None).annotations.get(REDIRECTION) == "enabled", "it")
-    node.members.once(set())
+    wait_until(lambda: node.is_at_rest(), "the looks that the start has caused")
     before = node.walks
     for number in range(5):
         node.pod("app", {**AMBIENT, "n": str(number)})

@@ -18,7 +18,7 @@ from installer.ambient.protocol import snapshot_sent as sent
 from installer.ambient.server import ZdsServer
 from tests.lab.netns_fds import Namespace, namespaces, occupied
 from tests.lab.waiting import wait_until
-from tests.lab.zds_client import Ztunnel, wait_ready
+from tests.lab.zds_client import PORTS, Ztunnel, wait_ready
 
 
 def workload(number: int) -> Workload:
@@ -57,8 +57,8 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 
 @contextmanager
-def ztunnel(lab: Lab, **options: tuple[int, ...]) -> Iterator[Ztunnel]:
-    with Ztunnel(lab.path, **options).running() as connected:
+def ztunnel(lab: Lab, ports: tuple[int, ...] = PORTS) -> Iterator[Ztunnel]:
+    with Ztunnel(lab.path, ports).running() as connected:
         wait_ready(connected)
         wait_until(lambda: not lab.server.why_away(), "the server to know it")
         yield connected

@@ -1,5 +1,6 @@
 """An ambient node without its kernel half: an API server, namespaces of pods, the agent's members, and ztunnels."""
 
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -47,6 +48,9 @@ class Table:
     def leave(self, cookie: int) -> None:
         self.rows.pop(cookie, None)
 
+    def accepted(self, cookie: int) -> None:
+        assert cookie in self.rows
+
     def whose(self, cookie: int) -> str | None:
         found = self.rows.get(cookie)
         return found.uid if found else None
@@ -82,6 +86,7 @@ class AmbientNode:
             inhabited=self._inhabited,
             find_netns=self._find_netns,
             identity=lambda each: identity_of(each.pod),
+            recognise=lambda _: None,
             annotate=self.world.api.annotate_pod,
             events=self.events,
             policy=AmbientPolicy(dns_capture=True),
@@ -115,6 +120,12 @@ class AmbientNode:
                 assert self.world.pods.wait_synced(5) and self.namespaces.wait_synced(5)
             up.enter_context(self.members.running(seconds))
             yield self.members
+
+    def is_at_rest(self) -> bool:
+        """Whether the members have looked for no namespaces for a moment."""
+        before = self.walks
+        time.sleep(0.3)
+        return self.walks == before
 
     def pod(self, name: str, labels: dict[str, str] | None = None, phase: str = "Running", **metadata: Any) -> Pod:
         """Create or change a Pod in the API. It has an address if it runs."""

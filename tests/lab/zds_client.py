@@ -11,10 +11,10 @@ import struct
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 # of ztunnel's ports, those that it listens on in any pod: outbound, inbound in the clear, inbound HBONE
 PORTS = (15001, 15006, 15008)
@@ -44,6 +44,16 @@ class ProtocolError(Exception):
 
 class StartError(Exception):
     """What makes ztunnel refuse a pod and try again by itself."""
+
+
+class Served(Protocol):
+    """What has been started for a pod, in the namespace with this device and inode."""
+
+    namespace: tuple[int, int]
+
+    def close(self) -> None:
+        """End it."""
+        ...
 
 
 class Proxy:
@@ -84,9 +94,12 @@ class Proxy:
 class Ztunnel:
     """One ztunnel, connected while running(). What it has of pods outlives its connections."""
 
-    def __init__(self, path: Path, ports: tuple[int, ...] = PORTS) -> None:
-        self._path, self._ports = path, ports
-        self.proxies: dict[str, Proxy] = {}
+    def __init__(
+        self, path: Path, ports: tuple[int, ...] = PORTS, start: Callable[[str, int], Served] | None = None
+    ) -> None:
+        """`start` starts a pod's proxy, given by UID and a descriptor that it takes over. Raises StartError."""
+        self._path, self._start = path, start or (lambda _, netns: Proxy(netns, ports))
+        self.proxies: dict[str, Served] = {}
         self.pending: set[str] = set()  # refused, and tried again by itself
         self.described: dict[str, tuple[str, str, str]] = {}  # UID → name, namespace, service account
         self.messages: deque[Message] = deque(maxlen=_KEPT_MESSAGES)
@@ -219,7 +232,7 @@ class Ztunnel:
         if known:
             self.proxies.pop(uid).close()
         try:
-            self.proxies[uid] = Proxy(netns, self._ports)
+            self.proxies[uid] = self._start(uid, netns)
         except StartError:
             self.pending.add(uid)
             self._note(Message("refused", uid))
