@@ -88,7 +88,7 @@ class Members:
         uid = pod.uid or ""
         policy = ambient_policy_of(pod, self._node.policy)
         with self._turns.of(uid):
-            was_there = uid in self._node.capture.enrolled().values()
+            was_there = self._node.capture.whose(visit(netns, lambda _: own_cookie())) == uid
             cookie = self._node.capture.admit(pod, identify, policy, netns)
             with self._lock:
                 self._ended.pop(cookie, None)
@@ -280,8 +280,19 @@ class Members:
                     away = str(error)
                 self._note_failure(each.pod, error)
         for uid, pod in left.items():
-            if pod.is_running and not self._is_in(uid):
+            if self._is_in(uid):  # and without a process that could be elsewhere
+                self._affirm(pod)
+            elif pod.is_running:
                 self._note_failure(pod, SidestepError("its processes are not found on this node"))
+
+    def _affirm(self, pod: Pod) -> None:
+        """Annotate a pod that is in the mesh."""
+        try:
+            self._redirection.enabled(pod)
+            self._attempts.forget(pod.uid or "")
+        except SidestepError as error:
+            self._attempts.failed(pod.uid or "")
+            log.warning("annotation.not_written", pod=f"{pod.namespace}/{pod.name}", error=str(error))
 
     def _is_done(self, uid: str, pod: Pod) -> bool:
         """Whether there is nothing to do for a pod now, as far as it can be told without a look for its namespace."""

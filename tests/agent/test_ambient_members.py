@@ -259,6 +259,33 @@ def test_an_add_is_done_once_ztunnel_has_accepted(node: AmbientNode, netns: list
     assert node.table.policies[netns[0].cookie].dns_capture is False
 
 
+def test_a_second_sandbox_whose_add_fails_leaves_nothing_and_the_first_stays(
+    node: AmbientNode, netns: list[Namespace], up: ExitStack
+) -> None:
+    app = running(node, "app", netns[0], AMBIENT)
+    agent = up.enter_context(node.agent())
+    told = ztunnel(up, node, (15008,))
+    node.wait_redirection("app", "enabled")
+    with occupied(netns[1].fd, 15008), pytest.raises(NotReady, match="failure to start proxy"):
+        agent.enrol(app, lambda _: identity_of(app), netns[1].fd)
+    assert node.table.whose(netns[1].cookie) is None
+    wait_until(lambda: app.uid in told.proxies, "the first to be handed over again")
+    assert told.proxies[app.uid or ""].namespace == netns[0].identity
+
+
+def test_an_add_that_succeeds_after_one_that_failed_leaves_nothing_to_try(
+    node: AmbientNode, netns: list[Namespace], up: ExitStack
+) -> None:
+    agent = up.enter_context(node.agent())
+    app = node.pod("app", AMBIENT, phase="Pending")
+    with pytest.raises(NotReady):
+        agent.enrol(app, lambda _: identity_of(app), netns[0].fd)
+    ztunnel(up, node)
+    agent.enrol(app, lambda _: identity_of(app), netns[0].fd)
+    node.wait_redirection("app", "enabled")
+    wait_until(lambda: not agent._attempts.known() and agent.states()["pending"] == 0, "nothing to be left to do")
+
+
 def test_an_add_without_a_ztunnel_fails_leaves_nothing_and_the_pod_is_pending(
     node: AmbientNode, netns: list[Namespace], up: ExitStack
 ) -> None:
