@@ -237,6 +237,8 @@ def _answer(server: socket.socket) -> None:
     with contextlib.suppress(OSError):
         while True:
             query, peer = server.recvfrom(512)
+            if peer is None:  # the socket has been closed
+                return
             said = {"who": "ztunnel-dns", "query": query.decode(), "peer": peer[:2]}
             server.sendto(json.dumps(said).encode(), peer)
 

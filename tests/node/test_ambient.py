@@ -1,6 +1,7 @@
 """Pods in ambient mode on a node: the real agent and plugin, an API server, and a double of ztunnel as a process."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,7 @@ class Bed:
 
     def ztunnel(self) -> "subprocess.Popen[str]":
         """One more, in a pod of its own."""
+        before = self.logged("ztunnel.synced")
         cgroup = self.node.kubepods / f"ztunnel-{len(self.ztunnels)}"
         cgroup.mkdir()
         process: subprocess.Popen[str] = popen(
@@ -65,8 +67,7 @@ class Bed:
         )
         self.ztunnels.append(process)
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        before = self.logged("ztunnel.synced")
-        wait_until(lambda: self.logged("ztunnel.synced") > before or before >= len(self.ztunnels), "its snapshot")
+        self.wait_synced(before)
         return process
 
     def wait_synced(self, before: int) -> None:
@@ -222,6 +223,23 @@ def test_without_a_ztunnel_an_add_fails_and_leaves_nothing_and_a_running_pod_is_
     assert own.way(own.pod("gamma", AMBIENT), beta) == THROUGH
 
 
+def test_a_ztunnel_that_hangs_fails_an_add_in_words_before_the_plugin_gives_up(own: Bed) -> None:
+    ztunnel = own.ztunnel()
+    before, alpha = own.node.policies(), own.pod("alpha", AMBIENT)
+    with_alpha = own.node.policies()
+    ztunnel.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(CniFailed, match="ztunnel has not answered within 5 s"):
+            own.pod("beta", AMBIENT)
+        plain = own.pod("plain")
+        assert own.node.policies() == with_alpha != before
+    finally:
+        ztunnel.send_signal(signal.SIGCONT)
+    own.node.pods["beta"].stop()
+    assert own.way(plain, alpha) == ["ztunnel-inbound", "app"]
+    assert own.way(own.pod("gamma", AMBIENT), alpha) == THROUGH
+
+
 def test_pods_outlive_agents_and_ztunnels_that_come_and_go(own: Bed) -> None:
     first = own.ztunnel()
     alpha, beta = own.pod("alpha", AMBIENT), own.pod("beta", AMBIENT)
@@ -250,7 +268,7 @@ def test_a_reboot_that_annotations_outlive_leaves_no_pod_out(own: Bed) -> None:
     ztunnel.wait()
     subprocess.run(["umount", "--lazy", own.node.bpffs], check=True)  # programs, links and maps go with it
     subprocess.run(["mount", "-t", "bpf", "bpf", own.node.bpffs], check=True)
-    assert own.way(alpha, beta) == ["app"], "nothing is captured any more"
+    wait_until(lambda: own.way(alpha, beta) == ["app"], "nothing to be captured any more")
     assert own.redirection(alpha) == own.redirection(beta) == "enabled"
     own.node.agent.start()
     own.ztunnel()
@@ -280,11 +298,13 @@ def test_labels_that_flip_again_and_again_cost_the_agent_no_descriptors_and_leav
             for labels in (AMBIENT, {}):
                 for pod in pods:
                     shared.relabel(pod, labels)
+        # the agent may be some flips behind
+        wait_until(
+            lambda: shared.node.policies() == entries and shared.way(pods[0], pods[1]) == ["app"], "both out", 30
+        )
+        wait_until(lambda: len(list(descriptors.iterdir())) == before, "the descriptors to be closed")
         for pod in pods:
             shared.wait_redirection(pod, None)
-        wait_until(lambda: shared.node.policies() == entries, "nothing to be left in the maps")
-        wait_until(lambda: len(list(descriptors.iterdir())) == before, "the descriptors to be closed")
-        assert shared.way(pods[0], pods[1]) == ["app"]
     finally:
         shared.stop(*pods)
 
