@@ -127,6 +127,8 @@ static __always_inline int capture_connection(struct bpf_sock_addr *ctx, __u32 f
     terms = terms_of(pod);
     read_destination(ctx, family, &to);
     source = ADDRESS_OF(sk, src, family);
+    if (is_shadow(terms))
+        return pass(sk, &to);
     if (is_refused_by_pod(pod, terms, cookie, sk, &to, &source))
         return REFUSE;
     if (!is_of_interest(terms, protocol, to.port_be) || (to.family == AF_INET6 && !(terms.flags & POD_IPV6)))

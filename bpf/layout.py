@@ -49,6 +49,7 @@ class PodFlags(IntFlag):
     LIVE_POLICY = 1 << 16
     LATE_OUTBOUND = 1 << 17
     DELETED = 1 << 18
+    SHADOW = 1 << 19
 
 
 class PortRule(IntFlag):

@@ -93,6 +93,7 @@ struct address {
 #define POD_LIVE_POLICY (1u << 16)        /* the policy follows the running Pod's annotations; no program reads this */
 #define POD_LATE_OUTBOUND (1u << 17) /* outbound passes once the Pod is being deleted and its proxy listens no more */
 #define POD_DELETED (1u << 18)       /* the Pod is being deleted: its containers are ending */
+#define POD_SHADOW (1u << 19)        /* the programs decide, but change, refuse and count nothing that is new */
 
 /*
  * One mesh pod: first what the decision needs, then the pod's identity, which a restarted agent reads. A policy is the

@@ -234,10 +234,13 @@ int ss_sockops(struct bpf_sock_ops *ctx)
         register_listener(ctx, sk, pod, cookie);
     else if (op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
         keep_offer(ctx, sk, cookie);
+        if (is_shadow(terms_of(pod)))
+            return 1;
         offer_meeting(ctx, sk, pod, cookie);
         begin_outbound(ctx, sk, pod, cookie);
     } else {
-        if (!begin_inbound(ctx, sk, pod, cookie) && ctx->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG)
+        if ((is_shadow(terms_of(pod)) || !begin_inbound(ctx, sk, pod, cookie))
+            && ctx->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG)
             bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_STATE_CB_FLAG);
         take_original(ctx, sk, cookie);
         take_meeting(ctx, sk, pod, cookie);
