@@ -122,7 +122,21 @@ class Question(BaseModel):
     command: Asked
 
 
-Message = Request | Passed | Question
+class Order(BaseModel):
+    """A command wants a running pod exchanged (cni/enrolment/exchange.py). The answer's key "done" says what was done.
+
+    TAKE_OVER: from Istio's rules to sidestep. GIVE_BACK: from sidestep to the rules that it had before.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+    command: Literal["TAKE_OVER", "GIVE_BACK"]
+    namespace: str = Field(max_length=253)
+    name: str = Field(max_length=253)
+
+
+Message = Request | Passed | Question | Order
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="command")])
 
 

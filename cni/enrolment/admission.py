@@ -41,15 +41,21 @@ class Admission:
     host_cookie: int = field(default_factory=own_cookie)
     policies: Policies = field(default_factory=Policies)
 
-    def admit(self, identify: Callable[[Identity | None], Identity], policy: CapturePolicy, netns: int) -> Admitted:
+    def admit(
+        self,
+        identify: Callable[[Identity | None], Identity],
+        policy: CapturePolicy,
+        netns: int,
+        beside_rules: bool = False,
+    ) -> Admitted:
         """Enrol a pod, or bring its enrolment up to date.
 
         `identify` is given the identity that is enrolled for the namespace so far, and returns the one to enrol.
         `netns` is a descriptor of the pod's network namespace. Raises SandboxInvalid or RegistrationFailed; the maps
-        are then as before.
+        are then as before. With `beside_rules` it enrols a pod that Istio's rules capture too.
         """
         ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
-        sandbox = visit(netns, partial(self._settle_in, netns, policy))
+        sandbox = visit(netns, partial(self._settle_in, netns, policy, beside_rules))
         try:
             known = self.enrolments.entry(sandbox.cookie)
             before = Identity.of(known) if known else None
@@ -62,11 +68,11 @@ class Admission:
             self.follower.look_for_proxies()
         return Admitted(entries, sandbox.cookie, before)
 
-    def admit_as(self, identity: Identity, policy: CapturePolicy, netns: int) -> Admitted:
+    def admit_as(self, identity: Identity, policy: CapturePolicy, netns: int, beside_rules: bool = False) -> Admitted:
         """Like admit(), whatever is enrolled so far."""
-        return self.admit(lambda _: identity, policy, netns)
+        return self.admit(lambda _: identity, policy, netns, beside_rules)
 
-    def adopt(self, identity: Identity, policy: CapturePolicy, netns: int) -> bool:
+    def adopt(self, identity: Identity, policy: CapturePolicy, netns: int, beside_rules: bool = False) -> bool:
         """Like admit_as(), for a running pod that no ADD has enrolled. Raises SandboxInvalid, RegistrationFailed.
 
         If an ADD has enrolled the pod meanwhile, its enrolment stays (an ADD knows the attachment) and this returns
@@ -76,7 +82,7 @@ class Admission:
         with self.enrolments.undisturbed(cookie):
             if self.enrolments.entry(cookie) is not None:
                 return False
-            self.admit_as(identity, policy, netns)
+            self.admit_as(identity, policy, netns, beside_rules)
             return True
 
     def wanted(self, identity: Identity, policy: CapturePolicy, netns: int) -> tuple[Entries, int]:
@@ -88,9 +94,9 @@ class Admission:
         sandbox = visit(netns, partial(self._look, policy))
         return entries_of(identity, policy, sandbox, ids), sandbox.cookie
 
-    def _settle_in(self, netns: int, policy: CapturePolicy, rtnl: Rtnl) -> Sandbox:
+    def _settle_in(self, netns: int, policy: CapturePolicy, beside_rules: bool, rtnl: Rtnl) -> Sandbox:
         """Run inside the namespace: follow it first, then look at it, so that no later change is missed; prepare it."""
-        if is_captured_by_istio():
+        if not beside_rules and is_captured_by_istio():
             raise CapturedByIstio(NEW_WITH_RULES)
         self.follower.watch(own_cookie(), netns)
         sandbox = self._look(policy, rtnl)

@@ -18,14 +18,16 @@ from cni.policy.membership import has_sidecar, skip_pod
 from cni.policy.pod import Pod
 
 # why sidestep leaves a running pod alone that has Istio's rules, and why it refuses a new one
-RUNNING_WITH_RULES = "Istio's own netfilter rules capture it, until the pod is created anew"
+RUNNING_WITH_RULES = (
+    "Istio's own netfilter rules capture it, until `sidestep takeover` or until the pod is created anew"
+)
 NEW_WITH_RULES = (
-    "istio-cni's netfilter rules are in the pod's network namespace already; with both, the pod's connections would be "
-    "lost. Remove istio-cni's plugin from the CNI chain of this node, and create the pod anew"
+    "istio-cni's netfilter rules are in the pod's network namespace already. Remove istio-cni's plugin from the CNI "
+    "chain of this node, and create the pod anew"
 )
 BOTH = (
-    "istio-cni's netfilter rules are in its network namespace as well as sidestep's capture, so its connections are "
-    "lost; remove istio-cni's plugin from the CNI chain of this node, and create the pod anew"
+    "istio-cni's netfilter rules are in its network namespace as well as sidestep's capture, and either may redirect a "
+    "connection. Remove istio-cni's plugin from the CNI chain of this node; `sidestep takeover` removes the pod's rules"
 )
 
 

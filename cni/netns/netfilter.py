@@ -1,8 +1,8 @@
-"""Finds out whether Istio's own netfilter rules capture a pod. sidestep must leave such a pod alone.
+"""Finds out whether Istio's own netfilter rules capture a pod. sidestep leaves such a pod alone until it is told to.
 
-A pod that Istio's plugin has set up keeps its rules for life. Connections that the rules redirect arrive at the proxy's
-own port. If sidestep captured the pod too, it would name this port as the original destination, and the pod's inbound
-connections would be lost.
+A pod that Istio's plugin has set up keeps its rules for life, unless `sidestep takeover` removes them. With both,
+either may redirect a connection. The proxy is told the right original destination (bpf/sockopt.c), but what sidestep
+says of the pod would not be the whole truth.
 """
 
 import ctypes

@@ -11,6 +11,7 @@ import resource
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -20,6 +21,7 @@ from bpf.tables import Tables
 from cni.enrolment.admission import Admission
 from cni.enrolment.adoption import Adoption
 from cni.enrolment.enroll import Enrolments
+from cni.enrolment.exchange import Exchange
 from cni.enrolment.failures import Failures
 from cni.enrolment.follow import Follower
 from cni.enrolment.hearing import Hearing
@@ -178,6 +180,10 @@ class _Agent:
         adoption = Adoption(self.admission, hearing, settings.node.proc)
         self._left_out, self._refusals = LeftOut(self.source.events), Refusals()
         self._failures = Failures(tables)
+        skips = partial(_why_skipped, settings.node)
+        self._exchange = Exchange(
+            adoption, self.source.pods, pins, settings.node.cni_agent_run_dir, skips, self.source.events
+        )
         self._live = LivePolicies(self.enrolments, self.source.events, policies)
         self._repairs = Repairs(
             settings=settings.repair,
@@ -186,7 +192,7 @@ class _Agent:
             is_enrolled=self._is_enrolled,
             events=self.source.events,
             observe=self.metrics.observe_repair,
-            skips=lambda pod: skip_pod(pod, settings.node.pod_namespace, settings.node.exclude_namespaces),
+            skips=skips,
         )
         self.readiness.follow("repairs", self._repairs.why_forbidden)
         strays = Strays(
@@ -233,6 +239,7 @@ class _Agent:
         if not self.source.wait_synced(_SYNC_SECONDS):
             log.warning("agent.not_synced", seconds=_SYNC_SECONDS, consequence="pods are enrolled once they are known")
         self._reconciler.once()
+        self._exchange.forget_ended()
         self._up.enter_context(self._reconciler.running(self._settings.repair.reconcile_seconds))
         keeper = coverage.Coverage(
             self._tables,
@@ -256,6 +263,7 @@ class _Agent:
             call_for_help=self._reconciler.wake,
             left_out=self._left_out,
             refusals=self._refusals,
+            exchanges=self._exchange,
             what_failed=self._failures.documents,
         )
         run_dir = self._settings.node.cni_agent_run_dir
@@ -290,3 +298,7 @@ class _Agent:
 
     def _is_enrolled(self, pod: Pod) -> bool:
         return self._reconciler.is_enrolled(pod)
+
+
+def _why_skipped(node: Node, pod: Pod) -> str | None:
+    return skip_pod(pod, node.pod_namespace, node.exclude_namespaces)

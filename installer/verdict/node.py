@@ -169,9 +169,9 @@ def _proxies(pods: list[Looked], ending: list[str]) -> Iterator[Finding]:
 
 def _sidecars(looked: Looked, agent: _Agent) -> Iterator[Finding]:
     told = looked["sidecars"]
-    remove = "remove istio-cni's plugin from the CNI chain of this node, and create these pods anew"
+    remove = "remove istio-cni's plugin from the CNI chain of this node, then `sidestep takeover` these pods"
     if twice := told["captured_twice"]:
-        what = f"its rules are in pods that sidestep captures, whose connections are LOST: {_listed(twice)}"
+        what = f"its rules are in pods that sidestep captures as well: {_listed(twice)}"
         yield Finding(State.WRONG, "istio-cni", what, remove)
     elif twice is None and not looked["problem"]:
         what = "whether its rules are in enrolled pods can't be seen"

@@ -85,7 +85,7 @@ def test_a_node_on_which_all_is_well_is_ok() -> None:
             "proxy",
             "no proxy listens: default/",
         ),
-        ({"sidecars": {"captured_twice": ["default/alpha"]}}, "istio-cni", "LOST: default/alpha"),
+        ({"sidecars": {"captured_twice": ["default/alpha"]}}, "istio-cni", "captures as well: default/alpha"),
         ({"chain": {"entry": {"fault": "entry missing"}}}, "chain", "10-a.conflist: entry missing"),
         ({"chain": {"plugin": {"fault": "of another version"}}}, "plugin", "sidestep-cni: of another version"),
         ({"chain": {"entry": {"rival": "istio-cni runs; remove it"}}}, "chain", "istio-cni runs"),
