@@ -12,7 +12,7 @@ The rules are kept in a file of the run directory, one a pod, from before they a
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
@@ -25,11 +25,13 @@ from bpf.errors import SidestepError
 from bpf.layout import INBOUND_PORT, PodFlags
 from bpf.pins import Pins
 from cni.enrolment.adoption import Adoption
+from cni.enrolment.bystanders import key_of
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.strays import processes_of
 from cni.enrolment.turns import Turns
 from cni.errors import DETACHED, NotExchanged, RulesNotChanged
 from cni.netns.istio_rules import RuleSet, forget_answered_queries, istios_rules, put_back, take_away
+from cni.netns.namespaces import find_netns
 from cni.netns.netfilter import is_captured_by_istio
 from cni.netns.sandbox import own_cookie, visit
 from cni.policy.pod import Pod, PodEvents, PodSource
@@ -165,10 +167,19 @@ class Exchange:
     @contextmanager
     def _at(self, pod: Pod) -> Iterator[_Place]:
         """Where a pod is. Nobody else exchanges it meanwhile. Raises SandboxInvalid."""
-        with self.adoption.namespace_of(pod) as netns:
+        with ExitStack() as until:
+            netns = self._enrolled_namespace(pod, until) or until.enter_context(self.adoption.namespace_of(pod))
             cookie = visit(netns, lambda _: own_cookie())
             with self._turns.of(cookie):
                 yield _Place(netns, cookie)
+
+    def _enrolled_namespace(self, pod: Pod, until: ExitStack) -> int | None:
+        """A descriptor of the namespace that the pod is enrolled for, if it is; `until` closes it."""
+        key = key_of(pod.uid, pod.namespace, pod.name)
+        identities = self._enrolments.identities()
+        cookies = [cookie for cookie, each in identities.items() if key_of(each.uid, each.namespace, each.name) == key]
+        found = until.enter_context(find_netns(cookies, proc=self.adoption.proc)) if cookies else iter(())
+        return next((netns for _, netns in found), None)
 
     def _require_able(self, pod: Pod, rules: list[RuleSet]) -> None:
         policy = self.adoption.admission.policies.of(pod)
