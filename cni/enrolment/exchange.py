@@ -177,8 +177,11 @@ class Exchange:
         """A descriptor of the namespace that the pod is enrolled for, if it is; `until` closes it."""
         key = key_of(pod.uid, pod.namespace, pod.name)
         identities = self._enrolments.identities()
-        cookies = [cookie for cookie, each in identities.items() if key_of(each.uid, each.namespace, each.name) == key]
-        found = until.enter_context(find_netns(cookies, proc=self.adoption.proc)) if cookies else iter(())
+        cookies = {cookie for cookie, each in identities.items() if key_of(each.uid, each.namespace, each.name) == key}
+        inodes = self._enrolments.inodes(cookies)
+        if not inodes:
+            return None
+        found = until.enter_context(find_netns(inodes.keys(), set(inodes.values()), self.adoption.proc))
         return next((netns for _, netns in found), None)
 
     def _require_able(self, pod: Pod, rules: list[RuleSet]) -> None:
