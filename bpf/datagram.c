@@ -149,8 +149,16 @@ static __always_inline int capture_datagram(struct bpf_sock_addr *ctx, __u32 fam
     terms = terms_of(pod);
     read_destination(ctx, family, &to);
     bound = ADDRESS_OF(sk, src, family);
-    if (is_shadow(terms) && !is_reply_to_alias(sk, &to)) /* queries from before are still answered */
+    if (is_shadow(terms) && !is_reply_to_alias(sk, &to)) { /* queries from before are still answered */
+        if (to.port_be == swap16(DNS_PORT)) {
+            resolve_unspecified(&to, &bound);
+            decision = DECIDED(RULE_NO_IPV6, VERDICT_PASS);
+            if (family == AF_INET || terms.flags & POD_IPV6)
+                decision = decide(ctx, pod, terms, cookie, sk, &to, &bound, true);
+            watch_query(pod, cookie, sk, &to, &bound, decision);
+        }
         return ALLOW;
+    }
     if (is_refused_by_pod(pod, terms, cookie, sk, &to, &bound))
         return REFUSE;
     if (!(terms.flags & POD_DNS) || (family == AF_INET6 && !(terms.flags & POD_IPV6)))

@@ -29,7 +29,7 @@ from cni.netns.pidfd import sees_nodes_pids
 from cni.netns.processes import Crowd, crowds, netns_of_crowd
 from cni.netns.sandbox import addresses_in, own_cookie, visit
 from cni.netns.userns import outside_ids
-from cni.policy.annotations import OnUncaptured
+from cni.policy.annotations import CapturePolicy, OnUncaptured
 from cni.policy.pod import Pod
 
 log = structlog.get_logger("adoption")
@@ -57,6 +57,7 @@ class Adopted:
     left_alone: str = ""
     cookie: int = 0
     listeners: int = 0
+    is_shadow: bool = False  # Istio's rules capture it
     error: SidestepError | None = None
 
     @classmethod
@@ -199,8 +200,10 @@ class Adoption:
         policies = self.admission.policies
         policy = policies.of(pod) if enrolled is None else policies.of_enrolled(pod, enrolled)
         cookie, is_captured = visit(netns, lambda _: (own_cookie(), is_captured_by_istio()))
-        if is_captured and not beside_rules:
+        if is_captured and not (beside_rules or self.admission.has_shadows):
             return Adopted(pod, left_alone=RUNNING_WITH_RULES)
+        if is_captured and not beside_rules:
+            return self._adopt_shadow(pod, crowd, policy, netns, cookie)
         if self.hearing.needs_processes and not self._can_copy_sockets():
             return Adopted(pod, problem=_CANNOT_HEAR)
         ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
@@ -215,6 +218,13 @@ class Adoption:
         count += self._hear(proxy, netns, crowd, policy.early_outbound or policy.late_outbound)
         log.info("pod.adopted", pod=f"{pod.namespace}/{pod.name}", netns_cookie=cookie, listeners=count)
         return Adopted(pod, cookie=cookie, listeners=count)
+
+    def _adopt_shadow(self, pod: Pod, crowd: Crowd, policy: CapturePolicy, netns: int, cookie: int) -> Adopted:
+        """Enrol a pod that Istio's rules capture. The listeners that its proxy has already are not needed."""
+        if not self.admission.adopt(self._identity(pod, crowd), policy, netns):
+            return Adopted(pod, left_alone="it was enrolled meanwhile")
+        log.info("pod.shadowed", pod=f"{pod.namespace}/{pod.name}", netns_cookie=cookie)
+        return Adopted(pod, cookie=cookie, is_shadow=True)
 
     def _can_copy_sockets(self) -> bool:
         try:

@@ -148,6 +148,11 @@ class Enrolments(Enrolled):
             self._superseded.add(old)
             return Change(before, after)
 
+    def shadows(self) -> list[int]:
+        """The cookies of the shadow pods."""
+        entries = ((cookie, self._tables.pods.get(Cookie(cookie))) for cookie in self.cookies())
+        return [cookie for cookie, pod in entries if pod and PodFlags(pod.flags) & PodFlags.SHADOW]
+
     def watch_only(self, cookie: int) -> bool:
         """Let the programs decide for a pod but capture nothing more: from now on it is a shadow pod.
 

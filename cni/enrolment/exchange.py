@@ -87,6 +87,7 @@ class Exchange:
     events: PodEvents
     settling: float = SETTLING
     _turns: Turns = field(default_factory=Turns)
+    _under_way: set[int] = field(default_factory=set)
 
     def take_over(self, namespace: str, name: str) -> str:
         """Have sidestep capture a running pod instead of Istio's rules. Returns what was done.
@@ -106,10 +107,8 @@ class Exchange:
             self._keep(place.cookie, pod, rules)
             try:
                 with self._no_stale_queries(pod, place):
-                    if before is _Standing.NOT_ENROLLED:
+                    if before is not _Standing.CAPTURED:
                         self._enrol(pod)
-                    elif before is _Standing.SHADOW:
-                        self._enrolments.capture_again(place.cookie)
                 time.sleep(self.settling)
                 self._require_captured(pod, place)
                 visit(place.netns, lambda _: self._remove(rules))
@@ -134,6 +133,10 @@ class Exchange:
         log.info("pod.given_back", pod=_title(pod), netns_cookie=place.cookie)
         self.events.normal(pod, "CaptureGivenBack", "Istio's rules capture this pod again, and sidestep does not")
         return "captured by Istio's rules; sidestep captures it no more"
+
+    def is_under_way(self, cookie: int) -> bool:
+        """Whether a pod is being exchanged now, so that for a moment both captures are there."""
+        return cookie in self._under_way
 
     def forget_ended(self) -> None:
         """Remove the rules that are kept of pods that have ended."""
@@ -171,7 +174,11 @@ class Exchange:
             netns = self._enrolled_namespace(pod, until) or until.enter_context(self.adoption.namespace_of(pod))
             cookie = visit(netns, lambda _: own_cookie())
             with self._turns.of(cookie):
-                yield _Place(netns, cookie)
+                self._under_way.add(cookie)
+                try:
+                    yield _Place(netns, cookie)
+                finally:
+                    self._under_way.discard(cookie)
 
     def _enrolled_namespace(self, pod: Pod, until: ExitStack) -> int | None:
         """A descriptor of the namespace that the pod is enrolled for, if it is; `until` closes it."""

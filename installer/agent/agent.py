@@ -28,6 +28,7 @@ from cni.enrolment.hearing import Hearing
 from cni.enrolment.left_out import LeftOut
 from cni.enrolment.live import LivePolicies
 from cni.enrolment.refusals import Refusals
+from cni.enrolment.shadows import Shadows
 from cni.enrolment.strict_proxies import StrictProxies
 from cni.enrolment.whereabouts import Whereabouts
 from cni.policy.membership import skip_pod
@@ -45,6 +46,7 @@ from installer.agent.places import Places
 from installer.agent.reconcile import NodeTables, Reconciler
 from installer.agent.repair import Repairs
 from installer.agent.serving import serving
+from installer.agent.shadow import ShadowKeeper, end_shadows
 from installer.agent.signals import Signals
 from installer.agent.strays import Strays
 from installer.agent.takeover import TakeOver
@@ -55,7 +57,18 @@ from installer.pods.deployment import Deployment, IstiosDeployment
 from installer.pods.source import Source, require_source, source_of
 from installer.probe.examine import attach_or_explain, require_capable
 from installer.probe.memory import ADVISED, earlier_kills
-from installer.settings import Acceleration, Attachment, Chain, Coverage, Following, Logging, Node, Ports, Repair
+from installer.settings import (
+    Acceleration,
+    Attachment,
+    Chain,
+    Coverage,
+    Following,
+    Logging,
+    Node,
+    Ports,
+    Repair,
+    Shadow,
+)
 
 log = structlog.get_logger("agent")
 
@@ -79,6 +92,7 @@ class Settings:
     acceleration: Acceleration
     coverage: Coverage
     following: Following
+    shadow: Shadow
     ports: Ports
     logging: Logging
     is_in_istios_daemonset: bool = False  # rather than in that of this repository
@@ -174,7 +188,10 @@ class _Agent:
         self.follower = follower
         covered = settings.coverage
         policies = Policies(covered.uncaptured, covered.uncaptured_exempt_namespaces, settings.following.live_policy)
-        self.admission = Admission(self.enrolments, follower, settings.node.proc, policies=policies)
+        self._has_shadows = settings.shadow.shadow
+        self.admission = Admission(
+            self.enrolments, follower, settings.node.proc, policies=policies, has_shadows=self._has_shadows
+        )
         hearing = Hearing(self.enrolments, pins, settings.node.proc)
         up.callback(hearing.close)
         adoption = Adoption(self.admission, hearing, settings.node.proc)
@@ -221,6 +238,7 @@ class _Agent:
             left_out=self._left_out,
             refusals=self._refusals,
             failures=self._failures,
+            is_exchanging=self._exchange.is_under_way,
             was_broken=self._repairs.has_failed,
             strays=strays.look_for_strays,
             strays_soon=strays.look_for_strays_soon,
@@ -238,6 +256,7 @@ class _Agent:
         self._up.enter_context(self.source.running())
         if not self.source.wait_synced(_SYNC_SECONDS):
             log.warning("agent.not_synced", seconds=_SYNC_SECONDS, consequence="pods are enrolled once they are known")
+        self._begin_shadows()
         self._reconciler.once()
         self._exchange.forget_ended()
         self._up.enter_context(self._reconciler.running(self._settings.repair.reconcile_seconds))
@@ -248,6 +267,17 @@ class _Agent:
             self.source.events,
             self._settings.coverage.uncaptured_events,
         )
+        self._up.enter_context(keeper.running())
+
+    def _begin_shadows(self) -> None:
+        """Compare for shadow pods from now on; without shadow mode, let those go that an earlier agent has made."""
+        shadows = Shadows(self._tables, self.enrolments, self._settings.node.proc)
+        if not self._has_shadows:
+            gone = end_shadows(self._tables, self.enrolments.shadows(), self._reconciler.let_go)
+            if gone:
+                log.info("shadow.ended", pods=gone, why="the agent runs without --shadow", captured_by="Istio's rules")
+            return
+        keeper = ShadowKeeper(shadows, self.enrolments.identities, self._reconciler.pods_of, self.source.events)
         self._up.enter_context(keeper.running())
 
     def server(self, kept: KeptLog) -> Server:
@@ -275,7 +305,11 @@ class _Agent:
         """Put the plugin in place and keep it there, if the settings ask for it."""
         if self._settings.chain.install:
             installer = Installer(
-                self._settings.chain, self._settings.node, self.metrics.observe_install, self._installed
+                self._settings.chain,
+                self._settings.node,
+                self.metrics.observe_install,
+                self._installed,
+                self._has_shadows,
             )
             self._up.enter_context(installer.running())
 
@@ -287,7 +321,7 @@ class _Agent:
 
     def _installed(self, ok: bool, why: str) -> None:
         self.readiness.set("installed", ok, why)
-        self.metrics.set_install_ready(ok)
+        self.metrics.set_install_ready(ok and not why)  # in shadow mode it is ready, although the chain is istio-cni's
 
     def _synced(self) -> None:
         self.readiness.follow("synced", self.source.why_stale)

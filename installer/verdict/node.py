@@ -44,12 +44,13 @@ _CONDITIONS = {
 def verdict_on(looked: Looked) -> Verdict:
     """The verdict on a node, from the document of `sidestep status`."""
     agent = _Agent(looked["agent"], START_AGENT_TO_ATTACH if looked["attached"] is False else START_AGENT)
+    captured = [each for each in looked["pods"] if each["state"] != "shadow"]
     found = [
         *_programs(looked, agent),
         *agent.findings(),
-        *_steering(looked["pods"], agent),
-        *_processes(looked["pods"], bool(looked["attached"])),
-        *_proxies(looked["pods"], looked["sidecars"]["ending"]),
+        *_steering(captured, agent),
+        *_processes(captured, bool(looked["attached"])),
+        *_proxies(captured, looked["sidecars"]["ending"]),
         *_sidecars(looked, agent),
         *_refused(looked["refused"]["refused"]),
         *_misspelt(looked["sidecars"]["misspelt"]),
@@ -176,6 +177,12 @@ def _sidecars(looked: Looked, agent: _Agent) -> Iterator[Finding]:
     elif twice is None and not looked["problem"]:
         what = "whether its rules are in enrolled pods can't be seen"
         yield Finding(State.UNKNOWN, "istio-cni", what, _LOOK_AS_AGENT)
+    if nobodys := told["captured_by_nobody"]:
+        what = f"shadow pods whose rules are gone, so that NOBODY captures them: {_listed(nobodys)}"
+        yield Finding(State.WRONG, "istio-cni", what, "the agent captures them within a minute; " + agent.remedy)
+    if watched := [each["pod"] for each in looked["pods"] if each["state"] == "shadow"]:
+        what = f"shadow: Istio's rules capture them, and sidestep only compares: {_listed(watched)}"
+        yield Finding(State.NOTE, "pods", what, "`sidestep shadow` says what was found")
     if told["unknown"]:
         what, advice = _split(told["unknown"])
         words = f"other pods with a sidecar: not known: {what}"
@@ -213,7 +220,9 @@ def _chain(chain: Looked, agent: _Agent) -> Iterator[Finding]:
     plugin, entry = chain["plugin"], chain["entry"]
     if not chain["is_ours"]:
         return
-    if entry["rival"]:
+    if entry["rival"] and chain["may_stand_by"]:
+        yield Finding(State.NOTE, "chain", "istio-cni captures new pods, and sidestep looks on: shadow mode")
+    elif entry["rival"]:
         yield Finding(State.WRONG, "chain", *_split(entry["rival"]))
     for part, told in (("plugin", plugin), ("chain", entry)):
         if told["fault"] and not entry["rival"]:

@@ -16,10 +16,10 @@ def restore(netns: Path, version: int, text: str) -> None:
     subprocess.run(["nsenter", f"--net={netns}", command, "--noflush"], input=text, text=True, check=True)
 
 
-def rule(netns: Path, *arguments: str, version: int = 4) -> None:
+def rule(netns: Path, arguments: str, version: int = 4) -> None:
     """One call of iptables or ip6tables."""
     command = "iptables" if version == 4 else "ip6tables"
-    subprocess.run(["nsenter", f"--net={netns}", command, "-w", *arguments], check=True)
+    subprocess.run(["nsenter", f"--net={netns}", command, "-w", *arguments.split()], check=True)
 
 
 def load_rules(netns: Path, policy: CapturePolicy = SHADOW) -> None:
@@ -34,8 +34,8 @@ def flush_rules(netns: Path) -> None:
     """As if nobody had ever loaded any."""
     for version in (4, 6):
         for table in ("nat", "mangle", "raw"):
-            rule(netns, "-t", table, "-F", version=version)
-            rule(netns, "-t", table, "-X", version=version)
+            rule(netns, f"-t {table} -F", version=version)
+            rule(netns, f"-t {table} -X", version=version)
 
 
 def _addresses(netns: Path) -> str:

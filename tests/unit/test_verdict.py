@@ -23,9 +23,17 @@ def node(**changes: Any) -> dict[str, Any]:
         "pods": [pod()],
         "acceleration": {"level": "proxy", "wanted": "proxy", "reason": ""},
         "refused": {"unknown": "", "refused": []},
-        "sidecars": {"unknown": "", "left_out": [], "ending": [], "captured_twice": [], "misspelt": {}},
+        "sidecars": {
+            "unknown": "",
+            "left_out": [],
+            "ending": [],
+            "captured_twice": [],
+            "captured_by_nobody": [],
+            "misspelt": {},
+        },
         "chain": {
             "is_ours": True,
+            "may_stand_by": False,
             "plugin": {"file": "/bin/sidestep-cni", "fault": ""},
             "entry": {"file": "/net.d/10-a.conflist", "fault": "", "found_in": [], "rival": "", "remarks": []},
         },
@@ -43,6 +51,7 @@ def node(**changes: Any) -> dict[str, Any]:
 def pod(**changes: Any) -> dict[str, Any]:
     well: dict[str, Any] = {
         "pod": "default/alpha",
+        "state": "captured",
         "steering": "steered",
         "processes": {"captured": 2, "strays": [], "unknown": ""},
         "proxy": {"state": "listens", "words": "the proxy listens on 15006"},
