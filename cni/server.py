@@ -217,6 +217,7 @@ class Server:
         asks: dict[str, Callable[[], object]] = {
             "WHO_PASSED": self._verbs.who_passed,
             "WHO_WAS_REFUSED": self._verbs.refusals.documents,
+            "WHO_WAS_TAKEN_OVER": self._verbs.who_was_taken_over,
             "WHAT_FAILED": self._verbs.what_failed,
             "WHAT_WAS_LOGGED": self._logged,
         }
@@ -224,6 +225,8 @@ class Server:
 
     def _carried_out(self, order: protocol.Order) -> dict[str, Any]:
         try:
+            if self._ending:
+                raise CniError("the agent is ending; try again", code=Code.TRY_AGAIN_LATER)
             return protocol.success({"done": self._verbs.exchange(order)})
         except Exception as error:
             return protocol.failure(_as_cni_error(error))

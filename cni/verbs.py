@@ -235,6 +235,10 @@ class Verbs:
         give = {"TAKE_OVER": self.exchanges.take_over, "GIVE_BACK": self.exchanges.give_back}
         return give[order.command](order.namespace, order.name)
 
+    def who_was_taken_over(self) -> list[str]:
+        """NAMESPACE/NAME of the pods that were taken over from Istio's rules."""
+        return self.exchanges.taken_over() if self.exchanges else []
+
     def who_passed(self) -> list[dict[str, str]]:
         """The pods that were let pass at ADD, by the plugin or by this agent, each with the reason."""
         return [{"pod": each.title, "reason": each.reason} for each in self.left_out.let_past()]

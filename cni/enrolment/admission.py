@@ -54,7 +54,8 @@ class Admission:
 
         `identify` is given the identity that is enrolled for the namespace so far, and returns the one to enrol.
         `netns` is a descriptor of the pod's network namespace. Raises SandboxInvalid or RegistrationFailed; the maps
-        are then as before. With `beside_rules` it enrols a pod that Istio's rules capture too.
+        are then as before. With `beside_rules` it prepares a pod that Istio's rules capture for capture by sidestep
+        as well, and enrols it as a shadow pod.
         """
         ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
         sandbox, is_shadow = visit(netns, partial(self._settle_in, netns, policy, beside_rules))
@@ -80,13 +81,14 @@ class Admission:
         """Like admit_as(), for a running pod that no ADD has enrolled. Raises SandboxInvalid, RegistrationFailed.
 
         If an ADD has enrolled the pod meanwhile, its enrolment stays (an ADD knows the attachment) and this returns
-        False. With `beside_rules` a shadow pod is enrolled anew, to be captured.
+        False. With `beside_rules` a shadow pod is enrolled anew, prepared to be captured.
         """
         cookie = visit(netns, lambda _: own_cookie())
         with self.enrolments.undisturbed(cookie):
             entry = self.enrolments.entry(cookie)
             if entry is not None and not (beside_rules and PodFlags.SHADOW in PodFlags(entry.flags)):
                 return False
+            identity = Identity.of(entry) if entry else identity  # an ADD knows the attachment
             self.admit_as(identity, policy, netns, beside_rules)
             return True
 
@@ -102,17 +104,17 @@ class Admission:
     def _settle_in(self, netns: int, policy: CapturePolicy, beside_rules: bool, rtnl: Rtnl) -> tuple[Sandbox, bool]:
         """Run inside the namespace: follow it first, then look at it, so that no later change is missed; prepare it.
 
-        Returns also whether the pod is a shadow. Its namespace stays as it is.
+        Returns also whether the pod is a shadow. Its namespace stays as it is, unless it is to be captured soon.
         """
-        is_ruled = not beside_rules and is_captured_by_istio()
-        if is_ruled and not self.has_shadows:
+        is_ruled = is_captured_by_istio()
+        if is_ruled and not (beside_rules or self.has_shadows):
             raise CapturedByIstio(NEW_WITH_RULES)
         self.follower.watch(own_cookie(), netns)
         sandbox = self._look(policy, rtnl)
         require_address(sandbox)
-        if not is_ruled:
+        if beside_rules or not is_ruled:
             prepare(rtnl, sandbox, sandbox.captures_ipv6(policy.dual_stack), policy.mode == "TPROXY", self.proc)
-        return sandbox, is_ruled
+        return sandbox, is_ruled or beside_rules
 
     def _look(self, policy: CapturePolicy, rtnl: Rtnl) -> Sandbox:
         """Look at the sandbox. Raises SandboxInvalid if it is the node's own namespace."""

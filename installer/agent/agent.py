@@ -257,8 +257,8 @@ class _Agent:
         if not self.source.wait_synced(_SYNC_SECONDS):
             log.warning("agent.not_synced", seconds=_SYNC_SECONDS, consequence="pods are enrolled once they are known")
         self._begin_shadows()
+        self._exchange.complete()
         self._reconciler.once()
-        self._exchange.forget_ended()
         self._up.enter_context(self._reconciler.running(self._settings.repair.reconcile_seconds))
         keeper = coverage.Coverage(
             self._tables,

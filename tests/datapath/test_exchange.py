@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from cni.enrolment.exchange import Exchange, kept_pods
+from cni.enrolment import exchange as exchanges
+from cni.enrolment.exchange import Exchange
 from cni.errors import NotExchanged, RulesNotChanged
 from cni.netns.netfilter import is_captured_by_istio
 from cni.netns.sandbox import visit
@@ -91,6 +92,27 @@ while not select.select([sys.stdin], [], [], 0.05)[0]:
         bad.append(repr(error))
     client.close()
 print(json.dumps([good, bad[:5], len(bad)]), flush=True)
+"""
+# listens, and accepts nothing until it is told to; two connections wait meanwhile, and SYNs of others are dropped
+BUSY = """
+import json, socket, sys
+listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind(("0.0.0.0", 15006))
+listener.listen(1)
+print("ready", flush=True)
+sys.stdin.readline()
+while True:
+    listener.accept()[0].sendall(json.dumps({"who": "inbound"}).encode() + b"\\n")
+"""
+# connects, however long it takes
+PATIENT = """
+import json, socket, sys
+client = socket.socket()
+client.settimeout(15)
+print("ready", flush=True)
+client.connect((sys.argv[1], 8080))
+print(json.loads(client.makefile().readline())["who"], flush=True)
 """
 # one connection; says what the other end says, each time it is asked to
 OPEN = """
@@ -288,6 +310,7 @@ def test_both_captures_at_once_lose_no_connection(agent: Parts, pod: Running) ->
     under = under_rules(agent, pod)
     with load(pod):
         assert next(agent.adoption.adopt([under], beside_rules=True)).listeners
+        agent.enrolments.capture_again(pod.wire.sandbox.cookie)
     ask(open_connections(pod))
 
 
@@ -341,7 +364,7 @@ def test_a_pod_keeps_its_rules_if_a_step_fails(
 def test_a_pod_whose_proxy_does_not_listen_is_not_taken_over(agent: Parts, exchange: Exchange, wire: Wire) -> None:
     with running(wire) as pod:
         under_rules(agent, pod)
-        with pytest.raises(NotExchanged, match="does not listen on 15006"):
+        with pytest.raises(NotExchanged, match="is not seen to listen on 15006"):
             exchange.take_over("default", "pod")
         assert has_rules(pod)
         assert agent.enrolments.cookies() == []
@@ -357,13 +380,14 @@ def test_after_a_crash_in_the_middle_both_ways_can_be_gone_again(
     under_rules(agent, pod)
     before = rules(pod)
     with monkeypatch.context() as crashing:
-        crashing.setattr(Exchange, "_remove", crash)
+        crashing.setattr(exchanges, "take_away", crash)
         crashing.setattr(Exchange, "_undo", lambda *_: None)
         with pytest.raises(SystemExit):
             exchange.take_over("default", "pod")
     again = made_exchange(agent, tmp_path)
-    again.forget_ended()  # it has not ended
     with load(pod):
+        again.complete()  # it is captured, and has all its rules: nobody knows whether they are wanted
+        assert has_rules(pod)
         again.take_over("default", "pod")
     with monkeypatch.context() as crashing:
         crashing.setattr(Exchange, "_end", crash)
@@ -377,10 +401,11 @@ def test_after_a_crash_in_the_middle_both_ways_can_be_gone_again(
 def test_rules_are_kept_of_living_pods_alone(agent: Parts, exchange: Exchange, pod: Running) -> None:
     under_rules(agent, pod)
     exchange.take_over("default", "pod")
-    assert kept_pods(exchange.run_dir) == [("default", "pod")]
-    agent.enrolments.remove(pod.wire.sandbox.cookie)
-    exchange.forget_ended()
-    assert kept_pods(exchange.run_dir) == []
+    assert exchange.taken_over() == ["default/pod"]
+    kept = exchange.run_dir / "rules" / f"{pod.wire.sandbox.cookie}.json"
+    kept.rename(kept.with_stem("1"))  # of a namespace that is gone: cookies are not used again
+    assert exchange.taken_over() == []
+    assert list(kept.parent.iterdir()) == []
     with pytest.raises(NotExchanged, match="was not taken over"):
         exchange.give_back("default", "pod")
 
@@ -394,8 +419,72 @@ def test_a_pod_without_istios_rules_has_nothing_to_exchange(agent: Parts, exchan
 def test_a_shadow_pod_is_taken_over_too(agent: Parts, exchange: Exchange, pod: Running) -> None:
     under = under_rules(agent, pod)
     assert next(agent.adoption.adopt([under], beside_rules=True)).listeners
-    assert agent.enrolments.watch_only(pod.wire.sandbox.cookie)
     with load(pod):
         exchange.take_over("default", "pod")
     ask(open_connections(pod))
     assert not has_rules(pod)
+
+
+def test_a_refused_takeover_disturbs_no_connection(agent: Parts, exchange: Exchange, wire: Wire) -> None:
+    """The rules redirect to whoever listens. sidestep would not: this is not the user whom the Pod names."""
+    wire.peer.serve("remote", "8080", uid=0)
+    with running(wire) as pod:
+        pod.serve("outbound", "15001", uid=PROXY)
+        pod.serve("inbound", "15006", uid=2000)
+        wire.pod.serve("app", "8080")
+        under_rules(agent, pod)
+        before, empty = rules(pod), agent.kernel.policies()
+        with load(pod), pytest.raises(NotExchanged, match="is not seen to listen on 15006"):
+            exchange.take_over("default", "pod")
+        assert rules(pod) == before
+        assert agent.kernel.policies() == empty
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_to_ask_again_changes_nothing(agent: Parts, exchange: Exchange, pod: Running, tool: str) -> None:
+    under_rules(agent, pod, tool)
+    before = rules(pod)
+    exchange.take_over("default", "pod")
+    assert exchange.take_over("default", "pod") == "captured by sidestep already, without rules of Istio's"
+    exchange.give_back("default", "pod")
+    assert rules(pod) == before
+    assert has_rules(pod)
+
+
+@pytest.mark.parametrize("tool", ["iptables-nft", "ip6tables-nft"])
+def test_an_agent_completes_what_another_one_has_left_in_the_middle(
+    agent: Parts, exchange: Exchange, pod: Running, tool: str
+) -> None:
+    """Killed between the two families, it has left one of them."""
+    under_rules(agent, pod)
+    before = rules(pod)
+    exchange.take_over("default", "pod")
+    kept = next((exchange.run_dir / "rules").glob("*.json"))
+    part = next(text for argv, text in texts("iptables-nft", agent.pods.pods[0]) if argv[0].startswith(tool))
+    run_in(pod.wire.pod.path, [f"{tool}-restore", "--noflush"], part)
+    exchange.complete()
+    assert not has_rules(pod)  # it is captured
+    assert kept.exists()
+    run_in(pod.wire.pod.path, [f"{tool}-restore", "--noflush"], part)
+    agent.enrolments.remove(pod.wire.sandbox.cookie)
+    exchange.complete()
+    found = [line for line in rules(pod).splitlines() if "SIDESTEP_TRACKING" not in line]
+    assert found == before.splitlines()  # it was not
+    assert not kept.exists()
+
+
+def test_a_client_that_waits_for_its_connection_meanwhile_reaches_the_proxy(
+    agent: Parts, exchange: Exchange, wire: Wire
+) -> None:
+    """Its first SYN came without rules, found no room, and conntrack remembers what was decided about it."""
+    with running(wire) as pod:
+        busy = pod.container(pod.proxy).start([*PYTHON, BUSY], PROXY)
+        wire.pod.serve("app", "8080")
+        under_rules(agent, pod)
+        exchange.take_over("default", "pod")
+        clients = [wire.peer.start([*PYTHON, PATIENT, str(wire.pod.ip4)], 1000) for _ in range(5)]
+        exchange.give_back("default", "pod")
+        assert busy.stdin is not None
+        busy.stdin.write("go\n")
+        busy.stdin.flush()
+        assert [client.communicate(timeout=20)[0] for client in clients] == ["inbound\n"] * 5

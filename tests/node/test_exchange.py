@@ -92,8 +92,10 @@ def test_pods_go_to_sidestep_and_back_under_load_and_no_request_fails(mesh: Mesh
 def test_what_cannot_be_exchanged_is_named_with_the_reason(mesh: Mesh) -> None:
     node = mesh.node
     for argv, words in (
-        (("giveback", "alpha"), "1 of 1 pods are captured as before: default/alpha: default/alpha was not taken over"),
-        (("takeover", "gamma"), "default/gamma: default/gamma is none of sidestep's: "),
+        (("giveback", "alpha"), "1 of 1 pods not exchanged: default/alpha: it was not taken over"),
+        (("takeover", "gamma"), "default/gamma: it is none of sidestep's: "),
+        (("takeover", "a/b/c"), "'a/b/c' is no pod's name; give NAME or NAMESPACE/NAME"),
+        (("takeover", f"x/{'a' * 300}"), "is no pod's name; give NAME or NAMESPACE/NAME"),
         (("takeover", "nobody"), "no pod on this node is called nobody; give NAMESPACE/NAME"),
         (("takeover", "shop/nobody"), "no Pod shop/nobody"),
     ):
@@ -103,4 +105,6 @@ def test_what_cannot_be_exchanged_is_named_with_the_reason(mesh: Mesh) -> None:
     assert exchange(node, "takeover").returncode == 2
     node.agent.terminate()
     done = exchange(node, "takeover", "alpha")
-    assert "default/alpha: nobody is there" in done.stderr
+    assert "default/alpha: no agent answers at " in done.stderr
+    done = exchange(node, "giveback", "--all")
+    assert "which pods were taken over is not known" in done.stderr

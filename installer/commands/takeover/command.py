@@ -11,7 +11,7 @@ from installer.settings import Node, take
 
 
 class NotAllExchanged(SidestepError):
-    """Some pods are captured as before. The message names them and the reasons."""
+    """Some pods were not exchanged, or that is not known. The message names them and the reasons."""
 
 
 @click.command(cls=Command)
@@ -25,8 +25,8 @@ def takeover(node: Node, names: tuple[str, ...], is_all: bool, namespace: str, o
 
     POD is NAME or NAMESPACE/NAME. The agent enrols the pod beside the rules that Istio's plugin has written, sees that
     sidestep captures it, and then removes the rules. No container restarts, and no connection ends: those that are open
-    go on as they are, new ones are captured by sidestep. If a step fails, the rules stay or are put back. The agent
-    keeps the rules, so that `giveback` can put them back.
+    go on as they are, new ones are captured by sidestep. If a step fails, the rules capture the pod as before, or the
+    message says what is left of them. The agent keeps the rules, so that `giveback` can put them back.
 
     \b
         sidestep takeover shop/web-0      one pod
@@ -71,4 +71,4 @@ def _exchange(
     documents: list[dict[str, Any]] = exchanges(node.cni_agent_run_dir, command, pods)
     show(documents, output, lambda: exchanged_text(documents))
     if problems := [f"{each['pod']}: {each['problem']}" for each in documents if each["problem"]]:
-        raise NotAllExchanged(f"{len(problems)} of {len(documents)} pods are captured as before: {'; '.join(problems)}")
+        raise NotAllExchanged(f"{len(problems)} of {len(documents)} pods not exchanged: {'; '.join(problems)}")

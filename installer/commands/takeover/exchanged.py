@@ -1,5 +1,6 @@
 """Asks the agent to exchange what captures pods: which pods, and what became of each."""
 
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -8,18 +9,19 @@ from typing import Any, Literal, NamedTuple
 
 from bpf.errors import SidestepError
 from cni.enrolment.bystanders import key_of, under_istios_rules
-from cni.enrolment.exchange import kept_pods
 from cni.policy.membership import skip_pod
 from cni.policy.pod import Pod
-from cni.protocol import Order
-from installer.commands.agent_socket import ask_agent
+from cni.protocol import SOCKET_NAME, Order
+from installer.commands.agent_socket import ask_about, ask_agent
 from installer.commands.names import NoSuchPod
 from installer.commands.pods.differences import described
 from installer.settings import Node
 
 Way = Literal["TAKE_OVER", "GIVE_BACK"]
 _AT_ONCE = 8  # as many as the agent works at
-_SECONDS = 60.0  # for one pod; it takes a few
+_SECONDS = 120.0  # for one pod; it takes a few
+# of Kubernetes, as far as it matters here: an optional namespace and a name
+_NAME = re.compile(r"(?:[\w.-]{1,63}/)?[\w.-]{1,253}")
 
 
 class PodName(NamedTuple):
@@ -36,18 +38,21 @@ def named_pods(node: Node, names: Iterable[str], namespace: str) -> list[PodName
     """The pods of these names; one without a namespace is looked for among the node's Pods. Raises NoSuchPod."""
     pods, found = _Pods(node), []
     for given in names:
+        if not _NAME.fullmatch(given):
+            raise NoSuchPod(f"{given!r} is no pod's name; give NAME or NAMESPACE/NAME")
         before, _, name = given.rpartition("/")
-        if wanted := before or namespace:
-            found.append(PodName(wanted, name))
-        else:
-            found.append(pods.called(name))
+        wanted = before or namespace
+        found.append(PodName(wanted, name) if wanted else pods.called(name))
     return found
 
 
 def every_pod(node: Node, way: Way, namespace: str) -> list[PodName]:
     """The pods that are captured by Istio's rules now, or were taken over. Raises SidestepError, OSError."""
     if way == "GIVE_BACK":
-        found = [PodName(*each) for each in kept_pods(node.cni_agent_run_dir)]
+        told = ask_about(node.cni_agent_run_dir, "WHO_WAS_TAKEN_OVER")
+        if told.unknown:
+            raise SidestepError(f"which pods were taken over is not known: {told.unknown}")
+        found = [PodName(*each.split("/", 1)) for each in told.rows]
     else:
         outside = node.pod_namespace, node.exclude_namespaces
         pods = [each for each in _Pods(node).every() if each.is_running and not skip_pod(each, *outside)]
@@ -73,7 +78,12 @@ def exchanged_text(documents: list[dict[str, Any]]) -> str:
 def _exchange(run_dir: Path, way: Way, pod: PodName) -> dict[str, Any]:
     order = Order(command=way, namespace=pod.namespace, name=pod.name).model_dump()
     asked = ask_agent(run_dir, order, _SECONDS)
-    return {"pod": str(pod), "done": "" if asked.fault else asked.output["done"], "problem": asked.fault}
+    problem = asked.fault
+    if asked.pid is None and asked.fault:
+        problem = f"no agent answers at {run_dir / SOCKET_NAME}; nothing is changed"
+    elif asked.fault and "msg" not in asked.output:  # it has not said what it has done
+        problem = f"unknown: {asked.fault}; look with `sidestep pods {pod}`, then repeat"
+    return {"pod": str(pod), "done": "" if problem else asked.output["done"], "problem": problem}
 
 
 class _Pods:
