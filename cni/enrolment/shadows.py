@@ -116,6 +116,9 @@ class Shadows:
         self._begin(entries)
         ripe = self._ripe()
         first: dict[int, list[Compared]] = {}
+        late = [record for cookie, some in ripe.items() if cookie not in entries for record in some]
+        if late:  # their pods have ended meanwhile
+            self._add(ENDED, [(_unseen(key, value, Uncompared.UNSEEN), value) for key, value in late])
         for cookie, compared in self._compared(entries, ripe):
             if news := self._add(cookie, compared):
                 first[cookie] = news

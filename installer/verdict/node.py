@@ -62,7 +62,7 @@ def verdict_on(looked: Looked) -> Verdict:
     seen = {each.part for each in found if each.state is not State.NOTE}
     found += _readiness(looked, agent, seen)
     order = (State.WRONG, State.UNKNOWN, State.NOTE)
-    return Verdict(tuple(sorted(found, key=lambda each: order.index(each.state))), len(looked["pods"]))
+    return Verdict(tuple(sorted(found, key=lambda each: order.index(each.state))), len(captured))
 
 
 class _Agent:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from bpf.layout import Cookie, CoverageEntry, FlowSumsEntry, ShadowSumsEntry, TallyEntry, Way
 from cni.enrolment.shadows import ENDED, Shadows, described, netfilters
 from cni.policy.annotations import CapturePolicy
+from installer.host.captured import captured_pods
 from tests.datapath.ruled import load_rules, rule, serve_all
 from tests.datapath.test_dns import ASK, resolver
 from tests.datapath.wires import PROXY, Kernel, Wire
@@ -399,6 +401,14 @@ def test_what_is_known_of_a_pod_outlives_it_and_another_agent(wire: Wire, shadow
     kernel.tables.shadow_sums.remove(Cookie(ENDED))
     for key in list(kernel.tables.findings.every_key()):
         kernel.tables.findings.remove(key)
+
+
+def test_a_shadow_pod_does_not_count_as_captured(wire: Wire, kernel: Kernel) -> None:
+    wire.enrol()
+    name = f"netns cookie {wire.sandbox.cookie}", "default/pod"
+    assert any(each in name for each in captured_pods(kernel.pins, Path("/proc")))
+    kernel.enrolments.watch_only(wire.sandbox.cookie)
+    assert captured_pods(kernel.pins, Path("/proc")) == []
 
 
 def test_nothing_is_recorded_of_a_pod_that_nobody_compares(wire: Wire, kernel: Kernel) -> None:
