@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from bpf.errors import SidestepError
 from installer.commands.command import (
     Command,
     all_namespaces_option,
@@ -34,7 +35,8 @@ def shadow(
     end, port, process, what sidestep would have done and by which rule, and what netfilter did. What could not be
     compared is counted by its reason. Pods that have ended are summed up in one row.
 
-    The exit status is 0 if there is no difference, 1 if there are differences, and 3 if nothing was compared.
+    The exit status is 0 if there is no difference, 1 if there are differences, and 3 if nothing was compared, or if it
+    can't be told.
 
     \b
         sidestep shadow                      all shadow pods of this node
@@ -43,10 +45,14 @@ def shadow(
     from installer.commands.shadow.shadow_document import exit_status, shadow_document, shadow_documents
     from installer.commands.shadow.shadow_table import shadow_text
 
-    if name is None:
-        documents = shadow_documents(attachment.pins, one_namespace(namespace, everywhere))
-        show(documents, output, lambda: shadow_text(documents, not no_headers))
-    else:
-        documents = [shadow_document(attachment.pins, qualified(name, namespace))]
-        show(documents[0], output, lambda: shadow_text(documents, not no_headers))
+    wanted = one_namespace(namespace, everywhere)
+    try:
+        if name is None:
+            documents = shadow_documents(attachment.pins, wanted)
+        else:
+            documents = [shadow_document(attachment.pins, qualified(name, namespace))]
+    except SidestepError as error:  # 1 would say that there are differences
+        click.echo(f"sidestep: {error}", err=True)
+        sys.exit(exit_status(()))
+    show(documents if name is None else documents[0], output, lambda: shadow_text(documents, not no_headers))
     sys.exit(exit_status(documents))
