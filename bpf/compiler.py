@@ -34,6 +34,7 @@ SOURCES = (
     "uncaptured.c",
     "create.c",
     "calls.c",
+    "shadow.c",
     "connect.c",
     "datagram.c",
     "bind.c",

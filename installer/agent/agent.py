@@ -11,6 +11,7 @@ import resource
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -20,12 +21,14 @@ from bpf.tables import Tables
 from cni.enrolment.admission import Admission
 from cni.enrolment.adoption import Adoption
 from cni.enrolment.enroll import Enrolments
+from cni.enrolment.exchange import Exchange
 from cni.enrolment.failures import Failures
 from cni.enrolment.follow import Follower
 from cni.enrolment.hearing import Hearing
 from cni.enrolment.left_out import LeftOut
 from cni.enrolment.live import LivePolicies
 from cni.enrolment.refusals import Refusals
+from cni.enrolment.shadows import Shadows
 from cni.enrolment.strict_proxies import StrictProxies
 from cni.enrolment.whereabouts import Whereabouts
 from cni.policy.membership import skip_pod
@@ -43,6 +46,7 @@ from installer.agent.places import Places
 from installer.agent.reconcile import NodeTables, Reconciler
 from installer.agent.repair import Repairs
 from installer.agent.serving import serving
+from installer.agent.shadow import ShadowKeeper, end_shadows
 from installer.agent.signals import Signals
 from installer.agent.strays import Strays
 from installer.agent.takeover import TakeOver
@@ -53,7 +57,18 @@ from installer.pods.deployment import Deployment, IstiosDeployment
 from installer.pods.source import Source, require_source, source_of
 from installer.probe.examine import attach_or_explain, require_capable
 from installer.probe.memory import ADVISED, earlier_kills
-from installer.settings import Acceleration, Attachment, Chain, Coverage, Following, Logging, Node, Ports, Repair
+from installer.settings import (
+    Acceleration,
+    Attachment,
+    Chain,
+    Coverage,
+    Following,
+    Logging,
+    Node,
+    Ports,
+    Repair,
+    Shadow,
+)
 
 log = structlog.get_logger("agent")
 
@@ -77,6 +92,7 @@ class Settings:
     acceleration: Acceleration
     coverage: Coverage
     following: Following
+    shadow: Shadow
     ports: Ports
     logging: Logging
     is_in_istios_daemonset: bool = False  # rather than in that of this repository
@@ -172,12 +188,19 @@ class _Agent:
         self.follower = follower
         covered = settings.coverage
         policies = Policies(covered.uncaptured, covered.uncaptured_exempt_namespaces, settings.following.live_policy)
-        self.admission = Admission(self.enrolments, follower, settings.node.proc, policies=policies)
+        self._has_shadows = settings.shadow.shadow
+        self.admission = Admission(
+            self.enrolments, follower, settings.node.proc, policies=policies, has_shadows=self._has_shadows
+        )
         hearing = Hearing(self.enrolments, pins, settings.node.proc)
         up.callback(hearing.close)
         adoption = Adoption(self.admission, hearing, settings.node.proc)
         self._left_out, self._refusals = LeftOut(self.source.events), Refusals()
         self._failures = Failures(tables)
+        skips = partial(_why_skipped, settings.node)
+        self._exchange = Exchange(
+            adoption, self.source.pods, pins, settings.node.cni_agent_run_dir, skips, self.source.events
+        )
         self._live = LivePolicies(self.enrolments, self.source.events, policies)
         self._repairs = Repairs(
             settings=settings.repair,
@@ -186,7 +209,7 @@ class _Agent:
             is_enrolled=self._is_enrolled,
             events=self.source.events,
             observe=self.metrics.observe_repair,
-            skips=lambda pod: skip_pod(pod, settings.node.pod_namespace, settings.node.exclude_namespaces),
+            skips=skips,
         )
         self.readiness.follow("repairs", self._repairs.why_forbidden)
         strays = Strays(
@@ -215,6 +238,7 @@ class _Agent:
             left_out=self._left_out,
             refusals=self._refusals,
             failures=self._failures,
+            is_exchanging=self._exchange.is_under_way,
             was_broken=self._repairs.has_failed,
             strays=strays.look_for_strays,
             strays_soon=strays.look_for_strays_soon,
@@ -232,6 +256,8 @@ class _Agent:
         self._up.enter_context(self.source.running())
         if not self.source.wait_synced(_SYNC_SECONDS):
             log.warning("agent.not_synced", seconds=_SYNC_SECONDS, consequence="pods are enrolled once they are known")
+        self._begin_shadows()
+        self._exchange.complete()
         self._reconciler.once()
         self._up.enter_context(self._reconciler.running(self._settings.repair.reconcile_seconds))
         keeper = coverage.Coverage(
@@ -241,6 +267,17 @@ class _Agent:
             self.source.events,
             self._settings.coverage.uncaptured_events,
         )
+        self._up.enter_context(keeper.running())
+
+    def _begin_shadows(self) -> None:
+        """Compare for shadow pods from now on; without shadow mode, let those go that an earlier agent has made."""
+        shadows = Shadows(self._tables, self.enrolments, self._settings.node.proc)
+        if not self._has_shadows:
+            gone = end_shadows(self._tables, self.enrolments.shadows(), self._reconciler.let_go)
+            if gone:
+                log.info("shadow.ended", pods=gone, why="the agent runs without --shadow", captured_by="Istio's rules")
+            return
+        keeper = ShadowKeeper(shadows, self.enrolments.identities, self._reconciler.pods_of, self.source.events)
         self._up.enter_context(keeper.running())
 
     def server(self, kept: KeptLog) -> Server:
@@ -256,6 +293,7 @@ class _Agent:
             call_for_help=self._reconciler.wake,
             left_out=self._left_out,
             refusals=self._refusals,
+            exchanges=self._exchange,
             what_failed=self._failures.documents,
         )
         run_dir = self._settings.node.cni_agent_run_dir
@@ -267,7 +305,11 @@ class _Agent:
         """Put the plugin in place and keep it there, if the settings ask for it."""
         if self._settings.chain.install:
             installer = Installer(
-                self._settings.chain, self._settings.node, self.metrics.observe_install, self._installed
+                self._settings.chain,
+                self._settings.node,
+                self.metrics.observe_install,
+                self._installed,
+                self._has_shadows,
             )
             self._up.enter_context(installer.running())
 
@@ -279,7 +321,7 @@ class _Agent:
 
     def _installed(self, ok: bool, why: str) -> None:
         self.readiness.set("installed", ok, why)
-        self.metrics.set_install_ready(ok)
+        self.metrics.set_install_ready(ok and not why)  # in shadow mode it is ready, although the chain is istio-cni's
 
     def _synced(self) -> None:
         self.readiness.follow("synced", self.source.why_stale)
@@ -290,3 +332,7 @@ class _Agent:
 
     def _is_enrolled(self, pod: Pod) -> bool:
         return self._reconciler.is_enrolled(pod)
+
+
+def _why_skipped(node: Node, pod: Pod) -> str | None:
+    return skip_pod(pod, node.pod_namespace, node.exclude_namespaces)

@@ -7,7 +7,19 @@ import click
 
 from installer.commands.command import Command
 from installer.commands.output import output_option, show
-from installer.settings import Acceleration, Attachment, Chain, Coverage, Following, Logging, Node, Ports, Repair, take
+from installer.settings import (
+    Acceleration,
+    Attachment,
+    Chain,
+    Coverage,
+    Following,
+    Logging,
+    Node,
+    Ports,
+    Repair,
+    Shadow,
+    take,
+)
 
 
 @click.command(cls=Command)
@@ -18,6 +30,7 @@ from installer.settings import Acceleration, Attachment, Chain, Coverage, Follow
 @take(Acceleration)
 @take(Coverage)
 @take(Following)
+@take(Shadow)
 @take(Ports)
 @take(Logging)
 def agent(**groups: Any) -> None:
