@@ -26,7 +26,7 @@ RUN python3 -m venv --system-site-packages /opt/venv \
 FROM ${BASE}
 RUN apt-get update -q \
  && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
-      libbpf1 python3 python3-bpfcc util-linux \
+      conntrack iptables libbpf1 nftables python3 python3-bpfcc util-linux \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt /usr/share/doc /usr/share/man
 COPY --from=packages /opt/venv /opt/venv
 COPY --from=shim /src/build/sidestep-cni /opt/cni/bin/sidestep-cni

@@ -17,7 +17,7 @@ KUBECTL := $(shell command -v kubectl > /dev/null || echo kubernetes-client)
 GO := $(shell command -v go > /dev/null || [ -x /usr/local/go/bin/go ] || echo golang-go)
 CARGO := $(shell command -v cargo > /dev/null || echo cargo-web)
 LOAD := wrk nghttp2-client iperf3 nginx-light
-TEST_PACKAGES := $(DEMO_PACKAGES) $(KUBECTL) containerd runc busybox-static buildah debootstrap \
+TEST_PACKAGES := $(DEMO_PACKAGES) $(KUBECTL) nftables conntrack containerd runc busybox-static buildah debootstrap \
           zsh fish chromium fonts-dejavu-core \
           haproxy mptcpize openjdk-17-jdk-headless nodejs redis-server python3-redis python3-aiohttp $(LOAD)
 KERNELS_PACKAGES := $(DEMO_PACKAGES) qemu-system-x86 kmod xz-utils

@@ -35,6 +35,7 @@ SOURCES = (
     "uncaptured.c",
     "create.c",
     "calls.c",
+    "shadow.c",
     "connect.c",
     "datagram.c",
     "bind.c",

@@ -149,13 +149,20 @@ static __always_inline int capture_connection(struct bpf_sock_addr *ctx, __u32 f
     terms = terms_of(pod);
     read_destination(ctx, family, &to);
     source = ADDRESS_OF(sk, src, family);
-    if (is_refused_by_pod(pod, terms, cookie, sk, &to, &source))
+    if (!is_shadow(terms) && is_refused_by_pod(pod, terms, cookie, sk, &to, &source))
         return REFUSE;
-    if (!is_of_interest(terms, protocol, to.port_be) || (to.family == AF_INET6 && !(terms.flags & POD_IPV6)))
-        return is_refused_uncaptured(pod, terms, cookie, sk, &to, &source, RULE_NONE) ? REFUSE : pass(sk, &to);
-
+    if (!is_of_interest(terms, protocol, to.port_be) || (to.family == AF_INET6 && !(terms.flags & POD_IPV6))) {
+        if (!is_shadow(terms))
+            return is_refused_uncaptured(pod, terms, cookie, sk, &to, &source, RULE_NONE) ? REFUSE : pass(sk, &to);
+        watch_connect(sk, cookie, &to, DECIDED(RULE_NO_IPV6, VERDICT_PASS));
+        return pass(sk, &to);
+    }
     resolve_unspecified(&to, &source);
     decision = decide(ctx, pod, terms, cookie, sk, &to, &source, protocol == IPPROTO_UDP);
+    if (is_shadow(terms)) {
+        watch_connect(sk, cookie, &to, decision);
+        return pass(sk, &to);
+    }
     if (decision.verdict == VERDICT_PASS && is_refused_uncaptured(pod, terms, cookie, sk, &to, &source, decision.rule))
         return REFUSE;
     count(cookie, decision.verdict);

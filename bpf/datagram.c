@@ -83,6 +83,12 @@ static __always_inline struct address source_of_query(const struct pod *pod, __u
     return is_unspecified(bound) && !is_on_lo(&to->address) ? source_for(pod, cookie, to) : keep;
 }
 
+/* Whether the resolver answers a query that was captured with an alias as source. */
+static __always_inline bool is_reply_to_alias(struct bpf_sock *sk, const struct destination *to)
+{
+    return sk->src_port == RESOLVER_PORT && slot_of_alias(&to->address);
+}
+
 /*
  * Decides a datagram. The verdict is DNS for a captured query and for the resolver's reply to an alias. Then `to`
  * becomes the new destination and `source` the new source. If `source` is all zero, the datagram keeps its source.
@@ -95,7 +101,7 @@ static __always_inline struct decision redirect(struct bpf_sock_addr *ctx, struc
     struct decision decision;
     int slot;
 
-    if (sk->src_port == RESOLVER_PORT && slot_of_alias(&to->address)) {
+    if (is_reply_to_alias(sk, to)) {
         *source = to->address;
         to->address = to->family == AF_INET ? pod->source4 : pod->source6;
         return DECIDED(RULE_NONE, VERDICT_DNS);
@@ -143,6 +149,16 @@ static __always_inline int capture_datagram(struct bpf_sock_addr *ctx, __u32 fam
     terms = terms_of(pod);
     read_destination(ctx, family, &to);
     bound = ADDRESS_OF(sk, src, family);
+    if (is_shadow(terms) && !is_reply_to_alias(sk, &to)) { /* queries from before are still answered */
+        if (to.port_be == swap16(DNS_PORT)) {
+            resolve_unspecified(&to, &bound);
+            decision = DECIDED(RULE_NO_IPV6, VERDICT_PASS);
+            if (family == AF_INET || terms.flags & POD_IPV6)
+                decision = decide(ctx, pod, terms, cookie, sk, &to, &bound, true);
+            watch_query(pod, cookie, sk, &to, &bound, decision);
+        }
+        return ALLOW;
+    }
     if (is_refused_by_pod(pod, terms, cookie, sk, &to, &bound))
         return REFUSE;
     if (!(terms.flags & POD_DNS) || (family == AF_INET6 && !(terms.flags & POD_IPV6)))

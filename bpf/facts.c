@@ -35,6 +35,16 @@ static __always_inline struct terms terms_of(const struct pod *pod)
     return read.terms;
 }
 
+/*
+ * Whether the pod is only watched: it has Istio's rules, and netfilter captures. Connections that were captured before
+ * the flag was set keep what was stored for them. The proxy's listeners are still registered, so that capture is
+ * complete at the moment when the flag is removed.
+ */
+static __always_inline bool is_shadow(struct terms terms)
+{
+    return terms.flags & POD_SHADOW;
+}
+
 _Static_assert(__builtin_offsetof(struct pod, flags) == 0 && __builtin_offsetof(struct pod, policy) == 4,
                "terms_of() reads them as they are in struct pod");
 

@@ -13,6 +13,7 @@ U8, U16, U32, U64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_u
 
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
+RESOLVER_PORT = 15053
 FAMILY_SLOTS = 2
 LISTENER_SLOTS = 2 * FAMILY_SLOTS
 ZTUNNELS = 8
@@ -50,6 +51,7 @@ class PodFlags(IntFlag):
     LIVE_POLICY = 1 << 16
     LATE_OUTBOUND = 1 << 17
     DELETED = 1 << 18
+    SHADOW = 1 << 19
     AMBIENT = 1 << 20
     BYPASS_INBOUND = 1 << 21
     TRUSTS_MARK = 1 << 22
@@ -356,6 +358,91 @@ class FlowSumsEntry(ctypes.Structure):
     _fields_ = [("outbound", FlowEntry), ("inbound", FlowEntry), ("added", U64), ("dropped", U64)]
 
 
+class ShadowKey(ctypes.Structure):
+    """Key of shadows: a connection of a shadow pod, or a query. Ports in host order; `way` is Way.OUT or Way.IN."""
+
+    _fields_ = [
+        ("cookie", U64),
+        ("client", Address),
+        ("server", Address),
+        ("client_port", U16),
+        ("server_port", U16),
+        ("protocol", U16),
+        ("way", U16),
+    ]
+
+
+class ShadowEntry(ctypes.Structure):
+    """Value of shadows: what the programs would have done. `time` is CLOCK_MONOTONIC in ns."""
+
+    _fields_ = [
+        ("time", U64),
+        ("verdict", U32),
+        ("rule", U32),
+        ("pid", U32),
+        ("uid", U32),
+        ("command", ctypes.c_char * 16),
+    ]
+
+
+class ShadowCountsEntry(ctypes.Structure):
+    """Value of shadow_counts: what the programs could not record of a pod."""
+
+    _fields_ = [("unnamed", U64), ("dropped", U64)]
+
+
+class Uncompared(IntEnum):
+    """Why the agent could not compare something: enum uncompared of maps.h."""
+
+    NO_ENTRY = 0
+    TPROXY = 1
+    UNSEEN = 2
+    UNNAMED = 3
+    DROPPED = 4
+
+
+class ShadowSumsEntry(ctypes.Structure):
+    """Value of shadow_sums: what the agent has compared of a pod. Times are CLOCK_MONOTONIC in ns."""
+
+    _fields_ = [
+        ("since", U64),
+        ("last", U64),
+        ("same", U64),
+        ("different", U64),
+        ("not_compared", U64 * len(Uncompared)),
+    ]
+
+
+class FindingKey(ctypes.Structure):
+    """Key of findings: one kind of difference. `went_to` is 0 if netfilter did not redirect. Ports in host order."""
+
+    _fields_ = [
+        ("cookie", U64),
+        ("remote", Address),
+        ("port", U16),
+        ("protocol", U8),
+        ("way", U8),
+        ("verdict", U16),
+        ("rule", U16),
+        ("went_to", U16),
+        ("zero16", U16),
+        ("zero32", U32),
+    ]
+
+
+class FindingEntry(ctypes.Structure):
+    """Value of findings. Times are CLOCK_MONOTONIC in ns; the process is the first one."""
+
+    _fields_ = [
+        ("count", U64),
+        ("first", U64),
+        ("last", U64),
+        ("pid", U32),
+        ("uid", U32),
+        ("command", ctypes.c_char * 16),
+    ]
+
+
 class NodeEntry(ctypes.Structure):
     """Value of node: the node's settings that programs read."""
 
@@ -518,6 +605,10 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "flows_forgotten": (Cookie, Quad),
     "flow_totals": (Word, FlowEntry),
     "lifetimes": (Word, Quad),
+    "shadows": (ShadowKey, ShadowEntry),
+    "shadow_counts": (Cookie, ShadowCountsEntry),
+    "shadow_sums": (Cookie, ShadowSumsEntry),
+    "findings": (FindingKey, FindingEntry),
 }
 
 # enum total, in its order: the direction and verdict of connections of enrolled pods
@@ -570,4 +661,4 @@ RULES = (
 )
 
 # maps that user space cannot look up by key, with the size of a value in bytes: socket storages, and the ring (0)
-STORAGES = {"sockets": 48, "resolvers": 104, "pairings": 104, "counted": 48, "events": 0}
+STORAGES = {"sockets": 48, "resolvers": 104, "pairings": 104, "counted": 48, "shadowed": 40, "events": 0}

@@ -29,6 +29,14 @@ static __always_inline __u32 remote_of(struct bpf_sk_lookup *ctx)
     return FIELD(ctx->remote_ip4) | FIELD(ctx->remote_ip6[3]);
 }
 
+/* Whether netfilter captures in this pod: then no packet may depend on our programs. */
+static __always_inline bool is_watched(__u64 cookie)
+{
+    struct pod *pod = pods.lookup(&cookie);
+
+    return pod && is_shadow(terms_of(pod));
+}
+
 /* If ss_sk_lookup is not there, nobody can say what is captured: the packet is refused. */
 int ss_steer(struct bpf_sk_lookup *ctx)
 {
@@ -42,7 +50,7 @@ int ss_steer(struct bpf_sk_lookup *ctx)
     mine->remote_port = ctx->remote_port;
     mine->local_port = ctx->local_port;
     inbound.call(ctx, 0);
-    return SK_DROP;
+    return is_watched(mine->cookie) ? SK_PASS : SK_DROP;
 }
 
 /*
@@ -195,6 +203,23 @@ static __always_inline __u32 arrival_of(struct bpf_sk_lookup *ctx, __u64 cookie,
 #endif
 }
 
+/*
+ * Records what would have been done with a shadow pod's packet. If netfilter has redirected it to the proxy, only
+ * conntrack knows the port that it was for. Then the agent decides again.
+ */
+static __always_inline void watch_packet(struct bpf_sk_lookup *ctx, struct pod *pod, struct terms terms, __u64 cookie,
+                                         const struct address *local, const struct address *remote)
+{
+    struct decision decision = DECIDED(RULE_NO_IPV6, VERDICT_PASS);
+
+    if (ctx->protocol != IPPROTO_TCP || is_proxy_dial(ctx, pod, cookie, local, remote))
+        return;
+    if (ctx->family == AF_INET || terms.flags & POD_IPV6)
+        decision = decide_inbound(terms.flags, ctx->local_port, rules_of_port(terms, cookie, ctx->local_port),
+                                  is_excluded_interface(pod, cookie, arrival_of(ctx, cookie, local)));
+    watch_arrival(ctx, cookie, local, remote, decision);
+}
+
 int ss_sk_lookup(struct bpf_sk_lookup *ctx)
 {
     struct address local, remote;
@@ -214,6 +239,10 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
     if (!pod || is_from_itself(ctx, pod, cookie, &local, &remote))
         return SK_PASS;
     terms = terms_of(pod);
+    if (is_shadow(terms)) {
+        watch_packet(ctx, pod, terms, cookie, &local, &remote);
+        return SK_PASS;
+    }
     if (is_denied_inbound(terms, cookie, ctx->local_port)) {
         note_packet(ctx, cookie, &local, &remote, RULE_DENY, TOTAL_INBOUND_DENIED);
         note_past(ctx, pod, cookie, &remote, RULE_DENY, OUTCOME_REFUSED);

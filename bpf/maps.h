@@ -56,6 +56,8 @@
 #define MAX_QUESTIONS 16384  /* peers of UDP sockets that are not connected; a full map drops the least recently used */
 #define MAX_UNCAPTURED 65536 /* entries of all pods; 0.1 KiB each, if they are there */
 #define MAX_FLOWS 65536      /* as above; 0.2 KiB each */
+#define MAX_SHADOWS 65536    /* connections of shadow pods that the agent has not compared yet; 0.1 KiB each */
+#define MAX_FINDINGS 16384   /* kinds of differences, of all pods; 0.1 KiB each */
 
 /* Entries of `uncaptured` and `flows` that one pod may have. The agent removes old ones before so many are there. */
 #define UNCAPTURED_PER_POD 512
@@ -100,6 +102,7 @@ struct address {
 #define POD_LIVE_POLICY (1u << 16)        /* the policy follows the running Pod's annotations; no program reads this */
 #define POD_LATE_OUTBOUND (1u << 17)  /* outbound passes once the Pod is being deleted and its proxy listens no more */
 #define POD_DELETED (1u << 18)        /* the Pod is being deleted: its containers are ending */
+#define POD_SHADOW (1u << 19)         /* the programs decide, but change, refuse and count nothing that is new */
 #define POD_AMBIENT (1u << 20)        /* no proxy of its own: the node's ztunnel has sockets in the pod */
 #define POD_BYPASS_INBOUND (1u << 21) /* ambient: inbound plaintext goes to the application (Istio's ingress mode) */
 #define POD_TRUSTS_MARK (1u << 22)    /* ambient: ztunnel's mark is enough, whoever has opened the socket */
@@ -467,6 +470,78 @@ struct flow_sums {
 /* Lifetimes of connections are counted by these bounds (flows.c); the last count has no bound. */
 #define LIFETIMES 9
 
+/*
+ * A connection of a shadow pod, or a query over UDP, as its packets have it when the record is made: outbound before
+ * netfilter has seen the first packet, inbound after. Whoever connects or asks is the client. `way` is WAY_OUT or WAY_IN.
+ */
+struct shadow_key {
+    __u64 cookie;
+    struct address client;
+    struct address server;
+    __u16 client_port;
+    __u16 server_port;
+    __u16 protocol;
+    __u16 way;
+};
+
+/* What the programs would have done with it. `time` is CLOCK_MONOTONIC, ns; the process is all 0 for WAY_IN. */
+struct shadow {
+    __u64 time;
+    __u32 verdict; /* enum verdict */
+    __u32 rule;    /* enum rule */
+    __u32 pid;
+    __u32 uid; /* as the initial user namespace sees it */
+    char command[16];
+};
+
+struct shadow_counts {
+    __u64 unnamed; /* queries' sockets that are connected: nobody tells the programs their ports */
+    __u64 dropped; /* what found no room in `shadows` */
+};
+
+/* Why the agent could not compare something. layout.py has the names in this order. */
+enum uncompared {
+    UNCOMPARED_NO_ENTRY, /* conntrack knows nothing of it, or not any more */
+    UNCOMPARED_TPROXY,   /* TPROXY leaves no trace in conntrack */
+    UNCOMPARED_UNSEEN,   /* the pod's namespace or its conntrack could not be looked at */
+    UNCOMPARED_UNNAMED,  /* from shadow_counts */
+    UNCOMPARED_DROPPED,  /* from shadow_counts */
+    UNCOMPARED,
+};
+
+/* What the agent has compared of one pod. Times are CLOCK_MONOTONIC, ns. */
+struct shadow_sums {
+    __u64 since; /* when the pod became a shadow */
+    __u64 last;  /* when something was last compared */
+    __u64 same;
+    __u64 different;
+    __u64 not_compared[UNCOMPARED];
+};
+
+/* One kind of difference: `remote` and `port` as in struct uncaptured_key. */
+struct finding_key {
+    __u64 cookie;
+    struct address remote;
+    __u16 port;
+    __u8 protocol;
+    __u8 way;
+    __u16 verdict; /* enum verdict: what the programs would have done, */
+    __u16 rule;    /* and the rule */
+    __u16 went_to; /* the port that netfilter redirected it to, 0 if it did not */
+    __u16 zero16;
+    __u32 zero32;
+};
+
+/* As in struct uncaptured: the process is the first one. */
+struct finding {
+    __u64 count;
+    __u64 first;
+    __u64 last;
+    __u32 pid;
+    __u32 uid;
+    char command[16];
+};
+
 /* The node's settings that programs read. */
 struct node {
     __u32 acceleration; /* enum level: the node's level now */
@@ -686,6 +761,27 @@ TABLE("percpu_array", __u32, struct flow, flow_totals, 2, 0)
 
 /* sockops (close) → agent; of the node: connections by how long they were open; each CPU counts for itself */
 TABLE("percpu_array", __u32, __u64, lifetimes, LIFETIMES, 0)
+
+/* sockops (connecting), sendmsg, lookup → agent, which removes it: what shadow pods do */
+TABLE("hash", struct shadow_key, struct shadow, shadows, MAX_SHADOWS, NO_PREALLOC)
+
+/* connect → sockops (connecting), which removes it; freed with the socket */
+SOCKET_STORAGE(struct shadow, shadowed)
+
+/*
+ * the same programs → agent, which makes an entry of zeroes for each shadow pod that it compares; by netns cookie. Of
+ * pods without one nothing is recorded.
+ */
+TABLE("hash", __u64, struct shadow_counts, shadow_counts, MAX_PODS, NO_PREALLOC)
+
+/*
+ * agent → `sidestep shadow`; by netns cookie, 0 for all pods that have ended. No program reads this map, nor the next,
+ * whose cookies are the same.
+ */
+TABLE("hash", __u64, struct shadow_sums, shadow_sums, MAX_PODS, NO_PREALLOC)
+
+/* agent → `sidestep shadow` */
+TABLE("hash", struct finding_key, struct finding, findings, MAX_FINDINGS, NO_PREALLOC)
 
 /* agent → iterator; key 0 is the only entry */
 TABLE("array", __u32, struct choice, choices, 1, 0)

@@ -51,6 +51,8 @@ static __always_inline bool is_accepted_by_proxy(const struct pod *pod, __u64 co
     __u16 port = connection->server_port;
     struct terms terms = terms_of(pod);
 
+    if (is_shadow(terms))
+        return false;
     if (terms.flags & POD_INTERFACES) /* the interface by which the connection came is not known here */
         return false;
     if (!(terms.flags & POD_IPV6) && !is_mapped(&connection->server))
@@ -202,7 +204,7 @@ static __always_inline void offer_meeting(struct bpf_sock_ops *ctx, struct bpf_s
 static __always_inline bool is_acceptable(const struct meeting *meeting, const struct pod *pod, __u64 cookie,
                                           const struct connection *connection)
 {
-    if (meeting->level > pod->acceleration)
+    if (meeting->level > pod->acceleration || is_shadow(terms_of(pod)))
         return false;
     if (meeting->level == LEVEL_FULL)
         return meeting->cookie == cookie;

@@ -170,6 +170,25 @@ static __always_inline void record_kubelets(struct bpf_sock_ops *ctx, struct bpf
     want_state_changes(ctx);
 }
 
+/* A shadow pod's connection has its addresses and ports now; its SYN is about to leave. */
+static __always_inline void watch_connecting(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 cookie)
+{
+    struct shadow *decided = shadowed.sk_storage_get(sk, 0, 0);
+    struct connection_key ends = connecting_key(ctx, cookie);
+    struct shadow_key key = {.cookie = cookie, .protocol = IPPROTO_TCP, .way = WAY_OUT};
+    struct shadow record;
+
+    if (!decided)
+        return;
+    record = *decided;
+    key.client = ends.client;
+    key.server = ends.server;
+    key.client_port = ends.client_port;
+    key.server_port = ends.server_port;
+    keep_record(&key, &record);
+    shadowed.sk_storage_delete(sk);
+}
+
 /* The proxy begins to listen, or stops listening. */
 static __always_inline void emit_listener(struct bpf_sock_ops *ctx, __u64 cookie, enum event_kind kind)
 {
@@ -289,14 +308,19 @@ int ss_sockops(struct bpf_sock_ops *ctx)
     if (op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
         offer_original(ctx, sk, cookie);
         record_dial(ctx, sk, pod, cookie);
+        if (is_shadow(terms_of(pod)))
+            watch_connecting(ctx, sk, cookie);
     } else if (op == BPF_SOCK_OPS_TCP_LISTEN_CB)
         register_listener(ctx, sk, pod, cookie);
     else if (op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
         keep_offer(ctx, sk, cookie);
+        if (is_shadow(terms_of(pod)))
+            return 1;
         offer_meeting(ctx, sk, pod, cookie);
         begin_outbound(ctx, sk, pod, cookie);
     } else {
-        if (!begin_inbound(ctx, sk, pod, cookie) && ctx->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG)
+        if ((is_shadow(terms_of(pod)) || !begin_inbound(ctx, sk, pod, cookie))
+            && ctx->bpf_sock_ops_cb_flags & BPF_SOCK_OPS_STATE_CB_FLAG)
             bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_STATE_CB_FLAG);
         take_original(ctx, sk, cookie);
         take_meeting(ctx, sk, pod, cookie);

@@ -28,6 +28,8 @@ from bpf.layout import (
     CoverageEntry,
     DestinationEntry,
     EndKey,
+    FindingEntry,
+    FindingKey,
     FlowEntry,
     FlowKey,
     FlowSumsEntry,
@@ -43,6 +45,10 @@ from bpf.layout import (
     Quad,
     QuestionKey,
     RouteEntry,
+    ShadowCountsEntry,
+    ShadowEntry,
+    ShadowKey,
+    ShadowSumsEntry,
     SteeredEntry,
     SteeringEntry,
     TallyEntry,
@@ -227,6 +233,10 @@ class Tables:
         self.flows_forgotten: Table[Cookie, Quad] = Table(pins, "flows_forgotten")
         self._flow_totals: Table[Word, FlowEntry] = Table(pins, "flow_totals")
         self._lifetimes: Table[Word, Quad] = Table(pins, "lifetimes")
+        self.shadows: Table[ShadowKey, ShadowEntry] = Table(pins, "shadows")
+        self.shadow_counts: Table[Cookie, ShadowCountsEntry] = Table(pins, "shadow_counts")
+        self.shadow_sums: Table[Cookie, ShadowSumsEntry] = Table(pins, "shadow_sums")
+        self.findings: Table[FindingKey, FindingEntry] = Table(pins, "findings")
 
     @property
     def counters(self) -> "tuple[Table[Cookie, Any], ...]":

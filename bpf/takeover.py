@@ -61,6 +61,7 @@ _COPIED = (
     ("passages",),
     ("tallies", "uncaptured", "coverage", "forgotten"),
     ("flows", "flow_sums", "flows_forgotten"),
+    ("shadow_counts", "shadow_sums", "findings"),
 )
 # of a Pod from the API server, or from a file that kubelet reads
 _UID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?<![0-9a-f]{8})[0-9a-f]{32}(?![0-9a-f])")

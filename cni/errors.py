@@ -64,7 +64,19 @@ class SandboxInvalid(CniError):
 
 
 class CapturedByIstio(SandboxInvalid):
-    """Istio's own netfilter rules are in the pod's namespace: with two captures the pod's connections would be lost."""
+    """Istio's own netfilter rules are in the pod's namespace: nobody could say which of the two captures it."""
+
+
+class RulesNotChanged(CniError):
+    """Istio's netfilter rules in a pod's namespace could not be read, taken away or put back."""
+
+    code = Code.REGISTRATION_FAILED
+
+
+class NotExchanged(CniError):
+    """A running pod was not taken over from Istio's rules, or not given back to them. It is captured as before."""
+
+    code = Code.REGISTRATION_FAILED
 
 
 class RegistrationFailed(CniError):

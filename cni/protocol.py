@@ -99,11 +99,12 @@ class Passed(BaseModel):
     reason: str = Field(max_length=1024)
 
 
-Asked = Literal["WHO_PASSED", "WHO_WAS_REFUSED", "WHAT_FAILED", "WHAT_WAS_LOGGED"]
+Asked = Literal["WHO_PASSED", "WHO_WAS_REFUSED", "WHO_WAS_TAKEN_OVER", "WHAT_FAILED", "WHAT_WAS_LOGGED"]
 # question → the one key of the answer's output, which has a list
 ANSWERS: dict[Asked, str] = {
     "WHO_PASSED": "passed",
     "WHO_WAS_REFUSED": "refused",
+    "WHO_WAS_TAKEN_OVER": "taken_over",
     "WHAT_FAILED": "failed",
     "WHAT_WAS_LOGGED": "lines",
 }
@@ -113,6 +114,7 @@ class Question(BaseModel):
     """A command asks the agent for what only it knows; ANSWERS has the answer's key.
 
     WHO_PASSED: pods that were let pass, {"pod": …, "reason": …}. WHO_WAS_REFUSED: pods, Refusal.document().
+    WHO_WAS_TAKEN_OVER: names of pods that were taken over from Istio's rules.
     WHAT_FAILED: connections that were refused or denied, Failure.document(). WHAT_WAS_LOGGED: the last log lines.
     """
 
@@ -122,7 +124,21 @@ class Question(BaseModel):
     command: Asked
 
 
-Message = Request | Passed | Question
+class Order(BaseModel):
+    """A command wants a running pod exchanged (cni/enrolment/exchange.py). The answer's key "done" says what was done.
+
+    TAKE_OVER: from Istio's rules to sidestep. GIVE_BACK: from sidestep to the rules that it had before.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+    command: Literal["TAKE_OVER", "GIVE_BACK"]
+    namespace: str = Field(max_length=253)
+    name: str = Field(max_length=253)
+
+
+Message = Request | Passed | Question | Order
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="command")])
 
 

@@ -34,8 +34,8 @@ Observer = Callable[[str, int, float], None]
 # Threads that read requests, and threads that answer them, by verb: an ADD may wait seconds for the API server, and
 # must keep neither a DEL from ending a pod nor a STATUS from being answered.
 _READERS = 16
-_STATUS = "STATUS"
-_WORKERS = {"ADD": 32, "CHECK": 8, "DEL": 8, _STATUS: 4, "GC": 2}
+_STATUS, _ORDER = "STATUS", "ORDER"
+_WORKERS = {"ADD": 32, "CHECK": 8, "DEL": 8, _STATUS: 4, "GC": 2, _ORDER: 8}
 _BACKLOG = 512
 _LOOK_SECONDS = 1.0  # between two looks whether the socket is still at its path
 # limit for each read and for sending the answer, so that a client that stops half-way does not keep a worker
@@ -198,6 +198,9 @@ class Server:
         elif isinstance(message, protocol.Question):
             told = partial(self._told_about, message)
             self._pools[_STATUS].submit(self._answer, connection, descriptors, told)
+        elif isinstance(message, protocol.Order):
+            done = partial(self._carried_out, message)
+            self._pools[_ORDER].submit(self._answer, connection, descriptors, done)
         else:
             reply = partial(self._reply, message, descriptors, started)
             self._pools[message.command].submit(self._answer, connection, descriptors, reply)
@@ -214,10 +217,19 @@ class Server:
         asks: dict[str, Callable[[], object]] = {
             "WHO_PASSED": self._verbs.who_passed,
             "WHO_WAS_REFUSED": self._verbs.refusals.documents,
+            "WHO_WAS_TAKEN_OVER": self._verbs.who_was_taken_over,
             "WHAT_FAILED": self._verbs.what_failed,
             "WHAT_WAS_LOGGED": self._logged,
         }
         return protocol.success({protocol.ANSWERS[question.command]: asks[question.command]()})
+
+    def _carried_out(self, order: protocol.Order) -> dict[str, Any]:
+        try:
+            if self._ending:
+                raise CniError("the agent is ending; try again", code=Code.TRY_AGAIN_LATER)
+            return protocol.success({"done": self._verbs.exchange(order)})
+        except Exception as error:
+            return protocol.failure(_as_cni_error(error))
 
     def _reply(self, request: protocol.Request, descriptors: list[int], started: float) -> dict[str, Any]:
         try:

@@ -14,6 +14,7 @@ from bpf.layout import PodFlags
 from cni.enrolment.admission import Admission
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity, on_uncaptured
+from cni.enrolment.exchange import Exchange
 from cni.enrolment.follow import Follower
 from cni.enrolment.left_out import LeftOut, LetPass
 from cni.enrolment.refusals import Refusals, for_owners
@@ -27,6 +28,7 @@ from cni.errors import (
     InvalidAnnotation,
     InvalidRequest,
     NotCaptured,
+    NotExchanged,
     SandboxInvalid,
 )
 from cni.netns.sandbox import own_cookie, require_netns, visit
@@ -34,7 +36,7 @@ from cni.policy.ambient_policy import AmbientPolicy
 from cni.policy.annotations import INVALID_DROP, CapturePolicy
 from cni.policy.membership import skip_pod, skip_unseen
 from cni.policy.pod import NoEvents, Pod, PodEvents, PodSource
-from cni.protocol import Passed, PodArgs, Request, pod_args
+from cni.protocol import Order, Passed, PodArgs, Request, pod_args
 
 log = structlog.get_logger("cni")
 
@@ -94,6 +96,7 @@ class Verbs:
     left_out: LeftOut = field(default_factory=LeftOut)  # tells of pods that are not captured
     refusals: Refusals = field(default_factory=Refusals)  # remembers the pods that were refused
     ambient: Ambient | None = None  # if the node has ambient mode
+    exchanges: Exchange | None = None  # None: this agent exchanges no pods
     what_failed: Callable[[], list[dict[str, Any]]] = list  # connections that were refused or denied
     # The interpreter runs one thread at a time. If 16 ADDs take turns at each system call, each takes twice as long. So
     # they take turns as a whole, and those that write many rules have a turnstile of their own.
@@ -276,6 +279,17 @@ class Verbs:
     def passed(self, told: Passed) -> None:
         """Note a pod that the plugin let pass at ADD without asking."""
         self.left_out.let_pass(LetPass(told.namespace, told.name, told.uid, told.container_id, told.reason))
+
+    def exchange(self, order: Order) -> str:
+        """Exchange what captures a running pod. Returns what was done. Raises SidestepError."""
+        if self.exchanges is None:
+            raise NotExchanged("this agent exchanges no pods")
+        give = {"TAKE_OVER": self.exchanges.take_over, "GIVE_BACK": self.exchanges.give_back}
+        return give[order.command](order.namespace, order.name)
+
+    def who_was_taken_over(self) -> list[str]:
+        """NAMESPACE/NAME of the pods that were taken over from Istio's rules."""
+        return self.exchanges.taken_over() if self.exchanges else []
 
     def who_passed(self) -> list[dict[str, str]]:
         """The pods that were let pass at ADD, by the plugin or by this agent, each with the reason."""

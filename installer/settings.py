@@ -284,6 +284,17 @@ class Ambient:
 
 
 @dataclass(frozen=True)
+class Shadow:
+    """Whether sidestep looks on at what Istio's rules do."""
+
+    shadow: bool = _setting(
+        False,
+        "Decide for pods that Istio's rules capture, change nothing there, and compare with what netfilter does.",
+        ours=True,
+    )
+
+
+@dataclass(frozen=True)
 class Ports:
     """Where health and metrics are served."""
 

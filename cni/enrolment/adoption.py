@@ -7,7 +7,7 @@ new ones are captured.
 
 import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from cni.netns.pidfd import sees_nodes_pids
 from cni.netns.processes import Crowd, crowds, netns_of_crowd
 from cni.netns.sandbox import own_cookie, visit
 from cni.netns.userns import outside_ids
-from cni.policy.annotations import OnUncaptured
+from cni.policy.annotations import CapturePolicy, OnUncaptured
 from cni.policy.pod import Pod
 
 log = structlog.get_logger("adoption")
@@ -58,6 +58,7 @@ class Adopted:
     left_alone: str = ""
     cookie: int = 0
     listeners: int = 0
+    is_shadow: bool = False  # Istio's rules capture it
     error: SidestepError | None = None
 
     @classmethod
@@ -74,14 +75,15 @@ class Adoption:
     hearing: Hearing
     proc: Path = Path("/proc")
 
-    def adopt(self, pods: Collection[Pod]) -> Iterator[Adopted]:
+    def adopt(self, pods: Collection[Pod], beside_rules: bool = False) -> Iterator[Adopted]:
         """Enrol pods that are not enrolled yet. Yields an outcome for each pod whose namespace was found.
 
-        The namespace of a pod without a process cannot be found. One walk of /proc serves all pods.
+        The namespace of a pod without a process cannot be found. One walk of /proc serves all pods. Pods that Istio's
+        rules capture are left alone, unless `beside_rules`.
         """
         for pod, crowd, netns in inhabited(pods, self.proc):
             try:
-                yield self._adopt(pod, crowd, netns)
+                yield self._adopt(pod, crowd, netns, beside_rules=beside_rules)
             except SidestepError as error:
                 yield Adopted.failed(pod, error)
 
@@ -100,6 +102,15 @@ class Adoption:
                     yield self._adopt(pods[cookie], around.get(inode, Crowd(inode)), netns, enrolled.get(cookie))
                 except SidestepError as error:
                     yield Adopted.failed(pods[cookie], error)
+
+    @contextmanager
+    def namespace_of(self, pod: Pod) -> Iterator[int]:
+        """A descriptor of a running pod's network namespace, open meanwhile. Raises SandboxInvalid if it has none."""
+        with closing(inhabited([pod], self.proc)) as found:
+            found_pod = next(found, None)
+            if found_pod is None:
+                raise SandboxInvalid(f"no process of {pod.namespace}/{pod.name} runs on this node")
+            yield found_pod.netns
 
     def listen(self, inodes: Mapping[int, int], pods: Mapping[int, Pod]) -> int:
         """Register listeners of enrolled pods that the programs have not seen. Returns how many were registered.
@@ -149,12 +160,16 @@ class Adoption:
             return self.hearing.hear(proxy, netns, pids, bool(flags & _NEEDS_START)) if proxy else 0
         return 0
 
-    def _adopt(self, pod: Pod, crowd: Crowd, netns: int, enrolled: OnUncaptured | None = None) -> Adopted:
+    def _adopt(
+        self, pod: Pod, crowd: Crowd, netns: int, enrolled: OnUncaptured | None = None, beside_rules: bool = False
+    ) -> Adopted:
         policies = self.admission.policies
         policy = policies.of(pod) if enrolled is None else policies.of_enrolled(pod, enrolled)
         cookie, is_captured = visit(netns, lambda _: (own_cookie(), is_captured_by_istio()))
-        if is_captured:
+        if is_captured and not (beside_rules or self.admission.has_shadows):
             return Adopted(pod, left_alone=RUNNING_WITH_RULES)
+        if is_captured and not beside_rules:
+            return self._adopt_shadow(pod, crowd, policy, netns, cookie)
         if self.hearing.needs_processes and not self._can_copy_sockets():
             return Adopted(pod, problem=_CANNOT_HEAR)
         ids = outside_ids(netns, policy.proxy_uid, policy.proxy_gid)
@@ -163,12 +178,19 @@ class Adoption:
             proxy = _strict_proxy(cookie, ids, self.admission.follower.cgroup_of(pod.proxy_container_id or ""), pod)
         # Before the programs see the pod: from then on they refuse captured connections that find no listener.
         count = self._hear(proxy, netns, crowd, False)
-        if not self.admission.adopt(self.identity_of(pod, crowd), policy, netns):
+        if not self.admission.adopt(self.identity_of(pod, crowd), policy, netns, beside_rules):
             return Adopted(pod, left_alone="it was enrolled meanwhile")
         # And again afterwards, for sockets that have begun to listen in between.
         count += self._hear(proxy, netns, crowd, policy.early_outbound or policy.late_outbound)
         log.info("pod.adopted", pod=f"{pod.namespace}/{pod.name}", netns_cookie=cookie, listeners=count)
         return Adopted(pod, cookie=cookie, listeners=count)
+
+    def _adopt_shadow(self, pod: Pod, crowd: Crowd, policy: CapturePolicy, netns: int, cookie: int) -> Adopted:
+        """Enrol a pod that Istio's rules capture. The listeners that its proxy has already are not needed."""
+        if not self.admission.adopt(self.identity_of(pod, crowd), policy, netns):
+            return Adopted(pod, left_alone="it was enrolled meanwhile")
+        log.info("pod.shadowed", pod=f"{pod.namespace}/{pod.name}", netns_cookie=cookie)
+        return Adopted(pod, cookie=cookie, is_shadow=True)
 
     def _can_copy_sockets(self) -> bool:
         try:

@@ -18,14 +18,22 @@ from cni.policy.membership import has_sidecar, skip_pod
 from cni.policy.pod import Pod
 
 # why sidestep leaves a running pod alone that has Istio's rules, and why it refuses a new one
-RUNNING_WITH_RULES = "Istio's own netfilter rules capture it, until the pod is created anew"
+RUNNING_WITH_RULES = (
+    "Istio's own netfilter rules capture it, until `sidestep takeover` or until the pod is created anew"
+)
 NEW_WITH_RULES = (
-    "istio-cni's netfilter rules are in the pod's network namespace already; with both, the pod's connections would be "
-    "lost. Remove istio-cni's plugin from the CNI chain of this node, and create the pod anew"
+    "istio-cni's netfilter rules are in the pod's network namespace already. Remove istio-cni's plugin from the CNI "
+    "chain of this node, and create the pod anew"
+)
+# of a shadow pod, to its owner
+WATCHED = "Istio's netfilter rules capture it; sidestep decides beside them and changes nothing (shadow mode)"
+BY_NOBODY = (
+    "it was a shadow pod, which Istio's netfilter rules captured, and these rules have gone: nobody captured it. "
+    "sidestep enrols it as it does other pods without rules"
 )
 BOTH = (
-    "istio-cni's netfilter rules are in its network namespace as well as sidestep's capture, so its connections are "
-    "lost; remove istio-cni's plugin from the CNI chain of this node, and create the pod anew"
+    "istio-cni's netfilter rules are in its network namespace as well as sidestep's capture, and either may redirect a "
+    "connection. Remove istio-cni's plugin from the CNI chain of this node; `sidestep takeover` removes the pod's rules"
 )
 
 
@@ -91,16 +99,28 @@ def _has_rules(proc: Path, crowd: Crowd) -> bool:
 
 
 def captured_twice(cookies: Collection[int], proc: Path) -> set[int]:
-    """Which enrolled pods have Istio's rules in their namespace now. `proc` is a procfs of the node.
+    """Which of these pods have Istio's rules in their namespace now. `proc` is a procfs of the node.
 
     Pods whose namespace can't be looked at are left out. Raises OSError, NoProcfs.
     """
-    found = set()
+    return {cookie for cookie, is_ruled in rules_in(cookies, proc).items() if is_ruled}
+
+
+def captured_by_nobody(shadows: Collection[int], proc: Path) -> set[int]:
+    """Which of these shadow pods have no rules of Istio's now. Otherwise as captured_twice()."""
+    return {cookie for cookie, is_ruled in rules_in(shadows, proc).items() if not is_ruled}
+
+
+def rules_in(cookies: Collection[int], proc: Path) -> dict[int, bool]:
+    """Whether each of these pods has Istio's rules in its namespace now, as far as it can be looked at.
+
+    Raises OSError, NoProcfs.
+    """
+    found: dict[int, bool] = {}
+    if not cookies:
+        return found
     with find_netns(cookies, proc=proc) as namespaces:
         for cookie, netns in namespaces:
-            try:
-                if visit(netns, lambda _: is_captured_by_istio()):
-                    found.add(cookie)
-            except SandboxInvalid:
-                continue
+            with suppress(SandboxInvalid):
+                found[cookie] = visit(netns, lambda _: is_captured_by_istio())
     return found

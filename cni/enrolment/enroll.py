@@ -148,6 +148,31 @@ class Enrolments(Enrolled):
             self._superseded.add(old)
             return Change(before, after)
 
+    def shadows(self) -> list[int]:
+        """The cookies of the shadow pods."""
+        entries = ((cookie, self._tables.pods.get(Cookie(cookie))) for cookie in self.cookies())
+        return [cookie for cookie, pod in entries if pod and PodFlags(pod.flags) & PodFlags.SHADOW]
+
+    def watch_only(self, cookie: int) -> bool:
+        """Let the programs decide for a pod but capture nothing more: from now on it is a shadow pod.
+
+        What they have captured already goes on. Returns False if the pod is not enrolled any more.
+        """
+        return self._set_shadow(cookie, PodFlags.SHADOW)
+
+    def capture_again(self, cookie: int) -> bool:
+        """Let the programs capture the new connections of a shadow pod. False if it is not enrolled any more."""
+        return self._set_shadow(cookie, PodFlags(0))
+
+    def _set_shadow(self, cookie: int, flag: PodFlags) -> bool:
+        with self.undisturbed(cookie):
+            pod = self._tables.pods.get(Cookie(cookie))
+            if pod is None or cookie not in self._index:
+                return False
+            pod.flags = PodFlags(pod.flags) & ~PodFlags.SHADOW | flag
+            self._tables.pods.put(Cookie(cookie), pod)
+            return True
+
     def settle(self) -> None:
         """Remove the rows of terms that are not in force any more. Waits, about 20 ms, for programs that run now."""
         self._superseded.drop_with(self._drop)

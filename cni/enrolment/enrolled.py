@@ -102,8 +102,9 @@ class Enrolled:
         pod = self._tables.pods.get(Cookie(cookie))
         if pod is None:
             return [*found, f"no entry in pods for {entries.identity} (netns cookie {cookie})"]
-        is_deleted = PodFlags(pod.flags) & PodFlags.DELETED  # which entries do not say: a Pod is enrolled before
-        entries = replace(entries, flags=entries.flags | is_deleted)
+        # which entries do not say: whether the Pod is being deleted since, and who captures it
+        kept = PodFlags(pod.flags) & (PodFlags.DELETED | PodFlags.SHADOW)
+        entries = replace(entries, flags=entries.flags | kept)
         if bytes(pod) != bytes(_as_adopted(entries, Identity.of(pod)).pod(pod.policy)):
             found.append(
                 f"entry of {entries.identity} is {Identity.of(pod)} with flags {PodFlags(pod.flags)!s}, "

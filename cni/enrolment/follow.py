@@ -186,7 +186,7 @@ class Follower:
 
         def inside(rtnl: Rtnl) -> Sandbox:
             sandbox = look(rtnl, excluded, PodFlags.IPV6 in flags)
-            if is_stale(rtnl, sandbox, PodFlags.IPV6 in flags):
+            if PodFlags.SHADOW not in flags and is_stale(rtnl, sandbox, PodFlags.IPV6 in flags):
                 prepare(rtnl, sandbox, PodFlags.IPV6 in flags, marking_of(flags), self._proc)
             return sandbox
 

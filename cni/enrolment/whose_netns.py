@@ -1,6 +1,6 @@
 """Finds the network namespaces that pods run in now, through their processes: no CNI call tells of a running pod."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Inhabited(NamedTuple):
     netns: int
 
 
-def inhabited(pods: Collection[Pod], proc: Path) -> Iterator[Inhabited]:
+def inhabited(pods: Collection[Pod], proc: Path) -> Generator[Inhabited, None, None]:
     """Yield each of these pods whose namespace is found. A descriptor is valid until the iterator's next step.
 
     The namespace of a pod without a process cannot be found. One walk of /proc serves all pods. `proc` is a procfs of

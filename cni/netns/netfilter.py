@@ -1,8 +1,8 @@
-"""Finds out whether Istio's own netfilter rules capture a pod. sidestep must leave such a pod alone.
+"""Finds out whether Istio's own netfilter rules capture a pod. sidestep leaves such a pod alone until it is told to.
 
-A pod that Istio's plugin has set up keeps its rules for life. Connections that the rules redirect arrive at the proxy's
-own port. If sidestep captured the pod too, it would name this port as the original destination, and the pod's inbound
-connections would be lost.
+A pod that Istio's plugin has set up keeps its rules for life, unless `sidestep takeover` removes them. With both,
+either may redirect a connection. The proxy is told the right original destination (bpf/sockopt.c), but what sidestep
+says of the pod would not be the whole truth.
 """
 
 import ctypes
@@ -11,12 +11,14 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 # the names of Istio's chains: made with iptables (legacy or nft), or with nftables itself
 _CHAINS = re.compile(rb"istio[_-](inbound|output|redirect|prert)", re.IGNORECASE)
 
-# uapi/linux/netfilter_ipv4/ip_tables.h: struct ipt_getinfo, struct ipt_get_entries
+# uapi/linux/netfilter_ipv4/ip_tables.h: struct ipt_getinfo, struct ipt_get_entries; ip6_tables.h has the same for IPv6
 _IPT_SO_GET_INFO, _IPT_SO_GET_ENTRIES = 64, 65
 _INFO = struct.Struct("=32s13I")
 _ENTRIES = struct.Struct("=32sI4x")
@@ -31,9 +33,24 @@ _NETLINK_SECONDS = 2.0
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
+class _Family(NamedTuple):
+    """A family of iptables-legacy: of sockets, the level of its options, and the file with the names of its tables."""
+
+    number: int
+    level: int
+    names: Path
+
+
+_FAMILIES = (
+    _Family(socket.AF_INET, socket.SOL_IP, Path("/proc/thread-self/net/ip_tables_names")),
+    _Family(socket.AF_INET6, socket.IPPROTO_IPV6, Path("/proc/thread-self/net/ip6_tables_names")),
+)
+
+
 def is_captured_by_istio() -> bool:
     """Whether the calling thread's namespace has chains of Istio's. Without netfilter in the kernel, it has none."""
-    return any(_CHAINS.search(each) for each in (*_nft_chains(), *map(_xt_entries, _xt_tables())))
+    legacy = (_xt_entries(family, table) for family in _FAMILIES for table in _xt_tables(family))
+    return any(_CHAINS.search(each) for each in chain(_nft_chains(), legacy))
 
 
 def _nft_chains() -> Iterator[bytes]:
@@ -56,24 +73,24 @@ def _nft_chains() -> Iterator[bytes]:
                 at += -(-length // 4) * 4
 
 
-def _xt_tables() -> list[bytes]:
+def _xt_tables(family: _Family) -> list[bytes]:
     """The iptables-legacy tables that exist. To ask the kernel for a table by name would make it."""
     with suppress(OSError):
-        return Path("/proc/thread-self/net/ip_tables_names").read_bytes().split()
+        return family.names.read_bytes().split()
     return []
 
 
-def _xt_entries(table: bytes) -> bytes:
-    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        info = _ask(asking, _IPT_SO_GET_INFO, _INFO.pack(table, *[0] * 13))
+def _xt_entries(family: _Family, table: bytes) -> bytes:
+    with suppress(OSError), socket.socket(family.number, socket.SOCK_DGRAM) as asking:
+        info = _ask(asking, family.level, _IPT_SO_GET_INFO, _INFO.pack(table, *[0] * 13))
         size = _INFO.unpack(info)[-1]
-        return _ask(asking, _IPT_SO_GET_ENTRIES, _ENTRIES.pack(table, size) + bytes(size))
+        return _ask(asking, family.level, _IPT_SO_GET_ENTRIES, _ENTRIES.pack(table, size) + bytes(size))
     return b""
 
 
-def _ask(asking: socket.socket, option: int, question: bytes) -> bytes:
+def _ask(asking: socket.socket, level: int, option: int, question: bytes) -> bytes:
     """getsockopt() with a question in its buffer. Python's getsockopt() cannot pass one."""
     buffer, length = ctypes.create_string_buffer(question, len(question)), ctypes.c_uint32(len(question))
-    if _LIBC.getsockopt(asking.fileno(), socket.SOL_IP, option, buffer, ctypes.byref(length)) != 0:
+    if _LIBC.getsockopt(asking.fileno(), level, option, buffer, ctypes.byref(length)) != 0:
         raise OSError(ctypes.get_errno(), "getsockopt")
     return buffer.raw

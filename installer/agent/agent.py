@@ -11,6 +11,7 @@ import resource
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -22,12 +23,14 @@ from bpf.tables import Tables
 from cni.enrolment.admission import Admission
 from cni.enrolment.adoption import Adoption
 from cni.enrolment.enroll import Enrolments
+from cni.enrolment.exchange import Exchange
 from cni.enrolment.failures import Failures
 from cni.enrolment.follow import Follower
 from cni.enrolment.hearing import Hearing
 from cni.enrolment.left_out import LeftOut
 from cni.enrolment.live import LivePolicies
 from cni.enrolment.refusals import Refusals
+from cni.enrolment.shadows import Shadows
 from cni.enrolment.strict_proxies import StrictProxies
 from cni.enrolment.whereabouts import Whereabouts
 from cni.policy.enablement import DEFAULT as ENABLEMENT
@@ -47,6 +50,7 @@ from installer.agent.places import Places
 from installer.agent.reconcile import NodeTables, Reconciler, no_ambient_policy, nothing_done
 from installer.agent.repair import Repairs
 from installer.agent.serving import serving
+from installer.agent.shadow import ShadowKeeper, end_shadows
 from installer.agent.signals import Signals
 from installer.agent.strays import Strays
 from installer.agent.takeover import TakeOver
@@ -68,6 +72,7 @@ from installer.settings import (
     Node,
     Ports,
     Repair,
+    Shadow,
 )
 
 if TYPE_CHECKING:
@@ -95,6 +100,7 @@ class Settings:
     acceleration: Acceleration
     coverage: Coverage
     following: Following
+    shadow: Shadow
     ports: Ports
     logging: Logging
     ambient: Ambient = field(default_factory=Ambient)
@@ -205,12 +211,19 @@ class _Agent:
         self.follower = follower
         covered = settings.coverage
         policies = Policies(covered.uncaptured, covered.uncaptured_exempt_namespaces, settings.following.live_policy)
-        self.admission = Admission(self.enrolments, follower, settings.node.proc, policies=policies)
+        self._has_shadows = settings.shadow.shadow
+        self.admission = Admission(
+            self.enrolments, follower, settings.node.proc, policies=policies, has_shadows=self._has_shadows
+        )
         hearing = Hearing(self.enrolments, pins, settings.node.proc)
         up.callback(hearing.close)
         adoption = Adoption(self.admission, hearing, settings.node.proc)
         self._left_out, self._refusals = LeftOut(self.source.events), Refusals()
         self._failures = Failures(tables)
+        skips = partial(_why_skipped, settings.node)
+        self._exchange = Exchange(
+            adoption, self.source.pods, pins, settings.node.cni_agent_run_dir, skips, self.source.events
+        )
         self._live = LivePolicies(self.enrolments, self.source.events, policies)
         self._repairs = Repairs(
             settings=settings.repair,
@@ -219,7 +232,7 @@ class _Agent:
             is_enrolled=self._is_enrolled,
             events=self.source.events,
             observe=self.metrics.observe_repair,
-            skips=lambda pod: skip_pod(pod, settings.node.pod_namespace, settings.node.exclude_namespaces),
+            skips=skips,
         )
         self.readiness.follow("repairs", self._repairs.why_forbidden)
         self._ambient = self._ambient_mode(adoption)
@@ -249,6 +262,7 @@ class _Agent:
             left_out=self._left_out,
             refusals=self._refusals,
             failures=self._failures,
+            is_exchanging=self._exchange.is_under_way,
             was_broken=self._repairs.has_failed,
             strays=strays.look_for_strays,
             strays_soon=strays.look_for_strays_soon,
@@ -284,6 +298,8 @@ class _Agent:
         self._up.enter_context(self.source.running())
         if not self.source.wait_synced(_SYNC_SECONDS):
             log.warning("agent.not_synced", seconds=_SYNC_SECONDS, consequence="pods are enrolled once they are known")
+        self._begin_shadows()
+        self._exchange.complete()
         self._reconciler.once()
         self._up.enter_context(self._reconciler.running(self._settings.repair.reconcile_seconds))
         if self._ambient:
@@ -296,6 +312,17 @@ class _Agent:
             self.source.events,
             self._settings.coverage.uncaptured_events,
         )
+        self._up.enter_context(keeper.running())
+
+    def _begin_shadows(self) -> None:
+        """Compare for shadow pods from now on; without shadow mode, let those go that an earlier agent has made."""
+        shadows = Shadows(self._tables, self.enrolments, self._settings.node.proc)
+        if not self._has_shadows:
+            gone = end_shadows(self._tables, self.enrolments.shadows(), self._reconciler.let_go)
+            if gone:
+                log.info("shadow.ended", pods=gone, why="the agent runs without --shadow", captured_by="Istio's rules")
+            return
+        keeper = ShadowKeeper(shadows, self.enrolments.identities, self._reconciler.pods_of, self.source.events)
         self._up.enter_context(keeper.running())
 
     def server(self, kept: KeptLog) -> Server:
@@ -311,6 +338,7 @@ class _Agent:
             call_for_help=self._reconciler.wake,
             left_out=self._left_out,
             refusals=self._refusals,
+            exchanges=self._exchange,
             what_failed=self._failures.documents,
             ambient=self._ambient.members if self._ambient else None,
         )
@@ -323,7 +351,11 @@ class _Agent:
         """Put the plugin in place and keep it there, if the settings ask for it."""
         if self._settings.chain.install:
             installer = Installer(
-                self._settings.chain, self._settings.node, self.metrics.observe_install, self._installed
+                self._settings.chain,
+                self._settings.node,
+                self.metrics.observe_install,
+                self._installed,
+                self._has_shadows,
             )
             self._up.enter_context(installer.running())
 
@@ -335,7 +367,7 @@ class _Agent:
 
     def _installed(self, ok: bool, why: str) -> None:
         self.readiness.set("installed", ok, why)
-        self.metrics.set_install_ready(ok)
+        self.metrics.set_install_ready(ok and not why)  # in shadow mode it is ready, although the chain is istio-cni's
 
     def _synced(self) -> None:
         self.readiness.follow("synced", self.source.why_stale)
@@ -346,3 +378,7 @@ class _Agent:
 
     def _is_enrolled(self, pod: Pod) -> bool:
         return self._reconciler.is_enrolled(pod)
+
+
+def _why_skipped(node: Node, pod: Pod) -> str | None:
+    return skip_pod(pod, node.pod_namespace, node.exclude_namespaces)

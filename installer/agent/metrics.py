@@ -158,7 +158,7 @@ class _KernelCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The metrics of one scrape."""
         yield GaugeMetricFamily("sidestep_pods", "Enrolled pods", value=len(self._enrolments))
-        states = steering_of(self._pins, self._tables, self._enrolments.cookies(), self._proc)
+        states = steering_of(self._pins, self._tables, self._captured(), self._proc)
         yield GaugeMetricFamily(
             "sidestep_pods_not_steered",
             "Enrolled pods whose inbound connections reach the application, or may do so",
@@ -173,12 +173,17 @@ class _KernelCollector(Collector):
         yield from self._maps()
         yield from self._connections()
         yield from self._uncaptured()
+        yield from self._shadows()
         yield from self._flows()
         yield from self._lost_handovers()
         yield from self._acceleration()
 
+    def _captured(self) -> set[int]:
+        """The enrolled pods without the shadow pods, which Istio's rules capture."""
+        return set(self._enrolments.cookies()) - set(self._enrolments.shadows())
+
     def _strays(self) -> Iterator[Metric]:
-        processes = processes_of(self._pins, self._enrolments.cookies(), self._proc).values()
+        processes = processes_of(self._pins, self._captured(), self._proc).values()
         yield GaugeMetricFamily(
             "sidestep_stray_processes",
             "Processes of enrolled pods whose outbound connections are not captured, because no program sees them",
@@ -221,6 +226,24 @@ class _KernelCollector(Collector):
         for (direction, what), count in self._tables.passages().items():
             family.add_metric([direction, what], count)
         yield family
+
+    def _shadows(self) -> Iterator[Metric]:
+        """The sums of pods that have ended are there too, so the counters never fall."""
+        every = [sums for _, sums in self._tables.shadow_sums.every()]
+        family = CounterMetricFamily(
+            "sidestep_shadow_connections",
+            "Connections of shadow pods, by whether netfilter did what sidestep would have done",
+            labels=["outcome"],
+        )
+        family.add_metric(["same"], sum(sums.same for sums in every))
+        family.add_metric(["different"], sum(sums.different for sums in every))
+        family.add_metric(["not_compared"], sum(sum(sums.not_compared) for sums in every))
+        yield family
+        yield GaugeMetricFamily(
+            "sidestep_shadow_pods",
+            "Pods that Istio's rules capture and sidestep watches; they are among the enrolled pods",
+            value=len(self._enrolments.shadows()),
+        )
 
     def _flows(self) -> Iterator[Metric]:
         """Of closed connections: those that are open cost a look into each pod's namespace."""

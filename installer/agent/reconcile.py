@@ -29,7 +29,15 @@ from bpf.tables import Tables
 from cni.enrolment.admission import Policy
 from cni.enrolment.adoption import Adopted, Adoption
 from cni.enrolment.ambient import ambient_policy_of_flags
-from cni.enrolment.bystanders import BOTH, bystanders, captured_twice, key_of
+from cni.enrolment.bystanders import (
+    BOTH,
+    BY_NOBODY,
+    WATCHED,
+    bystanders,
+    captured_by_nobody,
+    captured_twice,
+    key_of,
+)
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Identity
 from cni.enrolment.failures import Failures
@@ -52,10 +60,16 @@ _LOOK_SECONDS = 5.0
 # the proxy of an adopted pod may begin to listen a little later: seconds between checks for that, and seconds until
 # only the rounds check
 _LISTEN_SECONDS, _LISTEN_FOR = 1.0, 60.0
+# seconds between two looks for the rules of shadow pods
+_SHADOW_SECONDS = 15.0
 RESTORED, STEERED, RECLAIMED, ADOPTED, REFUSED = "restored", "steered", "reclaimed", "adopted", "refused"
 HEARD, MENDED = "heard", "mended"
 
 Done = Mapping[str, int]
+
+
+def _no_cookie(_: int) -> bool:
+    return False
 
 
 def _never(_: Pod) -> bool:
@@ -104,6 +118,7 @@ class Reconciler:
     take_over: Callable[[], Done] = nothing_done  # takes pods over from another layout of the maps
     left_out: LeftOut = field(default_factory=LeftOut)  # tells of pods that are not captured
     refusals: Refusals = field(default_factory=Refusals)  # remembers the pods that were refused
+    is_exchanging: Callable[[int], bool] = _no_cookie  # whether a pod is between Istio's rules and capture now
     was_broken: Callable[[Pod], bool] = _never  # whether the pod's validation has failed for want of capture
     failures: Failures | None = None  # remembers the connections that were refused
     strays: Callable[[], Done] = nothing_done  # looks where the processes of pods run
@@ -116,6 +131,8 @@ class Reconciler:
     _stopping: bool = False
     _told: dict[str, str] = field(default_factory=dict)  # Pod UID → why it is not enrolled, reported once
     _twice: set[int] = field(default_factory=set)  # cookies of pods that Istio's rules capture too
+    _bare: set[int] = field(default_factory=set)  # cookies of shadow pods whose rules had gone at the last look
+    _next_shadows: float = 0.0
     _expected: dict[int, float] = field(default_factory=dict)  # cookie whose proxy may soon listen → deadline
     _slots: dict[int, set[int]] = field(default_factory=dict)  # cookie → slots with listeners, at the last look
     _learned: SimpleQueue[int] = field(default_factory=SimpleQueue)  # cookies of proxies that something is new about
@@ -136,7 +153,7 @@ class Reconciler:
     def look(self) -> Counter[str]:
         """Run only the steps that cannot wait for the next round."""
         begin, last = (self._restore, self._take, self._sweep), (self.probes, self._note_failures, self._settle)
-        return self._do(*begin, self._listen_soon, self.strays_soon, *last)
+        return self._do(*begin, self._listen_soon, self._see_shadows, self.strays_soon, *last)
 
     def changed(self, before: Pod | None, after: Pod | None) -> None:
         """Handle a new or changed Pod: if it runs without being enrolled, wake the rounds."""
@@ -284,7 +301,7 @@ class Reconciler:
                 done[REFUSED] += 1
             elif not outcome.left_alone:
                 done[ADOPTED] += 1
-                if not outcome.listeners:
+                if not outcome.listeners and not outcome.is_shadow:
                     self._expected[outcome.cookie] = time.monotonic() + _LISTEN_FOR
         uids = {pod.uid for pod in missing}
         self._told = {uid: why for uid, why in self._told.items() if uid in uids}
@@ -370,7 +387,9 @@ class Reconciler:
 
     def _see_rules(self) -> Done:
         """Look for Istio's rules in enrolled pods: istio-cni may come after sidestep in the chain."""
-        twice = captured_twice(self.enrolments.cookies(), self.node.proc)
+        shadows = set(self.enrolments.shadows())
+        found = captured_twice(set(self.enrolments.cookies()) - shadows, self.node.proc)
+        twice = {cookie for cookie in found if not self.is_exchanging(cookie)}
         pods = self.pods_of(twice - self._twice)
         for cookie in twice - self._twice:
             log.error("pod.captured_twice", netns_cookie=cookie, pod=str(self.enrolments.identities().get(cookie)))
@@ -378,6 +397,29 @@ class Reconciler:
                 self.events.warning(pods[cookie], "CapturedTwice", BOTH)
         self._twice = twice
         return {}
+
+    def _see_shadows(self) -> Done:
+        """Look whether the shadow pods still have Istio's rules. One that has none twice in a row is enrolled anew.
+
+        Once would not be enough: somebody may be about to exchange rules for capture, or the other way round.
+        """
+        if time.monotonic() < self._next_shadows:
+            return {}
+        self._next_shadows = time.monotonic() + _SHADOW_SECONDS
+        bare = captured_by_nobody(self.enrolments.shadows(), self.node.proc)
+        pods, surely = self.pods_of(bare), bare & self._bare
+        self._bare = bare - surely
+        for cookie in surely:
+            log.error("shadow.rules_gone", pod=str(self.enrolments.identities().get(cookie)), netns_cookie=cookie)
+            if cookie in pods:
+                self.events.warning(pods[cookie], "CapturedByNobody", BY_NOBODY)
+            self.let_go(cookie)
+        return self._adopt() if surely else {}
+
+    def let_go(self, cookie: int) -> None:
+        """Take a shadow pod out: netfilter goes on as before."""
+        self.follower.forget(cookie)
+        self.enrolments.remove(cookie)
 
     def _compare(self) -> Done:
         self.follower.look_at_all()
@@ -437,7 +479,10 @@ class Reconciler:
         why = outcome.problem or outcome.left_alone
         if not why:
             self.refusals.forget(pod.namespace, pod.name)
-            self._tell_adopted(pod)
+            if outcome.is_shadow:
+                self.events.normal(pod, "ShadowFound", WATCHED)
+            else:
+                self._tell_adopted(pod)
         elif self._told.get(uid) != why:
             self._told[uid] = why
             if outcome.problem:

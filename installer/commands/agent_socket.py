@@ -59,8 +59,8 @@ def found_silent(run_dir: Path) -> Asked | None:
     return Asked(pid, {}, _NO_ANSWER) if directory == str(run_dir) else None
 
 
-def ask_agent(run_dir: Path, question: dict[str, Any]) -> Asked:
-    """Send one message to the agent that serves this directory, and wait for its answer.
+def ask_agent(run_dir: Path, question: dict[str, Any], seconds: float = ANSWER_SECONDS) -> Asked:
+    """Send one message to the agent that serves this directory, and wait so many seconds for its answer.
 
     If it is known to be silent, it is not asked.
     """
@@ -68,7 +68,7 @@ def ask_agent(run_dir: Path, question: dict[str, Any]) -> Asked:
         return known
     pid = None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(ANSWER_SECONDS)
+        connection.settimeout(seconds)
         try:
             connection.connect(str(run_dir / protocol.SOCKET_NAME))
             # 0 if the process is in a PID namespace that cannot be seen from here
@@ -78,7 +78,7 @@ def ask_agent(run_dir: Path, question: dict[str, Any]) -> Asked:
         except (FileNotFoundError, ConnectionRefusedError):
             return Asked(None, {}, "nobody is there")
         except TimeoutError:
-            return Asked(pid, {}, _NO_ANSWER)
+            return Asked(pid, {}, f"no answer within {seconds:g} s")
         except (OSError, ValueError, SidestepError) as error:
             return Asked(pid, {}, str(error))
     output = answer.get("output") or {}

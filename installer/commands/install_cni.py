@@ -11,7 +11,19 @@ import click
 from bpf.errors import SidestepError
 from bpf.kernel import HOST_PROC, ROOT, has_mount, node_root
 from installer.commands.command import Command
-from installer.settings import Acceleration, Attachment, Chain, Coverage, Following, Logging, Node, Ports, Repair, take
+from installer.settings import (
+    Acceleration,
+    Attachment,
+    Chain,
+    Coverage,
+    Following,
+    Logging,
+    Node,
+    Ports,
+    Repair,
+    Shadow,
+    take,
+)
 
 # Istio's levels (pkg/log), and ours
 _LEVELS = {"debug": "debug", "info": "info", "warn": "warn", "error": "error", "fatal": "error", "none": "error"}
@@ -47,6 +59,7 @@ class _ScopedLevel(click.ParamType[str]):
 @take(Acceleration)
 @take(Coverage)
 @take(Following)
+@take(Shadow)
 @take(Ports)
 @take(Logging)
 def install_cni(

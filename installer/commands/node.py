@@ -18,6 +18,7 @@ from installer.settings import (
     Node,
     Ports,
     Repair,
+    Shadow,
     take,
 )
 
@@ -31,6 +32,7 @@ from installer.settings import (
 @take(Coverage)
 @take(Following)
 @take(Ambient)
+@take(Shadow)
 @take(Ports)
 @take(Logging)
 def agent(**groups: Any) -> None:

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bpf.errors import NotAttached, SidestepError
+from bpf.layout import PodFlags
 from bpf.layouts import layouts, steered
 from bpf.pins import Pins
 from bpf.tables import entries
@@ -27,24 +29,28 @@ def who_lost_capture(pods: Sequence[str]) -> str:
 
 
 def captured_pods(pins: Pins, proc: Path) -> list[str]:
-    """The names of the running pods that are enrolled, in order.
+    """The names of the running pods that are enrolled, in order, without the shadow pods: Istio's rules capture those.
 
     A pod runs if its namespace is there: by its steering link, or because it is found. A pod that only another version
     knows has no name here, but the cookie of its namespace. `proc` is a procfs of the node. Raises KernelRefused.
     """
     running = {cookie for layout in layouts(pins) for cookie in steered(layout)}
-    names = _names(pins)
-    if unsteered := names.keys() - running:
+    names, shadows = _names(pins)
+    running -= shadows
+    if unsteered := names.keys() - running - shadows:
         with find_netns(unsteered, proc=proc) as found:
             running |= {cookie for cookie, _ in found}
     return sorted(names.get(cookie, f"netns cookie {cookie}") for cookie in running)
 
 
-def _names(pins: Pins) -> dict[int, str]:
+def _names(pins: Pins) -> tuple[dict[int, str], set[int]]:
+    """The names of the enrolled pods by cookie, and the cookies of the shadow pods among them."""
     try:
-        return {key.cookie: str(Identity.of(pod)) for key, pod in entries(pins.look_only(), "pods")}  # type: ignore
+        pods: dict[int, Any] = {key.cookie: pod for key, pod in entries(pins.look_only(), "pods")}
     except NotAttached:  # nothing is there, or only what another version has attached
-        return {}
+        return {}, set()
+    shadows = {cookie for cookie, pod in pods.items() if PodFlags(pod.flags) & PodFlags.SHADOW}
+    return {cookie: str(Identity.of(pod)) for cookie, pod in pods.items()}, shadows
 
 
 def _listed(pods: Sequence[str]) -> str:

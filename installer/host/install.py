@@ -44,9 +44,14 @@ class Installer:
     """Installs and repairs while running(). When that ends, everything stays in place."""
 
     def __init__(
-        self, chain: Chain, node: Node, on_result: Callable[[str], None], on_ready: Callable[[bool, str], None]
+        self,
+        chain: Chain,
+        node: Node,
+        on_result: Callable[[str], None],
+        on_ready: Callable[[bool, str], None],
+        may_stand_by: bool = False,
     ) -> None:
-        """Set the callbacks.
+        """Set the callbacks. `may_stand_by` says that it is as it should be if the chain is left to istio-cni.
 
         `on_result` gets the label values of istio_cni_installs_total. `on_ready` gets whether everything is in place,
         and if not, why.
@@ -55,6 +60,7 @@ class Installer:
         self._conf = ConfDirectory(chain, entry_of(node))
         self._proc = node.proc
         self._on_result, self._on_ready = on_result, on_ready
+        self._may_stand_by = may_stand_by
         self._failure = ""
         self._conflicts = Conflicts()
         self._stopping = threading.Event()
@@ -126,7 +132,7 @@ class Installer:
         if left or why != self._failure:
             log.warning("chain.left", reason=why)
         self._failure = why
-        self._on_ready(False, why)
+        self._on_ready(self._may_stand_by, why)
         return True
 
     def _failed(self, result: str, why: str) -> list[Edit]:

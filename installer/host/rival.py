@@ -1,8 +1,8 @@
 """istio-cni's agent on the same node. If it runs, sidestep stands by.
 
 Each of the two would put its plugin into the chain and take the other's out, for ever. With both plugins in the chain,
-pods would be captured twice, and their connections lost. istio-cni's agent knows nothing of sidestep, so sidestep gives
-way: it leaves the chain until that agent has gone.
+pods would be captured twice. istio-cni's agent knows nothing of sidestep, so sidestep gives way: it leaves the chain
+until that agent has gone.
 """
 
 import os

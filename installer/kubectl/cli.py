@@ -22,7 +22,10 @@ _ABOUT_A_POD = {
     "explain": "Say what becomes of a pod's connection, and why.",
     "coverage": "Show what goes past a pod's proxy.",
     "flows": "Show what a pod's connections carry, and with whom.",
+    "shadow": "Show whether sidestep decides for a pod as Istio's rules do.",
     "trace": "Follow a pod's connections live.",
+    "takeover": "Have sidestep capture a running pod instead of Istio's rules.",
+    "giveback": "Put Istio's rules back in a pod that was taken over.",
 }
 _ENDLESS = ("trace", "top")  # they go on until Ctrl-C
 _READY_SECONDS = 120

@@ -44,12 +44,13 @@ _CONDITIONS = {
 def verdict_on(looked: Looked) -> Verdict:
     """The verdict on a node, from the document of `sidestep status`."""
     agent = _Agent(looked["agent"], START_AGENT_TO_ATTACH if looked["attached"] is False else START_AGENT)
+    captured = [each for each in looked["pods"] if each["state"] != "shadow"]
     found = [
         *_programs(looked, agent),
         *agent.findings(),
-        *_steering(looked["pods"], agent),
-        *_processes(looked["pods"], bool(looked["attached"])),
-        *_proxies(looked["pods"], looked["sidecars"]["ending"]),
+        *_steering(captured, agent),
+        *_processes(captured, bool(looked["attached"])),
+        *_proxies(captured, looked["sidecars"]["ending"]),
         *_sidecars(looked, agent),
         *_refused(looked["refused"]["refused"]),
         *_misspelt(looked["sidecars"]["misspelt"]),
@@ -61,7 +62,7 @@ def verdict_on(looked: Looked) -> Verdict:
     seen = {each.part for each in found if each.state is not State.NOTE}
     found += _readiness(looked, agent, seen)
     order = (State.WRONG, State.UNKNOWN, State.NOTE)
-    return Verdict(tuple(sorted(found, key=lambda each: order.index(each.state))), len(looked["pods"]))
+    return Verdict(tuple(sorted(found, key=lambda each: order.index(each.state))), len(captured))
 
 
 class _Agent:
@@ -169,13 +170,19 @@ def _proxies(pods: list[Looked], ending: list[str]) -> Iterator[Finding]:
 
 def _sidecars(looked: Looked, agent: _Agent) -> Iterator[Finding]:
     told = looked["sidecars"]
-    remove = "remove istio-cni's plugin from the CNI chain of this node, and create these pods anew"
+    remove = "remove istio-cni's plugin from the CNI chain of this node, then `sidestep takeover` these pods"
     if twice := told["captured_twice"]:
-        what = f"its rules are in pods that sidestep captures, whose connections are LOST: {_listed(twice)}"
+        what = f"its rules are in pods that sidestep captures as well: {_listed(twice)}"
         yield Finding(State.WRONG, "istio-cni", what, remove)
     elif twice is None and not looked["problem"]:
         what = "whether its rules are in enrolled pods can't be seen"
         yield Finding(State.UNKNOWN, "istio-cni", what, _LOOK_AS_AGENT)
+    if nobodys := told["captured_by_nobody"]:
+        what = f"shadow pods whose rules are gone, so that NOBODY captures them: {_listed(nobodys)}"
+        yield Finding(State.WRONG, "istio-cni", what, "the agent captures them within a minute; " + agent.remedy)
+    if watched := [each["pod"] for each in looked["pods"] if each["state"] == "shadow"]:
+        what = f"shadow: Istio's rules capture them, and sidestep only compares: {_listed(watched)}"
+        yield Finding(State.NOTE, "pods", what, "`sidestep shadow` says what was found")
     if told["unknown"]:
         what, advice = _split(told["unknown"])
         words = f"other pods with a sidecar: not known: {what}"
@@ -213,7 +220,9 @@ def _chain(chain: Looked, agent: _Agent) -> Iterator[Finding]:
     plugin, entry = chain["plugin"], chain["entry"]
     if not chain["is_ours"]:
         return
-    if entry["rival"]:
+    if entry["rival"] and chain["may_stand_by"]:
+        yield Finding(State.NOTE, "chain", "istio-cni captures new pods, and sidestep looks on: shadow mode")
+    elif entry["rival"]:
         yield Finding(State.WRONG, "chain", *_split(entry["rival"]))
     for part, told in (("plugin", plugin), ("chain", entry)):
         if told["fault"] and not entry["rival"]:

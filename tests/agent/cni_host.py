@@ -35,6 +35,7 @@ class Host:
             directory.mkdir()
         self.shim.write_bytes(b"\x7fELF one")
         self.proc = Path("/proc")
+        self.may_stand_by = False
         self.results: list[str] = []
         self.ready: tuple[bool, str] = (False, "")
         self._running = ExitStack()
@@ -45,7 +46,8 @@ class Host:
         )
 
     def start(self, **options: Any) -> None:
-        installer = Installer(self.chain(**options), Node(proc=self.proc), self.results.append, self._on_ready)
+        node = Node(proc=self.proc)
+        installer = Installer(self.chain(**options), node, self.results.append, self._on_ready, self.may_stand_by)
         self._running.enter_context(installer.running())
 
     def stop(self) -> None:

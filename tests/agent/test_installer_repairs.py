@@ -207,6 +207,14 @@ def test_beside_istio_cnis_agent_the_chain_is_left_to_it_until_it_ends(host: Hos
     assert "remove istio-cni" in next(line["reason"] for line in logs if line["event"] == "chain.left")
 
 
+def test_in_shadow_mode_an_agent_that_leaves_the_chain_to_istio_cni_is_ready(host: Host, rival: Rival) -> None:
+    rival.start()
+    host.may_stand_by = True
+    host.start()
+    wait_until(lambda: stands_by(host), "the installer to stand by", SOON)
+    assert host.ready[0]
+
+
 def test_istio_cni_that_is_installed_beside_sidestep_has_the_chain_to_itself(host: Host, rival: Rival) -> None:
     host.start()
     host.wait_until_installed()

@@ -189,6 +189,7 @@ def test_apparmor_is_a_field_where_kubernetes_has_it_and_else_an_annotation() ->
         ({"uncaptured": {"exemptNamespaces": ["a", "b"]}}, "SIDESTEP_UNCAPTURED_EXEMPT_NAMESPACES", "a,b"),
         ({"uncaptured": {"events": True}}, "SIDESTEP_UNCAPTURED_EVENTS", "true"),
         ({"livePolicy": True}, "SIDESTEP_LIVE_POLICY", "true"),
+        ({"shadow": True}, "SIDESTEP_SHADOW", "true"),
         ({"agentTimeoutSeconds": 2.5}, "SIDESTEP_AGENT_TIMEOUT_SECONDS", "2.5"),
         ({"reconcileSeconds": 1000000}, "SIDESTEP_RECONCILE_SECONDS", "1e+06"),
         ({"env": {"LOG_LEVEL": "error"}}, "LOG_LEVEL", "error"),

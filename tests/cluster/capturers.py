@@ -15,7 +15,7 @@ _COOKIE = "import socket, struct; print(struct.unpack('=Q', socket.socket().gets
 
 
 def captured_by(bed: Bed, pods: list[PodName], who: str) -> list[Check]:
-    """By SIDESTEP or RULES, and not by the other: with both, connections are lost."""
+    """By SIDESTEP or RULES, and not by the other."""
     return at_once(
         Check(f"{pod} is captured by {who} alone", equals(partial(_capturers, bed, pod), [who])) for pod in pods
     )

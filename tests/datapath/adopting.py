@@ -80,6 +80,7 @@ class Running:
     uid: str
     sandbox: str
     namespaces: dict[str, Namespace] = field(default_factory=dict)
+    env: tuple[dict[str, str], ...] = ()  # more of the proxy's
 
     def container(self, container_id: str) -> Namespace:
         """Where processes of a container run."""
@@ -89,11 +90,17 @@ class Running:
             self.namespaces[container_id] = replace(self.wire.pod, cgroup=cgroup, started=[])
         return self.namespaces[container_id]
 
-    def pod(self, *containers: str, uid: str | None = "", ip: object = NOBODYS, **annotations: str) -> Pod:
+    def pod(
+        self,
+        *containers: str,
+        uid: str | None = "",
+        ip: object = NOBODYS,
+        **annotations: str,
+    ) -> Pod:
         """The Pod as the API server has it, with the containers that its status knows."""
         statuses = [{"name": "istio-proxy", "containerID": f"containerd://{each}"} for each in containers]
         metadata = {"name": "pod", "namespace": "default", "annotations": {STATUS: "{}", **annotations}}
-        proxy = {"name": "istio-proxy", "env": [{"name": "ISTIO_DUAL_STACK", "value": "true"}]}
+        proxy = {"name": "istio-proxy", "env": [{"name": "ISTIO_DUAL_STACK", "value": "true"}, *self.env]}
         return Pod.model_validate(
             {
                 "metadata": metadata | {"uid": self.uid if uid == "" else uid},

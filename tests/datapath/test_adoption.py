@@ -359,7 +359,7 @@ def load(pod: Running, tool: str, rules: str) -> bool:
     return bool(loading.returncode == 0)
 
 
-@pytest.mark.parametrize("tool", ["iptables-nft", "iptables-legacy"])
+@pytest.mark.parametrize("tool", ["iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy"])
 def test_a_pod_that_istios_rules_capture_is_left_to_them(agent: Parts, pod: Running, tool: str) -> None:
     before = agent.kernel.entries()
     assert load(pod, tool, ISTIO)

@@ -22,6 +22,7 @@ EVERY = {
     "README.txt",
     "coverage.json",
     "flows.json",
+    "shadow.json",
     "log.txt",
     "maps.txt",
     "metrics.txt",

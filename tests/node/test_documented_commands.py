@@ -27,12 +27,13 @@ _TO_A_FILE = ("sh", "-c", 'exec "$@" > /dev/null', "sh")
 # commands that end with 1, and say nothing on standard error, if what they have found is not well
 FINDING = ("explain", "migrate")
 # commands that change the node: they run on one of their own, in this order, the latter without its agent
-CHANGING = ("accelerate", "deny", "attach", "detach", "uninstall")
-_WITHOUT_AGENT = CHANGING[2:]
+CHANGING = ("takeover", "giveback", "accelerate", "deny", "attach", "detach", "uninstall")
+_WITHOUT_AGENT = CHANGING[4:]
 # what the pages mention without all that it needs
-INCOMPLETE = ("Missing argument", "requires an argument")
+INCOMPLETE = ("Missing argument", "requires an argument", "give either the names of pods or --all")
 # command lines that fail on this node, and with what words
 FAILING = {
+    "sidestep giveback shop/web-0": "was not taken over",
     "sidestep agent --pods DIR": "another agent serves",
     "sidestep pods odd": "odd",
     "sidestep pods wrong": "wrong",
@@ -101,6 +102,8 @@ def is_right(command: Documented, done: "subprocess.CompletedProcess[str]") -> b
     if words := FAILING.get(str(command)):
         *logged, last = done.stderr.splitlines()
         return done.returncode == 1 and words in last and (not logged or command.words[0] == "agent")
+    if command.words[0] == "shadow":  # no pod here has Istio's rules
+        return done.returncode == 3 and "shadow pod" in done.stdout + done.stderr
     if command.words[0] in FINDING and done.returncode == 1:
         return bool(done.stdout) and not done.stderr
     return done.returncode == 0

@@ -10,7 +10,7 @@ import yaml
 from bpf.layout import LEVELS
 from docs import chart
 from installer import VERSION
-from installer.settings import Acceleration, Following, Node, Repair
+from installer.settings import Acceleration, Following, Node, Repair, Shadow
 from tests.chart.base import BASE, is_current
 
 MANIFESTS = chart.CHART.parents[1]
@@ -155,6 +155,7 @@ def test_defaults_of_our_own_are_the_agents() -> None:
     assert described("acceleration")["default"] == Acceleration().acceleration
     assert described("acceleration")["enum"] == [str(each) for each in LEVELS]
     assert described("livePolicy")["default"] == Following().live_policy
+    assert described("shadow")["default"] == Shadow().shadow
     assert described("agentTimeoutSeconds")["default"] == Node().agent_timeout_seconds
     assert described("reconcileSeconds")["default"] == Repair().reconcile_seconds
 

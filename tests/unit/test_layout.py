@@ -16,7 +16,13 @@ MIRRORS = {
     for name, each in vars(layout).items()
     if isinstance(each, type) and issubclass(each, ctypes.Structure) and name not in ("Cookie", "Word", "Quad")
 }
-STORED = {"sockets": "socket_state", "resolvers": "nameservers", "pairings": "pairing", "counted": "counted"}
+STORED = {
+    "sockets": "socket_state",
+    "resolvers": "nameservers",
+    "pairings": "pairing",
+    "counted": "counted",
+    "shadowed": "shadow",
+}
 
 
 def fields_of(mirror: type[ctypes.Structure]) -> list[str]:

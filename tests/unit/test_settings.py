@@ -21,11 +21,12 @@ from installer.settings import (
     Node,
     Ports,
     Repair,
+    Shadow,
     environment_variable,
     take,
 )
 
-GROUPS = [Attachment, Node, Chain, Repair, Acceleration, Following, Ambient, Ports, Logging]
+GROUPS = [Attachment, Node, Chain, Repair, Acceleration, Following, Ambient, Shadow, Ports, Logging]
 EVERY = [(group, each) for group in GROUPS for each in fields(group)]
 
 # what Istio's install-cni calls them (cni/pkg/cmd/root.go), of those that mean something here

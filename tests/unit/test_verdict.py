@@ -23,9 +23,17 @@ def node(**changes: Any) -> dict[str, Any]:
         "pods": [pod()],
         "acceleration": {"level": "proxy", "wanted": "proxy", "reason": ""},
         "refused": {"unknown": "", "refused": []},
-        "sidecars": {"unknown": "", "left_out": [], "ending": [], "captured_twice": [], "misspelt": {}},
+        "sidecars": {
+            "unknown": "",
+            "left_out": [],
+            "ending": [],
+            "captured_twice": [],
+            "captured_by_nobody": [],
+            "misspelt": {},
+        },
         "chain": {
             "is_ours": True,
+            "may_stand_by": False,
             "plugin": {"file": "/bin/sidestep-cni", "fault": ""},
             "entry": {"file": "/net.d/10-a.conflist", "fault": "", "found_in": [], "rival": "", "remarks": []},
         },
@@ -43,6 +51,7 @@ def node(**changes: Any) -> dict[str, Any]:
 def pod(**changes: Any) -> dict[str, Any]:
     well: dict[str, Any] = {
         "pod": "default/alpha",
+        "state": "captured",
         "steering": "steered",
         "processes": {"captured": 2, "strays": [], "unknown": ""},
         "proxy": {"state": "listens", "words": "the proxy listens on 15006"},
@@ -85,7 +94,8 @@ def test_a_node_on_which_all_is_well_is_ok() -> None:
             "proxy",
             "no proxy listens: default/",
         ),
-        ({"sidecars": {"captured_twice": ["default/alpha"]}}, "istio-cni", "LOST: default/alpha"),
+        ({"sidecars": {"captured_twice": ["default/alpha"]}}, "istio-cni", "captures as well: default/alpha"),
+        ({"sidecars": {"captured_by_nobody": ["default/alpha"]}}, "istio-cni", "NOBODY captures them: default/alpha"),
         ({"chain": {"entry": {"fault": "entry missing"}}}, "chain", "10-a.conflist: entry missing"),
         ({"chain": {"plugin": {"fault": "of another version"}}}, "plugin", "sidestep-cni: of another version"),
         ({"chain": {"entry": {"rival": "istio-cni runs; remove it"}}}, "chain", "istio-cni runs"),
@@ -106,6 +116,23 @@ def test_each_fault_is_one_finding_that_says_what_to_do(changes: dict[str, Any],
     assert words in what
     assert verdict.findings[0].advice
     assert verdict.headline == "WRONG: one thing"
+
+
+def test_a_shadow_pod_is_a_note_whatever_its_steering_and_its_proxy_are() -> None:
+    shadow = pod(state="shadow", steering="not steered", proxy={"state": "absent", "words": "no proxy listens"})
+    verdict = verdict_on(node(pods=[shadow]))
+    assert verdict.state is State.OK
+    ((part, what),) = told(verdict)
+    assert (part, what) == (
+        "pods",
+        "shadow: Istio's rules capture them, and sidestep only compares: default/alpha",
+    )
+
+
+def test_in_shadow_mode_the_chain_may_be_istio_cnis() -> None:
+    verdict = verdict_on(node(chain={"may_stand_by": True, "entry": {"rival": "istio-cni runs; remove it"}}))
+    assert verdict.state is State.OK
+    assert told(verdict) == [("chain", "istio-cni captures new pods, and sidestep looks on: shadow mode")]
 
 
 def test_a_proxy_that_ends_with_its_pod_is_no_fault() -> None:

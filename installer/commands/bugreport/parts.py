@@ -30,6 +30,7 @@ _COMMANDS = {
     "pods.json": ("each mesh pod: policy, listeners, counts", ("pods", "--output", "json")),
     "coverage.json": ("what went past each pod's proxy", ("coverage", "--output", "json")),
     "flows.json": ("what each pod's connections carry", ("flows", "--output", "json")),
+    "shadow.json": ("what was compared with Istio's rules", ("shadow", "--output", "json")),
     "refused.txt": ("the pods that the agent has refused, and why", ("pods", "--refused")),
     "maps.txt": ("how full each map is", ("maps",)),
     "probe.txt": ("what this kernel and node can do", ("probe",)),

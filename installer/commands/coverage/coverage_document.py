@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bpf.layout import TOTALS, Cookie, TallyEntry, Way
+from bpf.layout import TOTALS, Cookie, PodFlags, TallyEntry, Way
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.enrolment.steered import Steering, steering_of
@@ -92,6 +92,8 @@ def _row(pod: EnrolledPod, each: Uncaptured) -> dict[str, Any]:
 
 def _not_told(pod: EnrolledPod, steering: Steering, processes: PodProcesses, sums: Sums) -> Iterator[str]:
     """What these counts can't have, a sentence each."""
+    if PodFlags.SHADOW in pod.flags:
+        yield "anything since it is a shadow pod: Istio's rules capture it, and `sidestep shadow` compares"
     if steering is not Steering.STEERED:
         yield f"inbound: {steering.words}"
     if processes.strays:

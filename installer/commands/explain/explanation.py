@@ -213,6 +213,8 @@ def explanation_text(document: dict[str, Any]) -> str:
     """The document as text for people."""
     lines = [_headline(document)]
     lines.append(f"  {document['verdict']}, rule {document['rule']}: {document['why']}")
+    if document.get("is_shadow"):
+        lines.append("  but         it is a shadow pod: Istio's rules capture it, and sidestep changes nothing")
     cause = document["annotation"]
     if cause:
         lines.append(f"  annotation  {shown_annotation(cause)}")

@@ -7,6 +7,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from bpf.errors import SidestepError
+from bpf.layout import PodFlags
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.policy.decision import IPAddress
@@ -108,6 +109,7 @@ def answer(pins: Pins, node: Node, question: Question) -> dict[str, Any]:
             found, others = _explained(end.explainer, question, end.inside)
             document = explanation_document(pod.identity, found, end.inside, end.steering, end.processes)
             document |= {"annotations": list(end.misspelt), "proxy": proxy_state(pod, end.inside).document()}
+            document["is_shadow"] = PodFlags.SHADOW in pod.flags
             if question.inbound is not None and question.port is None:
                 document["connection"]["port"] = None
                 document["goes_to"] |= {"is_listening": None} if found.verdict.action == "pass" else {}

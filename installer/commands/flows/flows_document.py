@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bpf.layout import Cookie, FlowWay, TrafficEntry
+from bpf.layout import Cookie, FlowWay, PodFlags, TrafficEntry
 from bpf.pins import Pins
 from bpf.tables import Tables
 from cni.enrolment.flows import Carried, Flow, PodFlows, flows_of
@@ -82,6 +82,8 @@ def _carried(of: Carried, pod: PodFlows) -> dict[str, Any]:
 
 def _not_told(pod: EnrolledPod, flows: PodFlows, past_tcp: int) -> Iterator[str]:
     """What these counts can't have, a sentence each."""
+    if PodFlags.SHADOW in pod.flags:
+        yield "connections since it is a shadow pod: Istio's rules capture it"
     if flows.unseen:
         yield f"connections that are open: {flows.unseen}"
     if past_tcp:

@@ -23,6 +23,7 @@ from bpf.layout import (
     CoverageEntry,
     DestinationEntry,
     EndKey,
+    FindingKey,
     FlowKey,
     FlowWay,
     Level,
@@ -34,10 +35,14 @@ from bpf.layout import (
     PodFlags,
     PortRule,
     Quad,
+    ShadowEntry,
+    ShadowKey,
+    ShadowSumsEntry,
     SteeringEntry,
     TallyEntry,
     UncapturedEntry,
     UncapturedKey,
+    Uncompared,
     Way,
     Word,
     ZtunnelsEntry,
@@ -72,6 +77,11 @@ def _flags(kind: type[IntFlag]) -> Callable[[int], list[str]]:
     return named
 
 
+def _rule(number: int) -> str | int:
+    """The name of a rule."""
+    return RULES[number] if number < len(RULES) else number
+
+
 # (structure, field) → what makes its number readable
 _FIELDS: dict[tuple[type[Structure], str], Callable[[Any], Any]] = {
     (PodEntry, "flags"): _flags(PodFlags),
@@ -91,7 +101,14 @@ _FIELDS: dict[tuple[type[Structure], str], Callable[[Any], Any]] = {
     (UncapturedKey, "way"): _member(Way),
     (ZtunnelsEntry, "cgroup"): lambda ids: [each for each in ids if each],
     (FlowKey, "way"): _member(FlowWay),
-    (UncapturedEntry, "rule"): lambda rule: RULES[rule] if rule < len(RULES) else rule,
+    (ShadowKey, "way"): _member(Way),
+    (FindingKey, "way"): _member(Way),
+    (ShadowEntry, "rule"): _rule,
+    (FindingKey, "rule"): _rule,
+    (ShadowSumsEntry, "not_compared"): lambda counts: {
+        each.name.lower(): count for each, count in zip(Uncompared, counts, strict=True)
+    },
+    (UncapturedEntry, "rule"): _rule,
 }
 # table → name of its plain key or value, and what makes it readable; a key or value without a name is left out
 _KEYS: dict[str, tuple[str, Callable[[int], Any]]] = {

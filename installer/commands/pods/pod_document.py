@@ -112,7 +112,7 @@ def _document(
     idle: str,
 ) -> dict[str, Any]:
     identity, proxy = pod.identity, proxy_state(pod, inside)
-    state = state_of(steering, processes, proxy)
+    state = state_of(pod.flags, steering, processes, proxy)
     return {
         "pod": str(identity),
         "namespace": identity.namespace,

@@ -2,6 +2,7 @@
 
 from bpf.attachment import detached
 from bpf.hooks import CGROUP_HOOKS
+from bpf.layout import PodFlags
 from bpf.pins import Pins
 from cni.enrolment.steered import Steering
 from cni.enrolment.strays import PodProcesses
@@ -10,10 +11,16 @@ from installer.verdict.node import not_attached
 
 CAPTURED = "captured"
 UNKNOWN = "unknown"
+SHADOW = "shadow"
 
 
-def state_of(steering: Steering, processes: PodProcesses, proxy: ProxyState) -> str:
-    """The worst that is known of a pod; CAPTURED if nothing is wrong. What can't be looked at is UNKNOWN."""
+def state_of(flags: PodFlags, steering: Steering, processes: PodProcesses, proxy: ProxyState) -> str:
+    """The worst that is known of a pod; CAPTURED if nothing is wrong. What can't be looked at is UNKNOWN.
+
+    A shadow pod is captured by Istio's rules, if by anybody, so nothing of sidestep's can be wrong with it.
+    """
+    if PodFlags.SHADOW in flags and steering is not Steering.GONE:
+        return SHADOW
     if steering in (Steering.NOT_STEERED, Steering.GONE):
         return str(steering)
     if processes.strays:

@@ -8,7 +8,7 @@ import click
 
 from installer.commands.command import Command
 from installer.commands.output import encoded, output_or
-from installer.settings import Attachment, Chain, Node, Ports, take
+from installer.settings import Attachment, Chain, Node, Ports, Shadow, take
 
 if TYPE_CHECKING:
     from installer.commands.report.view import NodeView
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @take(Chain)
 @take(Node)
 @take(Ports)
+@take(Shadow)
 @click.option(
     "--seconds",
     type=click.FloatRange(0.1, 300),
@@ -41,6 +42,7 @@ def report(
     chain: Chain,
     node: Node,
     ports: Ports,
+    shadow: Shadow,
     seconds: float,
     path: Path,
     output: str,
@@ -55,7 +57,7 @@ def report(
 
     if output == "html" and str(path) == "-" and sys.stdout.isatty():
         raise click.UsageError("a page of HTML is not for a terminal: give -f FILE, or redirect the output")
-    text = _text(gather(attachment, chain, node, ports, seconds), output)
+    text = _text(gather(attachment, chain, node, ports, shadow, seconds), output)
     if str(path) == "-":
         click.echo(text, nl=False)
     else:

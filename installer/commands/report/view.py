@@ -26,7 +26,7 @@ from installer.commands.sampling.flows import (
 )
 from installer.commands.sampling.sample import Fill, Rates, Sample, fills_of, rates_between, take_sample
 from installer.commands.status.status_document import status_document
-from installer.settings import Attachment, Chain, Node, Ports
+from installer.settings import Attachment, Chain, Node, Ports, Shadow
 from installer.verdict.node import verdict_on
 from installer.verdict.verdict import Verdict
 
@@ -52,7 +52,7 @@ class NodeView:
     about: tuple[str, ...] = ()  # what runs here: version, agent, chain
 
 
-def gather(attachment: Attachment, chain: Chain, node: Node, ports: Ports, seconds: float) -> NodeView:
+def gather(attachment: Attachment, chain: Chain, node: Node, ports: Ports, shadow: Shadow, seconds: float) -> NodeView:
     """Observe the node for so many seconds. Raises NotAttached."""
     pins, proc = attachment.pins, node.proc
     with Tables(pins.look_only()) as tables:
@@ -64,7 +64,7 @@ def gather(attachment: Attachment, chain: Chain, node: Node, ports: Ports, secon
         second, blind = _observe(watcher, tables, after)
         fills = fills_of(tables)
     rates, flows = rates_between(before, after), flows_between(first, second)
-    status = status_document(attachment, chain, node, ports)
+    status = status_document(attachment, chain, node, ports, shadow)
     return NodeView(
         node.kubernetes_node_name or os.uname().nodename,
         platform.release(),

@@ -102,7 +102,7 @@ class PodSample:
     @property
     def state(self) -> str:
         """The state in a word or two, as every command has it."""
-        return state_of(self.steering, self.processes, self.proxy)
+        return state_of(self.flags, self.steering, self.processes, self.proxy)
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,17 @@ from installer.host import plugin
 from installer.host.chain import PLUGIN, Document, entry_of
 from installer.host.confdir import ConfDirectory
 from installer.host.rival import in_the_way, serving_rival
-from installer.settings import Chain, Node
+from installer.settings import Chain, Node, Shadow
 
 
-def chain_of(chain: Chain, node: Node) -> dict[str, Any]:
+def chain_of(chain: Chain, node: Node, shadow: Shadow) -> dict[str, Any]:
     """The plugin file and its entry: the place of each by these settings, and what is wrong with it ("": nothing).
 
-    `is_ours` is whether the agent of these settings installs them. `rival` says that istio-cni is in the way.
+    `is_ours` is whether the agent of these settings installs them. `rival` says that istio-cni is in the way;
+    in shadow mode it `may_stand_by`.
     """
-    return {"is_ours": chain.install, "plugin": _plugin(chain), "entry": _entry(chain, node)}
+    whole = {"is_ours": chain.install, "may_stand_by": shadow.shadow}
+    return {**whole, "plugin": _plugin(chain), "entry": _entry(chain, node)}
 
 
 def _plugin(chain: Chain) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import click
 
 from installer.commands.command import Command
 from installer.commands.output import output_option, show
-from installer.settings import Attachment, Chain, Logging, Node, Ports, take
+from installer.settings import Attachment, Chain, Logging, Node, Ports, Shadow, take
 
 _WAIT_SECONDS = 60.0  # if --wait is given without a number
 _PAUSE = 1.0  # seconds between two looks
@@ -18,6 +18,7 @@ _PAUSE = 1.0  # seconds between two looks
 @take(Chain)
 @take(Node)
 @take(Ports)
+@take(Shadow)
 @click.option("-v", "--verbose", is_flag=True, help="Show programs, maps and pods as tables, too.")
 @click.option(
     "--wait",
@@ -29,7 +30,14 @@ _PAUSE = 1.0  # seconds between two looks
 )
 @output_option
 def status(
-    attachment: Attachment, chain: Chain, node: Node, ports: Ports, verbose: bool, wait: float | None, output: str
+    attachment: Attachment,
+    chain: Chain,
+    node: Node,
+    ports: Ports,
+    shadow: Shadow,
+    verbose: bool,
+    wait: float | None,
+    output: str,
 ) -> None:
     """Show whether capture works on this node, and what to do if it does not.
 
@@ -49,7 +57,7 @@ def status(
     configure_logging(Logging(log_level="error"))  # the status itself reports what was found
     until = time.monotonic() + (wait or 0)
     while True:
-        document = status_document(attachment, chain, node, ports)
+        document = status_document(attachment, chain, node, ports, shadow)
         exit_status = verdict_on(document).exit_status
         if exit_status == 0 or time.monotonic() >= until:
             break

@@ -11,12 +11,12 @@ from bpf.compiler import sources_digest
 from bpf.errors import KernelRefused, SidestepError
 from bpf.extras import EXTRAS
 from bpf.kernel import on_node
-from bpf.layout import BuildEntry, Cookie, Level, PodEntry, Quad, TrafficEntry
+from bpf.layout import BuildEntry, Cookie, Level, PodEntry, PodFlags, Quad, TrafficEntry
 from bpf.pins import OtherVersion, Pins
 from bpf.places import further_places
 from bpf.tables import Tables, entries
 from bpf.takeover import kept_by_others
-from cni.enrolment.bystanders import captured_twice
+from cni.enrolment.bystanders import rules_in
 from cni.enrolment.entries import Identity
 from cni.enrolment.steered import Steering, steering_of
 from cni.enrolment.strays import processes_of
@@ -27,20 +27,20 @@ from installer.commands.pods import enrolled_pods
 from installer.commands.pods.differences import described, is_ending, misspelt_in
 from installer.commands.pods.namespace import looks_into
 from installer.commands.pods.not_enrolled import left_out
-from installer.commands.pods.pod_state import state_of
+from installer.commands.pods.pod_state import SHADOW, state_of
 from installer.commands.pods.proxy_state import proxy_state
 from installer.commands.pods.refused import refused_pods
 from installer.commands.status.agent_health import agent_of
 from installer.commands.status.chain_entry import chain_of
 from installer.commands.status.program_runs import HOW_TO_COUNT, counts_runs, programs_of
-from installer.settings import Attachment, Chain, Node, Ports
+from installer.settings import Attachment, Chain, Node, Ports, Shadow
 from installer.verdict.node import verdict_on
 
 # what is done without each extra of the kernel
 _WITHOUT = {each.name: each.without for each in EXTRAS}
 
 
-def status_document(attachment: Attachment, chain: Chain, node: Node, ports: Ports) -> dict[str, Any]:
+def status_document(attachment: Attachment, chain: Chain, node: Node, ports: Ports, shadow: Shadow) -> dict[str, Any]:
     """The whole status, with the verdict. If the kernel's side can't be read, `problem` says why; else it is ""."""
     try:
         kernel = status_of(attachment.pins, node.proc)
@@ -53,7 +53,7 @@ def status_document(attachment: Attachment, chain: Chain, node: Node, ports: Por
         "kernel": platform.release(),
         **kernel,
         "sidecars": _sidecars(kernel, attachment.pins, node),
-        "chain": chain_of(chain, node),
+        "chain": chain_of(chain, node, shadow),
         "agent": (agent := agent_of(node, ports)),
         "refused": refused_pods(node.cni_agent_run_dir).document()
         if not agent["fault"]
@@ -74,7 +74,7 @@ def status_of(pins: Pins, proc: Path = Path("/proc")) -> dict[str, Any]:
         proxies = {pod.cookie: proxy_state(pod, inside) for pod, inside in looks}
         pods = [
             _pod(pod, tables.traffic.get(Cookie(cookie)) or TrafficEntry(), node, steering[cookie])
-            | {"state": state_of(steering[cookie], processes[cookie], proxies[cookie])}
+            | {"state": state_of(PodFlags(pod.flags), steering[cookie], processes[cookie], proxies[cookie])}
             | {"proxy": proxies[cookie].document(), "processes": processes[cookie].document()}
             | {"lost_handovers": (tables.lost_handovers.get(Cookie(cookie)) or Quad()).quad}
             for cookie, pod in entered.items()
@@ -95,9 +95,13 @@ def status_of(pins: Pins, proc: Path = Path("/proc")) -> dict[str, Any]:
         "programs": programs_of(pins),
         "maps": maps_of(pins),
         "pods": sorted(pods, key=lambda each: str(each["pod"])),
-        "open_pods": sorted(str(each["pod"]) for each in pods if Steering(each["steering"]).is_open),
+        "open_pods": sorted(
+            str(each["pod"]) for each in pods if Steering(each["steering"]).is_open and each["state"] != SHADOW
+        ),
         "pods_with_strays": sorted(
-            str(Identity.of(pod)) for cookie, pod in entered.items() if processes[cookie].is_open
+            str(Identity.of(pod))
+            for cookie, pod in entered.items()
+            if processes[cookie].is_open and not PodFlags(pod.flags) & PodFlags.SHADOW
         ),
     }
 
@@ -105,23 +109,30 @@ def status_of(pins: Pins, proc: Path = Path("/proc")) -> dict[str, Any]:
 def _sidecars(kernel: dict[str, Any], pins: Pins, node: Node) -> dict[str, Any]:
     """The pods of this node with a sidecar that are not sidestep's, or not sidestep's alone.
 
-    `unknown` says why the Pods can't be read, "" if they can; `captured_twice` is None if it can't be seen.
+    `unknown` says why the Pods can't be read, "" if they can; `captured_twice` is None if it can't be seen, and so is
+    `captured_by_nobody`, which has the shadow pods whose rules are gone.
     """
     now = described(node)
     enrolled: list[Identity] = []
     twice: list[str] | None = None
+    nobodys: list[str] | None = None
     if not kernel["problem"]:
         with Tables(pins.look_only()) as tables:
-            entered = {key.cookie: Identity.of(pod) for key, pod in tables.pods.every()}
+            every = {key.cookie: pod for key, pod in tables.pods.every()}
+        entered = {cookie: Identity.of(pod) for cookie, pod in every.items()}
         enrolled = list(entered.values())
+        shadows = {cookie for cookie, pod in every.items() if PodFlags(pod.flags) & PodFlags.SHADOW}
         with suppress(OSError, NoProcfs):
-            twice = sorted(str(entered[cookie]) for cookie in captured_twice(entered, node.proc))
+            ruled = rules_in(entered, node.proc)
+            twice = sorted(str(entered[each]) for each in ruled if ruled[each] and each not in shadows)
+            nobodys = sorted(str(entered[each]) for each in ruled if not ruled[each] and each in shadows)
     misspelt = {str(each): misspelt_in(now, each) for each in enrolled}
     return {
         "unknown": now.problem,
         "left_out": left_out(enrolled, now, node),
         "ending": sorted(str(each) for each in enrolled if is_ending(now, each)),
         "captured_twice": twice,
+        "captured_by_nobody": nobodys,
         "misspelt": {pod: words for pod, words in misspelt.items() if words},
     }
 

@@ -50,6 +50,7 @@ agent's default. KUBERNETES_NODE_NAME and POD_NAMESPACE come from the pod itself
   "SIDESTEP_UNCAPTURED_EXEMPT_NAMESPACES" (join "," ($uncaptured.exemptNamespaces | default list))
   "SIDESTEP_UNCAPTURED_EVENTS" $uncaptured.events
   "SIDESTEP_LIVE_POLICY" .Values.livePolicy
+  "SIDESTEP_SHADOW" .Values.shadow
   "MONITORING_PORT" "15014"
   "SIDESTEP_HEALTH_PORT" "8000"
   "LOG_LEVEL" (coalesce .Values.logging.level .Values.global.logging.level)

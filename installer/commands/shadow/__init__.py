@@ -1,0 +1,1 @@
+"""`sidestep shadow`: whether sidestep decides as Istio's rules do."""
