@@ -90,6 +90,7 @@ class _Proxy:
     def __init__(self, netns: int, way: _Way) -> None:
         self._netns, self._way = _Netns(netns), way
         self._sockets: list[socket.socket] = []
+        self._servers: dict[socket.socket, Callable[[socket.socket], None]] = {}  # of those that listen
         try:
             inside(netns, self._open)
         except BaseException:
@@ -98,6 +99,9 @@ class _Proxy:
 
     def close(self) -> None:
         for each in self._sockets:
+            if serve := self._servers.pop(each, None):
+                each.setblocking(False)
+                _accept(each, serve)  # what has come already: closing would reset it
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
             each.close()
@@ -121,6 +125,7 @@ class _Proxy:
             listener.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
         listener.bind((address, port))
         listener.listen(128)
+        self._servers[listener] = serve
         threading.Thread(target=_accept, args=(listener, serve), daemon=True).start()
 
     def _outbound(self, client: socket.socket) -> None:
@@ -158,14 +163,19 @@ class _Proxy:
             if tunnelled_port:
                 upstream.sendall(f"{tunnelled_port}\n".encode())
         except OSError as error:
+            why = {"error": error.strerror or str(error)}
+            self._way.log({**seen, "who": "error", "of": who, "to": to, **why})
             if self._way.announces:
-                _say(client, {**seen, "then": {"error": error.strerror or str(error)}})
+                _say(client, {**seen, "then": why})
             return
         with upstream:
             if self._way.announces:
                 first = upstream.makefile("rb", buffering=0).readline()
                 _say(client, {**seen, "then": json.loads(first) if first else None})
-            _relay(client, upstream)
+            try:
+                _relay(client, upstream)
+            except OSError as error:
+                self._way.log({**seen, "who": "error", "of": who, "to": to, "error": error.strerror or str(error)})
 
 
 def inside(netns: int, work: Callable[[], T]) -> T:
