@@ -46,6 +46,7 @@ help:
 	@echo 'make renew-sent     ask a real istiod for the configuration of the Envoys in the tests (tests/lab/istiod)'
 	@echo 'make conformance    every kind of connection, with Istio'"'"'s rules and with sidestep, compared'
 	@echo 'make conformance PLUGIN=nft|legacy|nftables  the same; the rules are written by Istio'"'"'s own CNI plugin, built first'
+	@echo 'make conformance-ambient  the same for pods in ambient mode, with Istio'"'"'s ambient rules'
 	@echo 'make conformance-oracles  the rules that the suite writes beside those of Istio'"'"'s own plugin'
 	@echo 'make chaos          links, pins, listeners, cgroups and agents taken away for ten minutes; CHAOS="--seconds 60 --seed 3"'
 	@echo 'make ends           how connections end after 1,000 kills of each kind, at each level; hours: ENDS="--kills 100"'
@@ -54,6 +55,7 @@ help:
 	@echo 'make soak           10 GB through both proxies while the level changes; SOAK="--bytes 1e9 --seconds 60 --seed 2"'
 	@echo 'make matrix         databases, brokers and runtimes through Envoys at each level, every byte compared; MATRIX="--only redis/*/full --seed 3"'
 	@echo 'make nightly        the property tests with 10,000 cases each, a thousand cycles, an outage of a minute'
+	@echo 'make ambient-flips  100,000 label flips of 1,000 ambient pods: no descriptors, no memory; PODS=100 FLIPS=10000'
 	@echo 'make lint           ruff, clang-format, mypy --strict, import-linter'
 	@echo 'make bench          requests/s, latency and CPU of two mesh pods, against Istio'"'"'s rules; takes an hour'
 	@echo 'make bench-cni      a whole ADD through the shim beside iptables-restore, interleaved'
@@ -242,6 +244,12 @@ lint: .venv/.test
 	@.venv/bin/lint-imports --no-cache > build/imports.log || { cat build/imports.log; exit 1; }
 	@$(PYTHON) -m mypy
 
+# Some minutes, most of them the API double's.
+ambient-flips: export PODS ?= 1000
+ambient-flips: export FLIPS ?= 100000
+ambient-flips: test-setup
+	@$(PYTHON) -m pytest -q tests/agent/test_ambient_flips.py
+
 # Ten thousand cases of each property, of which `make test` tries some hundred.
 nightly: test-setup
 	@OUTAGE_SECONDS=60 $(PYTHON) -m pytest -q tests/agent/test_cluster_faults.py tests/node/test_outage.py
@@ -250,6 +258,9 @@ nightly: test-setup
 
 conformance: demo-setup $(if $(PLUGIN),istio-plugin)
 	@$(PYTHON) -m tests.conformance $(if $(PLUGIN),--plugin $(PLUGIN))
+
+conformance-ambient: demo-setup
+	@$(PYTHON) -m tests.conformance.ambient
 
 conformance-oracles: demo-setup istio-plugin
 	@$(PYTHON) -m tests.conformance.oracles
@@ -308,7 +319,7 @@ clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak ends halves matrix faults nightly conformance conformance-oracles istio-plugin \
+.PHONY: always help setup lock mine check units test without-kernel one verifier-log shim demo e2e soak ends halves matrix faults nightly ambient-flips conformance conformance-ambient conformance-oracles istio-plugin \
         cluster cluster-down istio renew-sent chart kernels lint docs bench bench-cni bench-plugins bench-mesh bench-connect bench-faults bench-agent bench-node bench-trace bench-flows image clean \
         check-packages chart-packages demo-packages test-packages kernels-packages bench-packages \
         check-setup demo-setup test-setup bench-setup

@@ -85,6 +85,7 @@ def attach_also(pins: Pins, cgroup: Path) -> bool:
     """
     with _exclusively(pins.bpffs):
         _clear_leftovers(pins)
+        _drop_places(pins, lambda place: _is_made_anew(pins, place))
         first, *more = places_of(pins)
         if any(cgroup.is_relative_to(place) for place in (first, *more)):
             return False
@@ -366,6 +367,14 @@ def _drop_places(pins: Pins, is_needless: Callable[[Path], bool]) -> None:
             for path in directory.iterdir():
                 _end(path)
             directory.rmdir()
+
+
+def _is_made_anew(pins: Pins, place: Path) -> bool:
+    """Whether a further cgroup was removed and made again, as that of a service that restarts: no link is at it."""
+    with suppress(FileNotFoundError):
+        directory, inode = pins_of_place(pins, place), place.stat().st_ino
+        return all(cgroup_of_link(directory / hook.name) != inode for hook in CGROUP_HOOKS)
+    return True
 
 
 def _lead_to_lookup(maps: Path, programs: Path) -> None:

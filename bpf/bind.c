@@ -4,7 +4,8 @@
  *
  * Runs after a bind() has succeeded and always returns 1. Only marked sockets become inbound listeners (sockops.c), so
  * no captured connection goes to an application that listens on port 15006. If the pod is strict, sockops.c asks about
- * the container when the socket listens: the container may become known in between.
+ * the container when the socket listens: the container may become known in between. Of ztunnel's
+ * sockets it asks about the mark, which this program type can't read.
  */
 
 static __always_inline int mark_listener(struct bpf_sock *sk)
@@ -21,7 +22,8 @@ static __always_inline int mark_listener(struct bpf_sock *sk)
     if (!pod)
         return ALLOW;
     who = opener_of(sk);
-    if (who.uid != pod->proxy_uid && who.gid != pod->proxy_gid)
+    if (pod->flags & POD_AMBIENT ? container_of_ztunnel(pod, &who) != CONTAINER_TRUSTED
+                                 : who.uid != pod->proxy_uid && who.gid != pod->proxy_gid)
         return ALLOW;
     state = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
     if (state) {

@@ -27,6 +27,7 @@ SOURCES = (
     "maps.h",
     "address.h",
     "policy.h",
+    "ambient_policy.h",
     "sockaddr.c",
     "owner.c",
     "facts.c",

@@ -111,6 +111,26 @@ static __always_inline bool is_of_interest(struct terms terms, __u32 protocol, _
     return protocol == IPPROTO_UDP && terms.flags & POD_DNS && port_be == swap16(DNS_PORT);
 }
 
+/*
+ * A connect() of somebody whose namespace is no mesh pod's. If it is kubelet, sockops.c records the connection once its
+ * port is known. The programs are attached at kubelet's cgroup for this alone. Pods with hostNetwork share kubelet's
+ * namespace, but not its cgroup.
+ */
+static __always_inline int note_kubelet(struct bpf_sock *sk, __u64 cookie)
+{
+    struct socket_state *state;
+    struct kubelet *known;
+    __u32 zero = 0;
+
+    known = kubelet.lookup(&zero);
+    if (!known || known->netns != cookie || known->cgroup != bpf_get_current_cgroup_id())
+        return ALLOW;
+    state = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+    if (state)
+        state->flags |= SOCKET_KUBELETS;
+    return ALLOW;
+}
+
 static __always_inline int capture_connection(struct bpf_sock_addr *ctx, __u32 family)
 {
     __u64 cookie = bpf_get_netns_cookie(ctx);
@@ -122,8 +142,10 @@ static __always_inline int capture_connection(struct bpf_sock_addr *ctx, __u32 f
     struct decision decision;
     struct terms terms;
 
-    if (!pod || !sk)
+    if (!sk)
         return ALLOW;
+    if (!pod)
+        return note_kubelet(sk, cookie);
     terms = terms_of(pod);
     read_destination(ctx, family, &to);
     source = ADDRESS_OF(sk, src, family);

@@ -164,7 +164,7 @@ static __always_inline struct address source_for(const struct pod *pod, __u64 co
     route = route_to(pod, cookie, &to->address);
     if (route && !is_unspecified(&route->source))
         return route->source;
-    if (is_through_lo(route))
+    if (is_through_lo(route) && to->family == AF_INET)
         return to->address;
     return to->family == AF_INET ? pod->source4 : pod->source6;
 }
@@ -226,7 +226,8 @@ static __always_inline void gather(struct pod *pod, struct terms terms, __u64 co
     facts->excluded_interface = IS(leaves_excluded(pod, cookie, sk, route, facts->loopback));
     facts->proxy_uid = IS(who.uid == pod->proxy_uid);
     facts->proxy_gid = IS(who.gid == pod->proxy_gid);
-    facts->container = blurred(container_of(pod, cookie, &who), facts->mark);
+    facts->container = blurred(
+        pod->flags & POD_AMBIENT ? container_of_ztunnel(pod, &who) : container_of(pod, cookie, &who), facts->mark);
 }
 
 /* Whether somebody in the pod listens on the proxy's outbound port now. Only a lookup knows. */
@@ -281,7 +282,8 @@ static __always_inline struct decision decide(struct bpf_sock_addr *ctx, struct 
     enum rule without_proxy;
 
     gather(pod, terms, cookie, sk, to, source, &facts);
-    decision = decide_outbound(terms.flags, &facts);
+    decision =
+        pod->flags & POD_AMBIENT ? decide_ambient_outbound(terms.flags, &facts) : decide_outbound(terms.flags, &facts);
     if (decision.verdict == VERDICT_OUTBOUND || decision.verdict == VERDICT_DNS) {
         without_proxy = rule_without_proxy(ctx, terms, cookie);
         if (without_proxy != RULE_NONE)

@@ -49,7 +49,7 @@ static __always_inline void begin_outbound(struct bpf_sock_ops *ctx, struct bpf_
     struct socket_state *state = sockets.sk_storage_get(sk, 0, 0);
     struct flow_key key = {.cookie = cookie, .way = FLOW_DIRECT};
 
-    if (!state || (state->flags & SOCKET_OPENED && is_proxys(pod, cookie, &state->opener)))
+    if (!state || (state->flags & SOCKET_OPENED && is_proxys(pod, cookie, sk->mark, &state->opener)))
         return;
     if (state->flags & SOCKET_CAPTURED) {
         key.way = FLOW_CAPTURED;
@@ -64,7 +64,7 @@ static __always_inline void begin_outbound(struct bpf_sock_ops *ctx, struct bpf_
     count_from_now(ctx, sk, &key);
 }
 
-/* Whether the connection that a socket has accepted comes from outside of the pod. It may be the TPROXY proxy's. */
+/* Whether the connection that a socket has accepted comes from outside of the pod. It may be the proxy's own. */
 static __always_inline bool is_from_outside(struct bpf_sock_ops *ctx, const struct pod *pod, __u64 cookie)
 {
     struct connection_key ends = {.cookie = cookie, .client_port = swap32(ctx->remote_port)};
@@ -74,7 +74,7 @@ static __always_inline bool is_from_outside(struct bpf_sock_ops *ctx, const stru
     ends.server_port = ctx->local_port;
     if (is_on_lo(&ends.client) || is_on_lo(&ends.server) || is_in_pod(pod, cookie, &ends.client))
         return false;
-    return !(pod->flags & POD_TPROXY) || !dials.lookup(&ends);
+    return !(pod->flags & (POD_TPROXY | POD_AMBIENT)) || !dials.lookup(&ends);
 }
 
 /* A socket of this pod has accepted a connection. What others ask the sidecar itself is not the application's. */
@@ -83,7 +83,7 @@ static __always_inline bool begin_inbound(struct bpf_sock_ops *ctx, struct bpf_s
 {
     struct flow_key key = {.cookie = cookie, .way = FLOW_INBOUND, .port = ctx->local_port};
 
-    if (is_sidecars_own(key.port) || !is_from_outside(ctx, pod, cookie))
+    if ((!(pod->flags & POD_AMBIENT) && is_sidecars_own(key.port)) || !is_from_outside(ctx, pod, cookie))
         return false;
     count_from_now(ctx, sk, &key);
     return true;

@@ -86,6 +86,7 @@ int bpf_iter__tcp(struct iteration *ctx)
         found.local = address_of_ip4(read32(from, SOCK_LOCAL4));
     if (!read_opener(&found.opener, from))
         return 0;
+    found.mark = read32(from, SOCK_MARK);
     found.socket = cookie_of(sk);
     bpf_seq_write(ctx->meta->seq, &found, sizeof(found));
     if (found.port == INBOUND_PORT)

@@ -16,6 +16,7 @@ INBOUND_PORT = 15006
 RESOLVER_PORT = 15053
 FAMILY_SLOTS = 2
 LISTENER_SLOTS = 2 * FAMILY_SLOTS
+ZTUNNELS = 8
 COOKIE_MARK = 0x7369646573746570
 STEERING_INSTRUCTIONS = 256
 STEERING_MAPS = 4
@@ -51,6 +52,9 @@ class PodFlags(IntFlag):
     LATE_OUTBOUND = 1 << 17
     DELETED = 1 << 18
     SHADOW = 1 << 19
+    AMBIENT = 1 << 20
+    BYPASS_INBOUND = 1 << 21
+    TRUSTS_MARK = 1 << 22
 
 
 class PortRule(IntFlag):
@@ -490,6 +494,18 @@ class OpenerEntry(ctypes.Structure):
     _fields_ = [("uid", U32), ("gid", U32), ("cgroup", U64)]
 
 
+class ZtunnelsEntry(ctypes.Structure):
+    """Value of ztunnels: the ids of the cgroup2 directories of the node's ztunnels, then zeroes."""
+
+    _fields_ = [("cgroup", U64 * ZTUNNELS)]
+
+
+class KubeletEntry(ctypes.Structure):
+    """Value of kubelet: the id of its cgroup2 directory, and the cookie of its network namespace."""
+
+    _fields_ = [("cgroup", U64), ("netns", U64)]
+
+
 class FoundListener(ctypes.Structure):
     """A listener that the iterator has found."""
 
@@ -499,7 +515,7 @@ class FoundListener(ctypes.Structure):
         ("local", Address),
         ("family", U16),
         ("port", U16),
-        ("zero32", U32),
+        ("mark", U32),
     ]
 
 
@@ -558,6 +574,8 @@ TABLES: dict[str, tuple[type[ctypes.Structure], type[ctypes.Structure]]] = {
     "routes": (NetworkKey, RouteEntry),
     "interfaces": (InterfaceKey, Word),
     "proxies": (Cookie, Quad),
+    "ztunnels": (Word, ZtunnelsEntry),
+    "kubelet": (Word, KubeletEntry),
     "started": (Cookie, Word),
     "listeners": (ListenerKey, Quad),
     "handshakes": (ConnectionKey, DestinationEntry),
@@ -638,6 +656,8 @@ RULES = (
     "no IPv6",
     "protocol",
     "late-outbound",
+    *("A2", "A3", "A4", "A5", "A6", "A7"),
+    *("B1", "B2", "B3"),
 )
 
 # maps that user space cannot look up by key, with the size of a value in bytes: socket storages, and the ring (0)

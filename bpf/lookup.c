@@ -101,9 +101,13 @@ static __always_inline void note_past(struct bpf_sk_lookup *ctx, const struct po
 /*
  * Gives the packet to any live listener of the pod's proxy. The slots of the packet's family come first. An IPv6 listener
  * may serve IPv4 too. If it does not, the kernel refuses it, and the next slot is tried.
+ *
+ * The kernel then chooses within the listener's SO_REUSEPORT group, but not in ambient mode. Who listens there is root, as
+ * ztunnel is, so any root process of the pod can join the group.
  */
-static __always_inline int steer_to_proxy(struct bpf_sk_lookup *ctx, __u64 cookie)
+static __always_inline int steer_to_proxy(struct bpf_sk_lookup *ctx, const struct pod *pod, __u64 cookie)
 {
+    __u64 how = pod->flags & POD_AMBIENT ? BPF_SK_LOOKUP_F_NO_REUSEPORT : 0;
     struct listener_key key = {.cookie = cookie, .port = INBOUND_PORT};
     __u32 first = first_slot(ctx->family);
     struct bpf_sock *sk;
@@ -114,7 +118,7 @@ static __always_inline int steer_to_proxy(struct bpf_sk_lookup *ctx, __u64 cooki
         sk = (struct bpf_sock *)listeners.lookup(&key);
         if (!sk)
             continue;
-        refused = bpf_sk_assign(ctx, sk, 0);
+        refused = bpf_sk_assign(ctx, sk, how);
         bpf_sk_release(sk);
         if (!refused)
             return SK_PASS;
@@ -135,14 +139,36 @@ static __always_inline void note_arrival(struct bpf_sk_lookup *ctx, const struct
     arrivals.update(&key, &cookie);
 }
 
-/* Whether the proxy itself, in TPROXY mode, connects to the application with the client's address as source. */
+/* Whether the proxy itself, in TPROXY or ambient mode, connects to the application with the client's address as source. */
 static __always_inline bool is_proxy_dial(struct bpf_sk_lookup *ctx, const struct pod *pod, __u64 cookie,
                                           const struct address *local, const struct address *remote)
 {
     struct connection_key key = {.cookie = cookie, .client = *remote, .server = *local};
 
-    if (!(pod->flags & POD_TPROXY))
+    if (!(pod->flags & (POD_TPROXY | POD_AMBIENT)))
         return false;
+    key.client_port = swap16(ctx->remote_port);
+    key.server_port = ctx->local_port;
+    return dials.lookup(&key) != 0;
+}
+
+/*
+ * Whether kubelet of this node connects, whose probes are for the application. It is known by address and port, which no
+ * other socket of the node has at the same time.
+ */
+static __always_inline bool is_kubelets(struct bpf_sk_lookup *ctx, const struct pod *pod, const struct address *local,
+                                        const struct address *remote)
+{
+    struct connection_key key = {.client = *remote, .server = *local};
+    struct kubelet *known;
+    __u32 zero = 0;
+
+    if (!(pod->flags & POD_AMBIENT))
+        return false;
+    known = kubelet.lookup(&zero);
+    if (!known || !known->cgroup)
+        return false;
+    key.cookie = known->netns;
     key.client_port = swap16(ctx->remote_port);
     key.server_port = ctx->local_port;
     return dials.lookup(&key) != 0;
@@ -228,14 +254,21 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
     }
     if (is_proxy_dial(ctx, pod, cookie, &local, &remote))
         return SK_PASS;
-    decision = decide_inbound(terms.flags, ctx->local_port, rules_of_port(terms, cookie, ctx->local_port),
-                              is_excluded_interface(pod, cookie, arrival_of(ctx, cookie, &local)));
+    if (is_kubelets(ctx, pod, &local, &remote)) {
+        note_packet(ctx, cookie, &local, &remote, RULE_B1, TOTAL_INBOUND_DIRECT);
+        return SK_PASS;
+    }
+    if (pod->flags & POD_AMBIENT)
+        decision = decide_ambient_inbound(terms.flags, ctx->local_port);
+    else
+        decision = decide_inbound(terms.flags, ctx->local_port, rules_of_port(terms, cookie, ctx->local_port),
+                                  is_excluded_interface(pod, cookie, arrival_of(ctx, cookie, &local)));
     if (decision.verdict == VERDICT_PASS) {
         note_packet(ctx, cookie, &local, &remote, decision.rule, TOTAL_INBOUND_DIRECT);
         note_past(ctx, pod, cookie, &remote, decision.rule, OUTCOME_PASSED);
         return SK_PASS;
     }
-    outcome = steer_to_proxy(ctx, cookie);
+    outcome = steer_to_proxy(ctx, pod, cookie);
     if (outcome == SK_PASS)
         note_arrival(ctx, pod, cookie, &local, &remote);
     else

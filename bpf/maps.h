@@ -20,6 +20,13 @@
 #define DNS_PORT 53
 /* SO_MARK of the proxy's connections to the application in TPROXY mode (Envoy's original_src filter) */
 #define TPROXY_MARK 1337
+/*
+ * SO_MARK of every socket of ztunnel's in a pod in ambient mode, and of its connections to the application that have the
+ * client's address as source. Istio compares these bits only.
+ */
+#define ZTUNNEL_MARK 0x539
+#define ORIGINAL_SOURCE_MARK 0x111
+#define MARK_BITS 0xfff
 
 /*
  * Captured connections are spread over these addresses: 127.64.0.0/10, and a unique local IPv6 prefix (fd, then
@@ -43,7 +50,7 @@
 #define MAX_INTERFACES 16384
 #define MAX_HANDSHAKES 16384  /* connections between SYN and accept, node-wide */
 #define MAX_ARRIVALS 16384    /* connections between SYN and establishment, node-wide */
-#define MAX_DIALS 65536       /* connections of TPROXY proxies to their applications, node-wide */
+#define MAX_DIALS 65536       /* connections of TPROXY proxies and of ztunnels to applications, node-wide */
 #define MAX_ACCELERATED 65536 /* ends of accelerated connections, node-wide; if it is full, connections stay on TCP */
 #define MAX_MEETINGS 65536    /* accelerated connections whose connecting end has not sent yet */
 #define MAX_QUESTIONS 16384  /* peers of UDP sockets that are not connected; a full map drops the least recently used */
@@ -59,7 +66,7 @@
 /*
  * Listening sockets stored per pod and port: the slots of IPv4, then those of IPv6. Envoy has a socket for each worker
  * and family. They are one SO_REUSEPORT group, and any one of them serves its whole group: the kernel chooses within the
- * group after bpf_sk_assign(). So a few slots are enough. The last slot of a family has the socket that began to listen
+ * group after bpf_sk_assign(). So a few slots are enough. A ztunnel has one socket. The last slot of a family has the socket that began to listen
  * most recently, so both a proxy that is being replaced and its successor have a socket here.
  */
 #define FAMILY_SLOTS 2
@@ -93,9 +100,12 @@ struct address {
 #define POD_UNCAPTURED_DENIED (1u << 14)  /* nothing leaves past the proxy that no annotation asks for */
 #define POD_UNCAPTURED_AUDITED (1u << 15) /* the same is reported; no program reads this flag */
 #define POD_LIVE_POLICY (1u << 16)        /* the policy follows the running Pod's annotations; no program reads this */
-#define POD_LATE_OUTBOUND (1u << 17) /* outbound passes once the Pod is being deleted and its proxy listens no more */
-#define POD_DELETED (1u << 18)       /* the Pod is being deleted: its containers are ending */
-#define POD_SHADOW (1u << 19)        /* the programs decide, but change, refuse and count nothing that is new */
+#define POD_LATE_OUTBOUND (1u << 17)  /* outbound passes once the Pod is being deleted and its proxy listens no more */
+#define POD_DELETED (1u << 18)        /* the Pod is being deleted: its containers are ending */
+#define POD_SHADOW (1u << 19)         /* the programs decide, but change, refuse and count nothing that is new */
+#define POD_AMBIENT (1u << 20)        /* no proxy of its own: the node's ztunnel has sockets in the pod */
+#define POD_BYPASS_INBOUND (1u << 21) /* ambient: inbound plaintext goes to the application (Istio's ingress mode) */
+#define POD_TRUSTS_MARK (1u << 22)    /* ambient: ztunnel's mark is enough, whoever has opened the socket */
 
 /*
  * One mesh pod: first what the decision needs, then the pod's identity, which a restarted agent reads. A policy is the
@@ -232,12 +242,25 @@ struct destination {
 #define SOCKET_ACCEPTED (1u << 1) /* the proxy accepted it; `original` is the destination its peer asked for */
 #define SOCKET_LISTENER (1u << 2) /* bound to a proxy port by `opener`, who has the proxy's user or group */
 #define SOCKET_OPENED (1u << 3)   /* `opener` is valid: the programs were attached when socket() made the socket */
+#define SOCKET_KUBELETS (1u << 4) /* kubelet connects with it */
 
 /* The process that opened a socket. The ids are those of the initial user namespace. */
 struct opener {
     __u32 uid;
     __u32 gid;    /* primary group */
     __u64 cgroup; /* id of the cgroup2 directory of the container */
+};
+
+/* The cgroups of the node's ztunnels: 0 in unused slots, which come last. There are several while one is replaced. */
+#define ZTUNNELS 8
+struct ztunnels {
+    __u64 cgroup[ZTUNNELS]; /* id of the cgroup2 directory of the container */
+};
+
+/* Where kubelet is: the id of its own cgroup2 directory, and the cookie of its network namespace. All zero if unknown. */
+struct kubelet {
+    __u64 cgroup;
+    __u64 netns;
 };
 
 /* A listener on a proxy port that the iterator has found (iterator.c); `socket` is the socket's cookie. */
@@ -247,7 +270,7 @@ struct found_listener {
     struct address local;
     __u16 family;
     __u16 port;
-    __u32 zero32;
+    __u32 mark; /* SO_MARK */
 };
 
 /* What the iterator is to store: the netns cookie of the pod, and the cookie of the socket for each slot, 0 for none. */
@@ -625,6 +648,12 @@ TABLE("hash", struct interface_key, __u32, interfaces, MAX_INTERFACES, NO_PREALL
 /* agent → connect, datagram, sockops; by netns cookie: cgroup id of the proxy's container, if POD_STRICT */
 TABLE("hash", __u64, __u64, proxies, MAX_PODS, NO_PREALLOC)
 
+/* agent → connect, datagram, bind, sockops, for pods with POD_AMBIENT; key 0 is the only entry */
+TABLE("array", __u32, struct ztunnels, ztunnels, 1, 0)
+
+/* agent → connect, sockops, lookup; key 0 is the only entry */
+TABLE("array", __u32, struct kubelet, kubelet, 1, 0)
+
 /*
  * sockops (listen) → connect, datagram; by netns cookie: pods with POD_EARLY_OUTBOUND or POD_LATE_OUTBOUND whose proxy
  * has listened. The agent removes the entry with the pod.
@@ -640,7 +669,7 @@ SOCKET_TABLE(struct listener_key, __u64, listeners, MAX_LISTENERS)
 /* sockops (connecting end) → sockops (accepting end), which deletes it. A full map drops the least recently used. */
 TABLE("lru_hash", struct connection_key, struct destination, handshakes, MAX_HANDSHAKES, 0)
 
-/* sockops (the proxy connects, TPROXY mode) → lookup; sockops deletes it when the connection ends */
+/* sockops (a TPROXY proxy, ztunnel or kubelet connects to the application) → lookup; sockops deletes it when the connection ends */
 TABLE("lru_hash", struct connection_key, __u32, dials, MAX_DIALS, 0)
 
 /* owner, connect, bind, sockops → connect, datagram, bind, sockopt, sockops; freed with the socket, never evicted */

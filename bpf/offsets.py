@@ -83,6 +83,7 @@ LISTENERS = (
     Field("SOCK_PORT", b"sock_common", b"skc_num", 2),
     Field("SOCK_LOCAL4", b"sock_common", b"skc_rcv_saddr", 4),
     Field("SOCK_LOCAL6", b"sock_common", b"skc_v6_rcv_saddr", 16),
+    Field("SOCK_MARK", b"sock", b"sk_mark", 4),
     Field("SOCK_OWNED", b"sock", b"sk_lock.owned", 4),
     Field("SOCK_SOCKET", b"sock", b"sk_socket", 8),
     Field("SOCKET_FILE", b"socket", b"file", 8),

@@ -36,3 +36,28 @@ static __always_inline enum container container_of(const struct pod *pod, __u64 
         return CONTAINER_UNKNOWN;
     return *container == who->cgroup ? CONTAINER_TRUSTED : CONTAINER_OTHER;
 }
+
+/* Whether a socket was opened in the container of one of the node's ztunnels, for pods in ambient mode. */
+static __always_inline enum container container_of_ztunnel(const struct pod *pod, const struct opener *who)
+{
+    struct ztunnels *known;
+    __u32 zero = 0;
+
+    if (pod->flags & POD_TRUSTS_MARK)
+        return CONTAINER_TRUSTED;
+    known = ztunnels.lookup(&zero);
+    if (!known || !known->cgroup[0])
+        return CONTAINER_UNKNOWN;
+    for (int slot = 0; slot < ZTUNNELS; slot++)
+        if (known->cgroup[slot] == who->cgroup)
+            return CONTAINER_TRUSTED;
+    return CONTAINER_OTHER;
+}
+
+/* Whether ztunnel has opened a socket of a pod in ambient mode: by its mark and by its opener. */
+static __always_inline bool is_ztunnels(const struct pod *pod, __u32 mark, const struct opener *who)
+{
+    mark &= MARK_BITS;
+    return (mark == ZTUNNEL_MARK || mark == ORIGINAL_SOURCE_MARK)
+           && container_of_ztunnel(pod, who) == CONTAINER_TRUSTED;
+}

@@ -45,6 +45,15 @@ enum rule {
     RULE_NO_IPV6,  /* the pod's IPv6 is not captured */
     RULE_PROTOCOL, /* neither TCP nor UDP */
     RULE_LATE,     /* the Pod is being deleted, and its proxy listens no more */
+    RULE_A2,       /* from here on: pods in ambient mode (ambient_policy.h) */
+    RULE_A3,
+    RULE_A4,
+    RULE_A5,
+    RULE_A6,
+    RULE_A7,
+    RULE_B1,
+    RULE_B2,
+    RULE_B3,
 };
 
 struct decision {
@@ -55,9 +64,12 @@ struct decision {
 
 #define DECIDED(by, what) ((struct decision){.verdict = what, .rule = by})
 
-/* The container that a socket was opened in. It matters for sockets with the proxy's ids in strict pods only. */
+/*
+ * The container that a socket was opened in. It matters for sockets with the proxy's ids in strict pods, and for sockets
+ * with ztunnel's mark in ambient ones.
+ */
 enum container {
-    CONTAINER_TRUSTED, /* the proxy's container, or the pod is not strict */
+    CONTAINER_TRUSTED, /* the proxy's container, or the pod does not ask about it */
     CONTAINER_OTHER,
     CONTAINER_UNKNOWN, /* the agent has not found the proxy's container yet */
 };

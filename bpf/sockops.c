@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * sock_ops: hands the original destination from the connecting socket to the socket that the proxy accepts, registers
- * the proxy's listeners, records the connections that a TPROXY proxy makes to its application, and has connections
- * counted when they close (flows.c).
+ * the proxy's listeners, records the connections that a TPROXY proxy or ztunnel makes to the application, and has
+ * connections counted when they close (flows.c).
  *
  * Both ends of a captured connection are in the pod's netns. The connecting end always comes first: its SYN or its ACK
  * creates the accepted socket. So a small map between the two events is enough. The program always returns 1: if one
  * sock_ops program returns 0, the kernel ignores the replies of all.
  */
+
+/* uapi/asm-generic/socket.h */
+#define SOL_SOCKET 1
+#define SO_MARK 36
 
 static __always_inline bool is_proxy_port(__u32 port)
 {
@@ -105,10 +109,34 @@ static __always_inline void take_original(struct bpf_sock_ops *ctx, struct bpf_s
     handshakes.delete(&key);
 }
 
+/* Whether a connecting socket has the mark with which the proxy reaches its application, and is the proxy's. */
+static __always_inline bool is_on_way_to_application(struct bpf_sock *sk, const struct pod *pod,
+                                                     const struct socket_state *state)
+{
+    if (!(state->flags & SOCKET_OPENED))
+        return false;
+    if (pod->flags & POD_AMBIENT)
+        return is_ztunnels(pod, sk->mark, &state->opener);
+    return pod->flags & POD_TPROXY && sk->mark == TPROXY_MARK
+           && (state->opener.uid == pod->proxy_uid || state->opener.gid == pod->proxy_gid);
+}
+
 /*
- * In TPROXY mode the proxy connects to its application with the client's address as source. Its SYN comes through lo
- * and looks like the client's own. lookup.c recognises it by the entry in `dials`, which stays until the socket closes,
- * even if the connection is refused.
+ * Changes the mark of ztunnel's connection to the application before its SYN leaves. The application's socket takes the
+ * mark over, and by this one the pod's routes lead the answers back to ztunnel. The mark that it had could not: with such
+ * routes all of ztunnel's connections would end in the pod.
+ */
+static __always_inline void keep_answers_in_pod(struct bpf_sock_ops *ctx, struct bpf_sock *sk)
+{
+    __u32 mark = (sk->mark & ~MARK_BITS) | ORIGINAL_SOURCE_MARK;
+
+    bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &mark, sizeof(mark));
+}
+
+/*
+ * In TPROXY mode the proxy connects to its application with the client's address as source, and so does ztunnel. The SYN
+ * comes through lo and looks like the client's own. lookup.c recognises it by the entry in `dials`, which stays until the
+ * socket closes, even if the connection is refused.
  */
 static __always_inline void record_dial(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct pod *pod,
                                         __u64 cookie)
@@ -117,13 +145,27 @@ static __always_inline void record_dial(struct bpf_sock_ops *ctx, struct bpf_soc
     struct connection_key key;
     __u32 yes = 1;
 
-    if (!(pod->flags & POD_TPROXY) || sk->mark != TPROXY_MARK || !state || !(state->flags & SOCKET_OPENED))
-        return;
-    if (state->opener.uid != pod->proxy_uid && state->opener.gid != pod->proxy_gid)
+    if (!(pod->flags & (POD_TPROXY | POD_AMBIENT)) || !state || !is_on_way_to_application(sk, pod, state))
         return;
     key = connecting_key(ctx, cookie);
     if (!is_in_pod(pod, cookie, &key.server) || is_in_pod(pod, cookie, &key.client))
         return;
+    dials.update(&key, &yes);
+    want_state_changes(ctx);
+    if (pod->flags & POD_AMBIENT)
+        keep_answers_in_pod(ctx, sk);
+}
+
+/* Kubelet connects to somewhere: lookup.c lets it pass if that is a pod in ambient mode. */
+static __always_inline void record_kubelets(struct bpf_sock_ops *ctx, struct bpf_sock *sk, __u64 cookie)
+{
+    struct socket_state *state = sockets.sk_storage_get(sk, 0, 0);
+    struct connection_key key;
+    __u32 yes = 1;
+
+    if (!state || !(state->flags & SOCKET_KUBELETS))
+        return;
+    key = connecting_key(ctx, cookie);
     dials.update(&key, &yes);
     want_state_changes(ctx);
 }
@@ -201,6 +243,18 @@ static __always_inline void add_listener(struct bpf_sock_ops *ctx, __u64 cookie)
     listeners.sock_hash_update(ctx, &key, BPF_ANY);
 }
 
+/*
+ * Whether a socket that begins to listen is the proxy's. Of ztunnel's, any that it has opened may be bound first and
+ * marked then.
+ */
+static __always_inline bool is_proxys_listener(struct bpf_sock *sk, const struct pod *pod, __u64 cookie,
+                                               const struct socket_state *state)
+{
+    if (pod->flags & POD_AMBIENT)
+        return state->flags & (SOCKET_OPENED | SOCKET_LISTENER) && is_ztunnels(pod, sk->mark, &state->opener);
+    return state->flags & SOCKET_LISTENER && container_of(pod, cookie, &state->opener) == CONTAINER_TRUSTED;
+}
+
 static __always_inline void register_listener(struct bpf_sock_ops *ctx, struct bpf_sock *sk, const struct pod *pod,
                                               __u64 cookie)
 {
@@ -208,7 +262,9 @@ static __always_inline void register_listener(struct bpf_sock_ops *ctx, struct b
     struct address local = ADDRESS_OF(ctx, local, ctx->family);
     __u32 yes = 1;
 
-    if (!state || !(state->flags & SOCKET_LISTENER) || container_of(pod, cookie, &state->opener) != CONTAINER_TRUSTED)
+    if (ctx->local_port != INBOUND_PORT && ctx->local_port != OUTBOUND_PORT)
+        return;
+    if (!state || !is_proxys_listener(sk, pod, cookie, state))
         return;
     emit_listener(ctx, cookie, EVENT_LISTENING);
     want_state_changes(ctx); /* accepted sockets inherit it; ss_sockops clears it if they are not counted */
@@ -243,8 +299,11 @@ int ss_sockops(struct bpf_sock_ops *ctx)
     if (op == BPF_SOCK_OPS_TCP_CONNECT_CB || op == BPF_SOCK_OPS_TCP_LISTEN_CB)
         end_pairing(sk, cookie); /* also if the pod is not enrolled any more */
     pod = pods.lookup(&cookie);
-    if (!pod)
+    if (!pod) {
+        if (op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+            record_kubelets(ctx, sk, cookie);
         return 1;
+    }
 
     if (op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
         offer_original(ctx, sk, cookie);

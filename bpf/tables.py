@@ -9,7 +9,7 @@ are removed meanwhile. Any call may raise KernelRefused.
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Generic, TypeVar
 
 from bpf import syscalls
@@ -20,6 +20,7 @@ from bpf.layout import (
     PASSAGES,
     TABLES,
     TOTALS,
+    ZTUNNELS,
     AddressKey,
     Connection,
     ConnectionKey,
@@ -33,6 +34,7 @@ from bpf.layout import (
     FlowKey,
     FlowSumsEntry,
     InterfaceKey,
+    KubeletEntry,
     ListenerKey,
     MeetingEntry,
     NetworkKey,
@@ -54,6 +56,7 @@ from bpf.layout import (
     UncapturedEntry,
     UncapturedKey,
     Word,
+    ZtunnelsEntry,
 )
 from bpf.pins import Pins
 
@@ -202,6 +205,8 @@ class Tables:
         self.routes: Table[NetworkKey, RouteEntry] = Table(pins, "routes")
         self.interfaces: Table[InterfaceKey, Word] = Table(pins, "interfaces")
         self.proxies: Table[Cookie, Quad] = Table(pins, "proxies")
+        self._ztunnels: Table[Word, ZtunnelsEntry] = Table(pins, "ztunnels")
+        self._kubelet: Table[Word, KubeletEntry] = Table(pins, "kubelet")
         self.started: Table[Cookie, Word] = Table(pins, "started")
         self.listeners: Table[ListenerKey, Quad] = Table(pins, "listeners")
         self.handshakes: Table[ConnectionKey, DestinationEntry] = Table(pins, "handshakes")
@@ -250,6 +255,30 @@ class Tables:
     def set_node(self, settings: NodeEntry) -> None:
         """Change the node's settings; the programs follow them at once."""
         self._node.put(Word(0), settings)
+
+    def ztunnels(self) -> frozenset[int]:
+        """The ids of the cgroups of the ztunnels that the programs know."""
+        return frozenset((self._ztunnels.get(Word(0)) or ZtunnelsEntry()).cgroup) - {0}
+
+    def set_ztunnels(self, cgroups: Collection[int]) -> None:
+        """Have the programs take sockets with ztunnel's mark for ztunnel's if they were opened in one of these cgroups.
+
+        There is room for ZTUNNELS. Raises TableFull.
+        """
+        if len(cgroups) > ZTUNNELS:
+            raise TableFull(f"{len(cgroups)} ztunnels run on this node; the BPF map ztunnels has room for {ZTUNNELS}")
+        entry = ZtunnelsEntry()
+        for slot, cgroup in enumerate(sorted(cgroups)):
+            entry.cgroup[slot] = cgroup
+        self._ztunnels.put(Word(0), entry)
+
+    def set_kubelet(self, kubelet: KubeletEntry) -> None:
+        """Have kubelet's connections reach the applications of pods in ambient mode; an entry of zeroes ends it."""
+        self._kubelet.put(Word(0), kubelet)
+
+    def kubelet(self) -> KubeletEntry:
+        """Where the programs take kubelet to be; all zero if nowhere."""
+        return self._kubelet.get(Word(0)) or KubeletEntry()
 
     def connection_totals(self) -> dict[tuple[str, str], int]:
         """The number of connections of enrolled pods by (direction, verdict), since the map was made."""

@@ -53,6 +53,8 @@ _OF_PODS = ("pods", "addresses", "port_rules", "networks", "routes", "interfaces
 # other maps that can be copied, each group as a whole: what is counted in one is set against what is in another
 _COPIED = (
     ("proxies",),
+    ("ztunnels",),
+    ("kubelet",),
     ("started",),
     ("traffic",),
     ("totals",),

@@ -120,9 +120,11 @@ static __always_inline void note_uncaptured(struct uncaptured_key *key, __u32 ru
     begin_uncaptured(key, &fresh, sums);
 }
 
-/* Whether the pod's proxy has opened the socket. As long as nobody knows the container of a strict pod's, it has not. */
-static __always_inline bool is_proxys(const struct pod *pod, __u64 cookie, const struct opener *who)
+/* Whether the pod's proxy, or ztunnel, has opened the socket with this mark. As long as nobody knows the container of a strict pod's, it has not. */
+static __always_inline bool is_proxys(const struct pod *pod, __u64 cookie, __u32 mark, const struct opener *who)
 {
+    if (pod->flags & POD_AMBIENT)
+        return is_ztunnels(pod, mark, who);
     return (who->uid == pod->proxy_uid || who->gid == pod->proxy_gid)
            && container_of(pod, cookie, who) == CONTAINER_TRUSTED;
 }
@@ -211,7 +213,7 @@ static __always_inline enum rule refused_past(struct pod *pod, struct terms term
         question.port = swap16(to->port_be);
         remember_question(&question);
     }
-    if (is_proxys(pod, cookie, &who))
+    if (is_proxys(pod, cookie, sk->mark, &who))
         return RULE_NONE;
     if (rule == RULE_NONE)
         rule = rule_past(pod, terms, cookie, sk, to);
@@ -234,7 +236,7 @@ static __always_inline bool may_open(struct bpf_sock *sk, struct pod *pod, __u64
 
     if (type != SOCK_RAW && (protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_MPTCP))
         return true;
-    if (is_proxys(pod, cookie, who))
+    if (is_proxys(pod, cookie, sk->mark, who))
         return true;
     key.protocol = protocol;
     if (pod->flags & POD_UNCAPTURED_DENIED) {

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -32,12 +32,38 @@ from cni.errors import (
     SandboxInvalid,
 )
 from cni.netns.sandbox import own_cookie, require_netns, visit
+from cni.policy.ambient_policy import AmbientPolicy
 from cni.policy.annotations import INVALID_DROP, CapturePolicy
 from cni.policy.membership import skip_pod, skip_unseen
 from cni.policy.pod import NoEvents, Pod, PodEvents, PodSource
 from cni.protocol import Order, Passed, PodArgs, Request, pod_args
 
 log = structlog.get_logger("cni")
+
+
+class Ambient(Protocol):
+    """The pods in ambient mode. Each method may raise SidestepError."""
+
+    def why_not(self, pod: Pod) -> str | None:
+        """Why a Pod is not in ambient mode; None if it is. Raises CniError if it can't be told now."""
+        ...
+
+    def enrol(self, pod: Pod, identify: Callable[[Identity | None], Identity], netns: int) -> int:
+        """Bring a pod in; all of it or nothing. Returns the cookie of its namespace.
+
+        `identify` gets the identity that is enrolled for the namespace so far, and returns the one to enrol.
+        """
+        ...
+
+    def policy_of(self, pod: Pod) -> AmbientPolicy | None:
+        """What is captured of a Pod in ambient mode; None if it is not in it."""
+        ...
+
+    def removed(self, cookie: int) -> None:
+        """Handle that a DEL or a GC has ended capture of a namespace. Never raises."""
+        ...
+
+
 Output = dict[str, Any] | None
 # the possible outcomes of an ADD
 RESULTS = ENROLLED, NOT_IN_MESH, FAILED = "enrolled", "not_in_mesh", "failed"
@@ -69,6 +95,7 @@ class Verbs:
     call_for_help: Callable[[], None] = _nobody  # called if an ADD finds the programs detached
     left_out: LeftOut = field(default_factory=LeftOut)  # tells of pods that are not captured
     refusals: Refusals = field(default_factory=Refusals)  # remembers the pods that were refused
+    ambient: Ambient | None = None  # if the node has ambient mode
     exchanges: Exchange | None = None  # None: this agent exchanges no pods
     what_failed: Callable[[], list[dict[str, Any]]] = list  # connections that were refused or denied
     # The interpreter runs one thread at a time. If 16 ADDs take turns at each system call, each takes twice as long. So
@@ -112,6 +139,8 @@ class Verbs:
         pod = self._mesh_pod(pod_args(request.args), request)
         if pod is None:
             return NOT_IN_MESH
+        if self._skips(pod, request):
+            return self._add_ambient(pod, request, _netns(netns_fd))
         policy, netns = self._policy(pod), _netns(netns_fd)
         try:
             with self.turnstile if policy.rules < _MANY_RULES else self.wide_turnstile:
@@ -133,6 +162,23 @@ class Verbs:
             log.info(
                 "setting.meaningless", pod=str(entries.identity), setting=INVALID_DROP, reason="no conntrack is used"
             )
+        return ENROLLED
+
+    def _add_ambient(self, pod: Pod, request: Request, netns: int) -> str:
+        """Bring a pod into ambient mode."""
+        assert self.ambient is not None, "only then a pod that is skipped comes here"
+        try:
+            self._require_place(pod, request)
+            cookie = self.ambient.enrol(pod, partial(_identity, request, pod), netns)
+        except (CapturedByIstio, InvalidAnnotation) as error:
+            self.events.warning(pod, "CaptureRefused", for_owners(error))
+            raise
+        except NotCaptured:
+            self.call_for_help()
+            raise
+        self.refusals.forget(pod.namespace, pod.name)
+        identity = _identity(request, pod, None)
+        log.info("pod.enrolled", pod=str(identity), container=request.container_id, netns_cookie=cookie, mode="ambient")
         return ENROLLED
 
     def _policy(self, pod: Pod) -> CapturePolicy:
@@ -174,8 +220,7 @@ class Verbs:
     def delete(self, request: Request, netns_fd: int | None) -> Output:
         """Take out the pod that this attachment enrolled. Succeeds too if it enrolled none or the namespace is gone."""
         for cookie in self.enrolments.of_attachment(request.container_id, request.ifname, _cookie(netns_fd)):
-            self.follower.forget(cookie)
-            self.enrolments.remove(cookie)
+            self._remove(cookie)
             log.info("pod.removed", container=request.container_id, netns_cookie=cookie)
         self.left_out.leave(request.container_id)
         return None
@@ -188,7 +233,8 @@ class Verbs:
             return None
         known = self._enrolled(netns)
         identity = known if known and known.is_adopted else _identity(request, pod, known)
-        entries, cookie = self.admission.wanted(identity, self._wanted(pod, netns), netns)
+        ambient = self.ambient.policy_of(pod) if self.ambient and self._skips(pod, request) else None
+        entries, cookie = self.admission.wanted(identity, ambient or self._wanted(pod, netns), netns)
         if found := self.enrolments.differences(cookie, entries):
             raise CheckFailed(
                 f"{entries.identity} is not registered as its Pod asks: {found[0]}",
@@ -217,12 +263,18 @@ class Verbs:
         valid = {(item.get("containerID"), item.get("ifname")) for item in request.config.valid_attachments}
         for cookie, identity in self.enrolments.of_network(request.config.name).items():
             if (identity.container_id, identity.ifname) not in valid:
-                self.follower.forget(cookie)
-                self.enrolments.remove(cookie)
+                self._remove(cookie)
                 log.info("pod.collected", pod=str(identity), container=identity.container_id)
         for identity in self.follower.sweep().gone:
             log.info("pod.reclaimed", pod=str(identity), container=identity.container_id)
         return None
+
+    def _remove(self, cookie: int) -> None:
+        entry = self.enrolments.entry(cookie)
+        self.follower.forget(cookie)
+        self.enrolments.remove(cookie)
+        if self.ambient and entry and PodFlags.AMBIENT in PodFlags(entry.flags):
+            self.ambient.removed(cookie)
 
     def passed(self, told: Passed) -> None:
         """Note a pod that the plugin let pass at ADD without asking."""
@@ -259,7 +311,8 @@ class Verbs:
         """The Pod of this sandbox, or None if it is not a mesh pod. Raises PodNotFound.
 
         If the annotations passed by the runtime show that the Pod is outside the mesh, the Pod is not looked up. So it
-        starts even while the API server is away. A mesh pod is always looked up, because annotations are not enough.
+        starts even while the API server is away. A mesh pod is always looked up, because annotations are not enough;
+        where there is ambient mode, every Pod is, because labels decide.
         """
         config = request.config
         reason = skip_unseen(
@@ -267,16 +320,23 @@ class Verbs:
             args.name,
             config.pod_namespace,
             config.exclude_namespaces,
-            config.runtime_config.annotations,
+            None if self.ambient else config.runtime_config.annotations,
         )
         pod = None if reason else self.pods.find(args.namespace, args.name, args.uid or None)
         if pod is not None:
-            reason = skip_pod(pod, config.pod_namespace, config.exclude_namespaces)
+            reason = self._skips(pod, request)
+        if reason and pod is not None and self.ambient and self.ambient.why_not(pod) is None:
+            return pod
         if reason:
             self.left_out.let_pass(LetPass(args.namespace, args.name, args.uid, request.container_id, reason))
             self.refusals.forget(args.namespace, args.name)
             return None
         return pod
+
+    @staticmethod
+    def _skips(pod: Pod, request: Request) -> str | None:
+        """Why a Pod has no sidecar whose traffic is captured."""
+        return skip_pod(pod, request.config.pod_namespace, request.config.exclude_namespaces)
 
 
 def _identity(request: Request, pod: Pod, known: Identity | None) -> Identity:

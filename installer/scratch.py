@@ -176,7 +176,7 @@ def _enrol(cgroup: Path, pins: Pins, tables: Tables, policy: CapturePolicy, loca
         # nothing leaves this namespace, so every connection would be unreachable: let its routes be unknown
         sandbox = replace(look(rtnl), ways={}, loopback_stays=False)
         ipv6 = sandbox.captures_ipv6(policy.dual_stack)
-        prepare(rtnl, sandbox, ipv6, False)
+        prepare(rtnl, sandbox, ipv6)
     identity = Identity("probe", "probe", "probe", "probe", "", "lo")
     with Descriptor(os.open("/proc/self/ns/net", os.O_RDONLY)) as netns:
         Enrolments(pins, tables).add(sandbox.cookie, entries_of(identity, policy, sandbox, (_PROXY, _PROXY)), netns.fd)

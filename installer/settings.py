@@ -162,6 +162,9 @@ class Node:
     pod_namespace: str = _setting("istio-system", "Namespace of the agent's own DaemonSet.")
     daemonset: str = _setting("istio-cni-node", "Name of that DaemonSet.", ours=True)
     exclude_namespaces: tuple[str, ...] = _setting("", "Namespaces whose pods are left alone, separated by commas.")
+    ambient_enabled: bool = _setting(
+        False, "Capture pods in ambient mode too, for ztunnel: by labels of theirs or of their namespaces."
+    )
     proc: Path = _setting(Path("/proc"), "procfs of the node; /host/proc in a container.", ours=True, seen=from_here)
 
 
@@ -262,6 +265,23 @@ class Following:
         "Running pods without the annotation sidestep.io/live-policy follow their annotations on ports and ranges.",
         ours=True,
     )
+
+
+@dataclass(frozen=True)
+class Ambient:
+    """Ambient mode: which pods are in it, and how ztunnel gets them. Nothing of it counts unless it is enabled."""
+
+    ambient_enablement_selector: str = _setting(
+        "",
+        "YAML list of {podSelector, namespaceSelector}; a pod that one of them chooses is in ambient mode  "
+        "[default: the label istio.io/dataplane-mode=ambient of the pod or its namespace]",
+    )
+    ambient_dns_capture: bool = _setting(True, "Capture the DNS of pods without ambient.istio.io/dns-capture.")
+    ambient_ipv6: bool = _setting(True, "Capture IPv6 of pods in ambient mode.")
+    ztunnel_uds_address: Path = _setting(
+        Path("/var/run/ztunnel/ztunnel.sock"), "Socket that ztunnel connects to; both mount its directory."
+    )
+    system_namespace: str = _setting("istio-system", "Namespace of ztunnel, which is never captured itself.")
 
 
 @dataclass(frozen=True)

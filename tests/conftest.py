@@ -35,6 +35,7 @@ _LONGEST = (
     "e2e/test_moments.py",
     "e2e/test_life.py",
     "node/test_conformance.py",
+    "node/test_conformance_ambient.py",
     "datapath/test_probe.py",
     "node/test_backpressure.py",
     "e2e/test_image.py",

@@ -6,8 +6,8 @@ new ones are captured.
 """
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +21,14 @@ from cni.enrolment.bystanders import RUNNING_WITH_RULES
 from cni.enrolment.entries import Identity
 from cni.enrolment.hearing import Hearing
 from cni.enrolment.refusals import for_owners
+from cni.enrolment.whose_netns import inhabited
 from cni.errors import SandboxInvalid
-from cni.netns.listeners import Proxy
+from cni.netns.listeners import Proxy, Ztunnel
 from cni.netns.namespaces import find_netns
 from cni.netns.netfilter import is_captured_by_istio
 from cni.netns.pidfd import sees_nodes_pids
 from cni.netns.processes import Crowd, crowds, netns_of_crowd
-from cni.netns.sandbox import addresses_in, own_cookie, visit
+from cni.netns.sandbox import own_cookie, visit
 from cni.netns.userns import outside_ids
 from cni.policy.annotations import CapturePolicy, OnUncaptured
 from cni.policy.pod import Pod
@@ -80,18 +81,11 @@ class Adoption:
         The namespace of a pod without a process cannot be found. One walk of /proc serves all pods. Pods that Istio's
         rules capture are left alone, unless `beside_rules`.
         """
-        if not pods:
-            return
-        around = list(crowds(self.proc).values())
-        for pod, crowd in self._matched(pods, around):
-            netns = netns_of_crowd(self.proc, crowd)
-            if netns is None:
-                continue
-            with Descriptor(netns):
-                try:
-                    yield self._adopt(pod, crowd, netns, beside_rules=beside_rules)
-                except SidestepError as error:
-                    yield Adopted.failed(pod, error)
+        for pod, crowd, netns in inhabited(pods, self.proc):
+            try:
+                yield self._adopt(pod, crowd, netns, beside_rules=beside_rules)
+            except SidestepError as error:
+                yield Adopted.failed(pod, error)
 
     def adopt_known(self, pods: Mapping[int, Pod], enrolled: Mapping[int, OnUncaptured]) -> Iterator[Adopted]:
         """The same for pods whose namespaces are known: netns cookie → Pod. A pod needs no process of its own.
@@ -112,12 +106,11 @@ class Adoption:
     @contextmanager
     def namespace_of(self, pod: Pod) -> Iterator[int]:
         """A descriptor of a running pod's network namespace, open meanwhile. Raises SandboxInvalid if it has none."""
-        crowd = next((crowd for _, crowd in self._matched([pod], list(crowds(self.proc).values()))), None)
-        netns = netns_of_crowd(self.proc, crowd) if crowd else None
-        if netns is None:
-            raise SandboxInvalid(f"no process of {pod.namespace}/{pod.name} runs on this node")
-        with Descriptor(netns):
-            yield netns
+        with closing(inhabited([pod], self.proc)) as found:
+            found_pod = next(found, None)
+            if found_pod is None:
+                raise SandboxInvalid(f"no process of {pod.namespace}/{pod.name} runs on this node")
+            yield found_pod.netns
 
     def listen(self, inodes: Mapping[int, int], pods: Mapping[int, Pod]) -> int:
         """Register listeners of enrolled pods that the programs have not seen. Returns how many were registered.
@@ -158,41 +151,14 @@ class Adoption:
         if entry is None:
             return 0
         flags, ids = PodFlags(entry.flags), (entry.proxy_uid, entry.proxy_gid)
-        proxy: Proxy | None = Proxy(cookie, *ids)
-        if PodFlags.STRICT in flags:
+        proxy: Proxy | Ztunnel | None = Proxy(cookie, *ids)
+        if PodFlags.AMBIENT in flags:
+            proxy = Ztunnel(cookie, None if PodFlags.TRUSTS_MARK in flags else enrolments.ztunnels())
+        elif PodFlags.STRICT in flags:
             proxy = _strict_proxy(cookie, ids, enrolments.container(cookie), pod)
         with suppress(SandboxInvalid):  # the namespace has gone meanwhile
             return self.hearing.hear(proxy, netns, pids, bool(flags & _NEEDS_START)) if proxy else 0
         return 0
-
-    def _matched(self, pods: Iterable[Pod], around: list[Crowd]) -> Iterator[tuple[Pod, Crowd]]:
-        """Each pod with the crowd of its processes.
-
-        A pod is matched by its UID or a container id in the processes' cgroup paths. Some runtimes show neither there;
-        such a pod is matched by its address. If several crowds match, the oldest is the pod's: a namespace that one of
-        the pod's containers has made is younger.
-        """
-        by_name = {each: crowd for crowd in reversed(around) for each in (*crowd.containers, *crowd.pod_uids)}
-        left = []
-        for pod in pods:
-            crowd = next((by_name[each] for each in (pod.uid, *pod.container_ids) if each in by_name), None)
-            if crowd:
-                yield pod, crowd
-            elif pod.status.pod_ip:
-                left.append(pod)
-        if left:
-            by_address = {address: crowd for crowd in reversed(around) for address in self._addresses(crowd)}
-            for pod in left:
-                if pod.status.pod_ip in by_address:
-                    yield pod, by_address[pod.status.pod_ip]
-
-    def _addresses(self, crowd: Crowd) -> list[str]:
-        netns = netns_of_crowd(self.proc, crowd)
-        if netns is None:
-            return []
-        with Descriptor(netns), suppress(SandboxInvalid):
-            return [str(each.ip) for each in visit(netns, lambda rtnl: list(addresses_in(rtnl)))]
-        return []
 
     def _adopt(
         self, pod: Pod, crowd: Crowd, netns: int, enrolled: OnUncaptured | None = None, beside_rules: bool = False
@@ -212,7 +178,7 @@ class Adoption:
             proxy = _strict_proxy(cookie, ids, self.admission.follower.cgroup_of(pod.proxy_container_id or ""), pod)
         # Before the programs see the pod: from then on they refuse captured connections that find no listener.
         count = self._hear(proxy, netns, crowd, False)
-        if not self.admission.adopt(self._identity(pod, crowd), policy, netns, beside_rules):
+        if not self.admission.adopt(self.identity_of(pod, crowd), policy, netns, beside_rules):
             return Adopted(pod, left_alone="it was enrolled meanwhile")
         # And again afterwards, for sockets that have begun to listen in between.
         count += self._hear(proxy, netns, crowd, policy.early_outbound or policy.late_outbound)
@@ -221,7 +187,7 @@ class Adoption:
 
     def _adopt_shadow(self, pod: Pod, crowd: Crowd, policy: CapturePolicy, netns: int, cookie: int) -> Adopted:
         """Enrol a pod that Istio's rules capture. The listeners that its proxy has already are not needed."""
-        if not self.admission.adopt(self._identity(pod, crowd), policy, netns):
+        if not self.admission.adopt(self.identity_of(pod, crowd), policy, netns):
             return Adopted(pod, left_alone="it was enrolled meanwhile")
         log.info("pod.shadowed", pod=f"{pod.namespace}/{pod.name}", netns_cookie=cookie)
         return Adopted(pod, cookie=cookie, is_shadow=True)
@@ -232,7 +198,7 @@ class Adoption:
         except OSError:
             return False
 
-    def _identity(self, pod: Pod, crowd: Crowd) -> Identity:
+    def identity_of(self, pod: Pod, crowd: Crowd) -> Identity:
         """The identity for an adopted pod.
 
         A DEL will name the id of the sandbox's own container. That is the oldest container of the crowd, unless the Pod

@@ -251,6 +251,10 @@ class Enrolments(Enrolled):
         """The cgroup id of a strict pod's proxy container; 0 if it is not known."""
         return int((self._tables.proxies.get(Cookie(cookie)) or Quad()).quad)
 
+    def ztunnels(self) -> frozenset[int]:
+        """The cgroup ids of the node's ztunnels that the programs know."""
+        return self._tables.ztunnels()
+
     def has_started(self, cookie: int) -> None:
         """Record that a pod's proxy has begun to take outbound connections.
 

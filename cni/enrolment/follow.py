@@ -21,7 +21,7 @@ from cni.enrolment.entries import Identity, excluded_interfaces_of
 from cni.enrolment.strict_proxies import StrictProxies
 from cni.errors import SandboxInvalid
 from cni.netns.namespaces import find_netns
-from cni.netns.plumbing import is_stale, prepare
+from cni.netns.plumbing import is_stale, marking_of, prepare
 from cni.netns.rtnl import Rtnl
 from cni.netns.sandbox import Sandbox, look, visit
 from cni.netns.watch import Changes, Watch
@@ -185,9 +185,9 @@ class Follower:
         flags = PodFlags(pod.flags)
 
         def inside(rtnl: Rtnl) -> Sandbox:
-            sandbox = look(rtnl, excluded)
+            sandbox = look(rtnl, excluded, PodFlags.IPV6 in flags)
             if PodFlags.SHADOW not in flags and is_stale(rtnl, sandbox, PodFlags.IPV6 in flags):
-                prepare(rtnl, sandbox, PodFlags.IPV6 in flags, PodFlags.TPROXY in flags, self._proc)
+                prepare(rtnl, sandbox, PodFlags.IPV6 in flags, marking_of(flags), self._proc)
             return sandbox
 
         self._enrolments.follow(cookie, visit(netns, inside), excluded)

@@ -17,7 +17,7 @@ from bpf.iterator import SocketIterator
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, slots_of
 from bpf.pins import Pins
 from cni.enrolment.enroll import Enrolments
-from cni.netns.listeners import FAMILIES, Listener, Proxy, by_iterator, by_processes, on_proxys_ports
+from cni.netns.listeners import FAMILIES, Listener, Proxy, Ztunnel, by_iterator, by_processes, on_proxys_ports
 from cni.netns.proc_net import SocketRow
 from cni.netns.sandbox import visit
 from cni.netns.sock_diag import TcpSocket
@@ -49,11 +49,14 @@ class Hearing:
         """Whether hear() finds listeners only among the sockets of the processes that it is given."""
         return self._iterator is None
 
-    def hear(self, proxy: Proxy, netns: int, pids: Iterable[int] = (), ends_early_outbound: bool = False) -> int:
+    def hear(
+        self, proxy: Proxy | Ztunnel, netns: int, pids: Iterable[int] = (), ends_early_outbound: bool = False
+    ) -> int:
         """Register listeners of a pod's proxy. Returns how many were registered.
 
-        `netns` is a descriptor of the pod's network namespace, `pids` are processes in it. If `ends_early_outbound`, a
-        proxy that listens for outbound connections has started. Raises SandboxInvalid, KernelRefused.
+        `netns` is a descriptor of the pod's network namespace, `pids` are processes that may have its proxy's sockets.
+        If `ends_early_outbound`, a proxy that listens for outbound connections has started. Raises SandboxInvalid,
+        KernelRefused.
         """
         with self._lock:
             stored = self._enrolments.listeners(proxy.cookie)

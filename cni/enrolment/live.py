@@ -67,7 +67,10 @@ class LivePolicies:
                 self._follow(cookie, pod)
 
     def _follow(self, cookie: int, pod: Pod) -> None:
-        """Change the pod's terms once, by all of its annotations that make sense."""
+        """Change the pod's terms once, by all of its annotations that make sense: in ambient mode, none of these."""
+        entry = self._enrolments.entry(cookie)
+        if entry and PodFlags.AMBIENT in PodFlags(entry.flags):
+            return
         revisions: list[Revision] = [_ending(pod)]
         problems: dict[str, SidestepError] = {}
         is_live = False

@@ -23,6 +23,7 @@ from cni.netns.proc_net import SocketRow, table_of_sockets
 from cni.netns.processes import GONE
 from cni.netns.sandbox import cookie_of_socket, visit
 from cni.netns.sock_diag import CLOSE, LISTEN, Diag, TcpSocket
+from cni.policy.ambient_decision import MARK_BITS, ZTUNNEL_MARK
 
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _PORTS = (INBOUND_PORT, OUTBOUND_PORT)
@@ -43,6 +44,38 @@ class Proxy:
     gid: int
     cgroup: int = 0
     container: str = ""
+
+    def has_opened(self, found: FoundListener) -> bool:
+        """Whether the proxy has opened a socket: by its user or its group, as in Istio's rules; in its container."""
+        opener = found.opener
+        if self.cgroup and opener.cgroup != self.cgroup:
+            return False
+        return bool(opener.uid == self.uid or opener.gid == self.gid)
+
+    def owns(self, copy: socket.socket) -> bool:
+        """The same of a copied socket of a process in its container. The opener's user and group own a socket."""
+        owner = os.fstat(copy.fileno())
+        return owner.st_uid == self.uid or owner.st_gid == self.gid
+
+
+@dataclass(frozen=True)
+class Ztunnel:
+    """How to recognise ztunnel's sockets in a pod in ambient mode: by their mark, and by the container they are of.
+
+    `cgroups` are the ids of the cgroup2 directories of the node's ztunnels; None if the mark is enough.
+    """
+
+    cookie: int
+    cgroups: frozenset[int] | None = None
+    container: str = ""  # whoever looks at processes looks at ztunnel's own
+
+    def has_opened(self, found: FoundListener) -> bool:
+        """Whether a ztunnel has opened a socket."""
+        return found.mark & MARK_BITS == ZTUNNEL_MARK and (self.cgroups is None or found.opener.cgroup in self.cgroups)
+
+    def owns(self, copy: socket.socket) -> bool:
+        """The same of a copied socket of one of ztunnel's processes."""
+        return copy.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) & MARK_BITS == ZTUNNEL_MARK
 
 
 class Listener(NamedTuple):
@@ -86,18 +119,18 @@ def on_proxys_ports(netns: int) -> list[TcpSocket | SocketRow]:
     return [each for each in visit(netns, lambda _: listening()) if each.local_port in _PORTS]
 
 
-def by_iterator(iterator: SocketIterator, proxy: Proxy, netns: int) -> list[Listener]:
+def by_iterator(iterator: SocketIterator, proxy: Proxy | Ztunnel, netns: int) -> list[Listener]:
     """The proxy's listeners, as the kernel's iterator finds them. Raises KernelRefused, SandboxInvalid."""
     return [
         Listener(each.socket, each.family, each.port, str(each.local.ip()) in _ANYWHERE)
         for each in visit(netns, lambda _: iterator.found())
-        if _is_opened_by(proxy, each)
+        if proxy.has_opened(each)
     ]
 
 
 @contextmanager
 def by_processes(
-    proxy: Proxy, wanted: Iterable[TcpSocket | SocketRow], pids: Iterable[int], proc: Path
+    proxy: Proxy | Ztunnel, wanted: Iterable[TcpSocket | SocketRow], pids: Iterable[int], proc: Path
 ) -> Iterator[list[Listener]]:
     """Copies of the proxy's listeners among the sockets of `pids`, which are closed at the end of the with block.
 
@@ -120,23 +153,14 @@ def by_processes(
         yield found
 
 
-def _is_opened_by(proxy: Proxy, found: FoundListener) -> bool:
-    """Whether the proxy has opened a socket: by its user or its group, as in Istio's rules, and in its container."""
-    opener = found.opener
-    if proxy.cgroup and opener.cgroup != proxy.cgroup:
-        return False
-    return bool(opener.uid == proxy.uid or opener.gid == proxy.gid)
-
-
 def _is_of_container(proc: Path, pid: int, container: str) -> bool:
     with suppress(*GONE):
         return container in (proc / str(pid) / "cgroup").read_text()
     return False
 
 
-def _is_listener(copy: socket.socket, proxy: Proxy) -> bool:
-    """Whether a socket listens for this pod's proxy. It belongs to its opener's user and group, as in Istio's rules."""
-    owner = os.fstat(copy.fileno())
+def _is_listener(copy: socket.socket, proxy: Proxy | Ztunnel) -> bool:
+    """Whether a socket listens for this pod's proxy."""
     if cookie_of_socket(copy) != proxy.cookie or not copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return False
-    return owner.st_uid == proxy.uid or owner.st_gid == proxy.gid
+    return proxy.owns(copy)

@@ -35,7 +35,7 @@ _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 # uapi/linux/rtnetlink.h and fib_rules.h
 LOCAL_TABLE = 255
-_RTN_LOCAL = 2
+_RTN_LOCAL, _RTN_UNREACHABLE = 2, 7
 _RT_SCOPE_HOST, _RTPROT_STATIC = 254, 4
 _FR_ACT_TO_TBL = 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFLA_IFNAME = 1, 2, 3  # uapi/linux/if_addr.h, if_link.h
@@ -160,9 +160,23 @@ class Rtnl:
         message = _filled(rtmsg, told, **where, type=_RTN_LOCAL, scope=_RT_SCOPE_HOST, proto=_RTPROT_STATIC)
         self._do(message, rtnl.RTM_NEWROUTE, netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE)
 
-    def route_mark(self, version: int, mark: int, table: int) -> None:
-        """Have packets with a firewall mark routed by `table`. Raises OSError; FileExistsError if the rule exists."""
+    def make_unreachable(self, network: IpNetwork, table: int) -> None:
+        """Have the kernel refuse to send to `network` (EHOSTUNREACH). Raises OSError."""
+        told: dict[str, str | int] = {"RTA_TABLE": table, "RTA_DST": str(network.network_address)}
+        where = {"family": _FAMILIES[network.version], "dst_len": network.prefixlen, "table": table}
+        message = _filled(rtmsg, told, **where, type=_RTN_UNREACHABLE, proto=_RTPROT_STATIC)
+        self._do(message, rtnl.RTM_NEWROUTE, netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE)
+
+    def route_mark(self, version: int, mark: int, table: int, mask: int = 0, priority: int = 0) -> None:
+        """Have packets with a firewall mark routed by `table`. Raises OSError; FileExistsError if the rule exists.
+
+        `mask` says which bits of the mark count, 0 for all. If `priority` is 0, the kernel chooses one.
+        """
         told = {"FRA_FWMARK": mark, "FRA_TABLE": table}
+        if mask:
+            told["FRA_FWMASK"] = mask
+        if priority:
+            told["FRA_PRIORITY"] = priority
         message = _filled(fibmsg, told, family=_FAMILIES[version], table=table, action=_FR_ACT_TO_TBL)
         self._do(message, rtnl.RTM_NEWRULE, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
 

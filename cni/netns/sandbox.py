@@ -115,8 +115,11 @@ def require_netns(fd: int) -> None:
         raise SandboxInvalid("the descriptor passed as CNI_NETNS is a namespace, but not a network namespace")
 
 
-def look(rtnl: Rtnl, excluded_interfaces: Collection[str] = ()) -> Sandbox:
-    """Look at the calling thread's namespace, with a conversation in the same namespace."""
+def look(rtnl: Rtnl, excluded_interfaces: Collection[str] = (), ipv6: bool = False) -> Sandbox:
+    """Look at the calling thread's namespace, with a conversation in the same namespace.
+
+    If `ipv6`, the routes of IPv6 matter although the pod may have no address of it: then they say that nothing leaves.
+    """
     addresses, is_whole = _addresses(rtnl)
     bare = Sandbox(own_cookie(), addresses)
     is_by_interface = bool(excluded_interfaces or bare.is_multihomed)
@@ -125,7 +128,7 @@ def look(rtnl: Rtnl, excluded_interfaces: Collection[str] = ()) -> Sandbox:
     routes, known = _routes(rtnl)
     kept = {network: route for network, route in routes.items() if leads_out(route)} if is_by_interface else {}
     for version in known:
-        if version == 4 or bare.routable(6):
+        if version == 4 or ipv6 or bare.routable(6):
             kept.update(needed(routes, version))
     if len(kept) > MAX_ROUTES:
         kept = _widest(kept) if is_by_interface else {}

@@ -206,7 +206,7 @@ def refuse_unsupported(policy: CapturePolicy) -> None:
     To capture only a part of the Pod's traffic would be worse. Raises InvalidAnnotation.
     """
     if policy.reroute_interfaces:
-        names = _quoted(",".join(policy.reroute_interfaces))
+        names = quoted(",".join(policy.reroute_interfaces))
         raise InvalidAnnotation(
             f"{REROUTE_INTERFACES} (or its older name {KUBEVIRT_INTERFACES}): {names} "
             "asks to capture the packets of a virtual machine in the pod; sidestep captures sockets, and these packets "
@@ -332,10 +332,10 @@ def _is_loopback(address: IPv4Address | IPv6Address) -> bool:
 def _invalid(key: str, text: str, what: str, advice: str) -> InvalidAnnotation:
     if _DEFAULTS.get(key) == _ALL:
         advice += f', or "{_ALL}" alone'
-    return InvalidAnnotation(f"{key}: {_quoted(text)} is not {what}; {advice}", key)
+    return InvalidAnnotation(f"{key}: {quoted(text)} is not {what}; {advice}", key)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A value as messages quote it: shortened, with line breaks and invisible characters escaped."""
     shown = text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
     quoted = json.dumps(shown, ensure_ascii=False)

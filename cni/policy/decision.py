@@ -31,7 +31,7 @@ Container = Literal["trusted", "other", "unknown"]
 UNASKED = ("UDP", "no IPv6", "protocol")
 
 _EVERYBODY = IPv4Address("255.255.255.255")
-_FIRST_LOOPBACK = frozenset((IPv4Address("127.0.0.1"), IPv6Address("::1")))
+FIRST_LOOPBACK = frozenset((IPv4Address("127.0.0.1"), IPv6Address("::1")))
 # the addresses that Istio's inbound clusters and probes of the application dial from
 _INBOUND_SOURCES = frozenset((IPv4Address("127.0.0.6"), INBOUND_SOURCE6))
 
@@ -81,9 +81,9 @@ class Inbound:
 
 def outbound(policy: CapturePolicy, conn: Outbound) -> Verdict:
     """Rules O0–O11 for a connection that a process in the pod opens, then T for the proxy's own in TPROXY mode."""
-    if conn.port in policy.deny_outbound_ports and not _is_through_lo(conn):
+    if conn.port in policy.deny_outbound_ports and not is_through_lo(conn):
         return Verdict("refuse", "deny")
-    if _plain(conn.destination).version == 6 and not conn.is_ipv6_captured:
+    if plain(conn.destination).version == 6 and not conn.is_ipv6_captured:
         word = "UDP" if conn.protocol == "udp" else "no IPv6"
         return _unless_denied(policy, conn, Verdict("pass", _excluding(policy, conn) or word))
     verdict = _redirected(policy, conn)
@@ -101,24 +101,24 @@ def outbound(policy: CapturePolicy, conn: Outbound) -> Verdict:
 def _unless_denied(policy: CapturePolicy, conn: Outbound, verdict: Verdict) -> Verdict:
     """The same, but refused if the pod wants nothing past its proxy and no annotation asks for this."""
     is_proxys = conn.container == "trusted" and (conn.uid == policy.proxy_uid or conn.gid == policy.proxy_gid)
-    if policy.uncaptured != "deny" or verdict.rule not in UNASKED or is_proxys or _is_through_lo(conn):
+    if policy.uncaptured != "deny" or verdict.rule not in UNASKED or is_proxys or is_through_lo(conn):
         return verdict
     return Verdict("refuse", verdict.rule)
 
 
 def _excluding(policy: CapturePolicy, conn: Outbound) -> str:
     """The rule by which an annotation excludes what is not captured anyway; "" if none does."""
-    if _interface(conn, _is_through_lo(conn)) in policy.exclude_interfaces:
+    if _interface(conn, is_through_lo(conn)) in policy.exclude_interfaces:
         return "O0"
     if conn.port in policy.exclude_outbound_ports:
         return "O1"
-    return "O8" if _within(_routed(conn), policy.exclude_outbound) else ""
+    return "O8" if _within(routed(conn), policy.exclude_outbound) else ""
 
 
 def refusal(conn: Outbound) -> int:
     """The errno with which the kernel refuses a connection, whatever the rules say; 0 if it does not."""
-    destination, source = _routed(conn), _plain(conn.source) if conn.source else None
-    if _is_through_lo(conn):
+    destination, source = routed(conn), plain(conn.source) if conn.source else None
+    if is_through_lo(conn):
         return 0
     if conn.protocol == "tcp" and (destination.is_multicast or destination == _EVERYBODY):
         return errno.ENETUNREACH
@@ -130,19 +130,26 @@ def refusal(conn: Outbound) -> int:
 
 def inbound(policy: CapturePolicy, conn: Inbound) -> Verdict:
     """Rules I1–I5 for a connection from outside. outbound() decides connections over the pod's own loopback."""
-    if _is_local(_plain(conn.source), conn.own_addresses):
-        return Verdict("pass", "self")
-    if conn.destination is not None and _plain(conn.destination) not in conn.own_addresses:
-        return Verdict("pass", "transit")
+    if from_inside := beside_the_rules(conn):
+        return from_inside
     if conn.port in policy.deny_inbound_ports:
         return Verdict("refuse", "deny")
     if conn.protocol == "udp":
         return Verdict("pass", "UDP")
-    if _plain(conn.source).version == 6 and not conn.is_ipv6_captured:
+    if plain(conn.source).version == 6 and not conn.is_ipv6_captured:
         return Verdict("pass", "no IPv6")
     if conn.interface in policy.exclude_interfaces:
         return Verdict("pass", "I1")
     return _inbound_by_port(policy, conn.port)
+
+
+def beside_the_rules(conn: Inbound) -> Verdict | None:
+    """The verdict on a connection that no rule is asked about: the pod's own, or one that it only forwards."""
+    if _is_local(plain(conn.source), conn.own_addresses):
+        return Verdict("pass", "self")
+    if conn.destination is not None and plain(conn.destination) not in conn.own_addresses:
+        return Verdict("pass", "transit")
+    return None
 
 
 def _has_proxy_gone(conn: Outbound) -> bool:
@@ -152,11 +159,11 @@ def _has_proxy_gone(conn: Outbound) -> bool:
 
 def _redirected(policy: CapturePolicy, conn: Outbound) -> Verdict:
     """The verdict of Istio's nat table: rules O0–O11."""
-    destination = _routed(conn)
-    lo = _is_through_lo(conn)
+    destination = routed(conn)
+    lo = is_through_lo(conn)
     tcp = conn.protocol == "tcp"
     dns = policy.dns_capture and conn.port == DNS_PORT
-    self_call = tcp and lo and destination not in _FIRST_LOOPBACK and conn.port != TUNNEL_PORT
+    self_call = tcp and lo and destination not in FIRST_LOOPBACK and conn.port != TUNNEL_PORT
 
     if _interface(conn, lo) in policy.exclude_interfaces:
         return Verdict("pass", "O0")
@@ -180,7 +187,7 @@ def _redirected(policy: CapturePolicy, conn: Outbound) -> Verdict:
         return Verdict(_of_proxy(conn, lo), "O4c")
     if dns:
         return Verdict("dns", "O6")
-    if destination in _FIRST_LOOPBACK:
+    if destination in FIRST_LOOPBACK:
         return Verdict("pass", "O7")
     if _within(destination, policy.exclude_outbound):
         return Verdict("pass", "O8")
@@ -200,12 +207,12 @@ def _of_proxy(conn: Outbound, lo: bool) -> Action:
 
 def _is_inbound_self_call(policy: CapturePolicy, conn: Outbound) -> bool:
     """Whether TPROXY mode treats a connection as inbound: the proxy calls its own pod, but not the application."""
-    destination = _routed(conn)
+    destination = routed(conn)
     return (
         policy.mode == "TPROXY"
         and conn.protocol == "tcp"
-        and _is_through_lo(conn)
-        and destination not in _FIRST_LOOPBACK
+        and is_through_lo(conn)
+        and destination not in FIRST_LOOPBACK
         and not _is_from_inbound(conn)
         and (conn.uid == policy.proxy_uid or conn.gid == policy.proxy_gid)
         and conn.mark != TPROXY_MARK
@@ -225,33 +232,34 @@ def _inbound_by_port(policy: CapturePolicy, port: int) -> Verdict:
 
 def _is_from_inbound(conn: Outbound) -> bool:
     """Whether the source is 127.0.0.6 or ::6. The kernel chooses ::6 for IPv6 addresses that are local by a route."""
-    destination = _routed(conn)
-    if conn.source is not None and not _plain(conn.source).is_unspecified:
-        return _plain(conn.source) in _INBOUND_SOURCES
+    destination = routed(conn)
+    if conn.source is not None and not plain(conn.source).is_unspecified:
+        return plain(conn.source) in _INBOUND_SOURCES
     return destination.version == 6 and conn.interface == "lo" and not _is_local(destination, conn.own_addresses)
 
 
-def _is_through_lo(conn: Outbound) -> bool:
-    return conn.interface == "lo" or _is_local(_routed(conn), conn.own_addresses)
+def is_through_lo(conn: Outbound) -> bool:
+    """Whether the route leaves through lo."""
+    return conn.interface == "lo" or _is_local(routed(conn), conn.own_addresses)
 
 
 def _interface(conn: Outbound, lo: bool) -> str | None:
     return "lo" if lo else conn.interface
 
 
-def _plain(address: IPAddress) -> IPAddress:
+def plain(address: IPAddress) -> IPAddress:
     """An IPv4-mapped address as IPv4, because IPv4 leaves the socket; any other address unchanged."""
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def _routed(conn: Outbound) -> IPAddress:
+def routed(conn: Outbound) -> IPAddress:
     """Where the kernel really connects to. For 0.0.0.0 that is the socket's own address, or loopback; for ::, ::1."""
-    plain = _plain(conn.destination)
-    if not plain.is_unspecified:
-        return plain
-    if plain.version == 6:
+    asked = plain(conn.destination)
+    if not asked.is_unspecified:
+        return asked
+    if asked.version == 6:
         return IPv6Address("::1")
-    bound = _plain(conn.source) if conn.source else plain
+    bound = plain(conn.source) if conn.source else asked
     return IPv4Address("127.0.0.1") if bound.is_unspecified or bound.version == 6 else bound
 
 

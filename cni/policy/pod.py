@@ -82,6 +82,7 @@ class PodSpec(_KubernetesObject):
     init_containers: tuple[Container, ...] = ()
     host_network: bool = False
     node_name: str = ""
+    service_account_name: str = ""
     restart_policy: str = "Always"
 
 

@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from typing import NamedTuple
 
 from cni.policy import annotations as istio
+from cni.policy.ambient_annotations import BYPASS_INBOUND, DNS_CAPTURE
 from cni.policy.membership import INJECT, STATUS
 
 _OF_TRAFFIC, _OF_SIDECAR, _OF_SIDESTEP = "traffic.sidecar.istio.io", "sidecar.istio.io", "sidestep.io"
@@ -28,6 +29,8 @@ _CAPTURING = (
     istio.DENY_INBOUND_PORTS,
     istio.UNCAPTURED,
     istio.LIVE_POLICY,
+    BYPASS_INBOUND,
+    DNS_CAPTURE,
     INJECT,
     STATUS,
 )

@@ -121,6 +121,12 @@ static const char *excluded(const char *namespace)
     return asprintf(&text, "namespace %s is in exclude_namespaces", namespace) < 0 ? "out of memory" : text;
 }
 
+/* Istio's plugin has this key too. Labels put pods into ambient mode, and the runtime does not pass them. */
+static bool is_ambient(const struct invocation *inv)
+{
+    return json_is_true(json_object_get(inv->config, "ambient_enabled"));
+}
+
 /* The words are those of skip_unseen() too, so that the agent knows what it was told before. */
 static const char *reason(const struct invocation *inv, const struct pod_args *args)
 {
@@ -130,7 +136,7 @@ static const char *reason(const struct invocation *inv, const struct pod_args *a
         return "not a Kubernetes pod";
     if (is_listed(json_object_get(inv->config, "exclude_namespaces"), args->namespace))
         return excluded(args->namespace);
-    if (is_uninjected(inv))
+    if (!is_ambient(inv) && is_uninjected(inv))
         return "there is no " STATUS_ANNOTATION " annotation: the injector has not seen the Pod";
     return NULL;
 }

@@ -10,11 +10,13 @@ plugin away, nothing else.
 import resource
 import time
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 
+from bpf.errors import SidestepError
 from bpf.holder import Holder, PinsHeld
 from bpf.retained import Retained
 from bpf.tables import Tables
@@ -31,6 +33,8 @@ from cni.enrolment.refusals import Refusals
 from cni.enrolment.shadows import Shadows
 from cni.enrolment.strict_proxies import StrictProxies
 from cni.enrolment.whereabouts import Whereabouts
+from cni.policy.enablement import DEFAULT as ENABLEMENT
+from cni.policy.enablement import Enablement
 from cni.policy.membership import skip_pod
 from cni.policy.pod import Pod
 from cni.policy.policies import Policies
@@ -43,7 +47,7 @@ from installer.agent.kept_log import KeptLog
 from installer.agent.logs import configure_logging
 from installer.agent.metrics import Metrics
 from installer.agent.places import Places
-from installer.agent.reconcile import NodeTables, Reconciler
+from installer.agent.reconcile import NodeTables, Reconciler, no_ambient_policy, nothing_done
 from installer.agent.repair import Repairs
 from installer.agent.serving import serving
 from installer.agent.shadow import ShadowKeeper, end_shadows
@@ -59,6 +63,7 @@ from installer.probe.examine import attach_or_explain, require_capable
 from installer.probe.memory import ADVISED, earlier_kills
 from installer.settings import (
     Acceleration,
+    Ambient,
     Attachment,
     Chain,
     Coverage,
@@ -69,6 +74,9 @@ from installer.settings import (
     Repair,
     Shadow,
 )
+
+if TYPE_CHECKING:
+    from installer.agent.ambient import AmbientMode
 
 log = structlog.get_logger("agent")
 
@@ -95,6 +103,7 @@ class Settings:
     shadow: Shadow
     ports: Ports
     logging: Logging
+    ambient: Ambient = field(default_factory=Ambient)
     is_in_istios_daemonset: bool = False  # rather than in that of this repository
 
 
@@ -104,6 +113,7 @@ def run_agent(settings: Settings) -> None:
     _tell_of_kills(settings.node)
     _allow_descriptors()
     require_source(settings.node)
+    _require_ambient(settings)
     started = time.monotonic()
     with Signals(_END_SECONDS) as signals:
         for row in require_capable(settings.attachment, settings.chain, settings.node).warnings:
@@ -133,6 +143,23 @@ def run_agent(settings: Settings) -> None:
         # only now: the threads that would put everything back have ended
         if agent.deployment and (why := agent.deployment.why_leaving()):
             _leave(settings, why)
+
+
+def _require_ambient(settings: Settings) -> None:
+    """Raise SidestepError if ambient mode is on and can't be as it is asked for."""
+    if not settings.node.ambient_enabled:
+        return
+    if settings.node.pods is not None:
+        raise SidestepError(
+            "ambient mode needs an API server: labels of namespaces choose pods, and istiod is told by an annotation; "
+            "give --kubernetes-node-name instead of --pods, or leave --ambient-enabled out"
+        )
+    if settings.shadow.shadow:
+        raise SidestepError(
+            "shadow mode is for pods with sidecars, and ztunnel takes orders from istio-cni meanwhile; leave "
+            "--ambient-enabled out"
+        )
+    Enablement(settings.ambient.ambient_enablement_selector or ENABLEMENT)
 
 
 def _leave(settings: Settings, why: str) -> None:
@@ -200,6 +227,7 @@ class _Agent:
         up.callback(self.enrolments.close)
         self.metrics = Metrics(pins, tables, self.enrolments, settings.node.proc)
         conditions = ["attached", "synced", "serving", "repairs", *(["installed"] if settings.chain.install else [])]
+        conditions += ["namespaces"] if settings.node.ambient_enabled else []
         self.readiness = Readiness(*conditions)
         self.readiness.follow("attached", self._why_detached)
         ports = settings.ports
@@ -243,6 +271,7 @@ class _Agent:
             gives_way=lambda: self._stands_by,
         )
         self.readiness.follow("repairs", self._repairs.why_forbidden)
+        self._ambient = self._ambient_mode(adoption)
         strays = Strays(
             pins=pins,
             enrolments=self.enrolments,
@@ -273,7 +302,23 @@ class _Agent:
             was_broken=self._repairs.has_failed,
             strays=strays.look_for_strays,
             strays_soon=strays.look_for_strays_soon,
+            ambient_policy=self._ambient.members.policy_of if self._ambient else no_ambient_policy,
+            probes=self._ambient.look_for_kubelet if self._ambient else nothing_done,
         )
+
+    def _ambient_mode(self, adoption: Adoption) -> "AmbientMode | None":
+        """The parts of ambient mode, if it is on."""
+        settings = self._settings
+        if not settings.node.ambient_enabled:
+            return None
+        from installer.agent.ambient import AmbientMode
+        from installer.ambient.capture import KernelCapture
+
+        capture = KernelCapture(self.admission, lambda cookie: self._reconciler.learned(cookie))
+        pins, tables = settings.attachment.pins, self._tables
+        mode = AmbientMode(settings.ambient, settings.node, self.source, capture, adoption, pins, tables, self.places)
+        self.metrics.follow_ambient(mode.members.states, lambda: mode.members.zds.connected)
+        return mode
 
     def enrol_what_runs(self) -> None:
         """Follow the enrolled pods, start watching Pods, and enrol the pods that run without being enrolled."""
@@ -283,6 +328,8 @@ class _Agent:
         self.source.subscribe(self._reconciler.changed)
         self.source.subscribe(self._repairs.changed)
         self.source.subscribe_always(self._live.changed)
+        if self._ambient:
+            self._ambient.subscribe()
         self.source.on_synced(self._synced)
         self._up.enter_context(self.source.running())
         if not self.source.wait_synced(_SYNC_SECONDS):
@@ -291,6 +338,9 @@ class _Agent:
         self._exchange.complete()
         self._reconciler.once()
         self._up.enter_context(self._reconciler.running(self._settings.repair.reconcile_seconds))
+        if self._ambient:
+            self.readiness.follow("namespaces", self._ambient.namespaces.why_stale)
+            self._up.enter_context(self._ambient.running(self._settings.repair.reconcile_seconds))
         keeper = coverage.Coverage(
             self._tables,
             self.enrolments.identities,
@@ -326,6 +376,7 @@ class _Agent:
             refusals=self._refusals,
             exchanges=self._exchange,
             what_failed=self._failures.documents,
+            ambient=self._ambient.members if self._ambient else None,
         )
         run_dir = self._settings.node.cni_agent_run_dir
         server = Server(run_dir, verbs, self.metrics.observe_request, kept.lines)

@@ -5,7 +5,7 @@ everything else: they call the observe methods of Metrics.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http import HTTPStatus
 from itertools import accumulate
 from pathlib import Path
@@ -81,6 +81,10 @@ class Metrics:
             "sidestep_api_requests", "Requests to the API server", ["verb", "status"], registry=registry
         )
 
+    def follow_ambient(self, states: Callable[[], Mapping[str, int]], connected: Callable[[], int]) -> None:
+        """Have the pods in ambient mode counted at each scrape, by state, and the ztunnels that are connected."""
+        self.registry.register(_AmbientCollector(states, connected))
+
     def answers(self) -> type[MetricsHandler]:
         """HTTP handler that serves the metrics in the format that the client asks for."""
         return MetricsHandler.factory(self.registry)
@@ -122,6 +126,21 @@ class Metrics:
     def observe_api_request(self, verb: str, status: int) -> None:
         """Count a request to the API server, by verb and HTTP status (0: no answer)."""
         self._api.labels(verb, str(status or "none")).inc()
+
+
+class _AmbientCollector(Collector):
+    """Asks the members of ambient mode at each scrape."""
+
+    def __init__(self, states: Callable[[], Mapping[str, int]], connected: Callable[[], int]) -> None:
+        self._states, self._connected = states, connected
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of one scrape."""
+        yield GaugeMetricFamily("ztunnel_connected", "Connections of ztunnels", value=self._connected())
+        pods = GaugeMetricFamily("sidestep_ambient_pods", "Captured pods in ambient mode, by state", labels=["state"])
+        for state, count in self._states().items():
+            pods.add_metric([state], count)
+        yield pods
 
 
 class _KernelCollector(Collector):

@@ -22,11 +22,13 @@ import structlog
 
 from bpf.attachment import Outcome, is_attached, repin_maps, unpin_others
 from bpf.errors import SidestepError
-from bpf.layout import LISTENER_SLOTS
+from bpf.layout import LISTENER_SLOTS, PodFlags
 from bpf.pins import Pins
 from bpf.retained import Retained
 from bpf.tables import Tables
+from cni.enrolment.admission import Policy
 from cni.enrolment.adoption import Adopted, Adoption
+from cni.enrolment.ambient import ambient_policy_of_flags
 from cni.enrolment.bystanders import (
     BOTH,
     BY_NOBODY,
@@ -43,6 +45,7 @@ from cni.enrolment.follow import Follower
 from cni.enrolment.left_out import LeftOut
 from cni.enrolment.refusals import Refusals
 from cni.netns.namespaces import find_netns
+from cni.policy.ambient_policy import AmbientPolicy
 from cni.policy.membership import skip_pod
 from cni.policy.pod import Pod, PodEvents, PodSource
 from installer.agent.places import Places
@@ -73,11 +76,17 @@ def _never(_: Pod) -> bool:
     return False
 
 
+def no_ambient_policy(_: Pod) -> AmbientPolicy | None:
+    """For a node without ambient mode."""
+    return None
+
+
 def _nothing() -> None:
     pass
 
 
-def _nothing_done() -> Done:
+def nothing_done() -> Done:
+    """For a step that the node does not need."""
     return {}
 
 
@@ -106,14 +115,17 @@ class Reconciler:
     follow: Callable[[], None] = _nothing  # has running pods follow what their annotations say now
     hold: Callable[[], None] = _nothing  # keeps other agents from the pins
     retained: Retained | None = None  # what is pinned, also open in this process
-    take_over: Callable[[], Done] = _nothing_done  # takes pods over from another layout of the maps
+    take_over: Callable[[], Done] = nothing_done  # takes pods over from another layout of the maps
     left_out: LeftOut = field(default_factory=LeftOut)  # tells of pods that are not captured
     refusals: Refusals = field(default_factory=Refusals)  # remembers the pods that were refused
     is_exchanging: Callable[[int], bool] = _no_cookie  # whether a pod is between Istio's rules and capture now
     was_broken: Callable[[Pod], bool] = _never  # whether the pod's validation has failed for want of capture
     failures: Failures | None = None  # remembers the connections that were refused
-    strays: Callable[[], Done] = _nothing_done  # looks where the processes of pods run
-    strays_soon: Callable[[], Done] = _nothing_done  # the same, but only if there is reason to
+    strays: Callable[[], Done] = nothing_done  # looks where the processes of pods run
+    # what is captured of a Pod in ambient mode; None if it is not in it; raises SidestepError
+    ambient_policy: Callable[[Pod], AmbientPolicy | None] = no_ambient_policy
+    probes: Callable[[], Done] = nothing_done  # has kubelet's probes reach pods in ambient mode
+    strays_soon: Callable[[], Done] = nothing_done  # the same, but only if there is reason to
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _wake: threading.Event = field(default_factory=threading.Event)
     _stopping: bool = False
@@ -135,12 +147,12 @@ class Reconciler:
             (self._restore, self._take),
             (self._listen, self._mend, self._compare, self._follow, self._see_rules),
         )
-        last = (self.strays, self._note_failures, self._settle)
+        last = (self.strays, self.probes, self._note_failures, self._settle)
         return self._do(*begin, self._sweep, self._adopt, self._take, *end, *last)
 
     def look(self) -> Counter[str]:
         """Run only the steps that cannot wait for the next round."""
-        begin, last = (self._restore, self._take, self._sweep), (self._note_failures, self._settle)
+        begin, last = (self._restore, self._take, self._sweep), (self.probes, self._note_failures, self._settle)
         return self._do(*begin, self._listen_soon, self._see_shadows, self.strays_soon, *last)
 
     def changed(self, before: Pod | None, after: Pod | None) -> None:
@@ -348,7 +360,7 @@ class Reconciler:
         """Enrol a pod again. If what it asks for by now is refused, it keeps what is left."""
         admission = self.adoption.admission
         try:
-            policy = admission.policies.of_enrolled(pod, self.enrolments.on_uncaptured(cookie))
+            policy = self._policy_of(cookie, pod)
             admission.admit_as(identity, policy, netns)
         except SidestepError as error:
             log.error("entries.not_restored", pod=str(identity), error=str(error))
@@ -356,6 +368,14 @@ class Reconciler:
         log.warning("entries.restored", pod=str(identity), reason="somebody has removed entries")
         self._tell_repaired(pod, "map entries are restored: somebody had removed some")
         return True
+
+    def _policy_of(self, cookie: int, pod: Pod) -> Policy:
+        """What an enrolled pod's entries have to say. Raises SidestepError."""
+        entry = self.enrolments.entry(cookie)
+        if entry and PodFlags.AMBIENT in PodFlags(entry.flags):
+            return ambient_policy_of_flags(PodFlags(entry.flags))
+        ambient = None if entry else self.ambient_policy(pod)
+        return ambient or self.adoption.admission.policies.of_enrolled(pod, self.enrolments.on_uncaptured(cookie))
 
     def _mention(self, pods: Iterable[Pod]) -> None:
         """Tell of running pods that have a sidecar and are left out: each once for the same reason."""

@@ -16,13 +16,16 @@ import structlog
 
 from bpf import takeover
 from bpf.attachment import retire_others
-from bpf.errors import KernelRefused
+from bpf.errors import KernelRefused, SidestepError
+from bpf.layout import PodFlags
 from bpf.layouts import steered
 from bpf.pins import Pins
 from cni.enrolment.adoption import Adoption
+from cni.enrolment.ambient import ambient_policy_of_flags
 from cni.enrolment.enroll import Enrolments
-from cni.enrolment.entries import on_uncaptured
+from cni.enrolment.entries import Identity, on_uncaptured
 from cni.netns.namespaces import find_netns
+from cni.policy.ambient_policy import AmbientPolicy
 from cni.policy.pod import Pod, PodEvents, PodSource
 
 log = structlog.get_logger("takeover")
@@ -77,8 +80,13 @@ class TakeOver:
         `entries` are those of the other layout: a default that has changed since is for new pods.
         """
         own, count = set(self.enrolments.cookies()), 0
-        modes = {cookie: on_uncaptured(takeover.flags_in(entry)) for cookie, entry in entries.items()}
+        flags = {cookie: takeover.flags_in(entry) for cookie, entry in entries.items()}
+        modes = {cookie: on_uncaptured(each) for cookie, each in flags.items()}
         left = {cookie: pod for cookie, pod in pods.items() if cookie not in own}
+        ambient = {cookie: pod for cookie, pod in left.items() if PodFlags.AMBIENT in flags[cookie]}
+        left = {cookie: pod for cookie, pod in left.items() if cookie not in ambient}
+        policies = {cookie: ambient_policy_of_flags(flags[cookie]) for cookie in ambient}
+        count += self._enrol_ambient(ambient, policies)
         for outcome in self.adoption.adopt_known(left, modes):
             if outcome.cookie:
                 count += 1
@@ -86,6 +94,21 @@ class TakeOver:
                 self._told.add(outcome.problem)
                 name = f"{outcome.pod.namespace}/{outcome.pod.name}"
                 log.error("pod.not_taken_over", pod=name, error=outcome.problem)
+        return count
+
+    def _enrol_ambient(self, pods: Mapping[int, Pod], policies: Mapping[int, AmbientPolicy]) -> int:
+        """Enrol pods in ambient mode as they are enrolled in the other layout; returns how many were enrolled."""
+        count = 0
+        with find_netns(pods, proc=self.adoption.proc) as found:
+            for cookie, netns in found:
+                pod = pods[cookie]
+                identity = Identity(pod.uid or "", pod.name, pod.namespace, "", "", "eth0")
+                try:
+                    count += self.adoption.admission.adopt(identity, policies[cookie], netns)
+                except SidestepError as error:
+                    if str(error) not in self._told:
+                        self._told.add(str(error))
+                        log.error("pod.not_taken_over", pod=f"{pod.namespace}/{pod.name}", error=str(error))
         return count
 
     def _steer(self, other: Path, pods: Mapping[int, Pod]) -> None:

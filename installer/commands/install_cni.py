@@ -52,13 +52,6 @@ class _ScopedLevel(click.ParamType[str]):
 @click.argument("agent", required=False, type=click.Choice(["agent"]), metavar="")
 @click.option("--log_output_level", "output_level", type=_ScopedLevel(), help="Istio's log levels, by scope.")
 @click.option("--log_as_json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option(
-    "--ambient-enabled/--no-ambient-enabled",
-    "ambient",
-    envvar="AMBIENT_ENABLED",
-    show_envvar=True,
-    help="Refused: sidestep captures for sidecars only.",
-)
 @take(Attachment)
 @take(Node)
 @take(Chain)
@@ -73,10 +66,10 @@ def install_cni(
     agent: str | None,
     output_level: str | None,
     as_json: bool,
-    ambient: bool,
     attachment: Attachment,
     chain: Chain,
     logging: Logging,
+    node: Node,
     **groups: Any,
 ) -> None:
     """Run this node's agent in Istio's own DaemonSet, in place of istio-cni's.
@@ -84,17 +77,18 @@ def install_cni(
     It takes the arguments and the environment that Istio's chart gives to install-cni, and installs the plugin. The
     node's bpffs and cgroups are reached through the node's first process, /host/proc/1/root.
     """
-    if ambient:
+    if node.ambient_enabled:
         raise SidestepError(
-            "AMBIENT_ENABLED is true, but sidestep captures for sidecars only, not for ambient mode; set "
-            "ambient.enabled=false (with istioctl values.cni.ambient.enabled=false), or leave istio-cni its own image"
+            "AMBIENT_ENABLED is true, but in Istio's DaemonSet sidestep captures for sidecars only; for ambient mode "
+            "use sidestep's own chart with ambient.enabled=true, or leave istio-cni its own image. For sidecars only, "
+            "set ambient.enabled=false (with istioctl values.cni.ambient.enabled=false)"
         )
     _require_node(attachment)
     from installer.agent.agent import Settings, run_agent
 
     logging = Logging(output_level or logging.log_level, as_json or logging.log_as_json)
     everything = {"attachment": attachment, "chain": replace(chain, install=True), "logging": logging, **groups}
-    run_agent(Settings(**everything, is_in_istios_daemonset=True))
+    run_agent(Settings(**everything, node=node, is_in_istios_daemonset=True))
 
 
 def _require_node(attachment: Attachment) -> None:

@@ -9,6 +9,7 @@ from installer.commands.command import Command
 from installer.commands.output import output_option, show
 from installer.settings import (
     Acceleration,
+    Ambient,
     Attachment,
     Chain,
     Coverage,
@@ -30,6 +31,7 @@ from installer.settings import (
 @take(Acceleration)
 @take(Coverage)
 @take(Following)
+@take(Ambient)
 @take(Shadow)
 @take(Ports)
 @take(Logging)

@@ -98,6 +98,7 @@ def entry_of(node: Node) -> Document:
         "agent_timeout_seconds": node.agent_timeout_seconds,
         "pod_namespace": node.pod_namespace,
         "exclude_namespaces": list(node.exclude_namespaces),
+        **({"ambient_enabled": True} if node.ambient_enabled else {}),
     }
 
 

@@ -93,7 +93,7 @@ class Api:
         if nothing else will do. Raises Expired if the server can't serve the version.
         """
         things: list[T] = []
-        query = {"fieldSelector": resource.selector}
+        query = {"fieldSelector": resource.selector} if resource.selector else {}
         # a limit makes the server read from etcd; without a limit its cacher answers from memory
         query |= {"resourceVersion": version} if version else {"limit": str(_PAGE)}
         while True:
@@ -108,7 +108,7 @@ class Api:
     def watch(self, resource: Resource[T], version: str) -> Iterator[Watching[T]]:
         """Watch changes since a resourceVersion, until the server ends the watch. Raises Expired."""
         query = {
-            "fieldSelector": resource.selector,
+            **({"fieldSelector": resource.selector} if resource.selector else {}),
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": version,
@@ -158,6 +158,15 @@ class Api:
         metadata = {"resourceVersion": pod.metadata.resource_version, "uid": pod.uid, "labels": {key: value}}
         path = f"{_pod_path(pod.namespace, pod.name)}/status"
         return self._found(_Call("patch", "PATCH", path, body={"metadata": metadata})) is not None
+
+    def annotate_pod(self, pod: Pod, key: str, value: str | None, seconds: float = _ANSWER_SECONDS) -> bool:
+        """Give a pod an annotation, or take it away (None); False if the pod is gone. `seconds` is the timeout.
+
+        Like Istio, this patches the subresource status. Raises Conflict if a newer pod has the same name.
+        """
+        path = f"{_pod_path(pod.namespace, pod.name)}/status"
+        body = {"metadata": {"uid": pod.uid, "annotations": {key: value}}}
+        return self._found(_Call("patch", "PATCH", path, body=body, seconds=seconds)) is not None
 
     def create_event(self, namespace: str, event: Json) -> bool:
         """Create a core/v1 Event; False if the namespace is gone, or an Event of that name exists."""

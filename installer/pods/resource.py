@@ -46,6 +46,19 @@ class DaemonSetIdentity:
     runs_install_cni: bool = False  # whether that container's command is the one of Istio's chart
 
 
+@dataclass(frozen=True)
+class NamespaceLabels:
+    """The parts of a namespace that count."""
+
+    name: str
+    labels: dict[str, str]
+
+
+def namespaces() -> Resource[NamespaceLabels]:
+    """All namespaces of the cluster, of which the server sends the metadata alone."""
+    return Resource("namespaces", "/api/v1/namespaces", "", _namespace, metadata_only=True)
+
+
 def pods_of(node_name: str) -> Resource[Pod]:
     """The pods of a node."""
     return Resource("pods", "/api/v1/pods", f"spec.nodeName={node_name}", pod_of)
@@ -55,6 +68,12 @@ def daemonset_of(namespace: str, name: str) -> Resource[DaemonSetIdentity]:
     """One DaemonSet, selected by name, so that a role for that name alone also allows list and watch."""
     path = f"/apis/apps/v1/namespaces/{quote(namespace)}/daemonsets"
     return Resource("daemonset", path, f"metadata.name={name}", _owner, metadata_only=True)
+
+
+def _namespace(thing: Json) -> NamespaceLabels:
+    metadata = thing.get("metadata") or {}
+    labels = metadata.get("labels") or {}
+    return NamespaceLabels(str(metadata.get("name") or ""), {str(key): str(value) for key, value in labels.items()})
 
 
 def _owner(thing: Json) -> DaemonSetIdentity:

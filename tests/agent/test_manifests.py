@@ -18,6 +18,7 @@ from installer.commands.cli import cli
 from installer.pods.resource import SHADOW_DAEMONSET
 from installer.settings import (
     Acceleration,
+    Ambient,
     Attachment,
     Chain,
     Coverage,
@@ -143,7 +144,7 @@ def test_the_container_has_the_capabilities_and_mounts_that_the_security_model_l
 
 def test_every_setting_has_its_place_and_no_other_is_there() -> None:
     objects = build(MANIFESTS / "base")
-    groups = (Attachment, Node, Chain, Repair, Acceleration, Coverage, Following, Shadow, Ports, Logging)
+    groups = (Attachment, Node, Chain, Repair, Acceleration, Coverage, Following, Ambient, Shadow, Ports, Logging)
     names = {environment_variable(each) for group in groups for each in fields(group)}
     assert set(variables(objects)) == names - FROM_THE_POD
     (container,) = one(objects, "DaemonSet", "istio-cni-node")["spec"]["template"]["spec"]["containers"]

@@ -227,7 +227,7 @@ def inside(cable: Cable, rounds: int) -> None:
         netns = stack.enter_context(cable.pod.open())
         enrolments = Enrolments(pins, tables)
         sandbox = visit(netns.fileno(), look)
-        visit(netns.fileno(), lambda rtnl: prepare(rtnl, sandbox, ipv6=False, tproxy=False))
+        visit(netns.fileno(), lambda rtnl: prepare(rtnl, sandbox, ipv6=False))
         stack.callback(enrolments.remove, sandbox.cookie)
         _enrol(enrolments, sandbox, FEW, netns.fileno())
         stack.enter_context(running(cable.peer, None, 0, SERVER, PORTS["direct"]))

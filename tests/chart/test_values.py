@@ -3,12 +3,13 @@
 from typing import Any
 
 import pytest
+import yaml
 
 from installer import VERSION
 from tests.chart.helm import refusal, template
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"ambient": {"enabled": True}}, "ambient.enabled: sidestep captures for sidecars only; set it to false"),
+    ({"shadow": True, "ambient": {"enabled": True}}, "shadow: it compares for pods with sidecars"),
     ({"variant": "distroless"}, 'variant: "distroless": there is one image'),
     ({"global_": {"variant": "debug"}}, 'variant: "debug": there is one image'),
     ({"profile": "ambient"}, 'profile: "ambient": sidestep has no profiles'),
@@ -56,8 +57,8 @@ def test_what_is_not_supported_ends_the_render_with_a_sentence(values: dict[str,
 
 
 def test_every_refusal_is_told_at_once() -> None:
-    _, _, told = refusal(ambient={"enabled": True}, profile="x", variant="y").partition("\n\n")
-    assert [each.split(":")[0] for each in told.splitlines()[:3]] == ["ambient.enabled", "variant", "profile"]
+    _, _, told = refusal(ownerName="z", profile="x", variant="y").partition("\n\n")
+    assert [each.split(":")[0] for each in told.splitlines()[:3]] == ["variant", "profile", "ownerName"]
 
 
 @pytest.mark.parametrize(("values", "words"), MISTAKEN)
@@ -299,3 +300,30 @@ def test_everything_is_in_the_namespace_of_the_release() -> None:
 def test_a_revision_is_a_label_of_every_object() -> None:
     assert {each["metadata"]["labels"].get("istio.io/rev") for each in template(revision="canary")} == {"canary"}
     assert not any("istio.io/rev" in each["metadata"]["labels"] for each in template())
+
+
+def test_ambient_mode_brings_its_settings_its_rights_and_ztunnels_directory() -> None:
+    selectors = [{"podSelector": {"matchLabels": {"team": "a"}}}]
+    objects = template(ambient={"enabled": True, "enablementSelectors": selectors, "dnsCapture": False})
+    (daemonset,) = (each for each in objects if each["kind"] == "DaemonSet")
+    spec = daemonset["spec"]["template"]["spec"]
+    env = {each["name"]: each.get("value") for each in spec["containers"][0]["env"]}
+    assert env["AMBIENT_ENABLED"] == "true" and env["AMBIENT_DNS_CAPTURE"] == "false"
+    assert yaml.safe_load(env["AMBIENT_ENABLEMENT_SELECTOR"]) == selectors
+    assert env["ZTUNNEL_UDS_ADDRESS"].startswith(
+        next(each["mountPath"] for each in spec["containers"][0]["volumeMounts"] if each["name"] == "ztunnel")
+    )
+    role = next(each for each in objects if each["kind"] == "ClusterRole")
+    granted = {resource: rule["verbs"] for rule in role["rules"] for resource in rule["resources"]}
+    assert granted["namespaces"] == ["get", "list", "watch"] and granted["pods/status"] == ["patch"]
+
+
+def test_without_ambient_mode_there_is_nothing_of_it() -> None:
+    assert "ztunnel" not in [
+        each["name"]
+        for manifest in template()
+        if manifest["kind"] == "DaemonSet"
+        for each in manifest["spec"]["template"]["spec"]["volumes"]
+    ]
+    role = next(each for each in template() if each["kind"] == "ClusterRole")
+    assert "namespaces" not in [resource for rule in role["rules"] for resource in rule["resources"]]

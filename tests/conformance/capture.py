@@ -15,7 +15,7 @@ import yaml
 from bpf.pins import Pins
 from bpf.tables import Tables
 from installer.commands.pods.enrolled_pods import find_pod
-from tests.conformance.configs import Config
+from tests.conformance.configs import AmbientConfig, Config
 from tests.conformance.network import ip
 from tests.conformance.rules import restore_text
 from tests.lab.chain import Attachment
@@ -28,6 +28,14 @@ class Capture(Protocol):
 
     def __call__(self, undo: ExitStack, config: Config, netns: Path) -> Path | None:
         """Set it up in a namespace that has its addresses; returns the cgroup for the pod's processes, if any."""
+        ...
+
+
+class AmbientCapture(Protocol):
+    """The same of pods in ambient mode too."""
+
+    def __call__(self, undo: ExitStack, config: Config | AmbientConfig, netns: Path) -> Path | None:
+        """As Capture has it."""
         ...
 
 

@@ -4,9 +4,12 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Any
 
+from cni.policy import ambient_decision
+from cni.policy.ambient_policy import AmbientPolicy
 from cni.policy.decision import Action, Inbound, IPAddress, Outbound, inbound, outbound
-from tests.conformance.configs import Config
+from tests.conformance.configs import AmbientConfig, Config
 from tests.conformance.parties import judging, party, plain
 from tests.conformance.probe import ADDRESSES, Probe
 from tests.conformance.world import Seen
@@ -18,6 +21,7 @@ _BY_ROUTE = {plain(each): number for name, number in _ERRORS.items() for each in
 _LOCAL = frozenset(plain(each) for each in ADDRESSES["local-route"])
 _BY_ETH1 = frozenset(plain(each) for name in ("beyond", "behind-eth1", "neighbour") for each in ADDRESSES[name])
 _ROUTED = frozenset(plain(each) for each in ADDRESSES["peer"]) | _BY_ETH1
+AnyConfig = Config | AmbientConfig
 Differing = dict[str, tuple[object, object]]  # what differs: with Istio's rules, with sidestep
 
 
@@ -37,7 +41,7 @@ class Intended:
     """A difference that is argued in docs/differences.md."""
 
     reason: str
-    applies: Callable[[Config, Probe, Differing], bool]
+    applies: Callable[[Any, Probe, Differing], bool]
 
 
 def _keeps_its_port(config: Config, probe: Probe, differing: Differing) -> bool:
@@ -72,6 +76,21 @@ def _answers_without_inbound(config: Config, probe: Probe, differing: Differing)
     return probe.mark != 0 and not (config.policy.inbound_all or config.policy.include_inbound_ports)
 
 
+def _is_marked_by_others(config: AmbientConfig, probe: Probe, differing: Differing) -> bool:
+    return probe.place == "pod" and probe.mark & 0xFFF in (0x539, 0x111)
+
+
+def _answers_without_route(config: AmbientConfig, probe: Probe, differing: Differing) -> bool:
+    return not config.has_default_route and probe.place == "ztunnel" and bool(probe.source)
+
+
+BY_CONTAINER = Intended("ztunnel's mark alone does not lead past ztunnel", _is_marked_by_others)
+AMBIENT_INTENDED = (
+    Intended("Several nameservers on one socket are told apart by aliases", _asks_under_an_alias),
+    Intended("Packets that a pod forwards are not captured", _is_forwarded),
+    BY_CONTAINER,
+    Intended("ztunnel reaches an application that has no route to the client", _answers_without_route),
+)
 INTENDED = (
     Intended("Several nameservers on one socket are told apart by aliases", _asks_under_an_alias),
     Intended("TPROXY works with lo excluded", _answers_without_lo),
@@ -92,7 +111,7 @@ IN_NFTABLES_MODE = Intended(
 
 
 def differences(
-    config: Config, probe: Probe, istio: Seen, sidestep: Seen, intended: tuple[Intended, ...] = INTENDED
+    config: AnyConfig, probe: Probe, istio: Seen, sidestep: Seen, intended: tuple[Intended, ...] = INTENDED
 ) -> Difference | None:
     """How the two differ; None when they agree. `intended` are the differences that have a reason."""
     differing = {
@@ -107,7 +126,7 @@ def differences(
     return Difference(config.name, probe.name, left, right, reason)
 
 
-def predicted(config: Config, probe: Probe) -> Action | None:
+def predicted(config: AnyConfig, probe: Probe) -> Action | None:
     """What the reference says; None where it says nothing: several destinations, or what the pod only forwards."""
     pod, policy = party(probe), judging(config, probe).policy
     address, port = probe.destinations[0]
@@ -120,7 +139,10 @@ def predicted(config: Config, probe: Probe) -> Action | None:
         if probe.protocol == "udp":
             return "pass"
         source = ip_address(pod.outside[probe.place, destination.version])
-        return inbound(policy, Inbound(port, source, pod.own, pod.nics[probe.place])).action
+        arriving = Inbound(port, source, pod.own, pod.nics[probe.place])
+        if isinstance(policy, AmbientPolicy):
+            return ambient_decision.inbound(policy, arriving).action
+        return inbound(policy, arriving).action
     asked = Outbound(
         destination,
         port,
@@ -131,12 +153,15 @@ def predicted(config: Config, probe: Probe) -> Action | None:
         "lo" if destination in _LOCAL else "eth1" if destination in _BY_ETH1 else "eth0",
         probe.mark,
         route_error=_error_to(config, probe, destination),
+        container="other" if isinstance(policy, AmbientPolicy) and probe.place != "ztunnel" else "trusted",
         does_loopback_stay=True,
     )
+    if isinstance(policy, AmbientPolicy):
+        return ambient_decision.outbound(policy, asked).action
     return outbound(policy, asked).action
 
 
-def _error_to(config: Config, probe: Probe, destination: IPAddress) -> int:
+def _error_to(config: AnyConfig, probe: Probe, destination: IPAddress) -> int:
     """What the pod's route to an address leads to; without a default route, little has one."""
     if probe.device or probe.mark or probe.whose == "neighbour":
         return 0

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cni.policy.ambient_policy import AmbientPolicy
 from cni.policy.annotations import CapturePolicy, policy_of
 from cni.policy.pod import Pod
 
@@ -50,6 +51,21 @@ class Config:
     def captures_ipv6(self) -> bool:
         """As Istio decides it: by the first address, or by ISTIO_DUAL_STACK."""
         return 6 in self.families and (self.policy.dual_stack or 4 not in self.families)
+
+
+@dataclass(frozen=True)
+class AmbientConfig:
+    """One pod in ambient mode."""
+
+    name: str
+    policy: AmbientPolicy = field(default_factory=AmbientPolicy)
+    families: tuple[int, ...] = (4, 6)
+    has_default_route: bool = True
+
+    @property
+    def captures_ipv6(self) -> bool:
+        """As Istio decides it: whatever the pod has."""
+        return self.policy.ipv6
 
 
 def _traffic(name: str, env: Mapping[str, str] = DUAL, **values: str) -> Config:

@@ -10,7 +10,7 @@ from cni.policy.decision import Verdict
 from installer.commands.explain.explainer import Asker, Explainer
 from installer.commands.pods.enrolled_pods import find_pod
 from installer.commands.pods.namespace import looked_into
-from tests.conformance.configs import Config
+from tests.conformance.configs import AmbientConfig, Config
 from tests.conformance.parties import UNREACHABLE, judging, party, plain
 from tests.conformance.probe import Probe
 from tests.conformance.world import Seen
@@ -18,7 +18,7 @@ from tests.conformance.world import Seen
 Verdicts = list[Verdict]  # one for each destination
 
 
-def explained(pins: Pins, config: Config, probes: Iterable[Probe]) -> list[Verdicts]:
+def explained(pins: Pins, config: Config | AmbientConfig, probes: Iterable[Probe]) -> list[Verdicts]:
     """The verdicts of each probe, in order, by the enrolled pod whose rules decide."""
     explainers: dict[str, Explainer] = {}
     with Tables(pins) as tables:
@@ -44,7 +44,7 @@ def _explain(explainer: Explainer, probe: Probe, address: str, port: int) -> Ver
         sender = ip_address(party(probe).outside[probe.place, plain(address).version])
         return explainer.inbound(sender, port, destination, probe.protocol).verdict
     source = ip_address(probe.source) if probe.source else None
-    by = Asker(*probe.opener)
+    by = Asker(*probe.opener, is_proxy=probe.place == "ztunnel")
     found = explainer.outbound(destination, port, by, probe.protocol, source, probe.mark, probe.device or None)
     return found.verdict
 

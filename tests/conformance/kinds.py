@@ -15,7 +15,7 @@ def probes_of(config: Config) -> list[Probe]:
         kinds += _original_source(config)
     probes = [probe for kind in kinds for probe in kind.probes()]
     own = [each for each in probes if each.version in config.families or each.kind.startswith("route.remote")]
-    return own + [probe for kind in _neighbours() for probe in kind.probes()]
+    return own + [probe for kind in neighbours() for probe in kind.probes()]
 
 
 def _outbound(config: Config) -> Iterator[Kind]:
@@ -114,7 +114,7 @@ def _shared(config: Config) -> Iterator[Kind]:
     yield Kind("lo.proxy.shared", "shared", 8080, config.ids)
 
 
-def _neighbours() -> Iterator[Kind]:
+def neighbours() -> Iterator[Kind]:
     """The other pod, from outside and from inside."""
     proxy, whose = NEIGHBOUR.ids, ("whose", "neighbour")
     outside, inside = (whose, ("place", "beyond")), (whose, ("place", "neighbour"))

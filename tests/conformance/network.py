@@ -9,7 +9,7 @@ pods have 172.17.0.1, which beyond reaches at neighbour and peer at pod, and fe8
 import subprocess
 from pathlib import Path
 
-from tests.conformance.configs import Config
+from tests.conformance.configs import AmbientConfig, Config
 
 _PEER4, _PEER6 = ("203.0.113.0/24", "198.51.100.0/24"), ("2001:db8::/32",)
 _MACS = tuple(f"02:00:00:00:00:0{number}" for number in range(1, 7))
@@ -27,7 +27,7 @@ _FAST_OPEN = {"ipv4/tcp_fastopen": 3}
 _DOCKER = ["link add docker0 type bridge", "addr add 172.17.0.1/16 dev docker0", "link set docker0 up"]
 
 
-def connect(config: Config, ends: dict[str, Path]) -> None:
+def connect(config: Config | AmbientConfig, ends: dict[str, Path]) -> None:
     """Cables, addresses and routes."""
     pod, peer, beyond, neighbour = (ends[place] for place in ("pod", "peer", "beyond", "neighbour"))
     for netns in ends.values():
@@ -43,7 +43,7 @@ def connect(config: Config, ends: dict[str, Path]) -> None:
     _make_neighbour(neighbour)
 
 
-def _make_pod(config: Config, pod: Path) -> None:
+def _make_pod(config: Config | AmbientConfig, pod: Path) -> None:
     """The pod under test, with addresses of its families only."""
     _introduce(pod, {"eth0": ("10.20.0.1 fd20::1 fe80::9", _MACS[1]), "eth1": ("10.21.0.1 fd21::1", _MACS[3])})
     if 4 in config.families:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from cni.policy.decision import Action, IPAddress
-from tests.conformance.configs import NEIGHBOUR, Config
+from tests.conformance.configs import NEIGHBOUR, AmbientConfig, Config
 from tests.conformance.probe import ADDRESSES, Probe
 
 # what a client is told of a connection that has nowhere to go
@@ -69,6 +69,6 @@ def party(probe: Probe) -> Party:
     return _PARTIES[probe.whose]
 
 
-def judging(config: Config, probe: Probe) -> Config:
+def judging(config: Config | AmbientConfig, probe: Probe) -> Config | AmbientConfig:
     """The configuration that decides about a probe of the pod of `config`."""
     return NEIGHBOUR if probe.whose == "neighbour" else config

@@ -59,7 +59,8 @@ class Probe:
     destinations: tuple[tuple[str, int], ...]
     opener: Ids = APP
     connector: Ids = APP
-    place: Literal["pod", "peer", "beyond", "neighbour"] = "pod"
+    # "ztunnel" is in the pod's network namespace, and in ztunnel's cgroup
+    place: Literal["pod", "peer", "beyond", "neighbour", "ztunnel"] = "pod"
     whose: Literal["pod", "neighbour"] = "pod"  # rules decide
     protocol: Literal["tcp", "udp"] = "tcp"
     how: How = "connected"
@@ -82,7 +83,7 @@ class Probe:
     @property
     def is_from_outside(self) -> bool:
         """Whether it comes to the pod whose rules decide, rather than from a process in it."""
-        return self.place != self.whose
+        return self.place not in (self.whose, "ztunnel")
 
     def request(self) -> dict[str, Any]:
         """What the prober reads."""

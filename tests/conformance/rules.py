@@ -8,7 +8,7 @@ from cni.policy.annotations import CapturePolicy
 TUNNEL, OUTBOUND, INBOUND, RESOLVER = 15008, 15001, 15006, 15053
 
 
-class _Tables:
+class Tables:
     """Rules by table, in order; chains are declared as they come up."""
 
     def __init__(self) -> None:
@@ -18,10 +18,16 @@ class _Tables:
     def add(self, table: str, chain: str, rule: str) -> None:
         """Append one rule."""
         for name in (chain, rule.rpartition("-j ")[2].split()[0]):
-            known = self._chains.setdefault(table, [])
-            if name.startswith("ISTIO_") and name not in known:
-                known.append(name)
+            if name.startswith("ISTIO_"):
+                self.declare(table, name)
+        self._chains.setdefault(table, [])
         self._rules.setdefault(table, []).append(f"-A {chain} {rule}")
+
+    def declare(self, table: str, chain: str) -> None:
+        """Have a chain that may stay empty."""
+        known = self._chains.setdefault(table, [])
+        if chain not in known:
+            known.append(chain)
 
     def first(self, table: str, chain: str, rules: list[str]) -> None:
         """Put rules before all others of a chain."""
@@ -46,7 +52,7 @@ class _Family:
 
 def restore_text(policy: CapturePolicy, version: int) -> str:
     """The rules of one family (4 or 6) for a pod with this policy."""
-    tables, family = _Tables(), _Family(version)
+    tables, family = Tables(), _Family(version)
     tproxy = policy.mode == "TPROXY"
     for name in policy.exclude_interfaces:
         for table in ("nat", "mangle") if tproxy else ("nat",):
@@ -64,7 +70,7 @@ def restore_text(policy: CapturePolicy, version: int) -> str:
     return tables.text()
 
 
-def _inbound(tables: _Tables, policy: CapturePolicy, family: _Family) -> None:
+def _inbound(tables: Tables, policy: CapturePolicy, family: _Family) -> None:
     tproxy = policy.mode == "TPROXY"
     tables.add("nat", "ISTIO_INBOUND", f"-p tcp --dport {TUNNEL} -j RETURN")
     if not policy.inbound_all and not policy.include_inbound_ports:
@@ -85,7 +91,7 @@ def _inbound(tables: _Tables, policy: CapturePolicy, family: _Family) -> None:
         tables.add(table, "ISTIO_INBOUND", f"-p tcp{match} -j {capture}")
 
 
-def _outbound(tables: _Tables, policy: CapturePolicy, family: _Family) -> None:
+def _outbound(tables: Tables, policy: CapturePolicy, family: _Family) -> None:
     def rule(text: str) -> None:
         tables.add("nat", "ISTIO_OUTPUT", text)
 
@@ -121,7 +127,7 @@ def _outbound(tables: _Tables, policy: CapturePolicy, family: _Family) -> None:
             rule(f"-d {network} -j ISTIO_REDIRECT")
 
 
-def _dns(tables: _Tables, policy: CapturePolicy) -> None:
+def _dns(tables: Tables, policy: CapturePolicy) -> None:
     """All of port 53 to the agent, and conntrack zones so that its own queries do not collide with the pod's."""
     for protocol in ("tcp", "udp"):
         tables.add("nat", "ISTIO_OUTPUT_DNS", f"-p {protocol} --dport 53 -j REDIRECT --to-ports {RESOLVER}")
@@ -134,7 +140,7 @@ def _dns(tables: _Tables, policy: CapturePolicy) -> None:
     tables.add("raw", "ISTIO_INBOUND", "-p udp --sport 53 -j CT --zone 1")
 
 
-def _proxys_own(tables: _Tables, policy: CapturePolicy, family: _Family) -> None:
+def _proxys_own(tables: Tables, policy: CapturePolicy, family: _Family) -> None:
     """TPROXY mode: what the proxy sends to its own pod is told apart by marks."""
     tables.add("mangle", "PREROUTING", "-p tcp -m mark --mark 1337 -j CONNMARK --save-mark")
     tables.add("mangle", "OUTPUT", "-p tcp -o lo -m mark --mark 1337 -j RETURN")

@@ -13,8 +13,10 @@ import click
 from bpf.pins import Pins
 from tests.conformance.capture import BySidestep, Capture, by_rules
 from tests.conformance.compare import (
+    BY_CONTAINER,
     IN_NFTABLES_MODE,
     INTENDED,
+    AnyConfig,
     Difference,
     Intended,
     differences,
@@ -75,8 +77,8 @@ def run(
             ours = pool.submit(_try_and_explain, config, node, probes)
             istio, (sidestep, verdicts) = theirs.result(), ours.result()
             for probe, left, right, each in zip(probes, istio, sidestep, verdicts, strict=True):
-                _take(outcome, config, probe, left, right, intended)
-                _take_explained(outcome, config, probe, each, right)
+                take(outcome, config, probe, left, right, intended)
+                take_explained(outcome, config, probe, each, right)
             click.echo(f"{config.name}: {len(probes)} probes", err=True)
 
 
@@ -96,22 +98,24 @@ def _try_and_explain(config: Config, node: Node, probes: list[Probe]) -> tuple[l
         return made.run(probes), explained(Pins(node.bpffs), config, probes)
 
 
-def _take_explained(outcome: Outcome, config: Config, probe: Probe, verdicts: Verdicts, seen: Seen) -> None:
+def take_explained(outcome: Outcome, config: AnyConfig, probe: Probe, verdicts: Verdicts, seen: Seen) -> None:
+    """Take down what `sidestep explain` has said of a probe."""
     outcome.explained.update(each.rule for each in verdicts)
     for words in disagreements(probe, verdicts, seen):
         outcome.misexplained.append(f"{config.name} {probe.name}: explained as {words}")
 
 
-def _take(
-    outcome: Outcome, config: Config, probe: Probe, left: Seen, right: Seen, intended: tuple[Intended, ...]
+def take(
+    outcome: Outcome, config: AnyConfig, probe: Probe, left: Seen, right: Seen, intended: tuple[Intended, ...]
 ) -> None:
+    """Take down what both have seen of a probe."""
     outcome.probes += 1
     outcome.kinds.add(probe.kind)
     ways = [("Istio", left), ("sidestep", right)]
     if difference := differences(config, probe, left, right, intended):
         outcome.found.append(difference)
-        if difference.reason == IN_NFTABLES_MODE.reason:
-            del ways[0]  # the reference is of the iptables mode
+        if difference.reason in (IN_NFTABLES_MODE.reason, BY_CONTAINER.reason):
+            del ways[0]  # the reference is of the iptables mode, and of sidestep's own idea of ztunnel
     expected = predicted(config, probe)
     for way, seen in ways:
         if probe.how.startswith("fastopen") and left["hit"] not in UNREACHABLE and not is_fast(seen):

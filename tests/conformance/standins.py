@@ -1,6 +1,7 @@
 """Everything that listens in one namespace: proxy, resolver, applications, or servers. Runs as `python3 -I -S`.
 
-Takes a JSON object: {"tcp": [[who, address, port, uid, gid, transparent]…], "udp": [[who, address, port, uid, gid]…]}.
+Takes a JSON object: {"tcp": [[who, address, port, uid, gid, transparent, mark]…], "udp": the same}. Marks are left out
+where they are 0, as `transparent` is in UDP.
 Every connection is told what this end sees of it; every datagram is answered from the address it was sent to.
 """
 
@@ -17,7 +18,9 @@ TCPI_OPT_SYN_DATA = 32  # uapi/linux/tcp.h
 IP_PKTINFO, IPV6_TRANSPARENT, IPV6_RECVPKTINFO, IPV6_FREEBIND = 8, 75, 49, 78
 
 
-def opened(kind: int, address: str, port: int, uid: int, gid: int, transparent: bool) -> socket.socket:
+def opened(
+    kind: int, address: str, port: int, uid: int, gid: int, transparent: bool = False, mark: int = 0
+) -> socket.socket:
     """A bound socket that belongs to these ids; privileges are only borrowed away."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     os.setresgid(gid, gid, 0)
@@ -33,6 +36,8 @@ def opened(kind: int, address: str, port: int, uid: int, gid: int, transparent: 
         made.setsockopt(socket.SOL_IP, socket.IP_TRANSPARENT, 1)
     elif transparent:
         made.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+    if mark:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
     made.bind((address, port))
     return made
 
@@ -92,13 +97,13 @@ def answer(who: str, server: socket.socket) -> None:
 
 selector = selectors.DefaultSelector()
 wanted = json.loads(sys.argv[1])
-for worker, (who, address, port, uid, gid, transparent) in enumerate(wanted["tcp"]):
-    listener = opened(socket.SOCK_STREAM, address, port, uid, gid, transparent)
+for worker, (who, *how) in enumerate(wanted["tcp"]):
+    listener = opened(socket.SOCK_STREAM, *how)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 64)
     listener.listen(64)
     selector.register(listener, selectors.EVENT_READ, partial(accept, who, worker, listener))
-for who, address, port, uid, gid in wanted["udp"]:
-    server = opened(socket.SOCK_DGRAM, address, port, uid, gid, False)
+for who, *how in wanted["udp"]:
+    server = opened(socket.SOCK_DGRAM, *how)
     if server.family == socket.AF_INET:
         server.setsockopt(socket.SOL_IP, IP_PKTINFO, 1)
     else:

@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.conformance.capture import Capture
-from tests.conformance.configs import NEIGHBOUR, Config
+from tests.conformance.capture import AmbientCapture, Capture
+from tests.conformance.configs import NEIGHBOUR, AmbientConfig, Config
 from tests.conformance.network import connect
 from tests.conformance.probe import Probe
 from tests.lab.inside import PYTHON, popen
@@ -23,8 +23,10 @@ _SERVERS = (22, 53, 80, 443, 5555, 8080, 15001, 15006, 15008, 15020, 15021, 1509
 
 
 @contextmanager
-def world(config: Config, capture: Capture) -> Iterator["World"]:
-    """A pod captured in one of the two ways; everything is taken down again."""
+def world(
+    config: Config | AmbientConfig, capture: Capture | AmbientCapture, ztunnel: Path | None = None
+) -> Iterator["World"]:
+    """A pod captured in one of the two ways; everything is taken down again. `ztunnel` is the cgroup of ztunnel."""
     with ExitStack() as undo:
         tag = secrets.token_hex(3)
         ends = {place: NETNS / f"sidestep-{tag}-{place}" for place in ("pod", "peer", "beyond", "neighbour")}
@@ -32,8 +34,10 @@ def world(config: Config, capture: Capture) -> Iterator["World"]:
             subprocess.run(["ip", "netns", "add", netns.name], check=True)
             undo.callback(subprocess.run, ["ip", "netns", "del", netns.name], check=True)
         connect(config, ends)
-        pods = {"pod": config, "neighbour": NEIGHBOUR}
+        pods: dict[str, Any] = {"pod": config, "neighbour": NEIGHBOUR}
         cgroups = {place: capture(undo, each, ends[place]) for place, each in pods.items()}
+        if isinstance(config, AmbientConfig):
+            ends["ztunnel"], cgroups["ztunnel"] = ends["pod"], ztunnel
         made = World(ends, cgroups)
         undo.callback(made.stop)
         made.start(config)
@@ -48,10 +52,17 @@ class World:
         self._started: list[subprocess.Popen[str]] = []
         self._probers: dict[str, subprocess.Popen[str]] = {}
 
-    def start(self, config: Config) -> None:
+    def start(self, config: Config | AmbientConfig) -> None:
         """Everything that listens, and a prober at each place."""
+        if isinstance(config, Config):
+            of_pod = [self._listen("pod", _pods_listeners(config, ("app", "E1", "E6", "D")))]
+        else:
+            of_pod = [
+                self._listen("pod", _applications("app", 15008)),
+                self._listen("ztunnel", _ztunnels("E1", "E6", "D")),
+            ]
         starting = [
-            self._listen("pod", _pods_listeners(config, ("app", "E1", "E6", "D"))),
+            *of_pod,
             self._listen("neighbour", _pods_listeners(NEIGHBOUR, ("neighbour", "N1", "N6", "ND"))),
             self._listen("peer", _servers("peer")),
             self._listen("beyond", _servers("beyond")),
@@ -96,12 +107,31 @@ def _pods_listeners(config: Config, names: tuple[str, str, str, str]) -> dict[st
     app, outbound, inbound, resolver = names
     proxy, is_tproxy = config.ids, config.policy.mode == "TPROXY"
     everywhere = ("0.0.0.0", "::")
-    tcp = [[app, address, port, 1000, 1000, False] for port in _APPS for address in everywhere]
+    tcp, udp = _applications(app).values()
     for who, port in ((outbound, 15001), (inbound, 15006)):
         tcp += [[who, address, port, *proxy, is_tproxy] for address in everywhere] * config.workers
     tcp += [[resolver, address, 15053, *proxy, False] for address in ("127.0.0.1", "::1")]
-    udp = [[app, address, port, 1000, 1000] for port in (53, 80) for address in everywhere]
     udp += [[resolver, address, 15053, *proxy] for address in ("127.0.0.1", "::1")]
+    return {"tcp": tcp, "udp": udp}
+
+
+def _applications(who: str, *taken: int) -> dict[str, Any]:
+    """Of an application, on all ports but those that are taken."""
+    everywhere = ("0.0.0.0", "::")
+    ports = [port for port in _APPS if port not in taken]
+    return {
+        "tcp": [[who, address, port, 1000, 1000, False] for port in ports for address in everywhere],
+        "udp": [[who, address, port, 1000, 1000] for port in (53, 80) for address in everywhere],
+    }
+
+
+def _ztunnels(outbound: str, inbound: str, resolver: str) -> dict[str, Any]:
+    """Of ztunnel's listeners in a pod, by these names; who connects to 15008 gets the tunnel."""
+    everywhere, own = ("0.0.0.0", "::"), (0, 0, True, 0x539)
+    tcp = [[who, address, port, *own] for who, port in ((outbound, 15001), (inbound, 15006)) for address in everywhere]
+    tcp += [["tunnel", address, 15008, *own] for address in everywhere]
+    tcp += [[resolver, address, 15053, 0, 0, False, 0x539] for address in ("127.0.0.1", "::1")]
+    udp = [[resolver, address, 15053, 0, 0, False, 0x539] for address in ("127.0.0.1", "::1")]
     return {"tcp": tcp, "udp": udp}
 
 

@@ -44,7 +44,7 @@ class Pods:
         cookie = self.cookies[id(pod)]
         sandbox = look(pod.path)
         with pod.path.open() as netns:
-            visit(netns.fileno(), lambda rtnl: prepare(rtnl, sandbox, True, False))
+            visit(netns.fileno(), lambda rtnl: prepare(rtnl, sandbox, True))
             ids = outside_ids(netns.fileno(), policy.proxy_uid, policy.proxy_gid)
             identity = Identity("uid", f"pod-{cookie}", "default", f"container-{cookie}", "net", "eth0")
             entries = entries_of(identity, policy, sandbox, ids)

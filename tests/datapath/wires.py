@@ -16,18 +16,21 @@ from bpf.kernel import cgroup2_root
 from bpf.layout import Cookie
 from bpf.pins import Pins
 from bpf.tables import Tables
+from cni.enrolment.ambient import ambient_entries_of
 from cni.enrolment.enroll import Enrolments
 from cni.enrolment.entries import Entries, Identity, entries_of
 from cni.netns import sandbox as sandboxes
-from cni.netns.plumbing import prepare
+from cni.netns.plumbing import AMBIENT, TPROXY, prepare
 from cni.netns.sandbox import Sandbox, visit
 from cni.netns.userns import outside_ids
+from cni.policy.ambient_policy import AmbientPolicy
 from cni.policy.annotations import CapturePolicy
 from tests.lab.inside import PYTHON, popen
 from tests.lab.procfs import OwnProcfs
 
 STANDIN = Path(__file__).with_name("standin.py")
 PROXY, APP = 1337, 1000
+DEFAULT = AmbientPolicy()
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,19 @@ class Wire:
         identity = Identity("uid", "pod", "default", f"container-{self.sandbox.cookie}", "net", "eth0")
         with self.pod.path.open() as netns:
             ipv6 = self.sandbox.captures_ipv6(policy.dual_stack)
-            visit(netns.fileno(), lambda rtnl: prepare(rtnl, self.sandbox, ipv6, policy.mode == "TPROXY"))
+            marking = TPROXY if policy.mode == "TPROXY" else None
+            visit(netns.fileno(), lambda rtnl: prepare(rtnl, self.sandbox, ipv6, marking))
             ids = outside_ids(netns.fileno(), policy.proxy_uid, policy.proxy_gid)
             entries = entries_of(identity, policy, self.sandbox, ids)
+            self.kernel.enrolments.add(self.sandbox.cookie, entries, netns.fileno())
+        return entries
+
+    def enrol_ambient(self, policy: AmbientPolicy = DEFAULT) -> Entries:
+        """Enrol the pod for ambient mode."""
+        identity = Identity("uid", "pod", "default", f"container-{self.sandbox.cookie}", "net", "eth0")
+        with self.pod.path.open() as netns:
+            visit(netns.fileno(), lambda rtnl: prepare(rtnl, self.sandbox, policy.ipv6, AMBIENT))
+            entries = ambient_entries_of(identity, policy, self.sandbox)
             self.kernel.enrolments.add(self.sandbox.cookie, entries, netns.fileno())
         return entries
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.lab.apiserver import ApiServer
 
 Json = dict[str, Any]
-PODS = "/api/v1/pods"
+PODS, NAMESPACES = "/api/v1/pods", "/api/v1/namespaces"
 
 
 def handler_of(api: "ApiServer") -> type[BaseHTTPRequestHandler]:
@@ -115,6 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         match self.parts:
             case (
                 ["api", "v1", "pods"]
+                | ["api", "v1", "namespaces"]
                 | ["api", "v1", "namespaces", _, "pods"]
                 | ["apis", "apps", "v1", "namespaces", _, "daemonsets"]
             ):
@@ -155,7 +156,8 @@ class _Handler(BaseHTTPRequestHandler):
                 with api._lock:
                     pod = self._as_seen(namespace, name, self.body["metadata"])
                     if pod:
-                        pod["metadata"].setdefault("labels", {}).update(self.body["metadata"]["labels"])
+                        for kind in ("labels", "annotations"):
+                            _merge(pod["metadata"], kind, self.body["metadata"].get(kind) or {})
                         self._object(api.put(pod))
             case _:
                 self._status(404, "no such resource")
@@ -201,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _as_asked(self, thing: Json) -> Json:
         """All of it, or the metadata alone."""
         if "as=PartialObjectMetadata" not in self.headers.get("Accept", ""):
-            self.server_state.sent_in_full += thing.get("kind") == "DaemonSet"
+            self.server_state.sent_in_full += thing.get("kind") in ("DaemonSet", "Namespace")
             return thing
         kind = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1"}
         return {**kind, "metadata": thing.get("metadata") or {}}
@@ -210,6 +212,8 @@ class _Handler(BaseHTTPRequestHandler):
         api = self.server_state
         if self.collection == PODS:
             return list(api.pods.values())
+        if self.collection == NAMESPACES:
+            return list(api.namespaces.values())
         *_, namespace, kind = self.parts
         every = api.pods if kind == "pods" else api.daemonsets
         return [each for (of, _), each in every.items() if of == namespace]
@@ -294,6 +298,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
+
+
+def _merge(metadata: Json, kind: str, given: Json) -> None:
+    """Apply a merge patch (RFC 7386) to the labels or annotations."""
+    merged = {**(metadata.get(kind) or {}), **given}
+    metadata[kind] = {key: value for key, value in merged.items() if value is not None}
 
 
 def _fits(selector: str, having: Json) -> bool:

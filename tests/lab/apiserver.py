@@ -1,4 +1,4 @@
-"""An API server for one node's agent: pods, events and DaemonSets over real HTTP, with faults on demand.
+"""An API server for one node's agent: pods, namespaces, events and DaemonSets over real HTTP, with faults on demand.
 
 No registry ships kube-apiserver. This one speaks the part of the protocol that the agent uses: lists in pages, chunked
 watches with bookmarks, resourceVersions that expire, preconditions, bearer tokens; with an authority, over TLS.
@@ -19,7 +19,7 @@ from typing import Any
 
 import trustme
 
-from tests.lab.apihandler import PODS, handler_of
+from tests.lab.apihandler import NAMESPACES, PODS, handler_of
 
 Json = dict[str, Any]
 
@@ -34,10 +34,11 @@ class ApiServer:
         self.pods: dict[tuple[str, str], Json] = {}
         self.events: list[Json] = []
         self.daemonsets: dict[tuple[str, str], Json] = {}
+        self.namespaces: dict[str, Json] = {}
         self.requests: Counter[str] = Counter()
         self.refused: Counter[int] = Counter()
         self.written: list[tuple[str, Json]] = []  # what Pods were deleted and patched with, refused ones too
-        self.sent_in_full = 0  # DaemonSets of which more than the metadata was asked for
+        self.sent_in_full = 0  # DaemonSets and namespaces of which more than the metadata was asked for
         self.scans = 0  # lists that a real server can only answer by reading all the cluster's pods
         # faults
         self.token = "first"
@@ -134,6 +135,22 @@ class ApiServer:
             gone = self.daemonsets.pop((namespace, name))
             gone["metadata"]["resourceVersion"] = self._next()
             self._publish(_daemonsets(namespace), "DELETED", gone)
+
+    def put_namespace(self, name: str, labels: dict[str, str] | None = None) -> Json:
+        """Create a namespace, or give it other labels."""
+        with self._lock:
+            metadata = {"name": name, "labels": dict(labels or {}), "resourceVersion": self._next()}
+            made = {"kind": "Namespace", "metadata": metadata, "spec": {}, "status": {"phase": "Active"}}
+            old, self.namespaces[name] = self.namespaces.get(name), made
+            self._publish(NAMESPACES, "MODIFIED" if old else "ADDED", made)
+            return made
+
+    def delete_namespace(self, name: str) -> None:
+        """Remove one."""
+        with self._lock:
+            gone = self.namespaces.pop(name)
+            gone["metadata"]["resourceVersion"] = self._next()
+            self._publish(NAMESPACES, "DELETED", gone)
 
     def drop_watches(self) -> None:
         """End every watch in the middle."""

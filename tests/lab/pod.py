@@ -39,8 +39,10 @@ class Pod:
         workers: int = 2,
         cgroup: Path | None = None,
         namespace: str = "default",
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         self.node, self.name, self.mesh, self.namespace = node, name, mesh, namespace
+        self.labels = dict(labels or {})
         self.annotations, self.proxy_env = dict(annotations or {}), dict(proxy_env or {"ISTIO_DUAL_STACK": "true"})
         self.uid, self.container_id = str(uuid.uuid4()), uuid.uuid4().hex
         self.netns = node.netns.with_name(f"sidestep-{node.id}-{name}")
@@ -83,7 +85,13 @@ class Pod:
         return {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": self.name, "namespace": self.namespace, "uid": self.uid, "annotations": annotations},
+            "metadata": {
+                "name": self.name,
+                "namespace": self.namespace,
+                "uid": self.uid,
+                "annotations": annotations,
+                **({"labels": self.labels} if self.labels else {}),
+            },
             "spec": {"containers": containers},
         }
 
@@ -107,10 +115,15 @@ class Pod:
         self.publish(phase="Running", podIP=str(self.ip4))
 
     def publish(self, **status: Any) -> None:
-        """Tell the API server, if there is one, of the Pod and its status."""
+        """Tell the API server, if there is one, of the Pod and its status. Annotations that others have added stay."""
         if self.node.api:
             manifest = self.manifest()
             manifest["spec"]["nodeName"] = "lab"
+            known = self.node.api.pods.get((self.namespace, self.name), {}).get("metadata", {})
+            if known.get("uid") == self.uid:
+                manifest["metadata"]["annotations"] |= {
+                    key: value for key, value in (known.get("annotations") or {}).items() if key not in self.annotations
+                }
             self.node.api.put(manifest | {"status": status})
 
     def start_app(self) -> None:

@@ -19,6 +19,11 @@ def listed(*plugins: dict[str, Any], **keys: Any) -> Conf:
     return Conf("10-a.conflist", {"cniVersion": "1.0.0", "name": "net", "plugins": list(plugins), **keys})
 
 
+def test_the_plugin_is_told_of_ambient_mode_by_istios_key_and_only_then() -> None:
+    assert "ambient_enabled" not in ENTRY
+    assert chain.entry_of(Node(ambient_enabled=True))["ambient_enabled"] is True
+
+
 def test_the_entry_tells_the_runtime_what_to_pass() -> None:
     assert ENTRY == {
         "type": "sidestep-cni",

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from bpf.errors import KernelRefused, SidestepError, TableFull
-from bpf.layout import PodFlags, PortRule
+from bpf.layout import PodEntry, PodFlags, PortRule
 from cni.enrolment.enroll import Change, Enrolments
 from cni.enrolment.entries import Identity
 from cni.enrolment.live import LivePolicies
@@ -35,6 +35,7 @@ class Node:
     refusing: dict[int, SidestepError] = field(default_factory=dict)
     terms: dict[int, Terms] = field(default_factory=lambda: dict.fromkeys((1, 2), terms_of(CapturePolicy())))
     live: bool = False
+    ambient: frozenset[int] = frozenset()
     told: list[tuple[str, str]] = field(default_factory=list)
     pods: list[Pod] | None = field(default_factory=lambda: [pod("a"), pod("b")])
 
@@ -51,6 +52,9 @@ class Node:
         return {
             number: Identity(f"uid-{name}", name, "default", "c", "net", "eth0") for number, name in enumerate("ab", 1)
         }
+
+    def entry(self, cookie: int) -> PodEntry:
+        return PodEntry(flags=PodFlags.AMBIENT if cookie in self.ambient else 0)
 
     def change(self, cookie: int, revise: Callable[[Terms], Terms]) -> Change | None:
         if cookie in self.refusing:
@@ -76,6 +80,13 @@ def test_a_refusal_is_told_and_keeps_nobody_else_from_it(error: SidestepError) -
     node = Node(refusing={1: error})
     node.policies.look(node)
     assert node.told == [("a", "DenialRefused"), ("b", "DeniedPortsChanged")]
+    assert node.denied == {2: [25]}
+
+
+def test_pods_in_ambient_mode_follow_none_of_these_annotations() -> None:
+    node = Node(ambient=frozenset((1,)))
+    node.policies.look(node)
+    assert node.told == [("b", "DeniedPortsChanged")]
     assert node.denied == {2: [25]}
 
 

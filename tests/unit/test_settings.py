@@ -1,6 +1,8 @@
 """Every setting has a flag and an environment variable, and the flag wins."""
 
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from click.testing import CliRunner
 
 from installer.settings import (
     Acceleration,
+    Ambient,
     Attachment,
     Chain,
     Following,
@@ -23,7 +26,7 @@ from installer.settings import (
     take,
 )
 
-GROUPS = [Attachment, Node, Chain, Repair, Acceleration, Following, Shadow, Ports, Logging]
+GROUPS = [Attachment, Node, Chain, Repair, Acceleration, Following, Ambient, Shadow, Ports, Logging]
 EVERY = [(group, each) for group in GROUPS for each in fields(group)]
 
 # what Istio's install-cni calls them (cni/pkg/cmd/root.go), of those that mean something here
@@ -54,6 +57,12 @@ INSTALL_CNI = {
     "REPAIR_INIT_CONTAINER_TERMINATION_MESSAGE",
     "REPAIR_LABEL_SELECTORS",
     "REPAIR_FIELD_SELECTORS",
+    "AMBIENT_ENABLED",
+    "AMBIENT_ENABLEMENT_SELECTOR",
+    "AMBIENT_DNS_CAPTURE",
+    "AMBIENT_IPV6",
+    "ZTUNNEL_UDS_ADDRESS",
+    "SYSTEM_NAMESPACE",
 }
 
 
@@ -131,3 +140,19 @@ def test_levels_are_read_as_install_cni_writes_them() -> None:
 def test_paths_are_paths() -> None:
     assert chosen(Attachment, "--bpffs", "/x").bpffs == Path("/x")
     assert chosen(Attachment, "--bpffs", "/x").pins.top == Path("/x/sidestep")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--pods", "."], "ambient mode needs an API server"),
+        (["--kubernetes-node-name", "n", "--ambient-enablement-selector", "- podSelectors: {}"], "no such field"),
+        (["--kubernetes-node-name", "n", "--ambient-enablement-selector", "{}"], "not a list"),
+    ],
+)
+def test_ambient_mode_that_cannot_be_as_asked_for_ends_the_agent_before_it_changes_anything(
+    argv: list[str], words: str
+) -> None:
+    command = [sys.executable, "-m", "installer", "agent", "--ambient-enabled", *argv]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 1 and words in done.stderr

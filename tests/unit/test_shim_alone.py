@@ -241,3 +241,11 @@ def test_a_socket_that_nobody_serves_any_more_is_no_agent(tmp_path: Path) -> Non
 def test_a_run_directory_of_istio_cnis_that_is_none_lets_nobody_go(broken: object) -> None:
     done = run("ADD", POD, config(MESH) | {"istio_cni_run_dir": broken})
     assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 11)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_on_a_node_with_ambient_mode_annotations_let_nobody_go_as_labels_decide(case: str) -> None:
+    args, annotations, why = CASES[case]
+    done = run("ADD", args, config(annotations) | {"ambient_enabled": True})
+    is_told_by_annotations = why is not None and "annotation" in why
+    assert (done.returncode == 0) is (why is not None and not is_told_by_annotations)

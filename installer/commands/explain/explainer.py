@@ -8,11 +8,13 @@ from typing import Literal
 from bpf.errors import SidestepError
 from bpf.layout import PodFlags
 from bpf.tables import Tables
+from cni.enrolment.ambient import ambient_policy_of_flags
 from cni.enrolment.steered import Steering
 from cni.enrolment.strays import NO_STRAYS, PodProcesses
 from cni.netns.proc_net import plain
 from cni.netns.routes import LO
-from cni.policy import decision
+from cni.policy import ambient_decision, decision
+from cni.policy.ambient_decision import ZTUNNEL_MARK
 from cni.policy.annotations import CapturePolicy
 from cni.policy.decision import TUNNEL_PORT, Container, Inbound, IPAddress, Outbound, Verdict
 from installer.commands.pods.enrolled_pods import EnrolledPod, interface_name
@@ -29,6 +31,7 @@ class Explanation:
     policy: CapturePolicy
     asked: Outbound | Inbound
     verdict: Verdict
+    is_ambient: bool = False  # then `policy` says nothing
 
     @property
     def word(self) -> str:
@@ -41,7 +44,10 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Asker:
-    """The process that opens the socket. Ids are the initial user namespace's. `is_proxy`: in the proxy's container."""
+    """The process that opens the socket. Ids are the initial user namespace's.
+
+    `is_proxy`: in the proxy's container, which is ztunnel's in ambient mode.
+    """
 
     uid: int = 0
     gid: int = 0
@@ -72,6 +78,7 @@ class Explainer:
         self._tables = tables
         self._interfaces = interfaces
         self._policy = pod.deciding(interfaces)
+        self._ambient = ambient_policy_of_flags(pod.flags) if PodFlags.AMBIENT in pod.flags else None
 
     def asker(self) -> Asker:
         """The pod's proxy as the process that opens the socket."""
@@ -88,6 +95,8 @@ class Explainer:
         interface: str | None = None,
     ) -> Explanation:
         """Explain a connect() in the pod, of a socket bound to `source` and `interface`. Raises SidestepError."""
+        if self._ambient and by.is_proxy and not mark:
+            mark = ZTUNNEL_MARK
         route = self.pod.route_to(self._tables, plain(destination))
         is_routed = interface is None and not mark and not (protocol == "udp" and route and route.ifindex)
         asked = Outbound(
@@ -108,12 +117,15 @@ class Explainer:
             PodFlags.DELETED in self.pod.flags,
             self._does_proxy_listen,
         )
-        verdict = decision.outbound(self._policy, asked)
+        if self._ambient:
+            verdict = ambient_decision.outbound(self._ambient, asked)
+        else:
+            verdict = decision.outbound(self._policy, asked)
         if verdict.action != "pass" and self._processes.are_all_strays:
             verdict = Verdict("pass", STRAY)
         elif verdict.action not in ("pass", "unreachable") and self._detached & _hooks(asked):
             verdict = Verdict("pass", DETACHED)
-        return Explanation(self._policy, asked, verdict)
+        return Explanation(self._policy, asked, verdict, self._ambient is not None)
 
     def inbound(
         self,
@@ -136,10 +148,13 @@ class Explainer:
             protocol,
             self.pod.is_ipv6_captured,
         )
-        verdict = decision.inbound(self._policy, asked)
+        if self._ambient:
+            verdict = ambient_decision.inbound(self._ambient, asked)
+        else:
+            verdict = decision.inbound(self._policy, asked)
         if verdict.action != "pass" and self._steering == Steering.NOT_STEERED:  # so nothing of ours sees the packet
             verdict = Verdict("pass", str(Steering.NOT_STEERED))
-        return Explanation(self._policy, asked, verdict)
+        return Explanation(self._policy, asked, verdict, self._ambient is not None)
 
     def inbound_ports(
         self, source: IPAddress, destination: IPAddress | None = None, interface: str | None = None
@@ -169,6 +184,8 @@ class Explainer:
         return wanted
 
     def _container(self, by: Asker) -> Container:
+        if self._ambient:
+            return "trusted" if by.is_proxy else "other" if self._tables.ztunnels() else "unknown"
         if not self._policy.strict_proxy:
             return "trusted"
         if self.pod.proxy_cgroup is None:

@@ -37,6 +37,15 @@ _RULES: dict[str, str | tuple[str, str]] = {
     "I3": "port 15008 is the tunnel's port, and the proxy itself listens there",
     "I4": ("all inbound ports except the excluded ones are captured", "its port is an excluded inbound port"),
     "I5": ("its port is an included inbound port", "its port is not among the included inbound ports"),
+    "A2": "DNS is captured",
+    "A3": "DNS is captured, over TCP also to the pod itself",
+    "A4": "ztunnel opened it, to reach the application",
+    "A5": "it goes to the pod itself",
+    "A6": "ztunnel did not open it, and it leaves the pod",
+    "A7": "ztunnel opened it, it is not TCP, or it goes to 127.0.0.1 or ::1",
+    "B1": "kubelet of this node opened it, and its probes are for the application",
+    "B2": "ztunnel gets all inbound plaintext",
+    "B3": "port 15008 is ztunnel's own, or the pod's inbound plaintext bypasses ztunnel",
     "early-outbound": "the pod asks for early outbound, and its proxy has not listened yet",
     "late-outbound": "the pod asks for late outbound, it is being deleted, and its proxy listens no more",
     "deny": "the pod denies this port, no matter who connects",
@@ -50,7 +59,9 @@ _RULES: dict[str, str | tuple[str, str]] = {
     "UDP": "UDP is not captured",
     "protocol": "it is neither TCP nor UDP",
 }
+_OF_ZTUNNEL = ("A4", "A7")  # rules that refuse what may not be ztunnel's
 _REFUSED = "it has the proxy's user or group, and the strict pod's proxy container is not known yet"
+_REFUSED_MARK = "it has ztunnel's mark, and no ztunnel is known on this node yet"
 _ALWAYS_EXCLUDED = "its port is one of 15020, 15021 and 15090, which are always excluded"
 _UNREACHABLE = {
     errno.ENETUNREACH: "the pod has no route there, or it is a multicast or broadcast address",
@@ -87,7 +98,7 @@ def why(found: Explanation) -> str:
     if action == "refuse" and rule in UNASKED:
         return f"{_UDP_DIRECT if rule == 'UDP' else _RULES[rule]}; the pod refuses what no annotation asks for"
     if action == "refuse" and rule != "deny":
-        return _REFUSED
+        return _REFUSED_MARK if rule in _OF_ZTUNNEL else _REFUSED
     if isinstance(found.asked, Outbound) and rule == "no-route":
         return _UNREACHABLE.get(refusal(found.asked), _REFUSED_BY_KERNEL)
     if rule == "UDP" and isinstance(found.asked, Outbound):
@@ -118,6 +129,8 @@ def annotation(found: Explanation) -> dict[str, Any] | None:
 
 def _name(found: Explanation) -> str | None:
     rule, action = found.verdict.rule, found.verdict.action
+    if found.is_ambient:
+        return None
     if rule == "deny":
         return istio.DENY_OUTBOUND_PORTS if isinstance(found.asked, Outbound) else istio.DENY_INBOUND_PORTS
     if action == "refuse":

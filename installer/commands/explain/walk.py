@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bpf.errors import SidestepError
-from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
+from bpf.layout import INBOUND_PORT, OUTBOUND_PORT, PodFlags
 from cni.enrolment.steered import Steering
 from cni.enrolment.strays import PodProcesses
 from cni.netns.proc_net import endpoint
@@ -152,7 +152,7 @@ def _outbound_proxy(client: End, first: Explanation) -> Iterator[Step]:
     wanted, users = client.pod.entry.proxy_uid, client.inside.users(OUTBOUND_PORT)
     if not users:
         yield Step("its proxy", State.WRONG, f"nobody listens on {OUTBOUND_PORT}, so the connection is refused")
-    elif wanted not in users:
+    elif PodFlags.AMBIENT not in client.pod.flags and wanted not in users:
         told = f"uid {', '.join(map(str, users))} listens on {OUTBOUND_PORT}, the proxy is uid {wanted} by the Pod"
         yield Step("its proxy", State.WRONG, told)
     else:

@@ -45,6 +45,7 @@ from bpf.layout import (
     Uncompared,
     Way,
     Word,
+    ZtunnelsEntry,
 )
 
 Plain = dict[str, Any]
@@ -98,6 +99,7 @@ _FIELDS: dict[tuple[type[Structure], str], Callable[[Any], Any]] = {
     (TallyEntry, "connections"): lambda counts: dict(zip(_OUTCOMES, counts, strict=True)),
     (CoverageEntry, "passages"): lambda counts: dict(zip(_PASSED, counts, strict=True)),
     (UncapturedKey, "way"): _member(Way),
+    (ZtunnelsEntry, "cgroup"): lambda ids: [each for each in ids if each],
     (FlowKey, "way"): _member(FlowWay),
     (ShadowKey, "way"): _member(Way),
     (FindingKey, "way"): _member(Way),
@@ -115,6 +117,8 @@ _KEYS: dict[str, tuple[str, Callable[[int], Any]]] = {
     "flow_totals": ("direction", lambda index: _DIRECTIONS[index] if index < len(_DIRECTIONS) else index),
     "lifetimes": ("up_to_seconds", lambda index: LIFETIMES[index] if index < len(LIFETIMES) else None),
     "node": ("", int),
+    "ztunnels": ("", int),
+    "kubelet": ("", int),
     "tracing": ("", int),
     "lost": ("", int),
     "build": ("", int),

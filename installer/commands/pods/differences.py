@@ -6,9 +6,12 @@ from typing import Any
 
 from bpf.errors import SidestepError
 from bpf.layout import PodFlags
+from cni.enrolment.ambient import ambient_policy_of_flags
 from cni.enrolment.entries import Identity
 from cni.errors import InvalidAnnotation
 from cni.policy import annotations as istio
+from cni.policy.ambient_annotations import ambient_policy_of
+from cni.policy.ambient_policy import AmbientPolicy
 from cni.policy.annotations import (
     DENY_INBOUND_PORTS,
     DENY_OUTBOUND_PORTS,
@@ -23,7 +26,7 @@ from cni.policy.pod import Pod
 from cni.policy.spelling import misspelt
 from installer.commands.pods.enrolled_pods import EnrolledPod
 from installer.commands.pods.namespace import NamespaceView
-from installer.commands.pods.policy_words import annotations_of, as_kept, proxy_of
+from installer.commands.pods.policy_words import ambient_words, annotations_of, as_kept, proxy_of
 from installer.pods.api import Api
 from installer.pods.directory import PodDirectory
 from installer.settings import Node
@@ -32,6 +35,7 @@ from installer.settings import Node
 FOLLOWED, ONLY_NEW = "followed within a second", "new pods only"
 _WHY_ONLY_NEW = "a change since the pod was made applies to new pods only, except for denied ports"
 _WHY_ONLY_NEW_LIVE = "what this pod's proxy has too, or is fixed at its start, applies to new pods only"
+_AMBIENT_ONLY_NEW = "a change since the pod came into ambient mode applies when it comes in anew"
 _NOT_YET = "what is followed has not been yet; if it stays so, the agent is down, or its log says why"
 _DENIALS = (DENY_OUTBOUND_PORTS, DENY_INBOUND_PORTS)
 _MIRROR = "kubernetes.io/config.mirror"
@@ -79,6 +83,8 @@ def differences(pod: EnrolledPod, now: Described, inside: NamespaceView | None, 
     described_pod = now.pod(pod.identity)
     if described_pod is None:
         return {"known": False, "reason": "its Pod no longer exists", "changes": []}
+    if ambient := ambient_of(pod):
+        return _ambient_differences(ambient, described_pod)
     if reason := skip_pod(described_pod, node.pod_namespace, node.exclude_namespaces):
         return {"known": True, "reason": f"a new pod would not be captured: {reason}", "changes": []}
     try:
@@ -102,6 +108,25 @@ def differences(pod: EnrolledPod, now: Described, inside: NamespaceView | None, 
     why = {FOLLOWED: _NOT_YET, ONLY_NEW: _WHY_ONLY_NEW_LIVE if LIVE_POLICY in followed else _WHY_ONLY_NEW}
     reasons = [why[each] for each in dict.fromkeys(change["applies"] for change in changes)]
     return {"known": True, "reason": "; ".join(reasons), "changes": changes}
+
+
+def ambient_of(pod: EnrolledPod) -> AmbientPolicy | None:
+    """The policy of a pod in ambient mode; None if it is not in it."""
+    return ambient_policy_of_flags(pod.flags) if PodFlags.AMBIENT in pod.flags else None
+
+
+def _ambient_differences(kept: AmbientPolicy, now: Pod) -> dict[str, Any]:
+    """The same for a pod in ambient mode. Whether it is in it is not compared: labels of its namespace decide too."""
+    try:
+        asked = ambient_words(ambient_policy_of(now, kept))
+    except InvalidAnnotation as error:
+        return {"known": True, "reason": f"a new pod would be refused: {error}", "changes": []}
+    changes = [
+        {"name": name, "enrolled": value, "now": asked[name], "applies": ONLY_NEW}
+        for name, value in ambient_words(kept).items()
+        if value != asked[name]
+    ]
+    return {"known": True, "reason": _AMBIENT_ONLY_NEW if changes else "", "changes": changes}
 
 
 def _followed_by(pod: EnrolledPod, now: Pod) -> tuple[str, ...]:
@@ -128,6 +153,8 @@ def is_ending(now: Described, identity: Identity) -> bool:
 
 def words_of(pod: EnrolledPod) -> dict[str, str]:
     """The pod's policy in Istio's words: annotations, then the fields of its proxy's container."""
+    if ambient := ambient_of(pod):
+        return ambient_words(ambient)
     return _words(pod, pod.policy)
 
 

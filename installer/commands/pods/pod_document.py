@@ -16,7 +16,7 @@ from installer.commands.pods.let_past import LetPast, let_past
 from installer.commands.pods.namespace import NamespaceView, looked_into, looks_into
 from installer.commands.pods.not_enrolled import left_out
 from installer.commands.pods.pod_state import idle_programs, reason_of, state_of
-from installer.commands.pods.policy_words import LISTENERS, annotations_of, is_default
+from installer.commands.pods.policy_words import LISTENERS, is_default, proxy_of
 from installer.commands.pods.proxy_state import proxy_state
 from installer.commands.pods.refused import Refused, refused_pods
 from installer.settings import Attachment, Node
@@ -141,10 +141,10 @@ def _document(
 
 def _policy(pod: EnrolledPod) -> dict[str, Any]:
     """The annotations and proxy fields that would give the policy. Ids are those that the node sees."""
-    words, names = words_of(pod), annotations_of(pod.policy).keys()
+    words, of_proxy = words_of(pod), proxy_of(pod.policy).keys()
     told = {
-        "annotations": {name: value for name, value in words.items() if name in names},
-        "proxy": {name: value for name, value in words.items() if name not in names},
+        "annotations": {name: value for name, value in words.items() if name not in of_proxy},
+        "proxy": {name: value for name, value in words.items() if name in of_proxy},
     }
     return told | {"defaults": [name for name, value in words.items() if is_default(name, value)]}
 

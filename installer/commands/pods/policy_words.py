@@ -5,6 +5,8 @@ from ipaddress import ip_network
 
 from bpf.layout import INBOUND_PORT, OUTBOUND_PORT
 from cni.policy import annotations as istio
+from cni.policy.ambient_annotations import BYPASS_INBOUND, DNS_CAPTURE
+from cni.policy.ambient_policy import AmbientPolicy
 from cni.policy.annotations import ALWAYS_EXCLUDED_INBOUND, CapturePolicy, Network
 from cni.policy.decision import Action
 from cni.policy.prefixes import effective_prefixes
@@ -51,6 +53,14 @@ def proxy_of(policy: CapturePolicy) -> dict[str, str]:
         istio.DUAL_STACK: _boolean(policy.dual_stack),
         RUN_AS_USER: str(policy.proxy_uid),
         RUN_AS_GROUP: str(policy.proxy_gid),
+    }
+
+
+def ambient_words(policy: AmbientPolicy) -> dict[str, str]:
+    """The same for a Pod in ambient mode."""
+    return {
+        DNS_CAPTURE: _boolean(policy.dns_capture),
+        BYPASS_INBOUND: _boolean(policy.bypass_inbound_capture),
     }
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from bpf.layout import INBOUND_PORT
+from bpf.layout import INBOUND_PORT, PodFlags
 from installer.commands.pods.enrolled_pods import EnrolledPod
 from installer.commands.pods.namespace import NamespaceView
 
@@ -41,6 +41,8 @@ def proxy_state(pod: EnrolledPod, inside: NamespaceView | None) -> ProxyState:
     if not users:
         return ProxyState(Proxy.ABSENT, f"no proxy listens on {INBOUND_PORT}, so inbound connections are refused")
     wanted = pod.entry.proxy_uid
+    if PodFlags.AMBIENT in pod.flags:
+        return ProxyState(Proxy.NOT_YET, f"somebody listens on {INBOUND_PORT}, and sidestep knows no ztunnel that does")
     if wanted in users:
         return ProxyState(Proxy.NOT_YET, f"the proxy listens on {INBOUND_PORT}, and sidestep does not know it yet")
     return ProxyState(

@@ -11,6 +11,7 @@ from tests.cluster.scenarios import (
     load,
     migration,
     nodes,
+    observing,
     plugin,
     protocols,
     removal,
@@ -39,5 +40,6 @@ SCENARIOS = (
     Scenario("sidecars", sidecars.checks),
     Scenario("ways", ways.checks),
     Scenario("protocols", protocols.checks),
+    Scenario("observing", observing.checks),
     Scenario("users", users.checks),
 )

@@ -17,6 +17,12 @@ agent's default. KUBERNETES_NODE_NAME and POD_NAMESPACE come from the pod itself
   "KUBE_CA_FILE" ""
   "SKIP_TLS_VERIFY" "false"
   "EXCLUDE_NAMESPACES" (join "," .Values.excludeNamespaces)
+  "AMBIENT_ENABLED" .Values.ambient.enabled
+  "AMBIENT_ENABLEMENT_SELECTOR" (.Values.ambient.enablementSelectors | default list | empty | ternary "" (.Values.ambient.enablementSelectors | toYaml))
+  "AMBIENT_DNS_CAPTURE" .Values.ambient.dnsCapture
+  "AMBIENT_IPV6" .Values.ambient.ipv6
+  "ZTUNNEL_UDS_ADDRESS" "/var/run/ztunnel/ztunnel.sock"
+  "SYSTEM_NAMESPACE" .Release.Namespace
   "SIDESTEP_PROC" "/host/proc"
   "SIDESTEP_INSTALL" "true"
   "MOUNTED_CNI_BIN_DIR" "/host/opt/cni/bin"

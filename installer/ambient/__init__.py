@@ -1,0 +1,1 @@
+"""Ambient mode, the agent's half: which pods ztunnel is told of, and what it has answered."""

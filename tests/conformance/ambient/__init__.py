@@ -1,0 +1,1 @@
+"""The comparison with Istio's ambient rules, built of the parts of that for sidecars."""
