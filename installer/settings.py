@@ -160,6 +160,7 @@ class Node:
     kube_ca_file: Path | None = _setting(None, "CA of the API server  [default: the service account's]", _DIRECTORY)
     skip_tls_verify: bool = _setting(False, "Do not verify the API server's certificate.")
     pod_namespace: str = _setting("istio-system", "Namespace of the agent's own DaemonSet.")
+    daemonset: str = _setting("istio-cni-node", "Name of that DaemonSet.", ours=True)
     exclude_namespaces: tuple[str, ...] = _setting("", "Namespaces whose pods are left alone, separated by commas.")
     ambient_enabled: bool = _setting(
         False, "Capture pods in ambient mode too, for ztunnel: by labels of theirs or of their namespaces."

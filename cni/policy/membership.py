@@ -8,8 +8,9 @@ INIT_CONTAINER = "istio-init"
 DISABLE_ENVOY = "DISABLE_ENVOY"
 INJECT = "sidecar.istio.io/inject"
 STATUS = "sidecar.istio.io/status"
-# the DaemonSet keeps Istio's name, because istiod and istioctl look for it
-AGENT_PREFIX = "istio-cni-node-"
+# the DaemonSet keeps Istio's name, because istiod and istioctl look for it; beside Istio's, in shadow mode, it has
+# another
+AGENT_PREFIXES = ("istio-cni-node-", "sidestep-shadow-node-")
 
 _HOST_NETWORK = "it uses the node's own network (hostNetwork)"
 _NOT_INJECTED = f"there is no {STATUS} annotation: the injector has not seen the Pod"
@@ -27,7 +28,7 @@ def skip_unseen(
     The agent's own pod comes first, because it must start without an agent. `annotations` are all the Pod's annotations
     if the runtime passes them, otherwise None. The plugin applies the same rules without the agent (cni/shim/policy.c).
     """
-    if agent_namespace and namespace == agent_namespace and name.startswith(AGENT_PREFIX):
+    if agent_namespace and namespace == agent_namespace and name.startswith(AGENT_PREFIXES):
         return "the agent's own pod"
     if not name or not namespace:
         return "not a Kubernetes pod"

@@ -10,7 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define AGENT_PREFIX "istio-cni-node-"
+/* of the agents' pods: their DaemonSet has Istio's name, or in shadow mode, beside Istio's, another */
+static const char *const agent_prefixes[] = {"istio-cni-node-", "sidestep-shadow-node-"};
 #define STATUS_ANNOTATION "sidecar.istio.io/status"
 /*
  * For this capability containerd (since 1.5, cniNamespaceOpts of its CRI plugin) and CRI-O (since 1.29, newPodNetwork)
@@ -90,8 +91,12 @@ static bool is_listed(const json_t *names, const char *name)
 
 static bool is_own_pod(const struct invocation *inv, const struct pod_args *args)
 {
-    return *args->namespace && is_text(json_object_get(inv->config, "pod_namespace"), args->namespace)
-           && !strncmp(args->name, AGENT_PREFIX, strlen(AGENT_PREFIX));
+    if (!*args->namespace || !is_text(json_object_get(inv->config, "pod_namespace"), args->namespace))
+        return false;
+    for (size_t index = 0; index < sizeof(agent_prefixes) / sizeof(*agent_prefixes); index++)
+        if (!strncmp(args->name, agent_prefixes[index], strlen(agent_prefixes[index])))
+            return true;
+    return false;
 }
 
 /* Whether the runtime passes annotations, and the injector's is not among them. */

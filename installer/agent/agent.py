@@ -9,7 +9,7 @@ plugin away, nothing else.
 
 import resource
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from bpf.errors import SidestepError
-from bpf.holder import Holder
+from bpf.holder import Holder, PinsHeld
 from bpf.retained import Retained
 from bpf.tables import Tables
 from cni.enrolment.admission import Admission
@@ -54,9 +54,9 @@ from installer.agent.shadow import ShadowKeeper, end_shadows
 from installer.agent.signals import Signals
 from installer.agent.strays import Strays
 from installer.agent.takeover import TakeOver
-from installer.host.captured import captured_pods
+from installer.host.captured import StillCaptured, captured_pods
 from installer.host.install import Installer
-from installer.host.uninstall import leave_chain
+from installer.host.uninstall import AgentRunning, leave_chain, uninstall_node
 from installer.pods.deployment import Deployment, IstiosDeployment
 from installer.pods.source import Source, require_source, source_of
 from installer.probe.examine import attach_or_explain, require_capable
@@ -154,17 +154,50 @@ def _require_ambient(settings: Settings) -> None:
             "ambient mode needs an API server: labels of namespaces choose pods, and istiod is told by an annotation; "
             "give --kubernetes-node-name instead of --pods, or leave --ambient-enabled out"
         )
+    if settings.shadow.shadow:
+        raise SidestepError(
+            "shadow mode is for pods with sidecars, and ztunnel takes orders from istio-cni meanwhile; leave "
+            "--ambient-enabled out"
+        )
     Enablement(settings.ambient.ambient_enablement_selector or ENABLEMENT)
 
 
 def _leave(settings: Settings, why: str) -> None:
-    """Take out the plugin for good. Pods that run stay captured until they end, or until a person ends it."""
-    for sentence in leave_chain(settings.node, settings.chain):
+    """Take out the plugin for good. Pods that run stay captured until they end, or until a person ends it.
+
+    Nothing is taken out if the agent of another DaemonSet has come already: when shadow mode goes over to capture.
+    """
+    try:
+        done = _undone(settings)
+    except (AgentRunning, PinsHeld) as error:
+        log.info("uninstalled.nothing", why=str(error))
+        return
+    for sentence in done:
         log.info("uninstalled", what=sentence, because=why)
     if pods := captured_pods(settings.attachment.pins, settings.node.proc):
         log.warning(
             "capture.goes_on", pods=len(pods), until="the pods end", to_end_it="sidestep uninstall --end-capture"
         )
+
+
+def _undone(settings: Settings) -> list[str]:
+    """A sentence for each thing that is taken out. Raises AgentRunning and PinsHeld.
+
+    In shadow mode that is all of sidestep. If there are pods that it captures, because nobody else did, programs and
+    maps stay for them, and the shadow pods are let go.
+    """
+    # in Istio's DaemonSet agents may have to leave at each end, and then others go on
+    if not settings.shadow.shadow or settings.is_in_istios_daemonset:
+        return leave_chain(settings.node, settings.chain)
+    try:
+        return uninstall_node(settings.attachment, settings.node, settings.chain, end_capture=False)
+    except StillCaptured:
+        done = leave_chain(settings.node, settings.chain)
+    pins = settings.attachment.pins
+    with Holder(pins).held(0), Tables(pins) as tables, closing(Enrolments(pins, tables)) as enrolments:
+        if gone := end_shadows(tables, enrolments.shadows(), enrolments.remove):
+            done.append(f"{gone} shadow pods let go")
+    return done
 
 
 def _tell_of_kills(node: Node) -> None:
@@ -205,13 +238,15 @@ class _Agent:
         self.source: Source = source_of(settings.node, self.metrics.observe_api_request)
         api = self.source.api
         deployment = IstiosDeployment if settings.is_in_istios_daemonset else Deployment
-        self.deployment = deployment(api, settings.node.pod_namespace) if api else None
+        self.deployment = deployment(api, settings.node.pod_namespace, settings.node.daemonset) if api else None
         proxies = StrictProxies(self.source.pods, tables, places.every, lambda cookie: self._reconciler.learned(cookie))
         follower = Follower(self.enrolments, proxies, settings.node.proc)
         self.follower = follower
         covered = settings.coverage
         policies = Policies(covered.uncaptured, covered.uncaptured_exempt_namespaces, settings.following.live_policy)
         self._has_shadows = settings.shadow.shadow
+        # until the installer has looked, istio-cni's agent may be there
+        self._stands_by = self._has_shadows and settings.chain.install
         self.admission = Admission(
             self.enrolments, follower, settings.node.proc, policies=policies, has_shadows=self._has_shadows
         )
@@ -233,6 +268,7 @@ class _Agent:
             events=self.source.events,
             observe=self.metrics.observe_repair,
             skips=skips,
+            gives_way=lambda: self._stands_by,
         )
         self.readiness.follow("repairs", self._repairs.why_forbidden)
         self._ambient = self._ambient_mode(adoption)
@@ -367,6 +403,7 @@ class _Agent:
 
     def _installed(self, ok: bool, why: str) -> None:
         self.readiness.set("installed", ok, why)
+        self._stands_by = ok and bool(why)  # only in shadow mode that is as it should be
         self.metrics.set_install_ready(ok and not why)  # in shadow mode it is ready, although the chain is istio-cni's
 
     def _synced(self) -> None:

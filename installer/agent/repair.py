@@ -65,6 +65,8 @@ class Repairs:
     events: PodEvents
     observe: Callable[[str, str], None]  # gets type and result: istio_cni_repair_pods_repaired_total
     skips: Callable[[Pod], str | None] = skip_reason  # why a Pod is none of the mesh; the agent's knows the node too
+    # whether istio-cni's agent repairs pods here: two that repair one pod would capture it twice
+    gives_way: Callable[[], bool] = lambda: False
     _done: set[str] = field(default_factory=set)  # UIDs
     _refused: dict[str, str] = field(default_factory=dict)  # UID → why, reported once
     _forbidden: dict[str, str] = field(default_factory=dict)  # UID → what the API server forbids to do about the pod
@@ -87,8 +89,11 @@ class Repairs:
             self._forbidden.pop(uid, None)
         elif not self.has_failed(after):
             self._forbidden.pop(after.uid or "", None)
-        elif self.settings.repair_enabled and after.uid not in self._done and self.is_broken(after):
+        elif self._is_due(after) and not self.gives_way():
             self._act(after)
+
+    def _is_due(self, pod: Pod) -> bool:
+        return self.settings.repair_enabled and pod.uid not in self._done and self.is_broken(pod)
 
     def is_broken(self, pod: Pod) -> bool:
         """Whether the pod's validation failed because it is not captured, and the settings let us act on it."""
@@ -110,8 +115,11 @@ class Repairs:
     def claims(self, pod: Pod) -> bool:
         """Whether the Pod must not be enrolled while it runs, because Repairs may delete or label it.
 
-        True for a Pod whose validation has not passed yet, if the settings say to delete or label such a Pod.
+        True for a Pod whose validation has not passed yet, if the settings say to delete or label such a Pod, or if it
+        is for istio-cni's agent to repair it.
         """
+        if self.gives_way():
+            return any(not _has_passed(status) for status in self._validations(pod))
         settings = self.settings
         if not settings.repair_enabled or settings.repair_repair_pods:
             return False

@@ -77,7 +77,7 @@ def in_words(each: Compared) -> str:
     return f"{peer}: sidestep would decide {ours}, netfilter has {theirs}"
 
 
-def end_shadows(tables: Tables, shadows: Iterable[int], let_go: Callable[[int], None]) -> int:
+def end_shadows(tables: Tables, shadows: Iterable[int], let_go: Callable[[int], object]) -> int:
     """Let the pods go that --shadow has made shadows; returns how many. Those of a takeover under way stay."""
     count = 0
     for cookie in shadows:

@@ -1,5 +1,6 @@
 """Which agent looks after which node, and how it is asked."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,8 +8,10 @@ import click
 
 from installer.kubectl.kubectl import Kubectl
 
-# the labels and the container's name are those of istio-cni's DaemonSet, which has the same place in a cluster
-_LABELS = "k8s-app=istio-cni-node"
+# the label and the container's name are those of istio-cni's DaemonSet, which has the same place in a cluster.
+# Beside istio-cni, in shadow mode, the agents' label has another value
+_LABEL, _SHADOW = "k8s-app", "sidestep-shadow-node"
+_LABELS = f"{_LABEL} in (istio-cni-node, {_SHADOW})"
 _CONTAINER = "install-cni"
 _COMMAND = "sidestep"
 _SIDECAR = "istio-proxy"
@@ -58,11 +61,7 @@ class Nodes:
     def of(cls, kubectl: Kubectl, namespace: str) -> "Nodes":
         """`namespace` is the agents', "" if it is to be found. Raises KubectlFailed."""
         where = ["--namespace", namespace] if namespace else ["--all-namespaces"]
-        running = {
-            pod["spec"]["nodeName"]: pod
-            for pod in kubectl.items("pods", *where, "--selector", _LABELS)
-            if pod["spec"].get("nodeName") and pod["status"].get("phase") == "Running"
-        }
+        running = agents_pods(kubectl.items("pods", *where, "--selector", _LABELS))
         names = [node["metadata"]["name"] for node in kubectl.items("nodes")]
         return cls({name: _agent(kubectl, running[name]) if name in running else None for name in names})
 
@@ -71,8 +70,22 @@ class Nodes:
         if node not in self.agents:
             raise NoAgent(f"{node!r} is none of the nodes {', '.join(self.agents)}")
         if (found := self.agents[node]) is None:
-            raise NoAgent(f"no agent runs on {node}; `kubectl get pods -A -l {_LABELS} -o wide` shows where they run")
+            raise NoAgent(f"no agent runs on {node}; `kubectl get pods -A -l '{_LABELS}' -o wide` shows where they run")
         return found
+
+
+def agents_pods(pods: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The agents' Pods by node, of all that have their labels.
+
+    Beside an agent in shadow mode is istio-cni's. Where one agent gives way to another, it is the one that stays.
+    """
+    running = [pod for pod in pods if pod["spec"].get("nodeName") and pod["status"].get("phase") == "Running"]
+    return {pod["spec"]["nodeName"]: pod for pod in sorted(running, key=_rank)}
+
+
+def _rank(pod: dict[str, Any]) -> tuple[bool, bool]:
+    metadata = pod["metadata"]
+    return "deletionTimestamp" not in metadata, metadata["labels"].get(_LABEL) == _SHADOW
 
 
 def _agent(kubectl: Kubectl, pod: dict[str, Any]) -> Agent:

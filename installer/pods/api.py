@@ -23,7 +23,7 @@ from installer.pods.access import access_of
 from installer.pods.answers import Json, Watching, parse_json, pod_of, reason_of, said_by, whole_body
 from installer.pods.api_errors import ApiFailed, Conflict, Expired
 from installer.pods.deadlines import give_deadlines
-from installer.pods.resource import DAEMONSET, DaemonSetIdentity, Resource, daemonset_of, image_in, pods_of
+from installer.pods.resource import DaemonSetIdentity, Resource, daemonset_of, image_in, pods_of
 from installer.settings import Node
 
 # seconds to connect a watch, and to answer any other request
@@ -181,10 +181,10 @@ class Api:
         path = f"/api/v1/namespaces/{quote(namespace)}/events/{quote(name)}"
         return self._found(_Call("patch", "PATCH", path, body={"count": count, "lastTimestamp": now})) is not None
 
-    def get_daemonset(self, namespace: str, seconds: float = _ANSWER_SECONDS) -> DaemonSetIdentity | None:
-        """The agents' DaemonSet, with its image; None if there is none. `seconds` is the timeout."""
-        resource = daemonset_of(namespace)
-        found = self._found(_Call("get", "GET", f"{resource.path}/{DAEMONSET}", seconds=seconds))
+    def get_daemonset(self, namespace: str, name: str, seconds: float = _ANSWER_SECONDS) -> DaemonSetIdentity | None:
+        """A DaemonSet, with its image; None if there is none. `seconds` is the timeout."""
+        resource = daemonset_of(namespace, name)
+        found = self._found(_Call("get", "GET", f"{resource.path}/{quote(name)}", seconds=seconds))
         return None if found is None else resource.read(found)
 
     def get_agents_image(self, namespace: str, pod: str, seconds: float = _ANSWER_SECONDS) -> str:

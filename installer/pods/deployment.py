@@ -12,7 +12,7 @@ from installer.pods.answers import Change
 from installer.pods.api import Api
 from installer.pods.api_errors import ApiFailed
 from installer.pods.listwatch import ListWatch
-from installer.pods.resource import DAEMONSET, DaemonSetIdentity, daemonset_of
+from installer.pods.resource import DaemonSetIdentity, daemonset_of
 
 log = structlog.get_logger("daemonset")
 
@@ -45,12 +45,12 @@ class Deployment:
     started by one, so it undoes nothing.
     """
 
-    def __init__(self, api: Api, namespace: str) -> None:
-        self._api, self._namespace = api, namespace
+    def __init__(self, api: Api, namespace: str, name: str) -> None:
+        self._api, self._namespace, self._name = api, namespace, name
         self._lock = threading.Lock()
         self._uid: str | None = None  # of the DaemonSet seen last
         self._deleted = False  # whether the DaemonSet seen last was, or is being, deleted
-        self._watch = ListWatch(api, daemonset_of(namespace), self._listed, self._changed, _LONGEST_PAUSE)
+        self._watch = ListWatch(api, daemonset_of(namespace, name), self._listed, self._changed, _LONGEST_PAUSE)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -78,7 +78,7 @@ class Deployment:
                 log.warning("daemonset.unknown", error=str(error), consequence=_BY_HAND)
             return _DELETED if deleted else ""
         if found is None and not self.is_known:
-            log.info("daemonset.never_seen", namespace=self._namespace, name=DAEMONSET, consequence=_BY_HAND)
+            log.info("daemonset.never_seen", namespace=self._namespace, name=self._name, consequence=_BY_HAND)
             return ""
         self._listed([found] if found else [])
         with self._lock:
@@ -88,7 +88,7 @@ class Deployment:
     def _ask(self) -> DaemonSetIdentity | None:
         """Read the DaemonSet, which may have been made again. Only one attempt if the watch saw it deleted."""
         attempts = 1 if self._deleted else _TRY_ATTEMPTS
-        return _patiently(attempts)(self._api.get_daemonset, self._namespace, _ANSWER_SECONDS)
+        return _patiently(attempts)(self._api.get_daemonset, self._namespace, self._name, _ANSWER_SECONDS)
 
     def _listed(self, found: list[DaemonSetIdentity]) -> None:
         for owner in found:
@@ -130,8 +130,8 @@ class IstiosDeployment:
     of ours does the same, because the next one may be istio-cni's.
     """
 
-    def __init__(self, api: Api, namespace: str) -> None:
-        self._api, self._namespace = api, namespace
+    def __init__(self, api: Api, namespace: str, name: str) -> None:
+        self._api, self._namespace, self._name = api, namespace, name
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -141,7 +141,7 @@ class IstiosDeployment:
     def why_leaving(self) -> str:
         """Ask why an ending agent should take the plugin away; "" if it should not."""
         try:
-            found = _patiently(_TRY_ATTEMPTS)(self._api.get_daemonset, self._namespace, _ANSWER_SECONDS)
+            found = _patiently(_TRY_ATTEMPTS)(self._api.get_daemonset, self._namespace, self._name, _ANSWER_SECONDS)
         except ApiFailed as error:
             if error.status in _REFUSED:
                 return _NO_RIGHT

@@ -10,8 +10,9 @@ from installer.pods.answers import Json, pod_of
 
 T = TypeVar("T")
 
-# name of the agents' DaemonSet. It is Istio's, because istiod and istioctl look for it
-DAEMONSET = "istio-cni-node"
+# name of Istio's DaemonSet. That of the agents has the same, because istiod and istioctl look for it; in shadow mode,
+# which runs beside Istio's, the other
+DAEMONSET, SHADOW_DAEMONSET = "istio-cni-node", "sidestep-shadow-node"
 AGENT_CONTAINER = "install-cni"
 
 
@@ -63,10 +64,10 @@ def pods_of(node_name: str) -> Resource[Pod]:
     return Resource("pods", "/api/v1/pods", f"spec.nodeName={node_name}", pod_of)
 
 
-def daemonset_of(namespace: str) -> Resource[DaemonSetIdentity]:
-    """The agents' DaemonSet, selected by name, so that a role for that name alone also allows list and watch."""
+def daemonset_of(namespace: str, name: str) -> Resource[DaemonSetIdentity]:
+    """One DaemonSet, selected by name, so that a role for that name alone also allows list and watch."""
     path = f"/apis/apps/v1/namespaces/{quote(namespace)}/daemonsets"
-    return Resource("daemonset", path, f"metadata.name={DAEMONSET}", _owner, metadata_only=True)
+    return Resource("daemonset", path, f"metadata.name={name}", _owner, metadata_only=True)
 
 
 def _namespace(thing: Json) -> NamespaceLabels:

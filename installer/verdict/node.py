@@ -18,7 +18,7 @@ _ROOMY = ("array", "percpu_array", "prog", "lru_hash")
 _SINGLE = 1  # a map with room for one entry holds it from the start
 _SHOWN = 5  # pods in a sentence
 
-_FIND_AGENT = "kubectl get pods -n istio-system -l k8s-app=istio-cni-node -o wide"
+_FIND_AGENT = "kubectl get pods -n istio-system -l 'k8s-app in (istio-cni-node, sidestep-shadow-node)' -o wide"
 _START = f"start this node's agent (`{_FIND_AGENT}` shows whether it runs); until then"
 START_AGENT = f"{_START} running pods stay as they are, and new mesh pods wait"
 START_AGENT_TO_ATTACH = f"{_START} what is not attached captures nothing, and new mesh pods wait"

@@ -24,7 +24,7 @@ class Watched:
 
     def __init__(self, world: World, running: ExitStack) -> None:
         self.server, self._running = world.server, running
-        self.deployment = Deployment(world.api, NAMESPACE)
+        self.deployment = Deployment(world.api, NAMESPACE, NAME)
 
     def start(self) -> None:
         self._running.enter_context(self.deployment.running())
@@ -76,6 +76,18 @@ def fail(agent: Watched) -> None:
 
 def go_away(agent: Watched) -> None:
     agent.server.stop()
+
+
+def test_beside_istios_daemonset_an_agent_goes_by_its_own(agent: Watched, world: World) -> None:
+    beside = NAMESPACE, "sidestep-shadow-node"
+    agent.server.put_daemonset(*KEY)
+    agent.server.put_daemonset(*beside)
+    agent.deployment = Deployment(world.api, *beside)
+    agent.start()
+    agent.server.delete_daemonset(*KEY)
+    assert not agent.stops()
+    agent.server.delete_daemonset(*beside)
+    assert agent.deployment.why_leaving() == "the DaemonSet was deleted"
 
 
 NO_ANSWERS = [forget_token, take_rights, fail, go_away]
@@ -244,7 +256,7 @@ def test_an_agent_whose_own_pod_is_not_known_stays(deployed: Watched) -> None:
 @pytest.fixture
 def dropin(world: World, agent: Watched) -> Watched:
     """An agent in Istio's own DaemonSet."""
-    agent.deployment = IstiosDeployment(world.api, NAMESPACE)  # type: ignore[assignment]
+    agent.deployment = IstiosDeployment(world.api, NAMESPACE, NAME)  # type: ignore[assignment]
     return agent
 
 

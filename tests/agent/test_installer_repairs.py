@@ -153,6 +153,11 @@ class Rival:
         self.entry = {"type": "istio-cni", "cni_agent_run_dir": str(self._socket.parent)}
         self._listening: socket.socket | None = None
 
+    def move(self, directory: Path, named: str) -> None:
+        """Listen in this directory, which the entry calls by another name."""
+        self._socket = directory / "log.sock"
+        self.entry["cni_agent_run_dir"] = named
+
     def start(self) -> None:
         self._listening = socket.socket(socket.AF_UNIX)
         self._listening.bind(str(self._socket))
@@ -205,6 +210,21 @@ def test_beside_istio_cnis_agent_the_chain_is_left_to_it_until_it_ends(host: Hos
         host.wait_until_installed()
         host.stop()
     assert "remove istio-cni" in next(line["reason"] for line in logs if line["event"] == "chain.left")
+
+
+def test_istio_cnis_agent_is_seen_through_the_nodes_own_links(host: Host, rival: Rival, tmp_path: Path) -> None:
+    node = tmp_path / "node"
+    (node / "var").mkdir(parents=True)
+    (node / "var" / "run").symlink_to("/run")  # as on most nodes: of the node, not of the agent's container
+    (node / "run" / "istio-cni").mkdir(parents=True)
+    (tmp_path / "proc" / "1" / "root").unlink()
+    (tmp_path / "proc" / "1" / "root").symlink_to(node)
+    rival.move(node / "run" / "istio-cni", "/var/run/istio-cni")
+    rival.start()
+    host.start()
+    wait_until(lambda: stands_by(host), "the installer to stand by", SOON)
+    rival.end()
+    host.wait_until_installed()
 
 
 def test_in_shadow_mode_an_agent_that_leaves_the_chain_to_istio_cni_is_ready(host: Host, rival: Rival) -> None:

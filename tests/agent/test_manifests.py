@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from bpf import kept
 from installer.commands.cli import cli
+from installer.pods.resource import SHADOW_DAEMONSET
 from installer.settings import (
     Acceleration,
     Ambient,
@@ -295,7 +296,9 @@ def test_monitoring_brings_who_is_scraped_the_alerts_and_the_dashboard(tree: Pat
     objects = own(tree, components=["../../components/monitoring"])
     template = one(objects, "DaemonSet", "istio-cni-node")["spec"]["template"]
     monitor = one(objects, "PodMonitor", "sidestep")
-    assert monitor["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    (selected,) = monitor["spec"]["selector"]["matchExpressions"]
+    assert template["metadata"]["labels"][selected["key"]] in selected["values"]
+    assert SHADOW_DAEMONSET in selected["values"]
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     assert endpoint["port"] in {each["name"] for each in template["spec"]["containers"][0]["ports"]}
     assert one(objects, "PrometheusRule", "sidestep")["spec"] == rules()["spec"]

@@ -7,6 +7,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from installer.pods.resource import DAEMONSET, SHADOW_DAEMONSET
 from tests.agent.test_manifests import BUILDS, FOREIGN, MANIFESTS, build
 from tests.chart.base import BASE, rendered
 from tests.chart.helm import CHART, VERSIONS, document, helm, template, template_text
@@ -86,8 +87,40 @@ def test_an_overlay_is_the_chart_for_that_platform(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
+def test_shadow_mode_has_names_and_labels_of_its_own(platform: str) -> None:
+    values = MUCH | {"global_": {**MUCH["global_"], "platform": platform}}
+    objects = template(**values, shadow=True)
+    require_valid(objects, "1.36")
+    assert not named(objects).keys() & named(template(**values)).keys()
+    for each in objects:
+        assert each["metadata"]["name"].startswith("sidestep-shadow")
+        assert each["metadata"]["labels"]["app"] == "sidestep-shadow"
+        for part in (*each.get("subjects", ()), *([each["roleRef"]] if "roleRef" in each else ())):
+            assert part["name"] in ("sidestep-shadow", "system:openshift:scc:privileged")
+    (daemonset,) = (each for each in objects if each["kind"] == "DaemonSet")
+    pods = daemonset["spec"]["template"]
+    assert daemonset["metadata"]["name"] == SHADOW_DAEMONSET
+    assert daemonset["spec"]["selector"] == {"matchLabels": {"k8s-app": SHADOW_DAEMONSET}}
+    assert pods["metadata"]["labels"]["k8s-app"] == SHADOW_DAEMONSET
+    assert pods["spec"]["serviceAccountName"] == "sidestep-shadow"
+    environment = {each["name"]: each.get("value") for each in pods["spec"]["containers"][0]["env"]}
+    assert environment["SIDESTEP_DAEMONSET"] == SHADOW_DAEMONSET
+    (policy,) = (each for each in objects if each["kind"] == "NetworkPolicy")
+    assert policy["spec"]["podSelector"] == daemonset["spec"]["selector"]
+
+
+def test_shadow_mode_may_read_its_own_daemonset_and_look_at_istios() -> None:
+    (role,) = (each for each in template(shadow=True) if each["kind"] == "Role")
+    assert [(each["resourceNames"], each["verbs"]) for each in role["rules"]] == [
+        ([SHADOW_DAEMONSET], ["get", "list", "watch"]),
+        ([DAEMONSET], ["get"]),
+    ]
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
 def test_istioctl_finds_nothing_to_prune(platform: str) -> None:
-    for each in template(**MUCH | {"global_": {"platform": platform}}):
+    values = MUCH | {"global_": {"platform": platform}}
+    for each in (*template(**values), *template(**values, shadow=True)):
         labels = each["metadata"].get("labels", {}) | each.get("spec", {}).get("template", {}).get("metadata", {}).get(
             "labels", {}
         )
@@ -118,6 +151,9 @@ def test_notes_say_what_to_do_next_and_what_has_no_effect(tmp_path: Any) -> None
     assert "helm upgrade --install istiod istio/istiod -n istio-system --set pilot.cni.enabled=true\n" in plain
     assert "the image sidestep:" in plain and "names no registry" in plain
     assert "has no effect" not in plain and "have no effect" not in plain
+    shadow = notes(shadow=True)
+    assert f"kubectl exec -n istio-system daemonset/{SHADOW_DAEMONSET} -- sidestep shadow\n" in shadow
+    assert "istio-cni-node" not in shadow and "pilot.cni" not in shadow
     full = notes(image="registry/sidestep:1", provider="multus", repair={"tag": "1"}, global_={"nativeNftables": True})
     assert "--set pilot.cni.enabled=true --set pilot.cni.provider=multus\n" in full
     assert "registry" not in full.partition("2. ")[2].partition("global")[0]

@@ -9,6 +9,7 @@ from installer import VERSION
 from tests.chart.helm import refusal, template
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"shadow": True, "ambient": {"enabled": True}}, "shadow: it compares for pods with sidecars"),
     ({"variant": "distroless"}, 'variant: "distroless": there is one image'),
     ({"global_": {"variant": "debug"}}, 'variant: "debug": there is one image'),
     ({"profile": "ambient"}, 'profile: "ambient": sidestep has no profiles'),
@@ -26,6 +27,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"provider": "multus", "chained": True}, "chained: multus calls the plugin by a network of its own"),
     ({"provider": "multus", "istioOwnedCNIConfig": True}, "istioOwnedCNIConfig: there is no chain to copy"),
     ({"env": {"SIDESTEP_ACELERATION": "off"}}, "env: SIDESTEP_ACELERATION is no setting of the agent"),
+    (
+        {"env": {"SIDESTEP_SHADOW": "true"}},
+        "env: SIDESTEP_SHADOW goes with the names of the objects; set",
+    ),
+    ({"env": {"SIDESTEP_DAEMONSET": "x"}}, "env: SIDESTEP_DAEMONSET goes with the names of the objects"),
     ({"env": {"POD_NAMESPACE": "x"}}, "env: POD_NAMESPACE comes from the pod itself"),
 ]
 # what Helm itself says, by the schema

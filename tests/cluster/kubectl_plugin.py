@@ -12,11 +12,11 @@ from tests.cluster.sidestep import DAEMONSET, NAMESPACE
 class KubectlPlugin:
     """Of one cluster. It has no more than Debian's Python and kubectl."""
 
-    def __init__(self, bed: Bed) -> None:
-        """Fetch it, as docs/operations.md says."""
+    def __init__(self, bed: Bed, daemonset: str = DAEMONSET) -> None:
+        """Fetch it from an agent of this DaemonSet, as docs/operations.md says."""
         self._host, self._kubeconfig = bed.control.host, bed.control.kubeconfig
         self._file = bed.cluster.directory / "kubectl-sidestep"
-        agent = ["exec", "-n", NAMESPACE, f"daemonset/{DAEMONSET}", "--", "sidestep", "kubectl-plugin"]
+        agent = ["exec", "-n", NAMESPACE, f"daemonset/{daemonset}", "--", "sidestep", "kubectl-plugin"]
         kubectl = [str(BIN / "kubectl"), f"--kubeconfig={self._kubeconfig}", *agent]
         done = subprocess.run(self._host.command(kubectl), capture_output=True, check=True)
         self._file.write_bytes(done.stdout)

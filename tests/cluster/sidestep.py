@@ -13,6 +13,7 @@ from tests.lab.waiting import wait_until
 
 IMAGE = REPOSITORY / "build" / "image" / "sidestep.tar"
 NAMESPACE, DAEMONSET = "istio-system", "istio-cni-node"
+SHADOW_DAEMONSET = "sidestep-shadow-node"
 IMAGE_NAME = "localhost/sidestep:latest"  # image/build.sh
 _SECONDS = 240  # the first start compiles the programs and runs the self-test
 # no node has an agent for a while: harder than one node after the other, and half as long
@@ -20,10 +21,10 @@ ALL_AT_ONCE: dict[str, Any] = {"updateStrategy": {"type": "RollingUpdate", "roll
 
 
 class Sidestep:
-    """The DaemonSet's."""
+    """The DaemonSet's; another one's if its name is given, but that is installed by a Release only."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster, self._control = cluster, cluster.control
+    def __init__(self, cluster: Cluster, daemonset: str = DAEMONSET) -> None:
+        self._cluster, self._control, self.daemonset = cluster, cluster.control, daemonset
         self._overlay = cluster.directory / "manifests" / "overlays" / "own"
 
     def install(self, node: str = "") -> None:
@@ -53,35 +54,35 @@ class Sidestep:
         printed = yaml.safe_load_all(self._control.kubectl("kustomize", self._overlay))
         brought = yaml.safe_dump_all(each for each in printed if each["kind"] != "Namespace")
         self._control.kubectl("delete", "--ignore-not-found", "-f", "-", text=brought)
-        gone = ["--for=delete", "pod", "-l", f"k8s-app={DAEMONSET}", f"--timeout={_SECONDS}s"]
+        gone = ["--for=delete", "pod", "-l", f"k8s-app={self.daemonset}", f"--timeout={_SECONDS}s"]
         self._control.kubectl("wait", "-n", NAMESPACE, *gone)
 
     def change(self, command: str, *what: str) -> None:
         """`kubectl set COMMAND`, such as image or env; the DaemonSet's pods have it afterwards."""
-        self._control.kubectl("set", command, "-n", NAMESPACE, f"daemonset/{DAEMONSET}", *what)
+        self._control.kubectl("set", command, "-n", NAMESPACE, f"daemonset/{self.daemonset}", *what)
         self.wait_until_rolled_out()
 
     def spec(self) -> dict[str, Any]:
         """The DaemonSet's, to be put back with `put`."""
-        found: dict[str, Any] = self._control.get("daemonset", "-n", NAMESPACE, DAEMONSET)["spec"]
+        found: dict[str, Any] = self._control.get("daemonset", "-n", NAMESPACE, self.daemonset)["spec"]
         return found
 
     def put(self, **parts: Any) -> None:
         """Parts of the DaemonSet's spec in the place of those that are there; its pods are so afterwards."""
         patch = [{"op": "replace", "path": f"/spec/{name}", "value": value} for name, value in parts.items()]
-        where = ["-n", NAMESPACE, f"daemonset/{DAEMONSET}", "--type=json"]
+        where = ["-n", NAMESPACE, f"daemonset/{self.daemonset}", "--type=json"]
         self._control.kubectl("patch", *where, "-p", json.dumps(patch))
         self.wait_until_rolled_out()
 
     def wait_until_rolled_out(self) -> None:
         """Each node has a Ready agent of the DaemonSet as it is now. Raises CommandFailed if that takes too long."""
-        rollout = ["rollout", "status", f"daemonset/{DAEMONSET}", "-n", NAMESPACE, f"--timeout={_SECONDS}s"]
+        rollout = ["rollout", "status", f"daemonset/{self.daemonset}", "-n", NAMESPACE, f"--timeout={_SECONDS}s"]
         self._control.kubectl(*rollout)
 
     def delete(self) -> None:
         """The DaemonSet alone; its pods are gone afterwards."""
         names = [f"pod/{pod['metadata']['name']}" for pod in self.pods()]
-        self._control.kubectl("delete", "-n", NAMESPACE, f"daemonset/{DAEMONSET}")
+        self._control.kubectl("delete", "-n", NAMESPACE, f"daemonset/{self.daemonset}")
         self._control.kubectl("wait", "--for=delete", "-n", NAMESPACE, f"--timeout={_SECONDS}s", *names)
 
     def uninstall(self, node: str, template: dict[str, Any], *argv: str) -> str:
@@ -121,8 +122,10 @@ class Sidestep:
 
     def pods(self) -> list[dict[str, Any]]:
         """The agents', as the API server has them."""
-        found: list[dict[str, Any]] = self._control.get("pods", "-n", NAMESPACE, "-l", f"k8s-app={DAEMONSET}")
-        return found
+        found: list[dict[str, Any]] | None = self._control.get(
+            "pods", "-n", NAMESPACE, "-l", f"k8s-app={self.daemonset}"
+        )
+        return found or []
 
     def is_ready_on(self, node: str) -> bool:
         """Whether an agent is."""
@@ -130,7 +133,11 @@ class Sidestep:
 
     def status(self, node: str) -> Any:
         """What `sidestep status` says there, whatever its verdict."""
-        asked = 'sidestep status --output json || [ "$?" -eq 1 ] || [ "$?" -eq 3 ]'
+        return self.told(node, "status")
+
+    def told(self, node: str, command: str) -> Any:
+        """What `sidestep COMMAND` says there as JSON, whatever it has found."""
+        asked = f'sidestep {command} --output json || [ "$?" -eq 1 ] || [ "$?" -eq 3 ]'
         return json.loads(self._exec(node, "sh", "-c", asked))
 
     def verdict(self, node: str) -> str:

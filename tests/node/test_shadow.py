@@ -3,10 +3,14 @@
 import json
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
+from bpf.holder import Holder
+from bpf.pins import Pins
 from cni.policy.annotations import CapturePolicy
 from tests.datapath.ruled import flush_rules, load_rules, rule
 from tests.lab import command as commands
@@ -114,6 +118,71 @@ def test_an_agent_without_shadow_mode_lets_the_pods_go(watched: tuple[Node, Pod,
     assert pod.curl(outside.ip4).status == 200
     assert outside.curl(pod.ip4).status == 200
     assert not shadow(node, code=3)
+
+
+DAEMONSET = ("istio-system", "sidestep-shadow-node")
+
+
+WATCH = f"WATCH /apis/apps/v1/namespaces/{DAEMONSET[0]}/daemonsets"
+
+
+def run_in_daemonset(node: Node) -> ApiServer:
+    """The agent, as the chart runs it in shadow mode."""
+    api = node.api
+    assert api is not None
+    api.put_daemonset(*DAEMONSET)
+    node.agent.options = ["--shadow", "--daemonset", DAEMONSET[1]]
+    restart(node, api)
+    return api
+
+
+def restart(node: Node, api: ApiServer) -> None:
+    """The agent; it watches its DaemonSet afterwards."""
+    node.agent.terminate()
+    before = api.requests[WATCH]
+    node.agent.start()
+    wait_until(lambda: api.requests[WATCH] > before, "the watch", 30)
+
+
+def test_with_its_daemonset_goes_everything_of_shadow_mode(watched: tuple[Node, Pod, Pod]) -> None:
+    node, pod, outside = watched
+    api = run_in_daemonset(node)
+    restart(node, api)
+    assert "programs detached" not in node.agent.log.read_text()  # it was merely stopped
+    api.delete_daemonset(*DAEMONSET)
+    node.agent.terminate()
+    assert "programs detached" in node.agent.log.read_text()
+    assert not (node.bpffs / "sidestep").exists()
+    assert pod.curl(outside.ip4).status == 200
+    assert outside.curl(pod.ip4).status == 200
+
+
+def test_pods_that_nobody_else_captures_stay_captured_without_the_daemonset(watched: tuple[Node, Pod, Pod]) -> None:
+    node, pod, outside = watched
+    captured = node.pod("beta")
+    api = run_in_daemonset(node)
+    api.delete_daemonset(*DAEMONSET)
+    node.agent.terminate()
+    assert "1 shadow pods let go" in node.agent.log.read_text()
+    assert [each["name"] for each in document(node, "pods", source=False)] == ["beta"]
+    captured.envoy.connections()
+    assert captured.curl(outside.ip4).status == 200
+    assert captured.envoy.next_connection().listener == "outbound"
+    assert pod.curl(outside.ip4).status == 200
+    assert outside.curl(pod.ip4).status == 200
+
+
+def test_an_agent_that_ends_leaves_all_to_one_that_has_come_already(watched: tuple[Node, Pod, Pod]) -> None:
+    node, *_ = watched
+    api = run_in_daemonset(node)
+    api.delete_daemonset(*DAEMONSET)
+    with ThreadPoolExecutor(1) as pool, ExitStack() as held:
+        with api._lock:  # nobody answers the agent, which has let go of the pins already
+            ending = pool.submit(node.agent.terminate)
+            held.enter_context(Holder(Pins(node.bpffs)).held(30))
+        ending.result()
+    assert "event=uninstalled.nothing" in node.agent.log.read_text()
+    assert node.entries()["pods"] == 1
 
 
 def shadow_same(node: Node) -> int:

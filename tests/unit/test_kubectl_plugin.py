@@ -13,7 +13,7 @@ import pytest
 
 from installer import VERSION
 from installer.commands.kubectl_plugin import plugin
-from installer.kubectl.agents import has_sidecar
+from installer.kubectl.agents import agents_pods, has_sidecar
 from installer.kubectl.cluster_status import NodeStatus, judged, show_status, verdict_on, without_agent
 from installer.kubectl.connectivity import wrong_with
 from installer.kubectl.kubectl import KubectlFailed
@@ -70,6 +70,34 @@ def test_without_a_cluster_every_command_says_what_kubectl_says(tmp_path: Path, 
     done = run(tmp_path, *argv)  # there is no kubeconfig, so no current context
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: The connection to the server localhost:8080 ")
+
+
+def pod(name: str, app: str, node: str = "node-1", phase: str = "Running", **metadata: str) -> dict[str, Any]:
+    labels = {"k8s-app": app}
+    return {
+        "metadata": {"name": name, "labels": labels, **metadata},
+        "spec": {"nodeName": node},
+        "status": {"phase": phase},
+    }
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_beside_istio_cni_the_agents_in_shadow_mode_are_asked(turned: bool) -> None:
+    istios = [pod("istio-cni-node-a", "istio-cni-node"), pod("istio-cni-node-b", "istio-cni-node", "node-2")]
+    pods = [*istios, pod("ours", "sidestep-shadow-node"), pod("starts", "sidestep-shadow-node", "node-2", "Pending")]
+    found = agents_pods(reversed(pods) if turned else pods)
+    assert {node: each["metadata"]["name"] for node, each in found.items()} == {
+        "node-1": "ours",
+        "node-2": "istio-cni-node-b",
+    }
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_agent_that_ends_is_not_asked_if_another_has_come(turned: bool) -> None:
+    going = pod("going", "sidestep-shadow-node", deletionTimestamp="2026-01-01T00:00:00Z")
+    pods = [going, pod("stays", "istio-cni-node")]
+    assert agents_pods(reversed(pods) if turned else pods)["node-1"]["metadata"]["name"] == "stays"
+    assert agents_pods([going])["node-1"]["metadata"]["name"] == "going"
 
 
 def test_without_kubectl_it_says_so(tmp_path: Path) -> None:

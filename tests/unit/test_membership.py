@@ -125,6 +125,7 @@ def test_reasons_come_in_istios_order() -> None:
     ("namespace", "name", "reason_given"),
     [
         ("istio-system", "istio-cni-node-x7k2p", "agent's own pod"),
+        ("istio-system", "sidestep-shadow-node-x7k2p", "agent's own pod"),
         ("", "", "not a Kubernetes pod"),
         ("default", "", "not a Kubernetes pod"),
         ("kube-system", "coredns", "exclude_namespaces"),

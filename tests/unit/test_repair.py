@@ -280,6 +280,20 @@ def test_a_pod_that_may_have_to_be_deleted_or_labelled_is_not_to_be_enrolled(
     assert World().repairs(**settings).claims(pod(state)) is claimed
 
 
+def test_a_broken_pod_is_left_to_istio_cnis_agent_while_that_repairs() -> None:
+    """Otherwise both would capture it."""
+    world, is_there = World(), True
+    repairs = world.repairs()
+    repairs.gives_way = lambda: is_there
+    assert repairs.claims(BROKEN) and repairs.claims(pod()) and not repairs.claims(pod(ended(0)))
+    repairs.changed(None, BROKEN)
+    assert (world.adopted, world.counted) == (0, [])
+    is_there = False
+    assert not repairs.claims(BROKEN)
+    repairs.changed(BROKEN, BROKEN)
+    assert (world.adopted, world.counted) == (1, [("repair", "success")])
+
+
 def test_a_repair_that_fails_is_not_logged_as_one() -> None:
     with capture_logs() as logs:
         World(problem="no good").repairs().changed(None, BROKEN)

@@ -146,6 +146,7 @@ def test_paths_are_paths() -> None:
     ("argv", "words"),
     [
         (["--pods", "."], "ambient mode needs an API server"),
+        (["--kubernetes-node-name", "a", "--shadow"], "shadow mode is for pods with sidecars"),
         (["--kubernetes-node-name", "n", "--ambient-enablement-selector", "- podSelectors: {}"], "no such field"),
         (["--kubernetes-node-name", "n", "--ambient-enablement-selector", "{}"], "not a list"),
     ],

@@ -41,6 +41,7 @@ CASES: dict[str, tuple[str, Any, str | None]] = {
     "an excluded namespace": ("K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=pod", MESH, "exclude_namespaces"),
     "a namespace like an excluded one": ("K8S_POD_NAMESPACE=kube-system2;K8S_POD_NAME=pod", MESH, None),
     "the agent's own pod": ("K8S_POD_NAMESPACE=istio-system;K8S_POD_NAME=istio-cni-node-x7", NOT_KNOWN, "own pod"),
+    "one in shadow mode": ("K8S_POD_NAMESPACE=istio-system;K8S_POD_NAME=sidestep-shadow-node-x7", NOT_KNOWN, "own pod"),
     "its name elsewhere": ("K8S_POD_NAMESPACE=default;K8S_POD_NAME=istio-cni-node-x7", MESH, None),
     "another pod there": ("K8S_POD_NAMESPACE=istio-system;K8S_POD_NAME=istiod-istio-cni-node-", MESH, None),
     "the last of two names": (f"{POD};K8S_POD_NAMESPACE=kube-system", MESH, "exclude_namespaces"),

@@ -15,6 +15,7 @@ from installer.host.chain import PLUGIN, entry_of
 from installer.host.confdir import ConfDirectory
 from installer.host.rival import serving_rival
 from installer.pods.api import Api
+from installer.pods.resource import DAEMONSET
 from installer.settings import Chain, Node
 
 _NAMED = 10  # pods named in a line
@@ -56,17 +57,17 @@ def _daemonset(node: Node) -> Line:
     try:
         api = Api.of(node, lambda verb, status: None)
         try:
-            found = api.get_daemonset(node.pod_namespace)
+            found = api.get_daemonset(node.pod_namespace, DAEMONSET)
         finally:
             api.close()
     except SidestepError as error:
         return Line(what, f"{_UNKNOWN}: {error}", "look at it with kubectl get daemonset -A")
     if found is None:
-        return Line(what, "no istio-cni-node")
+        return Line(what, f"no {DAEMONSET}")
     if not found.runs_install_cni:
         return Line(what, f"sidestep's own, with {found.image}")
     advice = f"if that is istio-cni's image, give the DaemonSet sidestep's, or remove istio-cni at the end ({_GUIDE})"
-    return Line(what, f"istio-cni-node of Istio's chart, with {found.image}", advice)
+    return Line(what, f"{DAEMONSET} of Istio's chart, with {found.image}", advice)
 
 
 def _entry(chain: Chain, node: Node) -> Line:

@@ -41,9 +41,20 @@ scc: {{ $there.scc | default false }}
 {{- end }}
 {{- end }}
 
+{{- /*
+The name of the objects. Istio's, because istiod, istioctl and the plugin know it; but shadow mode runs beside istio-cni,
+whose objects have that name already. The DaemonSet and its pods' label k8s-app have sidestep.daemonset.
+*/}}
+{{- define "sidestep.name" -}}
+{{ if .Values.shadow }}sidestep-shadow{{ else }}istio-cni{{ end }}
+{{- end }}
+{{- define "sidestep.daemonset" -}}
+{{ include "sidestep.name" . }}-node
+{{- end }}
+
 {{- /* Labels of every object. Never those by which istioctl prunes: operator.istio.io/component and owning-resource. */}}
 {{- define "sidestep.labels" -}}
-app: istio-cni
+app: {{ include "sidestep.name" . }}
 app.kubernetes.io/name: sidestep
 app.kubernetes.io/part-of: istio
 {{- with .Values.revision }}

@@ -11,6 +11,7 @@ agent's default. KUBERNETES_NODE_NAME and POD_NAMESPACE come from the pod itself
   "SIDESTEP_CGROUP" ""
   "CNI_AGENT_RUN_DIR" "/run/sidestep"
   "SIDESTEP_AGENT_TIMEOUT_SECONDS" .Values.agentTimeoutSeconds
+  "SIDESTEP_DAEMONSET" (include "sidestep.daemonset" .)
   "SIDESTEP_PODS" ""
   "SIDESTEP_KUBECONFIG" ""
   "KUBE_CA_FILE" ""
@@ -64,6 +65,9 @@ agent's default. KUBERNETES_NODE_NAME and POD_NAMESPACE come from the pod itself
 {{- end }}
 {{- if has $name (list "KUBERNETES_NODE_NAME" "POD_NAMESPACE") }}
 {{- fail (printf "\n\nenv: %s comes from the pod itself; leave it out.\n" $name) }}
+{{- end }}
+{{- if has $name (list "SIDESTEP_DAEMONSET" "SIDESTEP_SHADOW") }}
+{{- fail (printf "\n\nenv: %s goes with the names of the objects; set the value shadow instead.\n" $name) }}
 {{- end }}
 {{- $_ := set $settings $name $value }}
 {{- end }}
