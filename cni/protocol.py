@@ -99,12 +99,15 @@ class Passed(BaseModel):
     reason: str = Field(max_length=1024)
 
 
-Asked = Literal["WHO_PASSED", "WHO_WAS_REFUSED", "WHO_WAS_TAKEN_OVER", "WHAT_FAILED", "WHAT_WAS_LOGGED"]
+Asked = Literal[
+    "WHO_PASSED", "WHO_WAS_REFUSED", "WHO_WAS_TAKEN_OVER", "WHO_IS_AMBIENT", "WHAT_FAILED", "WHAT_WAS_LOGGED"
+]
 # question → the one key of the answer's output, which has a list
 ANSWERS: dict[Asked, str] = {
     "WHO_PASSED": "passed",
     "WHO_WAS_REFUSED": "refused",
     "WHO_WAS_TAKEN_OVER": "taken_over",
+    "WHO_IS_AMBIENT": "ambient",
     "WHAT_FAILED": "failed",
     "WHAT_WAS_LOGGED": "lines",
 }
@@ -115,6 +118,7 @@ class Question(BaseModel):
 
     WHO_PASSED: pods that were let pass, {"pod": …, "reason": …}. WHO_WAS_REFUSED: pods, Refusal.document().
     WHO_WAS_TAKEN_OVER: names of pods that were taken over from Istio's rules.
+    WHO_IS_AMBIENT: one document of the node's ambient mode, Ambient.document() in cni/verbs.py; none if it is off.
     WHAT_FAILED: connections that were refused or denied, Failure.document(). WHAT_WAS_LOGGED: the last log lines.
     """
 

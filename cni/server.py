@@ -218,6 +218,7 @@ class Server:
             "WHO_PASSED": self._verbs.who_passed,
             "WHO_WAS_REFUSED": self._verbs.refusals.documents,
             "WHO_WAS_TAKEN_OVER": self._verbs.who_was_taken_over,
+            "WHO_IS_AMBIENT": self._verbs.who_is_ambient,
             "WHAT_FAILED": self._verbs.what_failed,
             "WHAT_WAS_LOGGED": self._logged,
         }

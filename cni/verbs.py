@@ -63,6 +63,14 @@ class Ambient(Protocol):
         """Handle that a DEL or a GC has ended capture of a namespace. Never raises."""
         ...
 
+    def document(self) -> dict[str, Any]:
+        """Which pods are in the mesh and which should be and are not yet, as plain values. Never raises.
+
+        ztunnels: how many are connected. problem: why none takes pods, "" if one does. pods: a row for each pod with
+        its name (pod), uid, state ("ambient" or "pending") and the reason of what has failed for it, "" if nothing has.
+        """
+        ...
+
 
 Output = dict[str, Any] | None
 # the possible outcomes of an ADD
@@ -290,6 +298,10 @@ class Verbs:
     def who_was_taken_over(self) -> list[str]:
         """NAMESPACE/NAME of the pods that were taken over from Istio's rules."""
         return self.exchanges.taken_over() if self.exchanges else []
+
+    def who_is_ambient(self) -> list[dict[str, Any]]:
+        """The document of ambient mode, alone in its list; [] if this node has none."""
+        return [self.ambient.document()] if self.ambient else []
 
     def who_passed(self) -> list[dict[str, str]]:
         """The pods that were let pass at ADD, by the plugin or by this agent, each with the reason."""

@@ -17,21 +17,22 @@ class _Failure:
     since: float
     times: int
     due: float
+    why: str
 
 
 class Attempts:
-    """The pods that something has failed for, by UID. One thread uses it."""
+    """The pods that something has failed for, by UID. One thread changes it; any may ask what is known."""
 
     def __init__(self) -> None:
         self._failures: dict[str, _Failure] = {}
 
-    def failed(self, uid: str) -> float:
-        """Note that an attempt has failed. Returns for how many seconds all attempts have."""
+    def failed(self, uid: str, why: str) -> float:
+        """Note that an attempt has failed, and why. Returns for how many seconds all attempts have."""
         now = time.monotonic()
-        before = self._failures.get(uid) or _Failure(now, 0, now)
+        before = self._failures.get(uid) or _Failure(now, 0, now, why)
         pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(before.times, 10))
         due = now + pause * random.uniform(1 - _JITTER, 1 + _JITTER)
-        self._failures[uid] = _Failure(before.since, before.times + 1, due)
+        self._failures[uid] = _Failure(before.since, before.times + 1, due, why)
         return now - before.since
 
     def forget(self, uid: str) -> None:
@@ -41,6 +42,10 @@ class Attempts:
     def known(self) -> set[str]:
         """The pods that the last attempt has failed for."""
         return set(self._failures)
+
+    def reasons(self) -> dict[str, str]:
+        """Why the last attempt for each of these pods has failed, by UID."""
+        return {uid: failure.why for uid, failure in list(self._failures.items())}
 
     def due(self) -> set[str]:
         """The pods for which it is time to try again."""

@@ -13,6 +13,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -136,10 +137,30 @@ class Members:
 
     def states(self) -> Counter[str]:
         """How many pods are captured and accepted ("enabled"), and how many should be and are not ("pending")."""
+        enabled, pending = self._by_state()
+        return Counter(enabled=len(enabled), pending=len(pending))
+
+    def document(self) -> dict[str, Any]:
+        """Each pod with its state, and the ztunnels: what WHO_IS_AMBIENT is answered with (cni/verbs.py)."""
+        names = {pod.uid: f"{pod.namespace}/{pod.name}" for pod in self._node.pods.every() or ()}
+        enabled, pending = self._by_state()
+        reasons, away = self._attempts.reasons(), self.zds.why_away()
+        rows = [
+            {"pod": names.get(uid, f"UID {uid}"), "uid": uid, "state": state, "reason": reasons.get(uid, why)}
+            for state, uids, why in (
+                ("ambient", enabled, ""),
+                ("pending", pending, away or "ztunnel has not accepted it yet"),
+            )
+            for uid in uids
+        ]
+        rows.sort(key=lambda row: row["pod"])
+        return {"ztunnels": self.zds.connected, "problem": away, "pods": rows}
+
+    def _by_state(self) -> tuple[set[str], set[str]]:
+        """UIDs: of the pods that are captured and accepted, and of those that should be and are not."""
         enrolled = self._node.capture.enrolled()
         enabled = {uid for cookie, uid in enrolled.items() if self.zds.holds(uid) == cookie}
-        pending = (set(enrolled.values()) | self._attempts.known()) - enabled
-        return Counter(enabled=len(enabled), pending=len(pending))
+        return enabled, (set(enrolled.values()) | self._attempts.known()) - enabled
 
     @contextmanager
     def running(self, seconds: float) -> Iterator[None]:
@@ -231,7 +252,7 @@ class Members:
                 try:
                     self._redirection.absent(pod)
                 except SidestepError as error:
-                    self._attempts.failed(uid)
+                    self._attempts.failed(uid, str(error))
                     log.warning("annotation.not_removed", pod=f"{pod.namespace}/{pod.name}", error=str(error))
 
     def _take_back(self) -> None:
@@ -291,7 +312,7 @@ class Members:
             self._redirection.enabled(pod)
             self._attempts.forget(pod.uid or "")
         except SidestepError as error:
-            self._attempts.failed(pod.uid or "")
+            self._attempts.failed(pod.uid or "", str(error))
             log.warning("annotation.not_written", pod=f"{pod.namespace}/{pod.name}", error=str(error))
 
     def _is_done(self, uid: str, pod: Pod) -> bool:
@@ -328,7 +349,7 @@ class Members:
 
     def _note_failure(self, pod: Pod, error: SidestepError, is_patient: bool = True) -> None:
         uid = pod.uid or ""
-        seconds = self._attempts.failed(uid)
+        seconds = self._attempts.failed(uid, str(error))
         is_enabled = pod.annotations.get(ANNOTATION) == "enabled"
         patience = _ENABLED_AWAY_SECONDS if is_enabled else _AWAY_SECONDS
         if is_patient and isinstance(error, ZtunnelAway) and seconds < patience:

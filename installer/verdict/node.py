@@ -5,18 +5,15 @@ or elsewhere. A fault that follows from another one is not told twice, and fault
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
-from installer.verdict.verdict import Finding, State, Verdict
-
-Looked = Mapping[str, Any]
+from installer.verdict.ambient import ambient
+from installer.verdict.verdict import Finding, Looked, State, Verdict, listed
 
 # the share of a map's entries from which on somebody should see to it
 FULL = 0.8
 # kinds of maps that are full by design, or that drop their oldest entries by themselves
 _ROOMY = ("array", "percpu_array", "prog", "lru_hash")
 _SINGLE = 1  # a map with room for one entry holds it from the start
-_SHOWN = 5  # pods in a sentence
 
 _FIND_AGENT = "kubectl get pods -n istio-system -l 'k8s-app in (istio-cni-node, sidestep-shadow-node)' -o wide"
 _START = f"start this node's agent (`{_FIND_AGENT}` shows whether it runs); until then"
@@ -51,6 +48,7 @@ def verdict_on(looked: Looked) -> Verdict:
         *_steering(captured, agent),
         *_processes(captured, bool(looked["attached"])),
         *_proxies(captured, looked["sidecars"]["ending"]),
+        *ambient(looked["ambient"], captured, agent.is_well),
         *_sidecars(looked, agent),
         *_refused(looked["refused"]["refused"]),
         *_misspelt(looked["sidecars"]["misspelt"]),
@@ -77,6 +75,11 @@ class _Agent:
     def remedy(self) -> str:
         """What to do about a thing that a running agent puts right by itself."""
         return self.start if self.is_away or self._told["fault"] else READ_LOG
+
+    @property
+    def is_well(self) -> bool:
+        """Whether it answers."""
+        return not self._told["fault"]
 
     def misses(self, condition: str) -> bool:
         """Whether the agent itself says that this condition of its readiness does not hold."""
@@ -117,12 +120,12 @@ def _programs(looked: Looked, agent: _Agent) -> Iterator[Finding]:
         what = f"another version's ({layout}) are attached too, and capture pods that are not taken over: "
         how = "read `layout.kept` in the agent's log; if a pod has no process that the agent can see, restart the pod"
         state = State.WRONG if pods else State.NOTE
-        yield Finding(state, "programs", what + (_listed(pods) or "none is left"), how if pods else "")
+        yield Finding(state, "programs", what + (listed(pods) or "none is left"), how if pods else "")
 
 
 def not_attached(hooks: list[str]) -> str:
     """What every command says of programs that run nowhere."""
-    return f"{_listed(hooks)} not attached"
+    return f"{listed(hooks)} not attached"
 
 
 def _should_run(program: Looked, looked: Looked) -> bool:
@@ -142,7 +145,7 @@ def _steering(pods: list[Looked], agent: _Agent) -> Iterator[Finding]:
 def _processes(pods: list[Looked], is_attached: bool) -> Iterator[Finding]:
     for pod in pods:
         if strays := pod["processes"]["strays"]:
-            each = _listed([f"{one['pid']} {one['name']} (cgroup {one['cgroup']})" for one in strays])
+            each = listed([f"{one['pid']} {one['name']} (cgroup {one['cgroup']})" for one in strays])
             what = f"{pod['pod']}: stray processes, whose outbound connections are not captured: {each}"
             yield Finding(State.WRONG, "processes", what, _LEAVE_PODS_ALONE)
     if not is_attached:  # where nothing is attached, nobody can say which processes the programs see
@@ -157,31 +160,33 @@ def _processes(pods: list[Looked], is_attached: bool) -> Iterator[Finding]:
 
 
 def _proxies(pods: list[Looked], ending: list[str]) -> Iterator[Finding]:
-    """A proxy that ends with its Pod is as it should be."""
+    """A proxy that ends with its Pod is as it should be. Of pods in ambient mode, ambient.py judges."""
     words: dict[tuple[str, str], list[str]] = {}
     for pod in pods:
         proxy = pod["proxy"]
+        if pod["is_ambient"]:
+            continue
         if proxy["state"] != "listens" and pod["steering"] != "namespace gone" and pod["pod"] not in ending:
             words.setdefault((proxy["state"], proxy["words"]), []).append(pod["pod"])
     for (state, told), names in words.items():
         advice = _PROXIES.get(state, _PROXYS_LOG)
-        yield Finding(State.WRONG, "proxy", f"{told}: {_listed(names)}", advice)
+        yield Finding(State.WRONG, "proxy", f"{told}: {listed(names)}", advice)
 
 
 def _sidecars(looked: Looked, agent: _Agent) -> Iterator[Finding]:
     told = looked["sidecars"]
     remove = "remove istio-cni's plugin from the CNI chain of this node, then `sidestep takeover` these pods"
     if twice := told["captured_twice"]:
-        what = f"its rules are in pods that sidestep captures as well: {_listed(twice)}"
+        what = f"its rules are in pods that sidestep captures as well: {listed(twice)}"
         yield Finding(State.WRONG, "istio-cni", what, remove)
     elif twice is None and not looked["problem"]:
         what = "whether its rules are in enrolled pods can't be seen"
         yield Finding(State.UNKNOWN, "istio-cni", what, _LOOK_AS_AGENT)
     if nobodys := told["captured_by_nobody"]:
-        what = f"shadow pods whose rules are gone, so that NOBODY captures them: {_listed(nobodys)}"
+        what = f"shadow pods whose rules are gone, so that NOBODY captures them: {listed(nobodys)}"
         yield Finding(State.WRONG, "istio-cni", what, "the agent captures them within a minute; " + agent.remedy)
     if watched := [each["pod"] for each in looked["pods"] if each["state"] == "shadow"]:
-        what = f"shadow: Istio's rules capture them, and sidestep only compares: {_listed(watched)}"
+        what = f"shadow: Istio's rules capture them, and sidestep only compares: {listed(watched)}"
         yield Finding(State.NOTE, "pods", what, "`sidestep shadow` says what was found")
     if told["unknown"]:
         what, advice = _split(told["unknown"])
@@ -200,7 +205,7 @@ def _sidecars(looked: Looked, agent: _Agent) -> Iterator[Finding]:
         if pod["state"] in ("Istio's rules", "left alone"):
             others.setdefault((pod["state"], pod["reason"]), []).append(pod["pod"])
     for (state, reason), names in others.items():
-        yield Finding(State.NOTE, "pods", f"{state}: {reason}: {_listed(names)}")
+        yield Finding(State.NOTE, "pods", f"{state}: {reason}: {listed(names)}")
 
 
 def _misspelt(pods: Mapping[str, list[str]]) -> Iterator[Finding]:
@@ -211,7 +216,7 @@ def _misspelt(pods: Mapping[str, list[str]]) -> Iterator[Finding]:
 
 def _refused(refused: list[Looked]) -> Iterator[Finding]:
     if refused:
-        names = _listed([each["pod"] for each in refused])
+        names = listed([each["pod"] for each in refused])
         what = f"refused, so they don't start: {names}: {refused[-1]['words']}"
         yield Finding(State.NOTE, "pods", what, "`sidestep pods --refused` has all of them, with times and annotations")
 
@@ -266,7 +271,7 @@ def _maps(maps: list[Looked]) -> Iterator[Finding]:
 
 def _handovers(pods: list[Looked]) -> Iterator[Finding]:
     if losers := [f"{each['pod']} {each['lost_handovers']}" for each in pods if each["lost_handovers"]]:
-        what = f"captured connections have reached their proxy WITHOUT original destination: {_listed(losers)}"
+        what = f"captured connections have reached their proxy WITHOUT original destination: {listed(losers)}"
         yield Finding(State.NOTE, "hand-overs", what, "if the number grows, report it with `sidestep status --verbose`")
 
 
@@ -280,9 +285,4 @@ def _readiness(looked: Looked, agent: _Agent, seen: Iterable[str]) -> Iterator[F
 
 
 def _of(names: list[str], pods: list[Looked]) -> str:
-    return f"{len(names)} of {len(pods)} pods: {_listed(names)}"
-
-
-def _listed(names: list[str]) -> str:
-    few = ", ".join(names[:_SHOWN])
-    return f"{few} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else few
+    return f"{len(names)} of {len(pods)} pods: {listed(names)}"

@@ -1,10 +1,14 @@
 """What a verdict is: findings, each with what to do about it, and the state and exit status that follow from them."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+# a document of `sidestep status`, or a part of it
+Looked = Mapping[str, Any]
+_SHOWN = 5  # names in a sentence
 
 
 class State(StrEnum):
@@ -69,6 +73,12 @@ class Verdict:
             "headline": self.headline,
             "findings": [vars(each) | {"state": str(each.state)} for each in self.findings],
         }
+
+
+def listed(names: list[str]) -> str:
+    """Names for a sentence, which has room for a few."""
+    few = ", ".join(names[:_SHOWN])
+    return f"{few} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else few
 
 
 def _things(count: int) -> str:

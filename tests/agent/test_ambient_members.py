@@ -404,3 +404,31 @@ def test_what_does_not_concern_ambient_mode_costs_no_look_for_namespaces(
     wait_until(lambda: node.world.pods.find("default", "app", None).labels.get("n") == "4", "the watch to know")
     node.members.once(set(node.sandboxes))
     assert node.walks == before
+
+
+def test_each_pod_is_told_of_with_its_state_and_the_reason(
+    node: AmbientNode, netns: list[Namespace], up: ExitStack
+) -> None:
+    app = running(node, "app", netns[0], AMBIENT)
+    agent = up.enter_context(node.agent())
+    node.wait_redirection("app", "pending")
+    nobody = f"no ztunnel is connected to {node.socket}"
+    waiting = {"pod": "default/app", "uid": app.uid, "state": "pending", "reason": nobody}
+    assert agent.document() == {"ztunnels": 0, "problem": nobody, "pods": [waiting]}
+    ztunnel(up, node)
+    node.wait_redirection("app", "enabled")
+    lost = node.pod("lost", AMBIENT)
+    node.wait_redirection("lost", "pending")
+    assert agent.document() == {
+        "ztunnels": 1,
+        "problem": "",
+        "pods": [
+            {"pod": "default/app", "uid": app.uid, "state": "ambient", "reason": ""},
+            {
+                "pod": "default/lost",
+                "uid": lost.uid,
+                "state": "pending",
+                "reason": "its processes are not found on this node",
+            },
+        ],
+    }

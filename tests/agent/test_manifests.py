@@ -316,6 +316,11 @@ def test_an_agent_that_is_not_there_is_alerted_of() -> None:
     assert alerts["SidestepNoAgent"] == "absent(sidestep_attached)"
 
 
+def test_pods_that_wait_for_ztunnel_are_alerted_of() -> None:
+    alerts = {rule["alert"]: rule["expr"] for group in rules()["spec"]["groups"] for rule in group["rules"]}
+    assert alerts["SidestepAmbientPending"] == 'sidestep_ambient_pods{state="pending"} > 0'
+
+
 def rules() -> dict[str, Any]:
     text = (MANIFESTS / "dashboards" / "rules.yaml").read_text()
     return dict(yaml.safe_load(text))

@@ -60,6 +60,22 @@ def test_pods_with_rules_and_pods_with_istio_init_are_named(node: Node, tmp_path
     assert conf.read_bytes() == before
 
 
+def test_pods_that_istios_agent_holds_in_ambient_mode_are_named_apart(node: Node, tmp_path: Path) -> None:
+    conflist(tmp_path / "net.d")
+    with_istios_rules(node.pod("a", envoy=False, mesh=False, cgroup=node.kubepods / f"pod{UID}"))
+    held = running("held")
+    held["metadata"] |= {"uid": UID, "annotations": {"ambient.istio.io/redirection": "enabled"}}
+    sidesteps = running("sidesteps")
+    sidesteps["metadata"] |= {"uid": str(uuid.uuid4()), "annotations": {"ambient.istio.io/redirection": "enabled"}}
+    (node.pods_dir / "more.yaml").write_text(yaml.safe_dump_all([held, sidesteps]))
+    found = check(tmp_path / "net.d", "--pods", node.pods_dir, status=1)
+    assert found["pods in Istio's ambient mode"]["found"] == "1: default/held"
+    assert "create them anew" in found["pods in Istio's ambient mode"]["advice"]
+    assert "default/held" not in found["pods with Istio's rules"]["found"]
+    blind = check(tmp_path / "net.d", status=1)["pods in Istio's ambient mode"]
+    assert blind["found"].startswith("not known: nowhere to get Pods from")
+
+
 def test_istio_cnis_entry_counts_as_alive_only_while_its_agent_listens(node: Node, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

@@ -44,6 +44,7 @@ def node(**changes: Any) -> dict[str, Any]:
             "version": "1",
             "health": {"port": 8000, "ready": True, "missing": {}, "fault": ""},
         },
+        "ambient": {"is_on": False, "is_expected": False, "unknown": "", "ztunnels": 0, "problem": "", "pods": []},
     }
     return merged(well, changes)
 
@@ -51,6 +52,8 @@ def node(**changes: Any) -> dict[str, Any]:
 def pod(**changes: Any) -> dict[str, Any]:
     well: dict[str, Any] = {
         "pod": "default/alpha",
+        "uid": "u-alpha",
+        "is_ambient": False,
         "state": "captured",
         "steering": "steered",
         "processes": {"captured": 2, "strays": [], "unknown": ""},

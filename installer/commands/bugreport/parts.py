@@ -24,7 +24,7 @@ _SECONDS = 60  # for each command
 _LOCALHOST = "localhost"
 # name → what it is, and the command that prints it
 _COMMANDS = {
-    "status.txt": ("the verdict, programs, maps and agent", ("status", "--verbose")),
+    "status.txt": ("the verdict, programs, maps, agent and ambient mode", ("status", "--verbose")),
     "status.json": ("the same as a document", ("status", "--output", "json")),
     "pods.txt": ("the mesh pods and their state", ("pods", "--output", "wide")),
     "pods.json": ("each mesh pod: policy, listeners, counts", ("pods", "--output", "json")),

@@ -10,11 +10,12 @@ from bpf.tables import Tables
 from cni.enrolment.steered import Steering, steering_of
 from cni.enrolment.strays import PodProcesses, processes_of
 from cni.enrolment.uncaptured import Sums, Uncaptured, listed, sums_of
-from installer.commands.coverage.reasons import annotation_behind, reason
+from installer.commands.coverage.reasons import ambient_annotation_behind, ambient_reason, annotation_behind, reason
 from installer.commands.names import NoSuchPod
 from installer.commands.pods import enrolled_pods
+from installer.commands.pods.differences import ambient_of
 from installer.commands.pods.enrolled_pods import EnrolledPod
-from installer.commands.pods.policy_words import annotations_of, proxy_of
+from installer.commands.pods.policy_words import ambient_words, annotations_of, proxy_of
 
 # what a proxy calls in its own pod goes to the proxy, but never came from outside
 _INSIDE = "self"
@@ -71,8 +72,11 @@ def _captured(tally: TallyEntry) -> int:
 
 
 def _row(pod: EnrolledPod, each: Uncaptured) -> dict[str, Any]:
-    name = annotation_behind(each)
-    value = (annotations_of(pod.policy) | proxy_of(pod.policy)).get(name) if name else None
+    if ambient := ambient_of(pod):
+        why, name, words = ambient_reason(each), ambient_annotation_behind(each), ambient_words(ambient)
+    else:
+        words = annotations_of(pod.policy) | proxy_of(pod.policy)
+        why, name = reason(each), annotation_behind(each)
     has_process = each.way is not Way.IN
     return {
         "way": each.way.name.lower(),
@@ -82,8 +86,8 @@ def _row(pod: EnrolledPod, each: Uncaptured) -> dict[str, Any]:
         "protocol": each.protocol,
         "count": each.count,
         "rule": each.rule,
-        "why": reason(each),
-        "annotation": {"name": name, "value": value} if name else None,
+        "why": why,
+        "annotation": {"name": name, "value": words.get(name)} if name else None,
         "process": {"pid": each.pid, "uid": each.uid, "command": each.command} if has_process else None,
         "first": each.first.isoformat(timespec="seconds"),
         "last": each.last.isoformat(timespec="seconds"),

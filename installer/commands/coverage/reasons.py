@@ -3,6 +3,8 @@
 from bpf.layout import Way
 from cni.enrolment.uncaptured import Uncaptured
 from cni.policy import annotations as istio
+from cni.policy.ambient_annotations import BYPASS_INBOUND
+from cni.policy.decision import TUNNEL_PORT
 from installer.commands.explain.explanation import ANNOTATIONS, rule_words
 
 _NO_PROXY = "it is captured, but no proxy listened"
@@ -15,6 +17,10 @@ _OUTBOUND, _INBOUND = (
     {"deny": istio.DENY_OUTBOUND_PORTS},
     {"deny": istio.DENY_INBOUND_PORTS, "I4": istio.EXCLUDE_INBOUND_PORTS},
 )
+# what has ztunnel's mark in a pod in ambient mode
+_MARKED = ("A4", "A7")
+_NO_ZTUNNEL_KNOWN = "it has ztunnel's mark, and no ztunnel was known on this node yet"
+_NO_ZTUNNEL = "it is captured, but ztunnel did not have the pod"
 # rules of the proxy's ids: a strict pod's sockets are refused by them until its proxy's container is known
 _OF_PROXY = ("O3c", "O4c")
 
@@ -46,3 +52,18 @@ def annotation_behind(each: Uncaptured) -> str | None:
     if each.is_refused and each.rule != "deny":
         return istio.UNCAPTURED
     return (_OUTBOUND | ANNOTATIONS).get(each.rule)
+
+
+def ambient_reason(each: Uncaptured) -> str:
+    """reason() for a pod in ambient mode."""
+    if each.is_refused and each.way is Way.IN:
+        return _NO_ZTUNNEL
+    if each.is_refused and each.rule in _MARKED:
+        return _NO_ZTUNNEL_KNOWN
+    return reason(each)
+
+
+def ambient_annotation_behind(each: Uncaptured) -> str | None:
+    """annotation_behind() for a pod in ambient mode, where only one annotation lets connections past ztunnel."""
+    is_bypass = each.way is Way.IN and each.rule == "B3" and each.port != TUNNEL_PORT
+    return BYPASS_INBOUND if is_bypass else None

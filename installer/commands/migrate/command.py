@@ -17,9 +17,10 @@ from installer.settings import Chain, Node, take
 def migrate(check: bool, chain: Chain, node: Node, output: str) -> None:
     """Look at what istio-cni has left on this node, before sidestep takes its place or gives it back.
 
-    A line for each: Istio's DaemonSet, its entry in the CNI chain, pods that Istio's rules capture, and pods whose
-    istio-init container sets up such rules. Each says what to do. The exit status is 1 if there is anything to do, or
-    if something could not be looked at. The steps of a migration are Helm's or istioctl's: docs/migration.md.
+    A line for each: Istio's DaemonSet, its entry in the CNI chain, pods that Istio's rules capture, pods that Istio's
+    agent holds in ambient mode, and pods whose istio-init container sets up rules. Each says what to do. The exit
+    status is 1 if there is anything to do, or if something could not be looked at. The steps of a migration are Helm's
+    or istioctl's: docs/migration.md.
     """
     from installer.agent.logs import configure_logging
     from installer.commands.migrate.preflight import preflight

@@ -1,6 +1,6 @@
 """Looks for what istio-cni has on this node: its DaemonSet, its chain entry, and pods that its rules capture."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from cni.enrolment.bystanders import crowds_with_rules
 from cni.netns.processes import Crowd
 from cni.policy.membership import INIT_CONTAINER
 from cni.policy.pod import Pod
-from installer.commands.pods.differences import described
+from installer.ambient.redirection import ANNOTATION
+from installer.commands.pods.differences import Described, described
 from installer.host.chain import PLUGIN, entry_of
 from installer.host.confdir import ConfDirectory
 from installer.host.rival import serving_rival
@@ -47,7 +48,8 @@ class Line:
 def preflight(chain: Chain, node: Node) -> list[Line]:
     """All lines, in the order of the steps of a migration."""
     now = described(node)
-    return [_daemonset(node), _entry(chain, node), _with_rules(node.proc, now.pods), _with_init(now.pods, now.problem)]
+    rules = _with_rules(node.proc, now)
+    return [_daemonset(node), _entry(chain, node), *rules, _with_init(now.pods, now.problem)]
 
 
 def _daemonset(node: Node) -> Line:
@@ -91,20 +93,30 @@ def _entry(chain: Chain, node: Node) -> Line:
     )
 
 
-def _with_rules(proc: Path, pods: Iterable[Pod] | None) -> Line:
-    what = "pods with Istio's rules"
+def _with_rules(proc: Path, now: Described) -> Iterator[Line]:
+    """A line about the pods of Istio's plugin, and one about those that Istio's agent holds in ambient mode."""
+    what, what_ambient = "pods with Istio's rules", "pods in Istio's ambient mode"
     try:
         found = crowds_with_rules(proc)
     except OSError as error:
-        return Line(what, f"{_UNKNOWN}: {proc}: {error.strerror}", "give --proc a procfs of the node, as root")
-    names = sorted(_name_of(crowd, pods or ()) for crowd in found)
-    if not names:
-        return Line(what, "none")
-    return Line(
-        what,
-        _listed(names),
-        "they go on as they are; create them anew (kubectl rollout restart) to change who captures",
-    )
+        for each in (what, what_ambient):
+            yield Line(each, f"{_UNKNOWN}: {proc}: {error.strerror}", "give --proc a procfs of the node, as root")
+        return
+    pods = [(_pod_of(crowd, now.pods or ()), crowd) for crowd in found]
+    ambient = sorted(f"{pod.namespace}/{pod.name}" for pod, _ in pods if pod and ANNOTATION in pod.annotations)
+    others = sorted(_name_of(pod, crowd) for pod, crowd in pods if not (pod and ANNOTATION in pod.annotations))
+    advice = "they go on as they are; create them anew (kubectl rollout restart) to change who captures"
+    yield Line(what, _listed(others), advice) if others else Line(what, "none")
+    if ambient:
+        advice = (
+            "their rules stay as long as they run; when sidestep serves this node with ambient mode, create them anew "
+            f"({_GUIDE})"
+        )
+        yield Line(what_ambient, _listed(ambient), advice)
+    elif now.pods is None and others:
+        yield Line(what_ambient, f"{_UNKNOWN}: {now.problem}", "give --kubeconfig and --kubernetes-node-name")
+    else:
+        yield Line(what_ambient, "none")
 
 
 def _with_init(pods: Iterable[Pod] | None, problem: str) -> Line:
@@ -119,10 +131,13 @@ def _with_init(pods: Iterable[Pod] | None, problem: str) -> Line:
     return Line(what, _listed(names), advice)
 
 
-def _name_of(crowd: Crowd, pods: Iterable[Pod]) -> str:
-    for pod in pods:
-        if crowd.is_of(pod.uid, pod.container_ids):
-            return f"{pod.namespace}/{pod.name}"
+def _pod_of(crowd: Crowd, pods: Iterable[Pod]) -> Pod | None:
+    return next((pod for pod in pods if crowd.is_of(pod.uid, pod.container_ids)), None)
+
+
+def _name_of(pod: Pod | None, crowd: Crowd) -> str:
+    if pod:
+        return f"{pod.namespace}/{pod.name}"
     return f"UID {next(iter(crowd.pod_uids))}" if crowd.pod_uids else f"process {crowd.pids[0]}"
 
 

@@ -41,10 +41,11 @@ def pods(
     running pod follows it. Denied ports are followed within a second. So are ports and ranges that are captured, if the
     pod has sidestep.io/live-policy, or its node --live-policy.
 
-    STATE is "captured" if all is well. Other states say what is wrong: "not steered", "stray processes", "proxy
-    absent" and so on. Pods with a sidecar that are not enrolled have a line too: "Istio's rules" capture them, or they
-    are "left alone" or "not captured". Below the table are the reasons, and the pods that the plugin or the agent let
-    pass when they were made. Only a running agent knows these, and those that it has refused (--refused).
+    STATE is "captured" if all is well, or "ambient" for a pod in ambient mode. Other states say what is wrong: "not
+    steered", "stray processes", "proxy absent" and so on; "pending" is a pod that ztunnel does not have yet. Pods with
+    a sidecar that are not enrolled have a line too: "Istio's rules" capture them, or they are "left alone" or "not
+    captured". Below the table are the reasons, and the pods that the plugin or the agent let pass when they were made.
+    Only a running agent knows these, those that it has refused (--refused), and why a pod is pending.
 
     \b
         sidestep pods                        the mesh pods of this node

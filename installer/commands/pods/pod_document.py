@@ -10,6 +10,7 @@ from cni.enrolment.steered import Steering, steering_of
 from cni.enrolment.strays import PodProcesses, processes_of
 from installer.commands.names import NoSuchPod
 from installer.commands.pods import enrolled_pods
+from installer.commands.pods.ambient_mode import AmbientMode, ambient_mode
 from installer.commands.pods.differences import Described, described, differences, misspelt_in, words_of
 from installer.commands.pods.enrolled_pods import EnrolledPod
 from installer.commands.pods.let_past import LetPast, let_past
@@ -29,22 +30,23 @@ SHORT_READS = (
 
 
 def pods_documents(attachment: Attachment, node: Node) -> list[dict[str, Any]]:
-    """A document for each mesh pod: those that are enrolled, then those with a sidecar that are not.
+    """A document for each mesh pod: those that are enrolled, then those with a sidecar or in ambient mode that are not.
 
     The latter have only name, addresses, state and reason. Raises NotAttached.
     """
-    now = described(node)
+    now, ambient = described(node), ambient_mode(node.cni_agent_run_dir)
     with Tables(attachment.pins.look_only()) as tables:
         level, idle = level_of(tables), idle_programs(attachment.pins)
         every = enrolled_pods.every(attachment.pins, tables)
         steering = steering_of(attachment.pins, tables, [pod.cookie for pod in every], node.proc)
         processes = processes_of(attachment.pins, [pod.cookie for pod in every], node.proc)
         found = [
-            _document(pod, tables, level, inside, steering[pod.cookie], processes[pod.cookie], idle)
+            _document(pod, tables, level, inside, steering[pod.cookie], processes[pod.cookie], idle, ambient)
             | {"differs": differences(pod, now, inside, node), "misspelt": misspelt_in(now, pod.identity)}
             for pod, inside in looks_into(every, node.proc)
         ]
     others = left_out([pod.identity for pod in every], now, node)
+    others += [each | {"address": None} for each in ambient.not_enrolled({pod.identity.uid for pod in every})]
     found.sort(key=lambda each: str(each["pod"]))
     return found + [_of_left_out(each) for each in others]
 
@@ -61,7 +63,8 @@ def pod_document(attachment: Attachment, node: Node, name: str) -> dict[str, Any
         processes = processes_of(attachment.pins, [pod.cookie], node.proc)[pod.cookie]
         with looked_into(pod, node.proc) as inside:
             idle = idle_programs(attachment.pins)
-            document = _document(pod, tables, level_of(tables), inside, steering, processes, idle)
+            ambient = ambient_mode(node.cni_agent_run_dir) if PodFlags.AMBIENT in pod.flags else AmbientMode(False)
+            document = _document(pod, tables, level_of(tables), inside, steering, processes, idle, ambient)
             about_pod = {"differs": differences(pod, now, inside, node), "misspelt": misspelt_in(now, pod.identity)}
             return document | about_pod
 
@@ -89,10 +92,10 @@ def _of_left_out(left: dict[str, Any]) -> dict[str, Any]:
 def why_not_enrolled(tables: Tables, now: Described, node: Node, name: str) -> str:
     """Why a pod is not enrolled; "" if no pod of this name is known to be left out."""
     identities = [Identity.of(pod) for _, pod in tables.pods.every()]
-    every = left_out(identities, now, node)
+    pending = ambient_mode(node.cni_agent_run_dir).not_enrolled({each.uid for each in identities})
     found = (
         f"{each['pod']} is not captured by sidestep ({each['state']}): {each['reason']}"
-        for each in every
+        for each in (*left_out(identities, now, node), *pending)
         if name in (each["pod"], _short(each))
     )
     return next(found, "") or refused_pods(node.cni_agent_run_dir).why(name) or let_past(identities, node).why(name)
@@ -110,15 +113,16 @@ def _document(
     steering: Steering,
     processes: PodProcesses,
     idle: str,
+    ambient: AmbientMode,
 ) -> dict[str, Any]:
     identity, proxy = pod.identity, proxy_state(pod, inside)
-    state = state_of(pod.flags, steering, processes, proxy)
+    state = ambient.state_of(identity.uid, state_of(pod.flags, steering, processes, proxy))
     return {
         "pod": str(identity),
         "namespace": identity.namespace,
         "name": identity.name,
         "state": state,
-        "reason": reason_of(state, steering, processes, idle),
+        "reason": reason_of(state, steering, processes, idle) or ambient.reason_of(identity.uid),
         "uid": identity.uid,
         "netns_cookie": pod.cookie,
         "container_id": identity.container_id,

@@ -12,12 +12,17 @@ from installer.verdict.node import not_attached
 CAPTURED = "captured"
 UNKNOWN = "unknown"
 SHADOW = "shadow"
+# of pods in ambient mode: ztunnel has it, or does not have it yet
+AMBIENT, PENDING = "ambient", "pending"
+# all is as it should be
+WELL = (CAPTURED, SHADOW, AMBIENT)
 
 
 def state_of(flags: PodFlags, steering: Steering, processes: PodProcesses, proxy: ProxyState) -> str:
-    """The worst that is known of a pod; CAPTURED if nothing is wrong. What can't be looked at is UNKNOWN.
+    """The worst that is known of a pod; CAPTURED or AMBIENT if nothing is wrong. What can't be looked at is UNKNOWN.
 
-    A shadow pod is captured by Istio's rules, if by anybody, so nothing of sidestep's can be wrong with it.
+    A shadow pod is captured by Istio's rules, if by anybody, so nothing of sidestep's can be wrong with it. An ambient
+    pod's proxy is ztunnel, which listens in the pod as long as it has it.
     """
     if PodFlags.SHADOW in flags and steering is not Steering.GONE:
         return SHADOW
@@ -27,6 +32,8 @@ def state_of(flags: PodFlags, steering: Steering, processes: PodProcesses, proxy
         return "stray processes"
     if steering is Steering.UNKNOWN or processes.unknown:
         return UNKNOWN
+    if PodFlags.AMBIENT in flags:
+        return AMBIENT if proxy.state is Proxy.LISTENS else PENDING
     return CAPTURED if proxy.state is Proxy.LISTENS else f"proxy {proxy.state}"
 
 

@@ -7,8 +7,10 @@ from cni.enrolment.steered import Steering
 from cni.enrolment.strays import NOT_KNOWN, STRAYS, Stray
 from installer.commands.pods.differences import is_different, uncompared
 from installer.commands.pods.let_past import LetPast
+from installer.commands.pods.pod_state import PENDING
 from installer.commands.pods.refused import Refused
 
+_WITH_SIDECAR = "has a sidecar and is not captured"
 _BRIEF = ("namespace", "name", "state", "captured", "refused")
 _VERDICTS = (*_BRIEF[3:], "direct")
 _WIDE = (*_BRIEF, "direct", "address", "strays", "proxy", "inbound", "Pod now")
@@ -21,7 +23,7 @@ def pods_table(
     is_wide: bool = False,
     has_titles: bool = True,
 ) -> str:
-    """One line a pod. Below: why pods with a sidecar are not enrolled, then the pods that only the agent knows.
+    """One line a pod. Below: why pods of the mesh are not enrolled, then the pods that only the agent knows.
 
     `others` are the latter; None if nobody wants to know. Without titles there is nothing below the rows.
     """
@@ -76,7 +78,8 @@ def _reasons(enrolled: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _left_out(left: list[dict[str, Any]]) -> list[str]:
-    return [f"{each['pod']} has a sidecar and is not captured: {each['reason']}" for each in left]
+    words = {PENDING: "is not in the mesh yet"}
+    return [f"{each['pod']} {words.get(each['state'], _WITH_SIDECAR)}: {each['reason']}" for each in left]
 
 
 def _refused(refused: Refused) -> list[str]:

@@ -35,13 +35,16 @@ def proxy_state(pod: EnrolledPod, inside: NamespaceView | None) -> ProxyState:
 
     The map of listeners has only sockets that listen: the kernel takes one out when it closes.
     """
+    is_ambient = PodFlags.AMBIENT in pod.flags
     if pod.inbound_listeners:
-        return ProxyState(Proxy.LISTENS, f"the proxy listens on {INBOUND_PORT}")
+        return ProxyState(Proxy.LISTENS, f"{'ztunnel' if is_ambient else 'the proxy'} listens on {INBOUND_PORT}")
     users = inside.users(INBOUND_PORT) if inside else []
     if not users:
+        if is_ambient:
+            return ProxyState(Proxy.ABSENT, "ztunnel does not have the pod, so its connections are refused")
         return ProxyState(Proxy.ABSENT, f"no proxy listens on {INBOUND_PORT}, so inbound connections are refused")
     wanted = pod.entry.proxy_uid
-    if PodFlags.AMBIENT in pod.flags:
+    if is_ambient:
         return ProxyState(Proxy.NOT_YET, f"somebody listens on {INBOUND_PORT}, and sidestep knows no ztunnel that does")
     if wanted in users:
         return ProxyState(Proxy.NOT_YET, f"the proxy listens on {INBOUND_PORT}, and sidestep does not know it yet")

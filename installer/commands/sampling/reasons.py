@@ -6,10 +6,11 @@ from installer.commands.sampling.sample import Kind
 FAILURES: dict[Kind, tuple[str, str]] = {
     ("inbound", "refused"): (
         "inbound: captured, but no proxy listens on port 15006",
-        "Find out why the pod's istio-proxy is not ready. Ports that are not captured still answer.",
+        "Find out why the pod's istio-proxy is not ready, or in ambient mode why ztunnel does not have the pod "
+        "(`sidestep status` says it). Ports that are not captured still answer.",
     ),
     ("outbound", "refused"): (
-        "outbound: with the proxy's user or group, before its container is known",
+        "outbound: with the proxy's user or group, or with ztunnel's mark, before its container is known",
         "This ends as soon as the agent knows the container. If it goes on, check that the agent runs.",
     ),
     ("outbound", "denied"): (

@@ -44,7 +44,8 @@ def status(
     The first line is the verdict: OK, WRONG or UNKNOWN. Below it is what is wrong (✗), what can't be told (?) and what
     is worth knowing (·), with what to do about it (→). It comes from looking at programs, inbound steering, processes
     and proxies of pods, the plugin and its place in the CNI chain, pods with a sidecar that are not captured, the
-    acceleration level, maps that are more than 80 % full, and the agent with its readiness.
+    acceleration level, maps that are more than 80 % full, the agent with its readiness, and in ambient mode ztunnel
+    and the pods that it does not have.
 
     The exit status is 0 only if all is well, 1 if something is wrong, and 3 if it can't be told.
 

@@ -24,6 +24,7 @@ from cni.netns.namespaces import NoProcfs
 from installer import VERSION
 from installer.commands.maps.listing import maps_of
 from installer.commands.pods import enrolled_pods
+from installer.commands.pods.ambient_mode import AmbientMode, ambient_mode
 from installer.commands.pods.differences import described, is_ending, misspelt_in
 from installer.commands.pods.namespace import looks_into
 from installer.commands.pods.not_enrolled import left_out
@@ -48,13 +49,18 @@ def status_document(attachment: Attachment, chain: Chain, node: Node, ports: Por
         kernel = _unknown(attachment, None, str(error))
     except SidestepError as error:
         kernel = _unknown(attachment, False, str(error))
+    agent = agent_of(node, ports)
+    ambient = AmbientMode(unknown=agent["fault"]) if agent["fault"] else ambient_mode(node.cni_agent_run_dir)
+    for pod in kernel["pods"]:
+        pod["state"] = ambient.state_of(pod["uid"], pod["state"])
     looked = {
         "version": VERSION,
         "kernel": platform.release(),
         **kernel,
         "sidecars": _sidecars(kernel, attachment.pins, node),
         "chain": chain_of(chain, node, shadow),
-        "agent": (agent := agent_of(node, ports)),
+        "agent": agent,
+        "ambient": ambient.document(node.ambient_enabled or any(pod["is_ambient"] for pod in kernel["pods"])),
         "refused": refused_pods(node.cni_agent_run_dir).document()
         if not agent["fault"]
         else {"unknown": agent["fault"], "refused": []},
@@ -167,6 +173,7 @@ def _pod(pod: PodEntry, traffic: TrafficEntry, node: NodeLevel, steering: Steeri
     return {
         "pod": str(Identity.of(pod)),
         "uid": pod.uid.decode(),
+        "is_ambient": bool(pod.flags & PodFlags.AMBIENT),
         "steering": str(steering),
         "acceleration": {"level": str(min(Level(pod.acceleration), node.level)), **sums},
     }

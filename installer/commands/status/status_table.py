@@ -1,5 +1,6 @@
 """The status of a node for people: the verdict, then a line for each part; programs, maps and pods as tables."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,6 +60,7 @@ def _lines(document: Document, is_verbose: bool) -> Iterator[str]:
     yield from _chain(document)
     yield f"agent: {_agent(document['agent'])}"
     yield f"readiness: {_readiness(document['agent']['health'])}"
+    yield f"ambient mode: {_ambient(document['ambient'])}"
     if is_verbose and not (document["problem"] or document["run_counts"]["on"]):
         yield f"runs of programs: not counted; {document['run_counts']['how']} makes the kernel count, at some cost"
 
@@ -117,6 +119,18 @@ def _readiness(health: Document) -> str:
         return f"port {health['port']}: {health['fault']}"
     missing = "; ".join(f"{name}: {why}" for name, why in health["missing"].items())
     return "ready" if health["ready"] else f"NOT ready: {missing}"
+
+
+def _ambient(told: Document) -> str:
+    """Whether it is on, the ztunnels, and how many pods are in the mesh and how many should be."""
+    if told["is_on"] is None:
+        return f"not known: {told['unknown']}"
+    if not told["is_on"]:
+        return "off"
+    count = Counter(each["state"] for each in told["pods"])
+    ztunnels = {0: "no ztunnel is connected", 1: "one ztunnel is connected"}
+    connected = ztunnels.get(told["ztunnels"], f"{told['ztunnels']} ztunnels are connected")
+    return f"on; {connected}; pods: {count['ambient']} in the mesh, {count['pending']} pending"
 
 
 def _program(each: Document) -> list[Any]:

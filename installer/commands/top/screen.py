@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bpf.layout import TOTALS
-from installer.commands.pods.pod_state import CAPTURED, SHADOW
+from installer.commands.pods.pod_state import WELL
 from installer.commands.sampling import figures
 from installer.commands.sampling.sample import BYTES, Counts, PodSample, Rates, Sample
 
@@ -75,7 +75,7 @@ def _state(pod: PodSample) -> Text:
     strays = len(pod.processes.strays)
     is_open = pod.steering.is_open or pod.processes.is_open
     told = f"{pod.state}: {strays}" if strays and pod.state == "stray processes" else pod.state
-    return Text(told, style="bold red" if is_open else "" if pod.state in (CAPTURED, SHADOW) else "yellow")
+    return Text(told, style="bold red" if is_open else "" if pod.state in WELL else "yellow")
 
 
 # title → the figure of a pod. The first ones have room in 80 columns beside a pod's name, the others in more

@@ -34,6 +34,8 @@ _OUTCOMES = {
     ("inbound", "denied"): "the pod denies the port",
     ("outbound", "unreachable"): "the pod has no route there",
 }
+# rules that refuse a socket with ztunnel's mark, and then the outcome
+_MARKED, _NO_ZTUNNEL = ("A4", "A7"), "no ztunnel is known on this node yet"
 # rules by which a connection is the proxy's, whatever its user: its group, or a proxy that runs as root
 _OF_PROXY = ("O3a", "O3c", "O4a", "O4c", "T")
 
@@ -109,7 +111,7 @@ class Reader:
             "rule": rule,
             "why": _words(rule, verdict),
             "listener": _LISTENERS[direction] if verdict == "captured" else None,
-            "outcome": _OUTCOMES.get((direction, verdict)),
+            "outcome": _NO_ZTUNNEL if verdict == "refused" and rule in _MARKED else _OUTCOMES.get((direction, verdict)),
         }
         if kind == EventKind.CONNECT:
             is_proxy = rule in _OF_PROXY or (event.uid != 0 and event.uid == self.known.proxies.get(event.cookie))
