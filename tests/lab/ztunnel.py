@@ -15,9 +15,9 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -28,6 +28,7 @@ _IP_TRANSPARENT, _IPV6_TRANSPARENT, _IP_FREEBIND = 19, 75, 15
 _CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 Address = tuple[str, int]
+Log = Callable[[dict[str, Any]], None]
 
 
 class Ztunnel:
@@ -35,11 +36,12 @@ class Ztunnel:
 
     If `announces`, a client gets one line of JSON from it: what it has seen of the connection, and under "then" the
     first line that the other end has said, or the error. Otherwise it passes all bytes on as they are. Destinations
-    whose addresses are in `tunnelled` are reached by their port 15008, with a line that names the port.
+    whose addresses are in `tunnelled` are reached by their port 15008, with a line that names the port. `log` gets what
+    it has seen of each connection before that is passed on.
     """
 
-    def __init__(self, announces: bool = True, tunnelled: tuple[str, ...] = ()) -> None:
-        self._announces, self._tunnelled = announces, tunnelled
+    def __init__(self, announces: bool = True, tunnelled: Container[str] = (), log: Log | None = None) -> None:
+        self._way = _Way(announces, tunnelled, log or (lambda _: None))
         self._proxies: dict[str, _Proxy] = {}
 
     def add(self, uid: str, netns: int) -> None:
@@ -48,7 +50,7 @@ class Ztunnel:
         Raises OSError if a port can't be bound.
         """
         before = self._proxies.pop(uid, None)
-        self._proxies[uid] = _Proxy(os.dup(netns), self._announces, self._tunnelled)
+        self._proxies[uid] = _Proxy(os.dup(netns), self._way)
         if before:
             before.close()
 
@@ -64,12 +66,31 @@ class Ztunnel:
             self.remove(uid)
 
 
+class _Way(NamedTuple):
+    """How connections are passed on."""
+
+    announces: bool
+    tunnelled: Container[str]
+    log: Log
+
+
+class _Netns:
+    """A descriptor of a namespace. It is closed with the last that needs it: a proxy, or a connection that it took."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
 class _Proxy:
     """The sockets of one pod."""
 
-    def __init__(self, netns: int, announces: bool, tunnelled: tuple[str, ...]) -> None:
-        self._netns, self._announces, self._tunnelled = netns, announces, tunnelled
+    def __init__(self, netns: int, way: _Way) -> None:
+        self._netns, self._way = _Netns(netns), way
         self._sockets: list[socket.socket] = []
+        self._servers: dict[socket.socket, Callable[[socket.socket], None]] = {}  # of those that listen
         try:
             inside(netns, self._open)
         except BaseException:
@@ -78,11 +99,13 @@ class _Proxy:
 
     def close(self) -> None:
         for each in self._sockets:
+            if serve := self._servers.pop(each, None):
+                each.setblocking(False)
+                _accept(each, serve)  # what has come already: closing would reset it
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
             each.close()
         self._sockets.clear()
-        os.close(self._netns)
 
     def _open(self) -> None:
         for port, serve in ((OUTBOUND, self._outbound), (INBOUND, self._inbound), (TUNNEL, self._tunnel)):
@@ -102,12 +125,13 @@ class _Proxy:
             listener.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
         listener.bind((address, port))
         listener.listen(128)
+        self._servers[listener] = serve
         threading.Thread(target=_accept, args=(listener, serve), daemon=True).start()
 
     def _outbound(self, client: socket.socket) -> None:
         """As the application asked for it; the other end sees the pod's address."""
         to = original_of(client) or _ends(client)[1]
-        tunnelled = to[0] in self._tunnelled
+        tunnelled = to[0] in self._way.tunnelled
         self._pass(client, "ztunnel-outbound", (to[0], TUNNEL) if tunnelled else to, "", to[1] if tunnelled else 0)
 
     def _inbound(self, client: socket.socket) -> None:
@@ -133,19 +157,25 @@ class _Proxy:
 
     def _pass(self, client: socket.socket, who: str, to: Address, source: str, tunnelled_port: int = 0) -> None:
         seen: dict[str, Any] = {"who": who, **_seen(client)}
+        self._way.log({**seen, "to": to})
         try:
-            upstream = inside(self._netns, lambda: dialled(to, source))
+            upstream = inside(self._netns.fd, lambda: dialled(to, source))
             if tunnelled_port:
                 upstream.sendall(f"{tunnelled_port}\n".encode())
         except OSError as error:
-            if self._announces:
-                _say(client, {**seen, "then": {"error": error.strerror or str(error)}})
+            why = {"error": error.strerror or str(error)}
+            self._way.log({**seen, "who": "error", "of": who, "to": to, **why})
+            if self._way.announces:
+                _say(client, {**seen, "then": why})
             return
         with upstream:
-            if self._announces:
+            if self._way.announces:
                 first = upstream.makefile("rb", buffering=0).readline()
                 _say(client, {**seen, "then": json.loads(first) if first else None})
-            _relay(client, upstream)
+            try:
+                _relay(client, upstream)
+            except OSError as error:
+                self._way.log({**seen, "who": "error", "of": who, "to": to, "error": error.strerror or str(error)})
 
 
 def inside(netns: int, work: Callable[[], T]) -> T:
@@ -165,7 +195,7 @@ def inside(netns: int, work: Callable[[], T]) -> T:
     thread.start()
     thread.join()
     if failure:
-        raise failure[0]
+        raise failure.pop()  # left in the list, it would keep this frame, and all that is in it, alive
     return outcome[0]
 
 

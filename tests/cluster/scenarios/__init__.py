@@ -2,6 +2,7 @@
 
 from tests.cluster.scenario import Scenario
 from tests.cluster.scenarios import (
+    ambient,
     base,
     chart,
     crowd,
@@ -27,6 +28,7 @@ SCENARIOS = (
     Scenario("base", base.checks),
     Scenario("upgrade", upgrade.checks),
     Scenario("chart", chart.checks),
+    Scenario("ambient", ambient.checks),
     Scenario("kills", kills.checks),
     Scenario("migration", migration.checks),
     Scenario("dropin", dropin.checks),
