@@ -20,7 +20,7 @@ WORKLOADS = ("new-connection-mtls-ecdsa", "ping-pong-http", "stream-1024")
 def quick_run(output: Path, *names: str) -> dict[str, Any]:
     only = [word for name in names for word in ("--only", name)]
     argv = [sys.executable, "-m", "tests.bench.mesh", "--quick", *only, "--output", str(output)]
-    done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     run: dict[str, Any] = json.loads((output / "mesh.json").read_text())
     return run

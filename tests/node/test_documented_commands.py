@@ -20,7 +20,9 @@ from tests.node.test_observation import port
 COMMANDS = documented()
 # commands that go on until Ctrl-C
 ENDLESS = ("trace", "top")
-_UNTIL_CTRL_C = ("timeout", "--foreground", "--preserve-status", "--signal=INT", "3")
+_UNTIL_CTRL_C = ("timeout", "--foreground", "--preserve-status", "--signal=INT")
+_AT_WORK = ("3", "20")  # seconds until the Ctrl-C; the latter if the former came before the command was at work
+_NOT_YET = 130  # then the interpreter ends by itself, as shells say it: 128 and SIGINT
 # commands whose output is no text
 BINARY = ("bugreport", "kubectl-plugin")
 _TO_A_FILE = ("sh", "-c", 'exec "$@" > /dev/null', "sh")
@@ -85,8 +87,19 @@ def changing() -> Iterator[Mesh]:
 
 def run(command: Documented, mesh: Mesh) -> "subprocess.CompletedProcess[str]":
     words = with_names(command.words, names(mesh))
-    through = _UNTIL_CTRL_C if words[0] in ENDLESS else _TO_A_FILE if words[0] in BINARY else ()
-    done = sidestep(*words, environment=environment(mesh.node), through=through)
+    through = _TO_A_FILE if words[0] in BINARY else ()
+    if words[0] in ENDLESS:
+        return run_until_ctrl_c(words, mesh)
+    done = sidestep(*words, environment=environment(mesh.node), through=through, seconds=180)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def run_until_ctrl_c(words: list[str], mesh: Mesh) -> "subprocess.CompletedProcess[str]":
+    for seconds in _AT_WORK:
+        done = sidestep(*words, environment=environment(mesh.node), through=(*_UNTIL_CTRL_C, seconds))
+        if done.returncode != _NOT_YET:
+            break
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
