@@ -15,6 +15,7 @@ from bpf.loading import try_each
 from installer.probe.loading import loading, map_kinds
 from installer.scratch import scratch_pins
 from installer.settings import Attachment
+from tests.lab.node import REPOSITORY
 from tests.lab.sources import changed_copy
 
 # a helper that this type of program never had; a trie that is not told to allocate its entries as they come
@@ -82,7 +83,9 @@ def test_a_map_that_cannot_be_made_is_named_and_the_programs_are_unknown(bpffs: 
 
 def test_sources_that_do_not_compile_are_told_by_their_line(bpffs: Path, change: Change) -> None:
     change(("bind.c", "int ss_post_bind4(", "integer ss_post_bind4("))
-    with pytest.raises(CompileFailed, match=r"^bpf/bind\.c:34:1: error: unknown type name 'integer'"):
+    lines = (REPOSITORY / "bpf" / "bind.c").read_text().splitlines()
+    line = 1 + next(number for number, text in enumerate(lines) if text.startswith("int ss_post_bind4("))
+    with pytest.raises(CompileFailed, match=rf"^bpf/bind\.c:{line}:1: error: unknown type name 'integer'"):
         tried(bpffs)
     (row,) = loading(Attachment(bpffs))
     assert (row.what, row.verdict) == ("programs and maps", "no")

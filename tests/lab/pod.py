@@ -43,6 +43,7 @@ class Pod:
     ) -> None:
         self.node, self.name, self.mesh, self.namespace = node, name, mesh, namespace
         self.labels = dict(labels or {})
+        self._own: set[str] = set()  # annotations that the owner has, or had
         self.annotations, self.proxy_env = dict(annotations or {}), dict(proxy_env or {"ISTIO_DUAL_STACK": "true"})
         self.uid, self.container_id = str(uuid.uuid4()), uuid.uuid4().hex
         self.netns = node.netns.with_name(f"sidestep-{node.id}-{name}")
@@ -121,9 +122,9 @@ class Pod:
             manifest["spec"]["nodeName"] = "lab"
             known = self.node.api.pods.get((self.namespace, self.name), {}).get("metadata", {})
             if known.get("uid") == self.uid:
-                manifest["metadata"]["annotations"] |= {
-                    key: value for key, value in (known.get("annotations") or {}).items() if key not in self.annotations
-                }
+                others = {key: value for key, value in known["annotations"].items() if key not in self._own}
+                manifest["metadata"]["annotations"] |= others
+            self._own |= self.annotations.keys()
             self.node.api.put(manifest | {"status": status})
 
     def start_app(self) -> None:
