@@ -203,6 +203,14 @@ static __always_inline __u32 arrival_of(struct bpf_sk_lookup *ctx, __u64 cookie,
 #endif
 }
 
+/* Decides by the rules for pods with a sidecar. */
+static __always_inline struct decision decide_arrival(struct bpf_sk_lookup *ctx, const struct pod *pod,
+                                                      struct terms terms, __u64 cookie, const struct address *local)
+{
+    return decide_inbound(terms.flags, ctx->local_port, rules_of_port(terms, cookie, ctx->local_port),
+                          is_excluded_interface(pod, cookie, arrival_of(ctx, cookie, local)));
+}
+
 /*
  * Records what would have been done with a shadow pod's packet. If netfilter has redirected it to the proxy, only
  * conntrack knows the port that it was for. Then the agent decides again.
@@ -215,8 +223,7 @@ static __always_inline void watch_packet(struct bpf_sk_lookup *ctx, struct pod *
     if (ctx->protocol != IPPROTO_TCP || is_proxy_dial(ctx, pod, cookie, local, remote))
         return;
     if (ctx->family == AF_INET || terms.flags & POD_IPV6)
-        decision = decide_inbound(terms.flags, ctx->local_port, rules_of_port(terms, cookie, ctx->local_port),
-                                  is_excluded_interface(pod, cookie, arrival_of(ctx, cookie, local)));
+        decision = decide_arrival(ctx, pod, terms, cookie, local);
     watch_arrival(ctx, cookie, local, remote, decision);
 }
 
@@ -261,8 +268,7 @@ int ss_sk_lookup(struct bpf_sk_lookup *ctx)
     if (pod->flags & POD_AMBIENT)
         decision = decide_ambient_inbound(terms.flags, ctx->local_port);
     else
-        decision = decide_inbound(terms.flags, ctx->local_port, rules_of_port(terms, cookie, ctx->local_port),
-                                  is_excluded_interface(pod, cookie, arrival_of(ctx, cookie, &local)));
+        decision = decide_arrival(ctx, pod, terms, cookie, &local);
     if (decision.verdict == VERDICT_PASS) {
         note_packet(ctx, cookie, &local, &remote, decision.rule, TOTAL_INBOUND_DIRECT);
         note_past(ctx, pod, cookie, &remote, decision.rule, OUTCOME_PASSED);

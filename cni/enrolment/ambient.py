@@ -1,8 +1,8 @@
 """Turns the policy and sandbox of a pod in ambient mode into its map entries. Pure, as entries.py."""
 
 from bpf.layout import Level, PodFlags
-from cni.enrolment.entries import Entries, Identity
-from cni.enrolment.terms import Terms
+from cni.enrolment.entries import Entries, Identity, sandbox_flags
+from cni.enrolment.terms import Terms, flags_of
 from cni.netns.sandbox import Sandbox
 from cni.policy.ambient_policy import AmbientPolicy
 
@@ -12,16 +12,12 @@ _NOBODY = 0xFFFFFFFF
 
 def ambient_flags(policy: AmbientPolicy) -> PodFlags:
     """The flags that a policy asks for."""
-    flags = PodFlags.AMBIENT
-    for flag, wanted in (
+    return PodFlags.AMBIENT | flags_of(
         (PodFlags.IPV6, policy.ipv6),
         (PodFlags.DNS, policy.dns_capture),
         (PodFlags.BYPASS_INBOUND, policy.bypass_inbound_capture),
         (PodFlags.TRUSTS_MARK, policy.trust_mark),
-    ):
-        if wanted:
-            flags |= flag
-    return flags
+    )
 
 
 def ambient_entries_of(identity: Identity, policy: AmbientPolicy, sandbox: Sandbox) -> Entries:
@@ -29,13 +25,9 @@ def ambient_entries_of(identity: Identity, policy: AmbientPolicy, sandbox: Sandb
 
     It is never accelerated: both ends of what could be are one process, ztunnel.
     """
-    flags = ambient_flags(policy)
-    for flag, wanted in ((PodFlags.ROUTES, sandbox.ways), (PodFlags.LOOPBACK_STAYS, sandbox.loopback_stays)):
-        if wanted:
-            flags |= flag
     return Entries(
         identity=identity,
-        flags=flags,
+        flags=ambient_flags(policy) | flags_of(*sandbox_flags(sandbox)),
         proxy_uid=_NOBODY,
         proxy_gid=_NOBODY,
         acceleration=Level.OFF,

@@ -33,7 +33,7 @@ from bpf.syscalls import Descriptor
 from bpf.tables import Table, Tables
 from cni.enrolment import rows, terms
 from cni.enrolment.enrolled import Enrolled, Keys, Known, lasting
-from cni.enrolment.entries import Entries, Identity, on_uncaptured
+from cni.enrolment.entries import Entries, Identity, on_uncaptured, sandbox_flags
 from cni.enrolment.records import records
 from cni.enrolment.rows import TableRow, live_rows, rows_of, term_rows
 from cni.enrolment.terms import Terms
@@ -106,7 +106,7 @@ class Enrolments(Enrolled):
             self._drop(gone)
             known.keys.difference_update(gone)
             pod.source4, pod.source6 = Address.of(sandbox.source(4)), Address.of(sandbox.source(6))
-            for flag, wanted in ((PodFlags.ROUTES, sandbox.ways), (PodFlags.LOOPBACK_STAYS, sandbox.loopback_stays)):
+            for flag, wanted in sandbox_flags(sandbox):
                 pod.flags = pod.flags | flag if wanted else pod.flags & ~flag
             if bytes(pod) != before:
                 self._tables.pods.put(Cookie(cookie), pod)

@@ -4,7 +4,7 @@ import ctypes
 from dataclasses import dataclass
 
 from bpf.layout import Address, Level, PodEntry, PodFlags
-from cni.enrolment.terms import Terms, terms_of
+from cni.enrolment.terms import Terms, flags_of, terms_of
 from cni.errors import RegistrationFailed
 from cni.netns.sandbox import Sandbox
 from cni.policy.annotations import CapturePolicy, OnUncaptured
@@ -78,11 +78,15 @@ class Entries:
         return pod
 
 
+def sandbox_flags(sandbox: Sandbox) -> tuple[tuple[PodFlags, bool], ...]:
+    """The flags that change with the pod's namespace, each with whether the pod has it."""
+    return (PodFlags.ROUTES, bool(sandbox.ways)), (PodFlags.LOOPBACK_STAYS, sandbox.loopback_stays)
+
+
 def entries_of(identity: Identity, policy: CapturePolicy, sandbox: Sandbox, ids: tuple[int, int]) -> Entries:
     """The entries that a pod should have. `ids` are the proxy's uid and gid in the initial user namespace."""
     terms = terms_of(policy)
-    flags = terms.flags
-    for flag, wanted in (
+    flags = terms.flags | flags_of(
         (PodFlags.IPV6, sandbox.captures_ipv6(policy.dual_stack)),
         (PodFlags.INTERFACES, policy.exclude_interfaces),
         (PodFlags.DNS, policy.dns_capture),
@@ -90,11 +94,8 @@ def entries_of(identity: Identity, policy: CapturePolicy, sandbox: Sandbox, ids:
         (PodFlags.EARLY_OUTBOUND, policy.early_outbound),
         (PodFlags.LATE_OUTBOUND, policy.late_outbound),
         (PodFlags.STRICT, policy.strict_proxy),
-        (PodFlags.ROUTES, sandbox.ways),
-        (PodFlags.LOOPBACK_STAYS, sandbox.loopback_stays),
-    ):
-        if wanted:
-            flags |= flag
+        *sandbox_flags(sandbox),
+    )
     return Entries(
         identity=identity,
         flags=flags,

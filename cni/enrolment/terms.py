@@ -53,6 +53,11 @@ class Terms:
         return replace(self, flags=self.flags | flag if wanted else self.flags & ~flag)
 
 
+def flags_of(*wanted: tuple[PodFlags, object]) -> PodFlags:
+    """The flags that stand beside something true."""
+    return PodFlags(sum(flag for flag, is_wanted in wanted if is_wanted))
+
+
 def terms_of(policy: CapturePolicy) -> Terms:
     """The terms that a policy asks for."""
     networks = {
@@ -60,8 +65,7 @@ def terms_of(policy: CapturePolicy) -> Terms:
         for prefix in effective_prefixes(policy)
     }
     rules = _port_rules(policy)
-    flags = PodFlags(0)
-    for flag, wanted in (
+    flags = flags_of(
         (PodFlags.OUTBOUND_ALL, policy.outbound_all),
         (PodFlags.INBOUND_ALL, policy.inbound_all),
         (PodFlags.PORT_RULES, rules),
@@ -70,9 +74,7 @@ def terms_of(policy: CapturePolicy) -> Terms:
         (PodFlags.UNCAPTURED_DENIED, policy.uncaptured == "deny"),
         (PodFlags.UNCAPTURED_AUDITED, policy.uncaptured == "audit"),
         (PodFlags.LIVE_POLICY, policy.live),
-    ):
-        if wanted:
-            flags |= flag
+    )
     captured = Terms(flags, rules, networks)
     return captured.denying(denial(policy.deny_outbound_ports, policy.deny_inbound_ports))
 

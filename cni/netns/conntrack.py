@@ -8,10 +8,11 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from types import TracebackType
 from typing import NamedTuple
+
+from cni.netns.dumps import attributes
 
 IpAddress = IPv4Address | IPv6Address
 
@@ -21,7 +22,7 @@ _REQUEST, _NLMSG_ERROR = 1, 2  # NLM_F_REQUEST; the answer that is an errno
 _HEADER = struct.Struct("=IHHIIBBH")  # nlmsghdr and nfgenmsg
 _NLMSGHDR = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")  # length with these four bytes, type
-_NESTED, _TYPE = 0x8000, 0x3FFF  # NLA_F_NESTED, NLA_TYPE_MASK
+_NESTED = 0x8000  # NLA_F_NESTED
 # enum ctattr_type, ctattr_tuple, ctattr_ip, ctattr_l4proto
 _TUPLE_ORIG, _TUPLE_REPLY, _ZONE = 1, 2, 18
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
@@ -113,24 +114,14 @@ def _tuple(protocol: int, ends: Ends) -> bytes:
     return _attribute(_TUPLE_ORIG | _NESTED, both)
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
-        if length < _ATTRIBUTE.size:
-            return
-        yield kind & _TYPE, data[at + _ATTRIBUTE.size : at + length]
-        at += -(-length // 4) * 4
-
-
 def _tracked(message: bytes) -> Tracked:
-    told = dict(_attributes(message))
+    told = attributes(message, 0)
     return Tracked(_ends(told[_TUPLE_ORIG]), _ends(told[_TUPLE_REPLY]))
 
 
 def _ends(data: bytes) -> Ends:
-    told = dict(_attributes(data))
-    addresses, ports = dict(_attributes(told[_TUPLE_IP])), dict(_attributes(told[_TUPLE_PROTO]))
+    told = attributes(data, 0)
+    addresses, ports = attributes(told[_TUPLE_IP], 0), attributes(told[_TUPLE_PROTO], 0)
     source = ip_address(addresses.get(_V4_SRC) or addresses[_V6_SRC])
     destination = ip_address(addresses.get(_V4_DST) or addresses[_V6_DST])
     first, second = (int.from_bytes(ports[kind], "big") for kind in (_SRC_PORT, _DST_PORT))

@@ -1,9 +1,8 @@
 """Keeps the records of what pods do small, and tells pods' owners of what goes past their proxies, if they asked."""
 
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -16,6 +15,7 @@ from cni.enrolment.records import records
 from cni.enrolment.uncaptured import Uncaptured, listed, sums_of
 from cni.policy.decision import UNASKED
 from cni.policy.pod import Pod, PodEvents
+from installer.agent.looking import looking
 
 log = structlog.get_logger("coverage")
 
@@ -67,28 +67,9 @@ class Coverage:
                 if each.first >= self._since:  # an agent before this one has told of the others
                     self._tell(wanted[cookie], pods.get(cookie), each)
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> AbstractContextManager[None]:
         """Look until the end."""
-        stop = threading.Event()
-        thread = threading.Thread(target=self._run, args=(stop,), name="coverage", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-
-    def _run(self, stop: threading.Event) -> None:
-        problem = ""
-        while not stop.wait(_SECONDS):
-            try:
-                self.look()
-                problem = ""
-            except Exception as error:  # whatever it is, the next look may succeed
-                if str(error) != problem:
-                    log.exception("coverage.failed")
-                problem = str(error)
+        return looking("coverage", self.look, _SECONDS)
 
     def _is_wanted(self, cookie: int) -> bool:
         return self.has_events or self._mode(cookie) != "allow"

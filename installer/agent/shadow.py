@@ -3,10 +3,9 @@
 It also ends shadow mode: an agent without it lets the pods go that an earlier agent has made shadows.
 """
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import structlog
 
@@ -16,6 +15,7 @@ from cni.enrolment.entries import Identity
 from cni.enrolment.shadows import Compared, Shadows, described, netfilters
 from cni.netns.proc_net import endpoint
 from cni.policy.pod import Pod, PodEvents
+from installer.agent.looking import looking
 
 log = structlog.get_logger("shadow")
 
@@ -31,7 +31,6 @@ class ShadowKeeper:
     identities: Callable[[], Mapping[int, Identity]]
     pods_of: Callable[[Iterable[int]], Mapping[int, Pod]]
     events: PodEvents
-    _stop: threading.Event = field(default_factory=threading.Event)
 
     def look(self) -> None:
         """Compare what is new, and tell of the pods whose first differences are among it."""
@@ -47,27 +46,9 @@ class ShadowKeeper:
                 message = f"{words}. This is the first difference; `sidestep shadow {name}` lists them"
                 self.events.warning(pods[cookie], "ShadowDiffers", message)
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> AbstractContextManager[None]:
         """Look until the end."""
-        thread = threading.Thread(target=self._run, name="shadow", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            thread.join()
-
-    def _run(self) -> None:
-        problem = ""
-        while not self._stop.wait(_SECONDS):
-            try:
-                self.look()
-                problem = ""
-            except Exception as error:  # whatever it is, the next look may succeed
-                if str(error) != problem:
-                    log.exception("shadow.failed")
-                problem = str(error)
+        return looking("shadow", self.look, _SECONDS)
 
 
 def in_words(each: Compared) -> str:
