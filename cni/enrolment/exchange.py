@@ -45,6 +45,7 @@ from cni.netns.istio_rules import (
 from cni.netns.namespaces import find_netns
 from cni.netns.netfilter import is_captured_by_istio
 from cni.netns.sandbox import own_cookie, visit
+from cni.policy.annotations import CapturePolicy
 from cni.policy.pod import Pod, PodEvents, PodSource
 
 log = structlog.get_logger("exchange")
@@ -113,13 +114,14 @@ class Exchange:
         with self._at(pod) as place:
             rules, before = visit(place.netns, lambda _: istios_rules()), self._standing(place.cookie)
             if not rules and before is _Standing.CAPTURED:
+                self._require_whole(place)
                 return "captured by sidestep already, without rules of Istio's"
             if not rules:
                 raise NotExchanged("it has no rules of Istio's; there is nothing to take over")
-            self._require_able(pod, rules)
+            policy = self._require_able(pod, rules)
             is_fresh = self._keep(place.cookie, pod, rules)
             try:
-                self._begin(pod, place, before)
+                self._begin(pod, policy, place, before)
                 with self._enrolments.undisturbed(place.cookie):
                     self._require_captured(place)
                     visit(place.netns, lambda _: take_away(rules, self._lock(place.cookie)))
@@ -249,14 +251,16 @@ class Exchange:
         found = until.enter_context(find_netns(inodes.keys(), set(inodes.values()), self.adoption.proc))
         return next((netns for _, netns in found), None)
 
-    def _require_able(self, pod: Pod, rules: list[RuleSet]) -> None:
+    def _require_able(self, pod: Pod, rules: list[RuleSet]) -> CapturePolicy:
+        """The pod's policy. Raises NotExchanged if such a pod can't be taken over."""
         policy = self.adoption.admission.policies.of(pod)
         if policy.mode == "TPROXY" or any(each.is_tproxy for each in rules):
             raise NotExchanged(f"it can't be taken over: {_TPROXY}")
         if policy.loopback_included:
             raise NotExchanged(f"it can't be taken over: {_LOOPBACK}")
+        return policy
 
-    def _begin(self, pod: Pod, place: _Place, before: _Standing) -> None:
+    def _begin(self, pod: Pod, policy: CapturePolicy, place: _Place, before: _Standing) -> None:
         """Have sidestep capture the pod beside its rules, if all is there that this takes."""
         if before is not _Standing.CAPTURED:
             outcome = next(self.adoption.adopt([pod], beside_rules=True), None)
@@ -265,11 +269,10 @@ class Exchange:
             if outcome.problem:
                 raise outcome.error or NotExchanged(f"it can't be enrolled: {outcome.problem}")
         self._require_whole(place)
-        is_asking = self.adoption.admission.policies.of(pod).dns_capture
-        if is_asking:
+        if policy.dns_capture:
             visit(place.netns, lambda _: forget_answered_queries())  # most of them, which may take a while
         self._enrolments.capture_again(place.cookie)
-        if is_asking:
+        if policy.dns_capture:
             visit(place.netns, lambda _: forget_answered_queries())  # the few since
         time.sleep(self.settling)
 
