@@ -7,6 +7,7 @@ import pytest
 
 from tests.datapath import wires
 from tests.datapath.adopting import Parts, parts
+from tests.datapath.ambient import Ztunnels
 from tests.datapath.wires import Kernel, Wire, fresh_kernel
 
 
@@ -40,4 +41,13 @@ def way() -> str:
 def agent(kernel: Kernel, way: str) -> Iterator[Parts]:
     """The parts of an agent that are about running pods."""
     with parts(kernel, way) as made:
+        yield made
+
+
+@pytest.fixture
+def ztunnels(kernel: Kernel) -> Iterator[Ztunnels]:
+    """Those of the node; the programs know none any more afterwards."""
+    with ExitStack() as undo:
+        made = Ztunnels(kernel, undo)
+        undo.callback(made.forget)
         yield made

@@ -1,7 +1,6 @@
 """Ambient mode: what the programs do for a pod whose proxy is the node's ztunnel, by a double of it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from cni.policy.ambient_policy import AmbientPolicy
 from cni.policy.annotations import CapturePolicy
 from tests.datapath.adopting import Parts
 from tests.datapath.ambient import Ztunnels, in_ambient
-from tests.datapath.wires import Kernel, Namespace, Wire
+from tests.datapath.wires import Namespace, Wire
 from tests.lab.inside import PYTHON
 from tests.lab.waiting import wait_until
 from tests.lab.ztunnel import Told
@@ -80,15 +79,6 @@ s.sendall(b"8080\\n")
 print(s.makefile().readline())
 """
 REFUSED = {"error": "Connection refused"}
-
-
-@pytest.fixture
-def ztunnels(kernel: Kernel) -> Iterator[Ztunnels]:
-    """Those of the node; the programs know none any more afterwards."""
-    with ExitStack() as undo:
-        made = Ztunnels(kernel, undo)
-        undo.callback(made.forget)
-        yield made
 
 
 @pytest.fixture

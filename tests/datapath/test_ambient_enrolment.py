@@ -1,8 +1,7 @@
 """Ambient mode: how a pod is enrolled and followed, and how the node's ztunnels become known."""
 
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -26,15 +25,6 @@ from tests.lab.ztunnel import Told
 FAMILIES = ["ip4", "ip6"]
 IDENTITY = Identity("uid", "pod", "default", "sandbox", "net", "eth0")
 WHOLE = AmbientPolicy(dns_capture=True, bypass_inbound_capture=True, trust_mark=True)
-
-
-@pytest.fixture
-def ztunnels(kernel: Kernel) -> Iterator[Ztunnels]:
-    """Those of the node; the programs know none any more afterwards."""
-    with ExitStack() as undo:
-        made = Ztunnels(kernel, undo)
-        undo.callback(made.forget)
-        yield made
 
 
 def admit(agent: Parts, wire: Wire, policy: AmbientPolicy) -> None:
